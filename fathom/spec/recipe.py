@@ -1,0 +1,178 @@
+"""A recipe: a model, its data, and named steps from raw text to a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fathom.errors import SpecError
+from fathom.spec import check
+from fathom.spec.data import Deduplication
+from fathom.spec.model import ModelSpec
+from fathom.spec.rope import RopeScaling
+from fathom.spec.sampling import SamplingParams
+from fathom.spec.train import TrainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusStep:
+    """Fetch the manifest's sources, extract and clean documents, remove duplicates, hold some documents out.
+
+    ``manifest`` is a path relative to the recipe. ``held_out_fraction`` of each source's documents, chosen by hash,
+    never reach training.
+    """
+
+    kind: ClassVar[str] = "corpus"
+    name: str = "corpus"
+    manifest: str
+    held_out_fraction: float = 0.02
+    min_chars: int = 32
+    deduplication: Deduplication = field(default_factory=Deduplication)
+
+    def __post_init__(self) -> None:
+        check.fraction("held_out_fraction", self.held_out_fraction, below=0.5)
+        check.positive("held_out_fraction", self.held_out_fraction)
+        check.positive("min_chars", self.min_chars)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerStep:
+    """Train a byte-level BPE on at most ``sample_bytes`` of the training documents, by source weight."""
+
+    kind: ClassVar[str] = "tokenizer"
+    name: str = "tokenizer"
+    vocab_size: int
+    sample_bytes: int = 16_000_000
+
+    def __post_init__(self) -> None:
+        check.positive("sample_bytes", self.sample_bytes)
+        if self.vocab_size < 320:
+            raise SpecError("vocab_size", f"{self.vocab_size} leaves no room for merges", "use at least 320")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardsStep:
+    """Tokenize every document into checksummed shards of at most ``shard_tokens`` tokens."""
+
+    kind: ClassVar[str] = "shards"
+    name: str = "shards"
+    shard_tokens: int = 16_777_216
+
+    def __post_init__(self) -> None:
+        check.positive("shard_tokens", self.shard_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainStep:
+    """A training stage; it starts from the train step before it, or from random weights if there is none.
+
+    ``rope_scaling`` and ``max_position_embeddings``, when given, stretch the context first (V2 §3.1.4).
+    ``needle_fraction`` of the sequences are synthetic retrieval documents for the long-context stage; their keys
+    and numbers never occur in the needle evaluation.
+    """
+
+    kind: ClassVar[str] = "train"
+    name: str
+    train: TrainSpec
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int | None = None
+    needle_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        check.fraction("needle_fraction", self.needle_fraction)
+        if self.max_position_embeddings is not None:
+            check.positive("max_position_embeddings", self.max_position_embeddings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateStep:
+    """Bits per byte of held-out text by source, from at most ``max_tokens`` tokens of each."""
+
+    kind: ClassVar[str] = "evaluate"
+    name: str = "evaluate"
+    max_tokens: int = 32_768
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        check.positive("max_tokens", self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedleStep:
+    """Needle in a haystack over depth x length (``lengths`` in tokens, ``depths`` as fractions)."""
+
+    kind: ClassVar[str] = "needle"
+    name: str = "needle"
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    trials: int = 8
+
+    def __post_init__(self) -> None:
+        check.positive("trials", self.trials)
+        for length in self.lengths:
+            check.positive("lengths", length)
+        for depth in self.depths:
+            check.fraction("depths", depth)
+        if not self.lengths or not self.depths:
+            raise SpecError("lengths", "nothing to measure", "give at least one length and one depth")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleStep:
+    """Continue a few prompts with the trained model."""
+
+    kind: ClassVar[str] = "sample"
+    name: str = "sample"
+    prompts: tuple[str, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise SpecError("prompts", "nothing to continue", "give at least one prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportStep:
+    """Write report.html and report.json from what the other steps left."""
+
+    kind: ClassVar[str] = "report"
+    name: str = "report"
+
+
+Step = CorpusStep | TokenizerStep | ShardsStep | TrainStep | EvaluateStep | NeedleStep | SampleStep | ReportStep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Steps over one model, run in order; each leaves its result in the run directory and is never run twice."""
+
+    name: str
+    model: ModelSpec
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        names = [step.name for step in self.steps]
+        if not names:
+            raise SpecError("steps", "the recipe has no steps", "add a [[steps]] table")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError("steps", f"the name {twice[0]!r} is used twice", "give every step its own name")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        context = self.model.max_position_embeddings
+        for index, step in enumerate(self.steps):
+            if isinstance(step, TokenizerStep) and step.vocab_size > self.model.vocab_size:
+                raise SpecError(
+                    f"steps[{index}].vocab_size",
+                    f"{step.vocab_size} exceeds model.vocab_size {self.model.vocab_size}",
+                    "make them equal",
+                )
+            if isinstance(step, TrainStep):
+                context = step.max_position_embeddings or context
+                if step.train.sequence_length > context:
+                    raise SpecError(
+                        f"steps[{index}].train.sequence_length",
+                        f"{step.train.sequence_length} exceeds the context of {context}",
+                        "shorten it or set max_position_embeddings",
+                    )

@@ -1,0 +1,104 @@
+"""Rotary position embedding: base, layout of the rotated pairs, and length scaling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fathom.spec import check
+
+RopeLayout = Literal["half", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation: positions are divided by ``factor`` (DeepSeek-Coder §3.6)."""
+
+    kind: ClassVar[str] = "linear"
+    factor: float
+
+    def __post_init__(self) -> None:
+        check.positive("factor", self.factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnScaling:
+    """YaRN as DeepSeek-V2 and V3 apply it (V2 §3.1.4, V3 §4.3).
+
+    cos and sin are multiplied by ``attention_factor`` when it is given, otherwise by
+    m(factor, mscale) / m(factor, mscale_all_dim) when both are given, otherwise by m(factor, 1), where
+    m(s, c) = 0.1 c ln s + 1. ``mscale_all_dim`` also multiplies MLA's softmax scale by m(factor, mscale_all_dim)^2.
+    """
+
+    kind: ClassVar[str] = "yarn"
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        check.positive("factor", self.factor)
+        check.positive("original_max_position_embeddings", self.original_max_position_embeddings)
+        check.positive("beta_slow", self.beta_slow)
+        check.positive("beta_fast", self.beta_fast)
+
+    @staticmethod
+    def temperature(factor: float, mscale: float) -> float:
+        """Return m(s, c) = 0.1 c ln s + 1, or 1 where nothing is stretched."""
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    @property
+    def rotation_scale(self) -> float:
+        """The factor on cos and sin."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self.temperature(self.factor, self.mscale) / self.temperature(self.factor, self.mscale_all_dim)
+        return self.temperature(self.factor, 1.0)
+
+    @property
+    def softmax_multiplier(self) -> float:
+        """The factor on MLA's softmax scale: m(factor, mscale_all_dim) squared."""
+        return self.temperature(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1's frequency-dependent scaling, which the R1 Llama distills carry."""
+
+    kind: ClassVar[str] = "llama3"
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        check.positive("factor", self.factor)
+        check.positive("original_max_position_embeddings", self.original_max_position_embeddings)
+        check.positive("low_freq_factor", self.low_freq_factor)
+        check.positive("high_freq_factor", self.high_freq_factor - self.low_freq_factor)
+
+
+RopeScaling = LinearScaling | YarnScaling | Llama3Scaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """Rotary embedding of the rotated part of queries and keys.
+
+    ``layout`` says which columns form a pair: ``half`` pairs (i, i + dim/2) as Llama checkpoints do,
+    ``interleaved`` pairs (2i, 2i + 1) as DeepSeek-V2 and V3 checkpoints do.
+    """
+
+    theta: float = 10_000.0
+    layout: RopeLayout = "half"
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        check.positive("theta", self.theta)
+        check.one_of("layout", self.layout, ("half", "interleaved"))

@@ -1,0 +1,164 @@
+"""TrainSpec: one training stage, from optimizer to checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fathom.errors import SpecError
+from fathom.spec import check
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW:
+    """AdamW as DeepSeek LLM, MoE, V2 and V3 publish it: betas 0.9 and 0.95, weight decay 0.1."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check.positive("lr", self.lr)
+        check.fraction("beta1", self.beta1)
+        check.fraction("beta2", self.beta2)
+        check.positive("eps", self.eps)
+        check.not_negative("weight_decay", self.weight_decay)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDecay:
+    """Linear warm-up, then the rate falls by ``factor`` at each milestone (DeepSeek LLM §2.3, V2 §3.1.2).
+
+    ``milestones`` are fractions of the stage's tokens: (0.6, 0.9) for V2, (0.8, 0.9) for the others.
+    """
+
+    kind: ClassVar[str] = "step"
+    warmup_steps: int = 2000
+    milestones: tuple[float, ...] = (0.6, 0.9)
+    factor: float = 0.316
+
+    def __post_init__(self) -> None:
+        check.not_negative("warmup_steps", self.warmup_steps)
+        check.fraction("factor", self.factor)
+        for value in self.milestones:
+            check.fraction("milestones", value)
+        if list(self.milestones) != sorted(self.milestones):
+            raise SpecError("milestones", f"{self.milestones} do not rise", "list the fractions in rising order")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineDecay:
+    """Linear warm-up, constant until ``start``, then a half cosine down to ``final`` x the rate at the end."""
+
+    kind: ClassVar[str] = "cosine"
+    warmup_steps: int = 0
+    start: float = 0.0
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        check.not_negative("warmup_steps", self.warmup_steps)
+        check.fraction("start", self.start)
+        check.fraction("final", self.final)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """Linear warm-up, then a constant rate."""
+
+    kind: ClassVar[str] = "constant"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check.not_negative("warmup_steps", self.warmup_steps)
+
+
+Schedule = StepDecay | CosineDecay | Constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sequences per optimizer step, ramped linearly from ``initial_size`` over the first ``ramp_tokens`` tokens.
+
+    A step accumulates gradients over micro-batches of at most ``micro_size`` sequences.
+    """
+
+    size: int
+    micro_size: int
+    initial_size: int | None = None
+    ramp_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check.positive("size", self.size)
+        check.positive("micro_size", self.micro_size)
+        check.not_negative("ramp_tokens", self.ramp_tokens)
+        check.multiple_of("size", self.size, min(self.micro_size, self.size), why="whole micro-batches")
+        if self.initial_size is None:
+            if self.ramp_tokens:
+                raise SpecError("ramp_tokens", "a ramp needs a start", "set initial_size")
+            return
+        check.positive("initial_size", self.initial_size)
+        if self.initial_size > self.size:
+            raise SpecError("initial_size", f"{self.initial_size} exceeds size {self.size}", "start at most at size")
+        check.multiple_of("initial_size", self.initial_size, self.micro_size, why="whole micro-batches")
+
+    def at(self, tokens_seen: int) -> int:
+        """Sequences in the step that starts after ``tokens_seen`` tokens: whole micro-batches, never above size."""
+        if self.initial_size is None or tokens_seen >= self.ramp_tokens:
+            return self.size
+        raw = self.initial_size + (self.size - self.initial_size) * tokens_seen / self.ramp_tokens
+        return min(self.size, max(1, int(raw) // self.micro_size) * self.micro_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointing:
+    """When to save: every so many steps or seconds, whichever comes first; the last ``keep`` are kept."""
+
+    every_steps: int | None = None
+    every_seconds: float | None = 300.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            check.positive("every_steps", self.every_steps)
+        if self.every_seconds is not None:
+            check.positive("every_seconds", self.every_seconds)
+        check.positive("keep", self.keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """One stage of training on packed sequences of ``sequence_length`` tokens until ``total_tokens`` were seen.
+
+    ``precision`` auto is float32 on CPU and bfloat16 autocast on GPU. ``loss_chunk_tokens`` bounds how many rows of
+    logits exist at once. ``mtp_loss_weight`` is V3's lambda. ``evaluate_every_steps`` measures held-out bits per byte.
+    """
+
+    sequence_length: int
+    total_tokens: int
+    batch: Batch
+    optimizer: AdamW
+    schedule: Schedule = field(default_factory=StepDecay)
+    max_grad_norm: float = 1.0
+    mtp_loss_weight: float = 0.3
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    loss_chunk_tokens: int = 1024
+    log_every_steps: int = 10
+    evaluate_every_steps: int | None = None
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "total_tokens", "max_grad_norm", "loss_chunk_tokens", "log_every_steps"):
+            check.positive(name, getattr(self, name))
+        check.not_negative("mtp_loss_weight", self.mtp_loss_weight)
+        check.one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.evaluate_every_steps is not None:
+            check.positive("evaluate_every_steps", self.evaluate_every_steps)
+        if self.total_tokens < self.batch.at(0) * self.sequence_length:
+            raise SpecError("total_tokens", f"{self.total_tokens} is less than one batch", "raise it or shrink batch")
