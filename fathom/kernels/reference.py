@@ -1,0 +1,92 @@
+"""Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
+
+Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
+tokens, H heads, R rotated width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fathom.spec.rope import RopeLayout
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
+
+    Half-precision inputs are normalised in float32 and rounded before the product, as Llama does.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (weight * normed.to(x.dtype)).to(x.dtype)
+
+
+def rotate(x_BTHR: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, layout: RopeLayout) -> Tensor:
+    """Rotate pairs of columns by the angle of their position; like ``x`` in dtype.
+
+    Column j of ``cos`` and ``sin`` (B or 1, T, R; float32) belongs to column j of ``x``: both columns of a pair carry
+    the same angle. ``half`` pairs (j, j + R/2), ``interleaved`` pairs (2j, 2j + 1).
+    """
+    wide = x_BTHR.to(torch.promote_types(x_BTHR.dtype, torch.float32))
+    cos, sin = cos_BTR.unsqueeze(2), sin_BTR.unsqueeze(2)
+    if layout == "half":
+        first, second = wide.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+    else:
+        turned = torch.stack((-wide[..., 1::2], wide[..., 0::2]), dim=-1).flatten(-2)
+    return (wide * cos + turned * sin).to(x_BTHR.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, where gate is the first half of the last dimension (2F) and up the second; returns (..., F)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def grouped_swiglu(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    gate_up_EFD: Tensor,
+    down_EDF: Tensor,
+    kept_NK: Tensor | None = None,
+) -> Tensor:
+    """Sum over each token's K experts of weight times expert(token): a loop over experts.
+
+    ``gate_up_EFD`` is (E, 2F, D). Pairs where ``kept_NK`` is False contribute nothing. Returns (N, D) in ``x``'s dtype.
+    """
+    y_ND = torch.zeros_like(x_ND, dtype=torch.promote_types(x_ND.dtype, torch.float32))
+    for expert in range(gate_up_EFD.shape[0]):
+        chosen_NK = indices_NK == expert
+        if kept_NK is not None:
+            chosen_NK = chosen_NK & kept_NK
+        tokens, slots = torch.where(chosen_NK)
+        if tokens.numel() == 0:
+            continue
+        hidden = swiglu(F.linear(x_ND[tokens], gate_up_EFD[expert]))
+        output = F.linear(hidden, down_EDF[expert]) * weights_NK[tokens, slots, None]
+        y_ND = y_ND.index_add(0, tokens, output.to(y_ND.dtype))
+    return y_ND.to(x_ND.dtype)
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+) -> Tensor:
+    """Cross-entropy of each token under the logits ``hidden @ weight.T``, float32; ignored tokens are 0.
+
+    The oracle holds all logits at once, so ``chunk_tokens`` changes nothing here.
+    """
+    logits_NV = F.linear(hidden_ND, weight_VD)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return F.cross_entropy(wide_NV, targets_N, ignore_index=ignore_index, reduction="none")
+
+
+def mean_linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Mean of ``linear_cross_entropy`` over the tokens not ignored (0 if all are), and each token's loss, detached."""
+    loss_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens, ignore_index=ignore_index)
+    count = (targets_N != ignore_index).sum().clamp(min=1)
+    return loss_N.sum() / count, loss_N.detach()

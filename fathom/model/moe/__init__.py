@@ -1,0 +1,9 @@
+"""Mixture of experts: router, balance, token dropping and the layer that joins them."""
+
+from __future__ import annotations
+
+from fathom.model.moe.drop import exempt_sequences
+from fathom.model.moe.layer import Experts, MoELayer
+from fathom.model.moe.router import Router, Routing
+
+__all__ = ["Experts", "MoELayer", "Router", "Routing", "exempt_sequences"]
