@@ -1,7 +1,7 @@
 """Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
 
 Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, H heads, R rotated width.
+tokens, H heads, R rotated width, P = R / 2 pairs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (weight * normed.to(x.dtype)).to(x.dtype)
 
 
-def rotate(x_BTHR: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, layout: RopeLayout) -> Tensor:
-    """Rotate pairs of columns by the angle of their position; like ``x`` in dtype.
+def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+    """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
-    Column j of ``cos`` and ``sin`` (B or 1, T, R; float32) belongs to column j of ``x``: both columns of a pair carry
-    the same angle. ``half`` pairs (j, j + R/2), ``interleaved`` pairs (2j, 2j + 1).
+    ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair. ``half`` pairs columns
+    (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1).
     """
     wide = x_BTHR.to(torch.promote_types(x_BTHR.dtype, torch.float32))
-    cos, sin = cos_BTR.unsqueeze(2), sin_BTR.unsqueeze(2)
+    cos, sin = cos_BTP.unsqueeze(2), sin_BTP.unsqueeze(2)
     if layout == "half":
         first, second = wide.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-    else:
-        turned = torch.stack((-wide[..., 1::2], wide[..., 0::2]), dim=-1).flatten(-2)
-    return (wide * cos + turned * sin).to(x_BTHR.dtype)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHR.dtype)
+    first, second = wide[..., 0::2], wide[..., 1::2]
+    pairs = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return pairs.flatten(-2).to(x_BTHR.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
