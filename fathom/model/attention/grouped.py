@@ -1,0 +1,63 @@
+"""Grouped-query attention: MHA, GQA and MQA, with optional biases and window.
+
+B batch, T new tokens, S keys, D hidden size, H heads, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fathom import kernels
+from fathom.model.attention.context import AttentionContext
+from fathom.model.cache import LinearStore
+from fathom.spec import GroupedQueryAttention, ModelSpec
+
+
+class GroupedQuery(nn.Module):
+    """Softmax attention in which H / G query heads share each key-value head."""
+
+    def __init__(self, spec: ModelSpec, attention: GroupedQueryAttention) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self.scale = self.width**-0.5
+        hidden, bias = spec.hidden_size, attention.qkv_bias
+        self.q_proj = nn.Linear(hidden, self.heads * self.width, bias=bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=attention.out_bias)
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LinearStore | None) -> Tensor:
+        """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
+        batch, tokens, _ = x_BTD.shape
+        cos, sin = context.rope
+        q_BTHK = self.q_proj(x_BTD).view(batch, tokens, self.heads, self.width)
+        k_BTGK = self.k_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
+        v_BTGK = self.v_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
+        q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
+        k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
+        if store is None:
+            k_BGSK, v_BGSK = k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+        else:
+            k_BGSK, v_BGSK = store.append(context.span, k_BTGK, v_BTGK)
+        if tokens == 1:
+            out_BTX = self._one_token(q_BTHK, k_BGSK, v_BGSK, context)
+        else:
+            out_BHTK = F.scaled_dot_product_attention(
+                q_BTHK.transpose(1, 2),
+                k_BGSK,
+                v_BGSK,
+                attn_mask=context.mask_B1TS,
+                is_causal=context.span.causal,
+                scale=self.scale,
+                enable_gqa=self.heads != self.kv_heads,
+            )
+            out_BTX = out_BHTK.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
+        return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _one_token(self, q_B1HK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: AttentionContext) -> Tensor:
+        """Decode: the query heads of a group become rows against its keys, so that no key is repeated."""
+        batch = q_B1HK.shape[0]
+        q_BGJK = q_B1HK.reshape(batch, self.kv_heads, self.heads // self.kv_heads, self.width)
+        out_BGJK = F.scaled_dot_product_attention(q_BGJK, k_BGSK, v_BGSK, attn_mask=context.mask_B1TS, scale=self.scale)
+        return out_BGJK.reshape(batch, 1, self.heads * self.width)

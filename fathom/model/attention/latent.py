@@ -1,0 +1,139 @@
+"""Multi-head latent attention (V2 §2.1, eqs 9-19 and 37-47) in its two forms.
+
+B batch, T new tokens, S keys, D hidden size, H heads, C kv_lora_rank, R qk_rope_head_dim, N qk_nope_head_dim,
+K = N + R, V v_head_dim. The cache holds C + R numbers per token: the normalised latent, then the rotated key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fathom import kernels
+from fathom.model.attention.context import AttentionContext
+from fathom.model.cache import LinearStore
+from fathom.model.norm import RMSNorm
+from fathom.spec import LatentAttention, ModelSpec, YarnScaling
+
+
+class Latent(nn.Module):
+    """Attention whose keys and values are up-projections of one latent per token, with a decoupled rotary key.
+
+    Expanded, it rebuilds keys and values of every head and runs as MHA: cheapest where many queries meet (training,
+    prefill). Absorbed, the up-projections move to the query and the output, and it runs as MQA over the latents
+    themselves: cheapest where few queries meet a long cache (decoding). Both give the same numbers to rounding.
+    """
+
+    def __init__(self, spec: ModelSpec, attention: LatentAttention) -> None:
+        super().__init__()
+        self.shape = attention
+        hidden, heads, bias = spec.hidden_size, attention.num_heads, attention.bias
+        scaling = spec.rope.scaling
+        stretch = scaling.softmax_multiplier if isinstance(scaling, YarnScaling) else 1.0
+        self.scale = attention.qk_head_dim**-0.5 * stretch
+        if attention.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * attention.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, attention.q_lora_rank, bias=bias)
+            self.q_a_layernorm = RMSNorm(attention.q_lora_rank, spec.rms_norm_eps)
+            self.q_b_proj = nn.Linear(attention.q_lora_rank, heads * attention.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, attention.kv_lora_rank + attention.qk_rope_head_dim, bias=bias)
+        self.kv_a_layernorm = RMSNorm(attention.kv_lora_rank, spec.rms_norm_eps)
+        up = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+        self.kv_b_proj = nn.Linear(attention.kv_lora_rank, up, bias=False)
+        self.o_proj = nn.Linear(heads * attention.v_head_dim, hidden, bias=bias)
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LinearStore | None) -> Tensor:
+        """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
+        shape = self.shape
+        batch, tokens, _ = x_BTD.shape
+        cos, sin = context.rope
+        q_BTHK = self._queries(x_BTD).view(batch, tokens, shape.num_heads, shape.qk_head_dim)
+        q_nope_BTHN, q_rope_BTHR = torch.split(q_BTHK, [shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
+        q_rope_BTHR = kernels.rotate(q_rope_BTHR, cos, sin, context.layout)
+        latent_BTC, rope_key_BTR = torch.split(
+            self.kv_a_proj_with_mqa(x_BTD), [shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1
+        )
+        latent_BTC = self.kv_a_layernorm(latent_BTC)
+        rope_key_BTR = kernels.rotate(rope_key_BTR[:, :, None], cos, sin, context.layout)[:, :, 0]
+        if store is None:
+            out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BTC, rope_key_BTR, context)
+        else:
+            new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
+            (seen_B1SW,) = store.append(context.span, new_BT1W)
+            seen_BSW = seen_B1SW[:, 0]
+            if self._absorbs(tokens, seen_BSW.shape[1], context):
+                out_BTX = self._absorbed(q_nope_BTHN, q_rope_BTHR, seen_BSW, context)
+            else:
+                latent_BSC, rope_key_BSR = torch.split(seen_BSW, [shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
+                out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR, context)
+        return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _queries(self, x_BTD: Tensor) -> Tensor:
+        if self.shape.q_lora_rank is None:
+            return self.q_proj(x_BTD)  # type: ignore[no-any-return]
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))  # type: ignore[no-any-return]
+
+    def _absorbs(self, tokens: int, keys: int, context: AttentionContext) -> bool:
+        """Choose the form with fewer multiply-adds per head."""
+        if context.form != "auto":
+            return context.form == "absorbed"
+        latent, nope, rope, value = (
+            self.shape.kv_lora_rank,
+            self.shape.qk_nope_head_dim,
+            self.shape.qk_rope_head_dim,
+            self.shape.v_head_dim,
+        )
+        expanded = keys * latent * (nope + value) + tokens * keys * (nope + rope + value)
+        absorbed = tokens * latent * (nope + value) + tokens * keys * (2 * latent + rope)
+        return absorbed < expanded
+
+    def _expanded(
+        self,
+        q_nope_BTHN: Tensor,
+        q_rope_BTHR: Tensor,
+        latent_BSC: Tensor,
+        rope_key_BSR: Tensor,
+        context: AttentionContext,
+    ) -> Tensor:
+        shape = self.shape
+        batch, keys, _ = latent_BSC.shape
+        kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, shape.num_heads, -1)
+        k_nope_BSHN, v_BSHV = torch.split(kv_BSHX, [shape.qk_nope_head_dim, shape.v_head_dim], dim=-1)
+        rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, shape.num_heads, -1)
+        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
+        k_BSHK = torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1)
+        out_BHTV = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            k_BSHK.transpose(1, 2),
+            v_BSHV.transpose(1, 2),
+            attn_mask=context.mask_B1TS,
+            is_causal=context.span.causal,
+            scale=self.scale,
+        )
+        return out_BHTV.transpose(1, 2).reshape(batch, q_BTHK.shape[1], -1)
+
+    def _absorbed(
+        self, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_BSW: Tensor, context: AttentionContext
+    ) -> Tensor:
+        shape = self.shape
+        batch, tokens, heads, _ = q_nope_BTHN.shape
+        up_HXC = self.kv_b_proj.weight.view(heads, -1, shape.kv_lora_rank)
+        key_up_HNC, value_up_HVC = torch.split(up_HXC, [shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
+        rows = batch * tokens
+        q_latent_HYC = torch.bmm(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1), key_up_HNC)
+        q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
+        q_BXW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1).view(batch, tokens * heads, -1)
+        scores_BXS = torch.bmm(q_BXW, seen_BSW.transpose(1, 2)).mul_(self.scale)
+        if (mask_BTS := context.span.mask_BTS) is not None:
+            scores_BTHS = scores_BXS.view(batch, tokens, heads, -1)
+            scores_BTHS.masked_fill_(~mask_BTS[:, :, None], float("-inf"))
+        elif context.span.causal:
+            hidden_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=seen_BSW.device).triu(1)
+            scores_BXS.view(batch, tokens, heads, -1).masked_fill_(hidden_TT[None, :, None], float("-inf"))
+        attend_BXS = torch.softmax(scores_BXS, dim=-1, dtype=torch.float32).to(seen_BSW.dtype)
+        mixed_BXC = torch.bmm(attend_BXS, seen_BSW[:, :, : shape.kv_lora_rank])
+        mixed_HYC = mixed_BXC.view(rows, heads, -1).transpose(0, 1)
+        out_HYV = torch.bmm(mixed_HYC, value_up_HVC.transpose(1, 2))
+        return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)

@@ -1,0 +1,144 @@
+"""The decoder: one forward for training, prefill and decoding, of every family.
+
+B batch, T new tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fathom.errors import ContextError
+from fathom.model.attention import AttentionContext, LatentForm
+from fathom.model.block import Block
+from fathom.model.cache import Cache, fresh_span
+from fathom.model.moe import Routing
+from fathom.model.mtp import MultiTokenPrediction
+from fathom.model.norm import RMSNorm
+from fathom.model.rope import Rope
+from fathom.spec import GroupedQueryAttention, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOutput:
+    """What a forward pass leaves.
+
+    ``hidden_BTD`` is after the final norm. ``routing`` has one entry per mixture-of-experts layer, MTP modules last.
+    ``mtp_hidden[k - 1]`` is (B, T - k, D); its position i predicts token i + k + 1.
+    """
+
+    hidden_BTD: Tensor
+    routing: tuple[Routing, ...]
+    mtp_hidden: tuple[Tensor, ...] = ()
+
+
+class Decoder(nn.Module):
+    """A pre-norm transformer decoder made from a spec."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = nn.ModuleList(MultiTokenPrediction(spec) for _ in range(spec.num_nextn_predict_layers))
+        self.rope = Rope(spec.rope, spec.attention.rope_dim)
+        attention = spec.attention
+        self.window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection (V, D); the embedding itself when they are tied."""
+        return self.lm_head.weight
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        cache: Cache | None = None,
+        drop_exempt_B: Tensor | None = None,
+        checkpoint_activations: bool = False,
+        mtp: bool = False,
+        form: LatentForm = "auto",
+    ) -> DecoderOutput:
+        """Run ``tokens_BT`` (int64), after what the cache holds if one is given.
+
+        ``drop_exempt_B`` marks sequences whose tokens no expert may drop; without it nothing is dropped.
+        ``checkpoint_activations`` recomputes each layer in the backward pass. ``mtp`` also runs the MTP modules,
+        which need the whole sequence and thus no cache.
+
+        Raises:
+            ContextError: more tokens than the model's or the cache's context.
+        """
+        context = self._context(tokens_BT, cache, form)
+        x_BTD = self.embed_tokens(tokens_BT)
+        routing: list[Routing] = []
+        for index, layer in enumerate(self.layers):
+            store = cache.layers[index] if cache is not None else None
+            if checkpoint_activations:
+                x_BTD, routed = checkpoint(
+                    layer, x_BTD, context, store, drop_exempt_B, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTD, routed = layer(x_BTD, context, store, drop_exempt_B)
+            if routed is not None:
+                routing.append(routed)
+        hidden_BTD = self.norm(x_BTD)
+        further: tuple[Tensor, ...] = ()
+        if mtp and self.mtp:
+            further = self._further(tokens_BT, hidden_BTD, drop_exempt_B, routing)
+        return DecoderOutput(hidden_BTD, tuple(routing), further)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states (..., D) to the vocabulary, float32 (..., V)."""
+        return F.linear(hidden, self.head_weight).float()
+
+    def _context(self, tokens_BT: Tensor, cache: Cache | None, form: LatentForm) -> AttentionContext:
+        tokens, limit = tokens_BT.shape[1], self.spec.max_position_embeddings
+        held = max(cache.lengths) if cache is not None else 0
+        if held + tokens > limit:
+            raise ContextError(
+                f"tokens: {held + tokens} exceed the model's context of {limit}; shorten the text or stretch the "
+                "context with YaRN (rope.scaling)"
+            )
+        span = cache.advance(tokens) if cache is not None else fresh_span(tokens, self.window, tokens_BT.device)
+        return AttentionContext(span, self.rope.table(span.positions_BT), self.rope.layout, form)
+
+    def _further(
+        self, tokens_BT: Tensor, hidden_BTD: Tensor, drop_exempt_B: Tensor | None, routing: list[Routing]
+    ) -> tuple[Tensor, ...]:
+        further: list[Tensor] = []
+        previous_BTD = hidden_BTD
+        for module in self.mtp:
+            depth = len(further) + 1
+            if tokens_BT.shape[1] <= depth:
+                break
+            later_BT = tokens_BT[:, depth:]
+            previous_BTD = previous_BTD[:, : later_BT.shape[1]]
+            context = self._context(later_BT, None, "expanded")
+            previous_BTD, routed = module(self.embed_tokens(later_BT), previous_BTD, context, drop_exempt_B)
+            if routed is not None:
+                routing.append(routed)
+            further.append(previous_BTD)
+        return tuple(further)
+
+
+def initialize(model: Decoder, seed: int) -> None:
+    """Draw every matrix from N(0, initializer_range^2) and set norms to one, biases to zero (V2 §3.1.2)."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                drawn = torch.empty(parameter.shape).normal_(0.0, model.spec.initializer_range, generator=generator)
+                parameter.copy_(drawn)
