@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Checkpoints: our own store, and the published forms of each family."""
