@@ -1,0 +1,141 @@
+"""Convert states between our names and a family's published ones, strictly and one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.checkpoint.names.rules import Copy, Lookup, Rule, copies, rules
+from fathom.checkpoint.names.shapes import Shape
+from fathom.errors import CheckpointError
+from fathom.spec import Family, ModelSpec
+
+_LISTED = 5
+"""How many tensors of each kind of fault an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameTable:
+    """All rules of one model: a bijection between our tensors and the published ones, plus published repeats."""
+
+    family: Family
+    rules: tuple[Rule, ...]
+    copies: tuple[Copy, ...]
+
+    def our_shapes(self) -> dict[str, Shape]:
+        """Names and shapes on our side."""
+        return {rule.ours: rule.shape for rule in self.rules}
+
+    def published_shapes(self) -> dict[str, Shape]:
+        """Names and shapes that a published checkpoint holds, written repeats included."""
+        shapes = {name: rule.part_shape for rule in self.rules for name in rule.names}
+        return shapes | {copy.published: copy.shape for copy in self.copies if copy.written}
+
+    def check_ours(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise one ``CheckpointError`` listing all missing, unexpected and wrongly shaped tensors of ours."""
+        faults = _faults(self.our_shapes(), {}, shapes)
+        if faults:
+            raise CheckpointError(
+                f"the state does not fit this {self.family} spec: {faults}; build the model from the same spec"
+            )
+
+    def check_published(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise one ``CheckpointError`` listing all missing, unexpected and wrongly shaped published tensors.
+
+        Repeats may be absent; stored rotary frequencies (``rotary_emb.inv_freq``) are ignored.
+        """
+        needed = {name: rule.part_shape for rule in self.rules for name in rule.names}
+        optional = {copy.published: copy.shape for copy in self.copies}
+        found = {name: shape for name, shape in shapes.items() if not name.endswith("rotary_emb.inv_freq")}
+        faults = _faults(needed, optional, found)
+        if faults:
+            raise CheckpointError(
+                f"the checkpoint does not fit this {self.family} spec: {faults}; {self._remedy(needed, found)}"
+            )
+
+    def _remedy(self, needed: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
+        if any(name.endswith("weight_scale_inv") for name in found):
+            return "convert the block-quantized FP8 weights to bfloat16 first"
+        mtp = {name for rule in self.rules if rule.ours.startswith("mtp.") for name in rule.names}
+        if mtp and mtp == needed.keys() - found.keys():
+            return "set num_nextn_predict_layers to 0, for the weights lack the multi-token-prediction modules"
+        return "use the config.json that belongs to these weights"
+
+
+def name_table(spec: ModelSpec) -> NameTable:
+    """Make the table of one model; ``CheckpointError`` when its family cannot publish it."""
+    return NameTable(spec.family, rules(spec), copies(spec))
+
+
+def to_published(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and split a state of ours into published tensors: views of it, no copies."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return dict(stream_to_published(spec, shapes, state.__getitem__))
+
+
+def from_published(spec: ModelSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename, join and stack published tensors into a state of ours, types unchanged."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
+    return dict(stream_from_published(spec, shapes, published.__getitem__))
+
+
+def stream_to_published(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lookup) -> Iterator[tuple[str, Tensor]]:
+    """Yield published tensors one by one, after checking that ``shapes`` is the whole state of ours.
+
+    ``lookup`` is called once per tensor of ours, and once more for each published repeat.
+    """
+    table = name_table(spec)
+    table.check_ours(shapes)
+    for rule in table.rules:
+        yield from rule.split(lookup(rule.ours))
+    for copy in table.copies:
+        if copy.written:
+            yield copy.published, lookup(copy.ours)
+
+
+def stream_from_published(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lookup) -> Iterator[tuple[str, Tensor]]:
+    """Yield our tensors one by one, after checking that ``shapes`` is the whole published checkpoint.
+
+    ``lookup`` reads one published tensor; no more than one of ours and one published are held at a time, except while
+    a repeat is compared with what it repeats. A repeat that differs raises ``CheckpointError``.
+    """
+    table = name_table(spec)
+    table.check_published(shapes)
+    sources = {rule.ours: rule.published[0][0] for rule in table.rules}
+    for copy in table.copies:
+        if copy.published in shapes and not _equal(lookup(copy.published), lookup(sources[copy.ours])):
+            raise CheckpointError(
+                f"{copy.published}: differs from {sources[copy.ours]}, which the spec shares with it; "
+                "use the config.json that belongs to these weights"
+            )
+    for rule in table.rules:
+        yield rule.ours, rule.assemble(lookup)
+
+
+def _equal(copy: Tensor, source: Tensor) -> bool:
+    return copy.is_meta or source.is_meta or torch.equal(copy, source)
+
+
+def _faults(needed: Mapping[str, Shape], optional: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
+    known = {**optional, **needed}
+    missing = [name for name in needed if name not in found]
+    unexpected = [name for name in found if name not in known]
+    wrong = [
+        f"{name} is {_size(found[name])} instead of {_size(shape)}"
+        for name, shape in known.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+    return ", ".join(f"{len(names)} {kind} ({_abbreviated(names)})" for kind, names in kinds if names)
+
+
+def _size(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _abbreviated(names: list[str]) -> str:
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,125 @@
+"""Rules: one tensor of ours, and the published tensors it splits into and is assembled from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.checkpoint.names.shapes import Shape, parameter_shapes
+from fathom.checkpoint.names.tables import LAYERS, MTP, OUTSIDE
+from fathom.errors import CheckpointError
+from fathom.spec import ModelSpec
+
+Lookup = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Our tensor ``ours`` of ``shape`` is the published tensors ``published``.
+
+    Each row holds the names whose tensors follow one another along a dimension; there is one row per expert when
+    ``stacked`` (our first dimension), otherwise one row.
+    """
+
+    ours: str
+    shape: Shape
+    published: tuple[tuple[str, ...], ...]
+    stacked: bool = False
+
+    @property
+    def part_shape(self) -> Shape:
+        """Shape of each published tensor."""
+        slab = self.shape[1:] if self.stacked else self.shape
+        return (slab[0] // len(self.published[0]), *slab[1:])
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Every published name, in order."""
+        return (name for row in self.published for name in row)
+
+    def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield published names with views of our tensor: no copies."""
+        for index, row in enumerate(self.published):
+            slab = tensor[index] if self.stacked else tensor
+            rows = self.part_shape[0]
+            yield from ((name, slab.narrow(0, place * rows, rows)) for place, name in enumerate(row))
+
+    def assemble(self, lookup: Lookup) -> Tensor:
+        """Build our tensor; at most one published tensor is held beside it. A lone one is handed on as it is."""
+        if not self.stacked and len(self.published[0]) == 1:
+            return lookup(self.published[0][0])
+        whole: Tensor | None = None
+        for index, row in enumerate(self.published):
+            for place, name in enumerate(row):
+                part = lookup(name)
+                if whole is None:
+                    whole = torch.empty(self.shape, dtype=part.dtype, device=part.device)
+                if part.dtype != whole.dtype:
+                    raise CheckpointError(
+                        f"{name}: is {part.dtype} but its neighbours are {whole.dtype}; save them all in one type"
+                    )
+                slab = whole[index] if self.stacked else whole
+                slab.narrow(0, place * part.shape[0], part.shape[0]).copy_(part)
+        if whole is None:
+            raise CheckpointError(f"{self.ours}: has no published tensors; give the model at least one expert")
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A published tensor that repeats ``ours``: dropped on reading after comparison, written if ``written``."""
+
+    published: str
+    ours: str
+    shape: Shape
+    written: bool
+
+
+def rules(spec: ModelSpec) -> tuple[Rule, ...]:
+    """One rule per tensor of ours, in the order of the state; ``CheckpointError`` where the family has no name."""
+    found, nameless = [], []
+    for ours, shape in parameter_shapes(spec).items():
+        parts = _published(spec, ours)
+        if parts is None:
+            nameless.append(ours)
+            continue
+        stacked = "{e}" in parts[0]
+        experts = range(shape[0] if stacked else 1)
+        found.append(Rule(ours, shape, tuple(tuple(p.replace("{e}", str(e)) for p in parts) for e in experts), stacked))
+    if nameless:
+        more = f" and {len(nameless) - 1} more" if len(nameless) > 1 else ""
+        raise CheckpointError(
+            f"family {spec.family!r} publishes no tensor for {nameless[0]}{more}; choose the family that fits the spec"
+        )
+    return tuple(found)
+
+
+def copies(spec: ModelSpec) -> tuple[Copy, ...]:
+    """Published tensors that repeat others: the tied head, and what multi-token prediction shares with the model."""
+    shape = (spec.vocab_size, spec.hidden_size)
+    head = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+    found = [Copy("lm_head.weight", head, shape, written=False)] if spec.tie_word_embeddings else []
+    for index in range(spec.num_nextn_predict_layers):
+        prefix = f"model.layers.{spec.num_hidden_layers + index}"
+        found.append(Copy(f"{prefix}.embed_tokens.weight", "embed_tokens.weight", shape, written=True))
+        found.append(Copy(f"{prefix}.shared_head.head.weight", head, shape, written=True))
+    return tuple(found)
+
+
+def _published(spec: ModelSpec, ours: str) -> tuple[str, ...] | None:
+    """Return the published names of one of ours, ``{e}`` unfilled; None when the family has none."""
+    if ours in OUTSIDE:
+        return OUTSIDE[ours]
+    part, number, inner = ours.split(".", 2)
+    index = int(number)
+    if part == "layers":
+        names = LAYERS[spec.family].get(inner)
+    else:
+        index += spec.num_hidden_layers
+        table = MTP.get(spec.family, {})
+        block = LAYERS[spec.family] if table else {}
+        names = block.get(inner.removeprefix("block.")) if inner.startswith("block.") else table.get(inner)
+    return None if names is None else tuple(f"model.layers.{index}.{name}" for name in names)
