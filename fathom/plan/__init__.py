@@ -1,1 +1,19 @@
-"""placeholder"""
+"""Plans: parameters, cache bytes, FLOPs and memory by arithmetic. No torch."""
+
+from __future__ import annotations
+
+from fathom.plan.cache import cache_bytes, cache_bytes_per_token, cache_numbers_per_token, compare_caches
+from fathom.plan.count import ParameterCount, count_parameters
+from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token, training_flops_per_token
+
+__all__ = [
+    "ParameterCount",
+    "cache_bytes",
+    "cache_bytes_per_token",
+    "cache_numbers_per_token",
+    "compare_caches",
+    "count_parameters",
+    "decoding_flops_per_token",
+    "forward_flops_per_token",
+    "training_flops_per_token",
+]
