@@ -20,8 +20,6 @@ def build(
     if torch.device(device).type == "meta":
         return model.to(dtype)
     model = model.to_empty(device=device)
-    if spec.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
     for buffer in model.buffers():
         buffer.zero_()
     if seed is not None:

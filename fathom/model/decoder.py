@@ -45,9 +45,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(Block(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        if spec.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        tied = spec.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.mtp = nn.ModuleList(MultiTokenPrediction(spec) for _ in range(spec.num_nextn_predict_layers))
         self.rope = Rope(spec.rope, spec.attention.rope_dim)
         attention = spec.attention
@@ -56,7 +55,7 @@ class Decoder(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The output projection (V, D); the embedding itself when they are tied."""
-        return self.lm_head.weight
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
         self,
