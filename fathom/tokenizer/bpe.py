@@ -1,0 +1,227 @@
+"""Byte-level BPE: training, encoding, decoding, and the standard tokenizer.json on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from fathom.errors import DataError, ResourceError, SpecError
+from fathom.tokenizer import special
+from fathom.tokenizer.chat import DEFAULT_TEMPLATE
+from fathom.tokenizer.pieces import PieceTable, StreamDecoder
+
+_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
+SPLIT_PATTERN = "|".join(
+    [
+        r"\p{N}",  # every digit alone
+        r"[\r\n]+",
+        rf"[{_CJK}]+",  # runs of CJK apart from everything else
+        rf" ?[\p{{L}}\p{{M}}&&[^{_CJK}]]+",
+        r" ?[\p{P}\p{S}]+",
+        r"[^\S\r\n]+(?!\S)|[^\S\r\n]+",  # the last space of a run stays with the word after it
+    ]
+)
+_MAX_TOKEN_BYTES = 48
+_MINIMUM_VOCABULARY = 256 + len(special.SPECIAL_TOKENS)
+
+
+class Tokenizer:
+    """A BPE tokenizer over bytes: any text encodes, and decoding gives it back exactly.
+
+    Text never becomes a special token unless ``allow_special`` is set, whatever it spells. No method adds a
+    beginning-of-sentence token; callers do.
+    """
+
+    def __init__(self, tokenizer_json: str, config: Mapping[str, Any] | None = None) -> None:
+        self._json = tokenizer_json
+        parsed = json.loads(tokenizer_json)
+        self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
+        plain, self.special_tokens = _without_special(parsed)
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        self.special_ids = frozenset(self.special_tokens.values())
+        self._pieces = PieceTable(parsed, self.special_ids)
+        self._config = dict(config or {})
+        self.vocab_size: int = self._with_special.get_vocab_size(with_added_tokens=True)
+        self.bos_id = self._named("bos_token", special.BEGIN)
+        self.eos_id = self._named("eos_token", special.END)
+        self.pad_id = self._named("pad_token", special.PAD, default=self.eos_id)
+
+    def _named(self, field: str, usual: str, default: int | None = None) -> int:
+        value = self._config.get(field, usual)
+        content = value["content"] if isinstance(value, Mapping) else value
+        token_id = self._with_special.token_to_id(content) if isinstance(content, str) else None
+        if token_id is None and default is None:
+            raise DataError(
+                f"tokenizer_config.json: {field} is {content!r}, which is not in the vocabulary; name a token that is"
+            )
+        return default if token_id is None else token_id  # type: ignore[return-value]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Open a tokenizer.json, or the folder that holds it beside tokenizer_config.json."""
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        config_file = file.with_name("tokenizer_config.json")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+            return cls(file.read_text(encoding="utf-8"), config)
+        except FileNotFoundError:
+            raise DataError(f"{file}: no such tokenizer; train one or check the path") from None
+        except DataError:
+            raise
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file}: not a usable tokenizer ({reason}); get the file again or train anew") from None
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens too."""
+        folder = Path(directory)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._with_special.id_to_token(self.bos_id),
+            "eos_token": self._with_special.id_to_token(self.eos_id),
+            "pad_token": self._with_special.id_to_token(self.pad_id),
+            "clean_up_tokenization_spaces": False,
+            "chat_template": DEFAULT_TEMPLATE,
+        } | self._config
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "tokenizer.json", self._json)
+            _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        except OSError as error:
+            raise ResourceError(f"{folder}: tokenizer not saved ({error.strerror}); free space or rights") from None
+
+    @property
+    def chat_template(self) -> str:
+        """The jinja2 chat template that came with the tokenizer, or our default."""
+        template = self._config.get("chat_template")
+        return template if isinstance(template, str) else DEFAULT_TEMPLATE
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer.json text, to tell whether token shards belong to it."""
+        return hashlib.sha256(self._json.encode()).hexdigest()
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of one text; ``allow_special`` reads special tokens' spellings as those tokens."""
+        return self.encode_batch([text], allow_special=allow_special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
+        """Return the ids of many texts, encoded in parallel by the library."""
+        library = self._with_special if allow_special else self._plain
+        try:
+            return [encoding.ids for encoding in library.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except (UnicodeEncodeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"text: cannot be encoded ({reason}); pass str without lone surrogates") from None
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return the text of ids. Bytes that are not UTF-8 and ids without a token become U+FFFD."""
+        return self._pieces.decode(ids, skip_special=skip_special)
+
+    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
+        """Return a decoder that takes one id at a time and never emits part of a character."""
+        return StreamDecoder(self._pieces, skip_special=skip_special)
+
+
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    on_progress: Callable[[str, int, int | None, str], None] | None = None,
+) -> Tokenizer:
+    """Learn a vocabulary of at most ``vocab_size`` tokens, special ones included.
+
+    Text is split before merging as DeepSeek LLM does (LLM §2.1): digits singly, CJK runs, newlines and punctuation
+    apart. Special tokens take ids 0 upwards, bytes follow, then merges. The same texts give the same vocabulary.
+    Texts too few to fill the vocabulary give a smaller one; none at all raises ``DataError``.
+    """
+    if vocab_size < _MINIMUM_VOCABULARY:
+        raise SpecError(
+            "vocab_size", f"{vocab_size} cannot hold bytes and special tokens", f"use at least {_MINIMUM_VOCABULARY}"
+        )
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in special.SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=_MAX_TOKEN_BYTES,
+    )
+    counted = _Counted(texts, on_progress)
+    library.train_from_iterator(counted, trainer=trainer)
+    if not counted.bytes:
+        raise DataError("texts: nothing to train a tokenizer on; give at least one text that is not empty")
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{special.BEGIN} $A",
+        pair=f"{special.BEGIN} $A {special.BEGIN} $B",
+        special_tokens=[(special.BEGIN, special.SPECIAL_TOKENS.index(special.BEGIN))],
+    )
+    return Tokenizer(library.to_str(pretty=True))
+
+
+class _Counted:
+    """Passes texts on in batches and reports the bytes taken so far."""
+
+    def __init__(
+        self, texts: Iterable[str], on_progress: Callable[[str, int, int | None, str], None] | None, batch: int = 256
+    ) -> None:
+        self._texts = texts
+        self._on_progress = on_progress
+        self._batch = batch
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        pending: list[str] = []
+        for text in self._texts:
+            pending.append(text)
+            self.bytes += len(text.encode("utf-8", errors="replace"))
+            if len(pending) == self._batch:
+                yield pending
+                pending = []
+                self._report()
+        yield pending
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress:
+            self._on_progress("tokenizer", self.bytes, None, "bytes")
+
+
+def _without_special(parsed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return a tokenizer.json that matches no special spelling in text, and the special tokens' ids.
+
+    Added tokens that are not marked special count as special too when they spell a marker: published tokenizers
+    add chat turns that way. Only whitespace and single characters stay as ordinary added text.
+    """
+    kept, removed = [], {}
+    for token in parsed["added_tokens"]:
+        content = token["content"]
+        if not token["special"] and (not content.strip() or len(content) == 1):
+            kept.append(token)
+        else:
+            removed[content] = int(token["id"])
+    return {**parsed, "added_tokens": kept, "post_processor": None}, removed
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""Chat templates: messages to text, and messages to token ids in which no message can forge a special token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fathom.errors import DataError
+from fathom.tokenizer import special
+from fathom.tokenizer.sandbox import render_sandboxed
+
+if TYPE_CHECKING:
+    from fathom.tokenizer.bpe import Tokenizer
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ '" + special.USER + "' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '" + special.ASSISTANT + "' + message['content'].split('" + special.THINK_END + "')[-1] + eos_token }}"
+    "{% elif message['role'] == 'tool' %}"
+    "{{ '" + special.TOOL_OUTPUT_BEGIN + "' + message['content'] + '" + special.TOOL_OUTPUT_END + "' }}"
+    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '" + special.ASSISTANT + "' }}{% endif %}"
+)
+"""Turns marked as in DeepSeek-V2: the whole dialogue one sequence, each answer closed by end of sentence.
+
+Earlier answers lose their reasoning: only what follows the last closing think tag is shown again.
+"""
+
+MAX_CHARS = 4_194_304
+_GUARDS = ("\uf8f0", "\uf8f1", "\uf8f2", "\uf8f3")
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    template: str = DEFAULT_TEMPLATE,
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str = special.BEGIN,
+    eos_token: str = special.END,
+    max_chars: int = MAX_CHARS,
+    **variables: Any,
+) -> str:
+    """Lay messages out as one text by a jinja2 template run in a sandbox.
+
+    A message is a mapping with ``role`` and a text ``content``; ``variables`` reach the template as they are. The
+    result is for reading: use ``encode_chat`` for token ids, since here a message may spell a special token.
+    """
+    checked = [_checked(message, index) for index, message in enumerate(messages)]
+    if sum(len(message["content"]) for message in checked) > max_chars:
+        raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
+    given = {
+        **variables,
+        "messages": checked,
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+    }
+    return render_sandboxed(template, given, max_chars=max_chars)
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    template: str | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    max_chars: int = MAX_CHARS,
+    **variables: Any,
+) -> list[int]:
+    """Return the ids of a chat: the template's special tokens are special, those spelled in messages are not.
+
+    Before rendering, a private character is put behind every character in a message that could begin a special
+    token, so nothing a message holds can complete one; afterwards it is taken out again. A private character that
+    the messages themselves hold is never chosen. An assistant's closing think tag stays readable to the template.
+    """
+    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    guard = next((g for g in _GUARDS if not any(g in str(m.get("content", "")) for m in messages)), None)
+    if guard is None:
+        raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
+    starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in names.values()}))) + "]")
+    guarded = [_guarded(_checked(message, i), starts, guard) for i, message in enumerate(messages)]
+    text = render(
+        guarded,
+        tokenizer.chat_template if template is None else template,
+        add_generation_prompt=add_generation_prompt,
+        bos_token=names[tokenizer.bos_id],
+        eos_token=names[tokenizer.eos_id],
+        max_chars=max_chars,
+        **variables,
+    )
+    spellings = sorted(names.values(), key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, spellings)) + ")", text)
+    ids: list[int] = []
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            ids.append(tokenizer.special_tokens[piece])
+        elif piece:
+            ids.extend(tokenizer.encode(piece.replace(guard, "")))
+    return ids
+
+
+def _checked(message: Mapping[str, Any], index: int) -> dict[str, Any]:
+    for field in ("role", "content"):
+        value = message.get(field) if isinstance(message, Mapping) else None
+        if not isinstance(value, str):
+            raise DataError(f"messages[{index}].{field}: expected text, got {type(value).__name__}; give a string")
+    return dict(message)
+
+
+def _guarded(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
+    content = message["content"]
+    if message["role"] == "assistant":
+        content = content.rpartition(special.THINK_END)[2]
+    return (
+        message
+        | {key: _guard_value(value, starts, guard) for key, value in message.items() if key != "content"}
+        | {"content": _guard_value(content, starts, guard)}
+    )
+
+
+def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:
+    if isinstance(value, str):
+        return starts.sub(lambda match: match[0] + guard, value)
+    if isinstance(value, Mapping):
+        return {_guard_value(k, starts, guard): _guard_value(v, starts, guard) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guard_value(item, starts, guard) for item in value]
+    return value

@@ -1,0 +1,119 @@
+"""What bytes each token id stands for, read from a tokenizer's JSON, and decoding as plain byte joining."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fathom.errors import DataError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+def byte_characters() -> dict[str, int]:
+    """Map each printable stand-in of byte-level BPE to its byte.
+
+    Bytes that print as Latin-1 characters stand for themselves; the other 68 take the code points from 256 on, in
+    order (the scheme of GPT-2, which every byte-level tokenizer.json uses).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+class PieceTable:
+    """The bytes of every token id.
+
+    Reads byte-level vocabularies (DeepSeek, Qwen2, Llama 3, ours) and SentencePiece-like ones with byte fallback
+    (Mistral, Llama 2); any other decoder raises ``DataError``. An id without a token decodes to U+FFFD.
+    """
+
+    def __init__(self, tokenizer_json: Mapping[str, Any], special_ids: frozenset[int]) -> None:
+        vocabulary: Mapping[str, int] = tokenizer_json["model"]["vocab"]
+        added: Mapping[str, int] = {token["content"]: token["id"] for token in tokenizer_json["added_tokens"]}
+        kinds = _decoder_kinds(tokenizer_json.get("decoder"))
+        if "ByteLevel" in kinds:
+            table = byte_characters()
+            to_bytes = {text: _byte_level(text, table) for text in vocabulary}
+        elif "ByteFallback" in kinds:
+            to_bytes = {text: _byte_fallback(text) for text in vocabulary}
+        else:
+            raise DataError(
+                f"tokenizer.json: decoder {'+'.join(kinds) or 'none'} is not supported; "
+                "use a byte-level or byte-fallback BPE tokenizer"
+            )
+        self._strip_first_space = "Strip" in kinds
+        size = max([*vocabulary.values(), *added.values()], default=-1) + 1
+        self._pieces: list[bytes] = [_UNKNOWN] * size
+        for text, index in vocabulary.items():
+            self._pieces[index] = to_bytes[text]
+        for text, index in added.items():
+            self._pieces[index] = text.encode()
+        self._special = special_ids
+
+    def piece(self, token_id: int, *, skip_special: bool) -> bytes:
+        """Return the bytes of one id: none for a skipped special token, U+FFFD for an id without a token."""
+        if skip_special and token_id in self._special:
+            return b""
+        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else _UNKNOWN
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Join the bytes of all ids and read them as UTF-8; broken sequences become U+FFFD."""
+        stream = StreamDecoder(self, skip_special=skip_special)
+        return stream.push_bytes(b"".join([self.piece(i, skip_special=skip_special) for i in ids])) + stream.flush()
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops one space at the very start (SentencePiece's dummy prefix)."""
+        return self._strip_first_space
+
+
+class StreamDecoder:
+    """Turns token ids into text as they come, holding back bytes until they complete a character.
+
+    All ``push`` results and the final ``flush``, joined, equal ``Tokenizer.decode`` of the same ids.
+    """
+
+    def __init__(self, table: PieceTable, *, skip_special: bool = True) -> None:
+        self._table = table
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strip = table.strips_first_space
+
+    def push(self, token_id: int) -> str:
+        """Take one id and return the characters it completed, possibly none."""
+        return self.push_bytes(self._table.piece(token_id, skip_special=self._skip_special))
+
+    def push_bytes(self, data: bytes) -> str:
+        """Take raw bytes and return the characters they completed."""
+        if self._strip and data:
+            self._strip = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """End the text: an unfinished character becomes U+FFFD. The decoder is then as new."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        self._strip = self._table.strips_first_space
+        return rest
+
+
+def _decoder_kinds(decoder: Mapping[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    return [kind for part in decoder.get("decoders", [decoder]) for kind in [str(part["type"])]]
+
+
+def _byte_level(text: str, table: Mapping[str, int]) -> bytes:
+    if all(character in table for character in text):
+        return bytes(table[character] for character in text)
+    return text.encode()
+
+
+def _byte_fallback(text: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(text)
+    return bytes([int(match[1], 16)]) if match else text.replace("▁", " ").encode()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fathom.errors import DataError, SpecError
+from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+
+pieces_of_trouble = st.one_of(
+    st.text(),
+    st.sampled_from([*SPECIAL_TOKENS, "<", "｜", "<｜", "\r\n", "  \n", "\u200b", "e\u0301", "ﬁ", "Ⅷ", "١٢", "👩‍👩‍👧"]),
+)
+texts = st.lists(pieces_of_trouble, max_size=8).map("".join)
+
+
+@given(text=texts)
+@settings(max_examples=300, deadline=None)
+def test_any_text_comes_back_exactly_and_never_as_a_special_token(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert not tokenizer.special_ids & set(ids)
+
+
+@given(text=texts)
+@settings(max_examples=100, deadline=None)
+def test_any_text_comes_back_exactly_with_special_tokens_allowed(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text, allow_special=True), skip_special=False) == text
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_streamed_ids_give_the_same_text_and_whole_characters(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=60))
+    skip = data.draw(st.booleans())
+    stream = tokenizer.stream(skip_special=skip)
+    parts = [stream.push(i) for i in ids]
+    assert "".join(parts) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
+
+
+@given(text=st.text(alphabet=st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), min_size=1))
+@settings(max_examples=100, deadline=None)
+def test_valid_text_streams_without_a_replacement_character(tokenizer: Tokenizer, text: str) -> None:
+    stream = tokenizer.stream()
+    parts = [stream.push(i) for i in tokenizer.encode(text)]
+    assert "".join(parts) == text
+    assert stream.flush() == ""
+
+
+def test_decoding_matches_the_library_on_random_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for start in range(0, tokenizer.vocab_size - 40, 7):
+        ids = list(range(start, start + 40, 3))
+        assert tokenizer.decode(ids, skip_special=False) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_transformers_opens_the_saved_folder_and_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ["The fox", "x = 12345  \n\n  y", "天下abc大势é\r\n", "<think>a</think><｜User｜>b", "\u200b👩‍👩‍👧 ١٢"]:
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text, allow_special=True)
+        assert theirs.encode(text) == [tokenizer.bos_id, *tokenizer.encode(text, allow_special=True)]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
+    assert len(theirs) == tokenizer.vocab_size
+
+
+def test_special_spellings_are_special_only_when_allowed(tokenizer: Tokenizer) -> None:
+    for index, name in enumerate(SPECIAL_TOKENS):
+        assert tokenizer.encode(f"a{name}b", allow_special=True)[1] == index
+        assert tokenizer.special_tokens[name] == index
+        assert index not in tokenizer.encode(f"a{name}b")
+    assert tokenizer.decode([0, *tokenizer.encode("fox"), 1]) == "fox"
+
+
+def test_no_merge_spells_a_special_token_even_if_training_text_is_full_of_them() -> None:
+    trained = train_bpe(["".join(SPECIAL_TOKENS) * 50], vocab_size=400)
+    for name in SPECIAL_TOKENS:
+        assert not trained.special_ids & set(trained.encode(name))
+
+
+def test_digits_cjk_newlines_and_punctuation_never_share_a_token(tokenizer: Tokenizer) -> None:
+    for token_id in range(len(SPECIAL_TOKENS), tokenizer.vocab_size):
+        text = tokenizer.decode([token_id])
+        if "\ufffd" in text or len(text) < 2:
+            continue
+        kinds = {_kind(c) for c in text.removeprefix(" ")}
+        assert len(kinds) <= 1, text
+        assert kinds != {"digit"}, text
+        assert text[0] != " " or kinds != {"cjk"}, text
+
+
+def _kind(character: str) -> str:
+    if character in "\r\n":
+        return "newline"
+    if unicodedata.name(character, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL")):
+        return "cjk"
+    return {"N": "digit", "L": "letter", "M": "letter", "P": "sign", "S": "sign"}.get(
+        unicodedata.category(character)[0], "space"
+    )
+
+
+def test_training_learns_common_words_and_is_reproducible(tokenizer: Tokenizer) -> None:
+    texts = ["the cat sat on the mat with the other cat\n"] * 20
+    first, second = train_bpe(texts, vocab_size=300), train_bpe(iter(texts), vocab_size=300)
+    assert first.fingerprint == second.fingerprint
+    assert len(first.encode(" the cat")) == 2
+    assert first.fingerprint != tokenizer.fingerprint
+
+
+def test_training_reports_bytes_and_refuses_nothing_or_too_small_a_vocabulary() -> None:
+    seen: list[tuple[str, int, int | None, str]] = []
+    train_bpe(["ééé"] * 300, vocab_size=280, on_progress=lambda *event: seen.append(event))
+    assert seen[-1] == ("tokenizer", 1800, None, "bytes")
+    with pytest.raises(DataError, match="nothing to train"):
+        train_bpe(["", ""], vocab_size=300)
+    with pytest.raises(SpecError, match="use at least 273"):
+        train_bpe(["text"], vocab_size=272)
+
+
+def test_a_saved_tokenizer_loads_the_same_from_folder_or_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = Tokenizer.load(path)
+        assert loaded.encode("The fox 12 天下") == tokenizer.encode("The fox 12 天下")
+        assert loaded.fingerprint == tokenizer.fingerprint
+        assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (0, 1, 2)
+
+
+def test_unusable_files_and_text_are_refused_in_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such tokenizer"):
+        Tokenizer.load(tmp_path / "absent")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="not a usable tokenizer") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="lone surrogates"):
+        tokenizer.encode("\ud800")
+
+
+def test_published_markers_count_as_special_even_if_not_marked_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    parsed = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in parsed["added_tokens"]:
+        token["special"] = token["content"] != "<｜User｜>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.special_tokens["<｜User｜>"] not in loaded.encode("<｜User｜>")
+
+
+def test_byte_fallback_vocabularies_decode_as_the_library_does(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, normalizers
+
+    bytes_ = {f"<0x{i:02X}>": i + 3 for i in range(256)}
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **bytes_, "▁": 259, "a": 260, "▁a": 261}
+    library = Library(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    library.add_special_tokens(["<s>", "</s>", "<unk>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    loaded = Tokenizer.load(tmp_path)
+    for text in ["a", " a a", "aé 天"]:
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert loaded.encode(text) == ids
+        assert loaded.decode(ids) == library.decode(ids) == text
+    assert loaded.pad_id == loaded.eos_id == 2

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from fathom.errors import DataError
+from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer, encode_chat, render
+from fathom.tokenizer.sandbox import MAX_TEMPLATE_CHARS
+
+DIALOGUE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "<think>easy</think>4"},
+    {"role": "tool", "content": "seen"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+def test_default_template_writes_the_dialogue_out() -> None:
+    assert render(DIALOGUE) == (
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>2+2?<｜Assistant｜>4<｜end▁of▁sentence｜>"
+        "<｜tool▁output▁begin｜>seen<｜tool▁output▁end｜><｜User｜>Sure?<｜Assistant｜>"
+    )
+    assert render(DIALOGUE[:2], add_generation_prompt=False).endswith("2+2?")
+
+
+def test_transformers_applies_the_saved_template_to_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template(DIALOGUE, tokenize=False, add_generation_prompt=True) == render(DIALOGUE)
+    text = theirs.apply_chat_template(DIALOGUE, tokenize=False, add_generation_prompt=True)
+    assert encode_chat(tokenizer, DIALOGUE) == tokenizer.encode(text, allow_special=True)
+
+
+fragments = st.lists(
+    st.one_of(
+        st.sampled_from(["<", "<｜", "｜>", "User", "<think>", "</think>", "\uf8f0", *SPECIAL_TOKENS]), st.text()
+    ),
+    max_size=6,
+).map("".join)
+
+
+@given(system=fragments, more=fragments, user=fragments)
+@settings(max_examples=200, deadline=None)
+def test_no_message_can_forge_a_special_token(tokenizer: Tokenizer, system: str, more: str, user: str) -> None:
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "system", "content": more},
+        {"role": "user", "content": user},
+    ]
+    ids = encode_chat(tokenizer, messages)
+    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    found = [names[i] for i in ids if i in names]
+    assert found == ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
+    assert tokenizer.decode(ids) == system + more + user
+
+
+def test_a_custom_template_gets_its_variables_and_loop_state() -> None:
+    template = "{% for m in messages if m.role != 'x' %}{{ loop.index }}{{ m.role|upper }}{{ mark }}{% endfor %}"
+    assert render([{"role": "a", "content": ""}, {"role": "x", "content": ""}], template, mark="!") == "1A!"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'a' * 1000000000 }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ 'a'|center(99999999) }}",
+        "{% for i in range(999999999) %}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(20) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+        "{{ range(9999)|join(n.x) }}",
+        "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('abc') }}",
+        "{% macro f() %}{% for i in range(50) %}{{ f() }}{% endfor %}{% endmacro %}{{ f() }}",
+        "{% include 'other' %}",
+        "{% if %}",
+        "{{ raise_exception('no') }}",
+        "{{ absent.field }}",
+        "x" * (MAX_TEMPLATE_CHARS + 1),
+    ],
+)
+def test_a_hostile_or_broken_template_ends_in_one_clear_line(template: str) -> None:
+    with pytest.raises(DataError, match=r"^chat template: ") as caught:
+        render([{"role": "user", "content": "hi"}], template)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_messages_name_the_field() -> None:
+    with pytest.raises(DataError, match=r"messages\[1\]\.content: expected text, got int"):
+        render([DIALOGUE[0], {"role": "user", "content": 3}])
+    with pytest.raises(DataError, match="unknown role"):
+        render([{"role": "king", "content": ""}])
+    with pytest.raises(DataError, match="contents exceed 10"):
+        render(DIALOGUE, max_chars=10)
+    with pytest.raises(DataError, match="output exceeds 60"):
+        render(DIALOGUE, max_chars=60)
