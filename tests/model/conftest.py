@@ -1,0 +1,83 @@
+"""Tiny specs that the model's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fathom.spec import (
+    GroupedQueryAttention,
+    LatentAttention,
+    MixtureOfExperts,
+    ModelSpec,
+    RopeSpec,
+    YarnScaling,
+)
+
+MakeSpec = Callable[..., ModelSpec]
+
+
+@pytest.fixture
+def latent_spec() -> MakeSpec:
+    """Return a maker of V2-shaped specs: MLA, one dense layer, then experts."""
+
+    def make(q_lora_rank: int | None = None, **fields: object) -> ModelSpec:
+        return ModelSpec(
+            **{
+                "name": "tiny-v2",
+                "family": "deepseek_v2",
+                "vocab_size": 100,
+                "hidden_size": 32,
+                "num_hidden_layers": 3,
+                "attention": LatentAttention(
+                    num_heads=4,
+                    q_lora_rank=q_lora_rank,
+                    kv_lora_rank=16,
+                    qk_nope_head_dim=8,
+                    qk_rope_head_dim=4,
+                    v_head_dim=6,
+                ),
+                "max_position_embeddings": 256,
+                "intermediate_size": 48,
+                "moe": MixtureOfExperts(
+                    n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1
+                ),
+                "first_k_dense_replace": 1,
+                "rope": RopeSpec(
+                    layout="interleaved",
+                    scaling=YarnScaling(
+                        factor=4.0, original_max_position_embeddings=64, mscale=0.707, mscale_all_dim=0.707
+                    ),
+                ),
+                "initializer_range": 0.15,
+            }
+            | fields  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+@pytest.fixture
+def grouped_spec() -> MakeSpec:
+    """Return a maker of Mistral-shaped specs: GQA, dense, with or without a window."""
+
+    def make(window: int | None = None, kv_heads: int = 2, **fields: object) -> ModelSpec:
+        return ModelSpec(
+            **{
+                "name": "tiny-mistral",
+                "family": "mistral",
+                "vocab_size": 100,
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "attention": GroupedQueryAttention(
+                    num_heads=4, num_kv_heads=kv_heads, head_dim=8, sliding_window=window, qkv_bias=True
+                ),
+                "max_position_embeddings": 256,
+                "intermediate_size": 48,
+                "initializer_range": 0.15,
+            }
+            | fields  # type: ignore[arg-type]
+        )
+
+    return make
