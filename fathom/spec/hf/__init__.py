@@ -1,0 +1,7 @@
+"""Hugging Face config.json to ModelSpec and back. Standard library only."""
+
+from __future__ import annotations
+
+from fathom.spec.hf.convert import HFConfig, spec_from_hf, spec_to_hf
+
+__all__ = ["HFConfig", "spec_from_hf", "spec_to_hf"]

@@ -1,0 +1,153 @@
+"""ModelSpec from a Hugging Face config.json and back, losing nothing.
+
+A config.json says three kinds of things a spec does not: fields that change no number (software, storage), fields
+left out because their default was meant, and other spellings of the same value. What is carried keeps all three, so that
+writing an unchanged spec gives the file back exactly, and writing a changed one changes only what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fathom.errors import SpecError
+from fathom.spec.hf import dense, experts, latent
+from fathom.spec.hf.common import read_name
+from fathom.spec.hf.fields import Fields
+from fathom.spec.hf.rope import ConfigLayout, config_layout
+from fathom.spec.mapping import to_mapping
+from fathom.spec.model import FAMILIES, Family, ModelSpec
+
+_READ: Mapping[Family, Callable[[Fields], dict[str, Any]]] = {
+    "llama": dense.read_llama,
+    "mistral": dense.read_mistral,
+    "qwen2": dense.read_qwen2,
+    "mixtral": experts.read_mixtral,
+    "deepseek": experts.read_deepseek,
+    "deepseek_v2": latent.read_v2,
+    "deepseek_v3": latent.read_v3,
+}
+_WRITE: Mapping[Family, Callable[[ModelSpec, ConfigLayout], dict[str, Any]]] = {
+    "llama": dense.write_llama,
+    "mistral": dense.write_mistral,
+    "qwen2": dense.write_qwen2,
+    "mixtral": experts.write_mixtral,
+    "deepseek": experts.write_deepseek,
+    "deepseek_v2": latent.write_v2,
+    "deepseek_v3": latent.write_v3,
+}
+_PUBLISHED_NAMES = {"num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads"}
+
+
+@dataclass(frozen=True, slots=True)
+class HFConfig:
+    """A config.json as read: the spec, and what the file says beyond it.
+
+    ``carried`` is plain JSON, meant for ``spec_to_hf``. Its ``fields`` have no place in a spec. ``absent`` names
+    fields that were left out, with the value their absence means. ``spelled`` maps a field to [the value as we would
+    write it, the value as it was written]. ``family`` and ``layout`` say what form the file had.
+    """
+
+    spec: ModelSpec
+    carried: Mapping[str, Any]
+
+
+def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_unknown: bool = False) -> HFConfig:
+    """Read a Hugging Face config.json into a spec and what must be carried along.
+
+    A missing field means the default of transformers' config class of that model_type. ``name`` names the spec;
+    without it the name we exported it under, the last part of ``_name_or_path``, or the model type does.
+    ``carry_unknown`` accepts fields that nobody knows.
+
+    Raises:
+        SpecError: a field is unknown, mistyped, or asks for what is not built; the message says what to do.
+    """
+    if not isinstance(config, Mapping):
+        raise SpecError("config.json", f"expected a table, got {config!r}", "give the parsed config.json")
+    spec = _read(config, carry_unknown=carry_unknown)
+    if name is not None:
+        spec = replace(spec, name=name)
+    layout = config_layout(config)
+    written = _WRITE[spec.family](spec, layout)
+    spelled = {
+        key: [value, config[key]] for key, value in written.items() if key in config and not _same(value, config[key])
+    }
+    carried = {
+        "family": spec.family,
+        "layout": layout,
+        "fields": {key: value for key, value in config.items() if key not in written},
+        "absent": {key: value for key, value in written.items() if key not in config},
+        "spelled": spelled,
+    }
+    return HFConfig(spec, carried)
+
+
+def spec_to_hf(spec: ModelSpec, carried: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write a spec as the config.json of its family.
+
+    With what was ``carried`` from the file it came from, an unchanged spec gives that file back; without it, the
+    released form plus one field of our own (name and balance settings), which other readers ignore.
+
+    Raises:
+        SpecError: the family's config.json cannot say what the spec says, so that a reader would compute otherwise.
+    """
+    layout: ConfigLayout = "transformers5" if carried and carried["layout"] == "transformers5" else "released"
+    written = _WRITE[spec.family](spec, layout)
+    _check_readable(spec, written)
+    if not carried:
+        return written
+    if carried["family"] != spec.family:
+        problem = f"the spec is {spec.family} but what is carried was read from {carried['family']}"
+        raise SpecError("family", problem, "write it without what was carried")
+    for key, meant in carried["absent"].items():
+        if key in written and _same(written[key], meant):
+            del written[key]
+    for key, (ours, theirs) in carried["spelled"].items():
+        if key in written and _same(written[key], ours):
+            written[key] = theirs
+    return {**carried["fields"], **written}
+
+
+def _read(config: Mapping[str, Any], *, carry_unknown: bool) -> ModelSpec:
+    fields = Fields(config, carry_unknown=carry_unknown)
+    family = next((known for known in FAMILIES if known == fields.raw("model_type")), None)
+    if family is None:
+        problem = f"{config.get('model_type')!r} is not supported"
+        raise SpecError("model_type", problem, f"choose a model of {', '.join(FAMILIES)}")
+    try:
+        arguments = _READ[family](fields)
+        name = read_name(fields)
+        fields.check_rest()
+        return ModelSpec(name=name, family=family, **arguments)
+    except SpecError as error:
+        path = _PUBLISHED_NAMES.get(error.path, error.path)
+        raise SpecError(path, error.problem, error.remedy) from None
+
+
+def _check_readable(spec: ModelSpec, written: Mapping[str, Any]) -> None:
+    try:
+        again = _read(written, carry_unknown=False)
+    except SpecError as error:
+        raise SpecError(error.path, f"family {spec.family} cannot express it ({error.problem})", error.remedy) from None
+    ours, theirs = _flat(to_mapping(spec)), _flat(to_mapping(again))
+    for path in sorted(ours.keys() | theirs.keys()):
+        if ours.get(path) != theirs.get(path):
+            raise SpecError(
+                path,
+                f"family {spec.family} cannot express {ours.get(path)!r}; its readers would take {theirs.get(path)!r}",
+                "use that value or another family",
+            )
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are written alike in JSON: 1 and 1.0 are not."""
+    return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
