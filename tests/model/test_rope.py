@@ -54,7 +54,7 @@ def test_llama3_scaling_keeps_short_waves_and_divides_long_ones() -> None:
     [("deepseek-v2", 1.0, 1.2608**2), ("deepseek-v2.5", 1.0, 1.3689**2), ("deepseek-v3", 1.0, 1.3689**2)],
 )
 def test_published_yarn_factors(name: str, rotation: float, softmax: float) -> None:
-    scaling = preset(name).spec.rope.scaling
+    scaling = preset(name).rope.scaling
     assert isinstance(scaling, YarnScaling)
     assert scaling.rotation_scale == pytest.approx(rotation)
     assert scaling.softmax_multiplier == pytest.approx(softmax, rel=1e-4)
