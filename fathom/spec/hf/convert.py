@@ -1,8 +1,8 @@
 """ModelSpec from a Hugging Face config.json and back, losing nothing.
 
 A config.json says three kinds of things a spec does not: fields that change no number (software, storage), fields
-left out because their default was meant, and other spellings of the same value. What is carried keeps all three, so that
-writing an unchanged spec gives the file back exactly, and writing a changed one changes only what changed.
+left out because their default was meant, and other spellings of the same value. ``Carried`` keeps all three, so
+that writing an unchanged spec gives the file back exactly, and writing a changed one changes only what changed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ _WRITE: Mapping[Family, Callable[[ModelSpec, ConfigLayout], dict[str, Any]]] = {
 _PUBLISHED_NAMES = {"num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads"}
 
 
+Carried = Mapping[str, Any]
+"""What one config.json says beyond its spec, as plain JSON; see ``HFConfig``."""
+
+
 @dataclass(frozen=True, slots=True)
 class HFConfig:
     """A config.json as read: the spec, and what the file says beyond it.
@@ -51,7 +55,7 @@ class HFConfig:
     """
 
     spec: ModelSpec
-    carried: Mapping[str, Any]
+    carried: Carried
 
 
 def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_unknown: bool = False) -> HFConfig:
@@ -74,7 +78,7 @@ def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_un
     spelled = {
         key: [value, config[key]] for key, value in written.items() if key in config and not _same(value, config[key])
     }
-    carried = {
+    carried: Carried = {
         "family": spec.family,
         "layout": layout,
         "fields": {key: value for key, value in config.items() if key not in written},
@@ -84,7 +88,7 @@ def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_un
     return HFConfig(spec, carried)
 
 
-def spec_to_hf(spec: ModelSpec, carried: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def spec_to_hf(spec: ModelSpec, carried: Carried | None = None) -> dict[str, Any]:
     """Write a spec as the config.json of its family.
 
     With what was ``carried`` from the file it came from, an unchanged spec gives that file back; without it, the
