@@ -1,15 +1,13 @@
-"""The few hot operations behind one signature each; which version runs is chosen here and nowhere else."""
+"""The few hot operations behind one signature each; which version runs is chosen here and nowhere else.
+
+``reference`` holds the plain PyTorch version of every one: the oracle the others are tested against.
+"""
 
 from __future__ import annotations
 
-from fathom.kernels.reference import (
-    grouped_swiglu,
-    linear_cross_entropy,
-    mean_linear_cross_entropy,
-    rms_norm,
-    rotate,
-    swiglu,
-)
+from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
+from fathom.kernels.elementwise import rms_norm, rotate, swiglu
+from fathom.kernels.experts import grouped_swiglu
 
 __all__ = [
     "grouped_swiglu",

@@ -1,0 +1,156 @@
+"""Cross-entropy of a linear head without ever holding more than one chunk of logits.
+
+Dimensions: N tokens, D hidden size, V vocabulary, C tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels.elementwise import widened
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+) -> Tensor:
+    """Cross-entropy of each token under the logits ``hidden @ weight.T``, float32 or wider; ignored tokens are 0.
+
+    At most ``chunk_tokens`` x V logits are alive, forward or backward. The backward pass computes the logits again:
+    four products of N x D x V in all. To train on the mean, ``mean_linear_cross_entropy`` needs three.
+    """
+    hidden_ND, weight_VD = _under_autocast(hidden_ND, weight_VD)
+    loss_N: Tensor = _PerToken.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, chunk_tokens, ignore_index
+    )
+    return loss_N
+
+
+def mean_linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Mean of ``linear_cross_entropy`` over the tokens not ignored (0 if all are), and each token's loss, detached.
+
+    Because every token weighs the same, both gradients are computed during the forward pass, while the chunk's logits
+    exist; the backward pass only scales them. Between the two, gradients of N x D and V x D are kept.
+    """
+    hidden_ND, weight_VD = _under_autocast(hidden_ND, weight_VD)
+    mean: Tensor
+    loss_N: Tensor
+    mean, loss_N = _Mean.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, chunk_tokens, ignore_index, torch.is_grad_enabled()
+    )
+    return mean, loss_N
+
+
+def _under_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast to the dtype products run in; autograd casts the gradients back."""
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    return hidden_ND.to(dtype), weight_VD.to(dtype)
+
+
+class _Chunk:
+    """One chunk's rows and its normalised exponentials; the logits live and die here."""
+
+    def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int) -> None:
+        self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
+        self.counts_C1 = (targets_C != ignore_index).unsqueeze(1)
+        self.target_C1 = targets_C.unsqueeze(1).masked_fill(~self.counts_C1, 0)
+        logits_CV = torch.mm(hidden_CD, weight_VD.t())
+        self.exponent_CV = logits_CV.to(widened(logits_CV))
+        self.exponent_CV.sub_(self.exponent_CV.amax(1, keepdim=True))
+        self.chosen_C1 = self.exponent_CV.gather(1, self.target_C1)
+        self.sum_C1 = self.exponent_CV.exp_().sum(1, keepdim=True)
+
+    def loss(self) -> Tensor:
+        """Cross-entropy of each row, 0 where ignored: (C,)."""
+        return (self.sum_C1.log() - self.chosen_C1).masked_fill_(~self.counts_C1, 0.0).squeeze(1)
+
+    def gradients(self, scale_C1: Tensor, grad_hidden_CD: Tensor | None, grad_weight_VD: Tensor | None) -> None:
+        """Write the rows' gradient and add to the weight's; ``scale`` is each row's upstream gradient. Once only."""
+        scale_C1 = scale_C1 * self.counts_C1
+        self.exponent_CV.mul_(scale_C1 / self.sum_C1).scatter_add_(1, self.target_C1, -scale_C1)
+        slope_CV = self.exponent_CV.to(self.hidden_CD.dtype)
+        if grad_hidden_CD is not None:
+            torch.mm(slope_CV, self.weight_VD, out=grad_hidden_CD)
+        if grad_weight_VD is None:
+            return
+        if grad_weight_VD.dtype == slope_CV.dtype:
+            grad_weight_VD.addmm_(slope_CV.t(), self.hidden_CD)
+        else:
+            grad_weight_VD.add_(torch.mm(slope_CV.t(), self.hidden_CD))
+
+
+def _buffers(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the gradients that are wanted; the weight's is a sum over chunks, so it is float32 or wider."""
+    hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+    weight = torch.zeros_like(weight_VD, dtype=widened(weight_VD)) if ctx.needs_input_grad[1] else None
+    return hidden, weight
+
+
+class _PerToken(torch.autograd.Function):
+    """Keeps only its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+        ctx.chunk, ctx.ignore = chunk, ignore
+        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=widened(hidden_ND))
+        for start in range(0, hidden_ND.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            loss_N[rows] = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], ignore).loss()
+        return loss_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD)
+        for start in range(0, hidden_ND.shape[0], ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            chunk = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.ignore)
+            grad_rows = None if grad_hidden_ND is None else grad_hidden_ND[rows]
+            chunk.gradients(grad_N[rows].unsqueeze(1), grad_rows, grad_weight_VD)
+            del chunk
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_ND, grad_weight_VD, None, None, None
+
+
+class _Mean(torch.autograd.Function):
+    """Keeps the two gradients of the mean, ready to be scaled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int, records: bool
+    ) -> tuple[Tensor, Tensor]:
+        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
+        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=widened(hidden_ND))
+        count = (targets_N != ignore).sum().clamp(min=1)
+        share_11 = count.to(loss_N.dtype).reciprocal().view(1, 1)
+        for start in range(0, hidden_ND.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], ignore)
+            loss_N[rows] = piece.loss()
+            if records:
+                piece.gradients(share_11, None if grad_hidden_ND is None else grad_hidden_ND[rows], grad_weight_VD)
+            del piece
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(loss_N)
+        return loss_N.sum() / count, loss_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, _: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        hidden = None if grad_hidden_ND is None else (grad_hidden_ND * grad).to(grad_hidden_ND.dtype)
+        weight = None if grad_weight_VD is None else (grad_weight_VD * grad).to(grad_weight_VD.dtype)
+        return hidden, weight, None, None, None, None

@@ -1,0 +1,142 @@
+"""Normalisation, rotation and activation with hand-written backward passes: fewer operators, less memory kept.
+
+Each is a plain function of tensors; without gradients it skips autograd altogether, since decoding one token costs
+mostly the number of operators. Dimensions as in ``reference``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels import reference
+from fathom.spec.rope import RopeLayout
+
+
+def records(*tensors: Tensor) -> bool:
+    """Whether autograd must remember an operation on these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def widened(tensor: Tensor) -> torch.dtype:
+    """The dtype to accumulate in: float32, or wider where the tensor is."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
+
+    Half-precision inputs are normalised in float32 and rounded before the product, as Llama does.
+    """
+    if records(x, weight):
+        y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+    if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Keeps the input and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(widened(x))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        normed = (wide * inverse).to(x.dtype)
+        return normed.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        wide = widened(x)
+        normed, grad = x * inverse, grad.to(wide)
+        product = grad * normed
+        grad_weight = product.flatten(0, -2).sum(0) if x.ndim > 1 else product
+        mean = (product @ weight.to(wide)).div_(x.shape[-1]).unsqueeze(-1)
+        grad_x = torch.addcmul(grad * weight, normed, mean, value=-1).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+    """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
+
+    ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair, without gradient. ``half``
+    pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the rotation back.
+    """
+    if records(x_BTHR):
+        y: Tensor = _Rotate.apply(x_BTHR, cos_BTP, sin_BTP, layout)  # type: ignore[no-untyped-call]
+        return y
+    return _rotated(x_BTHR, cos_BTP, sin_BTP, layout)
+
+
+class _Rotate(torch.autograd.Function):
+    """Keeps only the tables."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+        ctx.save_for_backward(cos_BTP, sin_BTP)
+        ctx.layout = layout
+        return _rotated(x_BTHR, cos_BTP, sin_BTP, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTHR: Tensor) -> tuple[Tensor, None, None, None]:
+        cos_BTP, sin_BTP = ctx.saved_tensors
+        return _rotated(grad_BTHR, cos_BTP, -sin_BTP, ctx.layout), None, None, None
+
+
+def _rotated(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+    wide = x_BTHR.to(widened(x_BTHR))
+    if layout == "half":
+        cos, sin = cos_BTP.unsqueeze(2), sin_BTP.unsqueeze(2)
+        first, second = wide.chunk(2, dim=-1)
+        turned = torch.empty(x_BTHR.shape, dtype=wide.dtype, device=wide.device)
+        left, right = turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=right).addcmul_(first, sin)
+    else:
+        turn = torch.complex(cos_BTP, sin_BTP).unsqueeze(2)
+        even = wide.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in wide.stride()[:-1])
+        if not (even and wide.stride(-1) == 1):
+            wide = wide.clone(memory_format=torch.contiguous_format)
+        pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2))
+        turned = torch.view_as_real(pairs * turn).flatten(-2)
+    return turned.to(x_BTHR.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, where gate is the first half of the last dimension (2F) and up the second; returns (..., F)."""
+    if records(gate_up):
+        y: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
+        return y
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps the input alone and computes silu again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return grad_gate_up

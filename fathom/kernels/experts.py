@@ -1,0 +1,236 @@
+"""Routed SwiGLU experts as products over slices sorted by expert, with a hand-written backward pass.
+
+Dimensions: N tokens, K experts per token, P pairs of a token and an expert that were kept, D hidden size, E experts,
+F expert width, C pairs of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels.elementwise import records, widened
+
+# Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
+_WHOLE_BUFFER_PAIRS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which pairs each expert works on: computed once, from one sort, and used forward and backward.
+
+    ``order_P`` are positions in the flattened (N, K) pairs, sorted by expert and within an expert by token;
+    ``counts`` are the pairs of each expert.
+    """
+
+    order_P: Tensor
+    tokens_P: Tensor
+    counts: list[int]
+
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Each expert that has work, with its slice of the sorted pairs."""
+        start = 0
+        for expert, count in enumerate(self.counts):
+            if count:
+                yield expert, slice(start, start + count)
+            start += count
+
+
+def sort_pairs(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> Plan:
+    """Sort the kept pairs by expert; the counts come to the host, so a GPU waits here."""
+    expert_P = indices_NK.reshape(-1)
+    if kept_NK is not None:
+        expert_P = expert_P.masked_fill(~kept_NK.reshape(-1), num_experts)
+    counts = torch.bincount(expert_P, minlength=num_experts).tolist()[:num_experts]
+    order_P = expert_P.argsort(stable=True)[: sum(counts)]
+    return Plan(order_P, order_P.div(indices_NK.shape[1], rounding_mode="floor"), counts)
+
+
+def grouped_swiglu(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    gate_up_EFD: Tensor,
+    down_EDF: Tensor,
+    kept_NK: Tensor | None = None,
+) -> Tensor:
+    """Sum over each token's K experts of weight times expert(token); returns (N, D) in ``x``'s dtype.
+
+    ``gate_up_EFD`` is (E, 2F, D). Pairs where ``kept_NK`` is False contribute nothing and cost nothing. Under autocast
+    the products run in its dtype. While training, one (P, 2F) tensor is kept for the backward pass. One token alone
+    reads the weights of its K experts and no others.
+    """
+    device = x_ND.device.type
+    if torch.is_autocast_enabled(device):
+        compute = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            y_ND = grouped_swiglu(x_ND.to(compute), indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
+        return y_ND.to(x_ND.dtype)
+    if records(x_ND, weights_NK, gate_up_EFD, down_EDF):
+        trained_ND: Tensor = _GroupedSwiGLU.apply(  # type: ignore[no-untyped-call]
+            x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK
+        )
+        return trained_ND
+    if kept_NK is None and x_ND.shape[0] == 1:
+        return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
+    plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])
+    if kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS:
+        return _few_tokens(x_ND, plan, weights_NK, gate_up_EFD, down_EDF)
+    return _forward(x_ND, plan, weights_NK.reshape(-1)[plan.order_P], gate_up_EFD, down_EDF, None)
+
+
+def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """Matrix-vector products of the chosen experts only: about four operators an expert and four in all."""
+    chosen, x_D = indices_1K[0].tolist(), x_1D[0]
+    gate_up_KF = x_1D.new_empty(len(chosen), gate_up_EFD.shape[1])
+    for row_F, expert in zip(gate_up_KF.unbind(0), chosen, strict=True):
+        torch.mv(gate_up_EFD[expert].to(x_D.dtype), x_D, out=row_F)
+    gate_KF, up_KF = gate_up_KF.chunk(2, dim=1)
+    hidden_KF = F.silu(gate_KF).mul_(up_KF).mul_(weights_1K.view(-1, 1))
+    y_D = x_D.new_zeros(x_D.shape[0], dtype=widened(x_D))
+    for hidden_F, expert in zip(hidden_KF.unbind(0), chosen, strict=True):
+        down_DF = down_EDF[expert].to(x_D.dtype)
+        if y_D.dtype == x_D.dtype:
+            y_D.addmv_(down_DF, hidden_F)
+        else:
+            y_D.add_(torch.mv(down_DF, hidden_F))
+    return y_D.to(x_D.dtype).unsqueeze(0)
+
+
+def _few_tokens(x_ND: Tensor, plan: Plan, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """Two products an expert, everything else once for all pairs."""
+    rows_PD = x_ND.index_select(0, plan.tokens_P)
+    gate_up_PF = x_ND.new_empty(rows_PD.shape[0], gate_up_EFD.shape[1])
+    for expert, pairs in plan.slices():
+        _product(rows_PD[pairs], gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_PF[pairs])
+    gate_PF, up_PF = gate_up_PF.chunk(2, dim=1)
+    hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[plan.order_P].unsqueeze(1))
+    for expert, pairs in plan.slices():
+        _product(hidden_PF[pairs], down_EDF[expert].to(x_ND.dtype).t(), rows_PD[pairs])
+    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    return y_ND.index_add_(0, plan.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Matrix product into ``out``, rounding on the way where its dtype differs."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(torch.mm(left, right))
+
+
+def _forward(
+    x_ND: Tensor, plan: Plan, weights_P: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, saved_PF: Tensor | None
+) -> Tensor:
+    """Run expert by expert through buffers of the largest expert's size, which stay in the processor's cache.
+
+    ``saved_PF`` (P, 2F) receives the gate and up projections when a backward pass will need them.
+    """
+    most, width = max(plan.counts), down_EDF.shape[2]
+    rows, hidden, gate_up = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, width), saved_PF
+    if gate_up is None:
+        gate_up = x_ND.new_empty(most, 2 * width)
+    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    for expert, pairs in plan.slices():
+        tokens_C, count = plan.tokens_P[pairs], pairs.stop - pairs.start
+        x_CD = torch.index_select(x_ND, 0, tokens_C, out=rows[:count])
+        gate_up_CF = gate_up[pairs] if saved_PF is not None else gate_up[:count]
+        _product(x_CD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_CF)
+        hidden_CF = torch.ops.aten.silu.out(gate_up_CF[:, :width], out=hidden[:count])
+        hidden_CF.mul_(gate_up_CF[:, width:]).mul_(weights_P[pairs].unsqueeze(1))
+        _product(hidden_CF, down_EDF[expert].to(x_ND.dtype).t(), x_CD)
+        y_ND.index_add_(0, tokens_C, x_CD.to(y_ND.dtype))
+    return y_ND.to(x_ND.dtype)
+
+
+class _GroupedSwiGLU(torch.autograd.Function):
+    """Keeps its inputs, the sort and the gate and up projections; gathers rows and the activation again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        indices_NK: Tensor,
+        weights_NK: Tensor,
+        gate_up_EFD: Tensor,
+        down_EDF: Tensor,
+        kept_NK: Tensor | None,
+    ) -> Tensor:
+        plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])
+        weights_P = weights_NK.reshape(-1)[plan.order_P]
+        saved_PF = x_ND.new_empty(plan.order_P.shape[0], gate_up_EFD.shape[1])
+        y_ND = _forward(x_ND, plan, weights_P, gate_up_EFD, down_EDF, saved_PF)
+        ctx.save_for_backward(x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, plan.order_P, plan.tokens_P)
+        ctx.counts, ctx.weights_shape = plan.counts, weights_NK.shape
+        return y_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor, None]:
+        x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, order_P, tokens_P = ctx.saved_tensors
+        plan = Plan(order_P, tokens_P, ctx.counts)
+        gradients = _Gradients(x_ND, grad_ND, plan, weights_P, gate_up_EFD, down_EDF)
+        for expert, pairs in plan.slices():
+            gradients.add_expert(expert, pairs, saved_PF[pairs])
+        grad_weights_N = torch.zeros(ctx.weights_shape, dtype=weights_P.dtype, device=weights_P.device).view(-1)
+        grad_weights_N[order_P] = gradients.weights_P.to(weights_P.dtype)
+        grad_weights_NK = grad_weights_N.view(ctx.weights_shape)
+        return gradients.x_ND.to(x_ND.dtype), None, grad_weights_NK, gradients.gate_up_EFD, gradients.down_EDF, None
+
+
+class _Gradients:
+    """The four gradients and the buffers, of the largest expert's size, that they are made with."""
+
+    def __init__(
+        self,
+        inputs_ND: Tensor,
+        outer_ND: Tensor,
+        plan: Plan,
+        weights: Tensor,
+        gate_up_weight: Tensor,
+        down_weight: Tensor,
+    ) -> None:
+        self._inputs_ND, self._outer_ND, self._plan, self._weights_P = inputs_ND, outer_ND, plan, weights
+        self._gate_up_weight, self._down_weight = gate_up_weight, down_weight
+        most, (_, hidden_size, width) = max(plan.counts), down_weight.shape
+        self._rows, self._outer = (inputs_ND.new_empty(most, hidden_size) for _ in range(2))
+        self._silu, self._slope, self._hidden = (inputs_ND.new_empty(most, width) for _ in range(3))
+        self._gate_up = inputs_ND.new_empty(most, 2 * width)
+        self.x_ND = torch.zeros_like(inputs_ND, dtype=widened(inputs_ND))
+        self.weights_P = inputs_ND.new_empty(weights.shape, dtype=widened(inputs_ND))
+        self.gate_up_EFD, self.down_EDF = torch.empty_like(gate_up_weight), torch.empty_like(down_weight)
+        idle = [expert for expert, count in enumerate(plan.counts) if not count]
+        if idle:
+            self.gate_up_EFD[idle] = 0
+            self.down_EDF[idle] = 0
+
+    def add_expert(self, expert: int, pairs: slice, gate_up_CF: Tensor) -> None:
+        """Back-propagate through one expert. Its output is down(w * silu(gate) * up), w the pair's weight."""
+        count, dtype = pairs.stop - pairs.start, self._inputs_ND.dtype
+        tokens_C, weight_C1 = self._plan.tokens_P[pairs], self._weights_P[pairs].unsqueeze(1)
+        gate_CF, up_CF = gate_up_CF.chunk(2, dim=1)
+        x_CD = torch.index_select(self._inputs_ND, 0, tokens_C, out=self._rows[:count])
+        outer_CD = torch.index_select(self._outer_ND, 0, tokens_C, out=self._outer[:count])
+
+        slope_CF, hidden_CF = self._slope[:count], self._hidden[:count]
+        silu_CF = torch.ops.aten.silu.out(gate_CF, out=self._silu[:count])
+        torch.mul(silu_CF, up_CF, out=hidden_CF)
+        torch.mm(outer_CD, self._down_weight[expert].to(dtype), out=slope_CF)
+        wide = self.weights_P.dtype
+        torch.linalg.vecdot(slope_CF.to(wide), hidden_CF.to(wide), out=self.weights_P[pairs])
+        slope_CF.mul_(weight_C1)
+        _product(outer_CD.t(), hidden_CF.mul_(weight_C1), self.down_EDF[expert])
+
+        grad_CF = self._gate_up[:count]
+        grad_gate_CF, grad_up_CF = grad_CF.chunk(2, dim=1)
+        torch.mul(slope_CF, silu_CF, out=grad_up_CF)
+        torch.ops.aten.silu_backward.grad_input(slope_CF.mul_(up_CF), gate_CF, grad_input=grad_gate_CF)
+        _product(grad_CF.t(), x_CD, self.gate_up_EFD[expert])
+        torch.mm(grad_CF, self._gate_up_weight[expert].to(dtype), out=outer_CD)
+        self.x_ND.index_add_(0, tokens_C, outer_CD.to(self.x_ND.dtype))
