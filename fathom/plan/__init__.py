@@ -5,9 +5,11 @@ from __future__ import annotations
 from fathom.plan.cache import cache_bytes, cache_bytes_per_token, cache_numbers_per_token, compare_caches
 from fathom.plan.count import ParameterCount, count_parameters
 from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token, training_flops_per_token
+from fathom.plan.memory import TrainingMemory, training_memory
 
 __all__ = [
     "ParameterCount",
+    "TrainingMemory",
     "cache_bytes",
     "cache_bytes_per_token",
     "cache_numbers_per_token",
@@ -16,4 +18,5 @@ __all__ = [
     "decoding_flops_per_token",
     "forward_flops_per_token",
     "training_flops_per_token",
+    "training_memory",
 ]

@@ -1,0 +1,72 @@
+"""What training holds in memory, roughly: parameters, gradients, optimizer state and activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fathom.plan.count import count_parameters
+from fathom.spec import GroupedQueryAttention, ModelSpec, check
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes of one training process. ``activations`` is an estimate; the others are exact."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def training_memory(
+    spec: ModelSpec,
+    *,
+    tokens: int,
+    activation_bytes: int = 4,
+    loss_chunk_tokens: int = 1024,
+    activation_checkpointing: bool = False,
+) -> TrainingMemory:
+    """Estimate the memory of one micro-batch of ``tokens`` tokens with float32 weights, gradients and Adam moments.
+
+    Activations are what autograd keeps of each layer: its normed inputs, queries, keys, values, attention output,
+    and the feed-forward products of the experts a token meets; attention scores are not kept. With activation
+    checkpointing only each layer's input stays, and one layer is alive at a time. Logits and their gradient exist
+    for ``loss_chunk_tokens`` rows at once, in float32.
+    """
+    for name, value in (("tokens", tokens), ("activation_bytes", activation_bytes)):
+        check.positive(name, value)
+    check.positive("loss_chunk_tokens", loss_chunk_tokens)
+    count = count_parameters(spec)
+    learned = 4 * (count.total + count.mtp)
+    depth = spec.num_hidden_layers + spec.num_nextn_predict_layers
+    layers = [_kept_numbers(spec, i) for i in range(depth)]
+    kept = max(layers) + depth * spec.hidden_size if activation_checkpointing else sum(layers)
+    return TrainingMemory(
+        parameters=learned,
+        gradients=learned,
+        optimizer=2 * learned,
+        activations=kept * tokens * activation_bytes,
+        logits=2 * 4 * min(tokens, loss_chunk_tokens) * spec.vocab_size,
+    )
+
+
+def _kept_numbers(spec: ModelSpec, index: int) -> int:
+    attention, width = spec.attention, spec.hidden_size
+    if isinstance(attention, GroupedQueryAttention):
+        heads = 2 * (attention.num_heads + attention.num_kv_heads) * attention.head_dim
+    else:
+        latents = 2 * ((attention.q_lora_rank or 0) + attention.kv_lora_rank) + attention.qk_rope_head_dim
+        heads = latents + 2 * attention.num_heads * (attention.qk_head_dim + attention.v_head_dim)
+    moe = spec.moe
+    if moe is None or not spec.is_moe_layer(index):
+        inner = spec.intermediate_size or 0
+    else:
+        inner = moe.num_experts_per_tok * moe.moe_intermediate_size + moe.shared_intermediate_size
+        inner += moe.num_experts_per_tok * width // 3  # each expert's gathered input
+    return 4 * width + heads + 3 * inner
