@@ -1,0 +1,106 @@
+"""What a report shows, as plain values; how a run left it is no concern of the pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One line of a chart: ``y`` over training tokens ``x``."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoads:
+    """Load of every expert of one layer over training.
+
+    ``shares[t][e]`` is the share of routed choices that expert e took at record t, times the number of experts: 1 is
+    an even load. ``tokens[t]`` is when.
+    """
+
+    layer: str
+    tokens: Sequence[float]
+    shares: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needle:
+    """Needle in a haystack: ``accuracy[i][j]`` and ``gain_bits[i][j]`` at ``lengths[i]`` and ``depths[j]``."""
+
+    lengths: Sequence[int]
+    depths: Sequence[float]
+    accuracy: Sequence[Sequence[float]]
+    gain_bits: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """Everything a report shows. ``facts`` are label -> value pairs of the model and its training."""
+
+    name: str
+    facts: Mapping[str, Any]
+    stages: Sequence[tuple[str, float]]
+    losses: Sequence[Curve] = ()
+    bits_over_training: Sequence[Curve] = ()
+    bits_per_byte: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    expert_loads: Sequence[ExpertLoads] = ()
+    dropped_fraction: float | None = None
+    needle: Needle | None = None
+    cache_bytes_per_token: Mapping[str, float] = field(default_factory=dict)
+    cache_kind: str = ""
+    samples: Sequence[tuple[str, str]] = ()
+    commands: Sequence[tuple[str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what report.json holds."""
+        document: dict[str, Any] = {
+            "name": self.name,
+            "model": dict(self.facts),
+            "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages],
+            "bits_per_byte": {source: dict(values) for source, values in self.bits_per_byte.items()},
+            "cache_bytes_per_token": dict(self.cache_bytes_per_token),
+            "experts": expert_summary(self.expert_loads, self.dropped_fraction),
+        }
+        if self.needle is not None:
+            document["needle"] = {
+                "lengths": list(self.needle.lengths),
+                "depths": list(self.needle.depths),
+                "accuracy": [list(row) for row in self.needle.accuracy],
+                "gain_bits": [list(row) for row in self.needle.gain_bits],
+            }
+        return document
+
+
+def expert_summary(loads: Sequence[ExpertLoads], dropped_fraction: float | None) -> dict[str, Any]:
+    """Summarise the last tenth of training: mean over layers of load entropy and of the busiest expert's load.
+
+    ``load_entropy`` is divided by its greatest value ln E, so that 1 is perfectly even and 0 is one expert only.
+    ``max_over_mean`` is the busiest expert's load over the even one.
+    """
+    if not loads:
+        return {}
+    layers = {}
+    for load in loads:
+        last = load.shares[-max(1, len(load.shares) // 10) :]
+        mean = [sum(column) / len(last) for column in zip(*last, strict=True)]
+        layers[load.layer] = {"load_entropy": _entropy(mean), "max_over_mean": max(mean) * len(mean) / sum(mean)}
+    summary: dict[str, Any] = {
+        key: sum(layer[key] for layer in layers.values()) / len(layers) for key in ("load_entropy", "max_over_mean")
+    }
+    if dropped_fraction is not None:
+        summary["dropped_fraction"] = dropped_fraction
+    return summary | {"layers": layers}
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    total = sum(shares)
+    if len(shares) < 2 or total <= 0:
+        return 1.0
+    return -sum(s / total * math.log(s / total) for s in shares if s > 0) / math.log(len(shares))

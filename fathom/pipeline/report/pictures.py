@@ -1,0 +1,158 @@
+"""Charts as inline SVG whose text takes the page's colour, so that they read on light and dark alike.
+
+Labels are English and ASCII: names from data are replaced where a font might lack them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fathom.pipeline.report.data import Curve, ExpertLoads, Needle
+
+INK = "#123456"
+"""Stands for the page's text colour until the SVG is written."""
+PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899", "#64748b", "#84cc16")
+WIDTH = 7.2
+MAX_LEGEND = 12
+STYLE: Any = {
+    "axes.unicode_minus": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fathom",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def loss_chart(curves: Sequence[Curve]) -> str:
+    """Training loss over tokens, one line per stage."""
+    return _lines(curves, "loss (nats per token)", smooth=True)
+
+
+def bits_chart(curves: Sequence[Curve]) -> str:
+    """Held-out bits per byte over tokens, one line per source."""
+    return _lines(curves, "bits per byte", smooth=False)
+
+
+def load_chart(loads: Sequence[ExpertLoads]) -> str:
+    """Load of every expert over training, one heat map per layer; 1 is an even load."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.6 + 1.35 * len(loads)), layout="constrained")
+        rows = figure.subplots(len(loads), 1, squeeze=False, sharex=True)[:, 0]
+        image = None
+        for axes, load in zip(rows, loads, strict=True):
+            columns = list(zip(*load.shares, strict=True))
+            extent = (load.tokens[0] / 1e6, max(load.tokens[-1], load.tokens[0] + 1) / 1e6, len(columns) - 0.5, -0.5)
+            image = axes.imshow(
+                columns, aspect="auto", cmap="viridis", vmin=0, vmax=2.5, extent=extent, interpolation="nearest"
+            )
+            axes.set_ylabel(_plain(load.layer))
+        rows[-1].set_xlabel("million tokens")
+        if image is not None:
+            bar = figure.colorbar(image, ax=list(rows), extend="max", pad=0.02, shrink=min(1.0, 2.0 / len(loads)))
+            bar.set_label("load / even load")
+        return _svg(figure, "Load of every expert over training")
+
+
+def needle_chart(needle: Needle) -> str:
+    """Accuracy over depth and length; the gain in bits per answer token is written into each cell."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * len(needle.depths)), layout="constrained")
+        axes = figure.subplots()
+        cells = [list(column) for column in zip(*needle.accuracy, strict=True)]
+        image = axes.imshow(cells, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1, interpolation="nearest")
+        for i in range(len(needle.lengths)):
+            for j in range(len(needle.depths)):
+                axes.text(i, j, f"{needle.gain_bits[i][j]:+.1f}", ha="center", va="center", color="#111111", fontsize=9)
+        axes.set_xticks(range(len(needle.lengths)), [str(length) for length in needle.lengths])
+        axes.set_yticks(range(len(needle.depths)), [f"{depth:.0%}" for depth in needle.depths])
+        axes.set_xlabel("length in tokens")
+        axes.set_ylabel("depth of the needle")
+        figure.colorbar(image, ax=axes, pad=0.02).set_label("exact answers")
+        return _svg(figure, "Needle in a haystack")
+
+
+def cache_chart(cache_bytes: Mapping[str, float], chosen: str) -> str:
+    """Cache bytes per token of the kinds of attention at the model's shape; its own is highlighted."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.42 * len(cache_bytes)), layout="constrained")
+        axes = figure.subplots()
+        names = list(cache_bytes)
+        colours = [PALETTE[0] if name == chosen else "#94a3b8" for name in names]
+        bars = axes.barh(names, list(cache_bytes.values()), color=colours)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in cache_bytes.values()], padding=4, color=INK)
+        axes.invert_yaxis()
+        axes.margins(x=0.14)
+        axes.set_xlabel("bytes per token, 16-bit numbers")
+        return _svg(figure, "Cache bytes per token by kind of attention")
+
+
+def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for index, curve in enumerate(curves[:MAX_LEGEND]):
+            _line(axes, curve, PALETTE[index % len(PALETTE)], smooth)
+        axes.set_xlabel("million tokens")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        if len(curves) > 1:
+            axes.legend(fontsize=9, ncols=2 if len(curves) > 4 else 1)
+        return _svg(figure, label)
+
+
+def _line(axes: Axes, curve: Curve, colour: str, smooth: bool) -> None:
+    x = [value / 1e6 for value in curve.x]
+    if not smooth or len(x) < 20:
+        axes.plot(
+            x,
+            curve.y,
+            color=colour,
+            linewidth=1.6,
+            marker="" if smooth else "o",
+            markersize=3,
+            label=_plain(curve.name),
+        )
+        return
+    axes.plot(x, curve.y, color=colour, linewidth=0.5, alpha=0.35)
+    mean, smoothed = curve.y[0], []
+    for value in curve.y:
+        mean = 0.9 * mean + 0.1 * value
+        smoothed.append(mean)
+    axes.plot(x, smoothed, color=colour, linewidth=1.8, label=_plain(curve.name))
+
+
+def _plain(name: str) -> str:
+    return name.encode("ascii", "replace").decode().lstrip("_").replace("$", "S") or "source"
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Return the figure as an <svg> element for inlining: no header, no metadata, no fixed size, no addresses."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head_end = text.index(">") + 1
+    view = re.search(r'viewBox="[^"]+"', text[:head_end])
+    body = text[head_end:].replace(INK, "currentColor")
+    box = view.group(0) if view else ""
+    return f'<svg {box} role="img" aria-label="{title}">{body.rstrip()}'
