@@ -49,7 +49,7 @@ class _RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        normed = (wide * inverse).to(x.dtype)
+        normed: Tensor = (wide * inverse).to(x.dtype)
         return normed.mul_(weight)
 
     @staticmethod

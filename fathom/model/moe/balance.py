@@ -17,7 +17,7 @@ from fathom.spec.moe import BalanceScope, MixtureOfExperts
 
 
 def expert_loss(routing: Routing, *, scope: BalanceScope = "sequence") -> Tensor:
-    """Sum over experts of frequency times mean score (V2 eqs 23-25); per sequence, averaged over the batch, or whole."""
+    """Sum over experts of frequency times mean score (V2 eqs 23-25), per sequence and averaged, or over the batch."""
     return (_frequencies(routing, scope) * _mean_scores(routing, scope)).sum(-1).mean()
 
 
