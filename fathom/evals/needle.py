@@ -1,0 +1,126 @@
+"""Needle in a haystack: does the model find a fact hidden in a long text, and what is the fact worth to it?
+
+B prompts, T tokens, A answer tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.model.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedleTrial:
+    """One question: a prompt that holds the needle, the same prompt without it, and the answer.
+
+    ``length`` and ``depth`` say which cell of the table it belongs to.
+    """
+
+    length: int
+    depth: float
+    prompt_ids: Sequence[int]
+    blank_prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedleResult:
+    """``accuracy[i][j]`` and ``gain_bits[i][j]`` are means over the trials at ``lengths[i]`` and ``depths[j]``.
+
+    Accuracy is the share of answers that greedy decoding gives exactly. The gain is how many bits per answer token
+    the model's surprise at the answer falls when the needle is in the prompt.
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    gain_bits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Log-probability of a whole answer in nats, and whether greedy decoding would give exactly this answer."""
+
+    logprob: float
+    exact: bool
+
+
+def needle_in_haystack(
+    model: Decoder,
+    trials: Sequence[NeedleTrial],
+    *,
+    batch_tokens: int = 8192,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NeedleResult:
+    """Measure all trials; those of one length run together, at most ``batch_tokens`` tokens at once.
+
+    Raises:
+        ContextError: a prompt with its answer exceeds the model's context.
+    """
+    answers = [trial.answer_ids for trial in trials]
+    prompts = [trial.prompt_ids for trial in trials] + [trial.blank_prompt_ids for trial in trials]
+    scored = score_answers(model, prompts, answers * 2, batch_tokens=batch_tokens, on_progress=on_progress)
+    found, blank = scored[: len(trials)], scored[len(trials) :]
+    lengths, depths = sorted({t.length for t in trials}), sorted({t.depth for t in trials})
+    cells: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for trial, with_needle, without in zip(trials, found, blank, strict=True):
+        gain = (with_needle.logprob - without.logprob) / math.log(2) / len(trial.answer_ids)
+        cells.setdefault((trial.length, trial.depth), []).append((float(with_needle.exact), gain))
+
+    def table(part: int) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(_mean([pair[part] for pair in cells[n, d]]) for d in depths) for n in lengths)
+
+    return NeedleResult(lengths=tuple(lengths), depths=tuple(depths), accuracy=table(0), gain_bits=table(1))
+
+
+def score_answers(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 8192,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Answered]:
+    """Score each answer after its prompt in one pass over both.
+
+    Greedy decoding gives an answer exactly when each of its tokens is the likeliest after the ones before it, which
+    one pass shows for all tokens at once.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        by_shape.setdefault((len(prompt), len(answer)), []).append(index)
+    results: dict[int, Answered] = {}
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for (prompt_tokens, answer_tokens), indices in sorted(by_shape.items()):
+            size = max(1, batch_tokens // (prompt_tokens + answer_tokens))
+            for start in range(0, len(indices), size):
+                batch = indices[start : start + size]
+                rows = [[*prompts[i], *answers[i]] for i in batch]
+                for index, answered in zip(batch, _score(model, rows, answer_tokens), strict=True):
+                    results[index] = answered
+                if on_progress is not None:
+                    on_progress(len(results), len(prompts))
+    model.train(was_training)
+    return [results[index] for index in range(len(prompts))]
+
+
+def _score(model: Decoder, rows: Sequence[Sequence[int]], answer_tokens: int) -> list[Answered]:
+    tokens_BT = torch.tensor(rows, device=model.head_weight.device)
+    hidden_BAD = model(tokens_BT[:, :-1]).hidden_BTD[:, -answer_tokens:]
+    logits_BAV: Tensor = model.logits(hidden_BAD)
+    answers_BA = tokens_BT[:, -answer_tokens:]
+    logprob_B = logits_BAV.log_softmax(-1).gather(-1, answers_BA[..., None]).sum((1, 2))
+    exact_B = (logits_BAV.argmax(-1) == answers_BA).all(1)
+    return [Answered(logprob, exact) for logprob, exact in zip(logprob_B.tolist(), exact_B.tolist(), strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
