@@ -1,0 +1,152 @@
+"""Where metrics go: JSON lines that survive crashes and resumes, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from fathom.errors import ResourceError
+
+
+class JsonLines:
+    """Appends one JSON object a line; a line is there whole or not at all.
+
+    Every line has a ``step``. Opening at step N drops what was written after N, so that a resumed run writes no step
+    twice; a line cut by a crash goes too. Lines the disk has no room for wait in memory and are tried again with the
+    next one.
+    """
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        self.path = path
+        self._waiting = b""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._truncate(after_step)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._size = os.fstat(self._file).st_size
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line; numbers that are not finite become null."""
+        line = json.dumps({"step": step} | _plain(values), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        self._waiting += line.encode() + b"\n"
+        with suppress(OSError):
+            self._flush()
+
+    def sync(self) -> None:
+        """Force all lines to disk.
+
+        Raises:
+            ResourceError: there is still no room.
+        """
+        try:
+            self._flush()
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        """Write what waits, if there is room, and close the file."""
+        with suppress(OSError):
+            self._flush()
+        os.close(self._file)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        try:
+            written = os.write(self._file, self._waiting)
+            if written < len(self._waiting):
+                raise OSError("written in part")
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += written
+        self._waiting = b""
+
+    def _truncate(self, after_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _belongs(line, after_step)]
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        temporary.write_bytes(b"".join(kept))
+        temporary.replace(self.path)
+
+    def _refused(self, error: OSError) -> ResourceError:
+        reason = error.strerror or error
+        return ResourceError(f"{self.path}: metrics not written ({reason}); free disk space or change the directory")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read back what ``JsonLines`` wrote; a last line still being written is left out."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def _belongs(line: bytes, after_step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return bool(json.loads(line)["step"] <= after_step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    if isinstance(values, float):
+        finite = values - values == 0
+        return values if finite else None
+    return values
+
+
+class Tracker(Protocol):
+    """Takes the same numbers to a viewer."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show one step's numbers; nested ones get names joined with a slash."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class TensorBoard:
+    """Writes scalars where TensorBoard finds them; steps after ``after_step`` that are already there are hidden."""
+
+    def __init__(self, directory: Path, *, after_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(directory), purge_step=after_step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show one step's numbers; nested ones get names joined with a slash."""
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                self.write(step, {f"{name}/{inner}": number for inner, number in value.items()})
+            elif isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish."""
+        self._writer.close()
+
+
+def open_tensorboard(directory: Path, *, after_step: int, note: Callable[[str], None]) -> Tracker | None:
+    """Open TensorBoard's writer, or note why there is none."""
+    try:
+        return TensorBoard(directory, after_step=after_step)
+    except ImportError:
+        note('TensorBoard is not installed, so its log is left out; pip install "fathom-lm[track]" adds it')
+    except OSError as error:
+        note(f"{directory}: TensorBoard's log is left out ({error.strerror or error}); check the disk")
+    return None

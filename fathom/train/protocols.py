@@ -1,0 +1,70 @@
+"""What the trainer needs of its surroundings: batches to learn from, and someone to tell."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class LoadedBatch(Protocol):
+    """Packed sequences of T + 1 tokens: the first T are read, the last T are predicted."""
+
+    @property
+    def tokens_BT1(self) -> Tensor:
+        """Token ids, int64 (B, T + 1)."""
+        ...
+
+    @property
+    def source_B(self) -> Tensor:
+        """Index of each sequence's source, int64 (B,)."""
+        ...
+
+
+class Loader(Protocol):
+    """An endless, resumable stream of batches."""
+
+    def next(self, batch_size: int) -> LoadedBatch:
+        """Return the next ``batch_size`` sequences."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return where the stream stands, as JSON can hold it."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a place that ``state`` returned."""
+        ...
+
+
+class Progress(Protocol):
+    """Receives news of a training stage; the command line draws it, libraries and tests may ignore it."""
+
+    def update(
+        self,
+        *,
+        step: int,
+        total_steps: int,
+        tokens: int,
+        total_tokens: int,
+        loss: float,
+        learning_rate: float,
+        tokens_per_second: float,
+        seconds_left: float,
+    ) -> None:
+        """A step is done; called after every one."""
+        ...
+
+    def note(self, message: str) -> None:
+        """One line worth keeping: a checkpoint that could not be saved, a router that collapses."""
+        ...
+
+
+class Silent:
+    """A ``Progress`` that tells nobody."""
+
+    def update(self, **_: float) -> None:
+        """Ignore."""
+
+    def note(self, message: str) -> None:
+        """Ignore."""

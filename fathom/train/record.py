@@ -1,0 +1,143 @@
+"""Turns steps into lines: metrics.jsonl, experts.jsonl and, where wanted, TensorBoard."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fathom.plan.flops import training_flops_per_token
+from fathom.train.measure import ExpertLoad, bits_per_byte, peak_flops, peak_memory
+from fathom.train.metrics import JsonLines, open_tensorboard
+from fathom.train.state import Position
+from fathom.train.step import Gradients, Observation, StepRunner
+
+METRICS = "metrics.jsonl"
+EXPERTS = "experts.jsonl"
+_RECENT_STEPS = 20
+
+
+class Pace:
+    """Tokens per second of the steps themselves, over the last few and since the last logged one."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+        self._tokens, self._seconds = 0, 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count one step."""
+        self._recent.append((tokens, seconds))
+        self._tokens += tokens
+        self._seconds += seconds
+
+    @property
+    def recent(self) -> float:
+        """Tokens per second over the last few steps."""
+        return sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
+
+    def since_logged(self) -> float:
+        """Tokens per second since this was last asked."""
+        speed = self._tokens / max(self._seconds, 1e-9)
+        self._tokens, self._seconds = 0, 0.0
+        return speed
+
+
+class Recorder:
+    """Writes one line per logged step, with the names below; values that do not apply are null or left out.
+
+    metrics.jsonl: step, tokens, loss, lm_loss, balance_loss, mtp_loss, bits_per_byte, bits_per_byte_by_source,
+    load_entropy (mean over layers) and load_entropy_min, load_max_over_mean, dropped_fraction, collapsed_layers,
+    grad_norm, lr, tokens_per_second, mfu, seconds, peak_memory_bytes, evaluation.
+    experts.jsonl: step, layers: {layer name: share of each expert}.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        runner: StepRunner,
+        *,
+        after_step: int,
+        bytes_per_token: Mapping[str, float],
+        tensorboard: bool,
+        note: Callable[[str], None],
+    ) -> None:
+        self._runner = runner
+        self._bytes_per_token = bytes_per_token
+        self._note = note
+        self._collapsed: list[str] = []
+        self._peak = peak_flops(runner.device, runner.dtype)
+        self._flops = training_flops_per_token(runner.model.spec, runner.spec.sequence_length)
+        self._metrics = JsonLines(directory / METRICS, after_step=after_step)
+        self._experts = JsonLines(directory / EXPERTS, after_step=after_step)
+        self._tracker = None
+        if tensorboard:
+            self._tracker = open_tensorboard(directory / "tensorboard", after_step=after_step, note=note)
+
+    def record(
+        self,
+        position: Position,
+        gradients: Gradients,
+        observation: Observation,
+        *,
+        rate: float,
+        speed: float,
+        evaluation: Mapping[str, float] | None,
+    ) -> None:
+        """Write one step; warns when a router has collapsed, once for every change of the layers concerned."""
+        overall, by_source = bits_per_byte(observation.nats_S, observation.tokens_S, self._bytes_per_token)
+        values: dict[str, Any] = {
+            "tokens": position.tokens,
+            "loss": gradients.loss,
+            "lm_loss": gradients.language_model,
+            "balance_loss": gradients.balance,
+            "mtp_loss": gradients.mtp,
+            "bits_per_byte": overall,
+            "bits_per_byte_by_source": by_source,
+            **self._load(position.step, observation),
+            "grad_norm": gradients.norm_value,
+            "lr": rate,
+            "tokens_per_second": speed,
+            "mfu": speed * self._flops / self._peak if self._peak else None,
+            "seconds": position.seconds,
+            "peak_memory_bytes": peak_memory(self._runner.device),
+        }
+        if evaluation is not None:
+            values["evaluation"] = dict(evaluation)
+        self._metrics.write(position.step, values)
+        if self._tracker is not None:
+            self._tracker.write(position.step, values)
+
+    def sync(self) -> None:
+        """Force all lines to disk; ``ResourceError`` when there is no room."""
+        self._metrics.sync()
+        self._experts.sync()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._metrics.close()
+        self._experts.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _load(self, step: int, observation: Observation) -> dict[str, Any]:
+        moe = self._runner.model.spec.moe
+        if moe is None or observation.counts_LE is None:
+            return {}
+        load, names = ExpertLoad.of(observation.counts_LE), self._runner.layer_names
+        shares = {name: [round(x, 5) for x in row] for name, row in zip(names, load.fractions, strict=False)}
+        self._experts.write(step, {"layers": shares})
+        collapsed = [names[layer] for layer in load.collapsed(moe.num_experts_per_tok)]
+        if collapsed and collapsed != self._collapsed:
+            self._note(
+                f"step {step}: few experts do all the work in {', '.join(collapsed)} (router collapse); "
+                "raise router.balance losses or bias_update_rate, or lower the learning rate"
+            )
+        self._collapsed = collapsed
+        return {
+            "load_entropy": sum(load.entropy) / len(load.entropy),
+            "load_entropy_min": min(load.entropy),
+            "load_max_over_mean": max(load.peak),
+            "dropped_fraction": observation.dropped,
+            "collapsed_layers": collapsed,
+        }

@@ -1,0 +1,284 @@
+"""The trainer end to end on a tiny decoder: it learns, it stops in order, and it resumes bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fathom.checkpoint import store
+from fathom.errors import CheckpointError, DataError, Interrupted, ResourceError, SpecError, TrainError
+from fathom.spec import ModelSpec
+from fathom.spec.train import AdamW, Batch, Checkpointing, TrainSpec
+from fathom.train import Trainer
+from fathom.train.metrics import read_json_lines
+
+MakeTrainer = Callable[..., Trainer]
+TIMED = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+
+
+def lines(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in read_json_lines(directory / name)]
+
+
+def assert_same_checkpoint(one: Path, two: Path) -> None:
+    first, second = store.Checkpoint.open(one), store.Checkpoint.open(two)
+    for stem in ("model", "optimizer", "random"):
+        left, right = first.tensors(stem), second.tensors(stem)
+        assert left.keys() == right.keys()
+        assert left
+        for name in left:
+            assert left[name].dtype == right[name].dtype
+            assert torch.equal(left[name], right[name]), name
+    states = [opened.document("state") for opened in (first, second)]
+    for state in states:
+        assert state.pop("seconds") > 0
+    assert states[0] == states[1]
+    assert first.document("spec") == second.document("spec")
+
+
+class StopAfter:
+    """Asks the trainer to stop as a user would: a signal to its own process, from within step N."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def update(self, **values: float) -> None:
+        if values["step"] == self.step:
+            os.kill(os.getpid(), self.number)
+            os.kill(os.getpid(), self.number)
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+def test_a_stage_learns_and_leaves_metrics_and_checkpoints(
+    tmp_path: Path, make_trainer: MakeTrainer, told: Any
+) -> None:
+    summary = make_trainer(tmp_path, on_progress=told).run()
+    assert (summary.steps, summary.tokens) == (12, 768)
+    assert summary.checkpoint == tmp_path / "checkpoints" / "step-00000012"
+    assert [p.name for p in store.published(tmp_path / "checkpoints")] == ["step-00000010", "step-00000012"]
+    written = read_json_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in written] == [1, 2, 4, 6, 8, 10, 12]
+    first, last = written[0], written[-1]
+    assert last["loss"] < first["loss"] - 0.1
+    assert last["loss"] == summary.loss
+    assert last["loss"] == pytest.approx(last["lm_loss"] + last["balance_loss"] + last["mtp_loss"])
+    assert last["lr"] == 0.01
+    assert first["lr"] == pytest.approx(0.01 / 3)
+    assert last["tokens"] == 768
+    assert 0 < last["mtp_loss"] < last["lm_loss"]
+    assert 0 < last["load_entropy_min"] <= last["load_entropy"] <= 1
+    assert last["load_max_over_mean"] >= 1
+    assert 0 < last["dropped_fraction"] < 1
+    assert last["mfu"] > 0
+    assert last["peak_memory_bytes"] > 1e6
+    assert set(last["bits_per_byte_by_source"]) <= {"stories", "code"}
+    shares = read_json_lines(tmp_path / "experts.jsonl")[-1]["layers"]
+    assert list(shares) == ["layers.1", "mtp.0.block"]
+    assert all(sum(row) == pytest.approx(1, abs=1e-3) and len(row) == 8 for row in shares.values())
+    assert [update["step"] for update in told.updates] == list(range(1, 13))
+    assert told.updates[-1]["seconds_left"] == 0
+    assert told.updates[-1]["total_steps"] == 12
+
+
+def test_a_resumed_stage_equals_one_that_never_stopped(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    make_trainer(tmp_path / "straight").run()
+    broken = tmp_path / "broken"
+    with pytest.raises(Interrupted, match=r"SIGTERM after step 7: the state is saved in .*step-00000007"):
+        make_trainer(broken, on_progress=StopAfter(7)).run()
+    with pytest.raises(Interrupted, match="SIGINT after step 8"):
+        make_trainer(broken, on_progress=StopAfter(8, signal.SIGINT)).run(resume=True)
+    torch.manual_seed(99)
+    summary = make_trainer(broken).run(resume=True)
+    assert summary.steps == 12
+    name = "checkpoints/step-00000012"
+    assert_same_checkpoint(tmp_path / "straight" / name, broken / name)
+    assert lines(tmp_path / "straight") == lines(broken)
+    assert lines(tmp_path / "straight", "experts.jsonl") == lines(broken, "experts.jsonl")
+    again = make_trainer(broken).run(resume=True)
+    assert (again.steps, again.loss, again.checkpoint) == (12, summary.loss, summary.checkpoint)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_stopped_from_outside_resumes_bit_for_bit(
+    tmp_path: Path, make_trainer: MakeTrainer, number: signal.Signals
+) -> None:
+    script = """
+        import runpy, sys
+        from pathlib import Path
+        from fathom.errors import Interrupted
+        tools = runpy.run_path(sys.argv[1])
+        class Waiting:
+            def update(self, **values):
+                if values["step"] == 7:
+                    print("seven", flush=True)
+                    sys.stdin.readline()
+            def note(self, message): pass
+        try:
+            tools["new_trainer"](Path(sys.argv[2]), on_progress=Waiting()).run()
+        except Interrupted as stopped:
+            print(stopped)
+    """
+    broken, conftest = tmp_path / "broken", str(Path(__file__).with_name("conftest.py"))
+    command = [sys.executable, "-c", textwrap.dedent(script), conftest, str(broken)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "seven\n"
+        process.send_signal(number)
+        rest, _ = process.communicate("\n" if number == signal.SIGTERM else None)
+    kept = 5 if number == signal.SIGKILL else 7
+    assert ("SIGTERM after step 7" in rest) == (number == signal.SIGTERM)
+    assert store.latest(broken / "checkpoints") == broken / "checkpoints" / f"step-{kept:08d}"
+    make_trainer(broken).run(resume=True)
+    make_trainer(tmp_path / "straight").run()
+    name = "checkpoints/step-00000012"
+    assert_same_checkpoint(tmp_path / "straight" / name, broken / name)
+    assert lines(tmp_path / "straight") == lines(broken)
+
+
+def test_a_stage_may_run_outside_the_main_thread(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    done: list[int] = []
+    thread = threading.Thread(target=lambda: done.append(make_trainer(tmp_path).run().steps))
+    thread.start()
+    thread.join()
+    assert done == [12]
+
+
+def test_resuming_with_another_spec_is_refused_field_by_field(
+    tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec, model_spec: ModelSpec
+) -> None:
+    make_trainer(tmp_path).run()
+    changed = replace(train_spec, optimizer=AdamW(lr=0.02), total_tokens=4096)
+    with pytest.raises(CheckpointError) as caught:
+        make_trainer(tmp_path, train=changed).run(resume=True)
+    assert "train.optimizer.lr was 0.01 and is 0.02" in str(caught.value)
+    assert "train.total_tokens was 768 and is 4096" in str(caught.value)
+    assert "new directory" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"model\.rms_norm_eps was 1e-06 and is 1e-05"):
+        make_trainer(tmp_path, model=replace(model_spec, rms_norm_eps=1e-5)).run(resume=True)
+    with pytest.raises(CheckpointError, match="holds checkpoints already; resume"):
+        make_trainer(tmp_path).run()
+    cadence = replace(train_spec, checkpoint=Checkpointing(keep=9), log_every_steps=1, evaluate_every_steps=3)
+    assert make_trainer(tmp_path, train=cadence).run(resume=True).steps == 12
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(tmp_path, on_progress=Poison(tmp_path, 7))
+    trainer._progress.model = trainer.model  # type: ignore[attr-defined]
+    with pytest.raises(TrainError) as caught:
+        trainer.run()
+    path = tmp_path / "bad_batch-00000008.safetensors"
+    message = str(caught.value)
+    assert message.startswith("step 8: loss is nan")
+    assert str(path) in message
+    assert "lower optimizer.lr" in message
+    kept = load_file(path)
+    assert kept["tokens"].shape == (4, 17)
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert (described["step"], described["lm_loss"], described["tokens_seen"]) == (8, "nan", 448)
+    weights = dict(trainer.model.named_parameters())
+    assert all(parameter.grad is None for parameter in weights.values())
+    assert sum(int(p.isnan().sum()) for p in weights.values()) == 1
+    assert store.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000005"
+
+
+class Poison:
+    """Puts one NaN into a weight after a step."""
+
+    model: torch.nn.Module
+
+    def __init__(self, directory: Path, step: int) -> None:
+        self.directory, self.step = directory, step
+
+    def update(self, **values: float) -> None:
+        if values["step"] == self.step:
+            with torch.no_grad():
+                self.model.get_parameter("layers.0.self_attn.o_proj.weight")[0, 0] = math.nan
+
+    def note(self, message: str) -> None:
+        pass
+
+
+def test_evaluation_joins_its_step_and_leaves_training_unchanged(
+    tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec
+) -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        modes.append((model.training, torch.is_grad_enabled()))
+        return {"held_out": 1.5}
+
+    spec = replace(train_spec, evaluate_every_steps=5)
+    summary = make_trainer(tmp_path / "a", train=spec, evaluate=evaluate).run()
+    make_trainer(tmp_path / "b", train=spec).run()
+    assert modes == [(False, False)] * 2
+    found = {line["step"]: line["evaluation"] for line in lines(tmp_path / "a") if "evaluation" in line}
+    assert found == {5: {"held_out": 1.5}, 10: {"held_out": 1.5}}
+    assert summary.evaluation == {"held_out": 1.5}
+    name = "checkpoints/step-00000012"
+    assert_same_checkpoint(tmp_path / "a" / name, tmp_path / "b" / name)
+
+
+def test_a_full_disk_is_noted_between_and_fatal_at_the_end(
+    tmp_path: Path, make_trainer: MakeTrainer, told: Any
+) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ResourceError, match=r"step-00000012: checkpoint not saved \(.*\); free disk space"):
+        make_trainer(tmp_path, on_progress=told).run()
+    assert [note.partition(":")[0] for note in told.notes] == ["step 5", "step 10"]
+    assert all("training goes on" in note for note in told.notes)
+    assert lines(tmp_path)[-1]["step"] == 12
+
+
+def test_a_collapsed_router_raises_an_alarm_once(
+    tmp_path: Path, make_trainer: MakeTrainer, told: Any, model_spec: ModelSpec
+) -> None:
+    trainer = make_trainer(tmp_path, on_progress=told)
+    bias = trainer.model.get_buffer("layers.1.mlp.gate.e_score_correction_bias")
+    bias[:2] = 100.0
+    trainer.run()
+    assert len(told.notes) == 1
+    assert "step 1: few experts do all the work in layers.1 (router collapse); raise" in told.notes[0]
+    assert all(line["collapsed_layers"] == ["layers.1"] for line in lines(tmp_path))
+    assert lines(tmp_path)[0]["load_entropy_min"] == pytest.approx(math.log(2) / math.log(8))
+
+
+def test_the_batch_ramp_is_followed(tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec) -> None:
+    batch = Batch(size=6, micro_size=2, initial_size=2, ramp_tokens=200)
+    summary = make_trainer(tmp_path, train=replace(train_spec, batch=batch, log_every_steps=1)).run()
+    seen = [0] + [line["tokens"] for line in lines(tmp_path)]
+    assert [later - before for before, later in pairwise(seen)] == [batch.at(tokens) * 16 for tokens in seen[:-1]]
+    assert summary.tokens >= 768
+
+
+def test_bad_input_is_refused(
+    tmp_path: Path, make_trainer: MakeTrainer, make_loader: Callable[..., Any], train_spec: TrainSpec
+) -> None:
+    with pytest.raises(SpecError, match="sequence_length: 64 exceeds the model's context of 32"):
+        make_trainer(tmp_path, train=replace(train_spec, sequence_length=64))
+    with pytest.raises(DataError, match=r"shape \(4, 10\) instead of \(B, 17\)"):
+        make_trainer(tmp_path, loader=make_loader(length=9)).run()
+    with pytest.raises(DataError, match=r"token \d+ is outside the vocabulary of 64"):
+        make_trainer(tmp_path, loader=make_loader(vocabulary=1000)).run()
+    half = make_trainer(tmp_path)
+    with pytest.raises(SpecError, match=r"model: has weights of torch\.bfloat16"):
+        Trainer(half.model.bfloat16(), train_spec, make_loader(), tmp_path)
