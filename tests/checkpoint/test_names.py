@@ -19,6 +19,7 @@ from fathom.checkpoint.names import (
     to_published,
 )
 from fathom.errors import CheckpointError
+from fathom.families import PRESETS, preset
 from fathom.model.build import build
 from fathom.spec import (
     GroupedQueryAttention,
@@ -119,6 +120,42 @@ def test_the_table_is_a_bijection(small: ModelSpec) -> None:
     ours, theirs = parameter_shapes(small), {n: s for r in table.rules for n in r.names for s in [r.part_shape]}
     numbers = [sum(torch.Size(shape).numel() for shape in side.values()) for side in (ours, theirs)]
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_bijection_of_names_and_shapes(name: str) -> None:
+    big = preset(name)
+    table = name_table(big)
+    assert table.our_shapes() == parameter_shapes(big)
+    published = table.published_shapes()
+    table.check_published(published)
+    names = [published_name for rule in table.rules for published_name in rule.names]
+    assert len(names) == len(set(names))
+    for rule in table.rules:
+        numbers = sum(torch.Size(published[part]).numel() for part in rule.names)
+        assert numbers == torch.Size(rule.shape).numel()
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3", "deepseek-llm-67b", "mixtral-8x7b"])
+def test_shapes_of_big_models_are_those_of_the_decoder(name: str) -> None:
+    assert shapes_of(build(preset(name), device="meta").state_dict()) == parameter_shapes(preset(name))
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "mixtral-8x7b", "deepseek-r1-distill-qwen-1.5b"])
+def test_big_models_convert_both_ways_without_weights(name: str) -> None:
+    big = preset(name)
+    state = {n: torch.empty(s, device="meta") for n, s in parameter_shapes(big).items()}
+    published = to_published(big, state)
+    assert shapes_of(published) == name_table(big).published_shapes()
+    assert shapes_of(from_published(big, published)) == parameter_shapes(big)
+
+
+def test_sizes_of_released_checkpoints() -> None:
+    """Tensors in the released indices: 7B 30 x 9 + 3; V2-Lite 6 dense attention tensors a layer, 64 x 3 experts."""
+    lite = 3 + 27 * 7 + 3 + 26 * (1 + 3 + 64 * 3)
+    counts = {"deepseek-llm-7b": 273, "mixtral-8x7b": 3 + 32 * (6 + 1 + 24), "deepseek-v2-lite": lite}
+    for name, count in counts.items():
+        assert len(name_table(preset(name)).published_shapes()) == count
 
 
 def test_llama_writes_gate_before_up() -> None:

@@ -87,6 +87,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "mixtral",
         DENSE | {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None, "intermediate_size": 28},
     ),
+    "mixtral with window": (
+        "mixtral",
+        DENSE | {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 13, "intermediate_size": 20},
+    ),
     "deepseek_v2 greedy": ("deepseek_v2", V2),
     "deepseek_v2 lite": ("deepseek_v2", V2 | {"rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}}),
     "deepseek_v2 group limited": (
@@ -97,6 +101,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v2",
         V2 | LIMITED | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}, "first_k_dense_replace": 2},
     ),
+    "deepseek_v2 yarn without mscale": ("deepseek_v2", V2 | {"rope_parameters": YARN}),
     "deepseek_v2 with biases": ("deepseek_v2", V2 | {"attention_bias": True, "q_lora_rank": 20}),
     "deepseek_v3 yarn": ("deepseek_v3", V3 | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     "deepseek_v3 half layout": ("deepseek_v3", V3 | {"rope_interleave": False, "q_lora_rank": None}),
