@@ -1,0 +1,54 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fathom.cli.models import models, short
+from fathom.errors import SpecError
+from fathom.families import PRESETS
+
+
+def run(*arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(models)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json_lists_every_preset_with_its_numbers() -> None:
+    rows = {row["name"]: row for row in json.loads(run("--json"))}
+    assert list(rows) == list(PRESETS)
+    v2 = rows["deepseek-v2"]
+    assert (v2["total_parameters"], v2["cache_bytes_per_token"]) == (235_741_434_880, 69_120)
+    assert (v2["layers"], v2["attention"], v2["context"]) == (60, "MLA-512+64", 163840)
+    assert v2["unconfirmed"] == []
+    assert rows["deepseek-math-7b"]["unconfirmed"]
+
+
+def test_the_table_shows_sizes_and_marks_unconfirmed_rows() -> None:
+    lines = {line.split()[0]: line for line in run().splitlines() if line.strip()}
+    assert set(PRESETS) <= set(lines)
+    shown = ["deepseek-v2", "deepseek_v2", "236B", "20.9B", "60", "MLA-512+64", "69,120", "163,840"]
+    assert lines["deepseek-v2"].split() == shown
+    assert lines["deepseek-coder-33b"].split()[1] == "*"
+    assert "not confirmed" in lines["*"]
+
+
+def test_one_family_only() -> None:
+    rows = json.loads(run("--json", "--family", "mixtral"))
+    assert [row["name"] for row in rows] == ["mixtral-8x7b"]
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match=r"--family: no preset is of family 'gpt'; use one of deepseek, deepseek_v2"):
+        run("--family", "gpt")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(5, "5"), (12_345, "12.3K"), (16.1e6, "16.1M"), (999_999_999, "1.00B"), (99.99e9, "100B"), (671e9, "671B")],
+)
+def test_counts_are_written_in_three_digits(count: float, text: str) -> None:
+    assert short(count) == text
