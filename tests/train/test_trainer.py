@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,26 @@ def test_a_resumed_stage_equals_one_that_never_stopped(tmp_path: Path, make_trai
     again = make_trainer(broken).run(resume=True)
     assert (again.steps, again.loss, again.checkpoint) == (12, summary.loss, summary.checkpoint)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    tmp_path: Path, make_trainer: MakeTrainer, model_spec: ModelSpec
+) -> None:
+    tied = replace(model_spec, tie_word_embeddings=True)
+    make_trainer(tmp_path / "straight", model=tied).run()
+    broken = tmp_path / "broken"
+    make_trainer(broken, model=tied).run()
+    last = broken / "checkpoints" / "step-00000012"
+    whole = (last / "optimizer.safetensors").read_bytes()
+    (last / "optimizer.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(
+        CheckpointError, match=r"optimizer\.safetensors: has \d+ bytes instead of \d+; .*delete .*12 to"
+    ):
+        make_trainer(broken, model=tied).run(resume=True)
+    shutil.rmtree(last)
+    assert make_trainer(broken, model=tied).run(resume=True).checkpoint == last
+    assert_same_checkpoint(tmp_path / "straight" / "checkpoints" / last.name, last)
+    assert lines(tmp_path / "straight") == lines(broken)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
