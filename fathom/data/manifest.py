@@ -1,0 +1,35 @@
+"""Reading a manifest: the TOML list of a corpus's sources."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from fathom.data.extract import EXTRACTORS
+from fathom.errors import SpecError
+from fathom.spec import from_mapping, read_toml
+from fathom.spec.data import FolderSource, Manifest, PackageSource, Source
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read and check a manifest; relative folders are taken from the manifest's own folder.
+
+    Every problem raises ``SpecError`` located in the file, an unknown extractor included.
+    """
+    try:
+        manifest = from_mapping(Manifest, read_toml(path))
+    except SpecError as error:
+        raise error if error.path.startswith(str(path)) else error.under(f"{path}: ") from None
+    return Manifest(sources=tuple(_resolved(source, index, path) for index, source in enumerate(manifest.sources)))
+
+
+def _resolved(source: Source, index: int, path: Path) -> Source:
+    if isinstance(source, FolderSource):
+        return dataclasses.replace(source, path=str(path.parent / Path(source.path).expanduser()))
+    return _known(source, f"{path}: sources[{index}].extractor")
+
+
+def _known(source: PackageSource, where: str) -> PackageSource:
+    if source.extractor not in EXTRACTORS:
+        raise SpecError(where, f"unknown extractor {source.extractor!r}", f"use one of {', '.join(sorted(EXTRACTORS))}")
+    return source
