@@ -1,0 +1,102 @@
+"""``fathom chat``: talk with a model, line by line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fathom.cli import options, sampling
+from fathom.errors import ContextError
+from fathom.spec.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from fathom.pipeline.handle import LanguageModel
+
+Message = dict[str, str]
+HELP = "/reset forgets the conversation, /exit leaves."
+LEAST_ANSWER = 32
+
+
+def chat(
+    model: options.Model,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told before everything.")] = None,
+    max_tokens: sampling.MaxTokens = None,
+    temperature: sampling.Temperature = 0.8,
+    top_k: sampling.TopK = 0,
+    top_p: sampling.TopP = 0.95,
+    min_p: sampling.MinP = 0.0,
+    seed: sampling.Seed = None,
+    device: options.Device = "auto",
+    dtype: sampling.Dtype = "auto",
+) -> None:
+    """Talk with a model; each line of stdin is a message. /reset forgets the conversation, /exit leaves."""
+    opened = sampling.open_model(model, device, dtype)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        _enable_line_editing()
+        print(HELP, file=sys.stderr)
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(first)
+    while (line := _read(interactive)) is not None:
+        if line == "/exit":
+            return
+        if line == "/reset":
+            messages = list(first)
+            continue
+        if not line:
+            continue
+        messages.append({"role": "user", "content": line})
+        try:
+            ids = _fitted(opened, messages, len(first), max_tokens)
+            params = SamplingParams(
+                max_tokens=sampling.fitting_tokens(opened, ids, max_tokens),
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                seed=seed,
+            )
+            answer = sampling.write_stream(opened, ids, params)
+        except ContextError as error:
+            if not interactive:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _read(interactive: bool) -> str | None:
+    """Return the next message, or None at the end of the input."""
+    try:
+        line = input("> ") if interactive else sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        return None
+    if not interactive and not line:
+        return None
+    return line.strip()
+
+
+def _enable_line_editing() -> None:
+    try:
+        import readline  # noqa: F401  importing it gives input() history and editing
+    except ImportError:
+        return
+
+
+def _fitted(model: LanguageModel, messages: list[Message], fixed: int, max_tokens: int | None) -> list[int]:
+    """Return the conversation's token ids, forgetting its oldest turns, in place, until an answer fits after it."""
+    from fathom.tokenizer import encode_chat
+
+    wanted = min(LEAST_ANSWER, model.spec.max_position_embeddings // 2) if max_tokens is None else max_tokens
+    ids = encode_chat(model.tokenizer, messages)
+    forgotten = 0
+    while len(ids) + wanted > model.spec.max_position_embeddings and len(messages) > fixed + 1:
+        del messages[fixed : fixed + 2]
+        forgotten += 1
+        ids = encode_chat(model.tokenizer, messages)
+    if forgotten:
+        print(f"(the context is full: the oldest {forgotten} turns are forgotten)", file=sys.stderr)
+    return ids

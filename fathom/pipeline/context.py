@@ -1,0 +1,103 @@
+"""What a step is given, and where in the run directory the steps leave their results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from fathom.errors import SpecError
+from fathom.pipeline.progress import Progress
+from fathom.spec.data import Manifest
+from fathom.spec.model import ModelSpec
+from fathom.spec.recipe import Recipe, Step, TrainStep
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe with its sources: everything a run needs to know. ``manifests`` is by corpus step name."""
+
+    recipe: Recipe
+    manifests: Mapping[str, Manifest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext:
+    """One run as its steps see it. ``cache_dir`` keeps fetched sources between runs."""
+
+    plan: Plan
+    directory: Path
+    cache_dir: Path
+    device: str
+    progress: Progress
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return self.plan.recipe
+
+    def path(self, step: Step) -> Path:
+        """Where a step leaves its result: a folder of its own name, or a file for steps that leave one."""
+        return self.directory / result_name(step)
+
+    def report(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """Pass on the progress of a room below."""
+        self.progress.update(done, total, unit, {"": stage} if stage else {})
+
+    def before(self, step: Step, kind: type[S]) -> S:
+        """Return the last step of a kind before ``step``; ``SpecError`` if there is none."""
+        found = last_before(self.recipe, step, kind)
+        if found is None:
+            raise SpecError(f"steps.{step.name}", f"needs a {kind_of(kind)} step before it", "add one to the recipe")
+        return found
+
+
+def kind_of(kind: type) -> str:
+    """Return the word a recipe uses for a class of steps."""
+    return str(getattr(kind, "kind", kind.__name__))
+
+
+def result_name(step: Step) -> str:
+    """Name of the folder or file a step leaves in the run directory."""
+    if step.kind in ("evaluate", "needle"):
+        return f"{step.name}.json"
+    if step.kind == "sample":
+        return "samples.json" if step.name == "sample" else f"{step.name}.json"
+    return "report.html" if step.kind == "report" else step.name
+
+
+def last_before(recipe: Recipe, step: Step, kind: type[S]) -> S | None:
+    """Return the last step of a kind that the recipe runs before ``step``, or None."""
+    found = None
+    for other in recipe.steps:
+        if other.name == step.name:
+            break
+        if isinstance(other, kind):
+            found = other
+    return found
+
+
+def stage_model(recipe: Recipe, step: Step) -> ModelSpec:
+    """Return the model as it is during ``step``: every train step up to it may have stretched the context."""
+    model = recipe.model
+    for index, other in enumerate(recipe.steps):
+        if isinstance(other, TrainStep):
+            model = _stretched(model, other, index)
+        if other.name == step.name:
+            break
+    return model
+
+
+def _stretched(model: ModelSpec, step: TrainStep, index: int) -> ModelSpec:
+    rope = model.rope
+    if step.rope_scaling is not None:
+        rope = dataclasses.replace(rope, scaling=step.rope_scaling)
+    context = step.max_position_embeddings or model.max_position_embeddings
+    try:
+        return dataclasses.replace(model, rope=rope, max_position_embeddings=context)
+    except SpecError as error:
+        raise error.under(f"steps[{index}]") from None

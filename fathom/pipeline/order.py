@@ -1,0 +1,53 @@
+"""Checks on the order of a recipe's steps that can be made before the first one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fathom.errors import SpecError
+from fathom.pipeline.context import kind_of, last_before, stage_model
+from fathom.spec.recipe import (
+    CorpusStep,
+    EvaluateStep,
+    NeedleStep,
+    Recipe,
+    SampleStep,
+    ShardsStep,
+    Step,
+    TokenizerStep,
+    TrainStep,
+)
+
+NEEDS: Mapping[type[Step], tuple[type[Step], ...]] = MappingProxyType(
+    {
+        TokenizerStep: (CorpusStep,),
+        ShardsStep: (CorpusStep, TokenizerStep),
+        TrainStep: (CorpusStep, TokenizerStep, ShardsStep),
+        EvaluateStep: (ShardsStep, TrainStep),
+        NeedleStep: (ShardsStep, TrainStep),
+        SampleStep: (TokenizerStep, TrainStep),
+    }
+)
+"""Kind of step -> the kinds that must come before it."""
+
+
+def check_order(recipe: Recipe) -> None:
+    """Refuse a recipe in which a step lacks what it builds on, or measures beyond the model's context.
+
+    Raises:
+        SpecError: located at the step and field.
+    """
+    for index, step in enumerate(recipe.steps):
+        where = f"steps[{index}]"
+        if not step.name or not all(c.isalnum() or c in "-_" for c in step.name):
+            raise SpecError(f"{where}.name", f"{step.name!r} is not a plain name", "use letters, digits, - and _")
+        for kind in NEEDS.get(type(step), ()):
+            if last_before(recipe, step, kind) is None:
+                raise SpecError(where, f"{step.name!r} needs a {kind_of(kind)} step before it", "add one to the recipe")
+        context = stage_model(recipe, step).max_position_embeddings
+        if isinstance(step, NeedleStep) and max(step.lengths) > context:
+            problem = f"{max(step.lengths)} exceeds the context of {context}"
+            raise SpecError(f"{where}.lengths", problem, "shorten it or stretch the context in a train step")
+        if isinstance(step, EvaluateStep) and step.context is not None and not 1 <= step.context <= context:
+            raise SpecError(f"{where}.context", f"{step.context} is not within 1 to {context}", "choose one that is")

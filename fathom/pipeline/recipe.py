@@ -1,0 +1,125 @@
+"""Load a recipe: TOML, preset models, overrides from the command line, and the sources its corpus steps name."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.data.manifest import load_manifest
+from fathom.errors import SpecError
+from fathom.pipeline.context import Plan
+from fathom.pipeline.order import check_order
+from fathom.spec.data import FolderSource, Manifest
+from fathom.spec.mapping import from_mapping, read_toml, to_mapping
+from fathom.spec.model import ModelSpec
+from fathom.spec.recipe import CorpusStep, Recipe
+
+
+def load_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = ()) -> Plan:
+    """Read a recipe TOML into a ``Plan``.
+
+    ``[model]`` is a ModelSpec, or ``preset = "name"`` of ``fathom.families`` plus the fields that differ.
+    ``overrides`` are ``path=value`` strings, e.g. ``model.hidden_size=128`` or ``pretrain.train.total_tokens=1000``,
+    where a step is named, or numbered as ``steps[2]``; values are TOML, or plain text where they are not.
+    ``text`` folders replace the sources of every corpus step.
+
+    Raises:
+        SpecError: a field is unknown, missing, mistyped or contradicts another; located by file and field.
+    """
+    raw = read_toml(path)
+    try:
+        for override in overrides:
+            _apply_override(raw, override)
+        if "model" in raw:
+            raw["model"] = _resolve_model(raw["model"])
+        recipe = from_mapping(Recipe, raw)
+        check_order(recipe)
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error.path}", error.problem, error.remedy) from None
+    corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
+    if text:
+        sources = Manifest(sources=folder_sources(text))
+        return Plan(recipe=recipe, manifests={step.name: sources for step in corpora})
+    return Plan(
+        recipe=recipe, manifests={step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
+    )
+
+
+def folder_sources(folders: Sequence[Path]) -> tuple[FolderSource, ...]:
+    """Make one source per folder or file, named after it; equal names are numbered."""
+    sources: list[FolderSource] = []
+    for folder in folders:
+        if not folder.exists():
+            raise SpecError("--text", f"{folder} does not exist", "name a folder or file of text")
+        base = re.sub(r"[^\w-]+", "-", folder.resolve().stem).strip("-") or "text"
+        taken = {source.name for source in sources}
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        sources.append(FolderSource(name=name, path=str(folder.resolve())))
+    return tuple(sources)
+
+
+def _resolve_model(raw: Any) -> Any:
+    if not isinstance(raw, Mapping) or "preset" not in raw:
+        return raw
+    from fathom.families import preset
+
+    try:
+        base = preset(str(raw["preset"]))
+    except SpecError as error:
+        raise SpecError("model.preset", error.problem, error.remedy) from None
+    differing = {name: value for name, value in raw.items() if name != "preset"}
+    merged = merge(to_mapping(base), differing)
+    return to_mapping(from_mapping(ModelSpec, merged, "model"))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another; a table of another ``kind`` replaces the old one whole."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
+        same_kind = same_kind and value.get("kind", old.get("kind")) == old.get("kind")  # type: ignore[union-attr]
+        result[name] = merge(old, value) if same_kind else value  # type: ignore[arg-type]
+    return result
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part for part in re.split(r"[.\[\]]+", key.strip()) if part]
+    if not equals or not parts:
+        raise SpecError(f"--set {override}", "is not path=value", "write e.g. --set pretrain.train.total_tokens=100000")
+    steps = raw.get("steps", [])
+    names = [step.get("name", step.get("kind")) if isinstance(step, Mapping) else None for step in steps]
+    if parts[0] in names and parts[0] not in raw:
+        parts = ["steps", *parts]
+    target: Any = raw
+    for index, part in enumerate(parts[:-1]):
+        target = _descend(target, part, names if parts[:index] == ["steps"] else [], override)
+    if not isinstance(target, dict):
+        raise SpecError(f"--set {override}", f"{parts[-1]!r} is not inside a table", "name a field of the recipe")
+    target[parts[-1]] = _toml_value(text.strip())
+
+
+def _descend(target: Any, part: str, names: Sequence[Any], override: str) -> Any:
+    if isinstance(target, list):
+        if part in names:
+            return target[names.index(part)]
+        if part.isdigit() and int(part) < len(target):
+            return target[int(part)]
+        known = ", ".join(str(name) for name in names) or f"0 to {len(target) - 1}"
+        raise SpecError(f"--set {override}", f"there is no entry {part!r}", f"use one of {known}")
+    if not isinstance(target, dict):
+        raise SpecError(f"--set {override}", f"{part!r} is not inside a table", "name a field of the recipe")
+    return target.setdefault(part, {})
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,181 @@
+"""Gather what the steps of a run left into ``RunData``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.pipeline.context import result_name, stage_model
+from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
+from fathom.pipeline.state import StepState, read_json
+from fathom.plan.cache import cache_bytes_per_token
+from fathom.plan.count import count_parameters
+from fathom.spec.attention import GroupedQueryAttention, LatentAttention
+from fathom.spec.model import ModelSpec
+from fathom.spec.recipe import EvaluateStep, NeedleStep, Recipe, SampleStep, Step, TrainStep
+from fathom.train.metrics import read_json_lines
+
+MAX_RECORDS = 240
+"""Records of expert load a heat map shows; more are thinned evenly."""
+
+
+def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], report: Step) -> RunData:
+    """Return what is known about the run when ``report`` comes; what a recipe does not measure is left out."""
+    before = recipe.steps[: [step.name for step in recipe.steps].index(report.name)]
+    stages = [step for step in before if isinstance(step, TrainStep)]
+    metrics = {step.name: read_json_lines(directory / step.name / "metrics.jsonl") for step in stages}
+    offsets = _offsets(metrics)
+    spec = stage_model(recipe, report)
+    shown = {step.name: states[step.name].seconds for step in before if step.name in states}
+    return RunData(
+        name=recipe.name,
+        facts=_facts(spec, metrics),
+        stages=list(shown.items()),
+        losses=[_curve(name, rows, offsets[name], "lm_loss") for name, rows in metrics.items() if rows],
+        bits_over_training=_bits_over_training(metrics, offsets),
+        bits_per_byte=_bits_per_byte(_last(before, EvaluateStep, directory)),
+        expert_loads=_expert_loads(directory, metrics, offsets),
+        dropped_fraction=_dropped(metrics),
+        needle=_needle(_last(before, NeedleStep, directory)),
+        cache_bytes_per_token=cache_kinds(spec),
+        cache_kind=_cache_kind(spec),
+        samples=_samples(_last(before, SampleStep, directory)),
+        commands=_commands(directory),
+    )
+
+
+def cache_kinds(spec: ModelSpec) -> dict[str, float]:
+    """Cache bytes per token at 16 bits of MHA, GQA, MQA and MLA for a model of this shape (V2 Table 1).
+
+    GQA has a quarter of the heads, at least one. Where the model has no latent of its own, MLA's is V2's: 4 head
+    widths and half a head width of rotated key (V2 §3.1.2). The model's own kind is its own number.
+    """
+    old = spec.attention
+    heads = old.num_heads
+    width = old.v_head_dim if isinstance(old, LatentAttention) else old.head_dim
+    groups = next(g for g in range(max(1, heads // 4), heads + 1) if heads % g == 0)
+    kinds: dict[str, GroupedQueryAttention | LatentAttention] = {
+        name: GroupedQueryAttention(num_heads=heads, num_kv_heads=kv_heads, head_dim=width)
+        for name, kv_heads in (("MHA", heads), ("GQA", groups), ("MQA", 1))
+    }
+    kinds["MLA"] = LatentAttention(
+        num_heads=heads,
+        kv_lora_rank=4 * width,
+        qk_nope_head_dim=width,
+        qk_rope_head_dim=max(2, width // 4 * 2),
+        v_head_dim=width,
+    )
+    kinds[_cache_kind(spec)] = old
+    return {name: cache_bytes_per_token(dataclasses.replace(spec, attention=kind)) for name, kind in kinds.items()}
+
+
+def _cache_kind(spec: ModelSpec) -> str:
+    attention = spec.attention
+    if isinstance(attention, LatentAttention):
+        return "MLA"
+    if attention.num_kv_heads == attention.num_heads:
+        return "MHA"
+    return "MQA" if attention.num_kv_heads == 1 else "GQA"
+
+
+def _last(before: Sequence[Step], kind: type[Step], directory: Path) -> Any:
+    """Return what the last step of a kind wrote, or None."""
+    found = [step for step in before if isinstance(step, kind)]
+    path = directory / result_name(found[-1]) if found else None
+    return read_json(path) if path is not None and path.exists() else None
+
+
+def _offsets(metrics: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    offsets, total = {}, 0
+    for name, rows in metrics.items():
+        offsets[name] = total
+        total += rows[-1]["tokens"] if rows else 0
+    return offsets
+
+
+def _facts(spec: ModelSpec, metrics: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    count = count_parameters(spec)
+    rows = [rows[-1] for rows in metrics.values() if rows]
+    tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
+    facts: dict[str, Any] = {
+        "parameters": count.total,
+        "active_parameters": count.active,
+        "attention": spec.attention.label,
+        "layers": spec.num_hidden_layers,
+        "hidden_size": spec.hidden_size,
+        "vocabulary": spec.vocab_size,
+        "context": spec.max_position_embeddings,
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
+    }
+    if spec.moe is not None:
+        facts["experts"] = f"{spec.moe.n_routed_experts} routed, {spec.moe.num_experts_per_tok} per token"
+        facts["shared_experts"] = spec.moe.n_shared_experts
+    return facts
+
+
+def _curve(name: str, rows: Sequence[Mapping[str, Any]], offset: int, key: str) -> Curve:
+    kept = [row for row in rows if row.get(key) is not None]
+    return Curve(name=name, x=[offset + row["tokens"] for row in kept], y=[row[key] for row in kept])
+
+
+def _bits_over_training(metrics: Mapping[str, list[dict[str, Any]]], offsets: Mapping[str, int]) -> list[Curve]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name, rows in metrics.items():
+        for row in rows:
+            for source, value in row.get("evaluation", {}).items():
+                points.setdefault(source, []).append((offsets[name] + row["tokens"], value))
+    return [Curve(name=s, x=[x for x, _ in p], y=[y for _, y in p]) for s, p in points.items()]
+
+
+def _bits_per_byte(document: Any) -> dict[str, dict[str, float | None]]:
+    if document is None:
+        return {}
+    start, end = document["start"], document["end"]
+    return {source: {"start": start.get(source), "end": value} for source, value in end.items()}
+
+
+def _expert_loads(
+    directory: Path, metrics: Mapping[str, list[dict[str, Any]]], offsets: Mapping[str, int]
+) -> list[ExpertLoads]:
+    layers: dict[str, list[tuple[float, list[float]]]] = {}
+    for name, rows in metrics.items():
+        tokens = {row["step"]: offsets[name] + row["tokens"] for row in rows}
+        for record in read_json_lines(directory / name / "experts.jsonl"):
+            for layer, shares in record["layers"].items():
+                if record["step"] in tokens:
+                    layers.setdefault(layer, []).append((tokens[record["step"]], [s * len(shares) for s in shares]))
+    loads = []
+    for layer, records in layers.items():
+        thinned = records[:: -(-len(records) // MAX_RECORDS)]
+        loads.append(ExpertLoads(layer=layer, tokens=[t for t, _ in thinned], shares=[s for _, s in thinned]))
+    return loads
+
+
+def _dropped(metrics: Mapping[str, list[dict[str, Any]]]) -> float | None:
+    values = [
+        row["dropped_fraction"] for rows in metrics.values() for row in rows if row.get("dropped_fraction") is not None
+    ]
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last) if last else None
+
+
+def _needle(document: Any) -> Needle | None:
+    if document is None:
+        return None
+    return Needle(**{key: document[key] for key in ("lengths", "depths", "accuracy", "gain_bits")})
+
+
+def _samples(document: Any) -> list[tuple[str, str]]:
+    return [(sample["prompt"], sample["continuation"]) for sample in document["samples"]] if document else []
+
+
+def _commands(directory: Path) -> list[tuple[str, str]]:
+    return [
+        ("Continue a text:", f'fathom generate {directory} --prompt "Once upon a time"'),
+        ("Talk with it:", f"fathom chat {directory}"),
+        ("Measure it on your own text:", f"fathom evaluate {directory} --text FOLDER"),
+        ("Use it from Python:", f'import fathom\nmodel = fathom.load("{directory}")'),
+    ]

@@ -1,0 +1,157 @@
+"""The state of a run: which steps are done, how long they took, and what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fathom.errors import CheckpointError, SpecError
+from fathom.pipeline.context import Plan, last_before
+from fathom.spec.mapping import from_mapping, to_mapping
+from fathom.spec.recipe import CorpusStep, Recipe, ShardsStep, Step, TokenizerStep, TrainStep
+
+Status = Literal["running", "interrupted", "failed", "done"]
+STATE_FILE, RECIPE_FILE = "state.json", "recipe.json"
+CADENCES = ("checkpoint", "log_every_steps", "evaluate_every_steps")
+"""Fields of a train step that may change between calls: they say how often, not what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepState:
+    """One step's record. ``seconds`` sums all attempts; ``inputs`` is the fingerprint of what it was made from."""
+
+    status: Status
+    seconds: float
+    inputs: str
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON by rename, so that a reader sees the old file or the new one and never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; ``CheckpointError`` names a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give the directory of a Fathom run") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); begin again with --restart") from None
+
+
+def read_state(directory: Path) -> dict[str, StepState]:
+    """Return the steps recorded in a run directory; empty where no run has begun."""
+    path = directory / STATE_FILE
+    if not path.exists():
+        return {}
+    try:
+        return {name: StepState(**entry) for name, entry in read_json(path)["steps"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: is not the state of a Fathom run; give another --out") from None
+
+
+def write_state(directory: Path, states: Mapping[str, StepState]) -> None:
+    """Record the steps of a run."""
+    steps = {
+        name: {"status": s.status, "seconds": round(s.seconds, 3), "inputs": s.inputs} for name, s in states.items()
+    }
+    write_json(directory / STATE_FILE, {"steps": steps})
+
+
+def write_plan(directory: Path, plan: Plan) -> None:
+    """Record the recipe and sources of a run."""
+    write_json(directory / RECIPE_FILE, plan_mapping(plan))
+
+
+def read_recipe(directory: Path) -> Recipe:
+    """Return the recipe a run directory was made with."""
+    document = read_json(directory / RECIPE_FILE)
+    try:
+        return from_mapping(Recipe, document["recipe"])
+    except (KeyError, TypeError, SpecError) as error:
+        raise CheckpointError(f"{directory / RECIPE_FILE}: cannot be used ({error}); --restart the run") from None
+
+
+def inputs_of(plan_mapping: Mapping[str, Any], recipe: Recipe, step: Step) -> dict[str, Any]:
+    """Return what a step's result depends on: its own fields, its sources or model, and which steps it builds on."""
+    index = [other.name for other in recipe.steps].index(step.name)
+    fields = dict(plan_mapping["recipe"]["steps"][index])
+    inputs: dict[str, Any] = {"steps": {step.name: fields}}
+    if isinstance(step, CorpusStep):
+        del fields["manifest"]
+        inputs["manifest"] = plan_mapping["manifests"][step.name]
+    if isinstance(step, TrainStep):
+        fields["train"] = {name: value for name, value in fields["train"].items() if name not in CADENCES}
+        inputs["model"] = plan_mapping["recipe"]["model"]
+    kinds: tuple[type[Step], ...] = (CorpusStep, TokenizerStep, ShardsStep, TrainStep)
+    upstream = [last_before(recipe, step, kind) for kind in kinds]
+    inputs["builds_on"] = [other.name for other in upstream if other is not None]
+    return inputs
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Return a digest of a step's inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_mapping(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain values, as ``recipe.json`` holds it."""
+    manifests = {name: to_mapping(manifest) for name, manifest in plan.manifests.items()}
+    return {"recipe": to_mapping(plan.recipe), "manifests": manifests}
+
+
+def check_unchanged(directory: Path, plan: Plan, states: Mapping[str, StepState]) -> None:
+    """Refuse a plan under which a step that has a result would have been made differently.
+
+    A train step counts from its first second, for it continues; the others count when they are done.
+
+    Raises:
+        SpecError: naming the first field that differs, both values and the remedies.
+    """
+    new = plan_mapping(plan)
+    old = read_json(directory / RECIPE_FILE) if (directory / RECIPE_FILE).exists() else None
+    for step in plan.recipe.steps:
+        state = states.get(step.name)
+        if state is None or not (state.status == "done" or isinstance(step, TrainStep)):
+            continue
+        inputs = inputs_of(new, plan.recipe, step)
+        if fingerprint(inputs) == state.inputs:
+            continue
+        before = inputs_of(old, read_recipe(directory), step) if old is not None else {}
+        path, was, now = _first_difference(before, inputs)
+        raise SpecError(
+            path,
+            f"was {was} when step {step.name!r} of {directory} began and is now {now}",
+            "give another --out, or --restart to begin again",
+        )
+
+
+def _first_difference(old: Any, new: Any) -> tuple[str, str, str]:
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    for path in [*flat_new, *flat_old]:
+        was, now = flat_old.get(path, "not set"), flat_new.get(path, "not set")
+        if was != now:
+            return path, was, now
+    return "recipe", "another recipe", "this one"
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flatten(item, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{path}[{index}]")
+    else:
+        yield path, json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,64 @@
+"""The needle step: retrieval over depth and length, with keys and numbers that training never shows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.data.needle import NeedleSample, make_needle
+from fathom.data.shards import open_shards
+from fathom.errors import DataError
+from fathom.evals.needle import NeedleTrial, needle_in_haystack
+from fathom.pipeline.context import StepContext
+from fathom.pipeline.models import trained_model
+from fathom.pipeline.state import write_json
+from fathom.spec.recipe import NeedleStep, ShardsStep
+from fathom.tokenizer.bpe import Tokenizer
+
+HAYSTACK_TOKENS = 65_536
+"""Held-out tokens of each source that haystacks are cut from."""
+SEED = 20
+
+
+def run(step: NeedleStep, context: StepContext) -> None:
+    """Write lengths, depths, accuracy and gain to ``context.path(step)``."""
+    model = trained_model(context, step)
+    shards = open_shards(context.path(context.before(step, ShardsStep)), "held_out", model.tokenizer)
+    haystack = np.concatenate([source.read(0, min(len(source), HAYSTACK_TOKENS)) for source in shards.values()])
+    trials = make_trials(step, model.tokenizer, haystack)
+    result = needle_in_haystack(
+        model.model, trials, on_progress=lambda done, total: context.report("", done, total, "prompts")
+    )
+    write_json(context.path(step), dataclasses.asdict(result) | {"trials": step.trials})
+
+
+def make_trials(step: NeedleStep, tokenizer: Tokenizer, haystack: NDArray[np.int64]) -> list[NeedleTrial]:
+    """Make ``step.trials`` questions for every length and depth, the same ones for the same haystack."""
+    trials = []
+    for length in step.lengths:
+        for depth in step.depths:
+            for trial in range(step.trials):
+                rng = np.random.default_rng([SEED, length, round(depth * 1000), trial])
+                sample = make_needle(tokenizer, haystack, length, depth, rng, "eval")
+                trials.append(
+                    NeedleTrial(
+                        length=length,
+                        depth=depth,
+                        prompt_ids=sample.prompt_ids,
+                        blank_prompt_ids=without_needle(sample, tokenizer),
+                        answer_ids=sample.answer_ids,
+                    )
+                )
+    return trials
+
+
+def without_needle(sample: NeedleSample, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the prompt with the sentence that states the number cut out."""
+    prompt = sample.prompt_ids
+    fact = tuple(tokenizer.encode(f"\nThe secret number of {sample.key} is {sample.number}.\n"))
+    for start in range(len(prompt) - len(fact) + 1):
+        if prompt[start : start + len(fact)] == fact:
+            return prompt[:start] + prompt[start + len(fact) :]
+    raise DataError(f"needle: the prompt does not state the number of {sample.key}; use a tokenizer that splits digits")

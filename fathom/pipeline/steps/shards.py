@@ -1,0 +1,19 @@
+"""The shards step: every document as token ids on disk."""
+
+from __future__ import annotations
+
+from fathom.data.shards import write_shards
+from fathom.pipeline.context import StepContext
+from fathom.pipeline.models import run_tokenizer
+from fathom.spec.recipe import CorpusStep, ShardsStep
+
+
+def run(step: ShardsStep, context: StepContext) -> None:
+    """Write the shards at ``context.path(step)``."""
+    corpus = context.path(context.before(step, CorpusStep))
+    tokenizer = run_tokenizer(context, step)
+    indexes = write_shards(
+        corpus, tokenizer, context.path(step), shard_tokens=step.shard_tokens, on_progress=context.report
+    )
+    counts = {split: sum(index.tokens for index in sources.values()) for split, sources in indexes.items()}
+    context.progress.message(f"  {counts['train']:,} tokens to train on, {counts['held_out']:,} held out")

@@ -1,0 +1,94 @@
+"""The train step: one stage of training, from random weights or those of the train step before it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+
+from fathom.checkpoint import store
+from fathom.data.loader import NeedleMixture, PackedLoader
+from fathom.data.shards import open_shards
+from fathom.model.decoder import Decoder
+from fathom.pipeline.context import StepContext
+from fathom.pipeline.handle import CHECKPOINTS
+from fathom.pipeline.measure import bits_by_source
+from fathom.pipeline.models import run_tokenizer, starting_model
+from fathom.spec.recipe import CorpusStep, ShardsStep, TrainStep
+from fathom.tokenizer.bpe import Tokenizer
+from fathom.train.loop import Trainer
+
+EVALUATION_TOKENS = 2048
+"""Held-out tokens of each source that an evaluation during training measures."""
+
+
+def run(step: TrainStep, context: StepContext) -> None:
+    """Train in ``context.path(step)``, from the latest checkpoint there if there is one."""
+    tokenizer = run_tokenizer(context, step)
+    model = starting_model(context, step, tokenizer)
+    shards = open_shards(context.path(context.before(step, ShardsStep)), "train", tokenizer)
+    sources = context.plan.manifests[context.before(step, CorpusStep).name].sources
+    loader = PackedLoader(
+        shards,
+        {source.name: source.weight for source in sources},
+        step.train.sequence_length,
+        step.train.seed,
+        NeedleMixture(tokenizer, step.needle_fraction) if step.needle_fraction else None,
+    )
+    directory = context.path(step)
+    trainer = Trainer(
+        model,
+        step.train,
+        loader,
+        directory,
+        evaluate=_evaluation(step, context, tokenizer),
+        on_progress=_Told(context),
+        bytes_per_token=loader.bytes_per_token,
+        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+    )
+    trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None)
+
+
+def _evaluation(
+    step: TrainStep, context: StepContext, tokenizer: Tokenizer
+) -> Callable[[Decoder], Mapping[str, float]]:
+    held_out = open_shards(context.path(context.before(step, ShardsStep)), "held_out", tokenizer)
+
+    def evaluate(model: Decoder) -> Mapping[str, float]:
+        results = bits_by_source(
+            model,
+            tokenizer,
+            held_out,
+            max_tokens=EVALUATION_TOKENS,
+            context=step.train.sequence_length,
+            overlap=False,
+        )
+        return {source: result.value for source, result in results.items()}
+
+    return evaluate
+
+
+class _Told:
+    """Passes the trainer's news on to whoever watches the run."""
+
+    def __init__(self, context: StepContext) -> None:
+        self.progress = context.progress
+
+    def update(
+        self,
+        *,
+        step: int,
+        total_steps: int,
+        tokens: int,
+        total_tokens: int,
+        loss: float,
+        learning_rate: float,
+        tokens_per_second: float,
+        seconds_left: float,
+    ) -> None:
+        """Show a step."""
+        facts = {"step": f"{step}/{total_steps}", "loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"}
+        self.progress.update(tokens, total_tokens, "tokens", facts)
+
+    def note(self, message: str) -> None:
+        """Show a line."""
+        self.progress.message(f"  {message}")
