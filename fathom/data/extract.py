@@ -79,15 +79,11 @@ def plain(text: str) -> Iterator[str]:
 
 
 def cut(text: str, limit: int = MAX_CHAPTER_CHARS) -> list[str]:
-    """Cut a text into parts of at most ``limit`` characters, at blank lines, else at lines, else anywhere."""
+    """Cut a text into parts of at most ``limit`` characters, at blank lines, else lines, else spaces, else anywhere."""
     parts = []
     while len(text) > limit:
-        middle = limit // 2
-        place = max(text.rfind("\n\n", middle, limit), -1)
-        if place < 0:
-            place = text.rfind("\n", middle, limit)
-        if place < 0:
-            place = limit
+        places = (text.rfind(mark, limit // 2, limit) for mark in ("\n\n", "\n", " "))
+        place = next((place for place in places if place >= 0), limit)
         parts.append(text[:place])
         text = text[place:].lstrip("\n")
     return [*parts, text]

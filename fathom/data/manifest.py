@@ -16,10 +16,11 @@ def load_manifest(path: Path) -> Manifest:
 
     Every problem raises ``SpecError`` located in the file, an unknown extractor included.
     """
+    values = read_toml(path)
     try:
-        manifest = from_mapping(Manifest, read_toml(path))
+        manifest = from_mapping(Manifest, values)
     except SpecError as error:
-        raise error if error.path.startswith(str(path)) else error.under(f"{path}: ") from None
+        raise SpecError(f"{path}: {error.path}", error.problem, error.remedy) from None
     return Manifest(sources=tuple(_resolved(source, index, path) for index, source in enumerate(manifest.sources)))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +87,12 @@ def write_shards(
     with publishing(out_dir) as temporary:
         for split in SPLITS:
             for source in summary.sources:
-                writer = _Writer(temporary / split / source, tokenizer, shard_tokens)
-                for text_bytes, tokens in _tokenized(corpus_dir, source, split, tokenizer):
-                    writer.write(tokens, text_bytes)
-                    done += sum(text_bytes)
-                    on_progress("shards", done, total, "bytes")
-                indexes[split][source] = writer.close(source, split)
+                with _Writer(temporary / split / source, tokenizer, shard_tokens) as writer:
+                    for text_bytes, tokens in _tokenized(corpus_dir, source, split, tokenizer):
+                        writer.write(tokens, text_bytes)
+                        done += sum(text_bytes)
+                        on_progress("shards", done, total, "bytes")
+                    indexes[split][source] = writer.close(source, split)
     return indexes
 
 
@@ -115,6 +115,12 @@ class _Writer:
         self._dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
         self._done: list[Shard] = []
         self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
     def _open(self) -> None:
         self._file: BinaryIO = (self._directory / f"{len(self._done):05d}.bin").open("wb")

@@ -45,7 +45,7 @@ fragments = st.lists(
 
 
 @given(system=fragments, more=fragments, user=fragments)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_message_can_forge_a_special_token(tokenizer: Tokenizer, system: str, more: str, user: str) -> None:
     messages = [
         {"role": "system", "content": system},

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fathom.data.fetch import fetch, fetch_all
+from fathom.data.publish import publishing
+from fathom.errors import DataError, ResourceError, SourceError
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return list(cache.rglob("*")) if cache.exists() else []
+
+
+def test_a_package_is_fetched_by_hash_then_served_from_the_cache_unless_damaged(make_package, tmp_path: Path) -> None:
+    source, pip_arguments = make_package({"a.txt": "hello"})
+    cache = tmp_path / "cache"
+    seen: list[tuple[str, int, int | None, str]] = []
+    archive = fetch(source, cache, lambda *event: seen.append(event), pip_arguments=pip_arguments)
+    assert archive == cache / source.sha256 / "tinytexts-1.0-py3-none-any.whl"
+    assert leftovers(cache) == [cache / source.sha256, archive]
+    assert seen == [("fetch", archive.stat().st_size, archive.stat().st_size, "bytes")]
+    good = archive.read_bytes()
+    archive.write_bytes(good[:-1])
+    assert fetch(source, cache, pip_arguments=pip_arguments).read_bytes() == good
+    (tmp_path / "registry" / archive.name).unlink()
+    assert fetch(source, cache, pip_arguments=pip_arguments) == archive
+
+
+def test_a_wrong_hash_is_refused_and_leaves_nothing(make_package, tmp_path: Path) -> None:
+    source, pip_arguments = make_package({"a.txt": "hello"})
+    wrong = dataclasses.replace(source, sha256="0" * 64)
+    with pytest.raises(SourceError, match="does not have the SHA-256 of the manifest") as caught:
+        fetch(wrong, tmp_path / "cache", pip_arguments=pip_arguments)
+    assert "\n" not in str(caught.value)
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_an_unreachable_registry_and_an_unknown_release_are_named(make_package, tmp_path: Path) -> None:
+    source, pip_arguments = make_package({"a.txt": "hello"})
+    with pytest.raises(SourceError, match=r"tinytexts==9\.9 was not found; check the network"):
+        fetch(dataclasses.replace(source, version="9.9"), tmp_path / "cache", pip_arguments=pip_arguments)
+    nowhere = ["--index-url", "http://127.0.0.1:9/simple", "--retries", "0", "--timeout", "1"]
+    with pytest.raises(SourceError, match="check the network") as caught:
+        fetch(source, tmp_path / "cache", pip_arguments=nowhere)
+    assert "\n" not in str(caught.value)
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_missing_pip_is_told_with_the_remedy(make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, pip_arguments = make_package({"a.txt": "hello"})
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    with pytest.raises(SourceError, match=r"pip is not installed here; run `.* -m ensurepip`"):
+        fetch(source, tmp_path / "cache", pip_arguments=pip_arguments)
+
+
+def test_several_sources_are_fetched_together_and_a_shared_package_once(make_package, tmp_path: Path) -> None:
+    first, pip_arguments = make_package({"a.txt": "one"}, "firstpack")
+    second, _ = make_package({"a.txt": "two"}, "secondpack")
+    twin = dataclasses.replace(first, name="twin")
+    seen: list[int] = []
+    archives = fetch_all(
+        [first, second, twin],
+        tmp_path / "cache",
+        lambda stage, done, total, unit: seen.append(done),
+        pip_arguments=pip_arguments,
+    )
+    assert set(archives) == {"firstpack", "secondpack", "twin"}
+    assert archives["twin"] == archives["firstpack"]
+    assert seen == [1, 2]
+    with pytest.raises(SourceError, match="secondpack"):
+        fetch_all(
+            [first, dataclasses.replace(second, sha256="1" * 64)], tmp_path / "cache", pip_arguments=pip_arguments
+        )
+
+
+def test_a_full_disk_is_a_resource_error_and_nothing_is_published(tmp_path: Path) -> None:
+    def fill() -> None:
+        with publishing(tmp_path / "made") as temporary:
+            (temporary / "part").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ResourceError, match="the disk is full; free some space"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_downloading_is_a_resource_error(
+    make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = make_package({"a.txt": "hello"})
+    told = subprocess.CompletedProcess([], 1, "", "ERROR: Could not install: [Errno 28] No space left on device\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: told)
+    with pytest.raises(ResourceError, match=r"tinytexts==1\.0 does not fit on the disk; free some space"):
+        fetch(source, tmp_path / "cache")
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_publishing_appears_whole_and_never_over_something_else(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    target.mkdir()
+    with publishing(target) as temporary:
+        (temporary / "file").write_text("all")
+        assert list(target.iterdir()) == []
+    assert (target / "file").read_text() == "all"
+    with pytest.raises(DataError, match="exists and is not empty"), publishing(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
