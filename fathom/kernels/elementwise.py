@@ -69,8 +69,11 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
     """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
     ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair, without gradient. ``half``
-    pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the rotation back.
+    pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the rotation back. The compiler
+    gets the plain form, which it fuses; it has no code for complex numbers.
     """
+    if torch.compiler.is_compiling():
+        return reference.rotate(x_BTHR, cos_BTP, sin_BTP, layout)
     if records(x_BTHR):
         y: Tensor = _Rotate.apply(x_BTHR, cos_BTP, sin_BTP, layout)  # type: ignore[no-untyped-call]
         return y
