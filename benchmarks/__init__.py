@@ -1,0 +1,1 @@
+"""Fathom beside transformers: same weights, same machine, alternating rounds of one run."""

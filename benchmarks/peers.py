@@ -1,0 +1,52 @@
+"""One model twice: Fathom's decoder and transformers' class, from the same published directory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from fathom.checkpoint.hf import save_published
+from fathom.families import preset
+from fathom.model import Decoder, build
+
+
+def fathom_model(shape: str) -> Decoder:
+    """Build shape ``t``, ``s``, ``m`` or ``l`` with seeded weights."""
+    return build(preset(f"bench-{shape}"), seed=0)
+
+
+def transformers_model(shape: str) -> PreTrainedModel:
+    """Open the same weights with transformers, float32, its default attention."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = fathom_model(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        save_published(path, model.spec, model.state_dict())
+        del model
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def machine() -> dict[str, object]:
+    """Say what the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else "unknown",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def write(name: str, result: dict[str, object], out: Path) -> None:
+    """Write and print one benchmark's JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"benchmark": name, "machine": machine()} | result, indent=2)
+    (out / f"{name}.json").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,32 @@
+"""Alternate the contestants round by round, so that a drifting machine drifts for all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def alternate(contestants: Mapping[str, Callable[[], None]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of each call, by contestant; A B A B ..., warm-up rounds not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(warmup + rounds):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], *, units: float, peer: str = "transformers") -> dict[str, object]:
+    """Medians as units per second, and the median of the pairwise ratios against the peer."""
+    return {
+        "per_second": {name: round(units / statistics.median(times), 2) for name, times in seconds.items()},
+        "times_peer": {
+            name: round(statistics.median(p / t for p, t in zip(seconds[peer], times, strict=True)), 3)
+            for name, times in seconds.items()
+            if name != peer
+        },
+        "seconds": {name: [round(t, 4) for t in times] for name, times in seconds.items()},
+    }
