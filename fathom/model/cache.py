@@ -165,8 +165,15 @@ class Cache:
         """Declare how many tokens each sequence holds; shorter than before forgets the newest tokens.
 
         Raises:
-            ContextError: another number of sequences, or a length beyond ``max_length``.
+            ContextError: another number of sequences, a length beyond ``max_length``, or a rolling cache asked for
+                tokens it has overwritten.
         """
+        turned = isinstance(self.layers[0], RollingStore) and max(self.lengths) > self.layers[0].parts[0].shape[2]
+        if turned and any(n < held for n, held in zip(lengths, self.lengths, strict=False)):
+            raise ContextError(
+                f"lengths: a rolling cache of {self.window} slots that holds {max(self.lengths)} tokens has overwritten "
+                "older ones and cannot go back; fill a new cache"
+            )
         if len(lengths) != self.batch_size or any(not 0 <= n <= self.max_length for n in lengths):
             raise ContextError(
                 f"lengths: {list(lengths)} do not fit {self.batch_size} sequences of at most {self.max_length} tokens; "

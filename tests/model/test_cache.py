@@ -135,3 +135,15 @@ def test_any_chunks_through_any_window_equal_the_whole(sizes: list[int], window:
             outputs.append(model.logits(model(tokens[:, at : at + size], cache=cache).hidden_BTD))
             at += size
         close(torch.cat(outputs, dim=1), whole(model, tokens))
+
+
+@torch.inference_mode()
+def test_a_rolling_cache_refuses_to_go_back_to_what_it_overwrote(grouped_spec, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model = build(grouped_spec(window=12)).eval()
+    cache = Cache.allocate(model.spec, batch_size=2, max_length=80)
+    model(tokens[:, :12], cache=cache)
+    cache.set_lengths([9, 9])
+    logits = model.logits(model(tokens[:, 9:14], cache=cache).hidden_BTD)
+    close(logits, whole(model, tokens)[:, 9:14])
+    with pytest.raises(ContextError, match="cannot go back"):
+        cache.set_lengths([13, 14])
