@@ -68,12 +68,33 @@ def test_what_transformers_writes_comes_back_letter_for_letter(name: str, tmp_pa
         assert spec_to_hf(read.spec, read.carried) == written
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_missing_fields_mean_what_transformers_means(name: str) -> None:
-    config = CONFIGS[name]()
-    short, whole = {**config.to_diff_dict(), "model_type": config.model_type}, config.to_dict()
-    assert len(short) < len(whole)
-    assert spec_from_hf(short, name="x").spec == spec_from_hf(whole, name="x").spec
+@pytest.mark.parametrize("config", [LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config, DeepseekV3Config])
+def test_a_config_of_nothing_but_its_type_means_transformers_defaults(config: Any) -> None:
+    whole = config().to_dict()
+    assert spec_from_hf({"model_type": config.model_type}).spec == spec_from_hf(whole).spec
+
+
+def test_deepseek_v2s_defaults_lack_only_the_number_of_experts_per_token() -> None:
+    short = {"model_type": "deepseek_v2", "num_experts_per_tok": 6}
+    read, whole = spec_from_hf(short).spec, spec_from_hf(DeepseekV2Config(num_experts_per_tok=6).to_dict()).spec
+    assert (read.intermediate_size, whole.intermediate_size) == (None, 11008)  # no layer is dense, so it says nothing
+    assert replace(read, intermediate_size=11008) == whole
+    dense_first = {"num_experts_per_tok": 6, "first_k_dense_replace": 1}
+    whole = spec_from_hf(DeepseekV2Config(**dense_first).to_dict()).spec
+    assert spec_from_hf({"model_type": "deepseek_v2", **dense_first}).spec == whole
+
+
+@pytest.mark.parametrize(("use", "first", "window"), [(False, 28, None), (True, 0, 4096), (True, 40, None)])
+def test_qwen2s_window_is_transformers_window(use: bool, first: int, window: int | None) -> None:
+    fields = {"use_sliding_window": use, "max_window_layers": first, "num_hidden_layers": 40}
+    theirs = Qwen2Config(**fields, sliding_window=4096)
+    assert len(set(theirs.layer_types)) == 1
+    assert (theirs.layer_types[0] == "sliding_attention") == (window is not None)
+    config = {"model_type": "qwen2", "sliding_window": 4096, **fields}
+    read = spec_from_hf(config)
+    assert read.spec.attention.sliding_window == window  # type: ignore[union-attr]
+    assert spec_to_hf(read.spec, read.carried) == config
+    assert spec_from_hf(theirs.to_dict()).spec == read.spec
 
 
 def test_scalings_are_read_from_rope_parameters() -> None:

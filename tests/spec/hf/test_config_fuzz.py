@@ -52,7 +52,7 @@ def survives(config: dict[str, Any]) -> None:
     assert json.dumps(written, sort_keys=True) == json.dumps(config, sort_keys=True)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_field_may_hold_anything(data: st.DataObject) -> None:
     config = data.draw(st.sampled_from(RELEASED))
