@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.errors import DataError, ResourceError
+from fathom.errors import DataError, ResourceError, TrainError
 from fathom.model.decoder import Decoder, DecoderOutput
 from fathom.model.moe import Router, exempt_sequences
 from fathom.model.moe.balance import dropped, expert_counts, updated_bias
@@ -109,6 +109,7 @@ class StepRunner:
         Raises:
             DataError: the batch has another shape than the spec says, or tokens outside the vocabulary.
             ResourceError: memory ran out.
+            TrainError: ``compile`` was asked for and the compiler failed.
         """
         tokens_BT1 = self._checked(batch)
         exempt_B = self._exempt(tokens_BT1.shape[0], number)
@@ -128,6 +129,11 @@ class StepRunner:
             if _is_out_of_memory(error):
                 raise ResourceError(
                     "memory: ran out while computing gradients; lower batch.micro_size or set activation_checkpointing"
+                ) from error
+            if self.spec.compile and _is_compiler_failure(error):
+                raise TrainError(
+                    f"compile: torch.compile failed here ({type(error).__name__}); set compile = false, "
+                    "or mend the C++ or Triton toolchain"
                 ) from error
             raise
         return self._gradients(sums, observe)
@@ -242,3 +248,9 @@ def counter_seed(seed: int, step: int) -> int:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_compiler_failure(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
