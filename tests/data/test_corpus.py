@@ -80,6 +80,7 @@ def test_a_cap_keeps_an_even_choice_in_order(tmp_path: Path) -> None:
     train = read_all(tmp_path / "out", "mine")["train"]
     places = [good.index(text) for text in train]
     assert places == sorted(places)
+    assert mine.documents["held_out"] / summary.documents < 0.4  # the cap must not favour held-out documents
     assert all(any(start <= place < start + 100 for place in places) for start in range(0, 400, 100))
 
 
