@@ -33,6 +33,7 @@ def chat(
 ) -> None:
     """Talk with a model; each line of stdin is a message. /reset forgets the conversation, /exit leaves."""
     opened = sampling.open_model(model, device, dtype)
+    sampling.announce(opened)
     interactive = sys.stdin.isatty()
     if interactive:
         _enable_line_editing()
@@ -58,7 +59,7 @@ def chat(
                 min_p=min_p,
                 seed=seed,
             )
-            answer = sampling.write_stream(opened, ids, params)
+            answer = sampling.write_stream(opened, opened.stream(ids, params))
         except ContextError as error:
             if not interactive:
                 raise

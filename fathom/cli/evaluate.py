@@ -33,6 +33,7 @@ def evaluate(
         results = measure_texts(opened, text, max_tokens=max_tokens, context=context)
     else:
         results = measure_held_out(opened, max_tokens=max_tokens, context=context)
+    sampling.announce(opened)
     if as_json:
         rows = {
             source: {"bits_per_byte": r.value, "tokens": r.tokens, "bytes": r.text_bytes}

@@ -42,7 +42,9 @@ def generate(
     opened = sampling.open_model(model, device, dtype)
     tokenizer = opened.tokenizer
     ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    fitting = sampling.fitting_tokens(opened, ids, max_tokens)
+    tokens = opened.stream(ids, dataclasses.replace(params, max_tokens=fitting))
+    sampling.announce(opened)
     if echo:
         print(prompt, end="")
-    fitting = sampling.fitting_tokens(opened, ids, max_tokens)
-    sampling.write_stream(opened, ids, dataclasses.replace(params, max_tokens=fitting))
+    sampling.write_stream(opened, tokens)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from fathom.spec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from fathom.pipeline.handle import LanguageModel
@@ -28,17 +26,22 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16."
 
 
 def open_model(path: Path, device: str, dtype: str) -> LanguageModel:
-    """Open a model and say on stderr what it is and what a token costs in its cache."""
+    """Open a model that has a tokenizer."""
     from fathom.pipeline.handle import LanguageModel
 
     model = LanguageModel.open(path, device=device, dtype=dtype)
+    _ = model.tokenizer
+    return model
+
+
+def announce(model: LanguageModel) -> None:
+    """Say on stderr what the model is and what a token costs in its cache."""
     spec = model.spec
     print(
         f"{spec.name}: {spec.attention.label}, context {spec.max_position_embeddings}, "
         f"cache {model.cache_bytes_per_token:,} bytes per token",
         file=sys.stderr,
     )
-    return model
 
 
 def fitting_tokens(model: LanguageModel, prompt: Sequence[int], asked: int | None) -> int:
@@ -48,10 +51,10 @@ def fitting_tokens(model: LanguageModel, prompt: Sequence[int], asked: int | Non
     return max(1, min(DEFAULT_TOKENS, model.spec.max_position_embeddings - len(prompt)))
 
 
-def write_stream(model: LanguageModel, prompt: Sequence[int], params: SamplingParams) -> str:
-    """Draw an answer, write it to stdout as it comes, and return it."""
+def write_stream(model: LanguageModel, tokens: Iterable[int]) -> str:
+    """Write an answer to stdout as it is drawn, and return it."""
     decoder, answer = model.tokenizer.stream(), ""
-    for token in model.stream(prompt, params):
+    for token in tokens:
         answer += _write(decoder.push(token))
     answer += _write(decoder.flush())
     print(flush=True)

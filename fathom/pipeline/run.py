@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.errors import FathomError, Interrupted, ResourceError, SpecError
+from fathom.model.device import resolve_device
 from fathom.pipeline.context import Plan, StepContext
 from fathom.pipeline.progress import Progress, Silent
 from fathom.pipeline.state import (
@@ -58,6 +59,7 @@ def run(
     names = [step.name for step in plan.recipe.steps]
     if until is not None and until not in names:
         raise SpecError("--until", f"there is no step {until!r}", f"use one of {', '.join(names)}")
+    resolve_device(device)
     last = len(names) if until is None else names.index(until) + 1
     runners = _runners(plan)
     states = _prepare(directory, plan, resume=resume, restart=restart)
@@ -192,7 +194,7 @@ def _signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
-        raise Interrupted(f"{signal.Signals(number).name} arrived; finished steps are kept, continue with --resume")
+        raise Interrupted(f"{signal.Signals(number).name} arrived; finished steps are kept")
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -25,6 +25,13 @@ kind = "corpus"
 manifest = "sources.toml"
 
 [[steps]]
+kind = "tokenizer"
+vocab_size = 512
+
+[[steps]]
+kind = "shards"
+
+[[steps]]
 kind = "train"
 name = "pretrain"
 [steps.train]
@@ -70,7 +77,7 @@ def test_folders_are_relative_to_the_manifest(recipe: Path) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["pretrain.train.total_tokens", "steps.pretrain.train.total_tokens", "steps[1].train.total_tokens"],
+    ["pretrain.train.total_tokens", "steps.pretrain.train.total_tokens", "steps[3].train.total_tokens"],
 )
 def test_overrides_find_a_step_by_name_or_number(recipe: Path, key: str) -> None:
     assert first_train(recipe, f"{key}=4096").train.total_tokens == 4096
@@ -81,7 +88,7 @@ def test_overrides_reach_fields_that_were_not_set(recipe: Path) -> None:
         recipe, overrides=["model.name=mine", "pretrain.train.batch.initial_size=2", "corpus.min_chars = 5"]
     )
     assert plan.recipe.model.name == "mine"
-    step = plan.recipe.steps[1]
+    step = plan.recipe.steps[3]
     assert isinstance(step, TrainStep)
     assert step.train.batch.initial_size == 2
 
@@ -101,14 +108,14 @@ def test_text_folders_replace_the_sources(recipe: Path, tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model.hidden=3", r"small.toml: model.hidden: unknown field; did you mean"),
-        ("pretrain.train.total_tokens=abc", r"small.toml: steps\[1\].train.total_tokens: expected int, got 'abc'"),
-        ("pretrain.train.batch.size=3", r"steps\[1\].train.batch.size: 3 is not a multiple of 2"),
+        ("pretrain.train.total_tokens=abc", r"small.toml: steps\[3\].train.total_tokens: expected int, got 'abc'"),
+        ("pretrain.train.batch.size=3", r"steps\[3\].train.batch.size: 3 is not a multiple of 2"),
         (
             "model.max_position_embeddings=16",
             r"model: rope.scaling.original_max_position_embeddings|model.rope.scaling",
         ),
         ("model.preset=bench-x", "no preset is called 'bench-x'"),
-        ("steps.nothing.train=1", "there is no entry 'nothing'; use one of corpus, pretrain"),
+        ("steps.nothing.train=1", "there is no entry 'nothing'; use one of corpus, tokenizer, shards, pretrain"),
         ("name.x=1", "'x' is not inside a table"),
         ("name", "is not path=value"),
     ],

@@ -28,14 +28,15 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
     metrics = {step.name: read_json_lines(directory / step.name / "metrics.jsonl") for step in stages}
     offsets = _offsets(metrics)
     spec = stage_model(recipe, report)
+    bits = _bits_per_byte(_last(before, EvaluateStep, directory))
     shown = {step.name: states[step.name].seconds for step in before if step.name in states}
     return RunData(
         name=recipe.name,
         facts=_facts(spec, metrics),
         stages=list(shown.items()),
         losses=[_curve(name, rows, offsets[name], "lm_loss") for name, rows in metrics.items() if rows],
-        bits_over_training=_bits_over_training(metrics, offsets),
-        bits_per_byte=_bits_per_byte(_last(before, EvaluateStep, directory)),
+        bits_over_training=_bits_over_training(metrics, offsets, bits),
+        bits_per_byte=bits,
         expert_loads=_expert_loads(directory, metrics, offsets),
         dropped_fraction=_dropped(metrics),
         needle=_needle(_last(before, NeedleStep, directory)),
@@ -49,13 +50,14 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
 def cache_kinds(spec: ModelSpec) -> dict[str, float]:
     """Cache bytes per token at 16 bits of MHA, GQA, MQA and MLA for a model of this shape (V2 Table 1).
 
-    GQA has a quarter of the heads, at least one. Where the model has no latent of its own, MLA's is V2's: 4 head
-    widths and half a head width of rotated key (V2 §3.1.2). The model's own kind is its own number.
+    GQA has 8 groups, or half as many as there are heads where those are fewer. Where the model has no latent of its
+    own, MLA's is V2's: 4 head widths and half a head width of rotated key (V2 §3.1.2). The model's own kind is its
+    own number.
     """
     old = spec.attention
     heads = old.num_heads
     width = old.v_head_dim if isinstance(old, LatentAttention) else old.head_dim
-    groups = next(g for g in range(max(1, heads // 4), heads + 1) if heads % g == 0)
+    groups = next(g for g in range(max(1, min(8, heads // 2)), 0, -1) if heads % g == 0)
     kinds: dict[str, GroupedQueryAttention | LatentAttention] = {
         name: GroupedQueryAttention(num_heads=heads, num_kv_heads=kv_heads, head_dim=width)
         for name, kv_heads in (("MHA", heads), ("GQA", groups), ("MQA", 1))
@@ -121,8 +123,14 @@ def _curve(name: str, rows: Sequence[Mapping[str, Any]], offset: int, key: str) 
     return Curve(name=name, x=[offset + row["tokens"] for row in kept], y=[row[key] for row in kept])
 
 
-def _bits_over_training(metrics: Mapping[str, list[dict[str, Any]]], offsets: Mapping[str, int]) -> list[Curve]:
-    points: dict[str, list[tuple[float, float]]] = {}
+def _bits_over_training(
+    metrics: Mapping[str, list[dict[str, Any]]],
+    offsets: Mapping[str, int],
+    bits: Mapping[str, Mapping[str, float | None]],
+) -> list[Curve]:
+    """Join the evaluations of all stages, after what random weights need."""
+    starts = {source: values["start"] for source, values in bits.items()}
+    points = {source: [(0.0, start)] for source, start in starts.items() if start is not None}
     for name, rows in metrics.items():
         for row in rows:
             for source, value in row.get("evaluation", {}).items():

@@ -76,10 +76,11 @@ def needle_chart(needle: Needle) -> str:
         figure = Figure(figsize=(WIDTH, 1.2 + 0.42 * len(needle.depths)), layout="constrained")
         axes = figure.subplots()
         cells = [list(column) for column in zip(*needle.accuracy, strict=True)]
-        image = axes.imshow(cells, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(cells, aspect="auto", cmap="YlGn", vmin=0, vmax=1, interpolation="nearest")
         for i in range(len(needle.lengths)):
             for j in range(len(needle.depths)):
-                axes.text(i, j, f"{needle.gain_bits[i][j]:+.1f}", ha="center", va="center", color="#111111", fontsize=9)
+                ink = "#ffffff" if needle.accuracy[i][j] > 0.6 else "#222222"
+                axes.text(i, j, f"{needle.gain_bits[i][j]:+.1f}", ha="center", va="center", color=ink, fontsize=9)
         axes.set_xticks(range(len(needle.lengths)), [str(length) for length in needle.lengths])
         axes.set_yticks(range(len(needle.depths)), [f"{depth:.0%}" for depth in needle.depths])
         axes.set_xlabel("length in tokens")
@@ -113,7 +114,7 @@ def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
         axes.set_ylabel(label)
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(curves) > 1:
-            axes.legend(fontsize=9, ncols=2 if len(curves) > 4 else 1)
+            figure.legend(loc="outside upper center", fontsize=9, ncols=min(len(curves), 5))
         return _svg(figure, label)
 
 

@@ -1,0 +1,161 @@
+"""``fathom train``: interrupt and resume, restart, refuse, and leave a complete run behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fathom
+from fathom.checkpoint import store
+
+RECIPE = Path(__file__).parents[1] / "pipeline" / "tiny.toml"
+
+
+def last_metrics(run: Path, step: str) -> dict[str, object]:
+    lines = (run / step / "metrics.jsonl").read_text().splitlines()
+    return dict(json.loads(lines[-1]))
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    code = "from fathom.cli.main import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", code, "train", RECIPE, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_a_killed_run_continues_to_the_same_end(finished: Path, texts: Path, tmp_path: Path, call) -> None:
+    directory = tmp_path / "run"
+    process = start("--text", texts, "--out", directory)
+    metrics = directory / "pretrain" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("error: SIGTERM")
+    assert f"--out {directory} --resume" in errors.splitlines()[-1]
+    state = json.loads((directory / "state.json").read_text())["steps"]
+    assert state["pretrain"]["status"] == "interrupted"
+    stopped = store.latest(directory / "pretrain" / "checkpoints")
+    assert stopped is not None
+    assert stopped.name < "step-00000040"
+
+    again = call("train", RECIPE, "--text", texts, "--out", directory, "--resume")
+    assert again.code == 0, again.err
+    assert "corpus" not in again.out.splitlines()[0]
+    for step in ("pretrain", "stretch"):
+        assert last_metrics(directory, step)["loss"] == pytest.approx(last_metrics(finished, step)["loss"], abs=1e-5)
+    tensors = [
+        store.Checkpoint.open(store.latest(d / "stretch" / "checkpoints")).tensors("model")
+        for d in (finished, directory)
+    ]
+    for name, tensor in tensors[0].items():
+        assert torch.allclose(tensor, tensors[1][name], atol=1e-5), name
+
+
+def test_a_finished_run_is_left_alone(finished: Path, texts: Path, call) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "json" in path.suffix}
+    refused = call("train", RECIPE, "--text", texts, "--out", finished)
+    refused.refused("already holds a run", "--resume", "--restart")
+    done = call("train", RECIPE, "--text", texts, "--out", finished, "--resume")
+    assert done.code == 0
+    assert "nothing to do" in done.out
+    after = {path: path.stat().st_mtime_ns for path in before}
+    unchanged = [path for path in before if path.parent != finished]
+    assert {path: after[path] for path in unchanged} == {path: before[path] for path in unchanged}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.hidden_size=64", ["model.hidden_size: was 32", "is now 64", "--restart"]),
+        ("pretrain.train.total_tokens=9999", ["steps.pretrain.train.total_tokens", "'pretrain'"]),
+        ("tokenizer.vocab_size=320", ["steps.tokenizer.vocab_size", "was 384"]),
+        ("corpus.min_chars=5", ["steps.corpus.min_chars", "another --out"]),
+    ],
+)
+def test_changed_inputs_of_finished_steps_are_refused(
+    finished: Path, texts: Path, call, change: str, words: list[str]
+) -> None:
+    state = (finished / "state.json").read_bytes()
+    call("train", RECIPE, "--text", texts, "--out", finished, "--resume", "--set", change).refused(*words)
+    assert (finished / "state.json").read_bytes() == state
+
+
+def test_cadences_may_change_and_deleted_results_are_made_again(
+    finished: Path, texts: Path, tmp_path: Path, call
+) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    state = json.loads((directory / "state.json").read_text())
+    for step in ("needle", "report"):
+        del state["steps"][step]
+    (directory / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(directory / "shards")
+    changes = ["--set", "pretrain.train.log_every_steps=7", "--set", "needle.trials=1"]
+    done = call("train", RECIPE, "--text", texts, "--out", directory, "--resume", *changes)
+    assert done.code == 0, done.err
+    assert [line.split("] ")[1] for line in done.out.splitlines() if line.startswith("[")] == [
+        "shards",
+        "needle",
+        "report",
+    ]
+    assert json.loads((directory / "needle.json").read_text())["trials"] == 1
+
+
+def test_restart_removes_the_run_and_nothing_else(texts: Path, tmp_path: Path, call) -> None:
+    directory = tmp_path / "run"
+    arguments = ["train", RECIPE, "--text", texts, "--out", directory, "--until", "corpus"]
+    assert call(*arguments).code == 0
+    marker = directory / "corpus" / "marker"
+    marker.touch()
+    assert call(*arguments, "--restart").code == 0
+    assert not marker.exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("mine")
+    refused = call("train", RECIPE, "--text", texts, "--out", tmp_path / "other", "--restart")
+    refused.refused("is not empty and holds no run")
+    assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
+
+
+def test_the_report_is_complete(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == [
+        "corpus", "tokenizer", "shards", "pretrain", "stretch", "evaluate", "needle", "sample",
+    ]  # fmt: skip
+    assert all(stage["seconds"] > 0 for stage in report["stages"])
+    bits = report["bits_per_byte"]["texts"]
+    assert 0 < bits["end"] < 0.7 * bits["start"]
+    assert report["cache_bytes_per_token"] == {"MHA": 128, "GQA": 64, "MQA": 64, "MLA": 96}
+    assert 0 < report["experts"]["load_entropy"] <= 1
+    assert report["experts"]["max_over_mean"] >= 1
+    needle = report["needle"]
+    assert (needle["lengths"], needle["depths"]) == ([160, 192], [0.0, 1.0])
+    assert len(needle["accuracy"]) == len(needle["gain_bits"]) == 2
+    assert report["model"]["tokens"] == 7680 + 1536
+    page = (finished / "report.html").read_text()
+    assert "http" not in page
+    assert page.count("<svg") == 5
+
+
+def test_the_second_stage_begins_with_the_weights_of_the_first(finished: Path) -> None:
+    assert fathom.load(finished / "pretrain").spec.max_position_embeddings == 48
+    model = fathom.load(finished)
+    assert model.spec.max_position_embeddings == 192
+    assert model.spec.rope.scaling is not None
+    first = json.loads((finished / "stretch" / "metrics.jsonl").read_text().splitlines()[0])
+    random = math.log(model.tokenizer.vocab_size)
+    assert first["step"] == 1
+    assert first["lm_loss"] < 0.75 * random
