@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ RECIPE = Path(__file__).parents[1] / "pipeline" / "tiny.toml"
 MANIFEST = """
 [[sources]]
 kind = "package"
-name = "typing"
+name = "demo"
 language = "code"
-package = "typing-extensions"
-version = "4.15.0"
+package = "demo-text"
+version = "1.0"
 sha256 = "{digest}"
 files = ["*.py"]
 extractor = "python"
@@ -36,12 +37,30 @@ def test_missing_and_empty_text(tmp_path: Path, call) -> None:
     call("train", RECIPE, "--text", tmp_path / "binary", "--out", out, "--resume").refused("binary", "UTF-8")
 
 
-def test_a_cached_source_of_the_wrong_hash(tmp_path: Path, call) -> None:
+def test_a_source_of_the_wrong_hash(tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    with zipfile.ZipFile(shelf / "demo_text-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("demo.py", "# words\n" * 50)
+        wheel.writestr("demo_text-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo-text\nVersion: 1.0\n")
+        wheel.writestr(
+            "demo_text-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("demo_text-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path / "cache"))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.read_text().replace("never-read.toml", "sources.toml"))
     (tmp_path / "sources.toml").write_text(MANIFEST.format(digest="zz"))
     call("train", recipe, "--out", tmp_path / "run").refused("sha256", "64 lower-case")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "sources.toml").write_text(MANIFEST.format(digest="0" * 64))
+    call("train", recipe, "--out", tmp_path / "run").refused(
+        "demo-text==1.0", "does not have the SHA-256 of the manifest"
+    )
+    assert not (tmp_path / "run" / "corpus").exists()
+    assert not any(path.suffix == ".whl" for path in (tmp_path / "cache").rglob("*"))
 
 
 @pytest.mark.parametrize(
