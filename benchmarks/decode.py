@@ -43,7 +43,7 @@ def transformers_decoder(model: PreTrainedModel, prompt_BT: Tensor, steps: int) 
         last_B1 = prompt_BT[:, -1:]
         for _ in range(steps):
             last_B1 = model(last_B1, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
-        cache.crop(length - 1)
+        cache.crop(-steps)
 
     return run
 

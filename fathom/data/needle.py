@@ -24,9 +24,13 @@ _SNAP_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class NeedleSample:
-    """A prompt that ends where the number must follow, and the number's ids. Together they have the length asked."""
+    """A prompt that ends where the number must follow, and the number's ids. Together they have the length asked.
+
+    ``blank_ids`` are the prompt without the sentence that states the number.
+    """
 
     prompt_ids: tuple[int, ...]
+    blank_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     key: str
     number: int
@@ -62,7 +66,8 @@ def make_needle(
     hay = [int(token) for token in haystack_tokens[start : start + room]]
     place = _sentence_end(tokenizer, hay, round(depth * room))
     prompt = (tokenizer.bos_id, *hay[:place], *fact, *hay[place:], *question)
-    return NeedleSample(prompt, tuple(answer), key, number)
+    blank = (tokenizer.bos_id, *hay, *question)
+    return NeedleSample(prompt, blank, tuple(answer), key, number)
 
 
 def draw_fact(rng: np.random.Generator, split: NeedleSplit) -> tuple[str, int]:

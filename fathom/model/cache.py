@@ -171,7 +171,7 @@ class Cache:
         turned = isinstance(self.layers[0], RollingStore) and max(self.lengths) > self.layers[0].parts[0].shape[2]
         if turned and any(n < held for n, held in zip(lengths, self.lengths, strict=False)):
             raise ContextError(
-                f"lengths: a rolling cache of {self.window} slots that holds {max(self.lengths)} tokens has overwritten "
+                f"lengths: a rolling cache of {self.window} slots after {max(self.lengths)} tokens has overwritten "
                 "older ones and cannot go back; fill a new cache"
             )
         if len(lengths) != self.batch_size or any(not 0 <= n <= self.max_length for n in lengths):

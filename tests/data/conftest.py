@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fathom.data import TokenShards, build_corpus, open_shards, write_shards
+from fathom.data.corpus import build_corpus
+from fathom.data.shards import TokenShards, open_shards, write_shards
 from fathom.spec.data import FolderSource, PackageSource
 from fathom.spec.recipe import CorpusStep
 from fathom.tokenizer import Tokenizer, train_bpe

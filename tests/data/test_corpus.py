@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fathom.data import CorpusSummary, build_corpus, load_manifest, read_documents
+from fathom.data.corpus import CorpusSummary, build_corpus, read_documents
 from fathom.data.dedupe import content_key
+from fathom.data.manifest import load_manifest
 from fathom.errors import DataError, SpecError
 from fathom.spec.data import Deduplication, FolderSource, PackageSource
 from fathom.spec.recipe import CorpusStep

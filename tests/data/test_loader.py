@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import NeedleMixture, PackedLoader, TokenShards
+from fathom.data.loader import NeedleMixture, PackedLoader
+from fathom.data.shards import TokenShards
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
 

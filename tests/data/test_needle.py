@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import TokenShards, make_needle
-from fathom.data.needle import draw_fact
+from fathom.data.needle import draw_fact, make_needle
+from fathom.data.shards import TokenShards
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
 

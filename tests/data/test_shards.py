@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.data import TokenShards, open_shards, read_documents, write_shards
+from fathom.data.corpus import read_documents
+from fathom.data.shards import TokenShards, open_shards, write_shards
 from fathom.errors import DataError, ShardError
 from fathom.tokenizer import Tokenizer, train_bpe
 

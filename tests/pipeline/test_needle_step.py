@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fathom.data.needle import make_needle
-from fathom.errors import DataError
-from fathom.pipeline.steps.needle import make_trials, without_needle
+from fathom.pipeline.steps.needle import make_trials
 from fathom.spec.recipe import NeedleStep
 from fathom.tokenizer import Tokenizer, train_bpe
 
@@ -36,12 +34,3 @@ def test_the_blank_prompt_lacks_the_needle_and_nothing_else(tokenizer: Tokenizer
         assert full.replace(f"\nThe secret number of {key} is {number}.\n", "", 1) == blank
     assert trials == make_trials(step, tokenizer, haystack)
     assert len({tuple(t.answer_ids) for t in trials}) > 6
-
-
-def test_a_prompt_without_its_fact_is_refused(tokenizer: Tokenizer) -> None:
-    haystack = tokenizer.encode(" ".join(SENTENCES))
-    sample = make_needle(tokenizer, haystack, 120, 0.5, np.random.default_rng(0), "eval")
-    other = make_needle(tokenizer, haystack, 120, 0.5, np.random.default_rng(1), "eval")
-    mixed = type(sample)(sample.prompt_ids, sample.answer_ids, other.key, other.number)
-    with pytest.raises(DataError, match="does not state the number"):
-        without_needle(mixed, tokenizer)

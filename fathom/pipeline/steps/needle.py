@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.data.needle import NeedleSample, make_needle
+from fathom.data.needle import make_needle
 from fathom.data.shards import open_shards
-from fathom.errors import DataError
 from fathom.evals.needle import NeedleTrial, needle_in_haystack
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.models import trained_model
@@ -47,18 +46,8 @@ def make_trials(step: NeedleStep, tokenizer: Tokenizer, haystack: NDArray[np.int
                         length=length,
                         depth=depth,
                         prompt_ids=sample.prompt_ids,
-                        blank_prompt_ids=without_needle(sample, tokenizer),
+                        blank_prompt_ids=sample.blank_ids,
                         answer_ids=sample.answer_ids,
                     )
                 )
     return trials
-
-
-def without_needle(sample: NeedleSample, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the prompt with the sentence that states the number cut out."""
-    prompt = sample.prompt_ids
-    fact = tuple(tokenizer.encode(f"\nThe secret number of {sample.key} is {sample.number}.\n"))
-    for start in range(len(prompt) - len(fact) + 1):
-        if prompt[start : start + len(fact)] == fact:
-            return prompt[:start] + prompt[start + len(fact) :]
-    raise DataError(f"needle: the prompt does not state the number of {sample.key}; use a tokenizer that splits digits")
