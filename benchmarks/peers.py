@@ -48,5 +48,5 @@ def write(name: str, result: dict[str, object], out: Path) -> None:
     """Write and print one benchmark's JSON."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"benchmark": name, "machine": machine()} | result, indent=2)
-    (out / f"{name}.json").write_text(text + "\n")
+    (out / f"{name}-cpu.json").write_text(text + "\n")
     print(text)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from fathom.kernels.attention import attention
 from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.experts import grouped_swiglu
 
 __all__ = [
+    "attention",
     "grouped_swiglu",
     "linear_cross_entropy",
     "mean_linear_cross_entropy",

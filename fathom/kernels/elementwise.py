@@ -30,14 +30,18 @@ def widened(tensor: Tensor) -> torch.dtype:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
 
-    Half-precision inputs are normalised in float32 and rounded before the product, as Llama does.
+    Half-precision inputs are normalised in float32 and rounded before the product, as Llama does. A single row on a
+    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators.
     """
     if records(x, weight):
         y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return y
-    if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return reference.rms_norm(x, weight, eps)
+    if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
+        return reference.rms_norm(x, weight, eps)
+    if x.device.type == "cpu" and x.numel() == weight.numel() and not torch.compiler.is_compiling():
+        norm = float(torch.linalg.vector_norm(x))
+        return torch.mul(x, weight).mul_((norm * norm / weight.numel() + eps) ** -0.5)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -107,8 +111,8 @@ def _rotated(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayou
         torch.mul(second, cos, out=right).addcmul_(first, sin)
     else:
         turn = torch.complex(cos_BTP, sin_BTP).unsqueeze(2)
-        even = wide.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in wide.stride()[:-1])
-        if not (even and wide.stride(-1) == 1):
+        *strides, last = wide.stride()
+        if last != 1 or wide.storage_offset() % 2 or any(stride % 2 for stride in strides):
             wide = wide.clone(memory_format=torch.contiguous_format)
         pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2))
         turned = torch.view_as_real(pairs * turn).flatten(-2)

@@ -1,7 +1,7 @@
 """Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
 
 Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, H heads, R rotated width, P = R / 2 pairs.
+tokens, S keys, H heads, G key-value heads, R rotated width, P = R / 2 pairs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,24 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
     first, second = wide[..., 0::2], wide[..., 1::2]
     pairs = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return pairs.flatten(-2).to(x_BTHR.dtype)
+
+
+def attention(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, V).
+
+    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to t. All scores exist at once.
+    """
+    group = q_BHTK.shape[1] // k_BGSK.shape[1]
+    k_BHSK, v_BHSV = (x.repeat_interleave(group, dim=1) for x in (k_BGSK, v_BGSV))
+    scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2) * scale).to(torch.promote_types(q_BHTK.dtype, torch.float32))
+    if causal:
+        later_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTK.device).triu(1)
+        scores_BHTS = scores_BHTS.masked_fill(later_TS, float("-inf"))
+    if mask_B1TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
+    return scores_BHTS.softmax(-1).to(v_BHSV.dtype) @ v_BHSV
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ B batch, T new tokens, S keys, D hidden size, H heads, G key-value heads, K head
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fathom import kernels
 from fathom.model.attention.context import AttentionContext
@@ -40,24 +39,12 @@ class GroupedQuery(nn.Module):
             k_BGSK, v_BGSK = k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         else:
             k_BGSK, v_BGSK = store.append(context.span, k_BTGK, v_BTGK)
-        if tokens == 1:
-            out_BTX = self._one_token(q_BTHK, k_BGSK, v_BGSK, context)
-        else:
-            out_BHTK = F.scaled_dot_product_attention(
-                q_BTHK.transpose(1, 2),
-                k_BGSK,
-                v_BGSK,
-                attn_mask=context.mask_B1TS,
-                is_causal=context.span.causal,
-                scale=self.scale,
-                enable_gqa=self.heads != self.kv_heads,
-            )
-            out_BTX = out_BHTK.transpose(1, 2).reshape(batch, tokens, self.heads * self.width)
-        return self.o_proj(out_BTX)  # type: ignore[no-any-return]
-
-    def _one_token(self, q_B1HK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, context: AttentionContext) -> Tensor:
-        """Decode: the query heads of a group become rows against its keys, so that no key is repeated."""
-        batch = q_B1HK.shape[0]
-        q_BGJK = q_B1HK.reshape(batch, self.kv_heads, self.heads // self.kv_heads, self.width)
-        out_BGJK = F.scaled_dot_product_attention(q_BGJK, k_BGSK, v_BGSK, attn_mask=context.mask_B1TS, scale=self.scale)
-        return out_BGJK.reshape(batch, 1, self.heads * self.width)
+        out_BHTK = kernels.attention(
+            q_BTHK.transpose(1, 2),
+            k_BGSK,
+            v_BGSK,
+            mask_B1TS=context.mask_B1TS,
+            causal=context.span.causal,
+            scale=self.scale,
+        )
+        return self.o_proj(out_BHTK.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[no-any-return]

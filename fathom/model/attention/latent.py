@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fathom import kernels
 from fathom.model.attention.context import AttentionContext
@@ -50,10 +49,10 @@ class Latent(nn.Module):
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
         q_BTHK = self._queries(x_BTD).view(batch, tokens, shape.num_heads, shape.qk_head_dim)
-        q_nope_BTHN, q_rope_BTHR = torch.split(q_BTHK, [shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
+        q_nope_BTHN, q_rope_BTHR = q_BTHK.split_with_sizes([shape.qk_nope_head_dim, shape.qk_rope_head_dim], -1)
         q_rope_BTHR = kernels.rotate(q_rope_BTHR, cos, sin, context.layout)
-        latent_BTC, rope_key_BTR = torch.split(
-            self.kv_a_proj_with_mqa(x_BTD), [shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1
+        latent_BTC, rope_key_BTR = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes(
+            [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
         )
         latent_BTC = self.kv_a_layernorm(latent_BTC)
         rope_key_BTR = kernels.rotate(rope_key_BTR[:, :, None], cos, sin, context.layout)[:, :, 0]
@@ -66,7 +65,7 @@ class Latent(nn.Module):
             if self._absorbs(tokens, seen_BSW.shape[1], context):
                 out_BTX = self._absorbed(q_nope_BTHN, q_rope_BTHR, seen_BSW, context)
             else:
-                latent_BSC, rope_key_BSR = torch.split(seen_BSW, [shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
+                latent_BSC, rope_key_BSR = seen_BSW.split_with_sizes([shape.kv_lora_rank, shape.qk_rope_head_dim], -1)
                 out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR, context)
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
@@ -100,16 +99,16 @@ class Latent(nn.Module):
         shape = self.shape
         batch, keys, _ = latent_BSC.shape
         kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, shape.num_heads, -1)
-        k_nope_BSHN, v_BSHV = torch.split(kv_BSHX, [shape.qk_nope_head_dim, shape.v_head_dim], dim=-1)
+        k_nope_BSHN, v_BSHV = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, shape.num_heads, -1)
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
         k_BSHK = torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1)
-        out_BHTV = F.scaled_dot_product_attention(
+        out_BHTV = kernels.attention(
             q_BTHK.transpose(1, 2),
             k_BSHK.transpose(1, 2),
             v_BSHV.transpose(1, 2),
-            attn_mask=context.mask_B1TS,
-            is_causal=context.span.causal,
+            mask_B1TS=context.mask_B1TS,
+            causal=context.span.causal,
             scale=self.scale,
         )
         return out_BHTV.transpose(1, 2).reshape(batch, q_BTHK.shape[1], -1)
@@ -120,7 +119,7 @@ class Latent(nn.Module):
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
         up_HXC = self.kv_b_proj.weight.view(heads, -1, shape.kv_lora_rank)
-        key_up_HNC, value_up_HVC = torch.split(up_HXC, [shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
+        key_up_HNC, value_up_HVC = up_HXC.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], 1)
         rows = batch * tokens
         q_latent_HYC = torch.bmm(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1), key_up_HNC)
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
