@@ -1,6 +1,8 @@
-"""Greedy decoding from a filled cache, fp32: tokens per second against transformers with the same weights.
+"""Greedy decoding, fp32: tokens per second against transformers with the same weights.
 
-The prompt is filled once for both; each round decodes ``--steps`` tokens with each engine in turn.
+By default the prompt is filled once for both and each round decodes ``--steps`` tokens with each model in turn, the
+loop around the model being the same. ``--through generate`` measures what a user calls instead: Fathom's generator and
+transformers' ``generate``, prompt included in every call.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks import peers, rounds
+from fathom.engine.generate import Generator
 from fathom.model import Cache, Decoder
+from fathom.spec import SamplingParams
 
 
 def fathom_decoder(model: Decoder, prompt_BT: Tensor, room: int, steps: int) -> Callable[[], None]:
@@ -48,17 +52,36 @@ def transformers_decoder(model: PreTrainedModel, prompt_BT: Tensor, steps: int) 
     return run
 
 
-def measure(shape: str, batch: int, context: int, steps: int, count: int) -> dict[str, object]:
+def generators(ours: Decoder, theirs: PreTrainedModel, prompt_BT: Tensor, steps: int) -> dict[str, Callable[[], None]]:
+    sampler = Generator(ours, eos_id=None)
+    params = SamplingParams(max_tokens=steps, temperature=0.0)
+    mask_BT = torch.ones_like(prompt_BT)
+
+    def fathom() -> None:
+        sampler.sample(prompt_BT.tolist(), params)
+
+    def transformers() -> None:
+        theirs.generate(
+            prompt_BT, attention_mask=mask_BT, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+
+    return {"fathom": fathom, "transformers": transformers}
+
+
+def measure(shape: str, batch: int, context: int, steps: int, count: int, through: str) -> dict[str, object]:
     ours, theirs = peers.fathom_model(shape).eval(), peers.transformers_model(shape).eval()
     generator = torch.Generator().manual_seed(0)
     prompt_BT = torch.randint(0, ours.spec.vocab_size, (batch, context), generator=generator)
     with torch.inference_mode():
-        contestants = {
-            "fathom": fathom_decoder(ours, prompt_BT, steps + 1, steps),
-            "transformers": transformers_decoder(theirs, prompt_BT, steps),
-        }
+        if through == "generate":
+            contestants = generators(ours, theirs, prompt_BT, steps)
+        else:
+            contestants = {
+                "fathom": fathom_decoder(ours, prompt_BT, steps + 1, steps),
+                "transformers": transformers_decoder(theirs, prompt_BT, steps),
+            }
         seconds = rounds.alternate(contestants, rounds=count)
-    head = {"shape": shape, "batch": batch, "context": context, "steps": steps}
+    head = {"shape": shape, "batch": batch, "context": context, "steps": steps, "through": through}
     return head | rounds.summary(seconds, units=batch * steps)
 
 
@@ -69,10 +92,12 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--through", default="model", choices=["model", "generate"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     a = parser.parse_args()
-    result = measure(a.shape, a.batch, a.context, a.steps, a.rounds)
-    peers.write(f"decode-{a.shape}-batch{a.batch}-context{a.context}", result, a.out)
+    result = measure(a.shape, a.batch, a.context, a.steps, a.rounds, a.through)
+    name = "decode" if a.through == "model" else "generate"
+    peers.write(f"{name}-{a.shape}-batch{a.batch}-context{a.context}", result, a.out)
 
 
 if __name__ == "__main__":
