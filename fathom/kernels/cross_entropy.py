@@ -151,6 +151,6 @@ class _Mean(torch.autograd.Function):
         ctx: Any, grad: Tensor, _: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        hidden = None if grad_hidden_ND is None else grad_hidden_ND.mul_(grad)
-        weight = None if grad_weight_VD is None else grad_weight_VD.mul_(grad)
+        hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad.to(grad_hidden_ND.dtype)
+        weight = None if grad_weight_VD is None else grad_weight_VD * grad.to(grad_weight_VD.dtype)
         return hidden, weight, None, None, None, None

@@ -76,7 +76,7 @@ def _read_scaling(table: Fields, context: int) -> RopeScaling | None:
             high_freq_factor=table.number("high_freq_factor"),
         )
     return YarnScaling(
-        factor=table.number("factor", context / original),
+        factor=table.number("factor", context / original if original > 0 else 1.0),
         original_max_position_embeddings=original,
         beta_fast=table.number("beta_fast", 32.0),
         beta_slow=table.number("beta_slow", 1.0),
