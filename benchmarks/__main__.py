@@ -12,9 +12,9 @@ RUNS = (
     ("benchmarks.decode", "--shape", "t"),
     ("benchmarks.decode", "--shape", "s"),
     ("benchmarks.decode", "--shape", "s", "--through", "generate", "--steps", "64"),
-    ("benchmarks.decode", "--shape", "m", "--steps", "16", "--rounds", "5"),
-    ("benchmarks.decode", "--shape", "l", "--steps", "8", "--rounds", "3"),
     ("benchmarks.decode", "--shape", "s", "--batch", "16", "--context", "2048", "--steps", "2", "--rounds", "5"),
+    ("benchmarks.decode", "--shape", "m", "--steps", "8", "--rounds", "5"),
+    ("benchmarks.decode", "--shape", "l", "--steps", "4", "--rounds", "3"),
 )
 
 

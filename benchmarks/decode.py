@@ -8,16 +8,19 @@ transformers' ``generate``, prompt included in every call.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks import peers, rounds
 from fathom.engine.generate import Generator
 from fathom.model import Cache, Decoder
+from fathom.model.moe import MoELayer
 from fathom.spec import SamplingParams
 
 
@@ -52,6 +55,29 @@ def transformers_decoder(model: PreTrainedModel, prompt_BT: Tensor, steps: int) 
     return run
 
 
+def bare_products(model: Decoder, steps: int) -> Callable[[], None]:
+    """The matrix-vector products of a decoding step and nothing else: what no engine on these operators can beat."""
+    moe = model.spec.moe
+    assert moe is not None
+    draw = random.Random(0)
+    weights = [[p for p in layer.parameters() if p.dim() == 2] for layer in model.layers]
+    inputs = {width: torch.randn(1, width) for group in weights for p in group for width in p.shape}
+    experts = [layer.mlp.experts if isinstance(layer.mlp, MoELayer) else None for layer in model.layers]
+    inputs[moe.moe_intermediate_size] = torch.randn(1, moe.moe_intermediate_size)
+
+    def run() -> None:
+        for _ in range(steps):
+            for group, routed in zip(weights, experts, strict=True):
+                for weight in group:
+                    F.linear(inputs[weight.shape[1]], weight)
+                for expert in draw.sample(range(moe.n_routed_experts), moe.num_experts_per_tok) if routed else ():
+                    torch.mv(routed.gate_up_proj[expert], inputs[model.spec.hidden_size][0])
+                    torch.mv(routed.down_proj[expert], inputs[moe.moe_intermediate_size][0])
+            model.logits(inputs[model.spec.hidden_size])
+
+    return run
+
+
 def generators(ours: Decoder, theirs: PreTrainedModel, prompt_BT: Tensor, steps: int) -> dict[str, Callable[[], None]]:
     sampler = Generator(ours, eos_id=None)
     params = SamplingParams(max_tokens=steps, temperature=0.0)
@@ -69,7 +95,7 @@ def generators(ours: Decoder, theirs: PreTrainedModel, prompt_BT: Tensor, steps:
 
 
 def measure(shape: str, batch: int, context: int, steps: int, count: int, through: str) -> dict[str, object]:
-    ours, theirs = peers.fathom_model(shape).eval(), peers.transformers_model(shape).eval()
+    theirs, ours = peers.transformers_model(shape).eval(), peers.fathom_model(shape).eval()
     generator = torch.Generator().manual_seed(0)
     prompt_BT = torch.randint(0, ours.spec.vocab_size, (batch, context), generator=generator)
     with torch.inference_mode():
@@ -80,6 +106,8 @@ def measure(shape: str, batch: int, context: int, steps: int, count: int, throug
                 "fathom": fathom_decoder(ours, prompt_BT, steps + 1, steps),
                 "transformers": transformers_decoder(theirs, prompt_BT, steps),
             }
+            if batch == 1:
+                contestants["bare products"] = bare_products(ours, steps)
         seconds = rounds.alternate(contestants, rounds=count)
     head = {"shape": shape, "batch": batch, "context": context, "steps": steps, "through": through}
     return head | rounds.summary(seconds, units=batch * steps)

@@ -26,6 +26,8 @@ def attention(
         q_BGJK = q_BHTK.reshape(q_BHTK.shape[0], kv_heads, heads // kv_heads, -1)
         out_BGJV = F.scaled_dot_product_attention(q_BGJK, k_BGSK, v_BGSV, attn_mask=mask_B1TS, scale=scale)
         return out_BGJV.reshape(q_BHTK.shape[0], heads, 1, -1)[..., :width]
+    if kv_heads == 1:
+        k_BGSK, v_BGSV = (x.expand(-1, heads, -1, -1) for x in (k_BGSK, v_BGSV))
     out_BHTV = F.scaled_dot_product_attention(
         q_BHTK,
         k_BGSK,
@@ -33,6 +35,6 @@ def attention(
         attn_mask=mask_B1TS,
         is_causal=causal,
         scale=scale,
-        enable_gqa=heads != kv_heads,
+        enable_gqa=kv_heads not in (1, heads),
     )
     return out_BHTV[..., :width]

@@ -61,11 +61,12 @@ class Latent(nn.Module):
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
             (seen_B1SW,) = store.append(context.span, new_BT1W)
-            seen_BSW = seen_B1SW[:, 0]
-            if self._absorbs(tokens, seen_BSW.shape[1], context):
-                out_BTX = self._absorbed(q_nope_BTHN, q_rope_BTHR, seen_BSW, context)
+            if self._absorbs(tokens, seen_B1SW.shape[2], context):
+                out_BTX = self._absorbed(q_nope_BTHN, q_rope_BTHR, seen_B1SW, context)
             else:
-                latent_BSC, rope_key_BSR = seen_BSW.split_with_sizes([shape.kv_lora_rank, shape.qk_rope_head_dim], -1)
+                latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
+                    [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
+                )
                 out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR, context)
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
@@ -114,25 +115,28 @@ class Latent(nn.Module):
         return out_BHTV.transpose(1, 2).reshape(batch, q_BTHK.shape[1], -1)
 
     def _absorbed(
-        self, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_BSW: Tensor, context: AttentionContext
+        self, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, context: AttentionContext
     ) -> Tensor:
+        """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
+        rows = batch * tokens
         up_HXC = self.kv_b_proj.weight.view(heads, -1, shape.kv_lora_rank)
         key_up_HNC, value_up_HVC = up_HXC.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], 1)
-        rows = batch * tokens
         q_latent_HYC = torch.bmm(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1), key_up_HNC)
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
-        q_BXW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1).view(batch, tokens * heads, -1)
-        scores_BXS = torch.bmm(q_BXW, seen_BSW.transpose(1, 2)).mul_(self.scale)
-        if (mask_BTS := context.span.mask_BTS) is not None:
-            scores_BTHS = scores_BXS.view(batch, tokens, heads, -1)
-            scores_BTHS.masked_fill_(~mask_BTS[:, :, None], float("-inf"))
-        elif context.span.causal:
-            hidden_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=seen_BSW.device).triu(1)
-            scores_BXS.view(batch, tokens, heads, -1).masked_fill_(hidden_TT[None, :, None], float("-inf"))
-        attend_BXS = torch.softmax(scores_BXS, dim=-1, dtype=torch.float32).to(seen_BSW.dtype)
-        mixed_BXC = torch.bmm(attend_BXS, seen_BSW[:, :, : shape.kv_lora_rank])
-        mixed_HYC = mixed_BXC.view(rows, heads, -1).transpose(0, 1)
+        q_BTHW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1)
+        # One token's heads become queries of the single head, so that each latent is read once for all of them.
+        q = q_BTHW if tokens == 1 else q_BTHW.transpose(1, 2)
+        mixed = kernels.attention(
+            q,
+            seen_B1SW,
+            seen_B1SW,
+            mask_B1TS=context.mask_B1TS,
+            causal=context.span.causal,
+            scale=self.scale,
+        )
+        mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)
+        mixed_HYC = mixed_BTHW[..., : shape.kv_lora_rank].reshape(rows, heads, -1).transpose(0, 1)
         out_HYV = torch.bmm(mixed_HYC, value_up_HVC.transpose(1, 2))
         return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)
