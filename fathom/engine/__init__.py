@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Generation from the caches: sampling, batching and streaming, in token ids."""

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from fathom.errors import DataError, ResourceError, SpecError
 from fathom.tokenizer import special
-from fathom.tokenizer.chat import DEFAULT_TEMPLATE
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
+from fathom.tokenizer.template import DEFAULT_TEMPLATE
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
 SPLIT_PATTERN = "|".join(

@@ -1,0 +1,65 @@
+"""The READMEs say the same things, and what documents tell people to type exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    found = BLOCK.findall((ROOT / name).read_text(encoding="utf-8"))
+    return [(kind, re.sub(r"[ ]*#.*", "", text)) for kind, text in found]
+
+
+def commands() -> list[list[str]]:
+    texts = [text for name in ("README.md", "README.zh-CN.md") for kind, text in blocks(name) if kind == "console"]
+    lines = {line for text in texts for line in text.splitlines() if line.strip()}
+    tour = re.findall(r"<!-- run: (.+?) -->", (ROOT / "docs/tour.md").read_text(encoding="utf-8"))
+    return [shlex.split(line) for line in sorted(lines | set(tour))]
+
+
+def test_both_languages_show_the_same_code_and_figures() -> None:
+    assert blocks("README.md") == blocks("README.zh-CN.md")
+    numbers = [
+        re.findall(r"\d[\d.]* x? ?\|", (ROOT / n).read_text(encoding="utf-8")) for n in ("README.md", "README.zh-CN.md")
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def test_there_is_something_to_type() -> None:
+    programs = [Path(command[0]).name for command in commands()]
+    assert programs.count("fathom") >= 8
+    assert programs.count("make") >= 2
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_in_the_documents_exists(command: list[str]) -> None:
+    program, arguments = Path(command[0]).name, command[1:]
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert arguments[0] in targets
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file()
+    else:
+        assert program == "fathom"
+        done = subprocess.run(
+            [sys.executable, "-m", "fathom", arguments[0], "--help"], capture_output=True, text=True, check=True
+        )
+        for option in (word for word in arguments[1:] if word.startswith("--")):
+            assert option in done.stdout
+        for recipe in (word for word in arguments if word.endswith(".toml")):
+            assert (ROOT / recipe).is_file()
+
+
+def test_the_tour_shows_what_its_commands_print() -> None:
+    command = [sys.executable, "docs/generate.py", "--check", "--only", "models --family"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
