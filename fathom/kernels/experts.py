@@ -80,7 +80,8 @@ def grouped_swiglu(
     if kept_NK is None and x_ND.shape[0] == 1:
         return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])
-    if kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS:
+    few = kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS
+    if few and gate_up_EFD.dtype == down_EDF.dtype == x_ND.dtype:
         return _few_tokens(x_ND, plan, weights_NK, gate_up_EFD, down_EDF)
     return _forward(x_ND, plan, weights_NK.reshape(-1)[plan.order_P], gate_up_EFD, down_EDF, None)
 
@@ -104,15 +105,19 @@ def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD
 
 
 def _few_tokens(x_ND: Tensor, plan: Plan, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-    """Two products an expert, everything else once for all pairs."""
+    """Two products an expert, everything else once for all pairs: views are made in bulk, not one by one."""
+    experts = [expert for expert, count in enumerate(plan.counts) if count]
+    counts = [plan.counts[expert] for expert in experts]
     rows_PD = x_ND.index_select(0, plan.tokens_P)
     gate_up_PF = x_ND.new_empty(rows_PD.shape[0], gate_up_EFD.shape[1])
-    for expert, pairs in plan.slices():
-        _product(rows_PD[pairs], gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_PF[pairs])
+    gate_up_DF, down_FD = gate_up_EFD.mT.unbind(0), down_EDF.mT.unbind(0)
+    rows, gate_ups = rows_PD.split_with_sizes(counts), gate_up_PF.split_with_sizes(counts)
+    for expert, x_CD, gate_up_CF in zip(experts, rows, gate_ups, strict=True):
+        torch.mm(x_CD, gate_up_DF[expert], out=gate_up_CF)
     gate_PF, up_PF = gate_up_PF.chunk(2, dim=1)
     hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[plan.order_P].unsqueeze(1))
-    for expert, pairs in plan.slices():
-        _product(hidden_PF[pairs], down_EDF[expert].to(x_ND.dtype).t(), rows_PD[pairs])
+    for expert, hidden_CF, y_CD in zip(experts, hidden_PF.split_with_sizes(counts), rows, strict=True):
+        torch.mm(hidden_CF, down_FD[expert], out=y_CD)
     y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
     return y_ND.index_add_(0, plan.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
 

@@ -65,11 +65,11 @@ class LinearStore:
         """Write the new tokens into their slots, in place, and return each part's first ``span.end`` slots."""
         for part_BHSK, new in zip(self.parts, new_BTHK, strict=True):
             if span.start is not None:
-                part_BHSK[:, :, span.start : span.end] = new.transpose(1, 2)
+                part_BHSK.narrow(2, span.start, span.new_tokens).copy_(new.transpose(1, 2))
             else:
                 rows_B1 = torch.arange(part_BHSK.shape[0], device=part_BHSK.device)[:, None]
                 part_BHSK[rows_B1, :, span.positions_BT] = new
-        return tuple(part[:, :, : span.end] for part in self.parts)
+        return tuple(part.narrow(2, 0, span.end) for part in self.parts)
 
 
 class RollingStore(LinearStore):

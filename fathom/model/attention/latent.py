@@ -50,12 +50,13 @@ class Latent(nn.Module):
         cos, sin = context.rope
         q_BTHK = self._queries(x_BTD).view(batch, tokens, shape.num_heads, shape.qk_head_dim)
         q_nope_BTHN, q_rope_BTHR = q_BTHK.split_with_sizes([shape.qk_nope_head_dim, shape.qk_rope_head_dim], -1)
-        q_rope_BTHR = kernels.rotate(q_rope_BTHR, cos, sin, context.layout)
         latent_BTC, rope_key_BTR = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes(
             [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
         )
         latent_BTC = self.kv_a_layernorm(latent_BTC)
-        rope_key_BTR = kernels.rotate(rope_key_BTR[:, :, None], cos, sin, context.layout)[:, :, 0]
+        rotated = kernels.rotate(torch.cat((q_rope_BTHR, rope_key_BTR[:, :, None]), 2), cos, sin, context.layout)
+        q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([shape.num_heads, 1], 2)
+        rope_key_BTR = rope_key_BT1R[:, :, 0]
         if store is None:
             out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BTC, rope_key_BTR, context)
         else:

@@ -68,8 +68,10 @@ class Router(nn.Module):
         budget are dropped except in exempt sequences; otherwise nothing is.
         """
         scores_BTE = self._score(x_BTD)
-        indices_BTK = self._select(scores_BTE.detach())
-        affinity_BTK = scores_BTE.gather(-1, indices_BTK)
+        choice_BTE = self._choice(scores_BTE.detach() if scores_BTE.requires_grad else scores_BTE)
+        affinity_BTK, indices_BTK = choice_BTE.topk(self.num_experts_per_tok, dim=-1)
+        if choice_BTE is not scores_BTE:
+            affinity_BTK = scores_BTE.gather(-1, indices_BTK)
         balance, kept_BTK = self.spec.balance, None
         if self.training and drop_exempt_B is not None and balance.capacity_factor is not None:
             kept_BTK = keep_within_budget(
@@ -91,13 +93,14 @@ class Router(nn.Module):
             logits_BTE = F.linear(x_BTD.float(), self.weight)
         return logits_BTE.softmax(-1) if self.spec.score == "softmax" else logits_BTE.sigmoid()
 
-    def _select(self, scores_BTE: Tensor) -> Tensor:
+    def _choice(self, scores_BTE: Tensor) -> Tensor:
+        """What the selection ranks experts by: scores, with any bias, minus infinity outside the chosen groups."""
         choice_BTE = scores_BTE
         if self.e_score_correction_bias is not None:
             choice_BTE = choice_BTE + self.e_score_correction_bias
         if isinstance(self.spec.select, GroupLimited):
             choice_BTE = limit_groups(choice_BTE, self.spec.select)
-        return choice_BTE.topk(self.num_experts_per_tok, dim=-1).indices
+        return choice_BTE
 
     def _weigh(self, affinity_BTK: Tensor) -> Tensor:
         weights_BTK = affinity_BTK
