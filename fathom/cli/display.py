@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from fathom.pipeline.progress import NO_FACTS
 
 PLAIN_SECONDS = 10.0
+PACE_MARKS = 6
+"""Lines that the time left is reckoned over, so that it follows the pace of the last minute, resumed or not."""
 
 
 def make_display(console: Console) -> LiveDisplay | PlainDisplay:
@@ -89,24 +92,31 @@ class PlainDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.name = ""
-        self.started = 0.0
         self.printed = 0.0
+        self.marks: deque[tuple[float, float]] = deque(maxlen=PACE_MARKS)
 
     def stage(self, name: str, index: int, total: int) -> None:
         """Name the step."""
         self.name = name
-        self.started = self.printed = time.monotonic()
+        self.printed = time.monotonic()
+        self.marks.clear()
         self.message(f"[{index}/{total}] {name}")
 
     def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
         """Print a line when the last one is old enough."""
         now = time.monotonic()
+        if self.marks and done < self.marks[-1][1]:  # another count began
+            self.marks.clear()
+        if not self.marks:
+            self.marks.append((now, done))
         if now - self.printed < PLAIN_SECONDS:
             return
         self.printed = now
+        since, then = self.marks[0]
         left = ""
-        if total and 0 < done < total:
-            left = f", about {duration((now - self.started) * (total - done) / done)} left"
+        if total and then < done < total:
+            left = f", about {duration((now - since) * (total - done) / (done - then))} left"
+        self.marks.append((now, done))
         shown = _line(facts)
         self.message(f"  {self.name}: {_count(done, total, unit)}{', ' + shown if shown else ''}{left}")
 

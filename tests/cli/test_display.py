@@ -19,19 +19,35 @@ def test_plain_lines_name_every_step_and_are_not_repeated_too_often() -> None:
     display = make_display(screen)
     assert isinstance(display, PlainDisplay)
     display.stage("pretrain", 2, 3)
-    for done in range(100):
+    for done in range(30, 50):
         display.update(done, 100, "tokens", {"loss": "3.1"})
     display.printed -= 11
-    display.started -= 20
+    display.marks[0] = (display.marks[0][0] - 20, 30)
     display.update(50, 100, "tokens", {"loss": "3.1"})
     display.message("a [note] worth keeping")
     display.finish(61)
     assert stream.getvalue().splitlines() == [
         "[2/3] pretrain",
-        "  pretrain: 50 of 100 tokens, loss 3.1, about 20 s left",
+        "  pretrain: 50 of 100 tokens, loss 3.1, about 50 s left",
         "a [note] worth keeping",
         "  pretrain: done in 1 min 1 s",
     ]
+
+
+def test_the_time_left_follows_what_was_done_since_a_resumed_step_began() -> None:
+    screen, stream = console(terminal=False)
+    display = PlainDisplay(screen)
+    display.stage("pretrain", 1, 1)
+    display.update(900, 1000, "tokens")
+    for done in (910, 920):
+        display.marks = type(display.marks)([(t - 10, count) for t, count in display.marks], display.marks.maxlen)
+        display.printed -= 11
+        display.update(done, 1000, "tokens")
+    assert "90 s left" not in stream.getvalue()
+    assert stream.getvalue().splitlines()[-1].endswith("about 1 min 20 s left")
+    display.printed -= 11
+    display.update(1, 2, "files")
+    assert stream.getvalue().splitlines()[-1] == "  pretrain: 1 of 2 files"
 
 
 def test_a_terminal_gets_a_bar_that_ends_as_one_line() -> None:
