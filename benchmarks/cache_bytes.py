@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import peers
 from fathom.families import preset
 from fathom.model import Cache
-from fathom.spec import GroupedQueryAttention, LatentAttention
+from fathom.plan.cache import with_attention
+from fathom.spec import LatentAttention
 
 
 def measure(shape: str) -> dict[str, int]:
     spec = preset(f"bench-{shape}")
     latent = spec.attention
     assert isinstance(latent, LatentAttention)
-    heads, width = latent.num_heads, latent.qk_nope_head_dim
-    kinds = {
-        "MHA": GroupedQueryAttention(num_heads=heads, num_kv_heads=heads, head_dim=width),
-        "GQA": GroupedQueryAttention(num_heads=heads, num_kv_heads=max(1, heads // 4), head_dim=width),
-        "MQA": GroupedQueryAttention(num_heads=heads, num_kv_heads=1, head_dim=width),
-        "MLA": latent,
-    }
+    heads = latent.num_heads
+    counts = {"MHA": heads, "GQA": max(1, heads // 4), "MQA": 1}
+    specs = {kind: with_attention(spec, count) for kind, count in counts.items()} | {"MLA": spec}
     found = {}
-    for kind, attention in kinds.items():
-        cache = Cache.allocate(replace(spec, attention=attention), batch_size=2, max_length=64)
+    for kind, variant in specs.items():
+        cache = Cache.allocate(variant, batch_size=2, max_length=64)
         assert cache.nbytes == cache.bytes_per_token * 2 * 64
         found[kind] = cache.bytes_per_token
     found["MLA by formula"] = (latent.kv_lora_rank + latent.qk_rope_head_dim) * spec.num_hidden_layers * 4
