@@ -67,6 +67,8 @@ def figures(words: tuple[str, ...]) -> str:
         result["shape"] = result["shape"].upper()
         speed, ratio = result["per_second"], result["times_peer"]["fathom"]
         what = train if "length" in result else decode
+        if result.get("through") == "generate":
+            result["context"] = f"{result['context']} (`generate`)"
         rows.append(
             f"| {what.format(**result)} | {speed['fathom']:.0f} | {speed['transformers']:.0f} | {ratio:.2f} x |"
         )
