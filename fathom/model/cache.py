@@ -58,8 +58,8 @@ def _visible(queries_BT: Tensor, keys_BS: Tensor, window: int | None) -> Tensor:
 class LinearStore:
     """One layer's numbers for every token: ``parts`` tensors of (B, heads, S, width)."""
 
-    def __init__(self, batch: int, slots: int, parts: Sequence[tuple[int, int]], like: Tensor) -> None:
-        self.parts = tuple(like.new_zeros(batch, heads, slots, width) for heads, width in parts)
+    def __init__(self, parts: tuple[Tensor, ...]) -> None:
+        self.parts = parts
 
     def append(self, span: Span, *new_BTHK: Tensor) -> tuple[Tensor, ...]:
         """Write the new tokens into their slots, in place, and return each part's first ``span.end`` slots."""
@@ -131,7 +131,10 @@ class Cache:
         rolling = window is not None and window < max_length
         slots = min(window, max_length) if window is not None else max_length
         store = RollingStore if rolling else LinearStore
-        layers = [store(batch_size, slots, parts, like) for _ in range(spec.num_hidden_layers)]
+        layers = [
+            store(tuple(like.new_zeros(batch_size, heads, slots, width) for heads, width in parts))
+            for _ in range(spec.num_hidden_layers)
+        ]
         return cls(layers, [0] * batch_size, max_length, window if rolling else None)
 
     @property
@@ -154,11 +157,7 @@ class Cache:
 
         Use it to fill sequences of different lengths one after another, then ``set_lengths``.
         """
-        layers = []
-        for layer in self.layers:
-            view = object.__new__(type(layer))
-            view.parts = tuple(part[start:stop] for part in layer.parts)
-            layers.append(view)
+        layers = [type(layer)(tuple(part[start:stop] for part in layer.parts)) for layer in self.layers]
         return Cache(layers, self.lengths[start:stop], self.max_length, self.window)
 
     def set_lengths(self, lengths: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.attention import Attention
 from fathom.spec.moe import MixtureOfExperts
-from fathom.spec.rope import RopeSpec, YarnScaling
+from fathom.spec.rope import Llama3Scaling, RopeSpec, YarnScaling
 
 Family = Literal["llama", "deepseek", "deepseek_v2", "deepseek_v3", "mistral", "mixtral", "qwen2"]
 FAMILIES: tuple[Family, ...] = ("llama", "deepseek", "deepseek_v2", "deepseek_v3", "mistral", "mixtral", "qwen2")
@@ -98,5 +98,6 @@ class ModelSpec:
     def original_context(self) -> int:
         """Tokens of context before any YaRN or Llama 3 stretching."""
         scaling = self.rope.scaling
-        original = getattr(scaling, "original_max_position_embeddings", None)
-        return int(original) if original is not None else self.max_position_embeddings
+        if isinstance(scaling, YarnScaling | Llama3Scaling):
+            return scaling.original_max_position_embeddings
+        return self.max_position_embeddings
