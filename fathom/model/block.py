@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fathom.model.attention import AttentionContext, make_attention
-from fathom.model.cache import LinearStore
+from fathom.model.cache import Store
 from fathom.model.ffn import SwiGLU
 from fathom.model.moe import MoELayer, Routing, RoutingContext
 from fathom.model.norm import RMSNorm
@@ -29,7 +29,7 @@ class Block(nn.Module):
             self.mlp = SwiGLU(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
 
     def forward(
-        self, x_BTD: Tensor, context: AttentionContext, store: LinearStore | None, routing: RoutingContext | None
+        self, x_BTD: Tensor, context: AttentionContext, store: Store | None, routing: RoutingContext | None
     ) -> tuple[Tensor, Routing | None]:
         """Return the new residual stream (B, T, D) and, for a mixture of experts, what its router decided."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, store)

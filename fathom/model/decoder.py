@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fathom.errors import ContextError, SpecError
 from fathom.model.attention import AttentionContext, LatentForm
 from fathom.model.block import Block
-from fathom.model.cache import Cache, fresh_span
+from fathom.model.cache import KeyValueCache, fresh_span
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         *,
         features_ND: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         drop_exempt_B: Tensor | None = None,
         routing_seeds_B: Tensor | None = None,
         checkpoint_activations: bool = False,
@@ -132,12 +132,12 @@ class Decoder(nn.Module):
             )
         return placed_BT
 
-    def _context(self, tokens_BT: Tensor, cache: Cache | None, form: LatentForm) -> AttentionContext:
+    def _context(self, tokens_BT: Tensor, cache: KeyValueCache | None, form: LatentForm) -> AttentionContext:
         tokens, limit = tokens_BT.shape[1], self.spec.max_position_embeddings
-        held = max(cache.lengths) if cache is not None else 0
-        if held + tokens > limit:
+        reach = cache.reach(tokens) if cache is not None else tokens
+        if reach > limit:
             raise ContextError(
-                f"tokens: {held + tokens} exceed the model's context of {limit}; shorten the text or stretch the "
+                f"tokens: {reach} exceed the model's context of {limit}; shorten the text or stretch the "
                 "context with YaRN (rope.scaling)"
             )
         span = cache.advance(tokens) if cache is not None else fresh_span(tokens, self.window, tokens_BT.device)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from fathom.spec.attention import Attention, GroupedQueryAttention, LatentAttention
+from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightFormat
 from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import FAMILIES, Family, ModelSpec
 from fathom.spec.moe import Balance, Capacity, GroupLimited, MixtureOfExperts, Router, TopK
 from fathom.spec.rope import LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
-from fathom.spec.sampling import Completion, FinishReason, Sampler, SamplingParams
+from fathom.spec.sampling import Completion, FinishReason, Sampler, SamplingParams, TokenLogprob
 from fathom.spec.vision import SamSpec, SiglipSpec, VisionSpec
 
 __all__ = [
     "FAMILIES",
     "Attention",
     "Balance",
+    "CacheFormat",
     "Capacity",
     "Completion",
+    "Drafting",
+    "EngineSpec",
     "Family",
     "FinishReason",
     "GroupLimited",
@@ -32,8 +36,10 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "SiglipSpec",
+    "TokenLogprob",
     "TopK",
     "VisionSpec",
+    "WeightFormat",
     "YarnScaling",
     "from_mapping",
     "read_toml",

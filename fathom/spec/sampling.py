@@ -1,49 +1,97 @@
-"""SamplingParams and the ``Sampler`` protocol: all that post-training and evaluation need of an engine."""
+"""How a request draws its tokens, what comes back, and the ``Sampler`` protocol."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fathom.errors import SpecError
 from fathom.spec import check
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to draw tokens. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole.
 
+    Penalties look at the tokens drawn so far; ``repetition_penalty`` at those of the prompt too: it divides positive
+    logits of tokens seen before, and multiplies negative ones. ``presence_penalty`` is subtracted once, and
+    ``frequency_penalty`` for each occurrence. ``logit_bias`` adds to a token's logit: pairs of (token id, bias).
+
     ``seed`` fixes a request's draws whatever else is in its batch. ``stop_token_ids`` end an answer and are not part
-    of it; the model's own end-of-sequence token does so too unless ``ignore_eos``.
+    of it; the model's own end-of-sequence tokens do so too unless ``ignore_eos``. Neither may come before
+    ``min_tokens``. ``logprobs`` asks for that many of the likeliest alternatives beside each drawn token;
+    ``prompt_logprobs`` for the prompt's own tokens' log-probabilities, with as many alternatives.
     """
 
     max_tokens: int = 256
+    min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         check.positive("max_tokens", self.max_tokens)
+        check.not_negative("min_tokens", self.min_tokens)
+        if self.min_tokens > self.max_tokens:
+            raise SpecError("min_tokens", f"{self.min_tokens} exceeds max_tokens {self.max_tokens}", "lower it")
         check.not_negative("temperature", self.temperature)
         check.not_negative("top_k", self.top_k)
         check.fraction("top_p", self.top_p)
         check.positive("top_p", self.top_p)
         check.fraction("min_p", self.min_p)
+        check.positive("repetition_penalty", self.repetition_penalty)
+        for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
+            if not math.isfinite(value):
+                raise SpecError(f"{name}_penalty", f"must be finite, got {value}", "give a number, 0 for none")
+        for token, bias in self.logit_bias:
+            check.not_negative("logit_bias", token)
+            if not math.isfinite(bias):
+                raise SpecError("logit_bias", f"token {token} has bias {bias}", "give a finite number such as -100")
+        for name, asked in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if asked is not None:
+                check.not_negative(name, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its log-probability, and the likeliest alternatives (token id, log-probability), best first.
+
+    Log-probabilities are of the unfiltered softmax at temperature 1, before penalties, biases and constraints: what a
+    trainer computes for the same sequence.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What was drawn for one prompt: token ids, the log-probability of each, and why it ended."""
+    """What was drawn for one prompt: token ids, the log-probability of each, and why it ended.
+
+    ``details`` has the alternatives where ``SamplingParams.logprobs`` asked for them, and ``prompt`` the prompt's own
+    where ``prompt_logprobs`` did: its first entry is None, since nothing predicts the first token.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    details: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[TokenLogprob | None, ...] = ()
 
 
 class Sampler(Protocol):

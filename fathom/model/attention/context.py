@@ -1,10 +1,12 @@
-"""What all layers of one forward pass share: positions, mask and rotary tables, computed once."""
+"""What all layers of one forward pass share: positions, masks and rotary tables, computed once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fathom.model.cache import Span
@@ -23,7 +25,8 @@ class AttentionContext:
     layout: RopeLayout
     form: LatentForm = "auto"
 
-    @property
-    def mask_B1TS(self) -> Tensor | None:
-        """The mask with a place for heads."""
-        return None if self.span.mask_BTS is None else self.span.mask_BTS[:, None]
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Put the parts' outputs, each (b, t, X), together as (B, T, X)."""
+        if self.span.parts[0].rows is None:
+            return outputs[0]
+        return torch.cat([output.flatten(0, 1) for output in outputs])[None]

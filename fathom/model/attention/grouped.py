@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fathom import kernels
 from fathom.model.attention.context import AttentionContext
-from fathom.model.cache import LinearStore
+from fathom.model.cache import Part, Store
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
@@ -26,7 +26,7 @@ class GroupedQuery(nn.Module):
         self.v_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=attention.out_bias)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LinearStore | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: AttentionContext, store: Store | None) -> Tensor:
         """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
@@ -36,15 +36,18 @@ class GroupedQuery(nn.Module):
         q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
         k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
         if store is None:
-            k_BGSK, v_BGSK = k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+            out_BTX = self._attend(context.span.parts[0], q_BTHK, k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2))
         else:
-            k_BGSK, v_BGSK = store.append(context.span, k_BTGK, v_BTGK)
+            out_BTX = context.join(
+                [
+                    self._attend(part, part.select(q_BTHK), *seen)
+                    for part, seen in store.append(context.span, k_BTGK, v_BTGK)
+                ]
+            )
+        return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _attend(self, part: Part, q_BTHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         out_BHTK = kernels.attention(
-            q_BTHK.transpose(1, 2),
-            k_BGSK,
-            v_BGSK,
-            mask_B1TS=context.mask_B1TS,
-            causal=context.span.causal,
-            scale=self.scale,
+            q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, mask_B1TS=part.mask_B1TS, causal=part.causal, scale=self.scale
         )
-        return self.o_proj(out_BHTK.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[no-any-return]
+        return out_BHTK.transpose(1, 2).flatten(2)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fathom import kernels
-from fathom.model.attention.context import AttentionContext
-from fathom.model.cache import LinearStore
+from fathom.model.attention.context import AttentionContext, LatentForm
+from fathom.model.cache import Part, Store
 from fathom.model.norm import RMSNorm
 from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
@@ -43,7 +43,7 @@ class Latent(nn.Module):
         self.kv_b_proj = nn.Linear(attention.kv_lora_rank, up, bias=False)
         self.o_proj = nn.Linear(heads * attention.v_head_dim, hidden, bias=bias)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LinearStore | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: AttentionContext, store: Store | None) -> Tensor:
         """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
         shape = self.shape
         batch, tokens, _ = x_BTD.shape
@@ -58,28 +58,38 @@ class Latent(nn.Module):
         q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([shape.num_heads, 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
         if store is None:
-            out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BTC, rope_key_BTR, context)
+            part = context.span.parts[0]
+            out_BTX = self._expanded(part, q_nope_BTHN, q_rope_BTHR, latent_BTC, rope_key_BTR)
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
-            (seen_B1SW,) = store.append(context.span, new_BT1W)
-            if self._absorbs(tokens, seen_B1SW.shape[2], context):
-                out_BTX = self._absorbed(q_nope_BTHN, q_rope_BTHR, seen_B1SW, context)
-            else:
-                latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
-                    [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
-                )
-                out_BTX = self._expanded(q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR, context)
+            out_BTX = context.join(
+                [
+                    self._attend(part, part.select(q_nope_BTHN), part.select(q_rope_BTHR), seen_B1SW, context.form)
+                    for part, (seen_B1SW,) in store.append(context.span, new_BT1W)
+                ]
+            )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _attend(
+        self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
+    ) -> Tensor:
+        """Attend to cached latents in the cheaper form; returns (B, T, H V)."""
+        if self._absorbs(part.tokens, seen_B1SW.shape[2], form):
+            return self._absorbed(part, q_nope_BTHN, q_rope_BTHR, seen_B1SW)
+        latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
+            [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim], -1
+        )
+        return self._expanded(part, q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR)
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         if self.shape.q_lora_rank is None:
             return self.q_proj(x_BTD)  # type: ignore[no-any-return]
         return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))  # type: ignore[no-any-return]
 
-    def _absorbs(self, tokens: int, keys: int, context: AttentionContext) -> bool:
+    def _absorbs(self, tokens: int, keys: int, form: LatentForm) -> bool:
         """Choose the form with fewer multiply-adds per head."""
-        if context.form != "auto":
-            return context.form == "absorbed"
+        if form != "auto":
+            return form == "absorbed"
         latent, nope, rope, value = (
             self.shape.kv_lora_rank,
             self.shape.qk_nope_head_dim,
@@ -91,12 +101,7 @@ class Latent(nn.Module):
         return absorbed < expanded
 
     def _expanded(
-        self,
-        q_nope_BTHN: Tensor,
-        q_rope_BTHR: Tensor,
-        latent_BSC: Tensor,
-        rope_key_BSR: Tensor,
-        context: AttentionContext,
+        self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor
     ) -> Tensor:
         shape = self.shape
         batch, keys, _ = latent_BSC.shape
@@ -109,15 +114,13 @@ class Latent(nn.Module):
             q_BTHK.transpose(1, 2),
             k_BSHK.transpose(1, 2),
             v_BSHV.transpose(1, 2),
-            mask_B1TS=context.mask_B1TS,
-            causal=context.span.causal,
+            mask_B1TS=part.mask_B1TS,
+            causal=part.causal,
             scale=self.scale,
         )
         return out_BHTV.transpose(1, 2).reshape(batch, q_BTHK.shape[1], -1)
 
-    def _absorbed(
-        self, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, context: AttentionContext
-    ) -> Tensor:
+    def _absorbed(self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
         """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
@@ -133,8 +136,8 @@ class Latent(nn.Module):
             q,
             seen_B1SW,
             seen_B1SW,
-            mask_B1TS=context.mask_B1TS,
-            causal=context.span.causal,
+            mask_B1TS=part.mask_B1TS,
+            causal=part.causal,
             scale=self.scale,
         )
         mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Caches of past tokens: full keys and values, a rolling window of them, or latents; one interface for all.
+"""Plain caches: one block of memory a layer, the oracle of the paged ones; full, rolling or latent, one interface.
 
 B sequences, T new tokens, S cached tokens, G key-value heads, K head width, C latent width, R rotated width.
 
@@ -7,52 +7,14 @@ The cache decides where new tokens go (``advance``); a layer's store only writes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fathom.errors import ContextError
+from fathom.model.cache.span import Part, Span, visible
 from fathom.spec import GroupedQueryAttention, ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """T new tokens of every sequence and the keys they may attend to.
-
-    ``positions_BT`` is (1, T) when all sequences stand at the same position, with ``start`` that position, else
-    (B, T) with ``start`` None. ``mask_BTS`` is True where a query may look; None means everywhere, or everywhere up to
-    itself when ``causal``. ``end`` is the number of slots the stores return. ``history_S`` holds, for rolling stores
-    that take several tokens at once, the slots of the older tokens still in view, oldest first.
-    """
-
-    positions_BT: Tensor
-    start: int | None
-    end: int
-    mask_BTS: Tensor | None
-    causal: bool
-    history_S: Tensor | None = None
-
-    @property
-    def new_tokens(self) -> int:
-        """T."""
-        return self.positions_BT.shape[1]
-
-
-def fresh_span(tokens: int, window: int | None, device: torch.device) -> Span:
-    """Return the span of ``tokens`` first tokens without a cache: causal, within the window if there is one."""
-    positions_T = torch.arange(tokens, device=device)
-    if window is None or window >= tokens:
-        return Span(positions_T[None], 0, tokens, None, causal=tokens > 1)
-    return Span(positions_T[None], 0, tokens, _visible(positions_T[None], positions_T[None], window), causal=False)
-
-
-def _visible(queries_BT: Tensor, keys_BS: Tensor, window: int | None) -> Tensor:
-    """Whether each query position sees each key position (negative ones are empty): bool (B, T, S)."""
-    distance_BTS = queries_BT[:, :, None] - keys_BS[:, None, :]
-    seen_BTS = (distance_BTS >= 0) & (keys_BS >= 0)[:, None, :]
-    return seen_BTS if window is None else seen_BTS & (distance_BTS < window)
 
 
 class LinearStore:
@@ -61,27 +23,28 @@ class LinearStore:
     def __init__(self, parts: tuple[Tensor, ...]) -> None:
         self.parts = parts
 
-    def append(self, span: Span, *new_BTHK: Tensor) -> tuple[Tensor, ...]:
-        """Write the new tokens into their slots, in place, and return each part's first ``span.end`` slots."""
+    def append(self, span: Span, *new_BTHK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+        """Write the new tokens into their slots, in place, and give the slots up to the newest."""
+        (part,) = span.parts
         for part_BHSK, new in zip(self.parts, new_BTHK, strict=True):
             if span.start is not None:
                 part_BHSK.narrow(2, span.start, span.new_tokens).copy_(new.transpose(1, 2))
             else:
                 rows_B1 = torch.arange(part_BHSK.shape[0], device=part_BHSK.device)[:, None]
                 part_BHSK[rows_B1, :, span.positions_BT] = new
-        return tuple(part.narrow(2, 0, span.end) for part in self.parts)
+        yield part, tuple(held.narrow(2, 0, part.end) for held in self.parts)
 
 
 class RollingStore(LinearStore):
     """One layer's numbers for the last W tokens; token p lives in slot p mod W."""
 
-    def append(self, span: Span, *new_BTHK: Tensor) -> tuple[Tensor, ...]:
-        """Write the last W of the new tokens and return what their queries may see.
+    def append(self, span: Span, *new_BTHK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+        """Write the last W of the new tokens and give what their queries may see.
 
         One new token sees the buffer itself; several see the history that was there before and then themselves,
         because they would overwrite what the first of them still needs.
         """
-        seen = []
+        (part,), seen = span.parts, []
         for part_BHSK, new in zip(self.parts, new_BTHK, strict=True):
             window = part_BHSK.shape[2]
             new_BHTK = new.transpose(1, 2)
@@ -95,8 +58,8 @@ class RollingStore(LinearStore):
                 rows_B1 = torch.arange(part_BHSK.shape[0], device=part_BHSK.device)[:, None]
                 part_BHSK[rows_B1, :, span.positions_BT[:, -kept:] % window] = new[:, -kept:]
             if span.history_S is None:
-                seen.append(part_BHSK[:, :, : span.end])
-        return tuple(seen)
+                seen.append(part_BHSK[:, :, : part.end])
+        yield part, tuple(seen)
 
 
 class Cache:
@@ -187,6 +150,10 @@ class Cache:
             layer.parts = tuple(part.index_select(0, index) for part in layer.parts)
         self.lengths = [self.lengths[row] for row in rows]
 
+    def reach(self, tokens: int) -> int:
+        """Return the most tokens any sequence will have after ``tokens`` new ones."""
+        return max(self.lengths) + tokens
+
     def advance(self, tokens: int) -> Span:
         """Reserve slots for ``tokens`` new tokens of every sequence and say what they may attend to.
 
@@ -210,9 +177,10 @@ class Cache:
             return self._rolling_span(positions_BT, starts_B1, start, longest)
         end = longest + tokens
         if uniform and (tokens == 1 or longest == 0) and self.window is None:
-            return Span(positions_BT, start, end, None, causal=tokens > 1)
+            return Span(positions_BT, (Part(tokens, end, None, causal=tokens > 1),), start)
         keys_1S = torch.arange(end, device=device)[None]
-        return Span(positions_BT, start, end, _visible(positions_BT, keys_1S, self.window), causal=False)
+        part = Part(tokens, end, visible(positions_BT, keys_1S, self.window), causal=False)
+        return Span(positions_BT, (part,), start)
 
     def _rolling_span(self, positions_BT: Tensor, starts_B1: Tensor, start: int | None, longest: int) -> Span:
         window, tokens = self.layers[0].parts[0].shape[2], positions_BT.shape[1]
@@ -220,13 +188,15 @@ class Cache:
         if tokens == 1:
             end = min(longest + 1, window)
             if start is not None:
-                return Span(positions_BT, start, end, None, causal=False)
+                return Span(positions_BT, (Part(1, end, None, causal=False),), start)
             newest_B1 = starts_B1
             held_BS = (newest_B1 - (newest_B1 - slots_1S) % window)[:, :end]
-            return Span(positions_BT, start, end, _visible(positions_BT, held_BS, window), causal=False)
+            part = Part(1, end, visible(positions_BT, held_BS, window), causal=False)
+            return Span(positions_BT, (part,), start)
         newest_B1 = starts_B1 - 1
         held_BS = newest_B1 - (newest_B1 - slots_1S) % window
         history_S = slots_1S[0, : min(longest, window)]
         keys_BS = torch.cat((held_BS[:, : history_S.numel()], positions_BT), dim=1)
-        mask_BTS = _visible(positions_BT, keys_BS, window)
-        return Span(positions_BT, start, keys_BS.shape[1], mask_BTS, causal=False, history_S=history_S)
+        mask_BTS = visible(positions_BT, keys_BS, window)
+        part = Part(tokens, keys_BS.shape[1], mask_BTS, causal=False)
+        return Span(positions_BT, (part,), start, history_S)

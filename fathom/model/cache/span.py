@@ -1,0 +1,106 @@
+"""What a forward pass asks of any cache: where the new tokens stand, and which keys they may see.
+
+B sequences, T new tokens, S keys, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sequences of a forward pass that attend in one call: each brings ``tokens`` new tokens and sees ``end`` keys.
+
+    ``mask_BTS`` is True where a query may look; None means everywhere, or everywhere up to itself when ``causal``.
+    ``rows`` are the part's tokens where the pass has sequences of different lengths laid end to end, as (1, N); None
+    where the part is the whole batch.
+    """
+
+    tokens: int
+    end: int
+    mask_BTS: Tensor | None
+    causal: bool
+    rows: slice | None = None
+
+    @property
+    def mask_B1TS(self) -> Tensor | None:
+        """The mask with a place for heads."""
+        return None if self.mask_BTS is None else self.mask_BTS[:, None]
+
+    def select(self, x_BTHK: Tensor) -> Tensor:
+        """Return the part's own rows of (B, T, ...), one row a sequence."""
+        if self.rows is None:
+            return x_BTHK
+        own_NHK = x_BTHK[0, self.rows]
+        return own_NHK.view(-1, self.tokens, *own_NHK.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The new tokens of a forward pass.
+
+    ``positions_BT`` is (B, T), or (1, T) when all sequences stand at the same position. Plain caches keep two notes
+    of their own: ``start``, that one position, and ``history_S``, the slots of older tokens still in view of a rolling
+    store, oldest first.
+    """
+
+    positions_BT: Tensor
+    parts: tuple[Part, ...]
+    start: int | None = None
+    history_S: Tensor | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """T."""
+        return self.positions_BT.shape[1]
+
+
+class Store(Protocol):
+    """One layer's numbers."""
+
+    def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+        """Write the new tokens, in place, then give each part with what it sees: (B, G, S, K) for each ``new``.
+
+        What is given holds until the next part is asked for. The iterator must be run to its end.
+        """
+        ...
+
+
+class KeyValueCache(Protocol):
+    """Every layer's store and the rule for where new tokens go."""
+
+    @property
+    def layers(self) -> Sequence[Store]:
+        """One store a layer."""
+        ...
+
+    def reach(self, tokens: int) -> int:
+        """Return the most tokens any sequence will have after ``tokens`` new ones."""
+        ...
+
+    def advance(self, tokens: int) -> Span:
+        """Reserve slots for ``tokens`` new tokens and say what they may attend to."""
+        ...
+
+
+def fresh_span(tokens: int, window: int | None, device: torch.device) -> Span:
+    """Return the span of ``tokens`` first tokens without a cache: causal, within the window if there is one."""
+    positions_T = torch.arange(tokens, device=device)
+    if window is None or window >= tokens:
+        part = Part(tokens, tokens, None, causal=tokens > 1)
+    else:
+        part = Part(tokens, tokens, visible(positions_T[None], positions_T[None], window), causal=False)
+    return Span(positions_T[None], (part,), 0)
+
+
+def visible(queries_BT: Tensor, keys_BS: Tensor, window: int | None) -> Tensor:
+    """Whether each query position sees each key position (negative ones are empty): bool (B, T, S)."""
+    distance_BTS = queries_BT[:, :, None] - keys_BS[:, None, :]
+    seen_BTS = (distance_BTS >= 0) & (keys_BS >= 0)[:, None, :]
+    return seen_BTS if window is None else seen_BTS & (distance_BTS < window)

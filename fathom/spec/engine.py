@@ -1,0 +1,52 @@
+"""How an engine is laid out: the pool of pages, what fits a step, how numbers are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fathom.errors import SpecError
+from fathom.spec import check
+
+CacheFormat = Literal["plain", "int8", "int6"]
+CACHE_FORMATS: tuple[CacheFormat, ...] = ("plain", "int8", "int6")
+WeightFormat = Literal["plain", "int8", "int4"]
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "int4")
+Drafting = Literal["none", "auto", "mtp", "ngram"]
+DRAFTING: tuple[Drafting, ...] = ("none", "auto", "mtp", "ngram")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine's room and habits.
+
+    The pool holds ``cache_tokens`` tokens in pages of ``page_size``; None takes four contexts, and at least one
+    ``max_batch`` of short requests. A step runs at most ``max_batch`` sequences and ``step_tokens`` new tokens:
+    decoding comes first, prompts fill what is left, in chunks. ``prefix_cache`` keeps the pages of finished requests
+    until their room is needed. ``cache_format`` is how numbers lie in the pages: as the model computes them, or in 8 or
+    about 6 bits. ``drafting`` proposes tokens ahead, ``draft_tokens`` at a time: by the MTP module, by repetition in
+    the text itself, or auto: MTP where the model has one, else none.
+    """
+
+    page_size: int = 32
+    cache_tokens: int | None = None
+    max_batch: int = 32
+    step_tokens: int = 512
+    prefix_cache: bool = True
+    cache_format: CacheFormat = "plain"
+    drafting: Drafting = "none"
+    draft_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_batch", "step_tokens", "draft_tokens"):
+            check.positive(name, getattr(self, name))
+        if self.step_tokens < self.max_batch:
+            raise SpecError(
+                "step_tokens",
+                f"{self.step_tokens} is less than max_batch {self.max_batch}, which decodes one token each",
+                "raise step_tokens or lower max_batch",
+            )
+        if self.cache_tokens is not None:
+            check.positive("cache_tokens", self.cache_tokens)
+        check.one_of("cache_format", self.cache_format, CACHE_FORMATS)
+        check.one_of("drafting", self.drafting, DRAFTING)
