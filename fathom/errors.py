@@ -8,6 +8,9 @@
     ├── CheckpointError    a checkpoint is missing, incomplete, or of another shape
     ├── TrainError         a training step cannot go on (loss or gradient not finite)
     ├── ContextError       a prompt does not fit the model's context
+    ├── BusyError          the engine takes no request now; the same one may be sent again later
+    │   ├── QueueFull      as many requests wait as may
+    │   └── Draining       the engine is being closed
     ├── ResourceError      disk or memory ran out; nothing published was lost
     └── Interrupted        SIGINT or SIGTERM arrived; the state was saved first
 
@@ -62,6 +65,25 @@ class TrainError(FathomError):
 
 class ContextError(FathomError, ValueError):
     """A prompt, or a prompt with its answer, does not fit the model's context."""
+
+
+class BusyError(FathomError):
+    """The engine takes no request now; nothing is wrong with the request."""
+
+
+class QueueFull(BusyError):
+    """As many requests wait as may; ``waiting`` says how many."""
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        self.waiting = waiting
+        super().__init__(f"requests: {waiting} wait already, of at most {limit}; send it again later")
+
+
+class Draining(BusyError):
+    """The engine is being closed: requests under way end, new ones are refused."""
+
+    def __init__(self) -> None:
+        super().__init__("requests: refused while the engine closes; send it to another, or again after a restart")
 
 
 class ResourceError(FathomError):

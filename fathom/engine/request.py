@@ -1,0 +1,75 @@
+"""What goes into the engine and what comes out of it, in token ids.
+
+N image tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fathom.spec.sampling import FinishReason, SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from fathom.engine.constraint import TokenConstraint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to continue.
+
+    A higher ``priority`` goes first and takes pages from lower ones when the pool is full; equal ones go in order of
+    arrival. Pages of a common beginning are shared only between requests of equal ``salt``. ``features_ND`` are the
+    prompt's image tokens, as ``Decoder.forward`` takes them. ``constraint`` says which tokens may come next; it is
+    this request's own and changes with every drawn token.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    salt: str = ""
+    features_ND: Tensor | None = None
+    constraint: TokenConstraint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One request's share of one step.
+
+    ``tokens`` never hold the stop token. The last output of a request has a ``finish_reason``, and ``error`` is one
+    line where that is "error". ``prompt_logprobs`` come with the first output, where asked for. Of the
+    ``prompt_tokens``, ``cached_tokens`` were found in the prefix cache.
+    """
+
+    request_id: int
+    tokens: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """An engine at one moment.
+
+    Requests that run or wait; pages of the pool, those that requests hold and those kept for their prefix; and counts
+    since the engine was made: prompt tokens, those of them found in the prefix cache, tokens generated, requests put
+    back to make room, tokens drafted and accepted, steps.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    steps: int = 0
