@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fathom.errors import DataError
 from fathom.tokenizer import special
-from fathom.tokenizer.parts import checked_content, image_count, map_text, shaped_for, text_length
+from fathom.tokenizer.parts import calls_for, checked_message, image_count, map_text, shaped_for, text_length
 from fathom.tokenizer.sandbox import render_sandboxed
 from fathom.tokenizer.template import DEFAULT_TEMPLATE
 
@@ -37,7 +37,7 @@ def render(
     the template as they are. The result is for reading: use ``encode_chat`` for token ids, since here a message may
     spell a special token.
     """
-    checked = [_checked(message, index) for index, message in enumerate(messages)]
+    checked = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     if sum(text_length(message["content"]) for message in checked) > max_chars:
         raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
     given = {
@@ -66,23 +66,26 @@ def encode_chat(
     Before rendering, a private character is put behind every character in a message that could begin a special
     token, so nothing a message holds can complete one; afterwards it is taken out again. A private character that
     the messages themselves hold is never chosen. An assistant's closing think tag stays readable to the template.
-    Each image becomes ``tokens_per_image`` times ``image_token_id``.
+    ``variables``, tools and their descriptions among them, are guarded in the same way. Each image becomes
+    ``tokens_per_image`` times ``image_token_id``.
     """
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
-    guard = next((g for g in _GUARDS if not any(g in str(m.get("content", "")) for m in messages)), None)
+    chosen = tokenizer.chat_template if template is None else template
+    checked = [calls_for(chosen, checked_message(m, f"messages[{i}]")) for i, m in enumerate(messages)]
+    guard = next((g for g in _GUARDS if not _holds((checked, variables), g)), None)
     if guard is None:
         raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
     starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in names.values()}))) + "]")
-    guarded = [_guarded(_checked(message, i), starts, guard) for i, message in enumerate(messages)]
+    guarded = [_guarded(message, starts, guard) for message in checked]  # its JSON is read: escapes hide no character
     text = render(
         guarded,
-        tokenizer.chat_template if template is None else template,
+        chosen,
         add_generation_prompt=add_generation_prompt,
         bos_token=tokenizer.spelling(tokenizer.bos_id),
         eos_token=tokenizer.spelling(tokenizer.eos_id),
         max_chars=max_chars,
         image_spelling=None if image_token_id is None else tokenizer.spelling(image_token_id),
-        **variables,
+        **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
     )
     spellings = sorted(names.values(), key=len, reverse=True)
     pieces = re.split("(" + "|".join(map(re.escape, spellings)) + ")", text)
@@ -102,13 +105,6 @@ def _with_images(ids: list[int], images: int, image_token_id: int | None, tokens
             f"messages: hold {images} images, but the chat template places {placed}; use a vision model's own template"
         )
     return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_token_id else 1)]
-
-
-def _checked(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if not isinstance(role, str):
-        raise DataError(f"messages[{index}].role: expected text, got {type(role).__name__}; give a string")
-    return {**message, "content": checked_content(message.get("content"), f"messages[{index}].content")}
 
 
 def _guarded(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
@@ -131,3 +127,11 @@ def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:
     if isinstance(value, list | tuple):
         return [_guard_value(item, starts, guard) for item in value]
     return value
+
+
+def _holds(value: Any, character: str) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds(key, character) or _holds(item, character) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return any(_holds(item, character) for item in value)
+    return isinstance(value, str) and character in value

@@ -1,7 +1,8 @@
-"""Messages made of parts, text and images, and the two shapes in which chat templates take them."""
+"""Messages made of parts, text and images, and of tool calls, in the shapes in which chat templates take them."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,26 @@ from typing import Any
 from fathom.errors import DataError
 
 _READS_PARTS = re.compile(r"""\[\s*['"]type['"]\s*\]|\.type\b|\.get\(\s*['"]type['"]""")
+
+_READS_MAPPING = re.compile(r"""arguments['"]?\s*\]?\s*\|\s*(?:tojson|items)|arguments\.items\(""")
+
+
+def checked_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a message with a content that templates can take, and its tool calls checked.
+
+    An assistant's content may be None or missing where it calls tools.
+    """
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(role, str):
+        raise DataError(f"{where}.role: expected text, got {type(role).__name__}; give a string")
+    calls = message.get("tool_calls")
+    checked = dict(message)
+    if role == "assistant" and calls:
+        checked["tool_calls"] = _checked_calls(calls, f"{where}.tool_calls")
+        checked.setdefault("content", None)
+        if checked["content"] is None:
+            return checked
+    return checked | {"content": checked_content(message.get("content"), f"{where}.content")}
 
 
 def checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
@@ -23,22 +44,64 @@ def checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
     return [_checked_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
 
 
+def _checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise DataError(f"{where}: expected a list, got {type(calls).__name__}; give a list of calls")
+    checked = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(f"{where}[{index}].function.name: is missing; give the name of the tool that was called")
+        arguments = function.get("arguments", "{}")
+        if not isinstance(arguments, str | Mapping):
+            raise DataError(f"{where}[{index}].function.arguments: expected JSON, got {type(arguments).__name__}")
+        checked.append({**call, "function": {**function, "arguments": arguments}})
+    return checked
+
+
+def calls_for(template: str, message: dict[str, Any]) -> dict[str, Any]:
+    """Give the arguments of a checked message's calls the shape ``template`` reads: a mapping, or the text of one."""
+    if message["role"] != "assistant" or not message.get("tool_calls"):
+        return message
+    convert = _as_mapping if _READS_MAPPING.search(template) else _as_json
+    calls = [
+        call | {"function": {**call["function"], "arguments": convert(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
+
+
+def _as_mapping(arguments: str | Mapping[str, Any]) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments  # what a model wrote may be broken, and goes back as it was
+
+
+def _as_json(arguments: str | Mapping[str, Any]) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
 def map_text(content: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to the text of a content, or of each of its parts."""
+    """Apply ``change`` to the text of a content, or of each of its parts; None stays."""
+    if content is None:
+        return None
     if isinstance(content, str):
         return change(content)
     return [part | {"text": change(part["text"])} if part["type"] == "text" else part for part in content]
 
 
-def text_length(content: str | Sequence[Mapping[str, str]]) -> int:
+def text_length(content: str | Sequence[Mapping[str, str]] | None) -> int:
     """Characters of text in a content."""
-    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
+    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content or ())
 
 
 def image_count(messages: Sequence[Mapping[str, Any]]) -> int:
     """Images that messages hold."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return sum(part["type"] == "image" for content in contents for part in content)
+    return sum(part["type"] == "image" for content in contents for part in content or ())
 
 
 def shaped_for(template: str, messages: Sequence[dict[str, Any]], image_spelling: str | None) -> list[dict[str, Any]]:
@@ -46,6 +109,7 @@ def shaped_for(template: str, messages: Sequence[dict[str, Any]], image_spelling
 
     In one text an image is the spelling of its token.
     """
+    messages = [calls_for(template, message) for message in messages]
     if _READS_PARTS.search(template):
         return [message | {"content": _as_parts(message["content"])} for message in messages]
     return [message | {"content": _as_text(message["content"], image_spelling)} for message in messages]
@@ -62,12 +126,12 @@ def _checked_part(part: Any, where: str) -> dict[str, str]:
     return {"type": "text", "text": part["text"]}
 
 
-def _as_parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+def _as_parts(content: str | list[dict[str, str]] | None) -> list[dict[str, str]] | None:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _as_text(content: str | list[dict[str, str]], image_spelling: str | None) -> str:
-    if isinstance(content, str):
+def _as_text(content: str | list[dict[str, str]] | None, image_spelling: str | None) -> str | None:
+    if content is None or isinstance(content, str):
         return content
     if image_spelling is None and any(part["type"] == "image" for part in content):
         raise DataError("messages: hold an image, but this model has no image token; use a vision model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, cast
 
@@ -16,6 +17,7 @@ from fathom.errors import DataError
 MAX_TEMPLATE_CHARS = 65_536
 MAX_STEPS = 200_000
 MAX_RANGE = 10_000
+MAX_INDENT = 8
 
 _FILTERS = (
     "trim first last length count join tojson upper lower default d list map select selectattr reject rejectattr "
@@ -72,7 +74,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.write = meter.write
         self.written = meter.written
         self.filters = {name: call for name, call in self.filters.items() if name in _FILTERS.split()}
-        self.filters |= {"replace": self._replace, "join": self._join}
+        self.filters |= {"replace": self._replace, "join": self._join, "tojson": self._tojson}
         self.globals.clear()
         self.globals |= {"range": _short_range, "namespace": jinja2.utils.Namespace, "raise_exception": _raise}
 
@@ -89,6 +91,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.meter.write(len(separator))
             texts.append(self.meter.written(value))
         return separator.join(texts)
+
+    def _tojson(
+        self, value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False
+    ) -> str:
+        """Write JSON as it is, where jinja's own filter escapes for HTML."""
+        if indent is not None and not 0 <= indent <= MAX_INDENT:
+            raise DataError(f"chat template: tojson with indent {indent}; use at most {MAX_INDENT}")
+        text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
+        return str(self.meter.bounded(text))
 
     def wrap_str_format(self, value: Any) -> None:
         """Offer no ``str.format``: its widths allocate at will."""
