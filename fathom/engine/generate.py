@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fathom.engine.sampling import draw, make_generator
+from fathom.engine.sampling import Row, draw, fresh_seed
 from fathom.errors import ContextError, SpecError
 from fathom.model.cache import Cache
 from fathom.model.decoder import Decoder
@@ -26,7 +26,7 @@ class _Request:
     index: int
     prompt: tuple[int, ...]
     params: SamplingParams
-    generator: torch.Generator
+    seed: int
     features_ND: Tensor | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Generator:
         for prompt, features_ND in zip(prompts, seen, strict=True):
             self._check_features(prompt, features_ND)
         return [
-            _Request(index, self._checked(prompt, p), p, make_generator(p.seed), features_ND)
+            _Request(index, self._checked(prompt, p), p, fresh_seed() if p.seed is None else p.seed, features_ND)
             for index, (prompt, p, features_ND) in enumerate(zip(prompts, each, seen, strict=True))
         ]
 
@@ -191,17 +191,20 @@ class Generator:
         return torch.cat(logits)
 
     def _draw(self, active: Sequence[_Request], logits_BV: Tensor) -> Tensor:
-        ids_B, logprobs_B = draw(logits_BV, [r.params for r in active], [r.generator for r in active])
-        for request, token, logprob in zip(active, ids_B.tolist(), logprobs_B.tolist(), strict=True):
-            stops = token in request.params.stop_token_ids
-            if stops or (token in self.eos_ids and not request.params.ignore_eos):
+        rows = [
+            Row(params=r.params, prompt=r.prompt, drawn=r.token_ids, seed=r.seed, eos_ids=self.eos_ids) for r in active
+        ]
+        drawn = draw(logits_BV, rows)
+        for request, token in zip(active, drawn, strict=True):
+            stops = token.token_id in request.params.stop_token_ids
+            if stops or (token.token_id in self.eos_ids and not request.params.ignore_eos):
                 request.finish_reason = "stop"
                 continue
-            request.token_ids.append(token)
-            request.logprobs.append(logprob)
+            request.token_ids.append(token.token_id)
+            request.logprobs.append(token.logprob)
             if len(request.token_ids) == request.params.max_tokens:
                 request.finish_reason = "length"
-        return ids_B
+        return torch.tensor([token.token_id for token in drawn], device=logits_BV.device)
 
 
 class _Images:

@@ -1,78 +1,134 @@
-"""Drawing a token from logits: temperature, top-k, top-p, min-p, greedy.
+"""Drawing the next token of every request of a step, with its log-probability.
 
-Shapes: B rows (one per request), V vocabulary.
+Shapes: B rows (one per request and position), N positions, V vocabulary.
 
-Filters act in this order: temperature, top-k, top-p, min-p. Each row draws with one uniform number from its own
-generator, so a row's draws depend on its seed and its logits, never on its neighbours.
+What happens to logits, in this order: repetition penalty, presence and frequency penalties, logit bias, bans
+(``min_tokens``, ids without a token, constraint), temperature, top-k, top-p, min-p. The random numbers are hashes of
+(seed, position), so a draw depends on the row's logits, parameters and position alone: not on its neighbours, nor on
+whether the request was preempted and computed anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fathom.spec.sampling import SamplingParams
+from fathom.engine.adjusting import Row, adjust
+from fathom.engine.selecting import keep, leading, select, weights
+from fathom.engine.uniform import fresh_seed, uniform
+from fathom.errors import DataError, FathomError
+from fathom.spec.sampling import TokenLogprob
+
+__all__ = ["Row", "RowFailure", "distribution", "draw", "fresh_seed", "prompt_logprobs", "try_draw", "uniform"]
 
 
-def make_generator(seed: int | None) -> torch.Generator:
-    """Make a CPU random generator of one request; None takes a seed from the operating system."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why one row has no next token: its logits are not finite, nothing is allowed, or its request's fields."""
+
+    kind: Literal["logits", "nothing allowed", "request"]
+    message: str
 
 
-def filtered_probabilities(logits_BV: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """Return (probabilities_BV, token_ids_BV), both sorted by falling probability; filtered tokens have 0.
+def draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob]:
+    """Draw one token per row; ``try_draw`` for callers that must tell good rows from bad ones.
 
-    Rows with temperature 0 put everything on their best token. A row always keeps its best token.
+    Raises:
+        DataError: a row has no next token; no constraint was told anything.
     """
-    device = logits_BV.device
-    greedy_B = torch.tensor([p.temperature == 0 for p in params], device=device)
-    temperature_B = torch.tensor([p.temperature or 1.0 for p in params], device=device)
-    vocab = logits_BV.shape[-1]
-    top_k_B = torch.tensor([min(p.top_k, vocab) or vocab for p in params], device=device)
-    top_k_B = torch.where(greedy_B, 1, top_k_B)
-    top_p_B = torch.tensor([p.top_p for p in params], device=device)
-    min_p_B = torch.tensor([p.min_p for p in params], device=device)
-
-    logits_BV = logits_BV.float()
-    best_B1 = logits_BV.max(-1, keepdim=True).values
-    scaled_BV = (logits_BV - best_B1) / temperature_B[:, None]
-    sorted_BV, ids_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
-    rank_V = torch.arange(vocab, device=device)
-    sorted_BV = sorted_BV.masked_fill(rank_V >= top_k_B[:, None], -torch.inf)
-    probabilities_BV = sorted_BV.softmax(-1)
-    mass_before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
-    removed_BV = (mass_before_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
-    removed_BV = removed_BV | (probabilities_BV < min_p_B[:, None] * probabilities_BV[:, :1])
-    removed_BV[:, 0] = False
-    probabilities_BV = probabilities_BV.masked_fill(removed_BV, 0.0)
-    return probabilities_BV / probabilities_BV.sum(-1, keepdim=True), ids_BV
+    drawn = try_draw(logits_BV, rows)
+    for index, token in enumerate(drawn):
+        if isinstance(token, RowFailure):
+            raise DataError(f"row {index}: {token.message}")
+    return [token for token in drawn if isinstance(token, TokenLogprob)]
 
 
-def draw(
-    logits_BV: Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator]
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row; return (token_ids_B, logprobs_B).
+def try_draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | RowFailure]:
+    """Draw one token per row, or say why that row has none.
 
-    ``logprobs_B`` are log-probabilities of the drawn tokens under the unfiltered softmax at temperature 1, the
-    number a trainer computes for the same sequence.
+    Log-probabilities are of the unfiltered softmax at temperature 1, which a trainer computes for the same sequence.
+    Rows that are greedy and plain cost two passes over their logits, drawn ones about four; none sorts the vocabulary.
     """
     logits_BV = logits_BV.float()
-    if all(p.temperature == 0 for p in params):
-        ids_B = logits_BV.argmax(-1)
-    else:
-        probabilities_BV, sorted_ids_BV = filtered_probabilities(logits_BV, params)
-        uniform_B1 = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])[:, None]
-        cumulative_BV = probabilities_BV.double().cumsum(-1)
-        total_B1 = cumulative_BV[:, -1:]
-        index_B1 = torch.searchsorted(cumulative_BV, uniform_B1.to(cumulative_BV.device) * total_B1, right=True)
-        last_B1 = (probabilities_BV > 0).sum(-1, keepdim=True) - 1
-        ids_B = sorted_ids_BV.gather(-1, index_B1.minimum(last_B1))[:, 0]
-    logprobs_B = logits_BV.gather(-1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
-    return ids_B, logprobs_B
+    best_B = logits_BV.amax(-1)
+    norms, bests = _log_sums(logits_BV, best_B).tolist(), best_B.tolist()
+    drawn: list[TokenLogprob | RowFailure] = []
+    for logits_V, row, norm, best in zip(logits_BV, rows, norms, bests, strict=True):
+        token = _draw_one(logits_V, row, best) if abs(norm) < torch.inf else _NOT_FINITE
+        if isinstance(token, RowFailure):
+            drawn.append(token)
+        else:
+            top = _alternatives(logits_V, norm, row.params.logprobs or 0)
+            drawn.append(TokenLogprob(token, float(logits_V[token]) - norm, top))
+    return drawn
+
+
+def distribution(logits_V: Tensor, row: Row) -> Tensor:
+    """Return the probabilities (V,) in float64 by which ``draw`` draws, written plainly and at the cost of a sort.
+
+    Raises:
+        DataError: nothing is allowed, or the constraint cannot go on.
+        SpecError: ``logit_bias`` names a token outside the vocabulary.
+    """
+    logits_V = adjust(logits_V.float(), row)
+    best = float(logits_V.amax(-1))
+    if best == -torch.inf:
+        raise DataError(_NOTHING.message)
+    params = row.params
+    kept = leading(logits_V, params.top_k) if 0 < params.top_k < len(logits_V) else None
+    if params.temperature == 0:
+        kept = logits_V.max(-1, keepdim=True).indices
+    if kept is not None:
+        logits_V = torch.full_like(logits_V, -torch.inf).scatter_(0, kept, logits_V[kept])
+    weights_V = keep(weights(logits_V, best, params.temperature), params)
+    return weights_V / weights_V.sum()
+
+
+def prompt_logprobs(logits_NV: Tensor, next_ids_N: Tensor, top: int) -> list[TokenLogprob]:
+    """Return what the model thought of the tokens that did follow, each with ``top`` alternatives."""
+    logits_NV = logits_NV.float()
+    norms_N = _log_sums(logits_NV, logits_NV.amax(-1))
+    logprobs_N = logits_NV.gather(-1, next_ids_N[:, None])[:, 0] - norms_N
+    each = zip(logits_NV, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
+    return [TokenLogprob(token, logprob, _alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
+
+
+_NOT_FINITE = RowFailure("logits", "the model's logits are not finite; its weights or its cache are damaged")
+_NOTHING = RowFailure(
+    "nothing allowed",
+    "no token is allowed here: constraint, min_tokens and logit_bias forbid all of them together; "
+    "lower min_tokens or loosen the constraint",
+)
+
+
+def _draw_one(logits_V: Tensor, row: Row, best: float) -> int | RowFailure:
+    if not row.plain:
+        try:
+            logits_V = adjust(logits_V, row)
+        except FathomError as error:
+            return RowFailure("request", str(error))
+        best = float(logits_V.amax(-1))
+        if best == -torch.inf:
+            return _NOTHING
+    if row.params.temperature == 0:
+        return int(logits_V.max(-1).indices)  # of equal ones the first
+    return select(logits_V, best, row.params, partial(uniform, row.seed, len(row.drawn)))
+
+
+def _log_sums(logits_BV: Tensor, best_B: Tensor) -> Tensor:
+    """Return the logarithm of each row's sum of exponentials, one row at a time in one row's memory."""
+    room_V = torch.empty_like(logits_BV[0])
+    sums = [torch.sub(row_V, best, out=room_V).exp_().sum() for row_V, best in zip(logits_BV, best_B, strict=True)]
+    return torch.stack(sums).log() + best_B
+
+
+def _alternatives(logits_V: Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:
+    if count == 0:
+        return ()
+    ids = leading(logits_V, min(count, len(logits_V)))
+    return tuple((token, logit - norm) for token, logit in zip(ids.tolist(), logits_V[ids].tolist(), strict=True))

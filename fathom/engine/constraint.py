@@ -1,0 +1,52 @@
+"""What an answer may consist of, token by token: the interface of grammars, thinking budgets and the like.
+
+W words of 32 tokens each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TokenConstraint(Protocol):
+    """One request's rule of which tokens may come next; it is told every token that came.
+
+    Before the first token and after each, ``fill`` may be asked any number of times and changes nothing.
+    """
+
+    def fill(self, words_W: Tensor) -> bool:
+        """Write what may come next into int32 ``words_W`` on the CPU, token i at bit i % 32 of word i // 32.
+
+        1 is allowed. False says that nothing is forbidden now and the words were left alone. There are
+        ceil(V / 32) words, V the model's vocabulary: ids without a token are not allowed.
+
+        Raises:
+            DataError: the rule became too expensive to follow.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came; ``DataError`` if it was not allowed, and the rule is then as before."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether only the end may come."""
+        ...
+
+    def copy(self) -> TokenConstraint:
+        """Return a rule in the same state that goes its own way, for drafts and for starting anew."""
+        ...
+
+
+def allowed_tokens(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
+    """Return which tokens may come next as booleans (V,) on the CPU, or None where all may."""
+    words_W = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
+    if not constraint.fill(words_W):
+        return None
+    bits = np.unpackbits(words_W.numpy().view(np.uint8), bitorder="little", count=vocab_size)
+    return torch.from_numpy(bits).bool()
