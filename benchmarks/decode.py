@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks import peers, rounds
-from fathom.engine.generate import Generator
+from fathom.engine.engine import Engine
 from fathom.model import Cache, Decoder
 from fathom.model.moe import MoELayer
-from fathom.spec import SamplingParams
+from fathom.spec import EngineSpec, SamplingParams
 
 
 def fathom_decoder(model: Decoder, prompt_BT: Tensor, room: int, steps: int) -> Callable[[], None]:
@@ -79,7 +79,7 @@ def bare_products(model: Decoder, steps: int) -> Callable[[], None]:
 
 
 def generators(ours: Decoder, theirs: PreTrainedModel, prompt_BT: Tensor, steps: int) -> dict[str, Callable[[], None]]:
-    sampler = Generator(ours)
+    sampler = Engine(ours, spec=EngineSpec(prefix_cache=False))
     params = SamplingParams(max_tokens=steps, temperature=0.0)
     mask_BT = torch.ones_like(prompt_BT)
 

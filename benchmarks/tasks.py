@@ -86,7 +86,7 @@ def compare_problems(
             attention_mask=torch.ones_like(prompt_1T),
             max_new_tokens=task.max_tokens,
             do_sample=False,
-            eos_token_id=sorted(ours.generator.eos_ids),
+            eos_token_id=sorted(ours.eos_ids),
             pad_token_id=tokenizer.pad_id,
         )
         text = tokenizer.decode(drawn[0, len(prompt) :].tolist())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.weights import Report, fill, silent
-from fathom.engine.generate import Generator
+from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.model.build import build
 from fathom.model.cache import Cache
@@ -22,6 +22,7 @@ from fathom.model.device import resolve_device
 from fathom.pipeline.catalog import DEFAULT_CACHE
 from fathom.pipeline.opening import open_source
 from fathom.pipeline.prompt import Prompt, image_processing, make_prompt
+from fathom.spec.engine import EngineSpec
 from fathom.spec.images import ImageProcessing
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
@@ -41,12 +42,15 @@ class LanguageModel:
         path: Path,
         eos_ids: frozenset[int],
         processing: ImageProcessing | None = None,
+        engine: EngineSpec | None = None,
     ) -> None:
         self.model = model.eval()
         self.path = path
         self.processing = processing
+        self.eos_ids = eos_ids
         self._tokenizer = tokenizer
-        self.generator = Generator(model, eos_ids=eos_ids)
+        self._engine_spec = engine
+        self._engine: Engine | None = None
 
     @classmethod
     def open(
@@ -57,11 +61,12 @@ class LanguageModel:
         dtype: str = "auto",
         report: Report = silent,
         cache_dir: Path = DEFAULT_CACHE,
+        engine: EngineSpec | None = None,
     ) -> LanguageModel:
         """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``report`` hears of downloads and
-        of the bytes loaded. ``cache_dir`` keeps what is downloaded.
+        of the bytes loaded. ``cache_dir`` keeps what is downloaded. ``engine`` lays out the engine.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
@@ -71,7 +76,7 @@ class LanguageModel:
         source = open_source(path, report, cache_dir=cache_dir)
         model = build(source.spec, device=where, dtype=kind, seed=None)
         fill(model, source, report)
-        return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source))
+        return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)
 
     @property
     def spec(self) -> ModelSpec:
@@ -84,6 +89,13 @@ class LanguageModel:
         if self._tokenizer is None:
             raise DataError(f"{self.path}: has no tokenizer; put tokenizer.json beside the weights")
         return self._tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that continues prompts, made when it is first asked for: its pool may be large."""
+        if self._engine is None:
+            self._engine = Engine(self.model, eos_ids=self.eos_ids, spec=self._engine_spec)
+        return self._engine
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -117,13 +129,13 @@ class LanguageModel:
         return make_prompt(self.model, self.tokenizer, messages, processing=self.processing)
 
     def generate(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> list[int]:
-        """Continue a prompt and return the new token ids only; ``generator.sample`` also gives log-probabilities."""
+        """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities."""
         return list(self.stream(prompt, params))
 
     def stream(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> Iterator[int]:
         """Yield the new token ids as they are drawn."""
         read = prompt if isinstance(prompt, Prompt) else Prompt(tuple(prompt))
-        return self.generator.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
+        return self.engine.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -166,7 +166,7 @@ def _solved(
     params = SamplingParams(max_tokens=min(task.max_tokens, room), temperature=0.0)
     answers = [case.answer for case in cases]
     solved = solve(
-        model.generator, prompts, answers, decode, params=params, on_solved=lambda _, result: watch(result.correct)
+        model.engine, prompts, answers, decode, params=params, on_solved=lambda _, result: watch(result.correct)
     )
     rows = zip(cases, prompts, solved, strict=True)
     return TaskResult(

@@ -49,7 +49,7 @@ def test_chats_have_the_same_ids_and_greedy_answers(model: LanguageModel, oracle
     params = SamplingParams(max_tokens=oracle.new_tokens, temperature=0)
     prompts = [encode_chat(model.tokenizer, chat) for chat in oracle.chats]
     assert prompts == oracle.ids["prompts"]
-    completions = model.generator.sample(prompts, params)
+    completions = model.engine.sample(prompts, params)
     for completion, expected in zip(completions, oracle.ids["answers"], strict=True):
         ended = completion.finish_reason == "stop"
         assert [*completion.token_ids, *([model.tokenizer.eos_id] if ended else [])] == expected

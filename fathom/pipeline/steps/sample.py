@@ -24,7 +24,7 @@ def run(step: SampleStep, context: StepContext) -> None:
         dataclasses.replace(step.sampling, seed=seed + index, max_tokens=min(step.sampling.max_tokens, room))
         for index, room in enumerate(rooms)
     ]
-    completions = model.generator.sample(prompts, params)
+    completions = model.engine.sample(prompts, params)
     samples = [
         {"prompt": prompt, "continuation": tokenizer.decode(completion.token_ids, continues=True)}
         for prompt, completion in zip(step.prompts, completions, strict=True)

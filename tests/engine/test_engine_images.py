@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.engine.generate import Generator
+from fathom.engine.engine import Engine
 from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.vision import ImageBatch
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamplingParams
+from fathom.spec.engine import EngineSpec
 from fathom.spec.vision import SiglipSpec, VisionSpec
 
 IMAGE = 7
@@ -57,12 +58,12 @@ def oracle(decoder: Decoder, prompt: list[int], features_ND: Tensor | None) -> l
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize(("max_batch", "prefill_chunk"), [(1, 512), (8, 3), (8, 512)])
-def test_images_survive_batches_and_chunks(decoder: Decoder, max_batch: int, prefill_chunk: int) -> None:
+@pytest.mark.parametrize(("max_batch", "step_tokens"), [(1, 512), (3, 3), (8, 512)])
+def test_images_survive_batches_and_chunks(decoder: Decoder, max_batch: int, step_tokens: int) -> None:
     one, two = [1, *[IMAGE] * PER_IMAGE, 2], [3, *[IMAGE] * PER_IMAGE, 4, *[IMAGE] * PER_IMAGE]
     prompts = [one, [5, *one[1:]], two, [1, 2, 3, 4, 5, 6], [9]]
     given = [features(decoder, 1, 1), features(decoder, 1, 2), features(decoder, 2, 3), None, None]
-    completions = Generator(decoder, max_batch=max_batch, prefill_chunk=prefill_chunk).sample(
+    completions = Engine(decoder, spec=EngineSpec(max_batch=max_batch, step_tokens=step_tokens, page_size=4)).sample(
         prompts, GREEDY, features=given
     )
     for prompt, features_ND, completion in zip(prompts, given, completions, strict=True):
@@ -71,16 +72,16 @@ def test_images_survive_batches_and_chunks(decoder: Decoder, max_batch: int, pre
 
 def test_another_image_gives_another_answer(decoder: Decoder) -> None:
     prompt = [1, *[IMAGE] * PER_IMAGE, 2]
-    generator = Generator(decoder)
-    answers = {tuple(generator.stream(prompt, GREEDY, features_ND=features(decoder, 1, seed))) for seed in range(6)}
+    engine = Engine(decoder)
+    answers = {tuple(engine.stream(prompt, GREEDY, features_ND=features(decoder, 1, seed))) for seed in range(6)}
     assert len(answers) > 1
 
 
 def test_images_without_tokens_and_tokens_without_images_are_refused(decoder: Decoder) -> None:
-    generator = Generator(decoder)
+    engine = Engine(decoder)
     with pytest.raises(SpecError, match="0 rows for 4 image tokens"):
-        generator.sample([[1, *[IMAGE] * PER_IMAGE]], GREEDY)
+        engine.sample([[1, *[IMAGE] * PER_IMAGE]], GREEDY)
     with pytest.raises(SpecError, match="4 rows for 0 image tokens"):
-        generator.stream([1, 2], GREEDY, features_ND=features(decoder, 1, 1))
+        engine.stream([1, 2], GREEDY, features_ND=features(decoder, 1, 1))
     with pytest.raises(SpecError, match="features: 1 for 2 prompts"):
-        generator.sample([[1], [2]], GREEDY, features=[None])
+        engine.sample([[1], [2]], GREEDY, features=[None])

@@ -1,0 +1,286 @@
+"""The engine: many requests, one forward pass a step, over one pool of pages.
+
+N tokens of a step, D hidden size, B rows that draw, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fathom.engine.forward import Forward
+from fathom.engine.intake import Intake
+from fathom.engine.pages import PageAllocator
+from fathom.engine.request import EngineStats, Output, Request
+from fathom.engine.room import make_pool
+from fathom.engine.sampling import RowFailure
+from fathom.engine.scheduler import Scheduler, Work
+from fathom.engine.state import RequestState
+from fathom.errors import SpecError
+from fathom.model.decoder import Decoder
+from fathom.spec.engine import EngineSpec
+from fathom.spec.sampling import Completion, FinishReason, SamplingParams, TokenLogprob
+
+
+class Engine:
+    """Continues prompts with one model; implements ``fathom.spec.sampling.Sampler``.
+
+    ``submit`` requests and call ``step`` while the engine ``has_work``, or let ``sample`` and ``stream`` do both.
+    Whatever else runs, is cached, or is put back and read again, a request's answer is the one it would get alone,
+    to rounding. One thread at a time; ``EngineWorker`` serves many. The model is put in evaluation mode.
+    """
+
+    def __init__(self, model: Decoder, *, eos_ids: Collection[int] = (), spec: EngineSpec | None = None) -> None:
+        self.model = model.eval()
+        self.spec = spec or EngineSpec()
+        self.eos_ids = frozenset(eos_ids)
+        self.pool = make_pool(model, self.spec)
+        self.pages = PageAllocator(self.pool.num_pages)
+        self.scheduler = Scheduler(self.spec, self.pages, window=model.window)
+        self.last_error: Exception | None = None
+        self._intake = Intake(model.spec, self.scheduler, self.eos_ids)
+        self._forward = Forward(model, self.pool)
+        self._states: dict[int, RequestState] = {}
+        self._boxes: dict[int, list[Output]] = {}
+        self._undelivered: list[Output] = []
+        self._steps = self._generated_tokens = 0
+
+    @property
+    def context(self) -> int:
+        """Tokens a prompt and its answer may have together."""
+        return self.model.spec.max_position_embeddings
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has anything to do."""
+        return bool(self._states or self._undelivered)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine at this moment."""
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            pages_total=self.pages.total,
+            pages_used=self.pages.owned,
+            pages_cached=self.pages.cached,
+            prompt_tokens=self.scheduler.prompt_tokens,
+            cached_tokens=self.scheduler.cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self.scheduler.preemptions,
+            steps=self._steps,
+        )
+
+    @property
+    def leaked_pages(self) -> int:
+        """Pages held by no request there is; anything but 0 is a fault of the engine."""
+        return self.pages.leaked(state.pages for state in self._states.values())
+
+    def prepare(self, request: Request) -> RequestState:
+        """Check a request and number it, without letting it wait yet. May be called from any thread.
+
+        Raises:
+            ContextError: the prompt is empty, or does not fit the context or the pool together with ``max_tokens``.
+            SpecError: a token id is outside the vocabulary, or not as many features as image tokens.
+        """
+        return self._intake.state(request)
+
+    def enqueue(self, state: RequestState) -> None:
+        """Let a prepared request wait for its turn."""
+        self._states[state.id] = state
+        self.scheduler.add(state)
+
+    def submit(self, request: Request) -> int:
+        """Check a request, let it wait for its turn, and return its id; raises as ``prepare`` does."""
+        state = self.prepare(request)
+        self.enqueue(state)
+        return state.id
+
+    def cancel(self, request_id: int) -> None:
+        """End a request at once and take back its pages; unknown and finished ones are ignored."""
+        self.end(request_id, "cancelled")
+
+    def end(self, request_id: int, reason: FinishReason, error: str | None = None) -> Output | None:
+        """End a request from outside and return its last output; None where there is no such request."""
+        state = self._states.get(request_id)
+        if state is None:
+            return None
+        self._remove(state)
+        return state.output((), reason, error=error)
+
+    def forget(self) -> None:
+        """Empty the prefix cache, as is needed when the model's weights have changed; only between requests."""
+        if self._states:
+            raise SpecError("forget", f"{len(self._states)} requests are under way", "let them end or cancel them")
+        self.pages.forget()
+
+    def step(self) -> list[Output]:
+        """Run one forward pass and return what each request in it got; empty when there is nothing to do.
+
+        A pass that raises ends its requests with an error and is kept in ``last_error``; the engine goes on.
+        """
+        outputs, self._undelivered = self._undelivered, []
+        self.last_error = None
+        works = self.scheduler.plan()
+        if not works:
+            return outputs
+        self._steps += 1
+        try:
+            with torch.inference_mode():
+                drawn = self._forward.run(works)
+        except Exception as error:
+            self.last_error = error
+            return [*outputs, *(self._fail(work.state, _line(error)) for work in works)]
+        settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
+        return [*outputs, *(output for output in settled if output is not None)]
+
+    def _settle(self, work: Work, drawn: TokenLogprob | RowFailure | None) -> Output | None:
+        """Take note of what a step did for one request; None while it reads its prompt."""
+        state = work.state
+        if isinstance(drawn, RowFailure):
+            return self._fail(state, drawn.message)
+        state.computed = work.end
+        self._name_pages(state)
+        if drawn is None:
+            return None
+        return self._extend(state, (drawn,))
+
+    def _extend(self, state: RequestState, drawn: Sequence[TokenLogprob]) -> Output:
+        """Append drawn tokens to an answer, up to the one that ends it."""
+        kept: list[TokenLogprob] = []
+        reason: FinishReason | None = None
+        params, constraint, first = state.request.params, state.request.constraint, not state.drawn
+        for each in drawn:
+            if each.token_id in state.stops:
+                reason = "stop"
+                break
+            if constraint is not None:
+                try:
+                    constraint.accept(each.token_id)
+                except Exception as error:  # the request's own rule, whatever it is made of
+                    return self._fail(state, _line(error))
+            kept.append(each)
+            state.tokens.append(each.token_id)
+            state.drawn.append(each.token_id)
+            if constraint is not None and constraint.finished:
+                reason = "stop"
+                break
+            if len(state.drawn) == params.max_tokens:
+                reason = "length"
+                break
+        self._generated_tokens += len(kept)
+        if reason is not None:
+            self._remove(state)
+        return state.output(tuple(kept), reason, with_prompt=first)
+
+    def _name_pages(self, state: RequestState) -> None:
+        """Let others share the pages that are full now."""
+        full = state.computed // self.pool.page_size
+        if state.names is None or full == state.named:
+            return
+        names = state.names.upto(state.tokens, full)
+        for index in range(state.named, full):
+            state.pages[index] = self.pages.name(state.pages[index], names[index])
+        state.named = full
+
+    def _fail(self, state: RequestState, message: str) -> Output:
+        """End a request whose numbers cannot be trusted, and leave none of them behind."""
+        self.pool.clear(self.pages.private(state.pages))
+        self._remove(state)
+        return state.output((), "error", error=message)
+
+    def _remove(self, state: RequestState) -> None:
+        del self._states[state.id]
+        self.scheduler.remove(state)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        features: Sequence[Tensor | None] | None = None,
+    ) -> list[Completion]:
+        """Continue each prompt; one completion each, in order.
+
+        ``features`` are each prompt's image tokens (N, D), as ``Decoder.forward`` takes them.
+
+        Raises:
+            ContextError: a prompt is empty, or does not fit the context or the pool together with ``max_tokens``.
+            SpecError: a token id is outside the vocabulary, there are not as many parameters as prompts, or not as
+                many features as a prompt has image tokens.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        seen = [None] * len(prompts) if features is None else list(features)
+        for name, given in (("params", each), ("features", seen)):
+            if len(given) != len(prompts):
+                raise SpecError(name, f"{len(given)} for {len(prompts)} prompts", "give one for each prompt")
+        states = [
+            self.prepare(Request(prompt=tuple(prompt), params=p, features_ND=features_ND))
+            for prompt, p, features_ND in zip(prompts, each, seen, strict=True)
+        ]
+        return [_completion(outputs) for outputs in self._run(states)]
+
+    def stream(
+        self, prompt: Sequence[int], params: SamplingParams, *, features_ND: Tensor | None = None
+    ) -> Iterator[int]:
+        """Yield one prompt's new token ids as they are drawn; the same tokens ``sample`` gives for the same seed.
+
+        The prompt is checked at once, not at the first token. Closing the iterator cancels the request.
+        """
+        state = self.prepare(Request(prompt=tuple(prompt), params=params, features_ND=features_ND))
+        return self._streamed(state)
+
+    def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
+        boxes = {state.id: self._open_box(state) for state in states}
+        try:
+            while any(state.id in self._states for state in states):
+                self._pump()
+        finally:
+            for state in states:
+                self._close_box(state)
+        return list(boxes.values())
+
+    def _streamed(self, state: RequestState) -> Iterator[int]:
+        box = self._open_box(state)
+        try:
+            while box or state.id in self._states:
+                while box:
+                    for token in box.pop(0).tokens:
+                        yield token.token_id
+                if state.id in self._states:
+                    self._pump()
+        finally:
+            self._close_box(state)
+
+    def _open_box(self, state: RequestState) -> list[Output]:
+        self.enqueue(state)
+        return self._boxes.setdefault(state.id, [])
+
+    def _close_box(self, state: RequestState) -> None:
+        self.cancel(state.id)
+        self._boxes.pop(state.id, None)
+
+    def _pump(self) -> None:
+        """Run a step for ``sample`` or ``stream``; what belongs to neither waits for the next ``step``."""
+        for output in self.step():
+            self._boxes.get(output.request_id, self._undelivered).append(output)
+        if self.last_error is not None:
+            raise self.last_error
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _completion(outputs: Sequence[Output]) -> Completion:
+    tokens = [token for output in outputs for token in output.tokens]
+    return Completion(
+        token_ids=tuple(token.token_id for token in tokens),
+        logprobs=tuple(token.logprob for token in tokens),
+        finish_reason=outputs[-1].finish_reason or "error",
+        details=tuple(tokens),
+        prompt=next((output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None), ()),
+    )

@@ -1,0 +1,70 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fathom.engine.prefix import ImagePlaces, PageNames
+from fathom.engine.request import Output, Request
+from fathom.engine.sampling import Row
+from fathom.spec.sampling import FinishReason, TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """What the engine knows of a request.
+
+    ``tokens`` are the prompt and what was drawn; the first ``computed`` of them are in ``pages``, which begin with
+    token ``first``, and the first ``named`` pages have names. Ids follow arrival. ``names`` is None where pages are not
+    shared. ``drawn``, which is also ``row.drawn``, grows with what is drawn; a token of ``stops`` ends the answer.
+    """
+
+    id: int
+    request: Request
+    row: Row
+    tokens: list[int]
+    drawn: list[int]
+    names: PageNames | None = None
+    images: ImagePlaces | None = None
+    stops: frozenset[int] = frozenset()
+    running: bool = False
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    first: int = 0
+    named: int = 0
+    cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    rank: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rank = (-self.request.priority, self.id)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to be run before the next can be drawn: one while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def unscored(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for and not complete."""
+        return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.request.prompt)
+
+    def output(
+        self,
+        tokens: tuple[TokenLogprob, ...] = (),
+        finish_reason: FinishReason | None = None,
+        *,
+        error: str | None = None,
+        with_prompt: bool = False,
+    ) -> Output:
+        """Make an output of this request."""
+        asked = with_prompt and self.request.params.prompt_logprobs is not None
+        return Output(
+            request_id=self.id,
+            tokens=tokens,
+            finish_reason=finish_reason,
+            prompt_logprobs=tuple(self.prompt_logprobs) if asked else None,
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=self.cached_tokens or 0,
+            error=error,
+        )
