@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,18 +14,29 @@ from transformers.utils import logging
 from fathom.checkpoint.hf import save_published
 from fathom.families import preset
 from fathom.model import Decoder, build
+from fathom.pipeline.handle import LanguageModel
+from fathom.spec import LatentAttention
 
 
-def fathom_model(shape: str) -> Decoder:
-    """Build shape ``t``, ``s``, ``m`` or ``l`` with seeded weights."""
-    return build(preset(f"bench-{shape}"), seed=0)
+def fathom_model(shape: str, *, q_lora: int | None = None, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Build shape ``t``, ``s``, ``m`` or ``l`` with seeded weights, or open ``smollm2``.
+
+    ``q_lora`` compresses the queries of a shape, which otherwise has none of it.
+    """
+    if shape == "smollm2":
+        return LanguageModel.open("smollm2-135m", dtype=str(dtype).removeprefix("torch."), device="cpu").model
+    spec = preset(f"bench-{shape}")
+    if q_lora is not None:
+        assert isinstance(spec.attention, LatentAttention)
+        spec = replace(spec, attention=replace(spec.attention, q_lora_rank=q_lora))
+    return build(spec, seed=0, dtype=dtype)
 
 
-def transformers_model(shape: str) -> PreTrainedModel:
+def transformers_model(shape: str, *, q_lora: int | None = None) -> PreTrainedModel:
     """Open the same weights with transformers, float32, its default attention."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = fathom_model(shape)
+    model = fathom_model(shape, q_lora=q_lora)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         save_published(path, model.spec, model.state_dict())

@@ -5,15 +5,32 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 
-def alternate(contestants: Mapping[str, Callable[[], None]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``run`` is timed; ``prepare`` goes before it, untimed."""
+
+    run: Callable[[], None]
+    prepare: Callable[[], None] = _nothing
+
+
+def alternate(
+    contestants: Mapping[str, Contestant | Callable[[], None]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Return the seconds of each call, by contestant; A B A B ..., warm-up rounds not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    named = {name: one if isinstance(one, Contestant) else Contestant(one) for name, one in contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in named}
     for turn in range(warmup + rounds):
-        for name, call in contestants.items():
+        for name, contestant in named.items():
+            contestant.prepare()
             start = time.perf_counter()
-            call()
+            contestant.run()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -1,0 +1,211 @@
+"""The engine against transformers, and llama.cpp where llama-cpp-python is installed: same weights, alternating rounds.
+
+    decode   tokens/s after the prompts are read: transformers' loop inside ``generate``, and the bare products
+    requests tokens/s of whole calls, prompts included: transformers' ``generate`` and its continuous batching
+    prefill  seconds to the first token of a long prompt, and the memory it takes beyond the loaded model
+    prefix   seconds to the first token when a prompt's beginning was read before, against a prompt of which nothing was
+
+Shapes s, m and l are ``bench-*`` of ``fathom models``; ``smollm2`` is the named model. ``--llama`` adds llama.cpp: its
+reading of DeepSeek-V2 asks for compressed queries, so all contestants then get a q_lora_rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks import contestants, peers, rounds
+from benchmarks.rounds import Contestant
+from fathom.engine.engine import Engine
+from fathom.engine.request import Request
+from fathom.model import Decoder
+from fathom.spec import SamplingParams
+
+FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int6-cache")
+LLAMA_KINDS = ("F32", "Q8_0", "Q4_0")
+
+
+def our_model(shape: str, form: str, q_lora: int | None) -> Decoder:
+    """Open or build a shape in one of the forms weights are kept in."""
+    from fathom.model.quantize import quantize
+
+    weights = form.split("-")[0]
+    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+    model = peers.fathom_model(shape, q_lora=q_lora, dtype=dtype)
+    if weights in ("int8", "int4"):
+        quantize(model, weights)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def our_engine(shape: str, form: str, q_lora: int | None, prompts: contestants.Prompts, steps: int) -> Engine:
+    """Make an engine over one form."""
+    model = our_model(shape, form, q_lora)
+    cache = "int6" if form == "int6-cache" else "plain"
+    compiled = form.endswith("compiled")
+    return contestants.engine_for(model, prompts, steps, cache_format=cache, compiled=compiled)
+
+
+def decode(a: argparse.Namespace) -> dict[str, object]:
+    theirs = peers.transformers_model(a.shape, q_lora=a.q_lora).eval()
+    prompts = contestants.prompts_for(theirs.config.vocab_size, a.batch, a.context)
+    named: dict[str, Contestant] = {"transformers": contestants.transformers(theirs, prompts, a.steps)}
+    for form in a.forms:
+        engine = our_engine(a.shape, form, a.q_lora, prompts, a.steps)
+        named["fathom" if form == "float32" else f"fathom {form}"] = contestants.fathom(engine, prompts, a.steps)
+        if form == "float32" and a.batch == 1 and engine.model.spec.moe is not None:
+            named["bare products"] = contestants.bare_products(engine.model, a.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        if a.llama:
+            named |= llama_cpp(a, Path(folder), prompts)
+        seconds = rounds.alternate(named, rounds=a.rounds)
+    return rounds.summary(seconds, units=a.batch * a.steps)
+
+
+def llama_cpp(a: argparse.Namespace, folder: Path, prompts: contestants.Prompts) -> dict[str, Contestant]:
+    from fathom.checkpoint.gguf import write_gguf
+    from fathom.checkpoint.weights import StateWeights
+
+    model = peers.fathom_model(a.shape, q_lora=a.q_lora)
+    found = {}
+    for kind in LLAMA_KINDS:
+        path = write_gguf(folder / f"{kind}.gguf", StateWeights(model.spec, model.state_dict()), kind=kind)  # type: ignore[arg-type]
+        peer = contestants.LlamaCpp(path, prompts, a.steps, threads=torch.get_num_threads())
+        found[f"llama.cpp {kind.lower()}"] = peer.contestant()
+    return found
+
+
+def requests(a: argparse.Namespace) -> dict[str, object]:
+    theirs = peers.transformers_model(a.shape).eval()
+    prompts = contestants.prompts_for(theirs.config.vocab_size, a.batch, a.context)
+    params = SamplingParams(max_tokens=a.steps, temperature=0.0, ignore_eos=True)
+    engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, a.steps, prefix_cache=False)
+    named = {
+        "transformers": Contestant(lambda: contestants.generate(theirs, prompts, a.steps)),
+        "fathom": Contestant(lambda: _sample(engine, prompts, params)),
+    }
+    continuous, why = contestants.continuous(theirs, prompts, a.steps)
+    if continuous is not None:
+        named["transformers continuous batching"] = continuous
+    result = rounds.summary(rounds.alternate(named, rounds=a.rounds), units=a.batch * a.steps)
+    return result | ({"left_out": {"transformers continuous batching": why}} if why else {})
+
+
+def _sample(engine: Engine, prompts: contestants.Prompts, params: SamplingParams) -> None:
+    engine.sample(prompts, params)
+
+
+def prefill(a: argparse.Namespace) -> dict[str, object]:
+    if a.alone:
+        return {"peak_mib": _peak_of_one(a)}
+    theirs = peers.transformers_model(a.shape).eval()
+    prompts = contestants.prompts_for(theirs.config.vocab_size, 1, a.context)
+    engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, 1, prefix_cache=False)
+    named = {"fathom": _first(engine, prompts), "transformers": lambda: contestants.generate(theirs, prompts, 1)}
+    result = rounds.summary(rounds.alternate(named, rounds=a.rounds), units=a.context)
+    command = [sys.executable, "-m", "benchmarks.serve", "prefill", "--shape", a.shape, "--context", str(a.context)]
+    peaks = {}
+    for name in ("fathom", "transformers"):
+        told = subprocess.run([*command, "--alone", name], check=True, capture_output=True, text=True).stdout
+        peaks[name] = json.loads(told)["peak_mib"]
+    return result | {"peak_mib_beyond_model": peaks}
+
+
+def _first(engine: Engine, prompts: contestants.Prompts) -> Callable[[], None]:
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    return lambda: _sample(engine, prompts, params)
+
+
+def _peak_of_one(a: argparse.Namespace) -> float:
+    """Peak memory of this process's first call, beyond what the loaded model had taken."""
+    ours = a.alone == "fathom"
+    theirs: PreTrainedModel | None = None if ours else peers.transformers_model(a.shape).eval()
+    model = our_model(a.shape, "float32", None) if ours else None
+    vocab = theirs.config.vocab_size if theirs is not None else model.spec.vocab_size  # type: ignore[union-attr]
+    short, long = (contestants.prompts_for(vocab, 1, length) for length in (16, a.context))
+    if model is not None:
+        engine = contestants.engine_for(model, long, 1, prefix_cache=False)
+        _first(engine, short)()
+        call = _first(engine, long)
+    else:
+        assert theirs is not None
+        peer = theirs
+        contestants.generate(peer, short, 1)
+
+        def call() -> None:
+            contestants.generate(peer, long, 1)
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading's
+    before = _resident_mib()
+    call()
+    return round(_peak_mib() - before, 1)
+
+
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _peak_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def prefix(a: argparse.Namespace) -> dict[str, object]:
+    model = our_model(a.shape, "float32", None)
+    (shared,) = contestants.prompts_for(model.spec.vocab_size, 1, a.context)
+    endings = contestants.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
+    engine = contestants.engine_for(model, [shared], 32 * (2 * a.rounds + 4))
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for turn in range(a.rounds + 1):
+        for name in seconds:
+            salt = f"{turn}" if name == "cold" else "shared"
+            request = Request(prompt=(*shared, *endings.pop()), params=params, salt=salt)
+            start = time.perf_counter()
+            engine.submit(request)
+            while engine.has_work:
+                engine.step()
+            seconds[name].append(time.perf_counter() - start)
+    kept = {name: times[1:] for name, times in seconds.items()}  # the first warm one was cold
+    share = statistics.median(w / c for w, c in zip(kept["warm"], kept["cold"], strict=True))
+    return {"seconds": kept, "warm_over_cold": round(share, 4)}
+
+
+WORK = {"decode": decode, "requests": requests, "prefill": prefill, "prefix": prefix}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=WORK)
+    parser.add_argument("--shape", default="s", choices=["t", "s", "m", "l", "smollm2"])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=["float32"])
+    parser.add_argument("--llama", action="store_true")
+    parser.add_argument("--alone", choices=["fathom", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
+    a = parser.parse_args()
+    a.q_lora = 256 if a.llama and a.shape != "smollm2" else None
+    result = WORK[a.what](a)
+    if a.alone:
+        print(json.dumps(result))
+        return
+    head = {"shape": a.shape, "batch": a.batch, "context": a.context, "steps": a.steps, "q_lora_rank": a.q_lora}
+    name = f"serve-{a.what}-{a.shape}-batch{a.batch}-context{a.context}" + ("-llama" if a.llama else "")
+    peers.write(name, head | result, a.out)
+
+
+if __name__ == "__main__":
+    main()
