@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fathom.tokenizer.bpe import Tokenizer
 
 MAX_CHARS = 4_194_304
+MAX_NESTING = 64
 _GUARDS = ("\uf8f0", "\uf8f1", "\uf8f2", "\uf8f3")
 
 
@@ -129,9 +130,11 @@ def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:
     return value
 
 
-def _holds(value: Any, character: str) -> bool:
+def _holds(value: Any, character: str, depth: int = 0) -> bool:
+    if depth > MAX_NESTING:
+        raise DataError(f"messages: nested deeper than {MAX_NESTING}, in tools or calls; flatten them")
     if isinstance(value, Mapping):
-        return any(_holds(key, character) or _holds(item, character) for key, item in value.items())
+        return any(_holds(part, character, depth + 1) for item in value.items() for part in item)
     if isinstance(value, list | tuple):
-        return any(_holds(item, character) for item in value)
+        return any(_holds(item, character, depth + 1) for item in value)
     return isinstance(value, str) and character in value

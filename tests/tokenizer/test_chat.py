@@ -206,3 +206,11 @@ def test_calls_that_are_none_name_the_field() -> None:
         render([{"role": "assistant", "content": None}])
     with pytest.raises(DataError, match=r"function\.arguments: expected JSON, got int"):
         render([{**broken, "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}])
+
+
+def test_tools_nested_beyond_reason_are_refused(tokenizer: Tokenizer) -> None:
+    deep: list[object] = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(DataError, match="nested deeper than 64"):
+        encode_chat(tokenizer, DIALOGUE, tools=[{"name": "f", "parameters": deep}])
