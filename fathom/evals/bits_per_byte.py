@@ -56,7 +56,7 @@ def bits_per_byte(
     if tokens_N.numel() < 2 or text_bytes < 1:
         raise DataError("text: too short to measure, fewer than two tokens; give more text")
     nats = 0.0
-    device = model.head_weight.device
+    device = model.embed_tokens.weight.device
     was_training = model.training
     model.eval()
     with torch.inference_mode():

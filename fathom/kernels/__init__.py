@@ -9,12 +9,18 @@ from fathom.kernels.attention import attention
 from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.experts import grouped_swiglu
+from fathom.kernels.fp8 import fp8_block_linear
+from fathom.kernels.quantized import packed_linear
+from fathom.kernels.quantized_experts import packed_grouped_swiglu
 
 __all__ = [
     "attention",
+    "fp8_block_linear",
     "grouped_swiglu",
     "linear_cross_entropy",
     "mean_linear_cross_entropy",
+    "packed_grouped_swiglu",
+    "packed_linear",
     "rms_norm",
     "rotate",
     "swiglu",

@@ -1,7 +1,8 @@
 """Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
 
 Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, S keys, H heads, G key-value heads, R rotated width, P = R / 2 pairs.
+tokens, S keys, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
+blocks of FP8: M rows, N outputs, K inputs, P and Q blocks down and across.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fathom.kernels.packed import Packed, PackedExperts, dequantize
 from fathom.spec.rope import RopeLayout
 
 
@@ -87,6 +89,33 @@ def grouped_swiglu(
         output = F.linear(hidden, down_EDF[expert]) * weights_NK[tokens, slots, None]
         y_ND = y_ND.index_add(0, tokens, output.to(y_ND.dtype))
     return y_ND.to(x_ND.dtype)
+
+
+def packed_linear(x: Tensor, packed: Packed) -> Tensor:
+    """Return x w^T with the weights unpacked whole, in ``x``'s dtype."""
+    return F.linear(x, dequantize(packed, x.dtype))
+
+
+def packed_grouped_swiglu(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    gate_up: PackedExperts,
+    down: PackedExperts,
+    kept_NK: Tensor | None = None,
+) -> Tensor:
+    """Return ``grouped_swiglu`` of the unpacked weights of all experts."""
+    gate_up_EFD, down_EDF = (
+        torch.stack([dequantize(packed, x_ND.dtype) for packed in experts.each]) for experts in (gate_up, down)
+    )
+    return grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
+
+
+def fp8_block_linear(x_MK: Tensor, values_NK: Tensor, scale_PQ: Tensor) -> Tensor:
+    """Return x w^T for weights of E4M3 in blocks of 128 by 128 with a float32 multiplier each; like ``x`` in dtype."""
+    rows, columns = values_NK.shape
+    scale_NK = scale_PQ.float().repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    return F.linear(x_MK, (values_NK.float() * scale_NK).to(x_MK.dtype))
 
 
 def linear_cross_entropy(

@@ -19,6 +19,7 @@ from fathom.model.cache import KeyValueCache, fresh_span
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
+from fathom.model.packed import PackedLinear
 from fathom.model.rope import Rope
 from fathom.model.vision import VisionTowers
 from fathom.spec import GroupedQueryAttention, ModelSpec
@@ -47,7 +48,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         tied = spec.tie_word_embeddings
-        self.lm_head = None if tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head: nn.Linear | PackedLinear | None = None
+        if not tied:
+            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.mtp = nn.ModuleList(MultiTokenPrediction(spec) for _ in range(spec.num_nextn_predict_layers))
         self.vision = None if spec.vision is None else VisionTowers(spec.vision, spec.hidden_size)
         self.rope = Rope(spec.rope, spec.attention.rope_dim)
@@ -57,8 +60,10 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output projection (V, D); the embedding itself when they are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The output projection (V, D); the embedding itself when they are tied. A packed head is unpacked here."""
+        if self.lm_head is None or self.spec.tie_word_embeddings:
+            return self.embed_tokens.weight
+        return self.lm_head.weight
 
     def forward(
         self,
@@ -112,7 +117,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states (..., D) to the vocabulary, float32 (..., V)."""
-        return F.linear(hidden, self.head_weight).float()
+        logits: Tensor = F.linear(hidden, self.head_weight) if self.lm_head is None else self.lm_head(hidden)
+        return logits.float()
 
     def _places(self, tokens_BT: Tensor, features_ND: Tensor) -> Tensor:
         """Say where image tokens stand, (B, T)."""

@@ -23,6 +23,10 @@ class Experts(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
         nn.init.normal_(self.down_proj, std=width**-0.5)
 
+    def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
+        """Sum over each token's experts of weight times expert(token), (N, D); pairs not kept contribute nothing."""
+        return grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up_proj, self.down_proj, kept_NK)
+
 
 class MoELayer(nn.Module):
     """Routed experts, weighted by the gate, plus shared experts with weight 1 (one ungated SwiGLU).
@@ -41,12 +45,10 @@ class MoELayer(nn.Module):
         """Return the layer's output, in ``x``'s dtype, and the routing that made it."""
         routing: Routing = self.gate(x_BTD, context)
         kept = routing.kept_BTK
-        y_ND = grouped_swiglu(
+        y_ND: Tensor = self.experts(
             x_BTD.flatten(0, 1),
             routing.indices_BTK.flatten(0, 1),
             routing.weights_BTK.flatten(0, 1),
-            self.experts.gate_up_proj,
-            self.experts.down_proj,
             None if kept is None else kept.flatten(0, 1),
         )
         y_BTD = y_ND.view_as(x_BTD)

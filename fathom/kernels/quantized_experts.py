@@ -1,0 +1,93 @@
+"""Routed SwiGLU experts with packed weights.
+
+Dimensions: N tokens, K experts per token, P pairs of a token and an expert that were kept, D hidden size, F expert
+width, C pairs of one expert.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fathom.errors import SpecError
+from fathom.kernels.elementwise import records, swiglu, widened
+from fathom.kernels.experts import Plan, sort_pairs
+from fathom.kernels.packed import Packed, PackedExperts
+from fathom.kernels.quantized import by_strips, multiply, takes
+
+# Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.
+_WHOLE_BUFFER_PAIRS = 1024
+
+
+def packed_grouped_swiglu(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    gate_up: PackedExperts,
+    down: PackedExperts,
+    kept_NK: Tensor | None = None,
+) -> Tensor:
+    """Sum over each token's K experts of weight times expert(token), as ``grouped_swiglu``; no gradient.
+
+    ``gate_up`` holds matrices of (2F, D), ``down`` of (D, F). Rounding is that of ``packed_linear``; between an
+    expert's two packed products numbers stay in bfloat16. One token alone reads the weights of its K experts only.
+
+    Raises:
+        SpecError: ``x`` wants a gradient.
+    """
+    if records(x_ND, weights_NK):
+        raise SpecError("weights", "packed experts pass no gradient", "open the model with plain weights")
+    if kept_NK is None and x_ND.shape[0] == 1 and takes(x_ND, gate_up.each[0]) and takes(x_ND, down.each[0]):
+        return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
+    plan = sort_pairs(indices_NK, kept_NK, len(gate_up.each))
+    weights_P1 = weights_NK.reshape(-1)[plan.order_P].unsqueeze(1)
+    if 0 < plan.order_P.numel() <= _WHOLE_BUFFER_PAIRS:
+        return _few_tokens(x_ND, plan, weights_P1, gate_up, down)
+    return _many_tokens(x_ND, plan, weights_P1, gate_up, down)
+
+
+def _one_token(
+    x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up: PackedExperts, down: PackedExperts
+) -> Tensor:
+    """Two packed products a chosen expert and nine operators in all: the input is rounded once for all of them."""
+    chosen, half_1D = indices_1K[0].tolist(), x_1D.to(torch.bfloat16)
+    gate_up_KF = torch.cat([multiply(half_1D, gate_up.each[expert]) for expert in chosen])
+    hidden_KF = swiglu(gate_up_KF).split_with_sizes([1] * len(chosen))
+    y_KD = torch.cat([multiply(row_1F, down.each[expert]) for row_1F, expert in zip(hidden_KF, chosen, strict=True)])
+    wide = widened(x_1D)
+    return torch.mm(weights_1K.to(wide), y_KD.to(wide)).to(x_1D.dtype)
+
+
+def _few_tokens(x_ND: Tensor, plan: Plan, weights_P1: Tensor, gate_up: PackedExperts, down: PackedExperts) -> Tensor:
+    """Two products an expert, everything else once for all pairs."""
+    experts = [expert for expert, count in enumerate(plan.counts) if count]
+    counts = [plan.counts[expert] for expert in experts]
+    half_ND = x_ND.to(_between(x_ND))
+    rows = half_ND.index_select(0, plan.tokens_P).split_with_sizes(counts)
+    gate_ups = [_product(x_CD, gate_up.each[expert]) for expert, x_CD in zip(experts, rows, strict=True)]
+    hidden = swiglu(torch.cat(gate_ups)).split_with_sizes(counts)
+    y_PD = torch.cat([_product(x_CF, down.each[expert]) for expert, x_CF in zip(experts, hidden, strict=True)])
+    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    return y_ND.index_add_(0, plan.tokens_P, y_PD * weights_P1.to(y_ND.dtype)).to(x_ND.dtype)
+
+
+def _many_tokens(x_ND: Tensor, plan: Plan, weights_P1: Tensor, gate_up: PackedExperts, down: PackedExperts) -> Tensor:
+    """Run expert by expert, so that one expert's pairs exist at a time."""
+    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    half_ND = x_ND.to(_between(x_ND))
+    for expert, pairs in plan.slices():
+        tokens_C = plan.tokens_P[pairs]
+        hidden_CF = swiglu(_product(half_ND.index_select(0, tokens_C), gate_up.each[expert]))
+        y_CD = _product(hidden_CF, down.each[expert])
+        y_ND.index_add_(0, tokens_C, y_CD * weights_P1[pairs].to(y_ND.dtype))
+    return y_ND.to(x_ND.dtype)
+
+
+def _between(x_ND: Tensor) -> torch.dtype:
+    """Return the dtype of what goes into and comes out of an expert's products."""
+    return torch.bfloat16 if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32 else x_ND.dtype
+
+
+def _product(x_CK: Tensor, packed: Packed) -> Tensor:
+    """Multiply rows in their own dtype, (C, N) like them."""
+    return multiply(x_CK, packed) if takes(x_CK, packed) and x_CK.dtype == torch.bfloat16 else by_strips(x_CK, packed)
