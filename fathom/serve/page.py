@@ -1,0 +1,99 @@
+"""The chat page: its files, read once and sent with what keeps them fresh and shut in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from fastapi import APIRouter, HTTPException, Request, Response
+
+INDEX = "index.html"
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HEADERS = {
+    "cache-control": "no-cache",  # kept, but asked about each time: a newer server's files never mix with older ones
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    """One file of the page; ``etag`` names its bytes."""
+
+    body: bytes
+    content_type: str
+    etag: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of every answer about this file."""
+        return {**_HEADERS, "etag": self.etag}
+
+
+def page_files() -> Mapping[str, PageFile]:
+    """Return the page's files by name."""
+    found = {}
+    for file in files("fathom.serve").joinpath("page").iterdir():
+        content_type = _TYPES.get("." + file.name.rpartition(".")[2])
+        if content_type is not None:
+            body = file.read_bytes()
+            found[file.name] = PageFile(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return found
+
+
+def page_router() -> APIRouter:
+    """Return the routes ``/``, ``/page/{name}`` and ``/favicon.ico``; files are read now, not at each request."""
+    known = page_files()
+    router = APIRouter(include_in_schema=False)
+
+    def answer(request: Request, name: str) -> Response:
+        if name not in known:
+            raise HTTPException(404, f"{name[:80]!r} is no file of the page")
+        file = known[name]
+        if _names(request.headers.get("if-none-match", ""), file.etag):
+            return Response(status_code=304, headers=file.headers)
+        return Response(file.body, media_type=file.content_type, headers=file.headers)
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        return answer(request, INDEX)
+
+    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    async def file(request: Request, name: str) -> Response:
+        return answer(request, name)
+
+    @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
+    async def favicon(request: Request) -> Response:
+        return answer(request, "favicon.svg")
+
+    return router
+
+
+def _names(header: str, etag: str) -> bool:
+    """Whether an If-None-Match header holds ``etag``, compared weakly as RFC 9110 asks."""
+    given = {each.strip().removeprefix("W/") for each in header.split(",")}
+    return "*" in given or etag in given

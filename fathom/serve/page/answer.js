@@ -1,0 +1,62 @@
+// One answer from request to end: what is asked, and how its parts and times are gathered in a message.
+
+const TEXT = { type: "text" };
+
+/** The conversation as the server reads it; thinking is not sent back. */
+export function asRequest(messages, system) {
+  const turns = system.trim() ? [{ role: "system", content: system }] : [];
+  for (const { role, content, images } of messages) {
+    if (role === "assistant" && !content) continue;
+    if (!images?.length) turns.push({ role, content });
+    else {
+      const pictures = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+      turns.push({ role, content: content ? [...pictures, { ...TEXT, text: content }] : pictures });
+    }
+  }
+  return turns;
+}
+
+export const emptyAnswer = () => ({ role: "assistant", content: "", thinking: "", tokens: 0, finish: null, error: null });
+
+/** Fill `message` as the answer arrives, calling `changed` after each part; errors end up in the message. */
+export async function fill(message, parts, signal, changed) {
+  const began = performance.now();
+  const since = () => performance.now() - began;
+  try {
+    for await (const part of parts) {
+      take(message, part, since());
+      changed();
+    }
+  } catch (error) {
+    if (signal.aborted) message.finish = "stopped";
+    else message.error = asStored(error);
+  }
+  if (!message.finish && !message.error) message.finish = "stop";
+  if (message.thinking && message.thinkingMs === undefined) message.thinkingMs = since() - message.firstMs;
+  message.totalMs = since();
+}
+
+const asStored = ({ kind = "Server", detail = "", retryAfter = 0 }) => ({ kind, detail, retryAt: Date.now() + retryAfter * 1000 });
+
+function take(message, part, now) {
+  if (part.thinking || part.content) {
+    message.firstMs ??= now;
+    message.elapsedMs = now;
+    message.tokens += 1;
+  }
+  if (part.thinking) message.thinking += part.thinking;
+  if (part.content) {
+    if (message.thinking && message.thinkingMs === undefined) message.thinkingMs = now - message.firstMs;
+    message.content += message.content ? part.content : part.content.trimStart();
+  }
+  if (part.finish) message.finish = part.finish;
+  if (part.usage) {
+    message.usage = part.usage;
+    message.tokens = part.usage.completion_tokens;
+  }
+}
+
+/** Tokens per second after the first; null while there is nothing to divide. */
+export function speed({ tokens, firstMs, elapsedMs }) {
+  return tokens > 1 && elapsedMs > firstMs ? ((tokens - 1) * 1000) / (elapsedMs - firstMs) : null;
+}

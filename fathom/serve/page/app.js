@@ -1,0 +1,231 @@
+// The page: puts the parts together and moves a conversation on.
+import { asRequest, emptyAnswer, fill } from "./answer.js";
+import { Api } from "./api.js";
+import { Chrome } from "./chrome.js";
+import { Composer } from "./composer.js";
+import { byId, drawIcons } from "./dom.js";
+import { say, t } from "./i18n.js";
+import { CacheMeter, ContextMeter, bytes } from "./meters.js";
+import { Settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import { deleteChat, loadChat, newChat, recall, recallKey, remember, rememberKey, saveChat } from "./store.js";
+import { Thread } from "./thread.js";
+
+const SAVE_EVERY_MS = 1000;
+const ANNOUNCED_CHARS = 4000;
+
+class App {
+  #api = new Api();
+  #settings = new Settings();
+  #context = new ContextMeter();
+  #cache = new CacheMeter(this.#api);
+  #composer = new Composer(this);
+  #thread = new Thread(this);
+  #sidebar = new Sidebar(this);
+  #chrome = new Chrome(this, this.#sidebar, this.#composer);
+  #models = [];
+  #chat = newChat();
+  #running = null; // {abort, chat, message}
+
+  async start() {
+    this.#api.key = recallKey();
+    byId("model").addEventListener("change", () => this.#choose(byId("model").value));
+    byId("retry-models").addEventListener("click", () => this.#connect());
+    byId("key-form").addEventListener("submit", (event) => this.#useKey(event));
+    addEventListener("pagehide", () => this.#running && saveChat(this.#running.chat));
+    addEventListener("storage", () => this.#sidebar.show(this.#chat.id));
+    this.#open(loadChat(recall("current", "")) ?? newChat());
+    this.#composer.focus();
+    await this.#connect();
+  }
+
+  // What the parts may ask for.
+
+  say(text, images = []) {
+    this.stop();
+    this.#push({ role: "user", content: text, images });
+    this.#answer();
+  }
+
+  stop() {
+    this.#running?.abort.abort();
+  }
+
+  get isRunning() {
+    return this.#running !== null;
+  }
+
+  regenerate() {
+    this.#cutFrom(this.#chat.messages.findLastIndex((message) => message.role === "user") + 1);
+    this.#answer();
+  }
+
+  resend(message, text) {
+    this.#cutFrom(this.#chat.messages.indexOf(message));
+    this.say(text.trim(), message.images);
+  }
+
+  newChat() {
+    this.stop();
+    this.#open(newChat());
+    this.#sidebar.open(false);
+    this.#composer.focus();
+  }
+
+  openChat(id) {
+    const chat = loadChat(id);
+    if (!chat) deleteChat(id);
+    this.stop();
+    this.#open(chat ?? newChat());
+    this.#sidebar.open(false);
+  }
+
+  // The conversation.
+
+  #open(chat) {
+    this.#chat = chat;
+    remember("current", chat.id);
+    this.#thread.show(chat.messages);
+    this.#sidebar.show(chat.id);
+    this.#showContext();
+  }
+
+  #push(message) {
+    this.#chat.messages.push(message);
+    this.#thread.add(message);
+    this.#thread.follow();
+  }
+
+  #cutFrom(index) {
+    this.stop();
+    this.#chat.messages.length = index;
+    this.#thread.show(this.#chat.messages);
+  }
+
+  async #answer() {
+    const chat = this.#chat;
+    const asked = asRequest(chat.messages, this.#settings.system);
+    const body = { ...(this.#model ? { model: this.#model.id } : {}), messages: asked, ...this.#settings.request() };
+    const message = emptyAnswer();
+    this.#push(message);
+    const abort = new AbortController();
+    this.#running = { abort, chat, message };
+    this.#composer.run(true);
+    this.#keep(chat);
+    say(byId("announcer"), "answering");
+    const painter = this.#paint(message);
+    await fill(message, this.#api.chat(body, abort.signal), abort.signal, () => painter.changed(chat));
+    painter.end();
+    if (this.#running?.message === message) this.#finish(message);
+    this.#keep(chat);
+  }
+
+  #finish(message) {
+    this.#running = null;
+    this.#composer.run(false);
+    this.#showContext();
+    const node = this.#thread.nodeOf(message);
+    const text = node?.querySelector(":scope > .prose").textContent.slice(0, ANNOUNCED_CHARS);
+    if (text) say(byId("announcer"), "answered", { text });
+    if (message.error?.kind === "Unauthorized") this.#askKey();
+    else if (!message.error && this.#models.length === 0) this.#connect();
+  }
+
+  /** Show a growing answer at most once a frame, its clock every second, and keep it now and then. */
+  #paint(message) {
+    const began = performance.now();
+    let [frame, saved] = [0, began];
+    const show = () => {
+      frame = 0;
+      this.#thread.update(message, performance.now() - began);
+    };
+    const clock = setInterval(show, SAVE_EVERY_MS);
+    show();
+    return {
+      changed: (chat) => {
+        frame ||= requestAnimationFrame(show);
+        if (performance.now() - saved < SAVE_EVERY_MS) return;
+        saved = performance.now();
+        this.#keep(chat);
+      },
+      end: () => {
+        clearInterval(clock);
+        cancelAnimationFrame(frame);
+        this.#thread.update(message, null);
+      },
+    };
+  }
+
+  #keep(chat) {
+    if (!chat.messages.length || (chat !== this.#chat && !loadChat(chat.id))) return; // deleted while it was answered
+    if (!saveChat(chat)) this.#composer.complain("storageFull");
+    this.#sidebar.show(this.#chat.id);
+  }
+
+  #showContext() {
+    const last = this.#chat.messages.findLast((message) => message.usage);
+    this.#context.show(last?.usage.total_tokens, this.#model?.fathom?.context ?? this.#model?.max_model_len);
+  }
+
+  // The server.
+
+  get #model() {
+    return this.#models.find((model) => model.id === byId("model").value) ?? this.#models[0];
+  }
+
+  async #connect() {
+    try {
+      this.#models = await this.#api.models();
+    } catch (error) {
+      if (error.kind === "Unauthorized") return this.#askKey();
+      say(byId("banner-text"), `error${error.kind ?? "Server"}`);
+      byId("banner").hidden = false;
+      return;
+    }
+    byId("banner").hidden = true;
+    byId("model").replaceChildren(...this.#models.map(({ id }) => new Option(id, id)));
+    byId("model").hidden = this.#models.length < 2;
+    byId("model-name").hidden = this.#models.length !== 1;
+    byId("model-name").textContent = this.#models[0]?.id ?? "";
+    this.#choose(recall("model", ""));
+    this.#cache.start();
+  }
+
+  #choose(id) {
+    if (this.#models.some((model) => model.id === id)) byId("model").value = id;
+    remember("model", byId("model").value);
+    const { sees_images: seesImages, can_think: canThink } = this.#model?.fathom ?? {};
+    this.#composer.images.allow(Boolean(seesImages));
+    this.#settings.allowThinking(Boolean(canThink));
+    this.#showContext();
+    this.#showFacts();
+  }
+
+  #showFacts() {
+    const perToken = this.#model?.fathom?.cache_bytes_per_token;
+    byId("per-token").hidden = !perToken;
+    if (perToken) say(byId("per-token"), "perToken", { bytes: bytes(perToken) });
+  }
+
+  #askKey() {
+    byId("key-wrong").hidden = !this.#api.key;
+    if (!byId("key-dialog").open) byId("key-dialog").showModal();
+    byId("key").focus();
+  }
+
+  /** With the key, do again what the server refused. */
+  async #useKey(event) {
+    event.preventDefault();
+    this.#api.key = byId("key").value.trim();
+    rememberKey(this.#api.key);
+    byId("key").value = "";
+    byId("key-dialog").close();
+    await this.#connect();
+    if (!byId("key-dialog").open && this.#chat.messages.at(-1)?.error?.kind === "Unauthorized") this.regenerate();
+    else if (!byId("key-dialog").open) this.#composer.focus();
+  }
+}
+
+drawIcons(document);
+document.title = t("title");
+new App().start();

@@ -1,0 +1,205 @@
+// Markdown blocks from lines: the parts of CommonMark and its tables that models write.
+//
+// Where the standard and what chat models mean differ, the latter wins: a line of dashes is always a rule (no underlined
+// headings), two spaces nest a list item, and HTML is text.
+
+const DEEPEST = 16;
+const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
+const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
+const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
+const QUOTE = /^ {0,3}> ?/;
+const ITEM = /^([ \t]*)([-*+]|\d{1,9}[.)])([ \t]+(?=\S)|[ \t]*$)/;
+const FORMULAS = { "\\[": "\\]", $$: "$$" };
+
+const blank = (line) => line.trim() === "";
+
+/** Columns of white space before the text; a tab counts as four. */
+function indent(line) {
+  let columns = 0;
+  for (const mark of line) {
+    if (mark === " ") columns += 1;
+    else if (mark === "\t") columns += 4;
+    else break;
+  }
+  return columns;
+}
+
+function dedent(line, columns) {
+  let at = 0;
+  for (let left = columns; left > 0 && (line[at] === " " || line[at] === "\t"); at++) left -= line[at] === "\t" ? 4 : 1;
+  return line.slice(at);
+}
+
+/** Return the blocks of `lines`; each knows the line it starts at. */
+export function parseBlocks(lines, depth = 0) {
+  const blocks = [];
+  let at = 0;
+  while (at < lines.length) {
+    if (blank(lines[at])) {
+      at += 1;
+      continue;
+    }
+    const [block, next] = (depth < DEEPEST && special(lines, at, depth)) || paragraph(lines, at, depth);
+    blocks.push({ ...block, start: at });
+    at = next;
+  }
+  return blocks;
+}
+
+function special(lines, at, depth) {
+  return (
+    fence(lines, at) ||
+    formula(lines, at) ||
+    heading(lines, at) ||
+    (RULE.test(lines[at]) && [{ kind: "rule" }, at + 1]) ||
+    quote(lines, at, depth) ||
+    list(lines, at, depth) ||
+    table(lines, at) ||
+    indented(lines, at, depth)
+  );
+}
+
+function fence(lines, at) {
+  const open = FENCE.exec(lines[at]);
+  if (!open) return null;
+  const [mark, margin] = [open[1], indent(lines[at])];
+  const body = [];
+  let next = at + 1;
+  for (; next < lines.length; next++) {
+    const trimmed = lines[next].trim();
+    const closes = trimmed.length >= mark.length && trimmed === mark[0].repeat(trimmed.length) && indent(lines[next]) < 4;
+    if (closes) return [{ kind: "code", language: open[2], text: body.join("\n") }, next + 1];
+    body.push(dedent(lines[next], margin));
+  }
+  return [{ kind: "code", language: open[2], text: body.join("\n") }, next];
+}
+
+function formula(lines, at) {
+  const first = lines[at].trim();
+  const open = Object.keys(FORMULAS).find((mark) => first.startsWith(mark));
+  if (!open || first.indexOf(FORMULAS[open], 2) >= 0) return null;
+  let next = at + 1;
+  while (next < lines.length && !lines[next].trimEnd().endsWith(FORMULAS[open])) next++;
+  const body = [first.slice(2), ...lines.slice(at + 1, next)];
+  if (next < lines.length) body.push(lines[next].trimEnd().slice(0, -2));
+  return [{ kind: "formula", text: body.join("\n").trim() }, Math.min(next + 1, lines.length)];
+}
+
+function heading(lines, at) {
+  const found = HEADING.exec(lines[at]);
+  if (!found) return null;
+  let text = lines[at].trim().slice(found[1].length).trim();
+  let end = text.length;
+  while (end > 0 && text[end - 1] === "#") end--;
+  if (end === 0 || text[end - 1] === " ") text = text.slice(0, end).trim();
+  return [{ kind: "heading", level: found[1].length, text }, at + 1];
+}
+
+function quote(lines, at, depth) {
+  if (!QUOTE.test(lines[at])) return null;
+  const body = [];
+  let next = at;
+  for (; next < lines.length; next++) {
+    if (QUOTE.test(lines[next])) body.push(lines[next].replace(QUOTE, ""));
+    else if (!blank(lines[next]) && !blank(body.at(-1)) && !starts(lines, next, depth)) body.push(lines[next]);
+    else break;
+  }
+  return [{ kind: "quote", blocks: parseBlocks(body, depth + 1) }, next];
+}
+
+function marker(line, depth) {
+  const found = ITEM.exec(line);
+  if (!found || (depth === 0 && indent(line) > 3) || RULE.test(line)) return null;
+  const [, space, mark, gap] = found;
+  const before = indent(space);
+  const after = line.slice(space.length + mark.length);
+  const inner = blank(after) || gap.length > 4 ? 1 : indent(gap);
+  const numbers = { ordered: /\d/.test(mark), number: parseInt(mark, 10), type: mark.at(-1) };
+  return { before, inner: before + mark.length + inner, text: dedent(after, inner), ...numbers };
+}
+
+function list(lines, at, depth) {
+  const first = marker(lines[at], depth);
+  if (!first) return null;
+  const items = [];
+  let next = at;
+  let loose = false;
+  while (next < lines.length) {
+    const own = marker(lines[next], depth);
+    if (!own || own.type !== first.type || own.before >= first.before + 2) break;
+    const body = [own.text];
+    next = gather(lines, next + 1, own, body, depth);
+    const parts = parseBlocks(trimmed(body), depth + 1);
+    const gaps = body.length > trimmed(body).length && next < lines.length && marker(lines[next], depth)?.type === first.type;
+    loose ||= gaps || parts.slice(1).some((part) => part.kind === "paragraph" && blank(body[part.start - 1] ?? "x"));
+    items.push(parts);
+  }
+  return [{ kind: "list", ordered: first.ordered, number: first.number, items, loose }, next];
+}
+
+/** Add to `body` the lines that belong to an item; return the first that does not. */
+function gather(lines, from, own, body, depth) {
+  const margin = Math.min(own.inner, own.before + 2);
+  let next = from;
+  for (; next < lines.length; next++) {
+    const line = lines[next];
+    if (blank(line)) body.push("");
+    else if (indent(line) >= margin) body.push(dedent(line, own.inner));
+    else if (!blank(body.at(-1)) && !marker(line, 1) && !starts(lines, next, depth)) body.push(line);
+    else break;
+  }
+  return next;
+}
+
+function trimmed(body) {
+  let end = body.length;
+  while (end > 0 && blank(body[end - 1])) end--;
+  return body.slice(0, end);
+}
+
+function cells(line) {
+  const bare = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  return bare.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+}
+
+function table(lines, at) {
+  const rule = lines[at + 1];
+  if (!lines[at].includes("|") || !rule || !rule.includes("-")) return null;
+  const [head, marks] = [cells(lines[at]), cells(rule)];
+  if (head.length !== marks.length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
+  if (marks.length === 1 && !rule.includes("|")) return null;
+  const sides = marks.map((m) => (m.endsWith(":") ? (m.startsWith(":") ? "center" : "right") : "left"));
+  const rows = [];
+  let next = at + 2;
+  for (; next < lines.length && !blank(lines[next]) && lines[next].includes("|"); next++) {
+    const row = cells(lines[next]).slice(0, head.length);
+    rows.push([...row, ...Array(head.length - row.length).fill("")]);
+  }
+  return [{ kind: "table", head, sides, rows }, next];
+}
+
+function indented(lines, at, depth) {
+  if (depth > 0 || indent(lines[at]) < 4) return null;
+  let next = at;
+  const body = [];
+  while (next < lines.length && (blank(lines[next]) || indent(lines[next]) >= 4)) body.push(dedent(lines[next++], 4));
+  return [{ kind: "code", language: "", text: trimmed(body).join("\n") }, next];
+}
+
+/** Whether a line begins a block that may stand right under a paragraph. */
+function starts(lines, at, depth) {
+  if (depth >= DEEPEST) return false;
+  const line = lines[at];
+  const item = marker(line, depth);
+  const interrupts = item && !blank(item.text) && (!item.ordered || item.number === 1);
+  return Boolean(
+    FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || interrupts || formula(lines, at) || table(lines, at),
+  );
+}
+
+function paragraph(lines, at, depth) {
+  let next = at + 1;
+  while (next < lines.length && !blank(lines[next]) && !starts(lines, next, depth)) next++;
+  const text = lines.slice(at, next).map((line) => line.trimStart()).join("\n").trimEnd();
+  return [{ kind: "paragraph", text }, next];
+}

@@ -1,0 +1,70 @@
+// The conversation on the page: its turns, following the end while the reader is there, and the empty state.
+import { byId, el } from "./dom.js";
+import { say } from "./i18n.js";
+import { AnswerView, UserView } from "./message.js";
+
+const NEAR_END = 64;
+const EXAMPLES = ["example1", "example2", "example3"];
+
+export class Thread {
+  #scroller = byId("thread");
+  #turns = byId("turns");
+  #empty = byId("empty");
+  #jump = byId("jump");
+  #views = new Map();
+  #act;
+  #following = true;
+
+  constructor(act) {
+    this.#act = act;
+    this.#scroller.addEventListener("scroll", () => this.#look(), { passive: true });
+    this.#jump.addEventListener("click", () => this.follow());
+    new ResizeObserver(() => this.#keep()).observe(this.#turns);
+    new ResizeObserver(() => this.#keep()).observe(this.#scroller);
+    for (const key of EXAMPLES) {
+      const button = say(el("button", { type: "button", click: () => act.say(button.textContent) }), key);
+      byId("examples").append(el("li", {}, button));
+    }
+  }
+
+  show(messages) {
+    this.#views.clear();
+    this.#turns.replaceChildren();
+    for (const message of messages) this.add(message).update?.(null);
+    this.#empty.hidden = messages.length > 0;
+    this.follow();
+  }
+
+  add(message) {
+    const view = message.role === "user" ? new UserView(message, this.#act) : new AnswerView(message, this.#act);
+    this.#views.set(message, view);
+    this.#turns.append(view.node);
+    this.#empty.hidden = true;
+    return view;
+  }
+
+  /** Show a message as it stands; nothing happens where it is no longer part of the conversation. */
+  update(message, waitingMs) {
+    this.#views.get(message)?.update(waitingMs);
+  }
+
+  nodeOf(message) {
+    return this.#views.get(message)?.node;
+  }
+
+  follow() {
+    this.#following = true;
+    this.#keep();
+  }
+
+  #keep() {
+    if (this.#following) this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    this.#look();
+  }
+
+  #look() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
+    this.#following = scrollHeight - scrollTop - clientHeight < NEAR_END;
+    this.#jump.hidden = this.#following;
+  }
+}
