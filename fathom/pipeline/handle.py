@@ -19,10 +19,12 @@ from fathom.model.build import build
 from fathom.model.cache import Cache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
+from fathom.model.quantize import quantize
 from fathom.pipeline.catalog import DEFAULT_CACHE
 from fathom.pipeline.opening import open_source
 from fathom.pipeline.prompt import Prompt, image_processing, make_prompt
-from fathom.spec.engine import EngineSpec
+from fathom.spec import check
+from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
 from fathom.spec.images import ImageProcessing
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
@@ -59,23 +61,28 @@ class LanguageModel:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: WeightFormat = "plain",
         report: Report = silent,
         cache_dir: Path = DEFAULT_CACHE,
         engine: EngineSpec | None = None,
     ) -> LanguageModel:
         """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
 
-        ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``report`` hears of downloads and
-        of the bytes loaded. ``cache_dir`` keeps what is downloaded. ``engine`` lays out the engine.
+        ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 packs them
+        once loaded (``model.quantize``). ``report`` hears of downloads and of the bytes loaded. ``cache_dir`` keeps what
+        is downloaded. ``engine`` lays out the engine.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
         """
+        check.one_of("weights", weights, WEIGHT_FORMATS)
         where = resolve_device(device)
         kind = _dtype(dtype, where)
         source = open_source(path, report, cache_dir=cache_dir)
         model = build(source.spec, device=where, dtype=kind, seed=None)
         fill(model, source, report)
+        if weights != "plain":
+            quantize(model, weights)
         return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)
 
     @property
