@@ -69,8 +69,8 @@ class LanguageModel:
         """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 packs them
-        once loaded (``model.quantize``). ``report`` hears of downloads and of the bytes loaded. ``cache_dir`` keeps what
-        is downloaded. ``engine`` lays out the engine.
+        once loaded (``model.quantize``). ``report`` hears of downloads and of the bytes loaded. ``cache_dir`` keeps
+        what is downloaded. ``engine`` lays out the engine.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
