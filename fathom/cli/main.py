@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import fathom
-from fathom.cli import chat, convert, evaluate, generate, inspect, models, study, train
+from fathom.cli import chat, convert, evaluate, generate, inspect, models, serve, study, train
 from fathom.errors import FathomError, Interrupted
 
 ERROR_CODE, INTERRUPTED_CODE = 2, 130
@@ -36,6 +36,7 @@ def make_app() -> typer.Typer:
     app.command("train")(train.train)
     app.command("generate")(generate.generate)
     app.command("chat")(chat.chat)
+    app.command("serve")(serve.serve)
     app.command("evaluate")(evaluate.evaluate)
     app.command("models")(models.models)
     app.command("inspect")(inspect.inspect)

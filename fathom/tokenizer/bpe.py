@@ -128,6 +128,10 @@ class Tokenizer:
         found = None if token_id is None else self._with_special.id_to_token(token_id)
         return found or ""
 
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for, which may be part of a character; of a special token, its spelling."""
+        return self._pieces.piece(token_id, skip_special=False)
+
     @property
     def definition(self) -> str:
         """The tokenizer.json text."""

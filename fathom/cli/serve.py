@@ -1,0 +1,151 @@
+"""``fathom serve``: answer over HTTP as OpenAI's interface has it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fathom.cli import options, sampling
+from fathom.cli.loading import Loading
+from fathom.errors import DataError, SpecError
+from fathom.spec.engine import EngineSpec
+
+if TYPE_CHECKING:
+    from fathom.engine.worker import EngineWorker
+    from fathom.pipeline.handle import LanguageModel
+    from fathom.serve.settings import ServeSettings
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+KEYS_VARIABLE = "FATHOM_API_KEYS"
+
+
+def serve(
+    model: options.Model,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 8000,
+    served_name: Annotated[
+        str | None, typer.Option("--served-name", help="What requests call the model; its own name if left out.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help=f"A file of keys, one a line; {KEYS_VARIABLE} holds more, with commas."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="A further name in requests' Host header. May repeat.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="A web page's origin that may ask. May repeat.")
+    ] = None,
+    allow_image_host: Annotated[
+        list[str] | None, typer.Option("--allow-image-host", help="A host that images may be fetched from. May repeat.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="Requests that run together.")] = 32,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="New tokens of one step, prompts' included.")] = 512,
+    cache_tokens: Annotated[
+        int | None, typer.Option("--cache-tokens", help="Tokens the cache holds; four contexts if left out.")
+    ] = None,
+    prefix_cache: Annotated[
+        bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Keep prompts for others that begin alike.")
+    ] = True,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.")] = 256,
+    drain_seconds: Annotated[
+        float, typer.Option("--drain-seconds", help="Time for running answers once the server is told to stop.")
+    ] = 30.0,
+    device: options.Device = "auto",
+    dtype: sampling.Dtype = "auto",
+) -> None:
+    """Serve a model over HTTP, with a page to talk to it, until SIGTERM or Ctrl+C.
+
+    POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
+    """
+    from fathom.serve.guard import loopback_hosts
+    from fathom.serve.settings import ServeSettings
+
+    keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
+    spec = EngineSpec(
+        max_batch=max_batch, step_tokens=step_tokens, cache_tokens=cache_tokens, prefix_cache=prefix_cache
+    )
+    if max_waiting < 1:
+        raise SpecError("--max-waiting", f"must be 1 or more, got {max_waiting}", "give a positive number")
+    _check_packages()
+    opened = _open(model, device, dtype, spec)
+    settings = ServeSettings(
+        name=served_name or opened.spec.name,
+        api_keys=keys,
+        allowed_hosts=loopback_hosts(host, allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        image_hosts=tuple(name.lower() for name in allow_image_host or ()),
+        drain_seconds=drain_seconds,
+    )
+    if not keys and host not in LOOPBACK:
+        print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
+    _run(opened, settings, host, port, max_waiting)
+
+
+def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
+    """Return the keys of a file, one a line, and of the environment, between commas. # begins a comment line."""
+    lines: list[str] = []
+    if path is not None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--api-key-file: {path} cannot be read ({error}); check the path") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if path is not None and not keys:
+        raise DataError(f"--api-key-file: {path} holds no keys; write one a line")
+    return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
+
+
+def _open(name: str, device: str, dtype: str, spec: EngineSpec) -> LanguageModel:
+    from fathom.pipeline.handle import LanguageModel
+
+    with Loading(name) as report:
+        opened = LanguageModel.open(
+            name, device=device, dtype=dtype, report=report, cache_dir=options.cache_directory(), engine=spec
+        )
+    _ = opened.tokenizer
+    return opened
+
+
+def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, max_waiting: int) -> None:
+    from fathom.engine.worker import EngineWorker
+    from fathom.serve.app import create_app
+    from fathom.serve.run import listen, run
+
+    worker = EngineWorker(model.engine, max_waiting=max_waiting)
+    bound = listen(host, port)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fathom.serve").setLevel(logging.INFO)
+    app = create_app(model, worker, settings)
+    worker.start()
+    try:
+        run(app, bound, ready=lambda: _announce(model, worker, settings, host, bound.getsockname()[1]))
+    finally:
+        worker.close()
+
+
+def _announce(model: LanguageModel, worker: EngineWorker, settings: ServeSettings, host: str, port: int) -> None:
+    sampling.announce(model)
+    pool = model.engine.pool
+    shown = f"[{host}]" if ":" in host else host
+    guarded = f"{len(settings.api_keys)} keys" if settings.api_keys else "no key needed"
+    print(
+        f"cache pool {pool.num_pages * pool.page_size:,} tokens in pages of {pool.page_size}, {pool.nbytes:,} bytes\n"
+        f"serving {settings.name} at http://{shown}:{port} ({guarded})",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _check_packages() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"serving needs {error.name}, which is not installed; pip install 'fathom-lm[serve]'") from None

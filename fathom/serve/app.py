@@ -1,0 +1,186 @@
+"""The application: routes, and what stands before them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from fathom.engine.worker import EngineWorker
+from fathom.serve.chat import answer_chat
+from fathom.serve.completions import answer_completions
+from fathom.serve.description import describe
+from fathom.serve.errors import ApiError
+from fathom.serve.files import add_files
+from fathom.serve.guard import Guard
+from fathom.serve.schemas import answers
+from fathom.serve.schemas.chat import ChatRequest
+from fathom.serve.schemas.completions import CompletionRequest
+from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
+from fathom.serve.service import Service
+from fathom.serve.settings import ServeSettings
+from fathom.serve.tokens import detokenize, tokenize, tokenizer_facts
+
+if TYPE_CHECKING:
+    from fathom.pipeline.handle import LanguageModel
+
+BODIES: Mapping[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> FastAPI:
+    """Return the application over a started worker; ``app.state.service`` is what the routes work with.
+
+    It needs one process: the engine's state is in it.
+    """
+    service = Service(model, worker, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.bridge.attach(asyncio.get_running_loop())
+        yield
+        service.workshop.close()
+
+    app = FastAPI(
+        title="Fathom",
+        version="1",
+        description="Language models over OpenAI's interface.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    _add_answers(app, service)
+    _add_models(app, service)
+    _add_tokens(app, service)
+    _add_states(app, service)
+    add_files(app)
+    app.add_exception_handler(HTTPException, _http_fault)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.openapi = lambda: _document(app, bool(settings.api_keys))  # type: ignore[method-assign]
+    return app
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/chat/completions",
+        response_model=answers.ChatAnswer,
+        responses={200: {"content": _EVENTS}},
+        tags=["answers"],
+    )
+    async def chat(request: Request) -> Response:
+        """Answer a conversation."""
+        return await answer_chat(service, request)
+
+    @app.post(
+        "/v1/completions", response_model=answers.TextAnswer, responses={200: {"content": _EVENTS}}, tags=["answers"]
+    )
+    async def completions(request: Request) -> Response:
+        """Continue texts, or fill a hole."""
+        return await answer_completions(service, request)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", response_model=answers.Models, tags=["models"])
+    async def models() -> Response:
+        """List what can be asked."""
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}", response_model=answers.Model, tags=["models"])
+    async def model(name: str) -> Response:
+        """Describe one model."""
+        service.check_model(name)
+        return JSONResponse(_model(service))
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", response_model=answers.Tokens, tags=["tokens"])
+    async def to_tokens(request: Request) -> Response:
+        """Return a text's tokens."""
+        return JSONResponse(await tokenize(service, request))
+
+    @app.post("/detokenize", response_model=answers.Text, tags=["tokens"])
+    async def to_text(request: Request) -> Response:
+        """Return tokens' text."""
+        return JSONResponse(await detokenize(service, request))
+
+    @app.get("/tokenizer_info", response_model=answers.TokenizerFacts, tags=["tokens"])
+    async def facts() -> Response:
+        """Say how prompts are made."""
+        return JSONResponse(tokenizer_facts(service))
+
+
+def _add_states(app: FastAPI, service: Service) -> None:
+    @app.get("/health", response_model=answers.Health, responses={503: {"model": answers.Health}}, tags=["state"])
+    async def health() -> Response:
+        """Say whether the engine steps."""
+        alive = service.lifecycle.healthy
+        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+
+    @app.get("/ready", response_model=answers.Health, responses={503: {"model": answers.Health}}, tags=["state"])
+    async def ready() -> Response:
+        """Say whether requests are taken."""
+        words = "shutting down" if service.lifecycle.draining else "not ready"
+        taken = service.lifecycle.ready
+        return JSONResponse({"status": "ready" if taken else words}, 200 if taken else 503)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["state"])
+    async def metrics() -> Response:
+        """Return all counts as Prometheus reads them."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _model(service: Service) -> dict[str, Any]:
+    stats, spec = service.worker.stats, service.model.spec
+    return {
+        "id": service.settings.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "fathom",
+        "max_model_len": service.context,
+        "fathom": {
+            "family": spec.family,
+            "attention": spec.attention.label,
+            "vision": spec.vision is not None,
+            "can_chat": service.model.tokenizer.can_chat,
+            "cache_pages": stats.pages_total,
+        },
+    }
+
+
+async def _http_fault(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses: no such route, or no such method."""
+    assert isinstance(error, HTTPException)
+    words = {
+        404: f"{request.url.path[:80]}: there is no such route; see /openapi.json",
+        405: f"{request.method}: not a method of this route; see /openapi.json",
+    }
+    fault = ApiError(error.status_code, words.get(error.status_code, str(error.detail)), code="no_route")
+    return JSONResponse(fault.body, error.status_code, headers=dict(error.headers or {}))
+
+
+def _document(app: FastAPI, keys: bool) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe(app, BODIES, keys=keys)
+    return app.openapi_schema

@@ -1,0 +1,152 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from fathom.engine.request import Request
+from fathom.pipeline.answering import ChatOptions, Prepared, prepare_chat
+from fathom.serve.body import read
+from fathom.serve.calls import forced_call, offered
+from fathom.serve.choices import ChatChoice
+from fathom.serve.errors import refuse
+from fathom.serve.params import answer_tokens, check_limits, check_prompt, sampling_params
+from fathom.serve.prompts import plain_messages
+from fathom.serve.schemas.chat import ChatRequest, ResponseFormat
+from fathom.serve.schemas.common import Sampled
+from fathom.serve.service import Job, Service
+from fathom.serve.settings import Limits
+
+
+async def answer_chat(service: Service, http: HttpRequest) -> Response:
+    """Answer a conversation."""
+    began = time.monotonic()
+    body = await read(http, ChatRequest, service.workshop)
+    service.check_model(body.model)
+    job = await service.prepare(lambda: _job(service, body))
+    return await service.answer(
+        http, body, job, prefix="chatcmpl", kind="chat.completion", chunk_kind="chat.completion.chunk", began=began
+    )
+
+
+def wanted_format(body: Sampled, form: ResponseFormat | None, limits: Limits) -> dict[str, Any]:
+    """Return what a text must be, as fields of ``TextOptions``.
+
+    Raises:
+        ApiError: a form lacks what it needs, or two are asked for.
+    """
+    wanted: dict[str, Any] = {}
+    if body.guided_regex is not None:
+        wanted["regex"] = body.guided_regex
+    if form is None or form.type == "text":
+        return wanted
+    if wanted:
+        raise refuse("guided_regex", "comes with response_format", "give one of the two")
+    if form.type == "json_object":
+        return {"json_object": True}
+    if form.type == "regex":
+        if form.pattern is None:
+            raise refuse("response_format.pattern", "is missing", "give the pattern to match")
+        if len(form.pattern) > limits.schema_bytes:
+            raise refuse("response_format.pattern", f"exceeds {limits.schema_bytes} characters", "give a shorter one")
+        return {"regex": form.pattern}
+    schema = None if form.json_schema is None else form.json_schema.schema_
+    if schema is None:
+        raise refuse("response_format.json_schema.schema", "is missing", "give a JSON schema")
+    size = len(json.dumps(schema))
+    if size > limits.schema_bytes:
+        raise refuse("response_format.json_schema.schema", f"{size} bytes exceed {limits.schema_bytes}", "shorten it")
+    return {"schema": schema}
+
+
+def _job(service: Service, body: ChatRequest) -> Job:
+    """Lay a conversation out; runs in a thread."""
+    limits = service.settings.limits
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
+    check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
+    messages = plain_messages(body.messages, service.settings)
+    prepared = prepare_chat(service.model, messages, _options(service, body))
+    check_prompt(len(prepared.prompt_ids), limits, service.context, "messages")
+    return _assembled(service, body, prepared)
+
+
+def _assembled(service: Service, body: ChatRequest, prepared: Prepared) -> Job:
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if asked == 0:
+        raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
+    tokens = answer_tokens(asked, len(prepared.prompt_ids), service.context, None)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    requests, choices = [], []
+    for index in range(body.choices):
+        params = sampling_params(
+            body,
+            vocab_size=service.model.spec.vocab_size,
+            max_tokens=tokens,
+            choice=index,
+            stop_token_ids=prepared.stop_token_ids,
+            logprobs=logprobs,
+        )
+        requests.append(
+            Request(
+                prompt=prepared.prompt_ids,
+                params=params,
+                priority=body.priority or 0,
+                salt=body.cache_salt or "",
+                features_ND=prepared.features_ND,
+                constraint=None if prepared.constraint is None else prepared.constraint.copy(),
+            )
+        )
+        choices.append(ChatChoice(index, prepared.parser_factory(), service.speller, logprobs=logprobs is not None))
+    return Job(requests=requests, choices=choices, per_prompt=body.choices)
+
+
+def _options(service: Service, body: ChatRequest) -> ChatOptions:
+    wanted = wanted_format(body, body.response_format, service.settings.limits)
+    tools = offered(body, service.settings.limits)
+    grammar = forced_call(body, service.model.tokenizer)
+    if grammar is not None:
+        if wanted:
+            raise refuse("tool_choice", "asks for a call, and response_format for another form", "give one of the two")
+        wanted = {"grammar": grammar}
+    return ChatOptions(
+        **wanted,
+        tools=tools,
+        stop=tuple(body.stops),
+        thinking=_thinking(body),
+        thinking_budget=_budget(body),
+        variables=_variables(body),
+    )
+
+
+def _thinking(body: ChatRequest) -> bool | None:
+    """Whether to reason: said outright, else by the effort where that is none, else left to the template."""
+    if body.thinking is not None:
+        return body.thinking.type == "enabled"
+    return False if body.reasoning_effort == "none" else None
+
+
+def _budget(body: ChatRequest) -> int | None:
+    if body.thinking_budget is None and body.thinking is not None:
+        return body.thinking.budget_tokens
+    return body.thinking_budget
+
+
+def _variables(body: ChatRequest) -> Mapping[str, Any]:
+    variables = dict(body.chat_template_kwargs or {})
+    for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"):
+        if name in variables:
+            raise refuse(f"chat_template_kwargs.{name}", "is the server's own", "leave it out")
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    thinking = _thinking(body)
+    if thinking is not None:
+        variables.setdefault("thinking", thinking)
+        variables.setdefault("enable_thinking", thinking)
+    return variables

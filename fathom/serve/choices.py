@@ -1,0 +1,267 @@
+"""One answer as it comes: tokens in, pieces of JSON out, and the whole of it at the end."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from fathom.engine.request import Output
+from fathom.serve.errors import ApiError
+from fathom.serve.spelling import Speller
+from fathom.spec.sampling import TokenLogprob
+from fathom.tokenizer.answers import AnswerParser, Delta
+from fathom.tokenizer.answers.tools import ToolCall
+from fathom.tokenizer.pieces import StreamDecoder
+
+quoted = json.encoder.encode_basestring_ascii
+"""A text as a JSON string. ASCII alone, since some readers split lines at other characters than line feeds."""
+
+
+class Choice(ABC):
+    """What both kinds of answers share: counting, the end and its reason."""
+
+    def __init__(self, index: int, parser: AnswerParser) -> None:
+        self.index = index
+        self.parser = parser
+        self.finish_reason: str | None = None
+        self.generated = self.reasoning = 0
+        self.prompt_tokens = self.cached_tokens = 0
+
+    def push(self, output: Output) -> None:
+        """Take one step's output.
+
+        Raises:
+            ApiError: the engine could not go on with this request.
+        """
+        self.prompt_tokens, self.cached_tokens = output.prompt_tokens, output.cached_tokens
+        if output.prompt_logprobs is not None:
+            self.read_prompt(output.prompt_logprobs)
+        for token in output.tokens:
+            self.reasoning += self.parser.thinking
+            self.generated += 1
+            self.read(token, self.parser.push_token(token.token_id))
+            if self.parser.stopped is not None:
+                self.close("stop")
+                return
+        if output.finish_reason in ("stop", "length"):
+            self.read_rest(self.parser.flush())
+            self.close(output.finish_reason)
+        elif output.finish_reason is not None:
+            raise ApiError(500, output.error or f"the request was {output.finish_reason}", code=output.finish_reason)
+
+    def close(self, reason: str) -> None:
+        """Note why the answer ended."""
+        self.finish_reason = reason
+
+    @abstractmethod
+    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+        """Take the prompt's own log-probabilities."""
+
+    @abstractmethod
+    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Take a token and what it added to the answer."""
+
+    @abstractmethod
+    def read_rest(self, deltas: Sequence[Delta]) -> None:
+        """Take what the end of the answer let through."""
+
+    @abstractmethod
+    def pieces(self) -> list[str]:
+        """Return what came since the last call, as JSON of elements of ``choices``; the last has the reason."""
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """Return the finished answer as an element of ``choices``."""
+
+
+class ChatChoice(Choice):
+    """An assistant's turn: reasoning, content and calls."""
+
+    def __init__(self, index: int, parser: AnswerParser, speller: Speller, *, logprobs: bool) -> None:
+        super().__init__(index, parser)
+        self._speller = speller
+        self._texts: dict[str, list[str]] = {"thinking": [], "content": []}
+        self._calls: list[dict[str, Any]] = []
+        self._problems: list[str] = []
+        self._pending: list[Delta] = []
+        self._logprobs: list[dict[str, Any]] | None = [] if logprobs else None
+        self._sent_logprobs = 0
+        self._begun = self._ended = False
+
+    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+        """Chat answers do not show the prompt."""
+
+    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Take a token and what it added."""
+        if self._logprobs is not None:
+            self._logprobs.append(self._speller.chat_logprob(token))
+        self.read_rest(deltas)
+
+    def read_rest(self, deltas: Sequence[Delta]) -> None:
+        """Take what was added."""
+        for delta in deltas:
+            self._pending.append(delta)
+            if delta.tool_call is None:
+                self._texts[delta.channel].append(delta.text)
+            else:
+                self._calls.append(_call(delta.tool_call))
+                self._problems += [f"{delta.tool_call.name}: {problem}" for problem in delta.tool_call.problems]
+
+    def close(self, reason: str) -> None:
+        """Note why the answer ended; calls are a reason of their own."""
+        self.finish_reason = "tool_calls" if self._calls and reason == "stop" else reason
+
+    def pieces(self) -> list[str]:
+        """Return what came since the last call."""
+        deltas = [] if self._begun else ['{"role":"assistant","content":""}']
+        self._begun = True
+        deltas += [self._delta(delta) for delta in _joined(self._pending)]
+        self._pending = []
+        pieces = [self._piece(delta) for delta in deltas]
+        if self.finish_reason is not None and not self._ended:
+            self._ended = True
+            extra = {"fathom": {"problems": self._problems}} if self._problems else {}
+            pieces.append(self._piece(json.dumps(extra), self.finish_reason))
+        return pieces
+
+    def whole(self) -> dict[str, Any]:
+        """Return the finished answer."""
+        thinking, content = ("".join(self._texts[channel]) for channel in ("thinking", "content"))
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": content if content or not self._calls else None,
+            "refusal": None,
+            "reasoning_content": thinking or None,
+            "reasoning": thinking or None,
+        }
+        if self._calls:
+            message["tool_calls"] = self._calls
+        if self._problems:
+            message["fathom"] = {"problems": self._problems}
+        return {
+            "index": self.index,
+            "message": message,
+            "logprobs": None if self._logprobs is None else {"content": self._logprobs, "refusal": None},
+            "finish_reason": self.finish_reason,
+        }
+
+    def _delta(self, delta: Delta) -> str:
+        if delta.channel == "content":
+            return f'{{"content":{quoted(delta.text)}}}'
+        if delta.channel == "thinking":
+            text = quoted(delta.text)
+            return f'{{"reasoning_content":{text},"reasoning":{text}}}'
+        position = sum(other.tool_call is not None for other in self._pending[: self._pending.index(delta)])
+        index = len(self._calls) - sum(other.tool_call is not None for other in self._pending) + position
+        return json.dumps({"tool_calls": [{"index": index, **self._calls[index]}]})
+
+    def _piece(self, delta: str, reason: str | None = None) -> str:
+        logprobs = "null"
+        if self._logprobs is not None and self._sent_logprobs < len(self._logprobs) and "role" not in delta[:8]:
+            logprobs = json.dumps({"content": self._logprobs[self._sent_logprobs :], "refusal": None})
+            self._sent_logprobs = len(self._logprobs)
+        ended = "null" if reason is None else f'"{reason}"'
+        return f'{{"index":{self.index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{ended}}}'
+
+
+class TextChoice(Choice):
+    """A continued text, beginning with its prompt where ``echo`` is given."""
+
+    def __init__(
+        self,
+        index: int,
+        parser: AnswerParser,
+        speller: Speller,
+        decoder: StreamDecoder,
+        *,
+        prompt_ids: Sequence[int],
+        echo: str | None = None,
+        logprobs: bool = False,
+        silent: bool = False,
+    ) -> None:
+        super().__init__(index, parser)
+        self._speller, self._decoder, self._silent = speller, decoder, silent
+        self._prompt_ids = prompt_ids
+        self._pending = echo or ""
+        self._texts = [self._pending]
+        self._echo = echo is not None
+        self._wants = logprobs
+        self._offset = 0 if echo is None else len(echo)
+        self._columns: dict[str, list[Any]] = _columns()
+        self._unsent: dict[str, list[Any]] = _columns()
+        self._ended = False
+
+    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+        """Take the prompt's own log-probabilities, which echo shows."""
+        offset, decoder = 0, self._speller.decoder()
+        for token_id, entry in zip(self._prompt_ids, logprobs, strict=True):
+            self._note(*self._speller.text_logprob(token_id, entry), offset)
+            offset += len(decoder.push(token_id))
+
+    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Take a token and what it added."""
+        if self._silent:
+            self.generated = 0
+            return
+        if self._wants:
+            self._note(*self._speller.text_logprob(token.token_id, token), self._offset)
+            self._offset += len(self._decoder.push(token.token_id))
+        self.read_rest(deltas)
+
+    def read_rest(self, deltas: Sequence[Delta]) -> None:
+        """Take what was added."""
+        if not self._silent:
+            text = "".join(delta.text for delta in deltas)
+            self._texts.append(text)
+            self._pending += text
+
+    def pieces(self) -> list[str]:
+        """Return what came since the last call."""
+        ends = self.finish_reason is not None and not self._ended
+        if not self._pending and not ends and not self._unsent["tokens"]:
+            return []
+        logprobs = json.dumps(self._unsent) if self._wants and self._unsent["tokens"] else "null"
+        reason = f'"{self.finish_reason}"' if ends else "null"
+        text, self._pending, self._unsent, self._ended = self._pending, "", _columns(), self._ended or ends
+        return [f'{{"index":{self.index},"text":{quoted(text)},"logprobs":{logprobs},"finish_reason":{reason}}}']
+
+    def whole(self) -> dict[str, Any]:
+        """Return the finished answer."""
+        return {
+            "index": self.index,
+            "text": "".join(self._texts),
+            "logprobs": self._columns if self._wants else None,
+            "finish_reason": self.finish_reason,
+        }
+
+    def _note(self, token: str, logprob: float | None, top: dict[str, float] | None, offset: int) -> None:
+        for columns in (self._columns, self._unsent):
+            columns["tokens"].append(token)
+            columns["token_logprobs"].append(logprob)
+            columns["top_logprobs"].append(top)
+            columns["text_offset"].append(offset)
+
+
+def _columns() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """Join neighbouring texts of one channel."""
+    if len(deltas) < 2:
+        return list(deltas)
+    joined: list[Delta] = []
+    for delta in deltas:
+        if joined and delta.tool_call is None and joined[-1].channel == delta.channel:
+            joined[-1] = Delta(delta.channel, joined[-1].text + delta.text)
+        else:
+            joined.append(delta)
+    return joined

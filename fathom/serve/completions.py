@@ -1,0 +1,104 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from fathom.engine.request import Request
+from fathom.pipeline.answering import Prepared, TextOptions, prepare_text
+from fathom.serve.body import read
+from fathom.serve.chat import wanted_format
+from fathom.serve.choices import TextChoice
+from fathom.serve.errors import refuse
+from fathom.serve.params import DEFAULT_TEXT_TOKENS, answer_tokens, check_limits, check_prompt, sampling_params
+from fathom.serve.schemas.completions import CompletionRequest
+from fathom.serve.service import Job, Service
+
+Prompt = str | Sequence[int]
+
+
+async def answer_completions(service: Service, http: HttpRequest) -> Response:
+    """Continue texts, or fill a hole."""
+    began = time.monotonic()
+    body = await read(http, CompletionRequest, service.workshop)
+    service.check_model(body.model)
+    job = await service.prepare(lambda: _job(service, body))
+    return await service.answer(
+        http, body, job, prefix="cmpl", kind="text_completion", chunk_kind="text_completion", began=began
+    )
+
+
+def _job(service: Service, body: CompletionRequest) -> Job:
+    """Lay texts out; runs in a thread."""
+    prompts = _prompts(body)
+    limits = service.settings.limits
+    check_limits(body, limits, prompts=len(prompts), logprobs=body.logprobs, logprobs_field="logprobs")
+    if body.best_of is not None and body.best_of != body.choices:
+        raise refuse("best_of", f"{body.best_of} is not n {body.choices}", "leave it out: every answer drawn is given")
+    if body.suffix is not None and body.echo:
+        raise refuse("echo", "comes with suffix", "leave one of the two out")
+    options = TextOptions(**wanted_format(body, body.response_format, limits), stop=tuple(body.stops))
+    requests, choices = [], []
+    for position, prompt in enumerate(prompts):
+        prepared = prepare_text(service.model, prompt, body.suffix, options)
+        check_prompt(len(prepared.prompt_ids), limits, service.context, "prompt")
+        for number in range(body.choices):
+            index = position * body.choices + number
+            requests.append(_request(service, body, prepared, number))
+            choices.append(_choice(service, body, prepared, prompt, index))
+    return Job(requests=requests, choices=choices, per_prompt=body.choices)
+
+
+def _prompts(body: CompletionRequest) -> list[Prompt]:
+    given = body.prompt
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise refuse("prompt", "is an empty list", "give a text or token ids")
+    if isinstance(given[0], int):
+        return [given]
+    return list(given)
+
+
+def _request(service: Service, body: CompletionRequest, prepared: Prepared, number: int) -> Request:
+    scored = bool(body.echo) and body.logprobs is not None
+    tokens = answer_tokens(body.max_tokens, len(prepared.prompt_ids), service.context, DEFAULT_TEXT_TOKENS)
+    params = sampling_params(
+        body,
+        vocab_size=service.model.spec.vocab_size,
+        max_tokens=max(tokens, 1),
+        choice=number,
+        stop_token_ids=prepared.stop_token_ids,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if scored else None,
+        # whoever scores a prompt asks for one token and drops its entry: it must be there, even if it is the end
+        ignore_eos=bool(body.ignore_eos) or (scored and tokens <= 1),
+    )
+    return Request(
+        prompt=prepared.prompt_ids,
+        params=params,
+        priority=body.priority or 0,
+        salt=body.cache_salt or "",
+        constraint=None if prepared.constraint is None else prepared.constraint.copy(),
+    )
+
+
+def _choice(service: Service, body: CompletionRequest, prepared: Prepared, prompt: Prompt, index: int) -> TextChoice:
+    tokenizer, ids = service.model.tokenizer, prepared.prompt_ids
+    echo = None
+    if body.echo:
+        echo = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+    return TextChoice(
+        index,
+        prepared.parser_factory(),
+        service.speller,
+        tokenizer.stream(continues=True),
+        prompt_ids=ids,
+        echo=echo,
+        logprobs=body.logprobs is not None,
+        silent=body.max_tokens == 0,
+    )

@@ -1,0 +1,53 @@
+"""The OpenAPI document: every route, what it takes, and every status it may answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from fathom.serve.schemas.answers import ErrorAnswer
+
+_REFERENCE = "#/components/schemas/{model}"
+STATUSES: Mapping[int, str] = {
+    400: "A field is wrong; the message names it.",
+    401: "No valid key.",
+    404: "No such model or route.",
+    405: "The route has no such method.",
+    408: "The body took too long.",
+    413: "The body is too large.",
+    415: "The body is no JSON.",
+    429: "Too much is waiting; Retry-After says for how long.",
+    431: "The headers are too large.",
+    500: "A fault of the server.",
+    503: "The server is shutting down.",
+}
+
+
+def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool) -> dict[str, Any]:
+    """Return the document; ``bodies`` are what the routes that take one read."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorAnswer]
+    named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas |= definitions["$defs"]
+    fault = {"application/json": {"schema": named[(ErrorAnswer, "validation")]}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            for status, words in STATUSES.items():
+                operation["responses"].setdefault(str(status), {"description": words, "content": fault})
+            if path in bodies:
+                schema = named[(bodies[path], "validation")]
+                operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+            if keys and path not in ("/health", "/ready"):
+                operation["security"] = [{"key": []}]
+    if keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return document

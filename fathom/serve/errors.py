@@ -1,0 +1,92 @@
+"""Faults as OpenAI's clients read them: a status and ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fathom.errors import ContextError, DataError, Draining, FathomError, QueueFull, SpecError
+
+_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+
+
+class ApiError(FathomError):
+    """A request that is answered with an error.
+
+    ``param`` names the field at fault, ``code`` is a word for programs; ``retry_after`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+        super().__init__(message)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        given = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return given | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; there is nobody to tell."""
+
+
+def refuse(param: str, problem: str, remedy: str, *, code: str | None = None) -> ApiError:
+    """Return the error of a field whose value cannot be used."""
+    return ApiError(400, f"{param}: {problem}; {remedy}", param=param, code=code)
+
+
+def as_api_error(error: FathomError, *, retry_after: int) -> ApiError:
+    """Return the answer to what the layers below refuse; ``retry_after`` is the advice where they are busy."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFull):
+        return ApiError(
+            429,
+            f"the queue is full with {error.waiting} requests; try again in {retry_after} s",
+            code="queue_full",
+            retry_after=retry_after,
+        )
+    if isinstance(error, Draining):
+        return draining(retry_after)
+    if isinstance(error, ContextError):
+        field = str(error).partition(":")[0]
+        return ApiError(400, str(error), param=field if field.isidentifier() else None, code="context_length_exceeded")
+    if isinstance(error, SpecError):
+        return ApiError(400, str(error), param=error.path or None)
+    if isinstance(error, DataError):
+        return ApiError(400, str(error))
+    return ApiError(500, str(error), code="internal_error")
+
+
+def draining(retry_after: int) -> ApiError:
+    """Return the answer of a server that is shutting down."""
+    return ApiError(
+        503,
+        f"the server is shutting down and takes no new requests; try again in {retry_after} s",
+        code="draining",
+        retry_after=retry_after,
+    )

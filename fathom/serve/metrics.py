@@ -1,0 +1,95 @@
+"""What a server counts, as Prometheus reads it; each server has a registry of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fathom.engine.request import EngineStats
+
+_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_REMEMBERED = 64
+MOST_RETRY_SECONDS = 60
+
+
+class _EngineCollector(Collector):
+    """Reads the engine's own counts when they are asked for."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        for name, help_text, value in (
+            ("prompt_tokens", "Tokens of prompts, cached ones included.", stats.prompt_tokens),
+            ("cached_tokens", "Tokens of prompts that were found in the cache.", stats.cached_tokens),
+            ("generated_tokens", "Tokens drawn.", stats.generated_tokens),
+            ("preemptions", "Times a running request gave its pages to another.", stats.preemptions),
+            ("draft_tokens", "Tokens proposed ahead.", stats.drafted),
+            ("draft_accepted_tokens", "Tokens proposed ahead that were kept.", stats.accepted),
+            ("engine_steps", "Forward passes.", stats.steps),
+        ):
+            yield CounterMetricFamily(f"fathom_{name}", help_text, value=value)
+        for name, help_text, value in (
+            ("requests_running", "Requests that hold pages.", stats.running),
+            ("requests_waiting", "Requests in the queue.", stats.waiting),
+            ("pages_total", "Pages of the cache.", stats.pages_total),
+            ("pages_used", "Pages that running requests hold.", stats.pages_used),
+            ("pages_cached", "Pages kept for prompts that begin alike.", stats.pages_cached),
+        ):
+            yield GaugeMetricFamily(f"fathom_{name}", help_text, value=value)
+
+
+class Metrics:
+    """Counts of one server. All methods are called on the event loop."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(stats))
+        self.requests = Counter(
+            "fathom_http_requests", "Requests answered.", ("route", "status"), registry=self.registry
+        )
+        self.first = Histogram(
+            "fathom_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            buckets=_FIRST,
+            registry=self.registry,
+        )
+        self.between = Histogram(
+            "fathom_time_per_token_seconds",
+            "Between the tokens of a request.",
+            buckets=_BETWEEN,
+            registry=self.registry,
+        )
+        self.open = Gauge("fathom_http_streams", "Requests in progress.", registry=self.registry)
+        self.streams = 0
+        self._ends: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def begin(self) -> None:
+        """A request for an answer was taken."""
+        self.streams += 1
+        self.open.set(self.streams)
+
+    def end(self) -> None:
+        """It was answered, or its client left."""
+        self.streams -= 1
+        self.open.set(self.streams)
+        self._ends.append(time.monotonic())
+
+    def retry_after(self, waiting: int) -> int:
+        """Seconds until ``waiting`` requests are likely done, going by those that ended last; 1 to a minute."""
+        if len(self._ends) < 2:
+            return 1
+        elapsed = time.monotonic() - self._ends[0]
+        return max(1, min(math.ceil(waiting * elapsed / len(self._ends)), MOST_RETRY_SECONDS))
+
+    def text(self) -> bytes:
+        """Everything, as Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,121 @@
+"""From a request's fields to sampling parameters, within the server's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fathom.errors import ContextError
+from fathom.serve.errors import ApiError, refuse
+from fathom.serve.schemas.common import Sampled
+from fathom.serve.settings import Limits
+from fathom.spec.sampling import SamplingParams
+
+DEFAULT_TEXT_TOKENS = 16
+"""What OpenAI's interface gives a text that asks for no number."""
+
+
+def check_limits(body: Sampled, limits: Limits, *, prompts: int, logprobs: int | None, logprobs_field: str) -> None:
+    """Refuse what goes beyond the server's limits.
+
+    Raises:
+        ApiError: names the field, its value and the limit.
+    """
+    at_most("n", body.choices, limits.n)
+    if prompts * body.choices > limits.choices:
+        raise refuse(
+            "prompt", f"{prompts} prompts times n {body.choices} exceed {limits.choices} answers", "send them apart"
+        )
+    if logprobs is not None:
+        at_most(logprobs_field, logprobs, limits.logprobs)
+    stops = body.stops
+    if len(stops) > limits.stop_strings:
+        raise refuse("stop", f"{len(stops)} texts exceed {limits.stop_strings}", "give fewer")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop) <= limits.stop_chars:
+            raise refuse(f"stop[{index}]", f"has {len(stop)} characters", f"give 1 to {limits.stop_chars}")
+    if body.logit_bias and len(body.logit_bias) > limits.logit_bias:
+        raise refuse("logit_bias", f"{len(body.logit_bias)} entries exceed {limits.logit_bias}", "give fewer")
+    if body.stream_options is not None and not body.stream:
+        raise refuse("stream_options", "is given without stream", "leave it out or set stream to true")
+    if body.guided_regex is not None and len(body.guided_regex) > limits.schema_bytes:
+        raise refuse("guided_regex", f"exceeds {limits.schema_bytes} characters", "give a shorter pattern")
+
+
+def at_most(field: str, value: int, most: int) -> None:
+    """Refuse a number beyond a limit of the server."""
+    if value > most:
+        raise refuse(field, f"{value} exceeds {most}, the most this server allows", f"give at most {most}")
+
+
+def check_prompt(tokens: int, limits: Limits, context: int, field: str) -> None:
+    """Refuse a prompt that is too long, with room for one token at least."""
+    most = context - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, context - 1)
+    if tokens > most:
+        raise ApiError(
+            400,
+            f"{field}: has {tokens} tokens, and at most {most} are taken; shorten it",
+            param=field,
+            code="context_length_exceeded",
+        )
+
+
+def answer_tokens(asked: int | None, prompt: int, context: int, default: int | None) -> int:
+    """Return how many tokens to draw: what was asked, or ``default``, or all that fit.
+
+    Raises:
+        ContextError: they do not fit.
+    """
+    room = context - prompt
+    if asked is None:
+        return max(1, room if default is None else min(default, room))
+    if asked > room:
+        raise ContextError(
+            f"max_tokens: {asked} after a prompt of {prompt} tokens exceed the context of {context}; "
+            f"ask for at most {room} or shorten the prompt"
+        )
+    return asked
+
+
+def sampling_params(
+    body: Sampled,
+    *,
+    vocab_size: int,
+    max_tokens: int,
+    choice: int,
+    stop_token_ids: Sequence[int] = (),
+    **more: Any,
+) -> SamplingParams:
+    """Return how one choice is drawn. Each choice of a request has a seed of its own where one is given."""
+    given = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "min_tokens",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
+        if (value := getattr(body, name)) is not None
+    }
+    return SamplingParams(
+        **given,
+        max_tokens=max_tokens,
+        top_k=max(body.top_k or 0, 0),
+        seed=None if body.seed is None else (body.seed + choice) % (1 << 63),
+        ignore_eos=more.pop("ignore_eos", bool(body.ignore_eos)),
+        stop_token_ids=tuple(sorted({*(body.stop_token_ids or ()), *stop_token_ids})),
+        logit_bias=_biases(body.logit_bias or {}, vocab_size),
+        **more,
+    )
+
+
+def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    biases = {}
+    for name, bias in given.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 12 and int(name) < vocab_size):
+            raise refuse(f"logit_bias.{name[:40]}", "is no token id", f"use ids below {vocab_size}, written as text")
+        biases[int(name)] = bias
+    return tuple(sorted(biases.items()))

@@ -1,0 +1,136 @@
+"""The body of POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from fathom.serve.schemas.common import MOST_TOKENS, Body, Sampled
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ImageUrl(Body):
+    """Where an image is: a data: URI, or an address if the server fetches any."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
+
+
+class Part(Body):
+    """A part of a message: text, or an image."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class Function(Body):
+    """A function that the model may call; ``parameters`` is a JSON schema."""
+
+    name: str = Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="Constrain the arguments to the schema where a call is forced.")
+
+
+class Tool(Body):
+    """A tool on offer."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class CalledFunction(Body):
+    """A call made earlier; ``arguments`` is JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class Call(Body):
+    """A tool call of an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description="Accepted and ignored.")
+
+
+class Message(Body):
+    """One turn. An assistant's reasoning is left out of the prompt unless the template asks for it."""
+
+    role: Role
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: Any = Field(None, description="Accepted and ignored.")
+    annotations: Any = Field(None, description="Accepted and ignored.")
+    audio: None = None
+    function_call: None = None
+
+
+class NamedFunction(Body):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Body):
+    """A schema that the answer must satisfy."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What the answer looks like: text, any JSON object, JSON of a schema, or a pattern's match."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchema | None = None
+    pattern: str | None = Field(None, description="Of type regex: what the whole answer must match.")
+
+
+class Thinking(Body):
+    """Whether the model reasons first."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+
+
+class ChatRequest(Sampled):
+    """A conversation to answer."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored.")
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Effort | None = Field(
+        None, description="'none' asks for no reasoning; the rest is the template's."
+    )
+    thinking: Thinking | None = None
+    thinking_budget: int | None = Field(None, ge=0, le=MOST_TOKENS, description="Tokens of reasoning at most.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+    store: Any = Field(None, description="Accepted and ignored.")
+    verbosity: Any = Field(None, description="Accepted and ignored.")
+    modalities: list[Literal["text"]] | None = None

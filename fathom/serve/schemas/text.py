@@ -1,0 +1,32 @@
+"""The bodies of POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from fathom.serve.schemas.chat import Message, Tool
+from fathom.serve.schemas.common import Body, TokenId
+
+
+class TokenizeRequest(Body):
+    """A text, or a conversation laid out by the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Begin as the tokenizer's own rule does; yes if left out."
+    )
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Body):
+    """Token ids to spell."""
+
+    model: str | None = None
+    tokens: list[TokenId]

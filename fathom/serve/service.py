@@ -1,0 +1,111 @@
+"""What the routes work with: one model, one engine, the threads beside it, and the counts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from fathom.engine.request import Request
+from fathom.engine.worker import EngineWorker
+from fathom.errors import FathomError
+from fathom.serve.bridge import Bridge, Workshop
+from fathom.serve.choices import Choice
+from fathom.serve.errors import ApiError, as_api_error, draining
+from fathom.serve.lifecycle import Lifecycle
+from fathom.serve.metrics import Metrics
+from fathom.serve.schemas.common import Sampled
+from fathom.serve.settings import ServeSettings
+from fathom.serve.spelling import Speller
+from fathom.serve.streams import Answer, EventStream, Label, collect
+
+if TYPE_CHECKING:
+    from fathom.pipeline.handle import LanguageModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request made ready: what the engine runs, and what reads each answer."""
+
+    requests: Sequence[Request]
+    choices: Sequence[Choice]
+    per_prompt: int
+
+
+class Service:
+    """One served model."""
+
+    def __init__(self, model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> None:
+        self.model, self.worker, self.settings = model, worker, settings
+        self.created = int(time.time())
+        self.bridge = Bridge(worker)
+        self.workshop = Workshop(jobs=settings.limits.jobs, seconds=settings.limits.prepare_seconds)
+        self.lifecycle = Lifecycle(worker)
+        self.metrics = Metrics(lambda: worker.stats)
+        self.speller = Speller(model.tokenizer)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer at most: what the model takes, and what the pool holds."""
+        context, pool = self.model.spec.max_position_embeddings, self.model.engine.pool
+        if self.model.model.window is not None:
+            return context
+        return min(context, pool.num_pages * pool.page_size)
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not served."""
+        if name is not None and name != self.settings.name:
+            raise ApiError(
+                404,
+                f"model: {name[:80]!r} is not served here; use {self.settings.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def prepare(self, work: Callable[[], Job]) -> Job:
+        """Run heavy work in a thread; whatever it raises is an answer."""
+        if self.lifecycle.draining:
+            raise draining(self.retry_after())
+        if self.metrics.streams >= self.settings.limits.streams:
+            seconds = self.retry_after()
+            raise ApiError(
+                429,
+                f"{self.metrics.streams} requests are in progress; try again in {seconds} s",
+                code="too_many_streams",
+                retry_after=seconds,
+            )
+        return await self.workshop.run(lambda: self._translated(work))
+
+    async def answer(
+        self, http: HttpRequest, body: Sampled, job: Job, *, prefix: str, kind: str, chunk_kind: str, began: float
+    ) -> Response:
+        """Hand a job to the engine, and return its answer as one body or as a stream."""
+        mailbox = self._translated(lambda: self.bridge.submit(job.requests))
+        label = Label(
+            answer_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
+        )
+        answer = Answer(
+            job.choices, mailbox, label, self.metrics, self.lifecycle, began=began, per_prompt=job.per_prompt
+        )
+        if body.stream:
+            seconds = self.settings.limits.send_seconds
+            return EventStream(answer, chunk_kind, usage=body.wants_usage, send_seconds=seconds)
+        return await collect(answer, http.receive)
+
+    def retry_after(self) -> int:
+        """Seconds after which a refused client may come again."""
+        stats = self.worker.stats
+        return self.metrics.retry_after(stats.waiting + stats.running)
+
+    def _translated(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except FathomError as error:
+            raise as_api_error(error, retry_after=self.retry_after()) from None

@@ -1,0 +1,80 @@
+"""What a server allows: addresses, keys and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from fathom.errors import SpecError
+from fathom.spec import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most one request, or all together, may ask for; whatever exceeds one is refused and told which.
+
+    ``choices`` bounds the answers of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
+    ``streams`` bounds the requests in progress, waiting ones included; ``jobs`` those being prepared at once, each for
+    at most ``prepare_seconds``. A client has ``body_seconds`` to send its request and ``send_seconds`` to take what it
+    was sent.
+    """
+
+    body_bytes: int = 32 << 20
+    header_bytes: int = 16 << 10
+    choices: int = 128
+    n: int = 16
+    logprobs: int = 20
+    prompt_tokens: int | None = None
+    messages: int = 2048
+    tools: int = 128
+    schema_bytes: int = 64 << 10
+    stop_strings: int = 16
+    stop_chars: int = 256
+    logit_bias: int = 1024
+    images: int = 16
+    image_bytes: int = 16 << 20
+    streams: int = 512
+    jobs: int = 64
+    prepare_seconds: float = 30.0
+    body_seconds: float = 60.0
+    send_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None:
+                check.positive(each.name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """One server.
+
+    ``name`` is what requests call the model. Without ``api_keys`` everyone may ask. ``allowed_hosts`` are the names a
+    request's Host header may hold, all where empty: a page elsewhere that has its own name point at this machine is
+    then not answered. ``cors_origins`` are the pages elsewhere that may ask from a browser. ``image_hosts`` are those
+    images may be fetched from; without any, they must come as ``data:`` URIs. Requests running at the end are given
+    ``drain_seconds``.
+    """
+
+    name: str
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    image_hosts: tuple[str, ...] = ()
+    drain_seconds: float = 30.0
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise SpecError("name", "is empty", "give the name that requests call the model by")
+        check.not_negative("drain_seconds", self.drain_seconds)
+        for key in self.api_keys:
+            if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+                raise SpecError(
+                    "api_keys",
+                    "a key is shorter than 8 characters or holds a space or an unprintable one",
+                    "give long random keys, one a line",
+                )
+        for origin in self.cors_origins:
+            if origin != "*" and "://" not in origin:
+                raise SpecError("cors_origins", f"{origin!r} is no origin", "give one such as http://localhost:3000")

@@ -1,0 +1,200 @@
+"""Answers on their way: collected into one body, or sent as events while they are drawn.
+
+Each answer has one task that watches for its client leaving, and none per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from fathom.serve.bridge import Mailbox
+from fathom.serve.choices import Choice
+from fathom.serve.errors import ApiError, ClientLeft, draining
+from fathom.serve.lifecycle import Lifecycle
+from fathom.serve.metrics import Metrics
+
+_HEAD = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What all parts of an answer say of themselves: ``kind`` is the ``object`` field of whole answers."""
+
+    answer_id: str
+    kind: str
+    model: str
+    created: int
+
+    def facts(self, kind: str) -> dict[str, Any]:
+        """Return the fields that every body begins with."""
+        return {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model}
+
+
+class Answer:
+    """One HTTP request's answers while they are drawn."""
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        mailbox: Mailbox,
+        label: Label,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        *,
+        began: float,
+        per_prompt: int,
+    ) -> None:
+        self.choices, self.mailbox, self.label = choices, mailbox, label
+        self.metrics, self.lifecycle = metrics, lifecycle
+        self._of = dict(zip(mailbox.request_ids, choices, strict=True))
+        self._open = len(choices)
+        self._began, self._last = began, 0.0
+        self._per_prompt = per_prompt
+        metrics.begin()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all choices have ended."""
+        return self._open == 0
+
+    async def advance(self) -> list[Choice]:
+        """Take what the engine drew; return the choices that have something new.
+
+        Raises:
+            ApiError: the engine could not go on.
+            ClientLeft: nobody reads on.
+        """
+        touched: dict[int, Choice] = {}
+        for output in await self.mailbox.take():
+            choice = self._of[output.request_id]
+            if choice.finish_reason is not None:
+                continue
+            try:
+                choice.push(output)
+            except ApiError:
+                if self.lifecycle.draining:
+                    raise draining(1) from None
+                raise
+            if choice.finish_reason is not None:
+                self._open -= 1
+                if output.finish_reason is None:
+                    self.mailbox.cancel([output.request_id])
+            touched[choice.index] = choice
+            self._timed(len(output.tokens))
+        return list(touched.values())
+
+    def usage(self) -> dict[str, Any]:
+        """Count tokens; a prompt that has several answers counts once."""
+        prompts = self.choices[:: self._per_prompt]
+        read, drawn = sum(c.prompt_tokens for c in prompts), sum(c.generated for c in self.choices)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": drawn,
+            "total_tokens": read + drawn,
+            "prompt_tokens_details": {"cached_tokens": sum(c.cached_tokens for c in prompts)},
+            "completion_tokens_details": {"reasoning_tokens": sum(c.reasoning for c in self.choices)},
+        }
+
+    def close(self) -> None:
+        """End whatever still runs; its pages come back at once."""
+        self.mailbox.cancel()
+        self.metrics.end()
+
+    def _timed(self, tokens: int) -> None:
+        if not tokens:
+            return
+        now = time.monotonic()
+        if self._last:
+            self.metrics.between.observe((now - self._last) / tokens)
+        else:
+            self.metrics.first.observe(now - self._began)
+        self._last = now
+
+
+@asynccontextmanager
+async def watched(answer: Answer, receive: Receive) -> AsyncIterator[None]:
+    """Let the answer know when its client leaves, and close it on leaving."""
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    watcher.add_done_callback(lambda _: answer.mailbox.leave())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        answer.close()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def collect(answer: Answer, receive: Receive) -> Response:
+    """Wait for all of it and return one body."""
+    async with watched(answer, receive):
+        while not answer.ended:
+            await answer.advance()
+    body = answer.label.facts(answer.label.kind) | {
+        "choices": [choice.whole() for choice in answer.choices],
+        "usage": answer.usage(),
+        "system_fingerprint": None,
+    }
+    return JSONResponse(body)
+
+
+class EventStream(Response):
+    """Sends an answer as server-sent events: chunks, the token counts if asked for, and ``[DONE]``.
+
+    An error on the way is sent as an event of its own, and ends the stream without ``[DONE]``.
+    """
+
+    def __init__(self, answer: Answer, chunk_kind: str, *, usage: bool, send_seconds: float) -> None:
+        super().__init__()
+        self._answer = answer
+        self._usage = usage
+        self._seconds = send_seconds
+        self._facts = answer.label.facts(chunk_kind) | {"system_fingerprint": None}
+        self._before = f'data: {json.dumps(self._facts)[:-1]}, "choices":['
+        self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all of it."""
+        answer = self._answer
+        async with watched(answer, receive):
+            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+            try:
+                while not answer.ended:
+                    text = "".join(
+                        f"{self._before}{piece}{self._after}"
+                        for choice in await answer.advance()
+                        for piece in choice.pieces()
+                    )
+                    if text:
+                        await self._write(send, text)
+                last = self._counts() if self._usage else ""
+                await self._write(send, f"{last}data: [DONE]\n\n", ends=True)
+            except ApiError as error:
+                await self._write(send, f"data: {json.dumps(error.body)}\n\n", ends=True)
+            except (ClientLeft, TimeoutError):
+                scope["state"]["facts"] = {"left": True}
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        scope["state"].setdefault("facts", {}).update(tokens=sum(c.generated for c in answer.choices))
+
+    async def _write(self, send: Send, text: str, *, ends: bool = False) -> None:
+        async with asyncio.timeout(self._seconds):
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
+
+    def _counts(self) -> str:
+        return f"data: {json.dumps(self._facts | {'choices': [], 'usage': self._answer.usage()})}\n\n"

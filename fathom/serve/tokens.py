@@ -1,0 +1,67 @@
+"""POST /tokenize and /detokenize, and what clients need to know of the tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from fathom.errors import DataError
+from fathom.pipeline.answering import ChatOptions, prepare_chat
+from fathom.serve.body import read
+from fathom.serve.errors import as_api_error, refuse
+from fathom.serve.params import at_most
+from fathom.serve.prompts import plain_messages
+from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
+from fathom.serve.service import Service
+
+_MOST_TOKENS = 1 << 22
+
+
+async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
+    """Return the tokens of a text or of a conversation."""
+    body = await read(http, TokenizeRequest, service.workshop)
+    service.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
+    ids = await service.workshop.run(lambda: _ids(service, body))
+    names = [service.speller.name(token) for token in ids] if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": service.context, "tokens": ids, "token_strs": names}
+
+
+async def detokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
+    """Return the text of tokens, special ones spelled out."""
+    body = await read(http, DetokenizeRequest, service.workshop)
+    service.check_model(body.model)
+    at_most("tokens", len(body.tokens), _MOST_TOKENS)
+    tokenizer = service.model.tokenizer
+    text = await service.workshop.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
+    return {"prompt": text}
+
+
+def tokenizer_facts(service: Service) -> dict[str, Any]:
+    """Say how prompts are made, for clients that make them."""
+    tokenizer = service.model.tokenizer
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.spelling(tokenizer.bos_id) or None,
+        "eos_token": tokenizer.spelling(tokenizer.eos_id),
+        "pad_token": tokenizer.spelling(tokenizer.pad_id) or None,
+        "vocab_size": tokenizer.vocab_size,
+        "chat_template": tokenizer.chat_template if tokenizer.can_chat else None,
+    }
+
+
+def _ids(service: Service, body: TokenizeRequest) -> list[int]:
+    """Encode; runs in a thread. A special token's spelling is read as that token, as clients mean it here."""
+    tokenizer = service.model.tokenizer
+    try:
+        if body.prompt is not None:
+            prefix = tokenizer.prefix_ids if body.add_special_tokens is not False else ()
+            return [*prefix, *tokenizer.encode(body.prompt, allow_special=True)]
+        messages = plain_messages(body.messages or [], service.settings)
+        tools = tuple(tool.model_dump(exclude_none=True) for tool in body.tools or [])
+        options = ChatOptions(tools=tools, variables=body.chat_template_kwargs or {})
+        return list(prepare_chat(service.model, messages, options).prompt_ids)
+    except DataError as error:
+        raise as_api_error(error, retry_after=1) from None

@@ -1,0 +1,62 @@
+"""One server that all tests of the server share, and a way to start others."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from fathom.checkpoint.hf import save_published
+from fathom.model import build
+from fathom.pipeline.handle import LanguageModel
+from fathom.spec.engine import EngineSpec
+from fathom.tokenizer import train_bpe
+from tests.serve.serving import SPEC, TEXT, Running, Serve, running
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a published directory of a tiny model with a tokenizer that can chat."""
+    root = tmp_path_factory.mktemp("served")
+    tokenizer = train_bpe([TEXT * 3], vocab_size=SPEC.vocab_size)
+    tokenizer.save(root / "tokenizer")
+    spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
+    state = build(spec, seed=7).state_dict()
+    save_published(root / "model", spec, dict(state), tokenizer=root / "tokenizer")
+    return root / "model"
+
+
+@pytest.fixture(scope="session")
+def opened(directory: Path) -> LanguageModel:
+    """Return the tiny model."""
+    return LanguageModel.open(directory, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def serve(opened: LanguageModel) -> Serve:
+    """Return a function that serves the tiny model by an engine of its own, as a context manager."""
+
+    def served(engine: EngineSpec | None = None, **settings: object) -> contextlib.AbstractContextManager[Running]:
+        spec = engine or EngineSpec(max_batch=16, cache_tokens=8192, page_size=16)
+        model = LanguageModel(opened.model, opened.tokenizer, opened.path, opened.eos_ids, engine=spec)
+        return running(model, **settings)  # type: ignore[arg-type]
+
+    return served
+
+
+@pytest.fixture(scope="session")
+def server(serve: Serve) -> Iterator[Running]:
+    """Return a server that all tests share."""
+    with serve() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    """Return OpenAI's own client of the shared server."""
+    with server.client() as found:
+        yield found

@@ -1,0 +1,120 @@
+"""A tiny model, a real server around it on a loopback port, and plain sockets to it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx2
+import openai
+
+from fathom.engine.worker import EngineWorker
+from fathom.pipeline.handle import LanguageModel
+from fathom.serve.app import create_app
+from fathom.serve.run import Server, listen
+from fathom.serve.service import Service
+from fathom.serve.settings import ServeSettings
+from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
+
+NAME = "tiny"
+CONTEXT = 512
+SPEC = ModelSpec(
+    name=NAME,
+    family="deepseek_v2",
+    vocab_size=384,
+    hidden_size=48,
+    num_hidden_layers=2,
+    attention=LatentAttention(num_heads=2, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8),
+    max_position_embeddings=CONTEXT,
+    intermediate_size=64,
+    moe=MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1),
+    first_k_dense_replace=1,
+    rope=RopeSpec(layout="interleaved"),
+    initializer_range=0.15,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+)
+TEXT = (
+    "The river finds the road and the garden keeps the tower. A friend of the stone hears a song at the window. "
+    'def add(a, b):\n    return a + b\n{"name": "Paris", "count": 12, "list": [true, false, null]} '
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    service: Service
+    server: Server
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self, key: str = "unused-key") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def http(self, **headers: str) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def metric(self, name: str) -> float:
+        with self.http() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+    def idle(self, seconds: float = 20.0) -> bool:
+        """Wait until no request holds pages; False if that never happens."""
+        return eventually(lambda: self.service.worker.engine.stats.pages_used == 0, seconds) and eventually(
+            lambda: self.service.metrics.streams == 0, seconds
+        )
+
+
+Serve = Callable[..., contextlib.AbstractContextManager[Running]]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def running(model: LanguageModel, *, max_waiting: int = 256, **settings: object) -> Iterator[Running]:
+    """Serve a model in this process."""
+    worker = EngineWorker(model.engine, max_waiting=max_waiting)
+    app = create_app(model, worker, ServeSettings(**({"name": NAME, "drain_seconds": 5.0} | settings)))  # type: ignore[arg-type]
+    bound = listen("127.0.0.1", 0)
+    server = Server(app)
+    thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
+    worker.start()
+    thread.start()
+    try:
+        assert eventually(lambda: server.started)
+        yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.service, server)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+        assert not worker.healthy
+
+
+def raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send bytes over a plain socket and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65_536):
+                received += chunk
+        return received
