@@ -132,7 +132,7 @@ class Engine:
                 drawn = self._forward.run(works)
         except Exception as error:
             self.last_error = error
-            return [*outputs, *(self._fail(work.state, _line(error)) for work in works)]
+            return [*outputs, *(self._fail(work.state, one_line(error)) for work in works)]
         settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
         return [*outputs, *(output for output in settled if output is not None)]
 
@@ -160,7 +160,7 @@ class Engine:
                 try:
                     constraint.accept(each.token_id)
                 except Exception as error:  # the request's own rule, whatever it is made of
-                    return self._fail(state, _line(error))
+                    return self._fail(state, one_line(error))
             kept.append(each)
             state.tokens.append(each.token_id)
             state.drawn.append(each.token_id)
@@ -270,7 +270,8 @@ class Engine:
             raise self.last_error
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Say what an error is in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -1,0 +1,170 @@
+"""The thread that steps an engine, so that any number of others may use it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from fathom.engine.engine import Engine, one_line
+from fathom.engine.request import EngineStats, Output, Request
+from fathom.engine.state import RequestState
+from fathom.errors import Draining, QueueFull
+
+Listener = Callable[[Output], None]
+
+_FAILURES_IN_A_ROW = 3
+
+
+class EngineWorker:
+    """Owns an engine; every method may be called from any thread.
+
+    A request's listener hears each of its outputs in order, the last of which has a ``finish_reason``, whatever
+    happens. Listeners and step callbacks run on the worker's thread and must not block; one that raises has its
+    request cancelled. ``last_error`` is what a step or a listener last raised, in one line.
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
+        self.engine = engine
+        self.max_waiting = max_waiting
+        self.last_error: str | None = None
+        self._changed = threading.Condition()
+        self._arrived: deque[tuple[RequestState, Listener]] = deque()
+        self._cancelled: deque[int] = deque()
+        self._listeners: dict[int, Listener] = {}  # of the worker's thread only
+        self._callbacks: list[Callable[[], None]] = []
+        self._stats = engine.stats
+        self._failures = 0
+        self._draining = False
+        self._deadline: float | None = None
+        self._thread = threading.Thread(target=self._serve, name="fathom-engine", daemon=True)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread lives and the engine does not fail step after step."""
+        return self._thread.is_alive() and self._failures < _FAILURES_IN_A_ROW
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine after its latest step."""
+        return self._stats
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, give those under way ``drain_seconds`` to end, cancel the rest, and end the thread."""
+        with self._changed:
+            self._draining = True
+            self._deadline = time.monotonic() + drain_seconds
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        else:
+            self._cancel_all()
+
+    def submit(self, request: Request, listener: Listener) -> int:
+        """Check a request, let it wait for its turn, and return its id.
+
+        Raises:
+            QueueFull: as many requests wait as may.
+            Draining: the worker is being closed.
+            ContextError, SpecError: as ``Engine.submit``.
+        """
+        return self.submit_all([request], listener)[0]
+
+    def submit_all(self, requests: Sequence[Request], listener: Listener) -> list[int]:
+        """Submit all of these or, where one is refused, none; raises as ``submit``."""
+        self._check_room(len(requests))
+        states = [self.engine.prepare(request) for request in requests]
+        with self._changed:
+            self._check_room(len(states))
+            self._arrived.extend((state, listener) for state in states)
+            self._changed.notify_all()
+        return [state.id for state in states]
+
+    def cancel(self, request_id: int) -> None:
+        """End a request before the next step; its listener hears of it. Unknown and finished ones are ignored."""
+        with self._changed:
+            self._cancelled.append(request_id)
+            self._changed.notify_all()
+
+    def on_step(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after each step's listeners, so that a step's outputs can be handed over at once."""
+        with self._changed:
+            self._callbacks = [*self._callbacks, callback]
+
+    def _check_room(self, more: int) -> None:
+        if self._draining:
+            raise Draining
+        waiting = len(self._arrived) + self._stats.waiting
+        if waiting + more > self.max_waiting:
+            raise QueueFull(waiting, self.max_waiting)
+
+    def _serve(self) -> None:
+        while self._take_in():
+            outputs = self._step()
+            self._stats = self.engine.stats
+            self._deliver(outputs)
+        self._cancel_all()
+
+    def _take_in(self) -> bool:
+        """Wait for something to do and let new requests in; False when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived or self._cancelled or self.engine.has_work or self._draining)
+            self._enqueue_arrived()
+            self._stats = self.engine.stats
+            cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
+            late = self._deadline is not None and (time.monotonic() >= self._deadline or not self.engine.has_work)
+        ended = [self.engine.end(request_id, "cancelled") for request_id in cancelled]
+        self._deliver([output for output in ended if output is not None])
+        return not late
+
+    def _step(self) -> list[Output]:
+        """Step the engine; whatever it raises ends all its requests, since their state is not known any more."""
+        try:
+            outputs = self.engine.step()
+            failure = self.engine.last_error
+        except Exception as error:
+            failure = error
+            ended = [self.engine.end(request_id, "error", one_line(error)) for request_id in tuple(self._listeners)]
+            outputs = [output for output in ended if output is not None]
+        self._failures = 0 if failure is None else self._failures + 1
+        if failure is not None:
+            self.last_error = one_line(failure)
+        return outputs
+
+    def _enqueue_arrived(self) -> None:
+        while self._arrived:
+            state, listener = self._arrived.popleft()
+            self._listeners[state.id] = listener
+            self.engine.enqueue(state)
+
+    def _cancel_all(self) -> None:
+        self._enqueue_arrived()
+        ended = [self.engine.end(request_id, "cancelled") for request_id in tuple(self._listeners)]
+        self._deliver([output for output in ended if output is not None])
+        self._stats = self.engine.stats
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            listener = self._listeners.get(output.request_id)
+            if listener is None:
+                continue
+            if output.finish_reason is not None:
+                del self._listeners[output.request_id]
+            try:
+                listener(output)
+            except Exception as error:
+                self.last_error = one_line(error)
+                self._listeners.pop(output.request_id, None)
+                self.engine.cancel(output.request_id)
+        if not outputs:
+            return
+        for callback in self._callbacks:
+            try:
+                callback()
+            except Exception as error:
+                self.last_error = one_line(error)

@@ -1,0 +1,226 @@
+"""One engine, many threads: every listener hears everything of its request, in order, and an end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fathom.engine.engine import Engine
+from fathom.engine.request import Output, Request
+from fathom.engine.worker import EngineWorker
+from fathom.errors import ContextError, Draining, QueueFull
+from fathom.spec import EngineSpec, SamplingParams
+from tests.engine.engines import alone, ids, tiny
+
+PATIENCE = 60.0
+
+
+class Ear:
+    """A listener that keeps what it hears and says when it has heard enough."""
+
+    def __init__(self, ends: int = 1) -> None:
+        self.heard: list[Output] = []
+        self.threads: set[str] = set()
+        self.ended = threading.Semaphore(0)
+        self.begun = threading.Event()
+        self._ends = ends
+
+    def __call__(self, output: Output) -> None:
+        self.heard.append(output)
+        self.threads.add(threading.current_thread().name)
+        self.begun.set()
+        if output.finish_reason is not None:
+            self.ended.release()
+
+    def wait(self) -> list[Output]:
+        for _ in range(self._ends):
+            assert self.ended.acquire(timeout=PATIENCE)
+        return self.heard
+
+
+def greedy(*prompt: int, max_tokens: int = 6) -> Request:
+    return Request(prompt=prompt, params=SamplingParams(max_tokens=max_tokens, temperature=0))
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(tiny("gqa"), spec=EngineSpec(page_size=4, cache_tokens=400, max_batch=4, step_tokens=16))
+
+
+@pytest.fixture
+def worker(engine: Engine) -> Iterator[EngineWorker]:
+    made = EngineWorker(engine, max_waiting=8)
+    yield made
+    made.close()
+    assert engine.stats.pages_used == engine.leaked_pages == 0
+
+
+def test_each_listener_hears_its_own_tokens_in_order_on_the_workers_thread(worker: EngineWorker) -> None:
+    worker.start()
+    requests, ears = [greedy(*range(1, 2 + n)) for n in range(6)], [Ear() for _ in range(6)]
+    names = [worker.submit(request, ear) for request, ear in zip(requests, ears, strict=True)]
+    for request, ear, name in zip(requests, ears, names, strict=True):
+        heard = ear.wait()
+        assert ids(heard) == [token.token_id for token in alone(tiny("gqa"), request)]
+        assert {output.request_id for output in heard} == {name}
+        assert [output.finish_reason for output in heard] == [None] * (len(heard) - 1) + ["length"]
+        assert ear.threads == {"fathom-engine"}
+    assert worker.healthy
+    assert worker.stats.generated_tokens == 36
+
+
+def test_requests_from_many_threads_all_end(worker: EngineWorker) -> None:
+    worker.start()
+    answers: dict[int, list[int]] = {}
+
+    def ask(first: int) -> None:
+        ear = Ear()
+        worker.submit(greedy(first, 2, 3), ear)
+        answers[first] = ids(ear.wait())
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for first, answer in answers.items():
+        assert answer == [token.token_id for token in alone(tiny("gqa"), greedy(first, 2, 3))]
+
+
+def test_a_full_queue_refuses_and_several_requests_are_taken_all_or_none(worker: EngineWorker) -> None:
+    ear = Ear(8)
+    worker.submit_all([greedy(1)] * 6, ear)
+    with pytest.raises(QueueFull, match="6 wait already, of at most 8") as refused:
+        worker.submit_all([greedy(1)] * 3, ear)
+    assert refused.value.waiting == 6
+    with pytest.raises(ContextError):
+        worker.submit_all([greedy(1), greedy()], ear)
+    worker.submit_all([greedy(1)] * 2, ear)
+    worker.start()
+    assert len({output.request_id for output in ear.wait()}) == 8
+
+
+def test_a_cancelled_request_ends_and_gives_back_its_pages_while_another_goes_on(worker: EngineWorker) -> None:
+    long, other = Ear(), Ear()
+    cancelled = worker.submit(greedy(1, 2, 3, max_tokens=90), long)
+    worker.submit(greedy(4, 5, 6, max_tokens=30), other)
+    worker.start()
+    assert long.begun.wait(PATIENCE)
+    worker.cancel(cancelled)
+    worker.cancel(cancelled)
+    worker.cancel(12345)
+    assert long.wait()[-1].finish_reason == "cancelled"
+    assert len(ids(long.heard)) < 90
+    assert other.wait()[-1].finish_reason == "length"
+
+
+def test_a_request_cancelled_before_it_began_ends_too(worker: EngineWorker) -> None:
+    ear = Ear()
+    worker.cancel(worker.submit(greedy(1), ear))
+    worker.start()
+    assert [output.finish_reason for output in ear.wait()] == ["cancelled"]
+
+
+def test_closing_with_patience_lets_requests_end_and_refuses_new_ones(engine: Engine) -> None:
+    worker, ear = EngineWorker(engine), Ear(3)
+    worker.submit_all([greedy(1, 2, max_tokens=20)] * 3, ear)
+    worker.start()
+    worker.close(drain_seconds=PATIENCE)
+    assert [output.finish_reason for output in ear.wait() if output.finish_reason] == ["length"] * 3
+    with pytest.raises(Draining, match="refused while the engine closes"):
+        worker.submit(greedy(1), ear)
+    assert not worker.healthy
+    worker.close()
+
+
+def test_closing_at_once_cancels_what_is_under_way(engine: Engine) -> None:
+    worker, ear = EngineWorker(engine), Ear(3)
+    worker.submit_all([greedy(1, 2, max_tokens=90)] * 3, ear)
+    worker.start()
+    assert ear.begun.wait(PATIENCE)
+    worker.close()
+    assert [output.finish_reason for output in ear.wait() if output.finish_reason] == ["cancelled"] * 3
+    assert engine.stats.pages_used == 0
+
+
+def test_closing_a_worker_that_never_started_ends_its_requests(engine: Engine) -> None:
+    worker, ear = EngineWorker(engine), Ear()
+    worker.submit(greedy(1), ear)
+    worker.close()
+    assert ear.wait()[-1].finish_reason == "cancelled"
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(
+    worker: EngineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear, model = Ear(2), worker.engine.model
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", lambda hidden: 1 / 0)
+        worker.submit_all([greedy(1, 2), greedy(3)], ear)
+        worker.start()
+        errors = [output.error for output in ear.wait()]
+    assert errors == ["ZeroDivisionError: division by zero"] * 2
+    assert worker.last_error == errors[0]
+    again = Ear()
+    worker.submit(greedy(1, 2), again)
+    assert ids(again.wait()) == [token.token_id for token in alone(tiny("gqa"), greedy(1, 2))]
+    assert worker.healthy
+
+
+def test_a_scheduler_that_fails_fails_all_requests_and_the_engine_goes_on(
+    worker: EngineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = Ear(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.engine.scheduler, "plan", lambda: [][0])
+        worker.submit_all([greedy(1, 2)] * 5, ear)
+        worker.start()
+        assert {output.error for output in ear.wait()} == {"IndexError: list index out of range"}
+    again = Ear()
+    worker.submit(greedy(1, 2), again)
+    assert again.wait()[-1].finish_reason == "length"
+
+
+def test_a_listener_that_raises_loses_its_request_and_nobody_elses(worker: EngineWorker) -> None:
+    def broken(output: Output) -> None:
+        raise KeyError("gone")
+
+    ear = Ear()
+    worker.submit(greedy(1, 2, max_tokens=90), broken)
+    worker.submit(greedy(3, 4), ear)
+    worker.start()
+    assert ids(ear.wait()) == [token.token_id for token in alone(tiny("gqa"), greedy(3, 4))]
+    assert worker.last_error == "KeyError: 'gone'"
+
+
+def test_the_step_callback_comes_once_after_a_steps_listeners(worker: EngineWorker) -> None:
+    calls: list[str] = []
+    done = threading.Event()
+
+    def heard(output: Output) -> None:
+        calls.append("heard")
+        if output.finish_reason:
+            done.set()
+
+    worker.on_step(lambda: calls.append("step"))
+    worker.submit_all([greedy(1), greedy(2)], heard)
+    worker.start()
+    assert done.wait(PATIENCE)
+    worker.close(drain_seconds=PATIENCE)
+    assert calls == ["heard", "heard", "step"] * 6
+
+
+def test_the_models_thread_records_no_gradients(worker: EngineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, model = [], worker.engine.model
+    logits = model.logits
+    monkeypatch.setattr(
+        model, "logits", lambda hidden: modes.append(torch.is_inference_mode_enabled()) or logits(hidden)
+    )
+    ear = Ear()
+    worker.submit(greedy(1), ear)
+    worker.start()
+    ear.wait()
+    assert set(modes) == {True}
