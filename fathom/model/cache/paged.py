@@ -118,20 +118,24 @@ class PagedStep:
         windowed = self.window is not None and any(piece.end - self.window > piece.first for piece in group)
         if alike and not windowed and (tokens == 1 or group[0].start == group[0].first):
             return Part(tokens, end, None, causal=tokens > 1, rows=rows)
-        starts_B1 = torch.tensor([[piece.start] for piece in group], device=self.device)
-        firsts_B1 = torch.tensor([[piece.first] for piece in group], device=self.device)
-        queries_BT = starts_B1 + torch.arange(tokens, device=self.device)
-        keys_BS = firsts_B1 + torch.arange(end, device=self.device)
+        keys_S = torch.arange(end, device=self.device)
+        queries_BT = torch.tensor([[piece.start] for piece in group], device=self.device)
+        if tokens > 1:
+            queries_BT = queries_BT + torch.arange(tokens, device=self.device)
+        if self.window is None and not any(piece.first for piece in group):
+            return Part(tokens, end, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
+        keys_BS = torch.tensor([[piece.first] for piece in group], device=self.device) + keys_S
         return Part(tokens, end, visible(queries_BT, keys_BS, self.window), causal=False, rows=rows)
 
     def _table(self, group: Sequence[Slice]) -> slice | Tensor:
         """The pages of a group, each sequence's padded to the longest; a slice where they lie together."""
         size = self.pool.page_size
         count = max(-(-(piece.end - piece.first) // size) for piece in group)
-        pages = [
-            page for piece in group for page in [*piece.pages[:count], *[piece.pages[0]] * (count - len(piece.pages))]
-        ]
-        if pages == list(range(pages[0], pages[0] + len(pages))):
+        pages: list[int] = []
+        for piece in group:
+            pages += piece.pages[:count]
+            pages += [piece.pages[0]] * (count - len(piece.pages))
+        if pages[-1] - pages[0] == len(pages) - 1 and pages == list(range(pages[0], pages[0] + len(pages))):
             return slice(pages[0], pages[0] + len(pages))
         return torch.tensor(pages, device=self.device)
 
