@@ -115,6 +115,18 @@ class Decoder(nn.Module):
             further = self._further(tokens_BT, hidden_BTD, guide, routing)
         return DecoderOutput(hidden_BTD, tuple(routing), further)
 
+    def look_ahead(self, tokens_BT: Tensor, previous_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+        """Run the first MTP module, after what the cache holds of it; returns normalised (B, T, D).
+
+        ``previous_BTD`` are the hidden states of the tokens before ``tokens_BT``, from which these were drawn. Fed to
+        ``logits``, the result predicts the token after each: as ``mtp_hidden[0]`` does, one position later. It may
+        take the place of the hidden state that the next token is paired with, to look one token further.
+        """
+        context = self._context(tokens_BT, cache, "auto")
+        guide = RoutingContext(tokens_BT=tokens_BT) if self.routes_by_token else None
+        hidden_BTD, _ = self.mtp[0](self.embed_tokens(tokens_BT), previous_BTD, context, guide, cache.layers[0])
+        return hidden_BTD  # type: ignore[no-any-return]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states (..., D) to the vocabulary, float32 (..., V)."""
         logits: Tensor = F.linear(hidden, self.head_weight) if self.lm_head is None else self.lm_head(hidden)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from fathom.model.attention import AttentionContext
 from fathom.model.block import Block
+from fathom.model.cache import Store
+from fathom.model.linear import Linear
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.norm import RMSNorm
 from fathom.spec import ModelSpec
@@ -23,14 +25,19 @@ class MultiTokenPrediction(nn.Module):
         super().__init__()
         self.enorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.hnorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
         self.block = Block(spec, moe=spec.moe is not None)
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def forward(
-        self, embedded_BTD: Tensor, previous_BTD: Tensor, context: AttentionContext, routing: RoutingContext | None
+        self,
+        embedded_BTD: Tensor,
+        previous_BTD: Tensor,
+        context: AttentionContext,
+        routing: RoutingContext | None,
+        store: Store | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """Combine position i's hidden state with the embedding of a later token; returns normalised (B, T, D)."""
         pair_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(previous_BTD)), dim=-1)
-        x_BTD, routed = self.block(self.eh_proj(pair_BTX), context, None, routing)
+        x_BTD, routed = self.block(self.eh_proj(pair_BTX), context, store, routing)
         return self.norm(x_BTD), routed

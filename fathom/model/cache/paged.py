@@ -44,14 +44,24 @@ class PagedStep:
 
     Neighbours with equally many new tokens attend in one call, so give slices in order of ``tokens`` and, within
     it, of length. The step is used once; the pool stays.
+
+    Layers of MTP modules begin with ``empty_slots`` slots that nothing is written to or read from: what is in slot i
+    stands at position i - ``empty_slots``. There is no window then.
     """
 
     def __init__(
-        self, pool: PagePool, slices: Sequence[Slice], *, window: int | None = None, first_layer: int = 0
+        self,
+        pool: PagePool,
+        slices: Sequence[Slice],
+        *,
+        window: int | None = None,
+        first_layer: int = 0,
+        empty_slots: int = 0,
     ) -> None:
         self.pool = pool
         self.slices = tuple(slices)
         self.window = window
+        self.empty_slots = empty_slots
         for piece in self.slices:
             room = piece.first + len(piece.pages) * pool.page_size
             if piece.end > room or piece.first % pool.page_size or piece.tokens < 1:
@@ -78,7 +88,8 @@ class PagedStep:
             raise ContextError(
                 f"tokens: {tokens} given for slices of {sum(s.tokens for s in self.slices)}; lay them end to end"
             )
-        positions = [position for piece in self.slices for position in range(piece.start, piece.end)]
+        empty = self.empty_slots
+        positions = [slot - empty for piece in self.slices for slot in range(piece.start, piece.end)]
         parts, tables, row = [], [], 0
         for group in self._groups():
             parts.append(self._part(group, row))
@@ -111,19 +122,19 @@ class PagedStep:
             yield group
 
     def _part(self, group: Sequence[Slice], row: int) -> Part:
-        tokens = group[0].tokens
+        tokens, empty = group[0].tokens, self.empty_slots
         end = max(piece.end - piece.first for piece in group)
         rows = slice(row, row + len(group) * tokens)
         alike = all(piece.end == group[0].end and piece.first == group[0].first for piece in group)
         windowed = self.window is not None and any(piece.end - self.window > piece.first for piece in group)
-        if alike and not windowed and (tokens == 1 or group[0].start == group[0].first):
-            return Part(tokens, end, None, causal=tokens > 1, rows=rows)
-        keys_S = torch.arange(end, device=self.device)
+        if alike and not windowed and (tokens == 1 or group[0].start == group[0].first + empty):
+            return Part(tokens, end - empty, None, causal=tokens > 1, rows=rows)
+        keys_S = torch.arange(empty, end, device=self.device)
         queries_BT = torch.tensor([[piece.start] for piece in group], device=self.device)
         if tokens > 1:
             queries_BT = queries_BT + torch.arange(tokens, device=self.device)
         if self.window is None and not any(piece.first for piece in group):
-            return Part(tokens, end, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
+            return Part(tokens, end - empty, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
         keys_BS = torch.tensor([[piece.first] for piece in group], device=self.device) + keys_S
         return Part(tokens, end, visible(queries_BT, keys_BS, self.window), causal=False, rows=rows)
 
@@ -148,14 +159,14 @@ class _PagedStore:
 
     def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
         """Write the step's tokens, then read each part's pages: (B, G, S, K) for each kind of number."""
-        step, pool = self._step, self._step.pool
+        step, pool, empty = self._step, self._step.pool, self._step.empty_slots
         for pages, new in zip(self._layer, new_BTGK, strict=True):
             pages.write(step.slots_N, new[0].flatten(1))
         for part, table in zip(span.parts, step.tables, strict=True):
             assert part.rows is not None
             batch = (part.rows.stop - part.rows.start) // part.tokens
             seen = [
-                pages.read(table, scratch).view(batch, -1, heads, width)[:, : part.end].transpose(1, 2)
+                pages.read(table, scratch).view(batch, -1, heads, width)[:, empty : empty + part.end].transpose(1, 2)
                 for pages, scratch, (heads, width) in zip(self._layer, pool.scratch, pool.parts, strict=True)
             ]
             yield part, tuple(seen)
