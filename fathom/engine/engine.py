@@ -5,7 +5,8 @@ N tokens of a step, D hidden size, B rows that draw, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -229,8 +230,18 @@ class Engine:
 
         The prompt is checked at once, not at the first token. Closing the iterator cancels the request.
         """
-        state = self.prepare(Request(prompt=tuple(prompt), params=params, features_ND=features_ND))
-        return self._streamed(state)
+        return self._tokens(self.outputs(Request(prompt=tuple(prompt), params=params, features_ND=features_ND)))
+
+    def outputs(self, request: Request) -> Generator[Output, None, None]:
+        """Run one request and yield what each step gave it; otherwise as ``stream``."""
+        return self._streamed(self.prepare(request))
+
+    @staticmethod
+    def _tokens(outputs: Generator[Output, None, None]) -> Iterator[int]:
+        with closing(outputs):
+            for output in outputs:
+                for token in output.tokens:
+                    yield token.token_id
 
     def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
         boxes = {state.id: self._open_box(state) for state in states}
@@ -242,13 +253,12 @@ class Engine:
                 self._close_box(state)
         return list(boxes.values())
 
-    def _streamed(self, state: RequestState) -> Iterator[int]:
+    def _streamed(self, state: RequestState) -> Generator[Output, None, None]:
         box = self._open_box(state)
         try:
             while box or state.id in self._states:
                 while box:
-                    for token in box.pop(0).tokens:
-                        yield token.token_id
+                    yield box.pop(0)
                 if state.id in self._states:
                     self._pump()
         finally:

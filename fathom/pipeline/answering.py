@@ -18,6 +18,7 @@ from torch import Tensor
 from fathom.errors import DataError, SpecError
 from fathom.tokenizer.answers import AnswerParser
 from fathom.tokenizer.answers.budget import Constraint, ThinkingBudget, tag_ids
+from fathom.tokenizer.answers.hermes import fitted_to
 from fathom.tokenizer.answers.thinking import opened_by
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.fim import fim_prompt, fim_stop_ids
@@ -25,6 +26,21 @@ from fathom.tokenizer.fim import fim_prompt, fim_stop_ids
 if TYPE_CHECKING:
     from fathom.pipeline.handle import LanguageModel
 
+_RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "image_spelling",
+        "image_token_id",
+        "max_chars",
+        "messages",
+        "template",
+        "tokenizer",
+        "tokens_per_image",
+        "tools",
+    }
+)
 _OPEN = "<think>\n"
 _CLOSE = "\n</think>\n\n"
 
@@ -111,14 +127,16 @@ def prepare_chat(
     costly part; call this from a thread if that matters.
 
     Raises:
-        DataError: a message, tool or image cannot be read, or the model has no chat template.
-        SpecError: an option is out of range, or a schema cannot be followed.
+        DataError: a message, tool or image cannot be read, the model has no chat template, or a schema cannot be
+            followed.
+        SpecError: an option is out of range.
     """
     chosen = options or ChatOptions()
     tokenizer = model.tokenizer
-    prompt = model.prompt(messages)
+    fitted = fitted_to(tokenizer.chat_template, messages, chosen.tools)
+    prompt = model.prompt(fitted, **_variables(chosen))
     ids = _with_thinking(tokenizer, prompt.token_ids, chosen.thinking)
-    inner = _constraint(tokenizer, chosen)
+    inner = _constraint(model, chosen)
     inside = opened_by(tokenizer, ids)
     if chosen.thinking_budget is not None or (inside and inner is not None):
         inner = ThinkingBudget(tokenizer, chosen.thinking_budget, inside, inner)
@@ -138,8 +156,8 @@ def prepare_text(
     A text gets what the tokenizer puts before texts; token ids are taken as they are.
 
     Raises:
-        DataError: the vocabulary cannot fill in the middle, or ``suffix`` comes with token ids.
-        SpecError: an option is out of range, or a schema cannot be followed.
+        DataError: the vocabulary cannot fill in the middle, ``suffix`` comes with token ids, or a schema cannot be
+            followed.
     """
     tokenizer, chosen = model.tokenizer, options or TextOptions()
     stop_token_ids: tuple[int, ...] = ()
@@ -154,7 +172,7 @@ def prepare_text(
     return Prepared(
         tokenizer=tokenizer,
         prompt_ids=tuple(ids),
-        constraint=_constraint(tokenizer, chosen),
+        constraint=_constraint(model, chosen),
         stop_token_ids=stop_token_ids,
         options=chosen,
     )
@@ -167,7 +185,22 @@ def _with_thinking(tokenizer: Tokenizer, ids: tuple[int, ...], thinking: bool | 
     return (*ids, *tag_ids(tokenizer, _OPEN if thinking else _CLOSE))
 
 
-def _constraint(tokenizer: Tokenizer, options: TextOptions) -> Constraint | None:
-    if options.schema is None and not options.json_object and options.regex is None and options.grammar is None:
-        return None
-    raise SpecError("schema", "structured output is not built yet", "leave it out")
+def _constraint(model: LanguageModel, options: TextOptions) -> Constraint | None:
+    if options.schema is not None:
+        return model.grammars.json_schema(options.schema)
+    if options.json_object:
+        return model.grammars.json_object()
+    if options.regex is not None:
+        return model.grammars.regex(options.regex)
+    return None if options.grammar is None else model.grammars.lark(options.grammar)
+
+
+def _variables(options: ChatOptions) -> dict[str, Any]:
+    """Return what the template is told beside the messages; templates call the switch for reasoning by two names."""
+    reserved = sorted(_RESERVED & options.variables.keys())
+    if reserved:
+        raise SpecError("variables", f"{reserved[0]!r} is not the caller's to set", "leave it out")
+    variables: dict[str, Any] = {"tools": list(options.tools)} if options.tools else {}
+    if options.thinking is not None:
+        variables |= {"thinking": options.thinking, "enable_thinking": options.thinking}
+    return variables | dict(options.variables)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -21,14 +21,16 @@ from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
 from fathom.model.quantize import quantize
 from fathom.pipeline.catalog import DEFAULT_CACHE
+from fathom.pipeline.conversation import Asked, ChatAnswer, ChatStream, Messages, start_chat
 from fathom.pipeline.opening import open_source
-from fathom.pipeline.prompt import Prompt, image_processing, make_prompt
+from fathom.pipeline.prompt import FeatureCache, Prompt, image_processing, make_prompt
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
 from fathom.spec.images import ImageProcessing
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.grammar import GrammarCompiler
 
 
 class LanguageModel:
@@ -53,6 +55,8 @@ class LanguageModel:
         self._tokenizer = tokenizer
         self._engine_spec = engine
         self._engine: Engine | None = None
+        self._grammars: GrammarCompiler | None = None
+        self._features = FeatureCache()
 
     @classmethod
     def open(
@@ -105,6 +109,13 @@ class LanguageModel:
         return self._engine
 
     @property
+    def grammars(self) -> GrammarCompiler:
+        """What makes structured output of this model's tokens; it reads the vocabulary when first asked for."""
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self.tokenizer, eos_ids=self.eos_ids or None)
+        return self._grammars
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Bytes the cache takes for one token, at the precision the model runs in."""
         weight = self.model.embed_tokens.weight
@@ -129,11 +140,46 @@ class LanguageModel:
         with torch.inference_mode():
             return self.model.logits(self.model(tokens_1T).hidden_BTD[0])
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-        """Encode a conversation by the model's chat template, images included; see ``make_prompt``."""
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+        """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
+
+        ``variables`` reach the template. The features of the latest images are kept, by their pixels.
+        """
         if not self.tokenizer.can_chat:
             raise DataError(f"{self.path}: has no chat template; give token ids of a text to continue instead")
-        return make_prompt(self.model, self.tokenizer, messages, processing=self.processing)
+        return make_prompt(
+            self.model,
+            self.tokenizer,
+            messages,
+            processing=self.processing,
+            variables=variables,
+            features=self._features,
+        )
+
+    @overload
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: Literal[False] = False, **asked: Unpack[Asked]
+    ) -> ChatAnswer: ...
+    @overload
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: Literal[True], **asked: Unpack[Asked]
+    ) -> ChatStream: ...
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: bool = False, **asked: Unpack[Asked]
+    ) -> ChatAnswer | ChatStream:
+        """Answer a message or a conversation; ``print(model.chat("Why is the sky blue?"))``.
+
+        ``messages`` is what the user says, or messages with ``role`` and ``content``, whose contents may hold images.
+        ``asked`` are fields of ``ChatOptions`` and of ``SamplingParams``. With ``stream`` the parts come as they are
+        drawn, and ``ChatStream.answer`` has the whole.
+
+        Raises:
+            ContextError: the conversation does not fit the context together with ``max_tokens``.
+            DataError: a message, image or tool cannot be used, or there is no chat template.
+            SpecError: an option is unknown or out of range.
+        """
+        streamed = start_chat(self, messages, system=system, **asked)
+        return streamed if stream else streamed.answer
 
     def generate(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> list[int]:
         """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities."""

@@ -5,11 +5,14 @@ N image tokens, D hidden size.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +24,9 @@ from fathom.model.decoder import Decoder
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, processing_from_hf
 from fathom.tokenizer import Tokenizer, encode_chat
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -41,11 +47,14 @@ def make_prompt(
     processing: ImageProcessing | None = None,
     template: str | None = None,
     add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    features: FeatureCache | None = None,
 ) -> Prompt:
     """Encode messages by the chat template, and run their images through the towers.
 
     A content is a text or a list of parts; an image part holds its picture under ``image`` or ``image_url``: a path, a
-    ``data:`` URI or the bytes of an image file.
+    ``data:`` URI or the bytes of an image file. ``variables`` reach the template, tools among them; ``features`` keeps
+    what the towers made of images seen before.
 
     Raises:
         DataError: a message or an image cannot be read, or the model has no vision towers.
@@ -61,10 +70,42 @@ def make_prompt(
         add_generation_prompt=add_generation_prompt,
         image_token_id=None if vision is None else vision.image_token_id,
         tokens_per_image=1 if vision is None else vision.tokens_per_image,
+        **(variables or {}),
     )
     if vision is None or not sources:
         return Prompt(tuple(ids))
-    return Prompt(tuple(ids), features_of(model, preprocess([open_image(s) for s in sources], vision, processing)))
+    kept = features or FeatureCache(len(sources))
+    rows = [
+        kept.features(image, lambda image: features_of(model, preprocess([image], vision, processing)))
+        for image in map(open_image, sources)
+    ]
+    return Prompt(tuple(ids), torch.cat(rows))
+
+
+class FeatureCache:
+    """Features of the images seen last, by their pixels, so that a conversation runs each through the towers once.
+
+    It belongs to one model whose weights stay as they are. Safe to use from several threads.
+    """
+
+    def __init__(self, max_images: int = 32) -> None:
+        self.max_images = max_images
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    def features(self, image: Image, compute: Callable[[Image], Tensor]) -> Tensor:
+        """Return the features of an image, (N, D), computed unless they are kept."""
+        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        rows_ND = compute(image)
+        with self._lock:
+            self._kept[key] = rows_ND
+            while len(self._kept) > self.max_images:
+                self._kept.popitem(last=False)
+        return rows_ND
 
 
 def image_processing(source: WeightSource) -> ImageProcessing | None:
