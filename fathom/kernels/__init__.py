@@ -10,6 +10,7 @@ from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.experts import grouped_swiglu
 from fathom.kernels.fp8 import fp8_block_linear
+from fathom.kernels.linear import linear
 from fathom.kernels.quantized import packed_linear
 from fathom.kernels.quantized_experts import packed_grouped_swiglu
 
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "fp8_block_linear",
     "grouped_swiglu",
+    "linear",
     "linear_cross_entropy",
     "mean_linear_cross_entropy",
     "packed_grouped_swiglu",

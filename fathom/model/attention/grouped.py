@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fathom import kernels
 from fathom.model.attention.context import AttentionContext
 from fathom.model.cache import Part, Store
+from fathom.model.linear import Linear
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
@@ -21,10 +22,10 @@ class GroupedQuery(nn.Module):
         self.heads, self.kv_heads, self.width = attention.num_heads, attention.num_kv_heads, attention.head_dim
         self.scale = self.width**-0.5
         hidden, bias = spec.hidden_size, attention.qkv_bias
-        self.q_proj = nn.Linear(hidden, self.heads * self.width, bias=bias)
-        self.k_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=attention.out_bias)
+        self.q_proj = Linear(hidden, self.heads * self.width, bias=bias)
+        self.k_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.v_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.o_proj = Linear(self.heads * self.width, hidden, bias=attention.out_bias)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, store: Store | None) -> Tensor:
         """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""

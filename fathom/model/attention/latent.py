@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fathom import kernels
 from fathom.model.attention.context import AttentionContext, LatentForm
 from fathom.model.cache import Part, Store
+from fathom.model.linear import Linear
 from fathom.model.norm import RMSNorm
 from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
@@ -32,16 +33,16 @@ class Latent(nn.Module):
         stretch = scaling.softmax_multiplier if isinstance(scaling, YarnScaling) else 1.0
         self.scale = attention.qk_head_dim**-0.5 * stretch
         if attention.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden, heads * attention.qk_head_dim, bias=False)
+            self.q_proj = Linear(hidden, heads * attention.qk_head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, attention.q_lora_rank, bias=bias)
+            self.q_a_proj = Linear(hidden, attention.q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(attention.q_lora_rank, spec.rms_norm_eps)
-            self.q_b_proj = nn.Linear(attention.q_lora_rank, heads * attention.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, attention.kv_lora_rank + attention.qk_rope_head_dim, bias=bias)
+            self.q_b_proj = Linear(attention.q_lora_rank, heads * attention.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(hidden, attention.kv_lora_rank + attention.qk_rope_head_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(attention.kv_lora_rank, spec.rms_norm_eps)
         up = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-        self.kv_b_proj = nn.Linear(attention.kv_lora_rank, up, bias=False)
-        self.o_proj = nn.Linear(heads * attention.v_head_dim, hidden, bias=bias)
+        self.kv_b_proj = Linear(attention.kv_lora_rank, up, bias=False)
+        self.o_proj = Linear(heads * attention.v_head_dim, hidden, bias=bias)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, store: Store | None) -> Tensor:
         """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""

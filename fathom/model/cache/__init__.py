@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fathom.model.cache.paged import PagedStep, Slice
 from fathom.model.cache.plain import Cache, LinearStore, RollingStore
-from fathom.model.cache.pool import PagePool
+from fathom.model.cache.pool import PagePool, Scratch
 from fathom.model.cache.span import KeyValueCache, Part, Span, Store, fresh_span
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PagedStep",
     "Part",
     "RollingStore",
+    "Scratch",
     "Slice",
     "Span",
     "Store",

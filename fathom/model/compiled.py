@@ -1,0 +1,118 @@
+"""Decoding one request as one compiled program: what is left between the products is fused, and dispatched once.
+
+S keys, P tokens of a page, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fathom.errors import ResourceError
+from fathom.model.cache import PagePool, Part, Scratch, Slice, Span, Store
+from fathom.model.cache.pool import Pages
+from fathom.model.decoder import Decoder
+
+
+class CompiledDecoding:
+    """Runs one new token of one request; the same numbers as ``Decoder.forward``, to rounding.
+
+    The first call compiles, for half a minute or less; PyTorch keeps the result on disk and later processes take
+    seconds. Needs a C++ compiler. Any length of context runs in the same program.
+    """
+
+    def __init__(self, model: Decoder, pool: PagePool) -> None:
+        self._model, self._pool = model, pool
+        self._program = torch.compile(self._forward, fullgraph=True)
+
+    def warm_up(self) -> None:
+        """Compile now, in a page that holds nothing yet.
+
+        Raises:
+            ResourceError: the compiler is missing or fails.
+        """
+        size = self._pool.page_size
+        try:
+            with torch.inference_mode():
+                for pages in (3, 2):  # two lengths, so that the program is made for any
+                    self(0, Slice(tuple(range(pages)), pages * size - 1, 1))
+        except Exception as error:  # whatever a compiler can lack
+            reason = " ".join(str(error).split())[:200]
+            raise ResourceError(
+                f"compile: the decoding step was not compiled ({reason}); install a C++ compiler or leave compile out"
+            ) from None
+        finally:
+            self._pool.clear(range(min(3, self._pool.num_pages)))
+
+    def __call__(self, token: int, piece: Slice) -> Tensor:
+        """Write one token's numbers into the pool and return its hidden state after the final norm, (1, D)."""
+        size, device = self._pool.page_size, self._pool.device
+        held = piece.start - piece.first
+        pages = piece.pages[: held // size + 1]
+        if len(pages) == 1:  # a dimension of 1 would be compiled apart
+            pages = [pages[0], pages[0]]
+        table = torch.tensor(pages, device=device)
+        keys_S = torch.arange(len(pages) * size, device=device)
+        seen_S = keys_S <= held
+        if self._model.window is not None:
+            seen_S &= keys_S > held - self._model.window
+        slots = torch.tensor([piece.pages[held // size] * size + held % size], device=device)
+        torch._dynamo.mark_dynamic(table, 0)
+        torch._dynamo.mark_dynamic(seen_S, 0)
+        tokens_11 = torch.tensor([[token]], device=device)
+        hidden_1D: Tensor = self._program(tokens_11, torch.tensor([[piece.start]], device=device), slots, table, seen_S)
+        return hidden_1D
+
+    def _forward(
+        self, tokens_11: Tensor, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor
+    ) -> Tensor:
+        step = _OneToken(self._pool, positions_11, slots_1, table, seen_S)
+        return self._model(tokens_11, cache=step).hidden_BTD[0]  # type: ignore[no-any-return]
+
+
+class _OneToken:
+    """The cache of one token of one request, made of tensors alone, so that one program serves every position."""
+
+    def __init__(self, pool: PagePool, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor) -> None:
+        self._span = Span(positions_11, (Part(1, seen_S.shape[0], seen_S[None, None], causal=False),))
+        self._stores = [_OneTokenStore(layer, pool.parts, slots_1, table) for layer in pool.layers]
+
+    @property
+    def layers(self) -> Sequence[Store]:
+        """One store a layer."""
+        return self._stores
+
+    def reach(self, tokens: int) -> int:
+        """Nothing to check: whoever gave the request its pages knows the context."""
+        return tokens
+
+    def advance(self, tokens: int) -> Span:
+        """Return the span it was made for."""
+        return self._span
+
+
+class _OneTokenStore:
+    def __init__(
+        self, layer: tuple[Pages, ...], parts: Sequence[tuple[int, int]], slots_1: Tensor, table: Tensor
+    ) -> None:
+        self._layer, self._parts, self._slots_1, self._table = layer, parts, slots_1, table
+
+    def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+        """Write the token, then read all pages of the request."""
+        for pages, new in zip(self._layer, new_BTGK, strict=True):
+            pages.write(self._slots_1, new[0].flatten(1))
+        seen = [
+            pages.read(self._table, _Fresh()).view(1, -1, heads, width).transpose(1, 2)
+            for pages, (heads, width) in zip(self._layer, self._parts, strict=True)
+        ]
+        yield span.parts[0], tuple(seen)
+
+
+class _Fresh(Scratch):
+    """Room that is new each time; the compiler plans its own memory."""
+
+    def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return uninitialised room of this shape."""
+        return like.new_empty(shape)
