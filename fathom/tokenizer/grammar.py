@@ -78,9 +78,9 @@ class GrammarCompiler:
         return self._constraint("json_schema", '{"type": "object"}')
 
     def regex(self, pattern: str) -> GrammarConstraint:
-        """Return a constraint to texts that a regular expression matches whole.
+        r"""Return a constraint to texts that a regular expression matches whole.
 
-        The syntax is Rust's: no look-around, no references to groups, no word boundaries.
+        The syntax is Rust's: no look-around, no references to groups, no word boundaries; \d and \w mean Unicode's.
         """
         self._check_length("regex", pattern, self.limits.pattern_characters)
         return self._constraint("regex", pattern)
@@ -239,9 +239,12 @@ class _Bytes:
 
     def __call__(self, data: bytes) -> list[int]:
         """Return tokens of exactly these bytes, cut as after other text; byte by byte where that gives others."""
-        ids = self._tokenizer.encode(data.decode(errors="replace"), continues=True)
-        if b"".join([self.tokens[index] for index in ids]) == data:
-            return ids
+        text = data.decode(errors="replace")
+        for lead in ("", "\n"):  # a line before the text takes the space that some tokenizers put at a beginning
+            ids = self._tokenizer.encode(lead + text, continues=True)
+            for start in range(len(lead) + 2):
+                if b"".join([self.tokens[index] for index in ids[start:]]) == data:
+                    return ids[start:]
         return [self._single[bytes([byte])] for byte in data if bytes([byte]) in self._single]
 
 

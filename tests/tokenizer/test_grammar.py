@@ -152,7 +152,7 @@ def test_any_object_is_an_object(compiler: GrammarCompiler, tokenizer: Tokenizer
 
 PATTERNS = [
     r"(ab|c)*d{2,3}",
-    r"[^\n]{1,6}/\d",
+    r"[^\n]{1,6}/[0-9]",
     r"-?[0-9]+(\.[0-9]{1,2})?",
     r"天.大势?",
     r"a/b\\c",
