@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from fathom.kernels.attention import attention
+from fathom.kernels.bits import pack_11, unpack_11
 from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.experts import grouped_swiglu
@@ -21,9 +22,11 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "mean_linear_cross_entropy",
+    "pack_11",
     "packed_grouped_swiglu",
     "packed_linear",
     "rms_norm",
     "rotate",
     "swiglu",
+    "unpack_11",
 ]

@@ -137,3 +137,38 @@ def mean_linear_cross_entropy(
     loss_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens, ignore_index=ignore_index)
     count = (targets_N != ignore_index).sum().clamp(min=1)
     return loss_N.sum() / count, loss_N.detach()
+
+
+def pack_11(codes_NM: Tensor) -> Tensor:
+    """Pack the low 11 bits of each code as ``bits.pack_11`` lays them out, one bit at a time; uint8 (N, Y)."""
+    blocks = -(-codes_NM.shape[1] // 16)
+    packed_NY = torch.zeros(codes_NM.shape[0], 22 * blocks, dtype=torch.uint8)
+    for row, codes in zip(packed_NY, codes_NM.tolist(), strict=True):
+        for index, code in enumerate(codes):
+            for bit in range(11):
+                word, place = _home_of_bit(index // blocks, bit)
+                byte, offset = divmod(place, 8)
+                row[2 * (word * blocks + index % blocks) + byte] += (code >> bit & 1) << offset
+    return packed_NY
+
+
+def unpack_11(packed_NY: Tensor) -> Tensor:
+    """Return the codes that ``pack_11`` laid out, one bit at a time; int32 (N, M)."""
+    blocks = packed_NY.shape[1] // 22
+    codes_NM = torch.zeros(packed_NY.shape[0], 16 * blocks, dtype=torch.int32)
+    for codes, row in zip(codes_NM, packed_NY.tolist(), strict=True):
+        for index in range(16 * blocks):
+            for bit in range(11):
+                word, place = _home_of_bit(index // blocks, bit)
+                byte, offset = divmod(place, 8)
+                codes[index] += (row[2 * (word * blocks + index % blocks) + byte] >> offset & 1) << bit
+    return codes_NM
+
+
+def _home_of_bit(plane: int, bit: int) -> tuple[int, int]:
+    """Which plane of words, and which of a word's 16 bits, holds a bit of a plane of codes."""
+    if plane < 11:
+        return plane, bit
+    if bit == 10:
+        return 10, plane
+    return (plane - 11 if bit < 5 else plane - 6), 11 + bit % 5

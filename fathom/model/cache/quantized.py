@@ -1,0 +1,109 @@
+"""Pages of quantized numbers: 8 bits, or 6 on average (V2 §3.2.3), laid out as ``plan/cache_rows.py`` says.
+
+N tokens, X numbers of a token, Y bytes of its row, G groups of K numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fathom import kernels
+from fathom.model.cache.pages import Scratch
+from fathom.plan.cache_rows import EIGHT_BITS, PAIRS, SCALE_BYTES, QuantizedRow, Segment
+
+_LEVELS = 2 * PAIRS + 1
+# Types as large as two numbers of so many bytes.
+_PAIR_TYPES = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
+# A group of zeros still needs a scale; magnitudes below this are lost.
+_LEAST = 1e-30
+
+
+class QuantizedPages:
+    """Numbers as codes times the scale of their group: at most half a scale from what was written.
+
+    A token's bytes depend on its own numbers only. What was never written reads as zeros.
+    """
+
+    def __init__(
+        self, pages: int, page_size: int, row: QuantizedRow, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._rows_NY = torch.zeros(pages * page_size, row.nbytes, device=device, dtype=torch.uint8)
+        self._page_size, self._row = page_size, row
+        self._table = _pair_table(device, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved; the operating system gives them when they are first written."""
+        return self._rows_NY.nbytes
+
+    def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
+        """Quantize rows into their slots."""
+        scales, codes = [], []
+        widths = [segment.width for segment in self._row.segments]
+        for segment, part_NX in zip(self._row.segments, rows_NX.float().split_with_sizes(widths, 1), strict=True):
+            scales_NG, codes_NY = _quantize(part_NX, segment)
+            scales.append(scales_NG.view(torch.uint8))
+            codes.append(codes_NY)
+        bytes_NY = torch.cat([*scales, *codes], 1)
+        missing = self._row.nbytes - bytes_NY.shape[1]
+        if missing:
+            bytes_NY = torch.nn.functional.pad(bytes_NY, (0, missing))
+        self._rows_NY.index_copy_(0, slots_N, bytes_NY)
+
+    def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
+        """Return the numbers of whole pages in the model's dtype, in ``scratch``."""
+        size, row = self._page_size, self._row
+        if isinstance(pages, slice):
+            bytes_NY = self._rows_NY[pages.start * size : pages.stop * size]
+        else:
+            bytes_NY = self._rows_NY.view(-1, size * row.nbytes).index_select(0, pages).view(-1, row.nbytes)
+        rows_NX = scratch.take((bytes_NY.shape[0], row.width), self._table)
+        at = row.scales * SCALE_BYTES
+        scales_NG = bytes_NY[:, :at].view(torch.bfloat16).to(torch.promote_types(torch.bfloat16, rows_NX.dtype))
+        first = group = 0
+        for segment in row.segments:
+            codes_NY = bytes_NY.narrow(1, at, segment.code_bytes)
+            numbers_NX = codes_NY.view(torch.int8) if segment.largest == EIGHT_BITS else self._pairs(codes_NY)
+            part_NX = rows_NX.narrow(1, first, segment.width).copy_(numbers_NX[:, : segment.width])
+            scale_NG = scales_NG.narrow(1, group, segment.scales)
+            part_NX.view(-1, segment.scales, segment.group).mul_(scale_NG.unsqueeze(2))
+            at, first, group = at + segment.code_bytes, first + segment.width, group + segment.scales
+        return rows_NX
+
+    def clear(self, pages_N: Tensor) -> None:
+        """Overwrite pages with zeros."""
+        self._rows_NY.view(-1, self._page_size, self._row.nbytes)[pages_N] = 0
+
+    def _pairs(self, codes_NY: Tensor) -> Tensor:
+        """Look up pairs of numbers, each pair as one element."""
+        indices_NM = kernels.unpack_11(codes_NY)
+        table = self._table.view(_PAIR_TYPES[self._table.element_size()]).view(-1)
+        found = table.index_select(0, indices_NM.view(-1))
+        return found.view(self._table.dtype).view(len(indices_NM), -1)
+
+
+def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
+    """Return a segment's scales, bfloat16 (N, G), and its codes as bytes.
+
+    No code needs to be cut off: a scale rounded down to bfloat16 makes the largest magnitude at most
+    ``largest`` (1 + 2^-8), which still rounds to ``largest``.
+    """
+    part_NGK = part_NX.reshape(-1, segment.scales, segment.group)
+    largest_NG = torch.linalg.vector_norm(part_NGK, float("inf"), dim=2)
+    scales_NG = largest_NG.clamp_min_(_LEAST).div_(segment.largest).to(torch.bfloat16)
+    codes_NX = (part_NGK / scales_NG.float().unsqueeze(2)).round_().flatten(1)
+    if segment.largest == EIGHT_BITS:
+        return scales_NG, codes_NX.to(torch.int8).view(torch.uint8)
+    codes_NX = torch.nn.functional.pad(codes_NX, (0, segment.width % 2))
+    pairs_NM = torch.add(codes_NX[:, 1::2], codes_NX[:, 0::2], alpha=_LEVELS)
+    return scales_NG, kernels.pack_11(pairs_NM.to(torch.int32))
+
+
+def _pair_table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return both numbers of each pair, (2048, 2), by the low 11 bits of 45 times the first and the second."""
+    table = torch.zeros(2048, 2, dtype=dtype)
+    numbers = torch.arange(-PAIRS, PAIRS + 1)
+    first, second = numbers.repeat_interleave(_LEVELS), numbers.repeat(_LEVELS)
+    table[(_LEVELS * first + second) % 2048] = torch.stack((first, second), 1).to(dtype)
+    return table.to(device)
