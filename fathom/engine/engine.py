@@ -20,6 +20,7 @@ from fathom.engine.sampling import RowFailure
 from fathom.engine.scheduler import Scheduler, Work
 from fathom.engine.state import RequestState
 from fathom.errors import SpecError
+from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
 from fathom.spec.sampling import Completion, FinishReason, SamplingParams, TokenLogprob
@@ -42,7 +43,10 @@ class Engine:
         self.scheduler = Scheduler(self.spec, self.pages, window=model.window)
         self.last_error: Exception | None = None
         self._intake = Intake(model.spec, self.scheduler, self.eos_ids)
-        self._forward = Forward(model, self.pool)
+        compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
+        if compiled is not None:
+            compiled.warm_up()
+        self._forward = Forward(model, self.pool, compiled=compiled)
         self._states: dict[int, RequestState] = {}
         self._boxes: dict[int, list[Output]] = {}
         self._undelivered: list[Output] = []

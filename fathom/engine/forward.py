@@ -13,6 +13,7 @@ from torch import Tensor
 from fathom.engine.sampling import RowFailure, prompt_logprobs, try_draw
 from fathom.engine.scheduler import Work
 from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.sampling import TokenLogprob
 
@@ -23,9 +24,10 @@ _NOT_FINITE = "the model's hidden states are not finite; its weights are damaged
 class Forward:
     """Runs a step's work on the model and draws where a request has come to its end."""
 
-    def __init__(self, model: Decoder, pool: PagePool) -> None:
+    def __init__(self, model: Decoder, pool: PagePool, *, compiled: CompiledDecoding | None = None) -> None:
         self._model = model
         self._pool = pool
+        self._compiled = compiled
 
     def run(self, works: list[Work]) -> dict[int, TokenLogprob | RowFailure]:
         """Return the next token, or what is wrong, by request id; requests with more prompt to read have neither.
@@ -35,9 +37,7 @@ class Forward:
         works.sort(key=lambda work: (work.tokens, work.end))
         tokens = [token for work in works for token in work.state.tokens[work.state.computed : work.end]]
         slices = [Slice(work.state.pages, work.state.computed, work.tokens, work.state.first) for work in works]
-        step = PagedStep(self._pool, slices, window=self._model.window)
-        tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        hidden_ND = self._model(tokens_1N, cache=step, features_ND=self._features(works)).hidden_BTD[0]
+        hidden_ND = self._hidden(tokens, slices, self._features(works))
         result = self._unhealthy(works, hidden_ND)
         rows, drawing, row = [], [], 0
         for work in works:
@@ -54,6 +54,14 @@ class Forward:
             drawn = try_draw(self._model.logits(last_BD), [state.row for state in drawing])
             result.update((state.id, each) for state, each in zip(drawing, drawn, strict=True))
         return result
+
+    def _hidden(self, tokens: Sequence[int], slices: Sequence[Slice], features_ND: Tensor | None) -> Tensor:
+        """Run the model over a step's tokens, (N, D)."""
+        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
+            return self._compiled(tokens[0], slices[0])
+        step = PagedStep(self._pool, slices, window=self._model.window)
+        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        return self._model(tokens_1N, cache=step, features_ND=features_ND).hidden_BTD[0]  # type: ignore[no-any-return]
 
     def _unhealthy(self, works: Sequence[Work], hidden_ND: Tensor) -> dict[int, TokenLogprob | RowFailure]:
         """Find requests that left numbers in the pool which are not finite: each token attends to itself."""

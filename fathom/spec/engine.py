@@ -25,7 +25,8 @@ class EngineSpec:
     decoding comes first, prompts fill what is left, in chunks. ``prefix_cache`` keeps the pages of finished requests
     until their room is needed. ``cache_format`` is how numbers lie in the pages: as the model computes them, or in 8 or
     about 6 bits. ``drafting`` proposes tokens ahead, ``draft_tokens`` at a time: by the MTP module, by repetition in
-    the text itself, or auto: MTP where the model has one, else none.
+    the text itself, or auto: MTP where the model has one, else none. ``compiled`` makes a program of a lone request's
+    decoding step, which takes up to half a minute once and needs a C++ compiler.
     """
 
     page_size: int = 32
@@ -36,6 +37,7 @@ class EngineSpec:
     cache_format: CacheFormat = "plain"
     drafting: Drafting = "none"
     draft_tokens: int = 1
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_batch", "step_tokens", "draft_tokens"):
