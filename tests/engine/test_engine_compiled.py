@@ -39,5 +39,5 @@ def test_without_a_compiler_the_engine_says_what_to_do(model: Decoder, monkeypat
         raise RuntimeError("no g++\nanywhere")
 
     monkeypatch.setattr(CompiledDecoding, "__call__", broken)
-    with pytest.raises(ResourceError, match="no g\\+\\+ anywhere.*install a C\\+\\+ compiler or leave compile out"):
+    with pytest.raises(ResourceError, match=r"no g\+\+ anywhere.*install a C\+\+ compiler or leave compile out"):
         Engine(model, spec=EngineSpec(compiled=True))
