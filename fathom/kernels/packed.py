@@ -47,7 +47,7 @@ class Nibbles:
         rows, columns = q_XK.shape
         q_BKW = q_XK.view(-1, self.width, columns).transpose(1, 2)
         low, high = q_BKW.chunk(2, -1) if self.halves else (q_BKW[..., 0::2], q_BKW[..., 1::2])
-        return (low | (high << 4)).reshape(rows, columns // 2)
+        return (low | (high << 4)).contiguous().view(rows, columns // 2)
 
     def unpack(self, values_XY: Tensor) -> Tensor:
         """Return the numbers, uint8 and transposed: (K, X)."""
@@ -120,6 +120,13 @@ def refusal(rows: int, columns: int, format: PackedFormat, group_size: int) -> s
     if columns % divisor or not rows or not columns:
         return f"its {columns} columns are not a multiple of {divisor}"
     return None
+
+
+def fitting_group(columns: int, group_size: int) -> int:
+    """Return the largest group up to ``group_size`` that divides a width; ``group_size`` itself where none does."""
+    return next(
+        (size for size in sorted(GROUP_SIZES, reverse=True) if size <= group_size and columns % size == 0), group_size
+    )
 
 
 def pack(weight_NK: Tensor, format: PackedFormat, group_size: int = 32) -> Packed:

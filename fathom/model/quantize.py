@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels.packed import GROUP_SIZES, PACKED_FORMATS, PackedFormat, pack, pack_experts, refusal
+from fathom.kernels.packed import (
+    GROUP_SIZES,
+    PACKED_FORMATS,
+    Packed,
+    PackedFormat,
+    fitting_group,
+    pack,
+    pack_experts,
+    refusal,
+)
 from fathom.model.attention.latent import Latent
 from fathom.model.decoder import Decoder
 from fathom.model.moe.layer import Experts
+from fathom.model.moe.router import Router
 from fathom.model.packed import PackedLinear, PackedRoutedExperts
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, WeightFormat
@@ -29,6 +39,15 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A matrix, or all experts of a layer, that is packed now; ``group_sizes`` are those of its matrices, int4 only."""
+
+    name: str
+    nbytes: int
+    group_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizationReport:
     """What quantizing a model did: bytes of all weights before and after, what was packed and what stays plain.
 
@@ -36,11 +55,14 @@ class QuantizationReport:
     """
 
     format: PackedFormat
-    group_size: int
     bytes_before: int
-    bytes_after: int
-    packed: tuple[str, ...]
+    packed: tuple[Replaced, ...]
     kept: tuple[Kept, ...]
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all weights now."""
+        return sum(matrix.nbytes for matrix in self.packed) + sum(tensor.nbytes for tensor in self.kept)
 
 
 def quantize(
@@ -48,13 +70,14 @@ def quantize(
 ) -> QuantizationReport:
     """Pack the model's matrices in place, one after another, for inference; what a forward pass takes stays the same.
 
-    ``group_size`` is for int4. ``head`` is the output projection's own format. Embeddings, norms, biases, routers,
-    vision towers and the up-projection of latent attention stay plain, and matrices whose width cannot be packed.
-    Activations are rounded to bfloat16 in the products (``kernels.packed_linear``). While one matrix is packed, it is
-    held in float32 beside the model; a published checkpoint is therefore best opened on a machine that holds it once.
+    ``group_size`` is for int4; a width that it does not divide takes a smaller one. ``head`` is the output projection's
+    own format. Embeddings, norms, biases, routers, vision towers and the up-projection of latent attention stay plain,
+    and matrices whose width cannot be packed. Activations are rounded to bfloat16 in the products
+    (``kernels.packed_linear``). Beside the model, one matrix in float32 and its numbers are held at a time.
 
     Raises:
-        SpecError: a format or group size that does not exist, weights not finite, or a model packed already.
+        SpecError: a format or group size that does not exist, or a model packed already. Weights that are not finite
+            leave the model half packed.
     """
     check.one_of("format", format, PACKED_FORMATS)
     check.one_of("head", head, WEIGHT_FORMATS)
@@ -70,68 +93,74 @@ def quantize(
         Kept(name, p.nbytes, reasons.get(name, "is a vector" if p.dim() == 1 else "is no linear layer"))
         for name, p in model.named_parameters()
     ]
-    after = sum(tensor.nbytes for tensor in kept) + sum(_nbytes(model.get_submodule(name)) for name in packed)
-    return QuantizationReport(format, group_size, bytes_before, after, tuple(packed), tuple(kept))
+    return QuantizationReport(format, bytes_before, tuple(packed), tuple(kept))
 
 
 def _plain(model: Decoder, format: PackedFormat, group_size: int) -> Iterator[tuple[str, str]]:
-    """Say of every matrix that stays plain why; its name is that of the parameter. The head is not asked about."""
-    for name, module in model.named_modules():
-        if isinstance(module, Latent):
-            yield f"{name}.kv_b_proj.weight", "absorbed attention moves its halves to the query and the output"
-        elif isinstance(module, Experts):
-            for part, weight in module.named_parameters(recurse=False):
-                problem = refusal(weight.shape[1], weight.shape[2], format, group_size)
-                if problem is not None:
-                    yield f"{name}.{part}", problem
+    """Say why matrices stay plain, by the name of the parameter. The head is not asked about."""
     for name, parameter in model.named_parameters():
-        problem = refusal(1, parameter.shape[-1], format, group_size)
+        if parameter.dim() < 2 or name == f"{_HEAD}.weight":
+            continue
+        problem = _problem(parameter, format, group_size)
         if name.startswith("vision."):
             yield name, "belongs to the vision towers"
         elif name == "embed_tokens.weight":
             yield name, "is looked up row by row"
-        elif name.endswith("gate.weight") and parameter.dim() == 2:
-            yield name, "routers decide in float32"
-        elif parameter.dim() == 2 and problem is not None:
+        elif problem is not None:
             yield name, problem
+    for name, module in model.named_modules():
+        if isinstance(module, Latent):
+            yield f"{name}.kv_b_proj.weight", "absorbed attention moves its halves to the query and the output"
+        elif isinstance(module, Router):
+            yield f"{name}.weight", "routers decide in float32"
 
 
-def _pack_modules(model: Decoder, format: PackedFormat, group_size: int, reasons: dict[str, str]) -> Iterator[str]:
-    """Replace linear layers and stacked experts, and yield their names."""
+def _pack_modules(model: Decoder, format: PackedFormat, group_size: int, reasons: dict[str, str]) -> Iterator[Replaced]:
+    """Replace linear layers and stacked experts."""
     for name in [name for name, _ in model.named_modules()]:  # names only: what is replaced must not be held
         place, _, own = name.rpartition(".")
         module, parent = model.get_submodule(name), model.get_submodule(place)
         if isinstance(module, nn.Linear) and name != _HEAD and f"{name}.weight" not in reasons:
             bias = module.bias if isinstance(module.bias, nn.Parameter) else None
-            setattr(parent, own, PackedLinear(pack(module.weight, format, group_size), bias))
-            yield name
+            packed = _pack(module.weight, format, group_size)
+            setattr(parent, own, PackedLinear(packed, bias))
+            yield _replaced(name, packed)
         elif isinstance(module, Experts):
-            if any(f"{name}.{part}" in reasons for part, _ in module.named_parameters(recurse=False)):
-                for part, _ in module.named_parameters(recurse=False):
-                    reasons.setdefault(f"{name}.{part}", "the experts' other matrix stays plain")
+            parts = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
+            if any(part in reasons for part in parts):
+                reasons.update({part: "the experts' other matrix stays plain" for part in parts if part not in reasons})
                 continue
             gate_up, down = (
-                pack_experts(weight, format, group_size) for weight in (module.gate_up_proj, module.down_proj)
+                pack_experts(weight, format, fitting_group(weight.shape[-1], group_size))
+                for weight in (module.gate_up_proj, module.down_proj)
             )
             setattr(parent, own, PackedRoutedExperts(gate_up, down))
-            yield name
+            yield _replaced(name, *gate_up.each, *down.each)
 
 
-def _pack_head(model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]) -> Iterator[str]:
+def _pack_head(model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]) -> Iterator[Replaced]:
     weight_VD = model.head_weight
     if head == "plain":
         reasons[f"{_HEAD}.weight"] = "was asked to stay plain"
         return
-    problem = refusal(weight_VD.shape[0], weight_VD.shape[1], head, group_size)
+    problem = _problem(weight_VD, head, group_size)
     if problem is not None:
         reasons[f"{_HEAD}.weight"] = problem
         return
-    model.lm_head = PackedLinear(pack(weight_VD, head, group_size))
-    yield _HEAD
+    packed = _pack(weight_VD, head, group_size)
+    model.lm_head = PackedLinear(packed)
+    yield _replaced(_HEAD, packed)
 
 
-def _nbytes(module: nn.Module) -> int:
-    if isinstance(module, PackedLinear):
-        return module.packed.nbytes
-    assert isinstance(module, PackedRoutedExperts)
-    return module.gate_up.nbytes + module.down.nbytes
+def _problem(weight: Tensor, format: PackedFormat, group_size: int) -> str | None:
+    rows, columns = weight.shape[-2:]
+    return refusal(rows, columns, format, fitting_group(columns, group_size))
+
+
+def _pack(weight_NK: Tensor, format: PackedFormat, group_size: int) -> Packed:
+    return pack(weight_NK, format, fitting_group(weight_NK.shape[1], group_size))
+
+
+def _replaced(name: str, *packed: Packed) -> Replaced:
+    groups = {matrix.group_size for matrix in packed if matrix.format == "int4"}
+    return Replaced(name, sum(matrix.nbytes for matrix in packed), tuple(sorted(groups)))

@@ -1,0 +1,121 @@
+"""What packing weights costs a model: bits per byte of a text and bytes of memory, by format.
+
+The text is read twice: in windows, where many rows meet each matrix, and token by token through the cache, where the
+packed products run. Both are compared with float32 on the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import peers
+from fathom.evals.bits_per_byte import BitsPerByte, bits_per_byte
+from fathom.evals.perplexity import perplexity
+from fathom.kernels.packed import PackedFormat
+from fathom.model import Cache
+from fathom.model.quantize import quantize
+from fathom.pipeline.handle import LanguageModel
+from fathom.spec.engine import WeightFormat
+
+HELD_OUT = Path("runs/quickstart/corpus/held_out")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the weights are kept and the activations computed."""
+
+    dtype: str = "float32"
+    format: PackedFormat | None = None
+    group_size: int = 32
+    head: WeightFormat = "int8"
+
+
+FORMS = {
+    "float32": Form(),
+    "bfloat16": Form("bfloat16"),
+    "int8": Form(format="int8"),
+    "int4, groups of 32": Form(format="int4"),
+    "int4, groups of 32, head too": Form(format="int4", head="int4"),
+    "int4, groups of 64": Form(format="int4", group_size=64),
+    "int4, groups of 128": Form(format="int4", group_size=128),
+}
+
+
+def text(folder: Path, documents: int) -> str:
+    """Join the first documents of every source."""
+    parts = []
+    for file in sorted(folder.glob("*.jsonl")):
+        lines = file.read_text().splitlines()[:documents]
+        parts += [json.loads(line)["text"] for line in lines]
+    return "\n\n".join(parts)
+
+
+def opened(model: str, form: Form) -> tuple[LanguageModel, int]:
+    """Open a model in a form; also the bytes of its weights."""
+    found = LanguageModel.open(model, dtype=form.dtype, device="cpu")
+    if form.format is None:
+        return found, sum(parameter.nbytes for parameter in found.model.parameters())
+    return found, quantize(found.model, form.format, form.group_size, head=form.head).bytes_after
+
+
+def decoded(model: LanguageModel, tokens_T: Tensor, text_bytes: int) -> BitsPerByte:
+    """Score a text token by token, each in a step of its own."""
+    dtype = model.model.embed_tokens.weight.dtype
+    cache = Cache.allocate(model.spec, batch_size=1, max_length=len(tokens_T), device=torch.device("cpu"), dtype=dtype)
+    nats = 0.0
+    with torch.inference_mode():
+        for token_1, target_1 in zip(tokens_T[:-1].split(1), tokens_T[1:].split(1), strict=True):
+            hidden_1D = model.model(token_1[None], cache=cache).hidden_BTD[0]
+            nats += float(F.cross_entropy(model.model.logits(hidden_1D), target_1))
+    return BitsPerByte(nats=nats, tokens=len(tokens_T) - 1, text_bytes=text_bytes)
+
+
+def measure(name: str, form: Form, source: str, tokens: int, steps: int, context: int) -> dict[str, object]:
+    model, nbytes = opened(name, form)
+    context = min(context, model.spec.max_position_embeddings)
+    ids = model.tokenizer.encode(source)[: tokens + 1]
+    few = ids[: min(steps, context) + 1]
+    text_bytes, few_bytes = (len(model.tokenizer.decode(x[1:], continues=True).encode()) for x in (ids, few))
+    windows = bits_per_byte(model.model, torch.tensor(ids), text_bytes=text_bytes, context=context, stride=context)
+    single = decoded(model, torch.tensor(few), few_bytes)
+    return {
+        "weight_bytes": nbytes,
+        "bits_per_byte": windows.value,
+        "perplexity": perplexity(windows),
+        "tokens": windows.tokens,
+        "bits_per_byte_token_by_token": single.value,
+        "tokens_token_by_token": single.tokens,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", help="A name or directory; may be repeated.")
+    parser.add_argument("--text", type=Path, default=HELD_OUT, help="A folder of .jsonl files.")
+    parser.add_argument("--documents", type=int, default=8, help="Of each file.")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=512, help="Tokens read one by one.")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--form", action="append", choices=FORMS, help="Only these; all if left out.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
+    arguments = parser.parse_args()
+    source = text(arguments.text, arguments.documents)
+    found: dict[str, dict[str, object]] = {}
+    for model in arguments.model or ["smollm2-135m", "runs/quickstart"]:
+        found[model] = {}
+        for form in arguments.form or FORMS:
+            print(f"{model}: {form}", flush=True)
+            settings = (arguments.tokens, arguments.steps, arguments.context)
+            found[model][form] = measure(model, FORMS[form], source, *settings)
+    peers.write("quantize", {"text": str(arguments.text), "models": found}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

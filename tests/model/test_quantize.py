@@ -1,0 +1,207 @@
+"""Quantized models against the same models with their weights unpacked again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fathom.errors import SpecError
+from fathom.kernels import packed, quantized
+from fathom.kernels.packed import dequantize
+from fathom.model import Cache, Decoder, build
+from fathom.model.packed import PackedLinear, PackedRoutedExperts
+from fathom.model.quantize import quantize
+from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
+
+MakeSpec = Callable[..., ModelSpec]
+FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
+
+
+@pytest.fixture
+def spec(latent_spec: MakeSpec) -> ModelSpec:
+    """MLA with a query latent and experts, wide enough for groups of 32."""
+    return latent_spec(
+        hidden_size=64,
+        intermediate_size=96,
+        attention=LatentAttention(
+            num_heads=4, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
+        ),
+        moe=MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1),
+        num_nextn_predict_layers=1,
+    )
+
+
+def unpacked(model: Decoder, original: Decoder) -> Decoder:
+    """The original with the weights that a packed model stands for."""
+    plain = copy.deepcopy(original)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear):
+                if name == "lm_head" and plain.lm_head is None:
+                    plain.lm_head = nn.Linear(plain.spec.hidden_size, plain.spec.vocab_size, bias=False)
+                plain.get_submodule(name).weight.copy_(module.weight)
+            elif isinstance(module, PackedRoutedExperts):
+                experts = plain.get_submodule(name)
+                for part, matrices in ((experts.gate_up_proj, module.gate_up), (experts.down_proj, module.down)):
+                    part.copy_(torch.stack([dequantize(each) for each in matrices.each]))
+    return plain
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randint(0, 100, (1, count), generator=torch.Generator().manual_seed(1))
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@FORMATS
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_near_those_of_the_unpacked_weights(
+    spec: ModelSpec, latent_spec: MakeSpec, form: packed.PackedFormat, tied: bool
+) -> None:
+    spec = dataclasses.replace(spec, tie_word_embeddings=tied)
+    original = build(spec, seed=3).eval()
+    model = copy.deepcopy(original)
+    quantize(model, form)
+    plain = unpacked(model, original)
+    ids = tokens(40)
+    with torch.inference_mode():
+        expected = plain.logits(plain(ids).hidden_BTD)
+        assert error(model.logits(model(ids).hidden_BTD), expected) < 0.03
+        assert error(original.logits(original(ids).hidden_BTD), expected) > 1e-3
+
+
+@FORMATS
+def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.PackedFormat) -> None:
+    model = build(spec, seed=3)
+    quantize(model, form)
+    ids = tokens(12)
+    cache = Cache.allocate(spec, batch_size=1, max_length=12, device=torch.device("cpu"), dtype=torch.float32)
+    with torch.inference_mode():
+        whole = model(ids).hidden_BTD
+        parts = [model(ids[:, t : t + 1], cache=cache).hidden_BTD for t in range(12)]
+    assert error(torch.cat(parts, 1), whole) < 0.03
+
+
+@FORMATS
+def test_float32_strips_give_the_unpacked_model_exactly(
+    spec: ModelSpec, form: packed.PackedFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "has_half_units", lambda: False)
+    monkeypatch.setattr(quantized, "most_rows", lambda _: 0)
+    original = build(spec, seed=3).eval().double()
+    model = copy.deepcopy(original)
+    quantize(model, form)
+    plain = unpacked(model, original)
+    ids = tokens(20)
+    with torch.inference_mode():
+        ours, theirs = model(ids, mtp=True), plain(ids, mtp=True)
+    torch.testing.assert_close(ours.hidden_BTD, theirs.hidden_BTD)
+    torch.testing.assert_close(ours.mtp_hidden[0], theirs.mtp_hidden[0])
+    for mine, other in zip(ours.routing, theirs.routing, strict=True):
+        assert torch.equal(mine.indices_BTK, other.indices_BTK)
+
+
+def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
+    model = build(spec, seed=0)
+    before = sum(parameter.nbytes for parameter in model.parameters())
+    report = quantize(model, "int4")
+    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    assert report.bytes_before == before
+    assert set(kept) == {name for name, _ in model.named_parameters()}
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            held += module.packed.nbytes
+        elif isinstance(module, PackedRoutedExperts):
+            held += module.gate_up.nbytes + module.down.nbytes
+    assert report.bytes_after == held
+    assert kept["embed_tokens.weight"] == "is looked up row by row"
+    assert kept["norm.weight"] == "is a vector"
+    assert "absorbed" in kept["layers.0.self_attn.kv_b_proj.weight"]
+    assert kept["layers.1.mlp.gate.weight"] == "routers decide in float32"
+    packed_names = {matrix.name for matrix in report.packed}
+    expected = {
+        "layers.0.mlp.down_proj",
+        "layers.1.mlp.experts",
+        "layers.2.self_attn.o_proj",
+        "mtp.0.eh_proj",
+        "lm_head",
+    }
+    assert expected <= packed_names
+
+
+def test_widths_choose_smaller_groups_or_stay_plain(latent_spec: MakeSpec) -> None:
+    attention = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=10, qkv_bias=True)
+    spec = latent_spec(hidden_size=64, attention=attention, moe=None, first_k_dense_replace=0, intermediate_size=160)
+    original = build(spec, seed=0).eval()
+    model = copy.deepcopy(original)
+    report = quantize(model, "int4", 128, head="plain")
+    groups = {matrix.name: matrix.group_sizes for matrix in report.packed}
+    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    assert groups["layers.0.self_attn.q_proj"] == (64,)
+    assert groups["layers.0.mlp.down_proj"] == (32,)
+    assert "40 columns" in kept["layers.0.self_attn.o_proj.weight"]
+    assert kept["lm_head.weight"] == "was asked to stay plain"
+    plain = unpacked(model, original)
+    with torch.inference_mode():
+        assert error(model(tokens(5)).hidden_BTD, plain(tokens(5)).hidden_BTD) < 0.03
+
+
+def test_experts_stay_together_where_one_matrix_cannot_be_packed(latent_spec: MakeSpec) -> None:
+    moe = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1)
+    report = quantize(build(latent_spec(moe=moe), seed=0), "int8")
+    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    assert "24 columns" in kept["layers.1.mlp.experts.down_proj"]
+    assert "other matrix" in kept["layers.1.mlp.experts.gate_up_proj"]
+
+
+def test_training_a_packed_model_is_refused(spec: ModelSpec) -> None:
+    model = build(spec, seed=0)
+    quantize(model, "int8")
+    assert not model.training
+    model.eval()
+    with pytest.raises(SpecError, match="cannot be trained"):
+        model.train()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_packed_model_keeps_its_steps_when_its_dtype_changes(spec: ModelSpec) -> None:
+    model = build(spec, seed=0)
+    quantize(model, "int4")
+    with torch.inference_mode():
+        expected = model(tokens(4)).hidden_BTD
+        model.to(torch.float64).to(torch.float32)
+        torch.testing.assert_close(model(tokens(4)).hidden_BTD, expected)
+        assert model.to(torch.bfloat16)(tokens(4)).hidden_BTD.dtype == torch.bfloat16
+
+
+def test_bad_requests_are_refused(spec: ModelSpec) -> None:
+    model = build(spec, seed=0)
+    with pytest.raises(SpecError, match="group_size"):
+        quantize(model, "int4", 48)
+    with pytest.raises(SpecError, match="format"):
+        quantize(model, "int3")  # type: ignore[arg-type]
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    quantize(model, "int8")
+    with pytest.raises(SpecError, match="packed already"):
+        quantize(model, "int8")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_come_from_the_packed_head(spec: ModelSpec, tied: bool) -> None:
+    model = build(dataclasses.replace(spec, tie_word_embeddings=tied), seed=0)
+    embedding = model.embed_tokens.weight.clone()
+    quantize(model, "int4", head="int4")
+    assert isinstance(model.lm_head, PackedLinear)
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(model.logits(hidden), model.lm_head(hidden))
+    assert torch.equal(model.embed_tokens.weight, embedding)
+    assert torch.equal(model.head_weight, embedding if tied else model.lm_head.weight)
