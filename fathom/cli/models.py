@@ -39,7 +39,7 @@ def models(
 
 
 def describe(entry: Preset) -> dict[str, Any]:
-    """Return what is listed of a preset, as plain JSON; cache bytes are those of bfloat16."""
+    """Return what is listed of a preset, as plain JSON; cache bytes are those of bfloat16 where nothing is said."""
     spec = entry.spec
     count = count_parameters(spec)
     return {
@@ -53,6 +53,8 @@ def describe(entry: Preset) -> dict[str, Any]:
         "layers": spec.num_hidden_layers,
         "attention": spec.attention.label,
         "cache_bytes_per_token": round(cache_bytes_per_token(spec)),
+        "cache_bytes_per_token_int8": round(cache_bytes_per_token(spec, cache_format="int8")),
+        "cache_bytes_per_token_int6": round(cache_bytes_per_token(spec, cache_format="int6")),
         "context": spec.max_position_embeddings,
         "source": entry.source,
         "unconfirmed": list(entry.unconfirmed),

@@ -25,6 +25,7 @@ from fathom.spec import (
     to_mapping,
 )
 from fathom.spec.attention import Attention
+from fathom.spec.engine import CACHE_FORMATS, CacheFormat
 from fathom.spec.moe import Capacity
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -76,12 +77,16 @@ def tensor_kinds(source: WeightSource) -> list[dict[str, Any]]:
 
 
 def cache(spec: ModelSpec) -> dict[str, Any]:
-    """Bytes of cache per token, and of one sequence as long as the context, by type."""
+    """Bytes of cache per token, and of one sequence as long as the context: by type, and quantized as engines can."""
     context = spec.max_position_embeddings
+    kinds: list[tuple[str, float, CacheFormat]] = [(name, bits, "plain") for name, bits in CACHE_BITS.items()]
+    kinds += [(name, 16, name) for name in CACHE_FORMATS if name != "plain"]
     return {
-        "bytes_per_token": {name: round(cache_bytes_per_token(spec, bits=bits)) for name, bits in CACHE_BITS.items()},
+        "bytes_per_token": {
+            name: round(cache_bytes_per_token(spec, bits=bits, cache_format=kind)) for name, bits, kind in kinds
+        },
         "bytes_at_full_context": {
-            name: round(cache_bytes(spec, context, bits=bits)) for name, bits in CACHE_BITS.items()
+            name: round(cache_bytes(spec, context, bits=bits, cache_format=kind)) for name, bits, kind in kinds
         },
     }
 

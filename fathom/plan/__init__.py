@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fathom.plan.cache import cache_bytes, cache_bytes_per_token, cache_numbers_per_token, compare_caches
+from fathom.plan.cache_rows import cache_bits_per_number
 from fathom.plan.count import ParameterCount, count_parameters
 from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token, training_flops_per_token
 from fathom.plan.memory import TrainingMemory, training_memory
@@ -10,6 +11,7 @@ from fathom.plan.memory import TrainingMemory, training_memory
 __all__ = [
     "ParameterCount",
     "TrainingMemory",
+    "cache_bits_per_number",
     "cache_bytes",
     "cache_bytes_per_token",
     "cache_numbers_per_token",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec, check
+from fathom.plan.cache_rows import quantized_rows
+from fathom.spec import CacheFormat, GroupedQueryAttention, LatentAttention, ModelSpec, check
 
 
 def cache_numbers_per_token(spec: ModelSpec) -> int:
@@ -12,20 +13,23 @@ def cache_numbers_per_token(spec: ModelSpec) -> int:
     return spec.num_hidden_layers * spec.attention.cache_numbers_per_token
 
 
-def cache_bytes_per_token(spec: ModelSpec, *, bits: float = 16) -> float:
-    """Bytes cached per token over all layers, at ``bits`` a number.
+def cache_bytes_per_token(spec: ModelSpec, *, bits: float = 16, cache_format: CacheFormat = "plain") -> float:
+    """Bytes cached per token over all layers, at ``bits`` a number where they are plain: 16 is bfloat16.
 
-    16 is bfloat16; V2's deployment quantizes to 6 on average (V2 §3.2.3).
+    Of a quantized format the bytes are those a pool of pages stores, scales and padding included.
     """
     check.positive("bits", bits)
-    return cache_numbers_per_token(spec) * bits / 8
+    if cache_format == "plain":
+        return cache_numbers_per_token(spec) * bits / 8
+    return float(spec.num_hidden_layers * sum(row.nbytes for row in quantized_rows(spec.attention, cache_format)))
 
 
-def cache_bytes(spec: ModelSpec, context: int, *, bits: float = 16) -> float:
+def cache_bytes(spec: ModelSpec, context: int, *, bits: float = 16, cache_format: CacheFormat = "plain") -> float:
     """Bytes one sequence of ``context`` tokens holds: a sliding window never holds more than its own length."""
     check.positive("context", context)
     window = spec.attention.sliding_window if isinstance(spec.attention, GroupedQueryAttention) else None
-    return cache_bytes_per_token(spec, bits=bits) * (context if window is None else min(context, window))
+    held = context if window is None else min(context, window)
+    return cache_bytes_per_token(spec, bits=bits, cache_format=cache_format) * held
 
 
 def with_attention(spec: ModelSpec, num_kv_heads: int) -> ModelSpec:

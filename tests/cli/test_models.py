@@ -23,6 +23,7 @@ def test_json_lists_every_preset_with_its_numbers() -> None:
     assert list(rows) == [*catalog(), *PRESETS]
     v2 = rows["deepseek-v2"]
     assert (v2["total_parameters"], v2["cache_bytes_per_token"]) == (235_741_434_880, 69_120)
+    assert (v2["cache_bytes_per_token_int8"], v2["cache_bytes_per_token_int6"]) == (35_520, 25_920)
     assert (v2["layers"], v2["attention"], v2["context"]) == (60, "MLA-512+64", 163840)
     assert v2["unconfirmed"] == []
     assert rows["deepseek-math-7b"]["unconfirmed"]

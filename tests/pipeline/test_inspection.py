@@ -12,6 +12,7 @@ from torch import Tensor
 from fathom.checkpoint.gguf.container import Container
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.model import Cache, build
+from fathom.model.cache import PagePool
 from fathom.pipeline.conversion import Conversion
 from fathom.pipeline.inspection import inspect_source, summary
 from fathom.pipeline.opening import open_source
@@ -51,7 +52,10 @@ def test_every_form_is_described_by_its_headers_alone(
     assert count["total"] + count["mtp"] == sum(tensor.numel() for tensor in model.state_dict().values())
     assert found["tensors"][0]["kind"] == KINDS[form]
     cached = Cache.allocate(spec, batch_size=1, max_length=1).bytes_per_token
-    assert found["cache"]["bytes_per_token"] == {"float32": cached, "bfloat16": cached // 2}
+    pools = {kind: PagePool.allocate(spec, pages=1, page_size=1, cache_format=kind) for kind in ("int8", "int6")}
+    assert found["cache"]["bytes_per_token"] == {"float32": cached, "bfloat16": cached // 2} | {
+        kind: pool.bytes_per_token for kind, pool in pools.items()
+    }
     assert found["eos_ids"] == [1]
     tokenizer = found["tokenizer"]
     assert (tokenizer["bos_id"], tokenizer["eos_id"], tokenizer["pad_id"]) == (0, 1, 2)
