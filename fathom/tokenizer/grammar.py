@@ -181,7 +181,7 @@ class _Library:
             ) from None
         self._llguidance = llguidance
         self.eos_ids = frozenset(eos_ids)
-        table = _Bytes(tokenizer, eos_ids)
+        table = TokenBytes(tokenizer, eos_ids)
         size = len(table.tokens)
         outside = [token for token in eos_ids if not 0 <= token < size]
         if outside or not eos_ids:
@@ -218,7 +218,7 @@ class _Library:
         return matcher
 
 
-class _Bytes:
+class TokenBytes:
     """What llguidance asks of a tokenizer: each token's bytes, and how a forced text is best cut into tokens."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
