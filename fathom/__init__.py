@@ -1,4 +1,14 @@
-"""Fathom: the whole DeepSeek-V2 system, from raw text to a served mixture-of-experts language model."""
+"""Fathom: the whole DeepSeek-V2 system, from raw text to a served mixture-of-experts language model.
+
+    import fathom
+
+    model = fathom.load("smollm2-135m")
+    print(model.chat("Why is the sky blue?"))
+    for part in model.chat("And at night?", stream=True):
+        print(part.text, end="", flush=True)
+
+``load`` opens any model; the packages below are for those who train, serve or take one apart.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +31,8 @@ def load(
     """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
     A name is one of the catalog (``"smollm2-135m"``) or ``"owner/name"`` on the hub; what is downloaded stays in
-    ``cache_dir``, ~/.cache/fathom if left out. Returns a handle with ``logits(token_ids) -> Tensor (T, V)``,
-    ``generate(token_ids, params)``, ``tokenizer`` and ``spec``.
+    ``cache_dir``, ~/.cache/fathom if left out. Returns a handle with ``chat(text_or_messages)``,
+    ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``, ``tokenizer`` and ``spec``.
 
     Raises:
         CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,15 +11,66 @@ import typer
 
 from fathom.cli import options, sampling
 from fathom.errors import ContextError, DataError
-from fathom.spec.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from fathom.pipeline.answering import ChatOptions, Prepared
     from fathom.pipeline.handle import LanguageModel
-    from fathom.pipeline.prompt import Prompt
 
 Message = dict[str, Any]
 HELP = "/image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves."
 LEAST_ANSWER = 32
+
+
+@dataclass
+class _Conversation:
+    """What was said, and what the next answer must be."""
+
+    model: LanguageModel
+    options: ChatOptions
+    asked: dict[str, Any]
+    max_tokens: int | None
+    first: list[Message]
+    messages: list[Message] = field(default_factory=list)
+    shown: list[Path] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.messages = list(self.first)
+
+    def answer(self, line: str) -> None:
+        """Write an answer to a message, and keep both; a message that is refused is not kept."""
+        from fathom.pipeline.conversation import ChatStream, fitting_tokens, run
+
+        self.messages.append({"role": "user", "content": _content(line, self.shown)})
+        try:
+            prepared = self._fitted()
+            tokens = self.max_tokens
+            if tokens is None:
+                tokens = fitting_tokens(self.model, prepared, sampling.DEFAULT_TOKENS)
+            stream = ChatStream(prepared, run(self.model, prepared, {**self.asked, "max_tokens": tokens}))
+            answer = sampling.write_stream(stream)
+        except (ContextError, DataError):  # a template may refuse a message
+            self.messages.pop()
+            raise
+        finally:
+            self.shown.clear()
+        self.messages.append(answer.message)
+
+    def _fitted(self) -> Prepared:
+        """Return the conversation as the engine reads it, forgetting its oldest turns until an answer fits."""
+        from fathom.pipeline.answering import prepare_chat
+
+        context, fixed = self.model.spec.max_position_embeddings, len(self.first)
+        wanted = min(LEAST_ANSWER, context // 2) if self.max_tokens is None else self.max_tokens
+        prepared = prepare_chat(self.model, self.messages, self.options)
+        forgotten = 0
+        while len(prepared.prompt_ids) + wanted > context and len(self.messages) > fixed + 1:
+            del self.messages[fixed : fixed + 2]
+            forgotten += 1
+            prepared = prepare_chat(self.model, self.messages, self.options)
+        if forgotten:
+            print(f"(the context is full: the oldest {forgotten} turns are forgotten)", file=sys.stderr)
+        return prepared
 
 
 def chat(
@@ -27,61 +79,71 @@ def chat(
         list[Path] | None, typer.Option("--image", help="Show this image with the first message; may be repeated.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the model is told before everything.")] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Reason first, or not at all; the model's own way if left out."),
+    ] = None,
+    thinking_budget: Annotated[
+        int | None, typer.Option("--thinking-budget", help="Tokens of reasoning at most; then the answer begins.")
+    ] = None,
     max_tokens: sampling.MaxTokens = None,
     temperature: sampling.Temperature = 0.8,
     top_k: sampling.TopK = 0,
     top_p: sampling.TopP = 0.95,
     min_p: sampling.MinP = 0.0,
     seed: sampling.Seed = None,
+    stop: sampling.Stop = None,
+    schema: sampling.Schema = None,
     device: options.Device = "auto",
     dtype: sampling.Dtype = "auto",
+    weights: sampling.Weights = "plain",
+    cache: sampling.CacheKind = "plain",
+    draft: sampling.Draft = "none",
 ) -> None:
     """Talk with a model; each line of stdin is a message.
 
     /image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves.
     """
-    opened = sampling.open_model(model, device, dtype)
+    wanted = sampling.read_schema(schema)
+    opened = sampling.open_model(model, device, dtype, weights=weights, cache=cache, draft=draft)
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
+
+    from fathom.pipeline.answering import ChatOptions
+
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    conversation = _Conversation(
+        opened,
+        ChatOptions(stop=tuple(stop or ()), schema=wanted, thinking=think, thinking_budget=thinking_budget),
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed},
+        max_tokens,
+        first,
+        list(first),
+        list(image or []),
+    )
     sampling.announce(opened)
+    _converse(conversation)
+
+
+def _converse(conversation: _Conversation) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         _enable_line_editing()
         print(HELP, file=sys.stderr)
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
-    messages, shown = list(first), list(image or [])
     while (line := _read(interactive)) is not None:
         if line == "/exit":
             return
         if line == "/reset":
-            messages = list(first)
-            continue
-        if line.startswith("/image "):
-            shown.append(Path(line.removeprefix("/image ").strip()))
-            continue
-        if not line:
-            continue
-        messages.append({"role": "user", "content": _content(line, shown)})
-        try:
-            prompt = _fitted(opened, messages, len(first), max_tokens)
-            params = SamplingParams(
-                max_tokens=sampling.fitting_tokens(opened, prompt.token_ids, max_tokens),
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                seed=seed,
-            )
-            answer = sampling.write_stream(opened, opened.stream(prompt, params))
-        except (ContextError, DataError) as error:  # a template may refuse a message
-            if not interactive:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            messages.pop()
-            shown.clear()
-            continue
-        shown.clear()
-        messages.append({"role": "assistant", "content": answer})
+            conversation.forget()
+        elif line.startswith("/image "):
+            conversation.shown.append(Path(line.removeprefix("/image ").strip()))
+        elif line:
+            try:
+                conversation.answer(line)
+            except (ContextError, DataError) as error:
+                if not interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
 
 
 def _read(interactive: bool) -> str | None:
@@ -106,17 +168,3 @@ def _content(line: str, images: list[Path]) -> str | list[dict[str, Any]]:
     if not images:
         return line
     return [*({"type": "image", "image": path} for path in images), {"type": "text", "text": line}]
-
-
-def _fitted(model: LanguageModel, messages: list[Message], fixed: int, max_tokens: int | None) -> Prompt:
-    """Return the conversation as the model reads it, forgetting its oldest turns, in place, until an answer fits."""
-    wanted = min(LEAST_ANSWER, model.spec.max_position_embeddings // 2) if max_tokens is None else max_tokens
-    prompt = model.prompt(messages)
-    forgotten = 0
-    while len(prompt.token_ids) + wanted > model.spec.max_position_embeddings and len(messages) > fixed + 1:
-        del messages[fixed : fixed + 2]
-        forgotten += 1
-        prompt = model.prompt(messages)
-    if forgotten:
-        print(f"(the context is full: the oldest {forgotten} turns are forgotten)", file=sys.stderr)
-    return prompt

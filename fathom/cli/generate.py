@@ -1,10 +1,9 @@
-"""``fathom generate``: continue a text."""
+"""``fathom generate``: continue a text, or fill in its middle."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,35 +15,41 @@ from fathom.spec.sampling import SamplingParams
 def generate(
     model: options.Model,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The text to continue; stdin if left out.")] = None,
+    suffix: Annotated[
+        str | None, typer.Option("--suffix", help="What comes after: the model fills in what stands between.")
+    ] = None,
     max_tokens: sampling.MaxTokens = None,
     temperature: sampling.Temperature = 0.8,
     top_k: sampling.TopK = 0,
     top_p: sampling.TopP = 0.95,
     min_p: sampling.MinP = 0.0,
     seed: sampling.Seed = None,
+    stop: sampling.Stop = None,
+    schema: sampling.Schema = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     device: options.Device = "auto",
     dtype: sampling.Dtype = "auto",
+    weights: sampling.Weights = "plain",
+    cache: sampling.CacheKind = "plain",
+    draft: sampling.Draft = "none",
 ) -> None:
     """Continue a text, printing it as it is drawn."""
     if prompt is None:
         if sys.stdin.isatty():
             raise SpecError("--prompt", "there is no text to continue", "give --prompt TEXT or pipe a text in")
         prompt = sys.stdin.read()
-    params = SamplingParams(
-        max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-    )
-    opened = sampling.open_model(model, device, dtype)
-    tokenizer = opened.tokenizer
-    ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt)]
-    fitting = sampling.fitting_tokens(opened, ids, max_tokens)
-    tokens = opened.stream(ids, dataclasses.replace(params, max_tokens=fitting))
+    asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    SamplingParams(**asked, max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens)  # before loading
+    wanted = sampling.read_schema(schema)
+    opened = sampling.open_model(model, device, dtype, weights=weights, cache=cache, draft=draft)
+
+    from fathom.pipeline.answering import TextOptions, prepare_text
+    from fathom.pipeline.conversation import ChatStream, fitting_tokens, run
+
+    prepared = prepare_text(opened, prompt, suffix, TextOptions(stop=tuple(stop or ()), schema=wanted))
+    fitting = fitting_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens
+    stream = ChatStream(prepared, run(opened, prepared, asked | {"max_tokens": fitting}))
     sampling.announce(opened)
     if echo:
         print(prompt, end="")
-    sampling.write_stream(opened, tokens, continues=True)
+    sampling.write_stream(stream)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from fathom.cli import options
 from fathom.cli.loading import Loading
+from fathom.errors import DataError
+from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightFormat
 
 if TYPE_CHECKING:
+    from fathom.pipeline.conversation import ChatAnswer, ChatStream
     from fathom.pipeline.handle import LanguageModel
 
 DEFAULT_TOKENS = 256
+DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help=f"Tokens to draw at most; {DEFAULT_TOKENS}, or what fits.")
@@ -24,15 +30,33 @@ TopK = Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest to
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the fewest tokens that reach this probability.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens below this share of the likeliest one.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends the answer; may be repeated.")]
+Schema = Annotated[Path | None, typer.Option("--schema", help="A file with a JSON Schema that the answer obeys.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+Weights = Annotated[str, typer.Option("--weights", help="Keep weights plain, or pack them in int8 or int4.")]
+CacheKind = Annotated[str, typer.Option("--cache", help="Keep the cache plain, in int8, or in int6.")]
+Draft = Annotated[
+    str, typer.Option("--draft", help="Guess tokens ahead: none, ngram (repetition in the text), mtp, or auto.")
+]
 
 
-def open_model(name: str, device: str, dtype: str) -> LanguageModel:
+def open_model(
+    name: str, device: str, dtype: str, *, weights: str = "plain", cache: str = "plain", draft: str = "none"
+) -> LanguageModel:
     """Open a model that has a tokenizer, showing what is fetched and loaded."""
     from fathom.pipeline.handle import LanguageModel
 
+    engine = EngineSpec(cache_format=cast(CacheFormat, cache), drafting=cast(Drafting, draft))
     with Loading(name) as report:
-        model = LanguageModel.open(name, device=device, dtype=dtype, report=report, cache_dir=options.cache_directory())
+        model = LanguageModel.open(
+            name,
+            device=device,
+            dtype=dtype,
+            weights=cast(WeightFormat, weights),
+            report=report,
+            cache_dir=options.cache_directory(),
+            engine=engine,
+        )
     _ = model.tokenizer
     return model
 
@@ -42,29 +66,46 @@ def announce(model: LanguageModel) -> None:
     spec = model.spec
     print(
         f"{spec.name}: {spec.attention.label}, context {spec.max_position_embeddings}, "
-        f"cache {model.cache_bytes_per_token:,} bytes per token",
+        f"cache {model.cache_bytes_per_token:,.12g} bytes per token",
         file=sys.stderr,
     )
 
 
-def fitting_tokens(model: LanguageModel, prompt: Sequence[int], asked: int | None) -> int:
-    """Return how many tokens to draw: what was asked, or the default as far as the context allows."""
-    if asked is not None:
-        return asked
-    return max(1, min(DEFAULT_TOKENS, model.spec.max_position_embeddings - len(prompt)))
+def read_schema(path: Path | None) -> dict[str, Any] | None:
+    """Return the JSON Schema in a file, or None where none is given."""
+    if path is None:
+        return None
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"--schema {path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"--schema {path}: is not JSON ({error}); mend it") from None
+    if not isinstance(schema, dict):
+        raise DataError(f'--schema {path}: holds no object; give a JSON Schema such as {{"type": "object"}}')
+    return schema
 
 
-def write_stream(model: LanguageModel, tokens: Iterable[int], *, continues: bool = False) -> str:
-    """Write an answer to stdout as it is drawn, and return it; one that continues a text keeps its first space."""
-    decoder, answer = model.tokenizer.stream(continues=continues), ""
-    for token in tokens:
-        answer += _write(decoder.push(token))
-    answer += _write(decoder.flush())
+def write_stream(stream: ChatStream) -> ChatAnswer:
+    """Write an answer to stdout as it is drawn, and return it; reasoning is dimmed on a terminal."""
+    dims = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    before = None
+    for delta in stream:
+        if delta.channel != before:
+            _write(_between(before, delta.channel, dims))
+            before = delta.channel
+        _write(delta.text if delta.tool_call is None else f"{delta.tool_call.name}({delta.tool_call.arguments})")
+    _write(UNDIM if dims and before == "thinking" else "")
     print(flush=True)
-    return answer
+    return stream.answer
 
 
-def _write(text: str) -> str:
+def _between(before: str | None, channel: str, dims: bool) -> str:
+    """Return what parts a channel from the one before."""
+    ended = UNDIM if dims and before == "thinking" else ""
+    return ended + ("" if before is None else "\n\n") + (DIM if dims and channel == "thinking" else "")
+
+
+def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-    return text

@@ -116,8 +116,10 @@ class LanguageModel:
         return self._grammars
 
     @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes the cache takes for one token, at the precision the model runs in."""
+    def cache_bytes_per_token(self) -> float:
+        """Bytes the cache takes for one token, at the precision the model runs in or in the engine's cache format."""
+        if self._engine_spec is not None and self._engine_spec.cache_format != "plain":
+            return self.engine.pool.bytes_per_token
         weight = self.model.embed_tokens.weight
         cache = Cache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
         return cache.bytes_per_token

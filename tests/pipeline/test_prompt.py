@@ -16,6 +16,7 @@ import fathom
 from fathom.checkpoint.hf import save_published
 from fathom.errors import CheckpointError, DataError
 from fathom.model.build import build
+from fathom.pipeline.prompt import FeatureCache
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamplingParams
 from fathom.spec.images import ImageProcessing, Normalization, processing_to_hf
 from fathom.spec.vision import SamSpec, SiglipSpec, VisionSpec
@@ -145,3 +146,16 @@ def test_bad_images_and_settings_are_named(directory: Path) -> None:
             fathom.load(directory)
     finally:
         settings.write_text(before)
+
+
+def test_images_of_earlier_turns_are_not_read_again() -> None:
+    cache, computed = FeatureCache(max_images=2), []
+
+    def compute(image: Image.Image) -> torch.Tensor:
+        computed.append(image.size)
+        return torch.full((1, 2), float(image.width))
+
+    images = [Image.new("RGB", (width, 2)) for width in (1, 2, 3)]
+    for index in (0, 1, 0, 0, 2, 0, 1):
+        assert cache.features(images[index].copy(), compute)[0, 0] == index + 1
+    assert [width for width, _ in computed] == [1, 2, 3, 2]

@@ -130,3 +130,12 @@ def test_schemas_without_end_and_numbers_without_measure_are_survived() -> None:
     assert validate_arguments({"x": []}, odd) != []
     many = validate_arguments({str(i): 0 for i in range(50)}, {"properties": {}})
     assert len(many) == 20
+
+
+@pytest.mark.parametrize("keyword", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
+@pytest.mark.parametrize("bound", [1, 1.5, 2])
+def test_bounds_are_where_json_schema_puts_them(keyword: str, bound: float) -> None:
+    oracle = pytest.importorskip("jsonschema_rs")
+    schema = {"properties": {"x": {keyword: bound}}}
+    for value in (0, 1, 1.5, 2, 3, -1, 4.5):
+        assert (validate_arguments({"x": value}, schema) == []) == oracle.is_valid(schema, {"x": value}), value
