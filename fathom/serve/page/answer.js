@@ -1,6 +1,7 @@
 // One answer from request to end: what is asked, and how its parts and times are gathered in a message.
 
 const TEXT = { type: "text" };
+const SHORTEST_MS = 50;
 
 /** The conversation as the server reads it; thinking is not sent back. */
 export function asRequest(messages, system) {
@@ -56,7 +57,7 @@ function take(message, part, now) {
   }
 }
 
-/** Tokens per second after the first; null while there is nothing to divide. */
+/** Tokens per second after the first; null while that is too short a time to tell. */
 export function speed({ tokens, firstMs, elapsedMs }) {
-  return tokens > 1 && elapsedMs > firstMs ? ((tokens - 1) * 1000) / (elapsedMs - firstMs) : null;
+  return tokens > 1 && elapsedMs - firstMs > SHORTEST_MS ? ((tokens - 1) * 1000) / (elapsedMs - firstMs) : null;
 }

@@ -26,16 +26,19 @@ class App {
   #models = [];
   #chat = newChat();
   #running = null; // {abort, chat, message}
+  #leaving = false;
 
   async start() {
     this.#api.key = recallKey();
     byId("model").addEventListener("change", () => this.#choose(byId("model").value));
     byId("retry-models").addEventListener("click", () => this.#connect());
     byId("key-form").addEventListener("submit", (event) => this.#useKey(event));
-    addEventListener("pagehide", () => this.#running && saveChat(this.#running.chat));
+    addEventListener("beforeunload", () => this.#leave());
+    addEventListener("pagehide", () => this.#leave());
+    addEventListener("pageshow", () => (this.#leaving = false));
     addEventListener("storage", () => this.#sidebar.show(this.#chat.id));
     this.#open(loadChat(recall("current", "")) ?? newChat());
-    this.#composer.focus();
+    this.#composer.focusIfTyping();
     await this.#connect();
   }
 
@@ -69,7 +72,7 @@ class App {
     this.stop();
     this.#open(newChat());
     this.#sidebar.open(false);
-    this.#composer.focus();
+    this.#composer.focusIfTyping();
   }
 
   openChat(id) {
@@ -156,7 +159,14 @@ class App {
     };
   }
 
+  /** Keep an answer as unfinished: what breaks off while the page closes is not the connection's fault. */
+  #leave() {
+    if (this.#running) this.#keep(this.#running.chat);
+    this.#leaving = true;
+  }
+
   #keep(chat) {
+    if (this.#leaving) return;
     if (!chat.messages.length || (chat !== this.#chat && !loadChat(chat.id))) return; // deleted while it was answered
     if (!saveChat(chat)) this.#composer.complain("storageFull");
     this.#sidebar.show(this.#chat.id);
@@ -222,7 +232,7 @@ class App {
     byId("key-dialog").close();
     await this.#connect();
     if (!byId("key-dialog").open && this.#chat.messages.at(-1)?.error?.kind === "Unauthorized") this.regenerate();
-    else if (!byId("key-dialog").open) this.#composer.focus();
+    else if (!byId("key-dialog").open) this.#composer.focusIfTyping();
   }
 }
 

@@ -131,7 +131,7 @@ function list(lines, at, depth) {
     next = gather(lines, next + 1, own, body, depth);
     const parts = parseBlocks(trimmed(body), depth + 1);
     const gaps = body.length > trimmed(body).length && next < lines.length && marker(lines[next], depth)?.type === first.type;
-    loose ||= gaps || parts.slice(1).some((part) => part.kind === "paragraph" && blank(body[part.start - 1] ?? "x"));
+    loose ||= gaps || parts.slice(1).some((part) => blank(body[part.start - 1]));
     items.push(parts);
   }
   return [{ kind: "list", ordered: first.ordered, number: first.number, items, loose }, next];

@@ -34,6 +34,11 @@ export class Composer {
     this.#input.focus();
   }
 
+  /** Where a keyboard would cover the page, wait for a tap. */
+  focusIfTyping() {
+    if (matchMedia("(hover: hover)").matches) this.focus();
+  }
+
   /** While an answer runs, the button stops it. */
   run(running) {
     this.#running = running;

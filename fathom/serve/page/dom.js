@@ -27,6 +27,7 @@ const SHAPES = {
   edit: "M5 19h3L19 8l-3-3L5 16z",
   trash: "M5 7h14M10 7V5h4v2M7 7l1 12h8l1-12",
   theme: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
+  globe: "M12 4a8 8 0 1 0 0 16 8 8 0 1 0 0-16M4 12h16M12 4c-5 5-5 11 0 16M12 4c5 5 5 11 0 16",
   down: "M12 5v14M6 13l6 6 6-6",
   fold: "M9 6l6 6-6 6",
 };

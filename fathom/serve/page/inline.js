@@ -9,6 +9,7 @@ const ENTITY = /&(#39|[a-z]{2,4});/y;
 const ANGLED = /<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>/iy;
 const BREAK = /<br ?\/?>/iy;
 const TARGET = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
+const LINK_INSIDE = /(?:^|[^!])\[[^[\]]*\]\(/;
 const DOLLARS = /\$(?=[^\s$\d])([^$\n]{0,199}[^\s$\\])?\$(?!\d)/y;
 const MATH = { "\\(": "\\)", "\\[": "\\]", $$: "$$" };
 
@@ -138,12 +139,13 @@ class Scanner {
   /** [label](address); an image becomes a link to it, since the page loads nothing from elsewhere. */
   #link(bang) {
     const close = this.#brackets.get(this.#at + bang);
-    if (close === undefined || this.#inLink) return false;
+    if (close === undefined || (this.#inLink && !bang)) return false;
     TARGET.lastIndex = close + 1;
     const found = TARGET.exec(this.#text);
     const address = found && safeAddress((found[1] ?? found[2]).replace(/\\([!-/:-@[-`{-~])/g, "$1"));
-    if (!address) return false;
     const label = this.#text.slice(this.#at + bang + 1, close);
+    if (!address || LINK_INSIDE.test(label)) return false;
+    if (this.#inLink) return this.#add(renderInline(label, true), TARGET.lastIndex);
     return this.#add(anchor(address, label ? renderInline(label, true) : address), TARGET.lastIndex);
   }
 

@@ -108,6 +108,7 @@ export class AnswerView {
     this.node.setAttribute("aria-busy", String(streaming));
     for (const button of this.#actions) button.hidden = streaming;
     this.#actions[0].hidden ||= !this.#message.content;
+    this.#actions[1].hidden ||= Boolean(this.#message.error);
     this.#waitingMs = waitingMs;
     this.#body.update(this.#message.content);
     this.#think();

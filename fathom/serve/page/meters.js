@@ -17,6 +17,7 @@ export class ContextMeter {
     const percent = share(used, total);
     byId("context-bar").style.width = `${percent}%`;
     byId("context-text").textContent = `${number(used)} / ${number(total)}`;
+    byId("context-share").textContent = `${number(percent)} %`;
     this.#node.classList.toggle("full", percent > 90);
     this.#node.setAttribute("aria-valuenow", String(Math.round(percent)));
     const values = { used: number(used), total: number(total) };

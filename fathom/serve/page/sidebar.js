@@ -30,7 +30,7 @@ export class Sidebar {
 
   /** On a narrow screen the list lies over the conversation; closed, nothing in it can be reached. */
   open(open) {
-    const wasOver = this.isOver;
+    const hadFocus = this.#node.contains(document.activeElement);
     const over = this.#narrow.matches && open;
     this.#node.inert = this.#narrow.matches && !open;
     this.#node.classList.toggle("open", over);
@@ -38,7 +38,7 @@ export class Sidebar {
     byId("main").inert = over;
     this.#toggle.setAttribute("aria-expanded", String(over));
     if (over) byId("close-sidebar").focus();
-    else if (wasOver) this.#toggle.focus();
+    else if (hadFocus && this.#narrow.matches) this.#toggle.focus();
   }
 
   show(currentId) {
