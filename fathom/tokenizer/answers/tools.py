@@ -33,7 +33,7 @@ _CALL = {special.TOOL_CALL_BEGIN: special.TOOL_CALL_END, HERMES_BEGIN: HERMES_EN
 _OPENERS = (special.TOOL_CALLS_BEGIN, *_CALL)
 _WITHIN = (special.TOOL_CALLS_END, special.TOOL_CALL_BEGIN)
 _FENCED = re.compile(r"([^\n]+)\n```(?:json)?\n(.*?)\n?```\s*", re.DOTALL)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 _MAX_NAME = 256
 
 
@@ -62,6 +62,7 @@ class ToolCallParser:
         self._within = False
         self._any_read = False
         self._trim = False
+        self._search = _Search()
         self._out: list[str | ToolCall] = []
 
     def push(self, text: str) -> list[str | ToolCall]:
@@ -119,21 +120,16 @@ class ToolCallParser:
         return True
 
     def _call(self, opener: str) -> bool:
-        closer, end = _CALL[opener], 0
-        while (end := self._held.find(closer, end)) >= 0:
-            body = self._held[len(opener) : end]
-            end += len(closer)
-            if not _inside_string(body):
-                break
-        else:
+        end = self._search.end(self._held, len(opener), _CALL[opener])
+        if end is None:
             return False
-        read = _read(opener, body)
+        read = _read(opener, self._held[len(opener) : end - len(_CALL[opener])])
         if read is None:
             self._write((self._lead or "") + self._held[:end])
         else:
             self._out.append(ToolCall(*read, self._problems(*read)))
             self._any_read = self._trim = True
-        self._lead, self._held = ("" if self._within else None), self._held[end:]
+        self._lead, self._held, self._search = ("" if self._within else None), self._held[end:], _Search()
         return True
 
     def _write(self, text: str) -> None:
@@ -149,6 +145,26 @@ class ToolCallParser:
         if name not in self._schemas:
             return (f"name: there is no tool {name!r}; it is one of {', '.join(sorted(self._schemas))}",)
         return tuple(validate_arguments(arguments, self._schemas[name]))
+
+
+class _Search:
+    """Looks for the end of a growing call, from where it stopped before: the first closing marker in no string."""
+
+    def __init__(self) -> None:
+        self._from = self._counted = 0
+        self._quoted = False
+
+    def end(self, text: str, start: int, closer: str) -> int | None:
+        """Return where the call that begins at ``start`` is over, or None while it is not."""
+        self._from = max(self._from, start)
+        while (found := text.find(closer, self._from)) >= 0:
+            quotes = _QUOTE.findall(text, max(self._counted, start), found).count('"')
+            self._quoted ^= quotes % 2 == 1
+            self._from, self._counted = found + len(closer), found
+            if not self._quoted:
+                return self._from
+        self._from = max(self._from, len(text) - len(closer) + 1)
+        return None
 
 
 def _declared(tool: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
@@ -194,8 +210,3 @@ def _parsed(text: str) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _inside_string(text: str) -> bool:
-    """Return whether a text of JSON breaks off within a string."""
-    return '"' in _STRING.sub("", text)
