@@ -11,6 +11,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from fathom.engine.drafting.choosing import drafting_kind, make_drafter
 from fathom.engine.forward import Forward
 from fathom.engine.intake import Intake
 from fathom.engine.pages import PageAllocator
@@ -38,15 +39,18 @@ class Engine:
         self.model = model.eval()
         self.spec = spec or EngineSpec()
         self.eos_ids = frozenset(eos_ids)
-        self.pool = make_pool(model, self.spec)
+        drafting = drafting_kind(model, self.spec)
+        self.pool = make_pool(model, self.spec, extra_layers=int(drafting == "mtp"))
         self.pages = PageAllocator(self.pool.num_pages)
-        self.scheduler = Scheduler(self.spec, self.pages, window=model.window)
+        draft_tokens = 0 if drafting == "none" else self.spec.draft_tokens
+        self.scheduler = Scheduler(self.spec, self.pages, window=model.window, draft_tokens=draft_tokens)
         self.last_error: Exception | None = None
         self._intake = Intake(model.spec, self.scheduler, self.eos_ids)
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
             compiled.warm_up()
-        self._forward = Forward(model, self.pool, compiled=compiled)
+        drafter = make_drafter(drafting, model, self.pool, self.spec)
+        self._forward = Forward(model, self.pool, drafter, compiled=compiled)
         self._states: dict[int, RequestState] = {}
         self._boxes: dict[int, list[Output]] = {}
         self._undelivered: list[Output] = []
@@ -75,6 +79,8 @@ class Engine:
             cached_tokens=self.scheduler.cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.preemptions,
+            drafted=self._forward.drafted,
+            accepted=self._forward.accepted,
             steps=self._steps,
         )
 
@@ -141,19 +147,21 @@ class Engine:
         settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
         return [*outputs, *(output for output in settled if output is not None)]
 
-    def _settle(self, work: Work, drawn: TokenLogprob | RowFailure | None) -> Output | None:
+    def _settle(self, work: Work, drawn: Sequence[TokenLogprob] | RowFailure | None) -> Output | None:
         """Take note of what a step did for one request; None while it reads its prompt."""
         state = work.state
         if isinstance(drawn, RowFailure):
             return self._fail(state, drawn.message)
         state.computed = work.end
-        self._name_pages(state)
         if drawn is None:
+            self._name_pages(state)
             return None
-        return self._extend(state, (drawn,))
+        state.computed += len(drawn) - 1
+        return self._extend(work, drawn)
 
-    def _extend(self, state: RequestState, drawn: Sequence[TokenLogprob]) -> Output:
+    def _extend(self, work: Work, drawn: Sequence[TokenLogprob]) -> Output:
         """Append drawn tokens to an answer, up to the one that ends it."""
+        state = work.state
         kept: list[TokenLogprob] = []
         reason: FinishReason | None = None
         params, constraint, first = state.request.params, state.request.constraint, not state.drawn
@@ -176,13 +184,16 @@ class Engine:
                 reason = "length"
                 break
         self._generated_tokens += len(kept)
+        self._name_pages(state)
         if reason is not None:
             self._remove(state)
+        elif work.room:
+            self.scheduler.give_back_room(state)
         return state.output(tuple(kept), reason, with_prompt=first)
 
     def _name_pages(self, state: RequestState) -> None:
-        """Let others share the pages that are full now."""
-        full = state.computed // self.pool.page_size
+        """Let others share the pages that are full now; of accepted drafts, those before the end of the answer."""
+        full = min(state.complete, len(state.tokens)) // self.pool.page_size
         if state.names is None or full == state.named:
             return
         names = state.names.upto(state.tokens, full)

@@ -6,12 +6,16 @@ N tokens of the step, D hidden size, B rows that draw, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fathom.engine.sampling import RowFailure, prompt_logprobs, try_draw
+from fathom.engine.acceptance import accepted, draft_rows
+from fathom.engine.drafting.drafter import Drafter
+from fathom.engine.sampling import Row, RowFailure, prompt_logprobs, try_draw
 from fathom.engine.scheduler import Work
+from fathom.engine.state import RequestState
 from fathom.model.cache import PagedStep, PagePool, Slice
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
@@ -21,39 +25,110 @@ _SCORED_TOGETHER = 64  # rows of a prompt whose logits exist at one time
 _NOT_FINITE = "the model's hidden states are not finite; its weights are damaged or their precision is too low"
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One request's share of a pass: ``ids`` are its tokens, then drafts.
+
+    ``rows`` are what drawing needs behind its last token and behind each draft; none while it reads its prompt.
+    """
+
+    work: Work
+    ids: list[int]
+    rows: list[Row]
+
+    @property
+    def state(self) -> RequestState:
+        return self.work.state
+
+    @property
+    def drafts(self) -> list[int]:
+        return self.ids[self.work.tokens :]
+
+
 class Forward:
     """Runs a step's work on the model and draws where a request has come to its end."""
 
-    def __init__(self, model: Decoder, pool: PagePool, *, compiled: CompiledDecoding | None = None) -> None:
+    def __init__(
+        self, model: Decoder, pool: PagePool, drafter: Drafter, *, compiled: CompiledDecoding | None = None
+    ) -> None:
         self._model = model
         self._pool = pool
+        self._drafter = drafter
         self._compiled = compiled
+        self.drafted = self.accepted = 0
 
-    def run(self, works: list[Work]) -> dict[int, TokenLogprob | RowFailure]:
-        """Return the next token, or what is wrong, by request id; requests with more prompt to read have neither.
+    def run(self, works: Sequence[Work]) -> dict[int, Sequence[TokenLogprob] | RowFailure]:
+        """Return the next tokens, or what is wrong, by request id; requests with more prompt to read have neither.
 
-        ``works`` are put into the order of the pass.
+        They are several where drafts were accepted: as many more of the request's tokens are computed then.
         """
-        works.sort(key=lambda work: (work.tokens, work.end))
-        tokens = [token for work in works for token in work.state.tokens[work.state.computed : work.end]]
-        slices = [Slice(work.state.pages, work.state.computed, work.tokens, work.state.first) for work in works]
-        hidden_ND = self._hidden(tokens, slices, self._features(works))
-        result = self._unhealthy(works, hidden_ND)
-        rows, drawing, row = [], [], 0
-        for work in works:
-            state = work.state
-            if state.id not in result:
-                if state.unscored:
-                    self._score_prompt(work, hidden_ND[row : row + work.tokens])
-                if work.end == len(state.tokens):
-                    rows.append(row + work.tokens - 1)
-                    drawing.append(state)
-            row += work.tokens
+        pieces = self._pieces(works)
+        slices = [Slice(piece.state.pages, piece.state.computed, len(piece.ids), piece.state.first) for piece in pieces]
+        tokens = [token for piece in pieces for token in piece.ids]
+        hidden_ND = self._hidden(tokens, slices, self._features(pieces))
+        parts = hidden_ND.split_with_sizes([len(piece.ids) for piece in pieces])
+        result = self._unhealthy(pieces, hidden_ND, parts)
+        drawing: list[_Piece] = []
+        rows: list[int] = []
+        row = 0
+        for piece, part_ND in zip(pieces, parts, strict=True):
+            row += len(piece.ids)
+            if piece.state.id in result:
+                continue
+            if piece.state.unscored:
+                self._score_prompt(piece.work, part_ND)
+            if piece.rows:
+                rows += range(row - len(piece.rows), row)
+                drawing.append(piece)
         if drawing:
             last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
-            drawn = try_draw(self._model.logits(last_BD), [state.row for state in drawing])
-            result.update((state.id, each) for state, each in zip(drawing, drawn, strict=True))
+            drawn = iter(try_draw(self._model.logits(last_BD), [row for piece in drawing for row in piece.rows]))
+            for piece in drawing:
+                result[piece.state.id] = self._accept(piece, [next(drawn) for _ in piece.rows])
+        self._tell_drafter(pieces, parts, result)
         return result
+
+    def _pieces(self, works: Sequence[Work]) -> list[_Piece]:
+        """Add drafts to the works and put them into the order of the pass."""
+        drafts = self._drafter.propose(works)
+        pieces = []
+        for work in works:
+            state = work.state
+            ids, rows = state.tokens[state.computed : work.end], []
+            if work.end == len(state.tokens):
+                proposed = drafts.get(state.id, ())
+                rows = draft_rows(state.row, proposed)
+                ids += proposed[: len(rows) - 1]
+            pieces.append(_Piece(work, ids, rows))
+        return sorted(pieces, key=lambda piece: (len(piece.ids), piece.work.end))
+
+    def _accept(self, piece: _Piece, drawn: Sequence[TokenLogprob | RowFailure]) -> Sequence[TokenLogprob] | RowFailure:
+        """Return the tokens that stay. Where one cannot be drawn, those before it do, and the next step tells why."""
+        good: list[TokenLogprob] = []
+        for each in drawn:
+            if isinstance(each, RowFailure):
+                break
+            good.append(each)
+        if not good:
+            return drawn[0] if isinstance(drawn[0], RowFailure) else good
+        kept = accepted(good, piece.drafts[: len(good) - 1])
+        self.drafted += len(piece.drafts)
+        self.accepted += len(kept) - 1
+        return kept
+
+    def _tell_drafter(
+        self,
+        pieces: Sequence[_Piece],
+        parts: Sequence[Tensor],
+        result: dict[int, Sequence[TokenLogprob] | RowFailure],
+    ) -> None:
+        states, hidden_ND = [], []
+        for piece, part_ND in zip(pieces, parts, strict=True):
+            drawn = result.get(piece.state.id, ())
+            if not isinstance(drawn, RowFailure):
+                states.append(piece.state)
+                hidden_ND.append(part_ND[: piece.work.tokens + max(len(drawn) - 1, 0)])
+        self._drafter.observe(states, hidden_ND)
 
     def _hidden(self, tokens: Sequence[int], slices: Sequence[Slice], features_ND: Tensor | None) -> Tensor:
         """Run the model over a step's tokens, (N, D)."""
@@ -63,14 +138,15 @@ class Forward:
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
         return self._model(tokens_1N, cache=step, features_ND=features_ND).hidden_BTD[0]  # type: ignore[no-any-return]
 
-    def _unhealthy(self, works: Sequence[Work], hidden_ND: Tensor) -> dict[int, TokenLogprob | RowFailure]:
+    def _unhealthy(
+        self, pieces: Sequence[_Piece], hidden_ND: Tensor, parts: Sequence[Tensor]
+    ) -> dict[int, Sequence[TokenLogprob] | RowFailure]:
         """Find requests that left numbers in the pool which are not finite: each token attends to itself."""
-        result: dict[int, TokenLogprob | RowFailure] = {}
+        result: dict[int, Sequence[TokenLogprob] | RowFailure] = {}
         if not hidden_ND.sum(dtype=torch.float32).isfinite():
-            parts = hidden_ND.split_with_sizes([work.tokens for work in works])
-            for work, part_ND in zip(works, parts, strict=True):
+            for piece, part_ND in zip(pieces, parts, strict=True):
                 if not part_ND.isfinite().all():
-                    result[work.state.id] = RowFailure("logits", _NOT_FINITE)
+                    result[piece.state.id] = RowFailure("logits", _NOT_FINITE)
         return result
 
     def _score_prompt(self, work: Work, hidden_ND: Tensor) -> None:
@@ -84,22 +160,22 @@ class Forward:
             logits_NV = self._model.logits(hidden_ND[low - state.computed : high - state.computed])
             state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top)
 
-    def _features(self, works: Sequence[Work]) -> Tensor | None:
+    def _features(self, pieces: Sequence[_Piece]) -> Tensor | None:
         """Return a row for every image token of the step, None where no prompt has its images in it.
 
-        An image token that was drawn is a token like any other: its row is its embedding.
+        An image token that was drawn or drafted is a token like any other: its row is its embedding.
         """
         vision = self._model.spec.vision
-        given = [w.state.images.rows(w.state.computed, w.end) for w in works if w.state.images is not None]
+        each = [piece.work for piece in pieces]
+        given = [w.state.images.rows(w.state.computed, w.end) for w in each if w.state.images is not None]
         if vision is None or not any(len(rows_ND) for rows_ND in given):
             return None
         drawn_1D = self._model.embed_tokens.weight[vision.image_token_id][None].to(given[0])
         rows, images = [], iter(given)
-        for work in works:
-            state = work.state
+        for piece in pieces:
+            state = piece.state
             if state.images is not None:
                 rows.append(next(images))
-            begun = max(state.computed - len(state.request.prompt), 0)
-            ended = max(work.end - len(state.request.prompt), 0)
-            rows += [drawn_1D] * state.drawn[begun:ended].count(vision.image_token_id)
+            prompt_left = max(len(state.request.prompt) - state.computed, 0)
+            rows += [drawn_1D] * piece.ids[prompt_left:].count(vision.image_token_id)
         return torch.cat(rows)

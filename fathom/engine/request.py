@@ -73,3 +73,8 @@ class EngineStats:
     drafted: int = 0
     accepted: int = 0
     steps: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafted tokens that were accepted; 0 before any was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0

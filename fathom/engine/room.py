@@ -15,7 +15,7 @@ _TOKENS_OF_A_SHORT_REQUEST = 256
 _SHARE_OF_MEMORY = 4
 
 
-def make_pool(model: Decoder, spec: EngineSpec) -> PagePool:
+def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> PagePool:
     """Reserve an engine's pages where the model lies, at its precision unless the spec asks for another.
 
     On a CPU the operating system gives the memory as it is first written.
@@ -27,6 +27,7 @@ def make_pool(model: Decoder, spec: EngineSpec) -> PagePool:
             model.spec,
             pages=pages,
             page_size=spec.page_size,
+            extra_layers=extra_layers,
             cache_format=spec.cache_format,
             device=weight.device,
             dtype=weight.dtype,

@@ -1,15 +1,15 @@
 """Which requests run in the next step, how many tokens of each, and in which pages.
 
-Requests that decode come first, with a token each; prompts fill what is left of the step, in chunks. Where pages run
-out, the request of lowest priority, and among those the latest, gives its own back and waits: what it drew is read
-again later like a prompt, and its draws go on as if nothing had happened.
+Requests that decode come first, with a token each; prompts fill what is left of the step, in chunks; drafts take what
+nobody else needs. Where pages run out, the request of lowest priority, and among those the latest, gives its own back
+and waits: what it drew is read again later like a prompt, and its draws go on as if nothing had happened.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 
 from fathom.engine.pages import PageAllocator
@@ -19,10 +19,11 @@ from fathom.spec.engine import EngineSpec
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request's share of a step: its next ``tokens`` tokens."""
+    """One request's share of a step: its next ``tokens`` tokens, and ``room`` for as many drafts behind them."""
 
     state: RequestState
     tokens: int
+    room: int = 0
 
     @property
     def end(self) -> int:
@@ -38,13 +39,16 @@ class Scheduler:
     """Requests that run and requests that wait, each in order of priority, then arrival.
 
     With a ``window``, a request holds only pages that a query can still see, reads its prompt in chunks of at most the
-    window, and shares no pages.
+    window, and shares no pages. A request that decodes may try ``draft_tokens`` drafts a step.
     """
 
-    def __init__(self, spec: EngineSpec, pages: PageAllocator, *, window: int | None = None) -> None:
+    def __init__(
+        self, spec: EngineSpec, pages: PageAllocator, *, window: int | None = None, draft_tokens: int = 0
+    ) -> None:
         self.spec = spec
         self.pages = pages
         self.window = window
+        self.draft_tokens = draft_tokens
         self.running: list[RequestState] = []
         self.waiting: list[RequestState] = []
         self.preemptions = self.prompt_tokens = self.cached_tokens = 0
@@ -71,6 +75,7 @@ class Scheduler:
         self.pages.release(state.pages)
         state.pages = []
         state.computed = state.first = state.named = 0
+        state.unread_ND = None
 
     def plan(self) -> list[Work]:
         """Choose the next step's work and give it its pages."""
@@ -79,7 +84,15 @@ class Scheduler:
             if state.running and state.remaining == 1:
                 self._run(state, 1)
         self._plan_prompts()
+        if self.draft_tokens:
+            self._plan_drafts()
         return list(self._planned.values())
+
+    def give_back_room(self, state: RequestState) -> None:
+        """Take back the pages that only refused drafts were in."""
+        kept = self._pages_for(state, len(state.tokens))
+        self.pages.release(state.pages[kept:])
+        del state.pages[kept:]
 
     def _plan_prompts(self) -> None:
         reading = [state for state in self.running if state.remaining > 1]
@@ -103,6 +116,29 @@ class Scheduler:
                 self._add_pending(pending, state)
             self._run(state, min(left, state.remaining, self.window or left))
 
+    def _plan_drafts(self) -> None:
+        """Give requests that decode room for drafts in what is left of the step and of the pages not promised."""
+        size, most = self.spec.page_size, min(self.draft_tokens, (self.window or self.spec.step_tokens) - 1)
+        left = self.spec.step_tokens - sum(work.tokens for work in self._planned.values())
+        spare = self.pages.available - self._promised(self.running)
+        for work in tuple(self._planned.values()):
+            state = work.state
+            if work.end < len(state.tokens) or not state.drawn:
+                continue
+            held = state.first + (len(state.pages) + max(spare, 0)) * size - len(state.tokens)
+            room = min(most, left, held, state.request.params.max_tokens - len(state.drawn) - 1)
+            if room < 1:
+                continue
+            missing = self._pages_for(state, len(state.tokens) + room) - len(state.pages)
+            if missing > 0:
+                state.pages += self.pages.take(missing, state.pages[-1])
+                spare -= missing
+            self._planned[state.id] = replace(work, room=room)
+            left -= room
+
+    def _pages_for(self, state: RequestState, tokens: int) -> int:
+        return -(-(tokens - state.first) // self.spec.page_size)
+
     def _run(self, state: RequestState, tokens: int) -> None:
         if self._grow(state, tokens):
             self._planned[state.id] = Work(state, tokens)
@@ -115,7 +151,7 @@ class Scheduler:
             self.pages.release(state.pages[:left_behind])
             del state.pages[:left_behind]
             state.first += left_behind * size
-        missing = -(-(state.computed + tokens - state.first) // size) - len(state.pages)
+        missing = self._pages_for(state, state.computed + tokens) - len(state.pages)
         if missing <= 0:
             return True
         while missing > self.pages.available:

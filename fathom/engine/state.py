@@ -1,9 +1,15 @@
-"""One request on its way through the engine."""
+"""One request on its way through the engine.
+
+N tokens, D hidden size.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from fathom.engine.drafting.history import History
 from fathom.engine.prefix import ImagePlaces, PageNames
 from fathom.engine.request import Output, Request
 from fathom.engine.sampling import Row
@@ -17,6 +23,7 @@ class RequestState:
     ``tokens`` are the prompt and what was drawn; the first ``computed`` of them are in ``pages``, which begin with
     token ``first``, and the first ``named`` pages have names. Ids follow arrival. ``names`` is None where pages are not
     shared. ``drawn``, which is also ``row.drawn``, grows with what is drawn; a token of ``stops`` ends the answer.
+    ``history`` and ``unread_ND``, the latest hidden states that the MTP module has not read, are their drafters' own.
     """
 
     id: int
@@ -33,6 +40,8 @@ class RequestState:
     first: int = 0
     named: int = 0
     cached_tokens: int | None = None
+    history: History | None = None
+    unread_ND: Tensor | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     rank: tuple[int, int] = field(init=False)
 
@@ -43,6 +52,14 @@ class RequestState:
     def remaining(self) -> int:
         """Tokens still to be run before the next can be drawn: one while decoding."""
         return len(self.tokens) - self.computed
+
+    @property
+    def complete(self) -> int:
+        """Tokens that have all their numbers in the pages, the MTP module's too: it is late by those it has not read.
+
+        The last hidden state is of use only with the next token, so that it is not missing.
+        """
+        return self.computed - max((0 if self.unread_ND is None else len(self.unread_ND)) - 1, 0)
 
     @property
     def unscored(self) -> bool:

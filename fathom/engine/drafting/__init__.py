@@ -1,0 +1,1 @@
+"""Proposing tokens ahead, so that one pass of the model may settle several (``acceptance`` says which)."""

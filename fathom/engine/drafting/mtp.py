@@ -1,0 +1,111 @@
+"""Drafting by the model's own MTP module (V3 §2.2 and §5.4.3).
+
+N tokens, D hidden size, B requests.
+
+The module pairs a token with the hidden state before it, and attends to earlier pairs. They lie in a layer of pages of
+its own, the pair of token i in slot i: it depends on tokens 0 to i alone, as everything else in a page does, so pages
+can be shared. Slot 0 is empty. A pair can be computed once its token is known, which for the last token is only after
+the pass that made its hidden state: what the module has yet to read waits in the request's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fathom.engine.scheduler import Work
+from fathom.engine.state import RequestState
+from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.decoder import Decoder
+
+
+class MtpDrafter:
+    """Proposes the likeliest token after the next by the first MTP module.
+
+    Further drafts take the module's own output for the hidden state it was not trained on: V3's module predicts one
+    token, and each further one is accepted less often. ``pool`` has one layer after the model's own.
+    """
+
+    def __init__(self, model: Decoder, pool: PagePool, *, draft_tokens: int) -> None:
+        self._model = model
+        self._pool = pool
+        self._most_unread = draft_tokens + 1  # what a step can leave behind that tried all its drafts
+        # the hidden state of each page's last token, with which the first token after a shared page is paired
+        self._last_PD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
+
+    def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
+        """Return drafts by request id, after reading what the last step left."""
+        chosen = [work for work in works if work.room and work.state.unread_ND is not None]
+        chosen.sort(key=lambda work: (_unread(work.state), work.state.computed))
+        if not chosen:
+            return {}
+        ends = [work.state.computed + 1 for work in chosen]
+        hidden_BD = self._read([work.state for work in chosen], ends, [_unread(work.state) for work in chosen])
+        drafts: dict[int, list[int]] = {work.state.id: [] for work in chosen}
+        for depth in range(1, max(work.room for work in chosen) + 1):
+            tokens = self._model.logits(hidden_BD).argmax(-1).tolist()
+            for work, token in zip(chosen, tokens, strict=True):
+                drafts[work.state.id].append(token)
+            further = [index for index, work in enumerate(chosen) if work.room > depth]
+            if not further:
+                break
+            chosen = [chosen[index] for index in further]
+            slices = [Slice(work.state.pages, work.state.computed + depth, 1) for work in chosen]
+            hidden_BD = self._look_ahead(slices, [tokens[index] for index in further], hidden_BD[further])
+        return drafts
+
+    def observe(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
+        """Keep what the module has yet to read, or read it if it is a prompt's."""
+        self._keep_page_ends(states, hidden_ND)
+        behind, ends = [], []
+        for state, new_ND in zip(states, hidden_ND, strict=True):
+            held_ND = self._held(state)
+            state.unread_ND = new_ND.clone() if held_ND is None else torch.cat((held_ND, new_ND))
+            if len(state.unread_ND) > self._most_unread:
+                behind.append(state)
+                ends.append(state.computed + len(new_ND))
+        if behind:
+            self._read(behind, ends, [_unread(state) - 1 for state in behind])
+
+    def _held(self, state: RequestState) -> Tensor | None:
+        """The hidden states before the step's first: none at the beginning, a page's last one after a shared page."""
+        if state.unread_ND is not None or state.computed == 0:
+            return state.unread_ND
+        page = state.pages[state.computed // self._pool.page_size - 1]
+        return self._last_PD[page : page + 1]
+
+    def _read(self, states: Sequence[RequestState], ends: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """Let the module read the first ``counts`` unread hidden states of each request, up to slot ``ends``.
+
+        Returns the module's last hidden state of each, (B, D).
+        """
+        slices, tokens, previous_ND = [], [], []
+        for state, end, count in zip(states, ends, counts, strict=True):
+            assert state.unread_ND is not None
+            slices.append(Slice(state.pages, end - count, count))
+            tokens += state.tokens[end - count : end]
+            previous_ND.append(state.unread_ND[:count])
+            state.unread_ND = state.unread_ND[count:].clone()
+        hidden_ND = self._look_ahead(slices, tokens, torch.cat(previous_ND))
+        last = torch.tensor(counts, device=hidden_ND.device).cumsum(0) - 1
+        return hidden_ND[last]
+
+    def _look_ahead(self, slices: Sequence[Slice], tokens: Sequence[int], previous_ND: Tensor) -> Tensor:
+        step = PagedStep(self._pool, slices, first_layer=self._model.spec.num_hidden_layers, empty_slots=1)
+        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        return self._model.look_ahead(tokens_1N, previous_ND[None], step)[0]
+
+    def _keep_page_ends(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
+        size, pages, rows = self._pool.page_size, [], []
+        for state, new_ND in zip(states, hidden_ND, strict=True):
+            for index in range(size - 1 - state.computed % size, len(new_ND), size):
+                pages.append(state.pages[(state.computed + index) // size])
+                rows.append(new_ND[index])
+        if pages:
+            self._last_PD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows)
+
+
+def _unread(state: RequestState) -> int:
+    return 0 if state.unread_ND is None else len(state.unread_ND)
