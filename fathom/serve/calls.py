@@ -1,31 +1,36 @@
-"""Tools on offer, and the grammar of an answer that must call one of them."""
+"""Tools on offer, and answers that must call one of them."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
+from fathom.errors import DataError
 from fathom.serve.errors import refuse
 from fathom.serve.params import at_most
 from fathom.serve.schemas.chat import ChatRequest, NamedTool, Tool
 from fathom.serve.settings import Limits
-from fathom.tokenizer import Tokenizer, special
+from fathom.tokenizer import special
+from fathom.tokenizer.answers.budget import Constraint
+from fathom.tokenizer.answers.hermes import reads_tools
 from fathom.tokenizer.answers.tools import HERMES_BEGIN, HERMES_END
 
-_MARKERS = (
-    special.TOOL_CALLS_BEGIN,
-    special.TOOL_CALL_BEGIN,
-    special.TOOL_SEPARATOR,
-    special.TOOL_CALL_END,
-    special.TOOL_CALLS_END,
-)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fathom.pipeline.handle import LanguageModel
+
+_BEFORE = f"{special.TOOL_CALLS_BEGIN}{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}"
+_AFTER = f"{special.TOOL_CALL_END}{special.TOOL_CALLS_END}"
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def offered(body: ChatRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
-    """Return the tools the model is told of: none with ``tool_choice`` none, one where it is named.
+    """Return the tools the model is told of: all, or none with ``tool_choice`` none.
 
     Raises:
-        ApiError: too many, two of one name, or the one named is not among them.
+        ApiError: too many, two of one name, or a choice that is not among them.
     """
     tools = body.tools or []
     at_most("tools", len(tools), limits.tools)
@@ -33,63 +38,117 @@ def offered(body: ChatRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
     for index, tool in enumerate(tools):
         if names.index(tool.function.name) != index:
             raise refuse(f"tools[{index}].function.name", f"{tool.function.name!r} is given twice", "rename one")
-        schema = json.dumps(tool.function.parameters or {})
-        if len(schema) > limits.schema_bytes:
+        size = len(json.dumps(tool.function.parameters or {}))
+        if size > limits.schema_bytes:
             where = f"tools[{index}].function.parameters"
-            raise refuse(where, f"{len(schema)} bytes exceed {limits.schema_bytes}", "give a smaller schema")
+            raise refuse(where, f"{size} bytes exceed {limits.schema_bytes}", "give a smaller schema")
     choice = body.tool_choice
-    if choice in ("auto", "required") or isinstance(choice, NamedTool):
-        if not tools and choice != "auto":
-            raise refuse("tool_choice", "asks for a call, but there are no tools", "give tools")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            named = choice.function.name[:64]
-            raise refuse("tool_choice.function.name", f"{named!r} is not among the tools", "name one of them")
-    if choice == "none":
-        return ()
-    return tuple(_plain(tool) for tool in tools)
+    if not tools and (choice == "required" or isinstance(choice, NamedTool)):
+        raise refuse("tool_choice", "asks for a call, but there are no tools", "give tools")
+    if isinstance(choice, NamedTool) and choice.function.name not in names:
+        raise refuse(
+            "tool_choice.function.name", f"{choice.function.name[:64]!r} is not among the tools", "name one of them"
+        )
+    return () if choice == "none" else tuple(_plain(tool) for tool in tools)
 
 
-def forced_call(body: ChatRequest, tokenizer: Tokenizer) -> str | None:
-    """Return a Lark grammar of one call of one of the tools that may be called, or None where none must be.
+def forced_call(body: ChatRequest, model: LanguageModel) -> ForcedCall | None:
+    """Return what makes an answer one call of a tool that may be called, or None where none must be.
 
-    The form of the call is the vocabulary's: DeepSeek's, or Hermes's where it has those markers.
+    The call has DeepSeek's form where the template shows tools and the vocabulary has its markers, else Hermes's.
+
+    Raises:
+        DataError: the parameters' schema cannot be followed.
     """
     choice = body.tool_choice
     if choice != "required" and not isinstance(choice, NamedTool):
         return None
-    named = None if choice == "required" else choice.function.name
-    tools = [tool for tool in body.tools or [] if named is None or tool.function.name == named]
-    rules = [f"call_{index}: {_call(tool, tokenizer)}" for index, tool in enumerate(tools)]
-    calls = " | ".join(f"call_{index}" for index in range(len(tools)))
-    ids = [tokenizer.special_tokens.get(marker) for marker in _MARKERS]
-    if None not in ids:
-        return "\n".join([f"start: <[{ids[0]}]> <[{ids[1]}]> ({calls}) <[{ids[3]}]> <[{ids[4]}]>", *rules]) + "\n"
-    return "\n".join(
-        [f"start: {_literal(tokenizer, HERMES_BEGIN)} ({calls}) {_literal(tokenizer, HERMES_END)}", *rules]
+    named = choice.function.name if isinstance(choice, NamedTool) else None
+    tools = [tool for tool in body.tools or [] if named in (None, tool.function.name)]
+    tokenizer = model.tokenizer
+    if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.chat_template):
+        before, after, rules = _BEFORE, _AFTER, [_fenced(tool) for tool in tools]
+    else:
+        before, after, rules = f"{HERMES_BEGIN}\n", f"\n{HERMES_END}", [_object(tool) for tool in tools]
+    return ForcedCall(
+        tokenizer.encode(before, allow_special=True, continues=True),
+        model.grammars.lark(f"start: {' | '.join(rules)}\n"),
+        tokenizer.encode(after, allow_special=True, continues=True),
+        sorted(model.eos_ids) or [tokenizer.eos_id],
     )
 
 
-def _call(tool: Tool, tokenizer: Tokenizer) -> str:
-    name, schema = tool.function.name, _arguments(tool)
-    separator = tokenizer.special_tokens.get(special.TOOL_SEPARATOR)
-    if separator is not None and special.TOOL_CALL_BEGIN in tokenizer.special_tokens:
-        head, tail = json.dumps(f"{name}\n```json\n"), json.dumps("\n```")
-        return f'"function" <[{separator}]> {head} %json {schema} {tail}'
-    head = json.dumps(f'\n{{"name": {json.dumps(name)}, "arguments": ')
-    return f"{head} %json {schema} {json.dumps('}' + chr(10))}"
+class ForcedCall:
+    """Markers, then a text in a grammar, then markers, then the end; satisfies the engine's ``TokenConstraint``.
+
+    The grammar's texts must not be beginnings of one another.
+    """
+
+    def __init__(self, before: Sequence[int], inner: Constraint, after: Sequence[int], ends: Sequence[int]) -> None:
+        self._before, self._after, self._ends = tuple(before), tuple(after), tuple(ends)
+        self._inner = inner
+
+    def fill(self, words_W: Tensor) -> bool:
+        """Allow what the current part does."""
+        allowed = self._forced()
+        if allowed is None:
+            return self._inner.fill(words_W)
+        words_W[:] = 0
+        for token_id in allowed:
+            word, bit = divmod(token_id, 32)
+            words_W[word] |= (1 << bit) if bit < 31 else -(1 << 31)
+        return True
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came; ``DataError`` if it was not allowed."""
+        allowed = self._forced()
+        if allowed is None:
+            self._inner.accept(token_id)
+        elif token_id not in allowed:
+            raise DataError(f"token {token_id}: the form of a tool call forbids it here; draw from what fill allows")
+        elif self._before:
+            self._before = self._before[1:]
+        else:
+            self._after = self._after[1:]
+
+    @property
+    def finished(self) -> bool:
+        """Whether only the end may come."""
+        return not self._before and self._inner.finished and not self._after
+
+    def copy(self) -> Self:
+        """Return one in the same state that goes its own way."""
+        return type(self)(self._before, self._inner.copy(), self._after, self._ends)
+
+    def _forced(self) -> tuple[int, ...] | None:
+        """The ids that may come now, or None where the grammar decides."""
+        if self._before:
+            return self._before[:1]
+        if not self._inner.finished:
+            return None
+        return self._after[:1] or self._ends
+
+
+def _fenced(tool: Tool) -> str:
+    head, tail = f"{tool.function.name}\n```json\n", "\n```"
+    return f"{_literal(head)} %json {_arguments(tool)} {_literal(tail)}"
+
+
+def _object(tool: Tool) -> str:
+    head = f'{{"name": {json.dumps(tool.function.name)}, "arguments": '
+    return f"{_literal(head)} %json {_arguments(tool)} {_literal('}')}"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)
 
 
 def _arguments(tool: Tool) -> str:
-    schema = dict(tool.function.parameters or {})
-    schema.setdefault("type", "object")
+    """The parameters' schema, closed as far as it does not say otherwise, and without idle white space."""
+    schema = {"type": "object", **(tool.function.parameters or {}), "x-guidance": _COMPACT}
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)
     return json.dumps(schema)
-
-
-def _literal(tokenizer: Tokenizer, text: str) -> str:
-    token = tokenizer.special_tokens.get(text)
-    return json.dumps(text) if token is None else f"<[{token}]>"
 
 
 def _plain(tool: Tool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from fathom.serve.schemas.chat import ChatRequest, ResponseFormat
 from fathom.serve.schemas.common import Sampled
 from fathom.serve.service import Job, Service
 from fathom.serve.settings import Limits
+from fathom.tokenizer.answers.budget import Constraint, ThinkingBudget
+from fathom.tokenizer.answers.thinking import opened_by
 
 
 async def answer_chat(service: Service, http: HttpRequest) -> Response:
@@ -72,9 +75,21 @@ def _job(service: Service, body: ChatRequest) -> Job:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
     messages = plain_messages(body.messages, service.settings)
-    prepared = prepare_chat(service.model, messages, _options(service, body))
+    options = _options(service, body)
+    prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.context, "messages")
-    return _assembled(service, body, prepared)
+    return _assembled(service, body, _forced(service, body, prepared, options))
+
+
+def _forced(service: Service, body: ChatRequest, prepared: Prepared, options: ChatOptions) -> Prepared:
+    """Make a call of the answer where one is asked for; reasoning comes before it as it would otherwise."""
+    constraint: Constraint | None = forced_call(body, service.model)
+    if constraint is None:
+        return prepared
+    inside = opened_by(prepared.tokenizer, prepared.prompt_ids)
+    if inside or options.thinking_budget is not None:
+        constraint = ThinkingBudget(prepared.tokenizer, options.thinking_budget, inside, constraint)
+    return dataclasses.replace(prepared, constraint=constraint)
 
 
 def _assembled(service: Service, body: ChatRequest, prepared: Prepared) -> Job:
@@ -110,11 +125,8 @@ def _assembled(service: Service, body: ChatRequest, prepared: Prepared) -> Job:
 def _options(service: Service, body: ChatRequest) -> ChatOptions:
     wanted = wanted_format(body, body.response_format, service.settings.limits)
     tools = offered(body, service.settings.limits)
-    grammar = forced_call(body, service.model.tokenizer)
-    if grammar is not None:
-        if wanted:
-            raise refuse("tool_choice", "asks for a call, and response_format for another form", "give one of the two")
-        wanted = {"grammar": grammar}
+    if wanted and body.tool_choice not in (None, "none", "auto"):
+        raise refuse("tool_choice", "asks for a call, and response_format for another form", "give one of the two")
     return ChatOptions(
         **wanted,
         tools=tools,
@@ -140,13 +152,6 @@ def _budget(body: ChatRequest) -> int | None:
 
 def _variables(body: ChatRequest) -> Mapping[str, Any]:
     variables = dict(body.chat_template_kwargs or {})
-    for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"):
-        if name in variables:
-            raise refuse(f"chat_template_kwargs.{name}", "is the server's own", "leave it out")
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
-    thinking = _thinking(body)
-    if thinking is not None:
-        variables.setdefault("thinking", thinking)
-        variables.setdefault("enable_thinking", thinking)
     return variables

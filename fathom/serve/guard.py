@@ -150,7 +150,8 @@ class _Exchange:
             raise RuntimeError(
                 "the answer had begun"
             ) from error  # the connection is cut, so that it is not taken whole
-        await self._discard()
+        if error.status != 408:
+            await self._discard()
         body = json.dumps(error.body).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]

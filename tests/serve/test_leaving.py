@@ -1,0 +1,140 @@
+"""Clients that leave, and servers that do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.serve.serving import Running, eventually
+
+LONG: dict[str, Any] = {"prompt": "The river", "max_tokens": 500, "ignore_eos": True, "logit_bias": {"1": -100}}
+
+
+def ask(port: int, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
+    content = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_gives_its_pages_back_at_once(server: Running, stream: bool) -> None:
+    generated = server.service.worker.stats.generated_tokens
+    connections = [ask(server.port, LONG | {"stream": stream, "n": 2}) for _ in range(4)]
+    assert eventually(lambda: server.service.worker.stats.running == 8)
+    for connection in connections:
+        connection.close()
+    assert server.idle()
+    assert server.service.worker.stats.generated_tokens - generated < 8 * LONG["max_tokens"]
+    assert server.metric("fathom_pages_used") == 0
+    assert server.service.worker.engine.leaked_pages == 0
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_costs_nothing(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+    assert server.idle()
+    assert eventually(lambda: server.metric("fathom_http_requests_total") > 0)
+
+
+def test_a_stop_string_ends_the_engines_work_too(server: Running) -> None:
+    with server.http() as http:
+        answer = http.post("/v1/completions", json=LONG | {"stop": ["a", "e", "o", " ", "t"], "temperature": 1})
+    assert answer.json()["choices"][0]["finish_reason"] == "stop"
+    assert server.idle()
+
+
+@contextmanager
+def process(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run ``fathom serve`` as a process of its own; yields it and its port."""
+    command = [sys.executable, "-m", "fathom", "serve", str(directory), "--port", "0", "--device", "cpu", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    lines: list[str] = []
+    try:
+        assert running.stderr is not None
+        for line in running.stderr:
+            lines.append(line)
+            if "serving" in line:
+                break
+        else:
+            raise AssertionError("".join(lines))
+        rest = threading.Thread(target=lambda: lines.extend(running.stderr or ()))
+        rest.start()
+        yield running, int(line.partition("127.0.0.1:")[2].partition(" ")[0])
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.wait(30)
+        rest.join(30)
+        assert running.stderr is not None
+        running.stderr.close()
+    assert not [text for text in lines if "Traceback" in text], "".join(lines)
+
+
+def stream_events(port: int, body: dict[str, Any], found: list[str]) -> None:
+    with (
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http,
+        http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer,
+    ):
+        found.extend(line for line in answer.iter_lines() if line)
+
+
+def streams(port: int, count: int, body: dict[str, Any]) -> tuple[list[list[str]], list[threading.Thread]]:
+    found: list[list[str]] = [[] for _ in range(count)]
+    threads = [threading.Thread(target=stream_events, args=(port, body, events)) for events in found]
+    for thread in threads:
+        thread.start()
+    return found, threads
+
+
+def settled(events: list[str]) -> str:
+    """How a stream ended: whole, with an error, or cut."""
+    if events and events[-1] == "data: [DONE]":
+        return "whole"
+    if events and '"error"' in events[-1]:
+        return json.loads(events[-1].removeprefix("data: "))["error"]["code"]  # type: ignore[no-any-return]
+    return "cut"
+
+
+@pytest.mark.parametrize(("drain", "expected"), [("30", {"whole"}), ("0.2", {"whole", "draining"})])
+def test_a_server_told_to_stop_ends_every_stream_and_leaves_with_zero(
+    directory: Path, drain: str, expected: set[str]
+) -> None:
+    with process(directory, "--drain-seconds", drain, "--max-batch", "8") as (running, port):
+        found, threads = streams(port, 20, LONG | {"max_tokens": 40 if drain == "30" else 500})
+        assert eventually(lambda: "fathom_http_streams 20.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+        running.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert running.wait(60) == 0
+        ends = {settled(events) for events in found}
+        assert ends <= expected
+        assert drain == "30" or "draining" in ends
+
+
+def test_a_second_signal_leaves_at_once(directory: Path) -> None:
+    with process(directory, "--drain-seconds", "60") as (running, port):
+        connection = ask(port, LONG | {"stream": True, "n": 8})
+        connection.recv(10)
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == -signal.SIGTERM
+        connection.close()
