@@ -104,7 +104,7 @@ def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     definition=schemas(st.booleans()).filter(lambda schema: "$ref" not in schema),
     value=values,
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_the_keywords_mean_what_json_schema_says(schema: Any, definition: Any, value: Any) -> None:
     oracle = pytest.importorskip("jsonschema_rs")
     root = {
