@@ -18,8 +18,8 @@ from fathom.serve.chat import answer_chat
 from fathom.serve.completions import answer_completions
 from fathom.serve.description import describe
 from fathom.serve.errors import ApiError
-from fathom.serve.files import add_files
 from fathom.serve.guard import Guard
+from fathom.serve.page import page_router
 from fathom.serve.schemas import answers
 from fathom.serve.schemas.chat import ChatRequest
 from fathom.serve.schemas.completions import CompletionRequest
@@ -67,7 +67,7 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
     _add_models(app, service)
     _add_tokens(app, service)
     _add_states(app, service)
-    add_files(app)
+    app.include_router(page_router())
     app.add_exception_handler(HTTPException, _http_fault)
     app.add_middleware(Guard, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
@@ -152,7 +152,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    stats, spec = service.worker.stats, service.model.spec
+    stats, spec, tokenizer = service.worker.stats, service.model.spec, service.model.tokenizer
     return {
         "id": service.settings.name,
         "object": "model",
@@ -162,8 +162,11 @@ def _model(service: Service) -> dict[str, Any]:
         "fathom": {
             "family": spec.family,
             "attention": spec.attention.label,
-            "vision": spec.vision is not None,
-            "can_chat": service.model.tokenizer.can_chat,
+            "context": service.context,
+            "sees_images": spec.vision is not None,
+            "can_chat": tokenizer.can_chat,
+            "can_think": tokenizer.can_chat and "think" in tokenizer.chat_template,
+            "cache_bytes_per_token": service.model.cache_bytes_per_token,
             "cache_pages": stats.pages_total,
         },
     }

@@ -653,6 +653,7 @@ def test_the_real_server_answers_the_page(browser: Browser, server: Running) -> 
     with watched(browser, server.url, expected="status of 400") as page:
         expect(page.locator("#model-name")).to_have_text(NAME)
         page.click("#open-drawer")
+        expect(page.locator("#per-token")).to_contain_text("per token")
         page.fill("#temperature", "0")
         page.fill("#max_tokens", "12")
         ask(page, "The river")
