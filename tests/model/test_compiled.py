@@ -8,7 +8,8 @@ import torch
 from fathom.model import build
 from fathom.model.cache import PagedStep, PagePool, Slice
 from fathom.model.compiled import CompiledDecoding
-from fathom.spec import ModelSpec
+from fathom.model.quantize import quantize
+from fathom.spec import MixtureOfExperts, ModelSpec, WeightFormat
 
 PAGES = (7, 2, 9, 4, 0, 5, 3, 1, 8, 6)
 
@@ -47,6 +48,23 @@ def test_each_token_gets_the_hidden_state_of_the_whole_pass(spec: ModelSpec, rea
 def test_compiled_it_gives_the_same_numbers_at_any_length(spec: ModelSpec) -> None:
     got, expected = decoded(spec, 1, 30)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_packed_weights_compile_too(latent_spec, form: WeightFormat) -> None:  # type: ignore[no-untyped-def]
+    moe = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1)
+    model = build(latent_spec(intermediate_size=64, moe=moe), seed=4).eval()
+    quantize(model, form)
+    pool = PagePool.allocate(model.spec, pages=10, page_size=4)
+    program, tokens = CompiledDecoding(model, pool), [3, 14, 15, 92]
+    with torch.inference_mode():
+        got = [program(token, Slice(PAGES, i, 1)) for i, token in enumerate(tokens)]
+        eager = [
+            model(torch.tensor([[token]]), cache=PagedStep(pool, [Slice(PAGES, i, 1)])).hidden_BTD[0]
+            for i, token in enumerate(tokens)
+        ]
+    torch.testing.assert_close(torch.cat(got), torch.cat(eager), atol=0.02, rtol=0.01)  # bfloat16 between products
 
 
 def test_warming_up_leaves_nothing_in_the_pool(latent_spec) -> None:  # type: ignore[no-untyped-def]
