@@ -10,7 +10,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Playwright, expect
 
-CHROMIUM = Path("/usr/bin/chromium")
+from tests.serve.page.scripted import Script
+
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -30,9 +31,9 @@ addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) 
 Visit = Callable[..., Page]
 
 
-def launch(playwright: Playwright) -> Browser:
+def launch(playwright: Playwright, program: Path) -> Browser:
     """Start Chromium."""
-    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+    return playwright.chromium.launch(executable_path=str(program), args=ARGUMENTS)
 
 
 @contextmanager
@@ -75,3 +76,8 @@ def answered(page: Page, text: str | re.Pattern[str]) -> None:
     last = page.locator(".answer").last
     expect(last).to_have_attribute("aria-busy", "false")
     expect(last.locator("> .prose")).to_contain_text(text)
+
+
+def asked_text(script: Script) -> list[tuple[str, Any]]:
+    """The turns of the latest request."""
+    return [(turn["role"], turn["content"]) for turn in script.asked[-1]["messages"]]

@@ -9,26 +9,20 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.serve.scripted import Script, scripted_app, serving
+from tests.serve.page.scripted import Script
 
 pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.serve.pages import CHROMIUM, answered, ask, launch, watched
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium at /usr/bin/chromium")
+from tests.serve.page.pages import answered, ask, watched
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[Page, Script]]:
+def shared(browser: Browser, scripted: tuple[Script, str]) -> Iterator[tuple[Page, Script]]:
     """One page for all: rendering has no state."""
-    script = Script()
-    with serving(scripted_app(script)) as url, sync_playwright() as playwright:
-        browser = launch(playwright)
-        with watched(browser, url) as page:
-            yield page, script
-        browser.close()
+    with watched(browser, scripted[1]) as page:
+        yield page, scripted[0]
 
 
 def rendered(page: Page, texts: list[str]) -> list[str]:
