@@ -53,7 +53,6 @@ class Scheduler:
         self.waiting: list[RequestState] = []
         self.preemptions = self.prompt_tokens = self.cached_tokens = 0
         self._planned: dict[int, Work] = {}
-        self._put_back: set[int] = set()
 
     def most_pages(self, tokens: int) -> int:
         """Return the most pages that a request of ``tokens`` tokens ever holds."""
@@ -79,7 +78,7 @@ class Scheduler:
 
     def plan(self) -> list[Work]:
         """Choose the next step's work and give it its pages."""
-        self._planned, self._put_back = {}, set()
+        self._planned = {}
         for state in tuple(self.running):
             if state.running and state.remaining == 1:
                 self._run(state, 1)
@@ -106,8 +105,6 @@ class Scheduler:
             left = self.spec.step_tokens - sum(work.tokens for work in self._planned.values())
             if left < 1:
                 return
-            if state.id in self._put_back:
-                continue
             if not state.running:
                 if self._awaits(state, pending):
                     continue
@@ -165,7 +162,6 @@ class Scheduler:
     def _preempt(self, state: RequestState) -> None:
         self.preemptions += 1
         self._planned.pop(state.id, None)
-        self._put_back.add(state.id)
         self.remove(state)
         self.add(state)
 

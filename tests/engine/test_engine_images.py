@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fathom.engine.engine import Engine
+from fathom.engine.request import Output, Request
 from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
@@ -14,6 +15,7 @@ from fathom.model.vision import ImageBatch
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamplingParams
 from fathom.spec.engine import EngineSpec
 from fathom.spec.vision import SiglipSpec, VisionSpec
+from tests.engine.engines import alone, ids
 
 IMAGE = 7
 PER_IMAGE = 4
@@ -85,3 +87,26 @@ def test_images_without_tokens_and_tokens_without_images_are_refused(decoder: De
         engine.stream([1, 2], GREEDY, features_ND=features(decoder, 1, 1))
     with pytest.raises(SpecError, match="features: 1 for 2 prompts"):
         engine.sample([[1], [2]], GREEDY, features=[None])
+
+
+def test_images_survive_being_cached_and_put_back_and_others_drawing_their_token(decoder: Decoder) -> None:
+    engine = Engine(decoder, spec=EngineSpec(page_size=4, cache_tokens=48, max_batch=3, step_tokens=8))
+    drawing = SamplingParams(max_tokens=16, temperature=0.0, logit_bias=((IMAGE, 1e3),))
+    first = Request(prompt=(1, 2, 3), params=drawing, priority=1)
+    prompt = (5, *[IMAGE] * PER_IMAGE, 4, *[IMAGE] * PER_IMAGE, 6, 9, 8)
+    seen = [features(decoder, 2, seed) for seed in (3, 4, 3)]
+    name = engine.submit(first)
+    engine.step()
+    outputs: dict[int, list[Output]] = {}
+    for features_ND in seen:
+        engine.submit(Request(prompt=prompt, params=GREEDY, features_ND=features_ND))
+    while engine.has_work:
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    for number, features_ND in enumerate(seen, start=1):
+        assert ids(outputs[name + number]) == oracle(decoder, list(prompt), features_ND)
+    expected = alone(decoder, first)
+    assert [token.token_id for token in expected] == [IMAGE] * 16
+    got = [token.logprob for output in outputs[name] for token in output.tokens]
+    assert got == pytest.approx([token.logprob for token in expected[1:]], abs=1e-4)
+    assert [outputs[name + number][-1].cached_tokens for number in (1, 2, 3)] == [0, 0, 12]

@@ -104,6 +104,15 @@ def test_a_request_waits_until_pages_for_its_whole_prompt_are_there() -> None:
     assert made.stats.preemptions == 0
 
 
+def test_a_prompt_does_not_take_the_page_that_a_running_answer_needs_next() -> None:
+    made = engine(cache_tokens=48)
+    a = made.submit(request(30, 10))
+    made.submit(request(14, 2, first=2))
+    outputs = finish(made)
+    assert made.stats.preemptions == 0
+    assert next(iter(outputs)) == a
+
+
 def test_a_request_larger_than_the_pool_is_refused_with_what_to_raise() -> None:
     made = engine(cache_tokens=48)
     with pytest.raises(ContextError, match=r"40 tokens and max_tokens 9 exceed the pool of 48.*cache_tokens to 49"):
