@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fathom.engine.constraint import TokenConstraint
 from fathom.engine.sampling import Row, RowFailure, distribution, draw, fresh_seed, prompt_logprobs, try_draw, uniform
-from fathom.engine.selecting import leading
+from fathom.engine.selecting import leading, select
 from fathom.errors import DataError, SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -134,6 +134,7 @@ def test_the_distribution_is_the_definition_written_out(params: dict[str, Any], 
         {"top_k": 4},
         {"top_k": 5, "top_p": 0.6, "min_p": 0.2},
         {"min_p": 0.1, "top_p": 0.9},
+        {"min_p": 0.4},
         {"frequency_penalty": 0.5, "logit_bias": ((3, 1.0),), "top_p": 0.8},
     ],
 )
@@ -175,8 +176,33 @@ def test_a_large_vocabulary_is_drawn_from_by_its_cumulated_shares(vocab: int, pa
 @settings(max_examples=60, deadline=None)
 def test_the_leading_values_are_those_of_a_stable_sort(seed: int, count: int, coarse: bool) -> None:
     values = torch.randn(5003, generator=torch.Generator().manual_seed(seed))
-    values = values.mul(2).round() * 0.0 - 0.0 + values.mul(2).round() if coarse else values
+    values = values.mul(2).round().clamp(max=0.0) if coarse else values  # many ties, zeros of both signs among them
     assert leading(values, count).tolist() == values.sort(descending=True, stable=True).indices[:count].tolist()
+
+
+@pytest.mark.parametrize("vocab", [3, 256, 700, 5003])
+def test_the_ends_of_the_random_numbers_are_the_ends_of_what_may_be_drawn(vocab: int) -> None:
+    for seed in range(30):
+        logits = torch.randn(vocab, generator=torch.Generator().manual_seed(seed))
+        logits[: vocab // 3], logits[-(vocab // 3) :] = -torch.inf, -torch.inf
+        best = float(logits.max())
+        for number, token in ((0.0, vocab // 3), (1 - 2.0**-53, vocab - vocab // 3 - 1)):
+            picked = select(logits, best, SamplingParams(), lambda _, number=number: number)
+            assert picked == token
+
+
+def test_a_narrow_top_p_takes_few_random_numbers() -> None:
+    logits = torch.randn(5003, generator=torch.Generator().manual_seed(0)) / 10
+    for seed in range(20):
+        asked: list[int] = []
+
+        def number(trial: int, seed: int = seed, asked: list[int] = asked) -> float:
+            asked.append(trial)
+            return uniform(seed, trial)
+
+        assert select(logits, float(logits.max()), SamplingParams(top_p=1e-9), number) == int(logits.argmax())
+        assert asked == list(range(len(asked)))
+        assert len(asked) < 40
 
 
 def test_ties_go_to_the_lowest_ids() -> None:
