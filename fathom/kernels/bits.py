@@ -40,11 +40,8 @@ def unpack_11(packed_NY: Tensor) -> Tensor:
     """
     rows, blocks = packed_NY.shape[0], packed_NY.shape[1] // BLOCK_BYTES
     words = packed_NY.view(torch.uint16).to(torch.int32).view(rows, 11, blocks)
-    codes = torch.empty(rows, BLOCK, blocks, dtype=torch.int32, device=packed_NY.device)
-    torch.bitwise_and(words, 2047, out=codes[:, :11])
-    above = words.bitwise_right_shift_(11)
-    low, middle, high = above.split_with_sizes((5, 5, 1), 1)
+    low, middle, high = (words >> 11).split_with_sizes((5, 5, 1), 1)
     lifts = 1 << torch.arange(10, 5, -1, dtype=torch.int32, device=packed_NY.device)
     rest = (high * lifts[:, None]).bitwise_and_(1 << 10).add_(low)  # products are faster than shifts by a tensor
-    torch.add(rest, middle, alpha=1 << 5, out=codes[:, 11:])
-    return codes.view(rows, BLOCK * blocks)
+    rest = rest.add_(middle, alpha=1 << 5)
+    return torch.cat((words, rest), 1).bitwise_and_(2047).view(rows, BLOCK * blocks)

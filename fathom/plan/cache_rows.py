@@ -1,7 +1,8 @@
 """How a token's numbers lie in a quantized cache, to the byte; ``model/cache/quantized.py`` stores them so.
 
 A row is what one token leaves in one layer: keys, values, or the latent with its rotary key. First come the scales of
-all groups, bfloat16 for its range, then the codes. A group's scale is its largest magnitude over the largest code.
+all groups, bfloat16 for its range, then the codes. A group's scale is its largest magnitude over the largest code,
+rounded up.
 """
 
 from __future__ import annotations

@@ -86,13 +86,14 @@ class QuantizedPages:
 def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
     """Return a segment's scales, bfloat16 (N, G), and its codes as bytes.
 
-    No code needs to be cut off: a scale rounded down to bfloat16 makes the largest magnitude at most
-    ``largest`` (1 + 2^-8), which still rounds to ``largest``.
+    Scales are rounded up, so that no code exceeds the largest.
     """
     part_NGK = part_NX.reshape(-1, segment.scales, segment.group)
-    largest_NG = torch.linalg.vector_norm(part_NGK, float("inf"), dim=2)
-    scales_NG = largest_NG.clamp_min_(_LEAST).div_(segment.largest).to(torch.bfloat16)
-    codes_NX = (part_NGK / scales_NG.float().unsqueeze(2)).round_().flatten(1)
+    scales_NG = torch.linalg.vector_norm(part_NGK, float("inf"), dim=2).clamp_min_(_LEAST).div_(segment.largest)
+    # By its bits and not by casts, which a compiler may leave out between two operations.
+    scales_NG.view(torch.int32).add_(0xFFFF).bitwise_and_(-0x10000)
+    codes_NX = (part_NGK / scales_NG.unsqueeze(2)).round_().flatten(1)
+    scales_NG = scales_NG.to(torch.bfloat16)
     if segment.largest == EIGHT_BITS:
         return scales_NG, codes_NX.to(torch.int8).view(torch.uint8)
     codes_NX = torch.nn.functional.pad(codes_NX, (0, segment.width % 2))
