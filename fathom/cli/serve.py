@@ -6,14 +6,23 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fathom.cli import options, sampling
 from fathom.cli.loading import Loading
-from fathom.errors import DataError, SpecError
-from fathom.spec.engine import EngineSpec
+from fathom.errors import DataError
+from fathom.spec import check
+from fathom.spec.engine import (
+    CACHE_FORMATS,
+    DRAFTING,
+    WEIGHT_FORMATS,
+    CacheFormat,
+    Drafting,
+    EngineSpec,
+    WeightFormat,
+)
 
 if TYPE_CHECKING:
     from fathom.engine.worker import EngineWorker
@@ -24,38 +33,60 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
 
 
+Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
+Port = Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)]
+ServedName = Annotated[
+    str | None, typer.Option("--served-name", help="What requests call the model; its own name if left out.")
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", help=f"A file of keys, one a line; {KEYS_VARIABLE} holds more, between commas."),
+]
+AllowedHost = Annotated[
+    list[str] | None, typer.Option("--allowed-host", help="A further name in requests' Host header; may be repeated.")
+]
+CorsOrigin = Annotated[
+    list[str] | None, typer.Option("--cors-origin", help="A web page's origin that may ask; may be repeated.")
+]
+AllowImageHost = Annotated[
+    list[str] | None,
+    typer.Option("--allow-image-host", help="A host that images may be fetched from; may be repeated."),
+]
+MaxBatch = Annotated[int, typer.Option("--max-batch", help="Requests that run together.")]
+StepTokens = Annotated[int, typer.Option("--step-tokens", help="New tokens of one step, prompts' included.")]
+CacheTokens = Annotated[
+    int | None, typer.Option("--cache-tokens", help="Tokens the cache holds; four contexts if left out.")
+]
+PrefixCache = Annotated[
+    bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Keep prompts for others that begin alike.")
+]
+MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.", min=1)]
+DrainSeconds = Annotated[
+    float, typer.Option("--drain-seconds", help="Time for running answers once the server is told to stop.")
+]
+Cache = Annotated[str, typer.Option("--cache", help=f"How numbers lie in the cache: {', '.join(CACHE_FORMATS)}.")]
+Weights = Annotated[str, typer.Option("--weights", help=f"How weights are held: {', '.join(WEIGHT_FORMATS)}.")]
+Draft = Annotated[str, typer.Option("--draft", help=f"How tokens are proposed ahead: {', '.join(DRAFTING)}.")]
+
+
 def serve(
     model: options.Model,
-    host: Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 8000,
-    served_name: Annotated[
-        str | None, typer.Option("--served-name", help="What requests call the model; its own name if left out.")
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", help=f"A file of keys, one a line; {KEYS_VARIABLE} holds more, with commas."),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None, typer.Option("--allowed-host", help="A further name in requests' Host header. May repeat.")
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option("--cors-origin", help="A web page's origin that may ask. May repeat.")
-    ] = None,
-    allow_image_host: Annotated[
-        list[str] | None, typer.Option("--allow-image-host", help="A host that images may be fetched from. May repeat.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option("--max-batch", help="Requests that run together.")] = 32,
-    step_tokens: Annotated[int, typer.Option("--step-tokens", help="New tokens of one step, prompts' included.")] = 512,
-    cache_tokens: Annotated[
-        int | None, typer.Option("--cache-tokens", help="Tokens the cache holds; four contexts if left out.")
-    ] = None,
-    prefix_cache: Annotated[
-        bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Keep prompts for others that begin alike.")
-    ] = True,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.")] = 256,
-    drain_seconds: Annotated[
-        float, typer.Option("--drain-seconds", help="Time for running answers once the server is told to stop.")
-    ] = 30.0,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    served_name: ServedName = None,
+    api_key_file: ApiKeyFile = None,
+    allowed_host: AllowedHost = None,
+    cors_origin: CorsOrigin = None,
+    allow_image_host: AllowImageHost = None,
+    max_batch: MaxBatch = 32,
+    step_tokens: StepTokens = 512,
+    cache_tokens: CacheTokens = None,
+    prefix_cache: PrefixCache = True,
+    max_waiting: MaxWaiting = 256,
+    drain_seconds: DrainSeconds = 30.0,
+    cache: Cache = "plain",
+    weights: Weights = "plain",
+    draft: Draft = "none",
     device: options.Device = "auto",
     dtype: sampling.Dtype = "auto",
 ) -> None:
@@ -68,12 +99,16 @@ def serve(
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
     spec = EngineSpec(
-        max_batch=max_batch, step_tokens=step_tokens, cache_tokens=cache_tokens, prefix_cache=prefix_cache
+        max_batch=max_batch,
+        step_tokens=step_tokens,
+        cache_tokens=cache_tokens,
+        prefix_cache=prefix_cache,
+        cache_format=cast(CacheFormat, cache),
+        drafting=cast(Drafting, draft),
     )
-    if max_waiting < 1:
-        raise SpecError("--max-waiting", f"must be 1 or more, got {max_waiting}", "give a positive number")
+    check.one_of("--weights", weights, WEIGHT_FORMATS)
     _check_packages()
-    opened = _open(model, device, dtype, spec)
+    opened = _open(model, device, dtype, cast(WeightFormat, weights), spec)
     settings = ServeSettings(
         name=served_name or opened.spec.name,
         api_keys=keys,
@@ -101,12 +136,18 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
 
 
-def _open(name: str, device: str, dtype: str, spec: EngineSpec) -> LanguageModel:
+def _open(name: str, device: str, dtype: str, weights: WeightFormat, spec: EngineSpec) -> LanguageModel:
     from fathom.pipeline.handle import LanguageModel
 
     with Loading(name) as report:
         opened = LanguageModel.open(
-            name, device=device, dtype=dtype, report=report, cache_dir=options.cache_directory(), engine=spec
+            name,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+            report=report,
+            cache_dir=options.cache_directory(),
+            engine=spec,
         )
     _ = opened.tokenizer
     return opened
