@@ -20,19 +20,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fathom.pipeline.handle import LanguageModel
+    from fathom.spec import EngineSpec, WeightFormat
 
 __version__ = "0.1.0"
 __all__ = ["FathomError", "__version__", "load"]
 
 
 def load(
-    path: str | Path, *, device: str = "auto", dtype: str = "auto", cache_dir: str | Path | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    weights: WeightFormat = "plain",
+    engine: EngineSpec | None = None,
+    cache_dir: str | Path | None = None,
 ) -> LanguageModel:
     """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
     A name is one of the catalog (``"smollm2-135m"``) or ``"owner/name"`` on the hub; what is downloaded stays in
     ``cache_dir``, ~/.cache/fathom if left out. Returns a handle with ``chat(text_or_messages)``,
-    ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``, ``tokenizer`` and ``spec``.
+    ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``, ``tokenizer`` and ``spec``. ``weights``
+    int8 or int4 packs them once loaded; ``engine`` says how many requests run together, and how their cache is kept.
 
     Raises:
         CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
@@ -43,4 +51,4 @@ def load(
     from fathom.pipeline.handle import LanguageModel
 
     kept = DEFAULT_CACHE if cache_dir is None else Path(cache_dir)
-    return LanguageModel.open(path, device=device, dtype=dtype, cache_dir=kept)
+    return LanguageModel.open(path, device=device, dtype=dtype, weights=weights, engine=engine, cache_dir=kept)

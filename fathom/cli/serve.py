@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
+GGUF = ".gguf"
 
 
 Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
 Port = Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)]
 ServedName = Annotated[
-    str | None, typer.Option("--served-name", help="What requests call the model; its own name if left out.")
+    str | None, typer.Option("--served-name", help="What requests call the model; as MODEL ends if left out.")
 ]
 ApiKeyFile = Annotated[
     Path | None,
@@ -110,7 +111,7 @@ def serve(
     _check_packages()
     opened = _open(model, device, dtype, cast(WeightFormat, weights), spec)
     settings = ServeSettings(
-        name=served_name or opened.spec.name,
+        name=served_name or Path(model).name.removesuffix(GGUF),
         api_keys=keys,
         allowed_hosts=loopback_hosts(host, allowed_host or ()),
         cors_origins=tuple(cors_origin or ()),
