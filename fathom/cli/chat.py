@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.cli import options, sampling
+from fathom.cli import opening, options, sampling
 from fathom.errors import ContextError, DataError
 
 if TYPE_CHECKING:
@@ -95,17 +95,18 @@ def chat(
     stop: sampling.Stop = None,
     schema: sampling.Schema = None,
     device: options.Device = "auto",
-    dtype: sampling.Dtype = "auto",
-    weights: sampling.Weights = "plain",
-    cache: sampling.CacheKind = "plain",
-    draft: sampling.Draft = "none",
+    dtype: opening.Dtype = "auto",
+    weights: opening.Weights = "plain",
+    cache: opening.Cache = "plain",
+    draft: opening.Draft = "none",
+    compiled: opening.Compile = False,
 ) -> None:
     """Talk with a model; each line of stdin is a message.
 
     /image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves.
     """
     wanted = sampling.read_schema(schema)
-    opened = sampling.open_model(model, device, dtype, weights=weights, cache=cache, draft=draft)
+    opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
 
@@ -121,7 +122,7 @@ def chat(
         list(first),
         list(image or []),
     )
-    sampling.announce(opened)
+    opening.announce(opened)
     _converse(conversation)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli import options, sampling
+from fathom.cli import opening, options, sampling
 from fathom.errors import SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -28,10 +28,11 @@ def generate(
     schema: sampling.Schema = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     device: options.Device = "auto",
-    dtype: sampling.Dtype = "auto",
-    weights: sampling.Weights = "plain",
-    cache: sampling.CacheKind = "plain",
-    draft: sampling.Draft = "none",
+    dtype: opening.Dtype = "auto",
+    weights: opening.Weights = "plain",
+    cache: opening.Cache = "plain",
+    draft: opening.Draft = "none",
+    compiled: opening.Compile = False,
 ) -> None:
     """Continue a text, printing it as it is drawn."""
     if prompt is None:
@@ -41,7 +42,7 @@ def generate(
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     SamplingParams(**asked, max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens)  # before loading
     wanted = sampling.read_schema(schema)
-    opened = sampling.open_model(model, device, dtype, weights=weights, cache=cache, draft=draft)
+    opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
 
     from fathom.pipeline.answering import TextOptions, prepare_text
     from fathom.pipeline.conversation import ChatStream, fitting_tokens, run
@@ -49,7 +50,7 @@ def generate(
     prepared = prepare_text(opened, prompt, suffix, TextOptions(stop=tuple(stop or ()), schema=wanted))
     fitting = fitting_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens
     stream = ChatStream(prepared, run(opened, prepared, asked | {"max_tokens": fitting}))
-    sampling.announce(opened)
+    opening.announce(opened)
     if echo:
         print(prompt, end="")
     sampling.write_stream(stream)

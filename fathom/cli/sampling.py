@@ -6,18 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.cli import options
-from fathom.cli.loading import Loading
 from fathom.errors import DataError
-from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightFormat
 
 if TYPE_CHECKING:
     from fathom.pipeline.conversation import ChatAnswer, ChatStream
-    from fathom.pipeline.handle import LanguageModel
 
 DEFAULT_TOKENS = 256
 DIM, UNDIM = "\x1b[2m", "\x1b[22m"
@@ -32,43 +28,6 @@ MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens below this sha
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends the answer; may be repeated.")]
 Schema = Annotated[Path | None, typer.Option("--schema", help="A file with a JSON Schema that the answer obeys.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
-Weights = Annotated[str, typer.Option("--weights", help="Keep weights plain, or pack them in int8 or int4.")]
-CacheKind = Annotated[str, typer.Option("--cache", help="Keep the cache plain, in int8, or in int6.")]
-Draft = Annotated[
-    str, typer.Option("--draft", help="Guess tokens ahead: none, ngram (repetition in the text), mtp, or auto.")
-]
-
-
-def open_model(
-    name: str, device: str, dtype: str, *, weights: str = "plain", cache: str = "plain", draft: str = "none"
-) -> LanguageModel:
-    """Open a model that has a tokenizer, showing what is fetched and loaded."""
-    from fathom.pipeline.handle import LanguageModel
-
-    engine = EngineSpec(cache_format=cast(CacheFormat, cache), drafting=cast(Drafting, draft))
-    with Loading(name) as report:
-        model = LanguageModel.open(
-            name,
-            device=device,
-            dtype=dtype,
-            weights=cast(WeightFormat, weights),
-            report=report,
-            cache_dir=options.cache_directory(),
-            engine=engine,
-        )
-    _ = model.tokenizer
-    return model
-
-
-def announce(model: LanguageModel) -> None:
-    """Say on stderr what the model is and what a token costs in its cache."""
-    spec = model.spec
-    print(
-        f"{spec.name}: {spec.attention.label}, context {spec.max_position_embeddings}, "
-        f"cache {model.cache_bytes_per_token:,.12g} bytes per token",
-        file=sys.stderr,
-    )
 
 
 def read_schema(path: Path | None) -> dict[str, Any] | None:

@@ -6,23 +6,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fathom.cli import options, sampling
-from fathom.cli.loading import Loading
+from fathom.cli import opening, options
 from fathom.errors import DataError
-from fathom.spec import check
-from fathom.spec.engine import (
-    CACHE_FORMATS,
-    DRAFTING,
-    WEIGHT_FORMATS,
-    CacheFormat,
-    Drafting,
-    EngineSpec,
-    WeightFormat,
-)
 
 if TYPE_CHECKING:
     from fathom.engine.worker import EngineWorker
@@ -65,9 +54,6 @@ MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that ma
 DrainSeconds = Annotated[
     float, typer.Option("--drain-seconds", help="Time for running answers once the server is told to stop.")
 ]
-Cache = Annotated[str, typer.Option("--cache", help=f"How numbers lie in the cache: {', '.join(CACHE_FORMATS)}.")]
-Weights = Annotated[str, typer.Option("--weights", help=f"How weights are held: {', '.join(WEIGHT_FORMATS)}.")]
-Draft = Annotated[str, typer.Option("--draft", help=f"How tokens are proposed ahead: {', '.join(DRAFTING)}.")]
 
 
 def serve(
@@ -85,11 +71,12 @@ def serve(
     prefix_cache: PrefixCache = True,
     max_waiting: MaxWaiting = 256,
     drain_seconds: DrainSeconds = 30.0,
-    cache: Cache = "plain",
-    weights: Weights = "plain",
-    draft: Draft = "none",
+    cache: opening.Cache = "plain",
+    weights: opening.Weights = "plain",
+    draft: opening.Draft = "none",
+    compiled: opening.Compile = False,
     device: options.Device = "auto",
-    dtype: sampling.Dtype = "auto",
+    dtype: opening.Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP, with a page to talk to it, until SIGTERM or Ctrl+C.
 
@@ -99,17 +86,17 @@ def serve(
     from fathom.serve.settings import ServeSettings
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
-    spec = EngineSpec(
+    engine = opening.engine_spec(
+        cache,
+        draft,
+        compiled,
         max_batch=max_batch,
         step_tokens=step_tokens,
         cache_tokens=cache_tokens,
         prefix_cache=prefix_cache,
-        cache_format=cast(CacheFormat, cache),
-        drafting=cast(Drafting, draft),
     )
-    check.one_of("--weights", weights, WEIGHT_FORMATS)
     _check_packages()
-    opened = _open(model, device, dtype, cast(WeightFormat, weights), spec)
+    opened = opening.open_model(model, device, dtype, weights, engine)
     settings = ServeSettings(
         name=served_name or Path(model).name.removesuffix(GGUF),
         api_keys=keys,
@@ -137,23 +124,6 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
 
 
-def _open(name: str, device: str, dtype: str, weights: WeightFormat, spec: EngineSpec) -> LanguageModel:
-    from fathom.pipeline.handle import LanguageModel
-
-    with Loading(name) as report:
-        opened = LanguageModel.open(
-            name,
-            device=device,
-            dtype=dtype,
-            weights=weights,
-            report=report,
-            cache_dir=options.cache_directory(),
-            engine=spec,
-        )
-    _ = opened.tokenizer
-    return opened
-
-
 def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, max_waiting: int) -> None:
     from fathom.engine.worker import EngineWorker
     from fathom.serve.app import create_app
@@ -172,7 +142,7 @@ def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, ma
 
 
 def _announce(model: LanguageModel, worker: EngineWorker, settings: ServeSettings, host: str, port: int) -> None:
-    sampling.announce(model)
+    opening.announce(model)
     pool = model.engine.pool
     shown = f"[{host}]" if ":" in host else host
     guarded = f"{len(settings.api_keys)} keys" if settings.api_keys else "no key needed"
