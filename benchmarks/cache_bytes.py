@@ -16,9 +16,10 @@ from fathom.model import Cache
 from fathom.model.cache import PagePool
 from fathom.plan import cache_bits_per_number, cache_bytes_per_token, cache_numbers_per_token
 from fathom.plan.cache import with_attention
-from fathom.spec import CacheFormat, LatentAttention, ModelSpec
+from fathom.plan.cache_rows import QuantizedFormat
+from fathom.spec import LatentAttention, ModelSpec
 
-FORMATS: tuple[CacheFormat, ...] = ("int8", "int6")
+FORMATS: tuple[QuantizedFormat, ...] = ("int8", "int6")
 
 
 def measure(shape: str) -> dict[str, int]:
@@ -38,7 +39,7 @@ def measure(shape: str) -> dict[str, int]:
     return found
 
 
-def stored(spec: ModelSpec, cache_format: CacheFormat) -> int:
+def stored(spec: ModelSpec, cache_format: QuantizedFormat) -> int:
     """Bytes per token of a pool that is allocated, and that the arithmetic agrees with."""
     pool = PagePool.allocate(spec, pages=2, page_size=8, cache_format=cache_format)
     assert pool.nbytes == 16 * pool.bytes_per_token

@@ -8,9 +8,11 @@ rounded up.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from fathom.spec import CacheFormat, GroupedQueryAttention, LatentAttention
+from fathom.spec import GroupedQueryAttention, LatentAttention
 
+QuantizedFormat = Literal["int8", "int6"]
 EIGHT_BITS = 127
 """Largest code of a number in a byte of its own."""
 PAIRS = 22
@@ -67,7 +69,7 @@ class QuantizedRow:
 
 
 def quantized_rows(
-    attention: GroupedQueryAttention | LatentAttention, cache_format: CacheFormat
+    attention: GroupedQueryAttention | LatentAttention, cache_format: QuantizedFormat
 ) -> tuple[QuantizedRow, ...]:
     """Return the rows a token leaves in a layer: of keys and of values, or of the latent.
 
@@ -90,7 +92,7 @@ def quantized_rows(
     )
 
 
-def cache_bits_per_number(attention: GroupedQueryAttention | LatentAttention, cache_format: CacheFormat) -> float:
+def cache_bits_per_number(attention: GroupedQueryAttention | LatentAttention, cache_format: QuantizedFormat) -> float:
     """Bits one cached number takes in a quantized format, scales and padding included."""
     rows = quantized_rows(attention, cache_format)
     return 8 * sum(row.nbytes for row in rows) / sum(row.width for row in rows)

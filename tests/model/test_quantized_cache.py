@@ -20,12 +20,12 @@ from fathom.model.cache import PagedStep, PagePool, Slice
 from fathom.model.cache.pages import PlainPages, Scratch
 from fathom.model.cache.quantized import QuantizedPages
 from fathom.plan import cache_bytes_per_token
-from fathom.plan.cache_rows import EIGHT_BITS, PAIRS, QuantizedRow, Segment, quantized_rows
-from fathom.spec import CacheFormat, GroupedQueryAttention, LatentAttention, ModelSpec
+from fathom.plan.cache_rows import EIGHT_BITS, PAIRS, QuantizedFormat, QuantizedRow, Segment, quantized_rows
+from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec
 
 PAGE = 4
 CPU = torch.device("cpu")
-FORMATS: tuple[CacheFormat, ...] = ("int8", "int6")
+FORMATS: tuple[QuantizedFormat, ...] = ("int8", "int6")
 
 
 @pytest.fixture(params=["mla", "gqa", "window"])
@@ -76,7 +76,7 @@ def by_formula(x_NX: Tensor, row: QuantizedRow) -> tuple[Tensor, Tensor]:
     seed=st.integers(0, 99),
 )
 def test_what_is_read_follows_the_formula_and_is_half_a_scale_away_at_most(
-    kind: str, heads: int, half: int, rotary: int, cache_format: CacheFormat, seed: int
+    kind: str, heads: int, half: int, rotary: int, cache_format: QuantizedFormat, seed: int
 ) -> None:
     attention = (
         GroupedQueryAttention(num_heads=heads, num_kv_heads=heads, head_dim=2 * half)
@@ -122,7 +122,7 @@ def test_numbers_of_any_size_have_room(largest: int, size: float) -> None:
 
 @pytest.mark.parametrize("cache_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_numbers_come_in_the_models_type_rounded_once(dtype: torch.dtype, cache_format: CacheFormat) -> None:
+def test_numbers_come_in_the_models_type_rounded_once(dtype: torch.dtype, cache_format: QuantizedFormat) -> None:
     (row,) = quantized_rows(PRESETS["bench-t"].spec.attention, cache_format)
     x_NX = draw(PAGE, row.width).to(dtype)
     pages = pages_of(row, 1, dtype)
@@ -133,7 +133,7 @@ def test_numbers_come_in_the_models_type_rounded_once(dtype: torch.dtype, cache_
 
 
 @pytest.mark.parametrize("cache_format", FORMATS)
-def test_a_tokens_bytes_depend_on_nothing_but_its_numbers(cache_format: CacheFormat) -> None:
+def test_a_tokens_bytes_depend_on_nothing_but_its_numbers(cache_format: QuantizedFormat) -> None:
     (row,) = quantized_rows(PRESETS["bench-l"].spec.attention, cache_format)
     x_NX = draw(3 * PAGE, row.width)
     together, apart, backwards = (pages_of(row, 3) for _ in range(3))
@@ -148,7 +148,7 @@ def test_a_tokens_bytes_depend_on_nothing_but_its_numbers(cache_format: CacheFor
 
 
 @pytest.mark.parametrize("cache_format", FORMATS)
-def test_pages_are_read_in_any_order_and_unwritten_or_cleared_ones_as_zeros(cache_format: CacheFormat) -> None:
+def test_pages_are_read_in_any_order_and_unwritten_or_cleared_ones_as_zeros(cache_format: QuantizedFormat) -> None:
     (row,) = quantized_rows(PRESETS["bench-t"].spec.attention, cache_format)
     pages = pages_of(row, 4)
     pages.write(torch.arange(2 * PAGE), draw(2 * PAGE, row.width))
@@ -165,7 +165,7 @@ def test_pages_are_read_in_any_order_and_unwritten_or_cleared_ones_as_zeros(cach
 
 
 @pytest.mark.parametrize("cache_format", FORMATS)
-def test_the_pool_reserves_the_bytes_that_the_arithmetic_says(spec: ModelSpec, cache_format: CacheFormat) -> None:
+def test_the_pool_reserves_the_bytes_that_the_arithmetic_says(spec: ModelSpec, cache_format: QuantizedFormat) -> None:
     pool = PagePool.allocate(spec, pages=3, page_size=PAGE, cache_format=cache_format)
     assert pool.bytes_per_token == cache_bytes_per_token(spec, cache_format=cache_format)
     assert pool.nbytes == 3 * PAGE * pool.bytes_per_token
@@ -173,7 +173,7 @@ def test_the_pool_reserves_the_bytes_that_the_arithmetic_says(spec: ModelSpec, c
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("cache_format", FORMATS)
-def test_pools_of_published_shapes_take_what_the_arithmetic_says(name: str, cache_format: CacheFormat) -> None:
+def test_pools_of_published_shapes_take_what_the_arithmetic_says(name: str, cache_format: QuantizedFormat) -> None:
     published = PRESETS[name].spec
     pool = PagePool.allocate(published, pages=1, page_size=2, cache_format=cache_format)
     assert pool.bytes_per_token == cache_bytes_per_token(published, cache_format=cache_format)
@@ -188,7 +188,7 @@ class FormulaPages(PlainPages):
         super().write(slots_N, by_formula(rows_NX, self.row)[0].to(rows_NX.dtype))
 
 
-def formula_pool(spec: ModelSpec, cache_format: CacheFormat, pages: int, dtype: torch.dtype) -> PagePool:
+def formula_pool(spec: ModelSpec, cache_format: QuantizedFormat, pages: int, dtype: torch.dtype) -> PagePool:
     def page(row: QuantizedRow) -> FormulaPages:
         made = FormulaPages(pages, PAGE, row.width, device=CPU, dtype=dtype)
         made.row = row
@@ -204,7 +204,7 @@ def formula_pool(spec: ModelSpec, cache_format: CacheFormat, pages: int, dtype: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cache_format", FORMATS)
 def test_a_model_over_quantized_pages_is_one_over_rounded_numbers(
-    spec: ModelSpec, cache_format: CacheFormat, dtype: torch.dtype
+    spec: ModelSpec, cache_format: QuantizedFormat, dtype: torch.dtype
 ) -> None:
     model = build(spec, seed=3, dtype=dtype).eval()
     texts = [torch.randint(0, spec.vocab_size, (n,), generator=torch.Generator().manual_seed(n)) for n in (19, 23)]
@@ -225,7 +225,7 @@ def test_a_model_over_quantized_pages_is_one_over_rounded_numbers(
 
 
 @pytest.mark.parametrize("cache_format", FORMATS)
-def test_attention_over_quantized_history_errs_no_more_than_the_scales_allow(cache_format: CacheFormat) -> None:
+def test_attention_over_quantized_history_errs_no_more_than_the_scales_allow(cache_format: QuantizedFormat) -> None:
     """|o' - o| <= max |v' - v| + (e^(2 e) - 1) max |v|, where e bounds the error of a score.
 
     Each weight changes by a factor within e^(-2 e) and e^(2 e), and e is scale x sum |q| s / 2 by Hölder's inequality.
