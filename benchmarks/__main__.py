@@ -5,16 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 
+DECODE = ("benchmarks.serve", "decode", "--shape")
+ALL_FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled")
+BATCH_FORMS = ("float32", "bfloat16", "int8", "int4")
 RUNS = (
     ("benchmarks.cache_bytes",),
     ("benchmarks.train_step", "--shape", "t"),
     ("benchmarks.train_step", "--shape", "s"),
-    ("benchmarks.decode", "--shape", "t"),
-    ("benchmarks.decode", "--shape", "s"),
-    ("benchmarks.decode", "--shape", "s", "--through", "generate", "--steps", "64"),
-    ("benchmarks.decode", "--shape", "s", "--batch", "16", "--context", "2048", "--steps", "2", "--rounds", "5"),
-    ("benchmarks.decode", "--shape", "m", "--steps", "8", "--rounds", "5"),
-    ("benchmarks.decode", "--shape", "l", "--steps", "4", "--rounds", "3"),
+    (*DECODE, "s", "--forms", *ALL_FORMS),
+    (*DECODE, "m", "--steps", "8", "--rounds", "5", "--forms", *ALL_FORMS),
+    (*DECODE, "l", "--steps", "4", "--rounds", "3", "--forms", "float32", "int4"),
+    (*DECODE, "smollm2", "--forms", *ALL_FORMS),
+    (*DECODE, "s", "--batch", "16", "--forms", *BATCH_FORMS),
+    (*DECODE, "m", "--batch", "16", "--steps", "8", "--rounds", "5", "--forms", *BATCH_FORMS),
+    (*DECODE, "s", "--batch", "16", "--context", "2048", "--steps", "2", "--rounds", "5", "--forms", *BATCH_FORMS),
+    ("benchmarks.serve", "requests", "--shape", "s", "--batch", "16", "--rounds", "3"),
+    ("benchmarks.serve", "prefill", "--shape", "s", "--context", "2048", "--rounds", "5"),
+    ("benchmarks.serve", "prefill", "--shape", "m", "--context", "2048", "--rounds", "3"),
+    ("benchmarks.serve", "prefix", "--shape", "s", "--context", "1024"),
+    ("benchmarks.quantize",),
+    ("benchmarks.cache_loss",),
+    ("benchmarks.drafting",),
+    ("benchmarks.grammar",),
     ("benchmarks.load",),
     ("benchmarks.convert",),
     ("benchmarks.tasks",),
