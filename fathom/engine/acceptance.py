@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fathom.engine.adjusting import Row
-from fathom.errors import DataError
 from fathom.spec.sampling import TokenLogprob
 
 
@@ -28,10 +27,12 @@ def draft_rows(row: Row, drafts: Sequence[int]) -> list[Row]:
         if token in ends:
             break
         if constraint is not None:
-            constraint = constraint.copy()
             try:
+                constraint = constraint.copy()
                 constraint.accept(token)
-            except DataError:
+            except Exception:  # the request's own rule, whatever it is made of
+                break
+            if constraint.finished:
                 break
         rows.append(row.after(drafts[:count], constraint))
     return rows

@@ -173,7 +173,8 @@ class Engine:
                 try:
                     constraint.accept(each.token_id)
                 except Exception as error:  # the request's own rule, whatever it is made of
-                    return self._fail(state, one_line(error))
+                    self._generated_tokens += len(kept)
+                    return self._fail(state, one_line(error), kept)
             kept.append(each)
             state.tokens.append(each.token_id)
             state.drawn.append(each.token_id)
@@ -192,20 +193,20 @@ class Engine:
         return state.output(tuple(kept), reason, with_prompt=first)
 
     def _name_pages(self, state: RequestState) -> None:
-        """Let others share the pages that are full now; of accepted drafts, those before the end of the answer."""
-        full = min(state.complete, len(state.tokens)) // self.pool.page_size
-        if state.names is None or full == state.named:
+        """Let others share the pages that are full now."""
+        full = state.complete // self.pool.page_size
+        if state.names is None or full <= state.named:
             return
         names = state.names.upto(state.tokens, full)
         for index in range(state.named, full):
             state.pages[index] = self.pages.name(state.pages[index], names[index])
         state.named = full
 
-    def _fail(self, state: RequestState, message: str) -> Output:
+    def _fail(self, state: RequestState, message: str, kept: Sequence[TokenLogprob] = ()) -> Output:
         """End a request whose numbers cannot be trusted, and leave none of them behind."""
         self.pool.clear(self.pages.private(state.pages))
         self._remove(state)
-        return state.output((), "error", error=message)
+        return state.output(tuple(kept), "error", error=message)
 
     def _remove(self, state: RequestState) -> None:
         del self._states[state.id]

@@ -114,22 +114,23 @@ class Scheduler:
             self._run(state, min(left, state.remaining, self.window or left))
 
     def _plan_drafts(self) -> None:
-        """Give requests that decode room for drafts in what is left of the step and of the pages not promised."""
+        """Give requests that decode room for drafts in what is left of the step and of the pages.
+
+        What refused drafts lay in comes back after the step.
+        """
         size, most = self.spec.page_size, min(self.draft_tokens, (self.window or self.spec.step_tokens) - 1)
         left = self.spec.step_tokens - sum(work.tokens for work in self._planned.values())
-        spare = self.pages.available - self._promised(self.running)
         for work in tuple(self._planned.values()):
             state = work.state
-            if work.end < len(state.tokens) or not state.drawn:
+            if state.remaining > 1 or not state.drawn:
                 continue
-            held = state.first + (len(state.pages) + max(spare, 0)) * size - len(state.tokens)
+            held = state.first + (len(state.pages) + self.pages.available) * size - len(state.tokens)
             room = min(most, left, held, state.request.params.max_tokens - len(state.drawn) - 1)
             if room < 1:
                 continue
             missing = self._pages_for(state, len(state.tokens) + room) - len(state.pages)
             if missing > 0:
                 state.pages += self.pages.take(missing, state.pages[-1])
-                spare -= missing
             self._planned[state.id] = replace(work, room=room)
             left -= room
 

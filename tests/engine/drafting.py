@@ -18,8 +18,7 @@ def with_mtp(context_weight: float = 1.0, vocab: int = VOCAB) -> Decoder:
     """Build one in float64, so that no two tokens are equally likely to rounding.
 
     At weight 1 it is random and its module's drafts are no better than chance. Below, the next token depends that much
-    less on what is before the last one, and the module passes its token on to the head as it is: at 0 it is always
-    right.
+    less on what is before the last one, and so does what the module passes on to the head: at 0 it is always right.
     """
     spec = ModelSpec(
         name="tiny-v3",
@@ -50,6 +49,6 @@ def with_mtp(context_weight: float = 1.0, vocab: int = VOCAB) -> Decoder:
                 if "o_proj" in name or "down_proj" in name:
                     parameter *= context_weight
             module = model.mtp[0]
-            module.eh_proj.weight.zero_()
+            module.eh_proj.weight *= context_weight
             module.eh_proj.weight[:, :16] = torch.eye(16)
     return model

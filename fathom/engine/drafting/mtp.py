@@ -37,6 +37,8 @@ class MtpDrafter:
 
     def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, after reading what the last step left."""
+        for work in works:
+            work.state.unread_ND = self._held(work.state)
         chosen = [work for work in works if work.room and work.state.unread_ND is not None]
         chosen.sort(key=lambda work: (_unread(work.state), work.state.computed))
         if not chosen:
