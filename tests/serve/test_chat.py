@@ -42,6 +42,7 @@ def test_streamed_deltas_join_to_the_whole_answer(client: openai.OpenAI, extra: 
                 [token.logprob for token in (choice.logprobs.content or [])] if choice.logprobs else []
             )
     assert texts == [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) == len(texts)  # one seed for all of them, but each has draws of its own
     assert reasons == [choice.finish_reason for choice in whole.choices]
     assert roles == len(whole.choices)
     assert usage is not None

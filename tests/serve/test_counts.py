@@ -33,12 +33,14 @@ def test_counts_move_with_what_is_served(serve: Serve) -> None:
         assert server.metric("fathom_pages_total") == 512
 
 
-def test_a_salt_keeps_cached_prompts_apart(server: Running) -> None:
-    body = {"prompt": "A friend of the stone hears a song. " * 6, "max_tokens": 1}
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_salt_keeps_cached_prompts_apart(server: Running, path: str) -> None:
+    text = f"{path} A friend of the stone hears a song. " * 4
+    prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
     with server.http() as http:
 
         def cached(salt: str) -> int:
-            answer = http.post("/v1/completions", json=body | {"cache_salt": salt}).json()
+            answer = http.post(path, json=prompt | {"max_tokens": 1, "cache_salt": salt}).json()
             return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
         assert [cached("a") > 0, cached("a") > 0, cached("b") > 0] == [False, True, False]

@@ -53,11 +53,17 @@ def test_a_client_that_leaves_before_its_body_is_whole_costs_nothing(server: Run
     assert eventually(lambda: server.metric("fathom_http_requests_total") > 0)
 
 
-def test_a_stop_string_ends_the_engines_work_too(server: Running) -> None:
+def test_a_stop_string_ends_one_choice_in_the_engine_too(server: Running) -> None:
+    asked = LONG | {"n": 2, "seed": 11, "temperature": 1.0, "max_tokens": 400}
     with server.http() as http:
-        answer = http.post("/v1/completions", json=LONG | {"stop": ["a", "e", "o", " ", "t"], "temperature": 1})
-    assert answer.json()["choices"][0]["finish_reason"] == "stop"
+        short, long = (choice["text"] for choice in http.post("/v1/completions", json=asked).json()["choices"])
+        stop = next(short[at : at + 3] for at in range(len(short)) if short[at : at + 3] not in long)
+        generated = server.service.worker.stats.generated_tokens
+        ended = http.post("/v1/completions", json=asked | {"stop": stop}).json()
+    assert [choice["finish_reason"] for choice in ended["choices"]] == ["stop", "length"]
+    assert ended["choices"][1]["text"] == long
     assert server.idle()
+    assert server.service.worker.stats.generated_tokens - generated < 600
 
 
 @contextmanager
@@ -93,6 +99,7 @@ def stream_events(port: int, body: dict[str, Any], found: list[str]) -> None:
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http,
         http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer,
     ):
+        found.append(str(answer.status_code))
         found.extend(line for line in answer.iter_lines() if line)
 
 
@@ -113,20 +120,21 @@ def settled(events: list[str]) -> str:
     return "cut"
 
 
-@pytest.mark.parametrize(("drain", "expected"), [("30", {"whole"}), ("0.2", {"whole", "draining"})])
+@pytest.mark.parametrize(("drain", "expected"), [("60", {"whole"}), ("0.1", {"whole", "draining"})])
 def test_a_server_told_to_stop_ends_every_stream_and_leaves_with_zero(
     directory: Path, drain: str, expected: set[str]
 ) -> None:
     with process(directory, "--drain-seconds", drain, "--max-batch", "8") as (running, port):
-        found, threads = streams(port, 20, LONG | {"max_tokens": 40 if drain == "30" else 500})
-        assert eventually(lambda: "fathom_http_streams 20.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+        found, threads = streams(port, 20, LONG | {"max_tokens": 400})
+        assert eventually(lambda: all(found))
         running.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
         assert running.wait(60) == 0
+        assert {events[0] for events in found} == {"200"}
         ends = {settled(events) for events in found}
         assert ends <= expected
-        assert drain == "30" or "draining" in ends
+        assert drain == "60" or "draining" in ends
 
 
 def test_a_second_signal_leaves_at_once(directory: Path) -> None:
