@@ -154,6 +154,46 @@ async def collect(answer: Answer, receive: Receive) -> Response:
     return JSONResponse(body)
 
 
+class Patience:
+    """Ends the task that enters it once one write has taken ``seconds`` or more, at most twice as long.
+
+    One timer for a whole stream: one for each write would cost a seventh of all the work on it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._look()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ended and self._task is not None and kind is asyncio.CancelledError:
+            self._task.uncancel()
+            return True
+        return False
+
+    def begin(self) -> None:
+        """A write begins."""
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """It has been taken."""
+        self._since = None
+
+    def _look(self) -> None:
+        if self._since is not None and time.monotonic() - self._since >= self._seconds and self._task is not None:
+            self._ended = self._task.cancel()
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+
+
 class EventStream(Response):
     """Sends an answer as server-sent events: chunks, the token counts if asked for, and ``[DONE]``.
 
@@ -164,15 +204,15 @@ class EventStream(Response):
         super().__init__()
         self._answer = answer
         self._usage = usage
-        self._seconds = send_seconds
+        self._patience = Patience(send_seconds)
         self._facts = answer.label.facts(chunk_kind) | {"system_fingerprint": None}
         self._before = f'data: {json.dumps(self._facts)[:-1]}, "choices":['
         self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of it."""
-        answer = self._answer
-        async with watched(answer, receive):
+        answer, patience = self._answer, self._patience
+        async with watched(answer, receive), patience:
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             try:
                 while not answer.ended:
@@ -187,14 +227,15 @@ class EventStream(Response):
                 await self._write(send, f"{last}data: [DONE]\n\n", ends=True)
             except ApiError as error:
                 await self._write(send, f"data: {json.dumps(error.body)}\n\n", ends=True)
-            except (ClientLeft, TimeoutError):
+            except ClientLeft:
                 scope["state"]["facts"] = {"left": True}
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         scope["state"].setdefault("facts", {}).update(tokens=sum(c.generated for c in answer.choices))
 
     async def _write(self, send: Send, text: str, *, ends: bool = False) -> None:
-        async with asyncio.timeout(self._seconds):
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
+        self._patience.begin()
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
+        self._patience.end()
 
     def _counts(self) -> str:
         return f"data: {json.dumps(self._facts | {'choices': [], 'usage': self._answer.usage()})}\n\n"

@@ -18,8 +18,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.serve.serving import Running, eventually
+from fathom.serve.settings import Limits
+from tests.serve.serving import Running, Serve, eventually
 
+JSON = "Content-Type: application/json"
 LONG: dict[str, Any] = {"prompt": "The river", "max_tokens": 500, "ignore_eos": True, "logit_bias": {"1": -100}}
 
 
@@ -145,4 +147,18 @@ def test_a_second_signal_leaves_at_once(directory: Path) -> None:
         time.sleep(0.3)
         running.send_signal(signal.SIGTERM)
         assert running.wait(10) == -signal.SIGTERM
+        connection.close()
+
+
+def test_a_client_that_takes_nothing_is_not_waited_for(serve: Serve) -> None:
+    with serve(limits=Limits(send_seconds=0.2)) as server:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", server.port))
+        body = json.dumps(LONG | {"stream": True, "n": 16, "logprobs": 20, "max_tokens": 480}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\n{JSON}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        connection.sendall(head + body)
+        assert eventually(lambda: server.service.worker.stats.running == 16)
+        assert server.idle()
+        assert server.service.worker.stats.generated_tokens < 16 * 480
         connection.close()
