@@ -16,6 +16,8 @@ from fathom.serve.errors import ApiError, ClientLeft
 
 T = TypeVar("T")
 _THREADS = 2
+_FEW = 4
+"""As many streams are told of every step."""
 
 
 class Mailbox:
@@ -27,6 +29,7 @@ class Mailbox:
         self._outputs: list[Output] = []
         self._arrived = asyncio.Event()
         self._left = False
+        self._fresh = True
 
     async def take(self) -> list[Output]:
         """Wait until there is something, and return all there is; ``ClientLeft`` once nobody reads on."""
@@ -37,10 +40,16 @@ class Mailbox:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def put(self, output: Output) -> None:
-        """Add an output; called on the event loop."""
+    def put(self, output: Output) -> bool:
+        """Add an output, and return whether it should be looked at now: it is the first, or the last of a request."""
         self._outputs.append(output)
-        self._arrived.set()
+        first, self._fresh = self._fresh, False
+        return first or output.finish_reason is not None
+
+    def wake(self) -> None:
+        """Have what arrived be looked at."""
+        if self._outputs:
+            self._arrived.set()
 
     def leave(self) -> None:
         """Note that the client left."""
@@ -54,12 +63,20 @@ class Mailbox:
 
 
 class Bridge:
-    """Submits requests and hands each step's outputs to the event loop in one call."""
+    """Submits requests and hands each step's outputs to the event loop in one call.
 
-    def __init__(self, worker: EngineWorker) -> None:
+    Where steps follow fast and streams are many, each stream is told of several steps at once, ``interval`` seconds
+    apart: writing to a socket lets the engine's thread and the loop's take turns, and every turn costs both.
+    """
+
+    def __init__(self, worker: EngineWorker, *, interval: float) -> None:
         self.worker = worker
+        self._interval = interval
         self._loop: asyncio.AbstractEventLoop | None = None
         self._crossing: list[tuple[Mailbox, Output]] = []
+        self._touched: dict[Mailbox, None] = {}
+        self._told = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         worker.on_step(self._cross)
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -84,14 +101,29 @@ class Bridge:
         outputs = self._crossing[:]
         del self._crossing[: len(outputs)]
         try:
-            self._loop.call_soon_threadsafe(_deliver, outputs)
+            self._loop.call_soon_threadsafe(self._deliver, self._loop, outputs)
         except RuntimeError:  # the loop has closed: nobody is left to read
             return
 
+    def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: Sequence[tuple[Mailbox, Output]]) -> None:
+        for mailbox, output in outputs:
+            if mailbox.put(output):
+                mailbox.wake()
+            self._touched[mailbox] = None
+        wait = self._told + self._interval - loop.time()
+        if len(self._touched) <= _FEW or wait <= 0:
+            self._tell(loop)
+        elif self._timer is None:
+            self._timer = loop.call_later(wait, self._tell, loop)
 
-def _deliver(outputs: Sequence[tuple[Mailbox, Output]]) -> None:
-    for mailbox, output in outputs:
-        mailbox.put(output)
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._told = loop.time()
+        for mailbox in self._touched:
+            mailbox.wake()
+        self._touched.clear()
 
 
 class Workshop:

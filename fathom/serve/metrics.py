@@ -58,13 +58,13 @@ class Metrics:
         )
         self.first = Histogram(
             "fathom_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
+            "From a request's arrival to an answer's first token.",
             buckets=_FIRST,
             registry=self.registry,
         )
         self.between = Histogram(
             "fathom_time_per_token_seconds",
-            "Between the tokens of a request.",
+            "Between the tokens of an answer, those sent together by their mean.",
             buckets=_BETWEEN,
             registry=self.registry,
         )

@@ -45,7 +45,7 @@ class Service:
     def __init__(self, model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> None:
         self.model, self.worker, self.settings = model, worker, settings
         self.created = int(time.time())
-        self.bridge = Bridge(worker)
+        self.bridge = Bridge(worker, interval=settings.event_seconds)
         self.workshop = Workshop(jobs=settings.limits.jobs, seconds=settings.limits.prepare_seconds)
         self.lifecycle = Lifecycle(worker)
         self.metrics = Metrics(lambda: worker.stats)

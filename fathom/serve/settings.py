@@ -53,7 +53,7 @@ class ServeSettings:
     request's Host header may hold, all where empty: a page elsewhere that has its own name point at this machine is
     then not answered. ``cors_origins`` are the pages elsewhere that may ask from a browser. ``image_hosts`` are those
     images may be fetched from; without any, they must come as ``data:`` URIs. Requests running at the end are given
-    ``drain_seconds``.
+    ``drain_seconds``. Where many streams are open, each has an event every ``event_seconds`` at most.
     """
 
     name: str
@@ -62,12 +62,14 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     drain_seconds: float = 30.0
+    event_seconds: float = 0.025
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise SpecError("name", "is empty", "give the name that requests call the model by")
         check.not_negative("drain_seconds", self.drain_seconds)
+        check.not_negative("event_seconds", self.event_seconds)
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise SpecError(

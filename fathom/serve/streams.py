@@ -61,7 +61,8 @@ class Answer:
         self.metrics, self.lifecycle = metrics, lifecycle
         self._of = dict(zip(mailbox.request_ids, choices, strict=True))
         self._open = len(choices)
-        self._began, self._last = began, 0.0
+        self._began = began
+        self._timed: dict[int, tuple[int, float]] = {}
         self._per_prompt = per_prompt
         metrics.begin()
 
@@ -93,7 +94,8 @@ class Answer:
                 if output.finish_reason is None:
                     self.mailbox.cancel([output.request_id])
             touched[choice.index] = choice
-            self._timed(len(output.tokens))
+        for choice in touched.values():
+            self._time(choice)
         return list(touched.values())
 
     def usage(self) -> dict[str, Any]:
@@ -113,15 +115,16 @@ class Answer:
         self.mailbox.cancel()
         self.metrics.end()
 
-    def _timed(self, tokens: int) -> None:
-        if not tokens:
+    def _time(self, choice: Choice) -> None:
+        """Note how long a choice's new tokens took."""
+        now, (tokens, last) = time.monotonic(), self._timed.get(choice.index, (0, 0.0))
+        if choice.generated == tokens:
             return
-        now = time.monotonic()
-        if self._last:
-            self.metrics.between.observe((now - self._last) / tokens)
+        if last:
+            self.metrics.between.observe((now - last) / (choice.generated - tokens))
         else:
             self.metrics.first.observe(now - self._began)
-        self._last = now
+        self._timed[choice.index] = choice.generated, now
 
 
 @asynccontextmanager
