@@ -31,8 +31,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
 
     Half-precision inputs are normalised in float32 and rounded before the product, as Llama does. A single row on a
-    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. More rows take
-    six, which on large inputs are several times faster than PyTorch's own operator.
+    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. More rows
+    take six, which on large inputs are several times faster than PyTorch's own operator.
     """
     if records(x, weight):
         y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
