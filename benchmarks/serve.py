@@ -32,7 +32,7 @@ from fathom.engine.request import Request
 from fathom.model import Decoder
 from fathom.spec import SamplingParams
 
-FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int6-cache")
+FORMS = ("float32", "compiled", "bfloat16", "bfloat16-compiled", "int8", "int8-compiled", "int4", "int4-compiled")
 LLAMA_KINDS = ("F32", "Q8_0", "Q4_0")
 
 
@@ -51,9 +51,7 @@ def our_model(shape: str, form: str, q_lora: int | None) -> Decoder:
 def our_engine(shape: str, form: str, q_lora: int | None, prompts: contestants.Prompts, steps: int) -> Engine:
     """Make an engine over one form."""
     model = our_model(shape, form, q_lora)
-    cache = "int6" if form == "int6-cache" else "plain"
-    compiled = form.endswith("compiled")
-    return contestants.engine_for(model, prompts, steps, cache_format=cache, compiled=compiled)
+    return contestants.engine_for(model, prompts, steps, compiled=form.endswith("compiled"))
 
 
 def decode(a: argparse.Namespace) -> dict[str, object]:

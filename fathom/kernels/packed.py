@@ -10,7 +10,7 @@ experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -102,7 +102,7 @@ class PackedExperts:
 
     values: Tensor
     scales: Tensor
-    each: tuple[Packed, ...]
+    each: Sequence[Packed]
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import records
-from fathom.kernels.linear import compiles_one_row
+from fathom.kernels.operators import compiles_inference
 from fathom.kernels.packed import Packed, cpu_layout, dequantize, strips
 
 _STRIP_NUMBERS = 2**19
@@ -35,7 +35,7 @@ def packed_linear(x: Tensor, packed: Packed) -> Tensor:
     if records(x):
         raise SpecError("weights", f"{packed.format} weights pass no gradient", "open the model with plain weights")
     x_MK = x.reshape(-1, packed.columns)
-    if compiles_one_row(x) or takes(x_MK, packed):
+    if compiles_inference() or takes(x_MK, packed):
         y_MN = multiply(x_MK.to(_HALF), packed).to(x.dtype)
     else:
         y_MN = by_strips(x_MK, packed)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
-from fathom.kernels.compiled_experts import packed_experts_of_one
 from fathom.kernels.elementwise import records, swiglu, widened
 from fathom.kernels.experts import Plan, sort_pairs
-from fathom.kernels.linear import compiles_one_row
+from fathom.kernels.operators import compiles_inference, packed_experts
 from fathom.kernels.packed import Packed, PackedExperts
 from fathom.kernels.quantized import by_strips, multiply, takes
 
@@ -39,8 +38,8 @@ def packed_grouped_swiglu(
     """
     if records(x_ND, weights_NK):
         raise SpecError("weights", "packed experts pass no gradient", "open the model with plain weights")
-    if kept_NK is None and compiles_one_row(x_ND):
-        return packed_experts_of_one(x_ND, indices_NK, weights_NK, gate_up, down)
+    if kept_NK is None and compiles_inference():
+        return packed_experts(x_ND, indices_NK, weights_NK, gate_up, down)
     if kept_NK is None and x_ND.shape[0] == 1 and takes(x_ND, gate_up.each[0]) and takes(x_ND, down.each[0]):
         return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
     plan = sort_pairs(indices_NK, kept_NK, len(gate_up.each))

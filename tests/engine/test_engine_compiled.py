@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.errors import ResourceError
 from fathom.model import Decoder
+from fathom.model.cache import Slice
 from fathom.model.compiled import CompiledDecoding
 from fathom.spec import EngineSpec, SamplingParams
 from tests.engine.engines import alone, finish, ids
@@ -17,19 +21,23 @@ from tests.engine.engines import alone, finish, ids
 def test_lone_and_shared_steps_give_the_answers_of_requests_alone(
     model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lone: list[int] = []
+    steps: list[int] = []
     run = CompiledDecoding.__call__
-    monkeypatch.setattr(
-        CompiledDecoding, "__call__", lambda self, token, piece: lone.append(token) or run(self, token, piece)
-    )
+
+    def counted(self: CompiledDecoding, tokens: Sequence[int], pieces: Sequence[Slice]) -> Tensor:
+        steps.append(len(pieces))
+        return run(self, tokens, pieces)
+
+    monkeypatch.setattr(CompiledDecoding, "__call__", counted)
     greedy = [SamplingParams(max_tokens=count, temperature=0.0) for count in (20, 6)]
     requests = [Request(prompt=(5, 9, 2, 7, 1), params=greedy[0]), Request(prompt=(8, 3), params=greedy[1])]
     with torch.compiler.set_stance("force_eager"):
         engine = Engine(model, spec=EngineSpec(page_size=4, cache_tokens=128, compiled=True))
-        warmed = len(lone)
+        steps.clear()
         numbers = [engine.submit(request) for request in requests]
         outputs = finish(engine)
-    assert len(lone) - warmed >= 10  # the longer one is alone in the end
+    assert steps.count(2) >= 4
+    assert steps.count(1) >= 10  # the longer one is alone in the end
     for number, request in zip(numbers, requests, strict=True):
         assert ids(outputs[number]) == [token.token_id for token in alone(model, request)]
 

@@ -1,0 +1,36 @@
+"""Experts as one operator equal the experts called one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fathom.kernels import packed_grouped_swiglu, reference
+from fathom.kernels.operators import experts, packed_experts
+from fathom.kernels.packed import PackedFormat, pack_experts
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_the_operator_gives_what_the_experts_give_one_by_one(form: PackedFormat, tokens: int) -> None:
+    draw = torch.Generator().manual_seed(2)
+    gate_up = pack_experts(torch.randn(5, 128, 32, generator=draw), form)
+    down = pack_experts(torch.randn(5, 32, 64, generator=draw), form)
+    x_ND, weights_NK = torch.randn(tokens, 32, generator=draw), torch.rand(tokens, 3, generator=draw)
+    indices_NK = torch.tensor([[4, 0, 2], [1, 2, 3], [0, 1, 4], [3, 4, 2], [2, 1, 0]])[:tokens]
+    got = packed_experts(x_ND, indices_NK, weights_NK, gate_up, down)
+    expected = packed_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, packed_experts(x_ND, indices_NK.flip(1), weights_NK, gate_up, down))
+    assert got.dtype == x_ND.dtype
+
+
+def test_plain_experts_as_an_operator_are_the_same_sum() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x_ND, weights_NK = torch.randn(4, 8, generator=draw), torch.rand(4, 2, generator=draw)
+    gate_up_EFD, down_EDF = torch.randn(3, 12, 8, generator=draw), torch.randn(3, 8, 6, generator=draw)
+    indices_NK = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]])
+    with torch.no_grad():
+        expected = reference.grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
+        got = experts(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
+    torch.testing.assert_close(got, expected)
