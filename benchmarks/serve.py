@@ -32,7 +32,7 @@ from fathom.engine.request import Request
 from fathom.model import Decoder
 from fathom.spec import SamplingParams
 
-FORMS = ("float32", "compiled", "bfloat16", "bfloat16-compiled", "int8", "int8-compiled", "int4", "int4-compiled")
+FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int4-bfloat16")
 LLAMA_KINDS = ("F32", "Q8_0", "Q4_0")
 
 
@@ -41,7 +41,7 @@ def our_model(shape: str, form: str, q_lora: int | None) -> Decoder:
     from fathom.model.quantize import quantize
 
     weights = form.split("-")[0]
-    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if form.endswith("bfloat16") else torch.float32
     model = peers.fathom_model(shape, q_lora=q_lora, dtype=dtype)
     if weights in ("int8", "int4"):
         quantize(model, weights)  # type: ignore[arg-type]

@@ -48,7 +48,8 @@ def test_every_command_in_the_documents_exists(command: list[str]) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert arguments[0] in targets
     elif program == "python":
-        assert (ROOT / arguments[0]).is_file()
+        script = f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else arguments[0]
+        assert (ROOT / script).is_file()
     else:
         assert program == "fathom"
         done = subprocess.run(

@@ -30,7 +30,7 @@ Draft = Annotated[
     str, typer.Option("--draft", help=f"How tokens are guessed ahead: {', '.join(DRAFTING)} (mtp if there is one).")
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Make programs of the decoding step; takes a minute at first.")
+    bool, typer.Option("--compile", help="Make one program of a lone request's step; takes half a minute at first.")
 ]
 
 
@@ -65,7 +65,7 @@ def open_model(
         )
     _ = model.tokenizer
     if engine is not None and engine.compiled:
-        print("compiling the decoding step (a minute the first time)", file=sys.stderr, flush=True)
+        print("compiling the decoding step (half a minute the first time)", file=sys.stderr, flush=True)
         _ = model.engine
     return model
 

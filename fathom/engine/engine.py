@@ -48,7 +48,7 @@ class Engine:
         self._intake = Intake(model.spec, self.scheduler, self.eos_ids)
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
-            compiled.warm_up(self.spec.max_batch)
+            compiled.warm_up()
         drafter = make_drafter(drafting, model, self.pool, self.spec)
         self._forward = Forward(model, self.pool, drafter, compiled=compiled)
         self._states: dict[int, RequestState] = {}

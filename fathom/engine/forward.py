@@ -132,8 +132,8 @@ class Forward:
 
     def _hidden(self, tokens: Sequence[int], slices: Sequence[Slice], features_ND: Tensor | None) -> Tensor:
         """Run the model over a step's tokens, (N, D)."""
-        if self._compiled is not None and features_ND is None and self._compiled.takes(slices):
-            return self._compiled(tokens, slices)
+        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
+            return self._compiled(tokens[0], slices[0])
         step = PagedStep(self._pool, slices, window=self._model.window)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
         return self._model(tokens_1N, cache=step, features_ND=features_ND).hidden_BTD[0]  # type: ignore[no-any-return]

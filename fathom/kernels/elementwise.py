@@ -27,12 +27,15 @@ def widened(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+_MANY_NUMBERS = 2**17  # measured: below, PyTorch's own norm is as fast
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
 
     Half-precision inputs are normalised in float32 and rounded before the product, as Llama does. A single row on a
-    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. More rows
-    take six, which on large inputs are several times faster than PyTorch's own operator.
+    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. Many rows
+    take six, which there are several times faster than PyTorch's own operator.
     """
     if records(x, weight):
         y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
@@ -42,7 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.device.type == "cpu" and x.numel() == weight.numel() and not torch.compiler.is_compiling():
         norm = float(torch.linalg.vector_norm(x))
         return torch.mul(x, weight).mul_((norm * norm / weight.numel() + eps) ** -0.5)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.numel() < _MANY_NUMBERS or torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight, eps)
     inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return torch.mul(x, inverse).mul_(weight)

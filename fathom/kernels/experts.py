@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import records, widened
 from fathom.kernels.linear import compiles_one_row
-from fathom.kernels.operators import compiles_inference, experts
 
 # Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 4096
@@ -81,9 +80,6 @@ def grouped_swiglu(
         return trained_ND
     if kept_NK is None and compiles_one_row(x_ND):
         return _one_token_compiled(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
-    if kept_NK is None and compiles_inference():
-        called_ND: Tensor = experts(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
-        return called_ND
     if kept_NK is None and x_ND.shape[0] == 1:
         return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])

@@ -1,6 +1,6 @@
-"""Routed experts as single operators, which a compiled program calls instead of looking inside.
+"""Packed experts as a single operator, which a compiled program calls instead of looking inside.
 
-Which experts run, and how many rows each gets, is known only when the numbers are there.
+Which experts run is known only when the numbers are there, and PyTorch's packed products are calls of their own.
 """
 
 from __future__ import annotations
@@ -17,21 +17,6 @@ from fathom.kernels.packed import Packed, PackedExperts, cpu_layout
 def compiles_inference() -> bool:
     """Whether the compiler is tracing a program that needs no gradient."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
-@torch.library.custom_op("fathom::experts", mutates_args=())
-def experts(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-    """``grouped_swiglu`` over all pairs."""
-    from fathom.kernels.experts import grouped_swiglu
-
-    return grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
-
-
-@experts.register_fake
-def _experts_shape(
-    x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    return torch.empty_like(x_ND)
 
 
 def packed_experts(

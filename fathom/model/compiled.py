@@ -1,6 +1,6 @@
-"""Decoding as compiled programs: what is left between the products is fused, and dispatched once.
+"""Decoding one request as one compiled program: what is left between the products is fused, and dispatched once.
 
-B requests, S keys, P pages of a request, D hidden size.
+S keys, P tokens of a page, D hidden size.
 """
 
 from __future__ import annotations
@@ -15,39 +15,31 @@ from fathom.model.cache import PagePool, Part, Scratch, Slice, Span, Store
 from fathom.model.cache.pool import Pages
 from fathom.model.decoder import Decoder
 
-_MOST_REQUESTS = 64  # the packed products take no more rows
-_MOST_PADDING = 1.5
-_MOST_KEYS = 65_536
-
 
 class CompiledDecoding:
-    """Runs one new token of each of some requests; the same numbers as ``Decoder.forward``, to rounding.
+    """Runs one new token of one request; the same numbers as ``Decoder.forward``, to rounding.
 
-    There are two programs, for one request and for several; each is compiled when it is first needed, for half a
-    minute or less. PyTorch keeps the result on disk, and later processes take seconds. Needs a C++ compiler. Any number
-    of requests and any length of context run in the same program.
+    The first call compiles, for half a minute or less; PyTorch keeps the result on disk and later processes take
+    seconds. Needs a C++ compiler. Any length of context runs in the same program. Several requests are not compiled:
+    with a token of each, the products take nearly all of a step's time (measured), and nothing was gained.
     """
 
     def __init__(self, model: Decoder, pool: PagePool) -> None:
         self._model, self._pool = model, pool
-        self._alone: Callable[..., Tensor] = torch.compile(self._forward, fullgraph=True)
-        self._together: Callable[..., Tensor] = torch.compile(self._forward, fullgraph=True)
+        self._program: Callable[..., Tensor] = torch.compile(self._forward, fullgraph=True)
 
-    def warm_up(self, requests: int) -> None:
-        """Compile now, in pages that hold nothing yet, for as many requests as may run together.
+    def warm_up(self) -> None:
+        """Compile now, in a page that holds nothing yet.
 
         Raises:
             ResourceError: the compiler is missing or fails.
         """
-        lengths = [length for length in (3, 2) if length < self._pool.num_pages] or [1]  # any length, from two
-        counts = [1] + [min(3, requests)] * (requests > 1)
+        size = self._pool.page_size
         try:
             with torch.inference_mode():
-                for count in counts:
-                    for length in lengths:
-                        pages = tuple(range(length))
-                        piece = Slice(pages, length * self._pool.page_size - 1, 1)
-                        self([0] * count, [piece] * count)
+                for count in (3, 2):  # two lengths, so that the program is made for any
+                    pages = range(min(count, self._pool.num_pages))
+                    self(0, Slice(tuple(pages), len(pages) * size - 1, 1))
         except Exception as error:  # whatever a compiler can lack
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
@@ -56,51 +48,37 @@ class CompiledDecoding:
         finally:
             self._pool.clear(range(min(3, self._pool.num_pages)))
 
-    def takes(self, pieces: Sequence[Slice]) -> bool:
-        """Whether this is a step of the kind: a token each, and lengths of which padding wastes little."""
-        if len(pieces) > _MOST_REQUESTS or any(piece.tokens != 1 for piece in pieces):
-            return False
-        lengths = [piece.end - piece.first for piece in pieces]
-        padded = len(lengths) * max(lengths)
-        return len(pieces) == 1 or (padded <= _MOST_KEYS and padded <= _MOST_PADDING * sum(lengths))
-
-    def __call__(self, tokens: Sequence[int], pieces: Sequence[Slice]) -> Tensor:
-        """Write the tokens' numbers into the pool and return their hidden states after the final norm, (B, D)."""
+    def __call__(self, token: int, piece: Slice) -> Tensor:
+        """Write one token's numbers into the pool and return its hidden state after the final norm, (1, D)."""
         size, device = self._pool.page_size, self._pool.device
-        held = [piece.start - piece.first for piece in pieces]
-        count = max(max(held) // size + 1, 2)  # a dimension of 1 would be compiled apart
-        table = [[*piece.pages[:count], *[piece.pages[0]] * (count - len(piece.pages))] for piece in pieces]
-        slots = [piece.pages[at // size] * size + at % size for piece, at in zip(pieces, held, strict=True)]
-        positions = [piece.start for piece in pieces]
-        held_B1 = torch.tensor(held, device=device)[:, None]
-        keys_1S = torch.arange(count * size, device=device)[None]
-        seen_BS = keys_1S <= held_B1
+        held = piece.start - piece.first
+        pages = piece.pages[: held // size + 1]
+        if len(pages) == 1:  # a dimension of 1 would be compiled apart
+            pages = [pages[0], pages[0]]
+        table = torch.tensor(pages, device=device)
+        keys_S = torch.arange(len(pages) * size, device=device)
+        seen_S = keys_S <= held
         if self._model.window is not None:
-            seen_BS &= keys_1S > held_B1 - self._model.window
-        given = [torch.tensor(each, device=device) for each in (tokens, positions, slots, table)]
-        torch._dynamo.mark_dynamic(given[3], 1)
-        torch._dynamo.mark_dynamic(seen_BS, 1)
-        program = self._alone
-        if len(pieces) > 1:
-            program = self._together
-            for each in (*given, seen_BS):
-                torch._dynamo.mark_dynamic(each, 0)
-        return program(*given, seen_BS)
+            seen_S &= keys_S > held - self._model.window
+        slots = torch.tensor([piece.pages[held // size] * size + held % size], device=device)
+        torch._dynamo.mark_dynamic(table, 0)
+        torch._dynamo.mark_dynamic(seen_S, 0)
+        positions_11 = torch.tensor([[piece.start]], device=device)
+        return self._program(torch.tensor([[token]], device=device), positions_11, slots, table, seen_S)
 
     def _forward(
-        self, tokens_B: Tensor, positions_B: Tensor, slots_B: Tensor, table_BP: Tensor, seen_BS: Tensor
+        self, tokens_11: Tensor, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor
     ) -> Tensor:
-        step = _TokenEach(self._pool, positions_B, slots_B, table_BP, seen_BS)
-        return self._model(tokens_B[None], cache=step).hidden_BTD[0]  # type: ignore[no-any-return]
+        step = _OneToken(self._pool, positions_11, slots_1, table, seen_S)
+        return self._model(tokens_11, cache=step).hidden_BTD[0]  # type: ignore[no-any-return]
 
 
-class _TokenEach:
-    """The cache of one token of each request, made of tensors alone, so that one program serves every position."""
+class _OneToken:
+    """The cache of one token of one request, made of tensors alone, so that one program serves every position."""
 
-    def __init__(self, pool: PagePool, positions_B: Tensor, slots_B: Tensor, table_BP: Tensor, seen_BS: Tensor) -> None:
-        part = Part(1, seen_BS.shape[1], seen_BS[:, None], causal=False, rows=slice(None))
-        self._span = Span(positions_B[None], (part,))
-        self._stores = [_TokenEachStore(layer, pool.parts, slots_B, table_BP) for layer in pool.layers]
+    def __init__(self, pool: PagePool, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor) -> None:
+        self._span = Span(positions_11, (Part(1, seen_S.shape[0], seen_S[None, None], causal=False),))
+        self._stores = [_OneTokenStore(layer, pool.parts, slots_1, table) for layer in pool.layers]
 
     @property
     def layers(self) -> Sequence[Store]:
@@ -108,27 +86,26 @@ class _TokenEach:
         return self._stores
 
     def reach(self, tokens: int) -> int:
-        """Nothing to check: whoever gave the requests their pages knows the context."""
-        return 1
+        """Nothing to check: whoever gave the request its pages knows the context."""
+        return tokens
 
     def advance(self, tokens: int) -> Span:
         """Return the span it was made for."""
         return self._span
 
 
-class _TokenEachStore:
+class _OneTokenStore:
     def __init__(
-        self, layer: tuple[Pages, ...], parts: Sequence[tuple[int, int]], slots_B: Tensor, table_BP: Tensor
+        self, layer: tuple[Pages, ...], parts: Sequence[tuple[int, int]], slots_1: Tensor, table: Tensor
     ) -> None:
-        self._layer, self._parts, self._slots_B, self._table_BP = layer, parts, slots_B, table_BP
+        self._layer, self._parts, self._slots_1, self._table = layer, parts, slots_1, table
 
     def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
-        """Write the tokens, then read all pages of the requests."""
+        """Write the token, then read all pages of the request."""
         for pages, new in zip(self._layer, new_BTGK, strict=True):
-            pages.write(self._slots_B, new[0].flatten(1))
-        batch = self._table_BP.shape[0]
+            pages.write(self._slots_1, new[0].flatten(1))
         seen = [
-            pages.read(self._table_BP.flatten(), _Fresh()).view(batch, -1, heads, width).transpose(1, 2)
+            pages.read(self._table, _Fresh()).view(1, -1, heads, width).transpose(1, 2)
             for pages, (heads, width) in zip(self._layer, self._parts, strict=True)
         ]
         yield span.parts[0], tuple(seen)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,9 +22,9 @@ def test_lone_and_shared_steps_give_the_answers_of_requests_alone(
     steps: list[int] = []
     run = CompiledDecoding.__call__
 
-    def counted(self: CompiledDecoding, tokens: Sequence[int], pieces: Sequence[Slice]) -> Tensor:
-        steps.append(len(pieces))
-        return run(self, tokens, pieces)
+    def counted(self: CompiledDecoding, token: int, piece: Slice) -> Tensor:
+        steps.append(token)
+        return run(self, token, piece)
 
     monkeypatch.setattr(CompiledDecoding, "__call__", counted)
     greedy = [SamplingParams(max_tokens=count, temperature=0.0) for count in (20, 6)]
@@ -36,8 +34,7 @@ def test_lone_and_shared_steps_give_the_answers_of_requests_alone(
         steps.clear()
         numbers = [engine.submit(request) for request in requests]
         outputs = finish(engine)
-    assert steps.count(2) >= 4
-    assert steps.count(1) >= 10  # the longer one is alone in the end
+    assert len(steps) >= 10  # the longer one is alone in the end
     for number, request in zip(numbers, requests, strict=True):
         assert ids(outputs[number]) == [token.token_id for token in alone(model, request)]
 

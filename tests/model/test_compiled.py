@@ -33,7 +33,7 @@ def decoded(spec: ModelSpec, read: int, count: int) -> tuple[torch.Tensor, torch
     tokens = torch.randint(0, spec.vocab_size, (read + count,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         model(tokens[None, :read], cache=PagedStep(pool, [Slice(PAGES, 0, read)], window=model.window))
-        got = [program([int(tokens[i])], [Slice(PAGES, i, 1)]) for i in range(read, read + count)]
+        got = [program(int(tokens[i]), Slice(PAGES, i, 1)) for i in range(read, read + count)]
         return torch.cat(got), model(tokens[None]).hidden_BTD[0, read:]
 
 
@@ -42,48 +42,6 @@ def test_each_token_gets_the_hidden_state_of_the_whole_pass(spec: ModelSpec, rea
     with torch.compiler.set_stance("force_eager"):
         got, expected = decoded(spec, read, 20)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
-
-
-def several(spec: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode three requests of different lengths together; return their hidden states and the whole passes'."""
-    model = build(spec, seed=4).eval()
-    pool = PagePool.allocate(spec, pages=12, page_size=4)
-    program = CompiledDecoding(model, pool)
-    tables, lengths = [(7, 2, 9, 4), (0, 5, 3, 1), (11, 8, 6, 10)], [9, 6, 11]
-    texts = torch.randint(0, spec.vocab_size, (3, 16), generator=torch.Generator().manual_seed(1))
-    got = []
-    with torch.inference_mode():
-        for table, length, text in zip(tables, lengths, texts, strict=True):
-            model(text[None, :length], cache=PagedStep(pool, [Slice(table, 0, length)], window=model.window))
-        for step in range(4):
-            at = [length + step for length in lengths]
-            pieces = [Slice(table, start, 1) for table, start in zip(tables, at, strict=True)]
-            assert program.takes(pieces)
-            got.append(program([int(text[i]) for text, i in zip(texts, at, strict=True)], pieces))
-        whole = [model(text[None]).hidden_BTD[0, n : n + 4] for text, n in zip(texts, lengths, strict=True)]
-    return torch.stack(got), torch.stack(whole, 1)
-
-
-def test_requests_of_different_lengths_decode_together(spec: ModelSpec) -> None:
-    with torch.compiler.set_stance("force_eager"):
-        got, expected = several(spec)
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_compiled_they_do_too(spec: ModelSpec) -> None:
-    got, expected = several(spec)
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
-
-
-def test_steps_of_other_kinds_are_not_taken(latent_spec) -> None:  # type: ignore[no-untyped-def]
-    model = build(latent_spec(), seed=4).eval()
-    program = CompiledDecoding(model, PagePool.allocate(model.spec, pages=4, page_size=4))
-    short, long = Slice((0,), 1, 1), Slice(tuple(range(4)), 15, 1)
-    assert program.takes([long])
-    assert program.takes([short, short])
-    assert not program.takes([short, long])  # mostly padding
-    assert not program.takes([Slice((0,), 0, 2)])
 
 
 @pytest.mark.slow
@@ -101,7 +59,7 @@ def test_packed_weights_compile_too(latent_spec, form: WeightFormat) -> None:  #
     pool = PagePool.allocate(model.spec, pages=10, page_size=4)
     program, tokens = CompiledDecoding(model, pool), [3, 14, 15, 92]
     with torch.inference_mode():
-        got = [program([token], [Slice(PAGES, i, 1)]) for i, token in enumerate(tokens)]
+        got = [program(token, Slice(PAGES, i, 1)) for i, token in enumerate(tokens)]
         eager = [
             model(torch.tensor([[token]]), cache=PagedStep(pool, [Slice(PAGES, i, 1)])).hidden_BTD[0]
             for i, token in enumerate(tokens)
@@ -113,6 +71,6 @@ def test_warming_up_leaves_nothing_in_the_pool(latent_spec) -> None:  # type: ig
     model = build(latent_spec(), seed=4).eval()
     pool = PagePool.allocate(model.spec, pages=4, page_size=4)
     with torch.compiler.set_stance("force_eager"), torch.inference_mode():
-        CompiledDecoding(model, pool).warm_up(4)
+        CompiledDecoding(model, pool).warm_up()
         (rows,) = (pages.read(slice(0, 4), pool.scratch[0]) for pages in pool.layers[0])
     assert not rows.any()
