@@ -17,10 +17,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = re.compile(r"<!-- run: (?P<command>.+?) -->\n```console\n.*?```\n", re.DOTALL)
 FIGURES = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
+LOSSES = re.compile(r"<!-- losses -->\n.*?<!-- /losses -->", re.DOTALL)
 PASSING = re.compile(r"about .+ left$|it/s\]$|, right \d+%$")
 """Lines of progress, which a document leaves out."""
 WORDS = {
@@ -28,7 +30,10 @@ WORDS = {
         "| measured | Fathom | transformers | ratio |\n|---|---|---|---|",
         "Training step, shape {shape}, {batch} x {length} tokens, tokens/s",
         "the same, peak memory of the process, MiB",
-        "Greedy decoding, shape {shape}, batch {batch}, context {context}, tokens/s",
+        "Greedy decoding, {shape}, batch {batch}, context {context}, {form}, tokens/s",
+        "Reading a prompt of {context} tokens, {shape}, tokens/s",
+        "the same, memory beyond the model, MiB",
+        "Time to the first token after a beginning of {context} tokens read before, share of the first time",
         "SmolLM2-135M's GGUF file, from starting Python to the first token, seconds",
         "Float32, the same weights, alternating rounds of one run on {processor} ({threads} threads), medians; shapes "
         "are `bench-t` to `bench-l` of `fathom models`. `make bench` repeats it here; the JSON lies in "
@@ -38,7 +43,10 @@ WORDS = {
         "| 测量 | Fathom | transformers | 比值 |\n|---|---|---|---|",
         "训练一步，形状 {shape}，{batch} x {length} 个词元，词元/秒",
         "同上，进程的内存峰值，MiB",
-        "贪心解码，形状 {shape}，批量 {batch}，上下文 {context}，词元/秒",
+        "贪心解码，{shape}，批量 {batch}，上下文 {context}，{form}，词元/秒",
+        "读入 {context} 个词元的提示，{shape}，词元/秒",
+        "同上，模型之外的内存，MiB",
+        "已读过的 {context} 个词元开头之后，首个词元所需时间占第一次的比例",
         "SmolLM2-135M 的 GGUF 文件，从启动 Python 到第一个词元，秒",
         "float32，相同的权重，在 {processor}（{threads} 线程）上同一次运行的交替轮次，取中位数；"
         "形状是 `fathom models` 中的 `bench-t` 到 `bench-l`。"
@@ -61,36 +69,77 @@ def run_block(match: re.Match[str]) -> str:
     return f"<!-- run: {command} -->\n```console\n$ {command}\n{printed}{code}\n```\n"
 
 
+FORMS = {
+    "fathom": "float32",
+    "fathom compiled": "float32 `--compile`",
+    "fathom bfloat16": "bfloat16",
+    "fathom int8": "int8",
+    "fathom int4": "int4",
+    "fathom int4-compiled": "int4 `--compile`",
+    "fathom int4-bfloat16": "int4, bfloat16",
+}
+
+
 def figures(words: tuple[str, ...]) -> str:
     """Return the table of all results, in the words of one README."""
-    head, train, memory, decode, load, foot = words
+    head, train, memory, decode, prefill, beyond, prefix, load, foot = words
     rows, machine = [head], {}
     for path in sorted((ROOT / "benchmarks/results").glob("*-cpu.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        machine = result["machine"]
-        if result["benchmark"].startswith("load-"):
+        machine, name = result["machine"], result["benchmark"]
+        if "shape" in result:
+            result["shape"] = "SmolLM2-135M" if result["shape"] == "smollm2" else result["shape"].upper()
+        if name.startswith("load-"):
             ours, theirs = (result["median"][name]["seconds"] for name in ("fathom", "transformers"))
             rows.append(f"| {load} | {ours:.1f} | {theirs:.1f} | {result['times_peer']['seconds']:.2f} x |")
-        if "per_second" not in result or "shape" not in result:
-            continue
-        result["shape"] = result["shape"].upper()
-        speed, ratio = result["per_second"], result["times_peer"]["fathom"]
-        what = train if "length" in result else decode
-        if result.get("through") == "generate":
-            result["context"] = f"{result['context']} (`generate`)"
-        rows.append(
-            f"| {what.format(**result)} | {speed['fathom']:.0f} | {speed['transformers']:.0f} | {ratio:.2f} x |"
-        )
-        if "memory" in result:
-            ours, theirs = (result["memory"][name]["peak_mib"] for name in ("fathom", "transformers"))
-            rows.append(f"| {memory} | {ours} | {theirs} | {result['peak_memory_times_peer']:.2f} x |")
+        elif name.startswith("train-"):
+            rows += [
+                compared(train, result, "fathom"),
+                peaks(memory, {n: m["peak_mib"] for n, m in result["memory"].items()}),
+            ]
+        elif name.startswith("serve-decode-"):
+            rows += [
+                compared(decode, result | {"form": FORMS[form]}, form) for form in FORMS if form in result["times_peer"]
+            ]
+        elif name.startswith("serve-prefill-"):
+            rows += [compared(prefill, result, "fathom"), peaks(beyond, result["peak_mib_beyond_model"])]
+        elif name.startswith("serve-prefix-"):
+            rows.append(f"| {prefix.format(**result)} | {result['warm_over_cold']:.1%} | | |")
     return "\n".join(rows) + "\n\n" + foot.format(**machine)
+
+
+def compared(what: str, result: dict[str, Any], form: str) -> str:
+    """Return a row of one form's speed beside transformers'."""
+    speed, ratio = result["per_second"], result["times_peer"][form]
+    return f"| {what.format(**result)} | {speed[form]:.0f} | {speed['transformers']:.0f} | {ratio:.2f} x |"
+
+
+def peaks(what: str, mib: dict[str, float]) -> str:
+    """Return a row of two peaks of memory."""
+    ours, theirs = mib["fathom"], mib["transformers"]
+    return f"| {what} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} x |"
+
+
+def losses() -> str:
+    """Return what packed weights and packed caches cost, from the results there are."""
+    rows = ["| model | kept in | bytes | bits per byte of text |", "|---|---|---|---|"]
+    for path in sorted((ROOT / "benchmarks/results").glob("quantize-cpu.json")):
+        for model, forms in json.loads(path.read_text(encoding="utf-8"))["models"].items():
+            for form, found in forms.items():
+                rows.append(f"| {model} | weights {form} | {found['weight_bytes']:,} | {found['bits_per_byte']:.4f} |")
+    for path in sorted((ROOT / "benchmarks/results").glob("cache-loss-*-cpu.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for form, found in result["formats"].items():
+            bits = f"{found['bits_per_number']:g} bits per number"
+            rows.append(f"| {result['model']} | cache {form} | {bits} | {found['bits_per_byte']:.4f} |")
+    return "\n".join(rows)
 
 
 def generated(path: Path, only: str) -> str:
     """Return a document with its generated parts made anew."""
     text = path.read_text(encoding="utf-8")
     text = RUN.sub(lambda match: run_block(match) if only in match["command"] else match[0], text)
+    text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses()}\n<!-- /losses -->", text)
     if path.name in WORDS:
         made = f"<!-- figures -->\n{figures(WORDS[path.name])}\n<!-- /figures -->"
         text = FIGURES.sub(lambda _: made, text)
