@@ -24,11 +24,12 @@ from fathom.model.moe import MoELayer
 from fathom.spec import EngineSpec, SamplingParams
 
 Prompts = Sequence[Sequence[int]]
+_SPARE = 80
 
 
 def engine_for(model: Decoder, prompts: Prompts, steps: int, **changes: Any) -> Engine:
     """Make an engine with room for the prompts and their answers."""
-    longest = max(map(len, prompts)) + steps + 2
+    longest = max(map(len, prompts)) + steps + _SPARE
     room = len(prompts) * (longest + 64)
     given = {"max_batch": len(prompts), "cache_tokens": room, "step_tokens": max(512, len(prompts))} | changes
     return Engine(model, spec=EngineSpec(**given))
@@ -36,7 +37,8 @@ def engine_for(model: Decoder, prompts: Prompts, steps: int, **changes: Any) -> 
 
 def fathom(engine: Engine, prompts: Prompts, steps: int) -> Contestant:
     """Continuous batching as it is served; one step draws one token of every request."""
-    params = SamplingParams(max_tokens=steps + 1, temperature=0.0, ignore_eos=True)
+    # the first prompts to be read draw while the others are read: none may end before it is timed
+    params = SamplingParams(max_tokens=steps + _SPARE, temperature=0.0, ignore_eos=True)
     running: list[int] = []
 
     def prepare() -> None:
@@ -48,9 +50,9 @@ def fathom(engine: Engine, prompts: Prompts, steps: int) -> Contestant:
             drawn |= {output.request_id for output in engine.step() if output.tokens}
 
     def run() -> None:
-        left = set(running)
-        while left:
-            left -= {output.request_id for output in engine.step() if output.finish_reason}
+        for _ in range(steps):
+            if len(engine.step()) != len(prompts):
+                raise RuntimeError("a step drew for only some of the requests")
 
     return Contestant(run, prepare)
 

@@ -162,7 +162,8 @@ def prefix(a: argparse.Namespace) -> dict[str, object]:
     model = our_model(a.shape, "float32", None)
     (shared,) = contestants.prompts_for(model.spec.vocab_size, 1, a.context)
     endings = contestants.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
-    engine = contestants.engine_for(model, [shared], 32 * (2 * a.rounds + 4))
+    room = (a.rounds + 2) * (a.context + 128)  # of every cold prompt, so that none takes the shared one's place
+    engine = contestants.engine_for(model, [shared], 1, cache_tokens=room)
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for turn in range(a.rounds + 1):

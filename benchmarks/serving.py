@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from benchmarks import peers
 from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
 from fathom.pipeline.handle import LanguageModel
@@ -69,13 +71,25 @@ async def clients(port: int, streams: int, tokens: int) -> float:
     return sum(drawn) / (time.perf_counter() - began)
 
 
+def summary(model: str, streams: int, rounds: dict[str, list[float]]) -> dict[str, object]:
+    """Medians in tokens per second, and the median share of the engine's own rate that goes through HTTP."""
+    shares = [http / engine for engine, http in zip(rounds["engine"], rounds["http"], strict=True)]
+    return {
+        "model": model,
+        "streams": streams,
+        "per_second": {name: round(statistics.median(rates), 2) for name, rates in rounds.items()},
+        "share": round(statistics.median(shares), 4),
+        "rounds": rounds,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     parser.add_argument("--client", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.client:
@@ -98,12 +112,8 @@ def main() -> None:
         found["http"].append(through_http(port, asked.streams, asked.tokens))
     server.should_exit = True
     thread.join()
-    best = {name: max(rates) for name, rates in found.items()}
-    line = json.dumps({"streams": asked.streams, **best, "share": best["http"] / best["engine"], "rounds": found})
-    print(line)
-    if asked.out is not None:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / "serving.json").write_text(line + "\n")
+    name = asked.model.name
+    peers.write(f"serve-http-{name}-{asked.streams}-streams", summary(name, asked.streams, found), asked.out)
 
 
 if __name__ == "__main__":

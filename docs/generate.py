@@ -34,6 +34,7 @@ WORDS = {
         "Reading a prompt of {context} tokens, {shape}, tokens/s",
         "the same, memory beyond the model, MiB",
         "Time to the first token after a beginning of {context} tokens read before, share of the first time",
+        "Through HTTP, {streams} streams of {model}, share of the engine's own tokens/s",
         "SmolLM2-135M's GGUF file, from starting Python to the first token, seconds",
         "Float32, the same weights, alternating rounds of one run on {processor} ({threads} threads), medians; shapes "
         "are `bench-t` to `bench-l` of `fathom models`. `make bench` repeats it here; the JSON lies in "
@@ -47,6 +48,7 @@ WORDS = {
         "读入 {context} 个词元的提示，{shape}，词元/秒",
         "同上，模型之外的内存，MiB",
         "已读过的 {context} 个词元开头之后，首个词元所需时间占第一次的比例",
+        "经过 HTTP，{model} 的 {streams} 路流式输出，占引擎自身词元/秒的比例",
         "SmolLM2-135M 的 GGUF 文件，从启动 Python 到第一个词元，秒",
         "float32，相同的权重，在 {processor}（{threads} 线程）上同一次运行的交替轮次，取中位数；"
         "形状是 `fathom models` 中的 `bench-t` 到 `bench-l`。"
@@ -82,7 +84,7 @@ FORMS = {
 
 def figures(words: tuple[str, ...]) -> str:
     """Return the table of all results, in the words of one README."""
-    head, train, memory, decode, prefill, beyond, prefix, load, foot = words
+    head, train, memory, decode, prefill, beyond, prefix, http, load, foot = words
     rows, machine = [head], {}
     for path in sorted((ROOT / "benchmarks/results").glob("*-cpu.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -105,6 +107,8 @@ def figures(words: tuple[str, ...]) -> str:
             rows += [compared(prefill, result, "fathom"), peaks(beyond, result["peak_mib_beyond_model"])]
         elif name.startswith("serve-prefix-"):
             rows.append(f"| {prefix.format(**result)} | {result['warm_over_cold']:.1%} | | |")
+        elif name.startswith("serve-http-"):
+            rows.append(f"| {http.format(**result)} | {result['share']:.1%} | | |")
     return "\n".join(rows) + "\n\n" + foot.format(**machine)
 
 
