@@ -21,8 +21,13 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
     return F.linear(x, weight_NK, bias_N)
 
 
+def compiles_inference() -> bool:
+    """Whether the compiler is tracing a program that needs no gradient."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
 def compiles_one_row(x: Tensor) -> bool:
     """Whether a single float32 row, without gradient, is being compiled for a CPU."""
-    if not torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if not compiles_inference():
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]

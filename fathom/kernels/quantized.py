@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import records
-from fathom.kernels.operators import compiles_inference
+from fathom.kernels.linear import compiles_inference
 from fathom.kernels.packed import Packed, cpu_layout, dequantize, strips
 
 _STRIP_NUMBERS = 2**19

@@ -6,14 +6,17 @@ width, C pairs of one expert.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import records, swiglu, widened
 from fathom.kernels.experts import Plan, sort_pairs
-from fathom.kernels.operators import compiles_inference, packed_experts
-from fathom.kernels.packed import Packed, PackedExperts
+from fathom.kernels.linear import compiles_inference
+from fathom.kernels.packed import Packed, PackedExperts, cpu_layout
 from fathom.kernels.quantized import by_strips, multiply, takes
 
 # Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.
@@ -39,7 +42,7 @@ def packed_grouped_swiglu(
     if records(x_ND, weights_NK):
         raise SpecError("weights", "packed experts pass no gradient", "open the model with plain weights")
     if kept_NK is None and compiles_inference():
-        return packed_experts(x_ND, indices_NK, weights_NK, gate_up, down)
+        return as_one_operator(x_ND, indices_NK, weights_NK, gate_up, down)
     if kept_NK is None and x_ND.shape[0] == 1 and takes(x_ND, gate_up.each[0]) and takes(x_ND, down.each[0]):
         return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
     plan = sort_pairs(indices_NK, kept_NK, len(gate_up.each))
@@ -94,3 +97,68 @@ def _between(x_ND: Tensor) -> torch.dtype:
 def _product(x_CK: Tensor, packed: Packed) -> Tensor:
     """Multiply rows in their own dtype, (C, N) like them."""
     return multiply(x_CK, packed) if takes(x_CK, packed) and x_CK.dtype == torch.bfloat16 else by_strips(x_CK, packed)
+
+
+def as_one_operator(
+    x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: PackedExperts, down: PackedExperts
+) -> Tensor:
+    """``packed_grouped_swiglu`` over all pairs, as an operator that a compiled program calls without looking inside.
+
+    Which experts run is known only when the numbers are there, and the packed products are calls of their own.
+    """
+    shapes = [(each[0].rows, each[0].columns, each[0].group_size) for each in (gate_up.each, down.each)]
+    tensors = [gate_up.values, gate_up.scales, down.values, down.scales]
+    mixed_ND: Tensor = _packed_experts(x_ND, indices_NK, weights_NK, tensors, list(shapes[0]), list(shapes[1]))
+    return mixed_ND
+
+
+@torch.library.custom_op("fathom::packed_experts", mutates_args=())
+def _packed_experts(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    packed: list[Tensor],
+    gate_up_shape: list[int],
+    down_shape: list[int],
+) -> Tensor:
+    gate_up_values, gate_up_scales, down_values, down_scales = packed
+    gate_up = PackedExperts(gate_up_values, gate_up_scales, _Each(gate_up_values, gate_up_scales, gate_up_shape))
+    down = PackedExperts(down_values, down_scales, _Each(down_values, down_scales, down_shape))
+    return packed_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
+
+
+@_packed_experts.register_fake
+def _packed_experts_shape(
+    x_ND: Tensor,
+    indices_NK: Tensor,
+    weights_NK: Tensor,
+    packed: list[Tensor],
+    gate_up_shape: list[int],
+    down_shape: list[int],
+) -> Tensor:
+    return torch.empty_like(x_ND)
+
+
+class _Each(Sequence[Packed]):
+    """The matrices of stacked experts, each made when it is asked for: an operator is given tensors only."""
+
+    def __init__(self, values_E: Tensor, scales_E: Tensor, shape: Sequence[int]) -> None:
+        self._values_E, self._scales_E = values_E, scales_E
+        self._rows, self._columns, self._group_size = shape
+
+    def __len__(self) -> int:
+        return len(self._values_E)
+
+    @overload
+    def __getitem__(self, index: int) -> Packed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Packed]: ...
+
+    def __getitem__(self, index: int | slice) -> Packed | Sequence[Packed]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        tensors = self._values_E[index], self._scales_E[index]
+        if self._values_E.dtype == torch.int8:
+            return Packed("int8", self._rows, self._columns, self._group_size, *tensors)
+        return Packed("int4", self._rows, self._columns, self._group_size, *tensors, cpu_layout())

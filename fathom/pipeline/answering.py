@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -24,7 +24,10 @@ from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.fim import fim_prompt, fim_stop_ids
 
 if TYPE_CHECKING:
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.engine.engine import Engine
+    from fathom.pipeline.prompt import Prompt
+    from fathom.spec.model import ModelSpec
+    from fathom.tokenizer.grammar import GrammarCompiler
 
 _RESERVED = frozenset(
     {
@@ -43,6 +46,34 @@ _RESERVED = frozenset(
 )
 _OPEN = "<think>\n"
 _CLOSE = "\n</think>\n\n"
+
+
+class OpenedModel(Protocol):
+    """What answering needs of a model; ``LanguageModel`` is one."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """What continues its prompts."""
+        ...
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What makes structured output of its tokens."""
+        ...
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+        """Encode a conversation by its chat template."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +150,7 @@ class Prepared:
 
 
 def prepare_chat(
-    model: LanguageModel, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    model: OpenedModel, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
 ) -> Prepared:
     """Lay a conversation out for the engine.
 
@@ -146,7 +177,7 @@ def prepare_chat(
 
 
 def prepare_text(
-    model: LanguageModel,
+    model: OpenedModel,
     prompt: str | Sequence[int],
     suffix: str | None = None,
     options: TextOptions | None = None,
@@ -185,7 +216,7 @@ def _with_thinking(tokenizer: Tokenizer, ids: tuple[int, ...], thinking: bool | 
     return (*ids, *tag_ids(tokenizer, _OPEN if thinking else _CLOSE))
 
 
-def _constraint(model: LanguageModel, options: TextOptions) -> Constraint | None:
+def _constraint(model: OpenedModel, options: TextOptions) -> Constraint | None:
     if options.schema is not None:
         return model.grammars.json_schema(options.schema)
     if options.json_object:

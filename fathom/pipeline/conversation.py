@@ -6,16 +6,13 @@ import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from fathom.engine.request import Output, Request
 from fathom.errors import DataError, FathomError, SpecError
-from fathom.pipeline.answering import ChatOptions, Prepared, prepare_chat
+from fathom.pipeline.answering import ChatOptions, OpenedModel, Prepared, prepare_chat
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer.answers import Delta, ToolCall
-
-if TYPE_CHECKING:
-    from fathom.pipeline.handle import LanguageModel
 
 Messages = str | Sequence[Mapping[str, Any]]
 AnswerEnd = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -153,7 +150,7 @@ class ChatStream(Iterator[Delta]):
 
 
 def start_chat(
-    model: LanguageModel, messages: Messages, *, system: str | None = None, **asked: Unpack[Asked]
+    model: OpenedModel, messages: Messages, *, system: str | None = None, **asked: Unpack[Asked]
 ) -> ChatStream:
     """Lay a conversation out and begin its answer; everything is checked at once, and drawn as it is read."""
     given: dict[str, Any] = dict(asked)
@@ -165,7 +162,7 @@ def start_chat(
     return ChatStream(prepared, run(model, prepared, given))
 
 
-def run(model: LanguageModel, prepared: Prepared, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
+def run(model: OpenedModel, prepared: Prepared, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
     """Begin a prepared request with fields of ``SamplingParams``; what is left out is chosen as ``Asked`` says."""
     unknown = sorted(asked.keys() - _PARAMS)
     if unknown:
@@ -185,7 +182,7 @@ def run(model: LanguageModel, prepared: Prepared, asked: Mapping[str, Any]) -> G
     )
 
 
-def fitting_tokens(model: LanguageModel, prepared: Prepared, most: int) -> int:
+def fitting_tokens(model: OpenedModel, prepared: Prepared, most: int) -> int:
     """Return how many tokens the context leaves for an answer, at most ``most`` and at least one."""
     return max(1, min(most, model.spec.max_position_embeddings - len(prepared.prompt_ids)))
 

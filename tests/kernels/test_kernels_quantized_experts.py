@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fathom.kernels import packed_grouped_swiglu
-from fathom.kernels.operators import packed_experts
 from fathom.kernels.packed import PackedFormat, pack_experts
+from fathom.kernels.quantized_experts import as_one_operator
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -18,8 +18,8 @@ def test_the_operator_gives_what_the_experts_give_one_by_one(form: PackedFormat,
     down = pack_experts(torch.randn(5, 32, 64, generator=draw), form)
     x_ND, weights_NK = torch.randn(tokens, 32, generator=draw), torch.rand(tokens, 3, generator=draw)
     indices_NK = torch.tensor([[4, 0, 2], [1, 2, 3], [0, 1, 4], [3, 4, 2], [2, 1, 0]])[:tokens]
-    got = packed_experts(x_ND, indices_NK, weights_NK, gate_up, down)
+    got = as_one_operator(x_ND, indices_NK, weights_NK, gate_up, down)
     expected = packed_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
     assert torch.equal(got, expected)
-    assert not torch.equal(got, packed_experts(x_ND, indices_NK.flip(1), weights_NK, gate_up, down))
+    assert not torch.equal(got, as_one_operator(x_ND, indices_NK.flip(1), weights_NK, gate_up, down))
     assert got.dtype == x_ND.dtype
