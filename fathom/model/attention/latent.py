@@ -16,6 +16,22 @@ from fathom.model.linear import Linear
 from fathom.model.norm import RMSNorm
 from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
+EXPANDING = 1.4
+"""What a multiply-add of the expanded form counts: it also copies what it makes (measured, benchmarks/forms.py)."""
+
+
+def costs(shape: LatentAttention, tokens: int, keys: int) -> tuple[int, int]:
+    """Return the multiply-adds per head of the expanded and of the absorbed form, for new tokens that see keys."""
+    latent, nope, rope, value = (
+        shape.kv_lora_rank,
+        shape.qk_nope_head_dim,
+        shape.qk_rope_head_dim,
+        shape.v_head_dim,
+    )
+    expanded = keys * latent * (nope + value) + tokens * keys * (nope + rope + value)
+    absorbed = tokens * latent * (nope + value) + tokens * keys * (2 * latent + rope)
+    return expanded, absorbed
+
 
 class Latent(nn.Module):
     """Attention whose keys and values are up-projections of one latent per token, with a decoupled rotary key.
@@ -88,18 +104,11 @@ class Latent(nn.Module):
         return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))  # type: ignore[no-any-return]
 
     def _absorbs(self, tokens: int, keys: int, form: LatentForm) -> bool:
-        """Choose the form with fewer multiply-adds per head."""
+        """Choose the form that costs less."""
         if form != "auto":
             return form == "absorbed"
-        latent, nope, rope, value = (
-            self.shape.kv_lora_rank,
-            self.shape.qk_nope_head_dim,
-            self.shape.qk_rope_head_dim,
-            self.shape.v_head_dim,
-        )
-        expanded = keys * latent * (nope + value) + tokens * keys * (nope + rope + value)
-        absorbed = tokens * latent * (nope + value) + tokens * keys * (2 * latent + rope)
-        return absorbed < expanded
+        expanded, absorbed = costs(self.shape, tokens, keys)
+        return absorbed < EXPANDING * expanded
 
     def _expanded(
         self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor
