@@ -23,7 +23,7 @@ RUNS = (
     ("benchmarks.serve", "prefill", "--shape", "s", "--context", "2048", "--rounds", "5"),
     ("benchmarks.serve", "prefill", "--shape", "m", "--context", "2048", "--rounds", "3"),
     ("benchmarks.serve", "prefix", "--shape", "s", "--context", "1024"),
-    ("benchmarks.serving", "smollm2-135m", "--tokens", "96"),
+    ("benchmarks.serve_http", "smollm2-135m", "--tokens", "96"),
     ("benchmarks.forms",),
     ("benchmarks.quantize",),
     ("benchmarks.cache_loss",),

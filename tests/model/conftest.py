@@ -81,3 +81,15 @@ def grouped_spec() -> MakeSpec:
         )
 
     return make
+
+
+@pytest.fixture(params=["mla", "mla-q", "gqa", "window"])
+def spec(request: pytest.FixtureRequest, latent_spec: MakeSpec, grouped_spec: MakeSpec) -> ModelSpec:
+    """Return a spec of every kind of cache."""
+    made = {
+        "mla": latent_spec(),
+        "mla-q": latent_spec(q_lora_rank=12),
+        "gqa": grouped_spec(),
+        "window": grouped_spec(window=10),
+    }
+    return made[request.param]

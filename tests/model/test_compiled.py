@@ -14,17 +14,6 @@ from fathom.spec import MixtureOfExperts, ModelSpec, WeightFormat
 PAGES = (7, 2, 9, 4, 0, 5, 3, 1, 8, 6)
 
 
-@pytest.fixture(params=["mla", "mla-q", "gqa", "window"])
-def spec(request: pytest.FixtureRequest, latent_spec, grouped_spec) -> ModelSpec:  # type: ignore[no-untyped-def]
-    made = {
-        "mla": latent_spec(),
-        "mla-q": latent_spec(q_lora_rank=12),
-        "gqa": grouped_spec(),
-        "window": grouped_spec(window=10),
-    }
-    return made[request.param]
-
-
 def decoded(spec: ModelSpec, read: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Read some tokens as usual, decode more by the program; return its hidden states and the whole pass's."""
     model = build(spec, seed=4).eval()

@@ -16,17 +16,6 @@ from fathom.spec import ModelSpec
 PAGE = 4
 
 
-@pytest.fixture(params=["mla", "mla-q", "gqa", "window"])
-def spec(request: pytest.FixtureRequest, latent_spec, grouped_spec) -> ModelSpec:  # type: ignore[no-untyped-def]
-    made = {
-        "mla": latent_spec(),
-        "mla-q": latent_spec(q_lora_rank=12),
-        "gqa": grouped_spec(),
-        "window": grouped_spec(window=10),
-    }
-    return made[request.param]
-
-
 def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 

@@ -47,7 +47,7 @@ def through_engine(worker: EngineWorker, prompt: tuple[int, ...], streams: int, 
 
 def through_http(port: int, streams: int, tokens: int) -> float:
     """Return tokens per second of ``streams`` clients, as their process measured it."""
-    command = [sys.executable, "-m", "benchmarks.serving", "--client", f"{port},{streams},{tokens}"]
+    command = [sys.executable, "-m", "benchmarks.serve_http", "--client", f"{port},{streams},{tokens}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
