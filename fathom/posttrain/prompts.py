@@ -80,7 +80,7 @@ class Prompter:
 
     @staticmethod
     def _variables(prompting: ChatPrompt) -> dict[str, Any]:
-        return {} if prompting.thinking is None else {"thinking": prompting.thinking}
+        return {} if prompting.thinking == "free" else {"thinking": prompting.thinking == "open"}
 
 
 def _opened(tail: str) -> str:

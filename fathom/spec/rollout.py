@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fathom.errors import SpecError
 from fathom.spec import check
@@ -11,15 +11,23 @@ from fathom.spec.posttrain import DistillationLoss, PolicyLoss
 from fathom.spec.train import UpdateSpec
 
 Field = "{question}"
+Thinking = Literal["open", "closed", "free"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
-    """Ask through the model's chat template; ``thinking`` opens the reasoning (true) or closes it (false)."""
+    """Ask through the model's chat template.
+
+    ``thinking``: the prompt opens the reasoning (``open``), has it closed already (``closed``), or leaves the choice to
+    the model (``free``). Templates without reasoning are the same for all three.
+    """
 
     kind: ClassVar[str] = "chat"
     system: str = ""
-    thinking: bool | None = True
+    thinking: Thinking = "open"
+
+    def __post_init__(self) -> None:
+        check.one_of("thinking", self.thinking, ("open", "closed", "free"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

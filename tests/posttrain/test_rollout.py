@@ -58,8 +58,11 @@ def test_a_chat_prompt_opens_the_thinking_and_the_answer_is_read_with_it(tokeniz
     assert text == f"{special.BEGIN}Be brief.{special.USER}What is 1 + 2?{special.ASSISTANT}{special.THINK_BEGIN}\n"
     ids = [*tokenizer.encode("1 + 2 = 3\n"), tokenizer.special_tokens[special.THINK_END], *tokenizer.encode("\n\n3")]
     assert prompter.read([*ids, tokenizer.eos_id]) == "<think>\n1 + 2 = 3\n</think>\n\n3"
-    closed = Prompter(tokenizer, ChatPrompt(thinking=False))
+    closed = Prompter(tokenizer, ChatPrompt(thinking="closed"))
     assert closed.read(tokenizer.encode("3")) == "3"
+    free = Prompter(tokenizer, ChatPrompt(thinking="free"))
+    assert free.question(problem()).endswith(special.ASSISTANT)
+    assert free.read([tokenizer.special_tokens[special.THINK_BEGIN], *tokenizer.encode("so")]) == "<think>so"
 
 
 def test_a_text_prompt_holds_the_question_and_no_special_token_but_the_first(tokenizer: Tokenizer) -> None:

@@ -78,7 +78,7 @@ def read_source(
     conversations = _conversations(source, step, context, tokenizer, report)
     if isinstance(step.prompt, TextPrompt) and not isinstance(source, ConversationFile):
         return as_texts(tokenizer, step.prompt, conversations, report, max_tokens=step.train.sequence_length), report
-    hides = isinstance(step.prompt, ChatPrompt) and step.prompt.thinking is False
+    hides = isinstance(step.prompt, ChatPrompt) and step.prompt.thinking == "closed"
     samples = encode_conversations(
         tokenizer,
         conversations,

@@ -28,7 +28,7 @@ from fathom.train.metrics import read_json_lines
 
 Passes = Callable[..., Any]
 ASKED = ("two plus three?", "three plus three?", "two plus two?", "one plus two?", "one plus one?")
-CLOSED = ChatPrompt(thinking=False, system="Be brief.")
+CLOSED = ChatPrompt(thinking="closed", system="Be brief.")
 
 
 def drawing(path: str, **fields: Any) -> AnswersStep:

@@ -25,7 +25,7 @@ from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
 from tests.pipeline.steps.conftest import SPEC
 
-ROLLOUT = RolloutSpec(questions=4, group_size=2, max_tokens=6, prompt=ChatPrompt(thinking=False))
+ROLLOUT = RolloutSpec(questions=4, group_size=2, max_tokens=6, prompt=ChatPrompt(thinking="closed"))
 
 
 def distilling(teacher: str, path: str, **fields: Any) -> DistillStep:

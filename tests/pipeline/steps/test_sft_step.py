@@ -211,7 +211,7 @@ def test_a_share_of_worked_problems_answers_at_once(bench: Any, passes: Passes) 
     counts = {}
     for share in (0.0, 0.5, 1.0):
         data = (WorkedProblems(problems=sums, count=60, reasoned=share),)
-        step = SftStep(train=passes(1, sequence_length=128), data=data, prompt=ChatPrompt(thinking=None))
+        step = SftStep(train=passes(1, sequence_length=128), data=data, prompt=ChatPrompt(thinking="free"))
         out = bench.run(f"out-{share}", step)
         counts[share] = read_json(out / "sft" / "data.json")["learned"]
     assert counts[0.0] < counts[0.5] < counts[1.0]
