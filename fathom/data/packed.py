@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fathom.errors import DataError
@@ -20,6 +21,10 @@ class PackedBatch:
     ``tokens_N`` (int64) are read and ``targets_N`` (int64) predicted, -100 where nothing is learned: of a text of T + 1
     tokens, the first T and the last T. ``lengths`` are the T of each sequence. ``columns`` are further tensors with one
     row a token. ``together`` sequences, such as the two of a pair, are never parted.
+
+    ``shared``, where given, says of each sequence how many of its first tokens are also those of the last one before it
+    that has 0: answers share their prompt. Nothing is learned there, so that a pass may compute them once for all
+    (``fathom.train.micro.split``); columns are then those of the sequence that lays them.
     """
 
     tokens_N: Tensor
@@ -27,6 +32,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     together: int = 1
+    shared: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         tokens = sum(self.lengths)
@@ -38,3 +44,24 @@ class PackedBatch:
         for name, column in {"tokens": self.tokens_N, "targets": self.targets_N, **self.columns}.items():
             if column.shape[:1] != (tokens,):
                 raise DataError(f"batch: {name} have shape {tuple(column.shape)} instead of ({tokens}, ...)")
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse beginnings that are not what they are said to be, or learn."""
+        if self.shared is None:
+            return
+        if len(self.shared) != len(self.lengths):
+            raise DataError(
+                f"batch: shared has {len(self.shared)} numbers for {len(self.lengths)} sequences; give each"
+            )
+        base = start = room = 0
+        for index, (length, first) in enumerate(zip(self.lengths, self.shared, strict=True)):
+            base, room = (base, room) if first else (start, length)
+            own_N, base_N = (self.tokens_N[at : at + first] for at in (start, base))
+            learns = bool((self.targets_N[start : start + first] != -100).any())
+            if not 0 <= first < length or first > room or learns or not torch.equal(own_N, base_N):
+                raise DataError(
+                    f"batch: sequence {index} of {length} tokens does not share its first {first}, without learning, "
+                    "with the last one before it that shares none; lay those that do behind each other"
+                )
+            start += length

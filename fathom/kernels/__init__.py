@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fathom.kernels.attention import attention
 from fathom.kernels.bits import pack_11, unpack_11
+from fathom.kernels.continued import continued_attention
 from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.entropy import linear_entropy
@@ -18,6 +19,7 @@ from fathom.kernels.quantized_experts import packed_grouped_swiglu
 
 __all__ = [
     "attention",
+    "continued_attention",
     "fp8_block_linear",
     "grouped_swiglu",
     "linear",

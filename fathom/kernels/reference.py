@@ -1,7 +1,7 @@
 """Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
 
 Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, S keys, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
+tokens, S keys, P keys of a shared beginning, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
 blocks of FP8: M rows, N outputs, K inputs, P and Q blocks down and across.
 """
 
@@ -57,6 +57,29 @@ def attention(
     if mask_B1TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
     return scores_BHTS.softmax(-1).to(v_BHSV.dtype) @ v_BHSV
+
+
+def continued_attention(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    first_k_1GPK: Tensor,
+    first_v_1GPV: Tensor,
+    *,
+    mask_1TS: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """softmax(scale q k^T) v over keys that all sequences share and then those of each itself; returns (B, H, T, V).
+
+    Query t of every sequence sees the P shared keys and its own sequence's 0 to t, or what ``mask_1TS`` says of these
+    S = P + T keys. All scores exist at once.
+    """
+    batch, tokens, first = q_BHTK.shape[0], q_BHTK.shape[2], first_k_1GPK.shape[2]
+    k_BGSK = torch.cat((first_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
+    v_BGSV = torch.cat((first_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)
+    if mask_1TS is None:
+        mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTK.device).tril(first)
+    return attention(q_BHTK, k_BGSK, v_BGSV, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ class Decoder(nn.Module):
         features_ND: Tensor | None = None,
         cache: KeyValueCache | None = None,
         lengths: Sequence[int] | None = None,
+        shared: Sequence[int] | None = None,
         drop_exempt_B: Tensor | None = None,
         routing_seeds_B: Tensor | None = None,
         routes_BTLK: Tensor | None = None,
@@ -85,7 +87,9 @@ class Decoder(nn.Module):
         ``features_ND`` are embeddings of image tokens, as ``vision`` makes them: row n takes the place of the n-th
         ``image_token_id`` of ``tokens_BT``, counted along each sequence and then from sequence to sequence.
         ``lengths`` says that ``tokens_BT`` is (1, N), whole sequences laid end to end: each starts at position 0 and
-        sees nothing of the others. It goes with neither a cache nor ``mtp``.
+        sees nothing of the others. It goes with neither a cache nor ``mtp``. ``shared`` then says how many of its first
+        tokens each sequence leaves out because they are those of the last sequence before it that leaves out none; it
+        goes on from these, as if they were its own. ``lengths`` count what is laid.
         ``drop_exempt_B`` marks sequences whose tokens no expert may drop; without it nothing is dropped.
         ``routing_seeds_B`` (int64) is what routers draw from while training, one a sequence; without it they draw
         nothing. ``routes_BTLK`` (integers) sends each token to these experts, as ``chosen_experts`` gives them; where a
@@ -98,9 +102,9 @@ class Decoder(nn.Module):
             SpecError: not as many rows of ``features_ND`` as image tokens, or ``lengths`` or routes that do not fit.
         """
         if lengths is not None:
-            _check_lengths(lengths, tokens_BT, alone=cache is None and not mtp)
+            _check_lengths(lengths, tokens_BT, shared, alone=cache is None and not mtp)
         placed_BT = None if features_ND is None else self._places(tokens_BT, features_ND)
-        context = self._context(tokens_BT, cache, form, lengths)
+        context = self._context(tokens_BT, cache, form, lengths, shared)
         routes = self._routes(tokens_BT, routes_BTLK)
         guide = self._routing_context(tokens_BT, drop_exempt_B, routing_seeds_B, replay=bool(routes))
         x_BTD = self.embed_tokens(tokens_BT)
@@ -165,9 +169,13 @@ class Decoder(nn.Module):
         cache: KeyValueCache | None,
         form: LatentForm,
         lengths: Sequence[int] | None = None,
+        shared: Sequence[int] | None = None,
     ) -> AttentionContext:
         tokens, limit = tokens_BT.shape[1], self.spec.max_position_embeddings
-        reach = cache.reach(tokens) if cache is not None else max(lengths or (tokens,))
+        if cache is not None:
+            reach = cache.reach(tokens)
+        else:
+            reach = max(map(sum, zip(lengths, shared or repeat(0), strict=False))) if lengths else tokens
         if reach > limit:
             raise ContextError(
                 f"tokens: {reach} exceed the model's context of {limit}; shorten the text or stretch the "
@@ -176,7 +184,7 @@ class Decoder(nn.Module):
         if cache is not None:
             span = cache.advance(tokens)
         elif lengths is not None:
-            span = packed_span(lengths, self.window, tokens_BT.device)
+            span = packed_span(lengths, self.window, tokens_BT.device, shared)
         else:
             span = fresh_span(tokens, self.window, tokens_BT.device)
         return AttentionContext(span, self.rope.table(span.positions_BT), self.rope.layout, form)
@@ -228,13 +236,24 @@ class Decoder(nn.Module):
         return tuple(further)
 
 
-def _check_lengths(lengths: Sequence[int], tokens_BT: Tensor, *, alone: bool) -> None:
+def _check_lengths(lengths: Sequence[int], tokens_BT: Tensor, shared: Sequence[int] | None, *, alone: bool) -> None:
     batch, tokens = tokens_BT.shape
     if not alone:
         raise SpecError("lengths", "go with neither a cache nor mtp", "leave one of them out")
     if batch != 1 or sum(lengths) != tokens or min(lengths, default=0) < 1:
         problem = f"{len(lengths)} sequences of {sum(lengths)} tokens do not make tokens of shape ({batch}, {tokens})"
         raise SpecError("lengths", problem, "lay the sequences end to end as (1, N), none of them empty")
+    if shared is None:
+        return
+    if len(shared) != len(lengths):
+        problem = f"has {len(shared)} numbers for {len(lengths)} sequences"
+        raise SpecError("shared", problem, "give one a sequence, 0 where it is laid whole")
+    base = 0
+    for length, first in zip(lengths, shared, strict=True):
+        base = base if first else length
+        if not 0 <= first <= base:
+            problem = f"{first} tokens are left out, the last sequence laid whole before them has {base}"
+            raise SpecError("shared", problem, "leave out the beginning of that sequence, or nothing")
 
 
 def initialize(model: Decoder, seed: int) -> None:

@@ -16,7 +16,7 @@ from fathom.errors import TrainError
 from fathom.model.decoder import Decoder
 from fathom.posttrain.prompts import Prompter
 from fathom.posttrain.questions import Questions
-from fathom.posttrain.rollout import Rollout, RolloutSampler, pack, sample_rollouts
+from fathom.posttrain.rollout import Rollout, RolloutSampler, laying_order, pack, sample_rollouts
 from fathom.posttrain.routing import RoutingAgreement
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
@@ -271,13 +271,17 @@ class _Run:
 
 
 def minibatches(lesson: Lesson, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
-    """Cut a rollout into its optimizer steps: all answers in a new order every epoch, in ``updates`` equal parts."""
+    """Cut a rollout into its optimizer steps: all answers in a new order every epoch, in ``updates`` equal parts.
+
+    Within a step, answers lie group by group, so that a prompt is computed once a micro-batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(spec.epochs):
         order = torch.randperm(len(lesson.rollouts), generator=generator)
         for part in order.tensor_split(spec.updates):
-            chosen = sorted(part.tolist(), key=lambda index: lesson.rollouts[index].tokens)
+            drawn = sorted(part.tolist())
+            chosen = [drawn[place] for place in laying_order([lesson.rollouts[index] for index in drawn])]
             if chosen:
                 columns = {name: [column[index] for index in chosen] for name, column in lesson.columns.items()}
                 batches.append(pack([lesson.rollouts[index] for index in chosen], columns))

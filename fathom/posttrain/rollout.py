@@ -111,19 +111,31 @@ def _rollout(
     )
 
 
+def laying_order(rollouts: Sequence[Rollout]) -> list[int]:
+    """Return the answers' indices as they are best laid: a group's together, those of like length next to each other.
+
+    A group's answers then share their prompt, and those of equal length attend together.
+    """
+    return sorted(range(len(rollouts)), key=lambda index: (rollouts[index].group, rollouts[index].tokens))
+
+
 def pack(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[float]]]) -> PackedBatch:
     """Lay answers end to end behind their prompts, in the order given; only answers are learned.
 
     ``columns`` hold, for each answer, one number a token of it; prompts get 0. ``row`` says which answer a token
-    belongs to, and ``routes`` holds the experts that were recorded, -1 where none were.
+    belongs to, and ``routes`` holds the experts that were recorded, -1 where none were. Neighbours of one group share
+    their prompt but for its last token, behind which each learns another.
     """
     tokens: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
+    shared: list[int] = []
     for index, rollout in enumerate(rollouts):
         tokens += [*rollout.prompt_ids, *rollout.answer_ids[:-1]]
         targets += [IGNORE_INDEX] * (len(rollout.prompt_ids) - 1) + list(rollout.answer_ids)
         rows += [index] * rollout.tokens
+        same = index > 0 and rollouts[index - 1].prompt_ids == rollout.prompt_ids
+        shared.append(len(rollout.prompt_ids) - 1 if same else 0)
     laid = {name: _laid(rollouts, column) for name, column in columns.items()}
     routed = [rollout.routing for rollout in rollouts if rollout.routing is not None]
     if len(routed) == len(rollouts):
@@ -133,6 +145,7 @@ def pack(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[fl
         targets_N=torch.tensor(targets),
         lengths=tuple(rollout.tokens for rollout in rollouts),
         columns={"row": torch.tensor(rows), **laid},
+        shared=tuple(shared),
     )
 
 

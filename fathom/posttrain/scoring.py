@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import chosen_logprobs
-from fathom.posttrain.rollout import Rollout, pack
+from fathom.posttrain.rollout import Rollout, laying_order, pack
 from fathom.spec.train import UpdateSpec
 from fathom.train.loss import IGNORE_INDEX
 from fathom.train.micro import Micro, split
@@ -28,14 +28,14 @@ def rollout_logprobs(
 ) -> list[list[float]]:
     """Return the log-probability of every token of every answer, at most ``micro_tokens`` tokens a forward pass."""
     device = model.embed_tokens.weight.device
-    order = sorted(range(len(rollouts)), key=lambda index: rollouts[index].tokens)
+    order = laying_order(rollouts)
     narrow = resolve_precision(spec, device) == torch.bfloat16
     found: list[Tensor] = []
     if order:
         batch = pack([rollouts[index] for index in order], {})
         for micro in split(batch, 1, micro_tokens, device):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
-                hidden_BTD = model(micro.tokens_BT, lengths=micro.lengths).hidden_BTD
+                hidden_BTD = model(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
                 hidden_ND, targets_N, _ = learned_rows(hidden_BTD, micro)
                 chunk = spec.loss_chunk_tokens
                 found.append(

@@ -6,8 +6,9 @@ K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ class Micro:
 
     ``share`` is their part of what the whole batch predicts, and ``weight`` their part of its tokens. ``sequences``
     says which of the batch's they are, ``source_B`` where rows come from. ``columns`` have one row a token, (N, ...).
+    ``shared`` says how many first tokens each sequence leaves out and goes on from (``Decoder.forward``): a beginning
+    that sequences share is computed once, and counts once in ``weight`` and whatever else is taken over tokens, such as
+    balance losses and agreement of routing.
     """
 
     tokens_BT: Tensor
@@ -33,6 +37,7 @@ class Micro:
     weight: float
     sequences: slice
     lengths: tuple[int, ...] | None = None
+    shared: tuple[int, ...] | None = None
     tokens_BT1: Tensor | None = None
     source_B: Tensor | None = None
     images: ImageBatch | None = None
@@ -49,7 +54,8 @@ def split(
 ) -> Iterator[Micro]:
     """Cut a batch into micro-batches: ``micro_size`` rows of exactly T tokens, or as many tokens of whole sequences.
 
-    A sequence laid end to end that is longer than a micro-batch comes alone.
+    A sequence laid end to end that is longer than a micro-batch comes alone. Beginnings that sequences of a micro-batch
+    share are laid once in it.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
@@ -95,31 +101,61 @@ def _split_rows(batch: LoadedBatch, micro_size: int, length: int, device: torch.
 
 def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iterator[Micro]:
     learned = max(int((batch.targets_N != IGNORE_INDEX).sum()), 1)
-    whole = len(batch.tokens_N)
-    start = 0
-    for first, last in _runs(batch.lengths, batch.together, tokens):
-        lengths = batch.lengths[first:last]
-        rows = slice(start, start + sum(lengths))
-        start = rows.stop
-        targets_N = batch.targets_N[rows]
+    runs = list(_runs(batch, tokens))
+    whole = sum(length for run in runs for length in run.lengths)
+    index = start = 0
+    for run in runs:
+        sequences, pieces = slice(index, index + len(run.lengths)), []
+        for length, first in zip(batch.lengths[sequences], run.shared, strict=True):
+            pieces.append(torch.arange(start + first, start + length))
+            start += length
+        index, rows_N = sequences.stop, torch.cat(pieces)
+        targets_N = batch.targets_N[rows_N]
         yield Micro(
-            tokens_BT=batch.tokens_N[rows].to(device)[None],
+            tokens_BT=batch.tokens_N[rows_N].to(device)[None],
             targets_BT=targets_N.to(device)[None],
             share=int((targets_N != IGNORE_INDEX).sum()) / learned,
-            weight=len(targets_N) / whole,
-            sequences=slice(first, last),
-            lengths=lengths,
-            columns={name: column[rows].to(device) for name, column in batch.columns.items()},
+            weight=len(rows_N) / whole,
+            sequences=sequences,
+            lengths=run.lengths,
+            shared=run.shared if any(run.shared) else None,
+            columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
         )
 
 
-def _runs(lengths: tuple[int, ...], together: int, tokens: int) -> Iterator[tuple[int, int]]:
-    """Yield first and last of as many sequences as ``tokens`` hold, in order."""
-    first = held = 0
-    for index in range(0, len(lengths), together):
-        size = sum(lengths[index : index + together])
-        if held and held + size > tokens:
-            yield first, index
-            first, held = index, 0
-        held += size
-    yield first, len(lengths)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbours of a batch as one micro-batch lays them: the tokens of each, and those it leaves out.
+
+    ``kin`` is how much of the last sequence laid whole is a beginning that others may share.
+    """
+
+    lengths: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
+    kin: int = 0
+
+    def with_next(self, length: int, first: int) -> _Run:
+        """Lay one more sequence, without what it shares where that is here already."""
+        left_out = min(first, self.kin)
+        kin = self.kin if left_out else first or length
+        return _Run((*self.lengths, length - left_out), (*self.shared, left_out), kin)
+
+
+def _runs(batch: PackedBatch, tokens: int) -> Iterator[_Run]:
+    """Yield runs of as many sequences as ``tokens`` hold, in order."""
+    each = list(zip(batch.lengths, batch.shared or repeat(0), strict=False))
+    run = _Run()
+    for index in range(0, len(each), batch.together):
+        unit = each[index : index + batch.together]
+        longer = _joined(run, unit)
+        if run.lengths and sum(longer.lengths) > tokens:
+            yield run
+            longer = _joined(_Run(), unit)
+        run = longer
+    yield run
+
+
+def _joined(run: _Run, unit: Sequence[tuple[int, int]]) -> _Run:
+    for length, first in unit:
+        run = run.with_next(length, first)
+    return run

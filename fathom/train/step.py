@@ -124,6 +124,7 @@ class StepRunner:
                 micro.tokens_BT,
                 features_ND=self._features(micro.images),
                 lengths=micro.lengths,
+                shared=micro.shared,
                 drop_exempt_B=None if packed else exempt_B,
                 routing_seeds_B=None if packed else seeds_B,
                 routes_BTLK=routes_NLK[None] if self._replay and routes_NLK is not None else None,

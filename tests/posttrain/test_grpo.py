@@ -77,6 +77,36 @@ def test_a_step_has_the_gradient_of_the_paper(tmp_path: Path, make_policy: MakeP
         torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("updates", [1, 3])
+def test_answers_of_a_group_learn_behind_one_prompt_what_they_do_behind_their_own(
+    tmp_path: Path, make_policy: MakePolicy, updates: int
+) -> None:
+    spec = replace(SPEC, updates=updates)
+    trainer = make_policy(tmp_path, spec)
+    trainer.begin(Position())
+    lesson = trainer.learn_from(1)
+    batches = minibatches(lesson, spec, 1)
+    rows = [rollout.tokens for rollout in lesson.rollouts]
+    assert sorted(length for batch in batches for length in batch.lengths) == sorted(rows)
+    for batch in batches:
+        found = []
+        for laid in (batch, replace(batch, shared=None)):
+            trainer.model.zero_grad()
+            optimizer = make_optimizer(trainer.model, spec.optimizer)
+            runner = StepRunner(trainer.model, optimizer, spec, objective=trainer.objective(), balanced=False)
+            micros = list(split(laid, 1, 150, runner.device))
+            gradients = runner.accumulate(micros, len(laid.lengths), 1, observe=False)
+            read = sum(micro.tokens_BT.shape[1] for micro in micros)
+            found.append((read, gradients, [parameter.grad for parameter in trainer.model.parameters()]))
+        (once, shared, mine), (each, plain, theirs) = found
+        assert each == len(batch.tokens_N)
+        assert once < (0.75 if updates == 1 else 1) * each
+        assert shared.objective == pytest.approx(plain.objective, abs=1e-6)
+        assert shared.sums["entropy"] == pytest.approx(plain.sums["entropy"], rel=1e-5)
+        for left, right in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
 def _answered(rollout: Rollout) -> Answered:
     return Answered(prompt="", answer=rollout.text, problem=rollout.problem)
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from fathom.data.packed import PackedBatch
-from fathom.errors import DataError
+from fathom.errors import ContextError, DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.spec import Balance, GroupedQueryAttention, ModelSpec
@@ -93,3 +94,103 @@ def test_packed_gradients_are_the_mean_over_all_learned_tokens_however_they_are_
         assert found.objective == pytest.approx(mean.item(), rel=1e-5)
         for (name, left), right in zip(model.named_parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def sharing(lengths: tuple[int, ...], shared: tuple[int, ...]) -> PackedBatch:
+    """Sequences of which some begin as the last one before them that shares nothing does."""
+    plain = packed(lengths, ignored=0)
+    tokens_N, targets_N = plain.tokens_N, plain.targets_N
+    start = base = 0
+    for length, first in zip(lengths, shared, strict=True):
+        base = base if first else start
+        tokens_N[start : start + first] = tokens_N[base : base + first]
+        targets_N[start : start + max(shared)] = -100
+        start += length
+    return replace(plain, shared=shared)
+
+
+LENGTHS, SHARED = (7, 8, 8, 6, 9, 9, 4), (0, 5, 5, 0, 3, 3, 0)
+
+
+def test_a_shared_beginning_is_laid_once_in_every_micro_batch() -> None:
+    batch = sharing(LENGTHS, SHARED)
+    (whole,) = split(batch, 1, 100, CPU)
+    assert (whole.lengths, whole.shared) == ((7, 3, 3, 6, 6, 6, 4), SHARED)
+    assert whole.columns["place"].tolist()[7:13] == [12, 13, 14, 20, 21, 22]
+    micros = list(split(batch, 1, 12, CPU))
+    assert [m.lengths for m in micros] == [(7, 3), (8,), (6, 6), (9,), (4,)]
+    assert [m.shared for m in micros] == [(0, 5), None, (0, 3), None, None]
+    assert [m.sequences for m in micros] == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6), slice(6, 7)]
+    micros = list(split(batch, 1, 17, CPU))
+    assert [(m.lengths, m.shared) for m in micros] == [
+        ((7, 3, 3), (0, 5, 5)),
+        ((6, 6), (0, 3)),
+        ((9, 4), None),
+    ]
+    assert sum(m.weight for m in micros) == pytest.approx(1)
+    assert sum(m.share for m in micros) == pytest.approx(1)
+    assert sum(m.tokens_BT.shape[1] for m in micros) == 13 + 12 + 13
+
+
+def test_the_first_of_a_micro_batch_lends_its_beginning_to_the_rest() -> None:
+    micros = list(split(sharing((7, 8, 8, 9), (0, 5, 5, 2)), 1, 12, CPU))
+    assert [(m.lengths, m.shared) for m in micros] == [((7, 3), (0, 5)), ((8,), None), ((9,), None)]
+    micros = list(split(sharing((7, 8, 8, 9), (0, 5, 4, 2)), 1, 19, CPU))
+    assert [(m.lengths, m.shared) for m in micros] == [((7, 3, 4), (0, 5, 4)), ((9,), None)]
+    micros = list(split(sharing((12, 8, 8, 9), (0, 5, 6, 2)), 1, 16, CPU))
+    assert [(m.lengths, m.shared) for m in micros] == [((12, 3), (0, 5)), ((8, 7), (0, 2))]
+
+
+def test_beginnings_that_differ_or_learn_are_refused() -> None:
+    batch = sharing((4, 5), (0, 3))
+    with pytest.raises(DataError, match="sequence 1 of 5 tokens does not share its first 4"):
+        replace(batch, shared=(0, 4))
+    with pytest.raises(DataError, match="sequence 1 of 5 tokens does not share its first 3"):
+        replace(batch, targets_N=torch.zeros(9).long())
+    with pytest.raises(DataError, match="sequence 0 of 4 tokens does not share its first 1"):
+        replace(batch, shared=(1, 3))
+    with pytest.raises(DataError, match="shared has 1 numbers for 2 sequences"):
+        replace(batch, shared=(0,))
+
+
+def gradients_of(spec: ModelSpec, step: TrainSpec, batch: PackedBatch) -> tuple[float, dict[str, Tensor]]:
+    model = build(spec)
+    runner = StepRunner(model, make_optimizer(model, step.optimizer), step, balanced=False)
+    objective = take(runner, batch, 1, observe=False).objective
+    return objective, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("attention", [None, dense(None), dense(3), dense(7)], ids=["mla", "gqa", "narrow", "window"])
+def test_sequences_behind_a_shared_beginning_answer_and_learn_as_each_does_whole(
+    model_spec: ModelSpec, train_spec: TrainSpec, attention: GroupedQueryAttention | None, recompute: bool
+) -> None:
+    spec = replace(unbalanced(model_spec), num_nextn_predict_layers=0)
+    spec = spec if attention is None else replace(spec, attention=attention)
+    batch = sharing(LENGTHS, SHARED)
+    model: Decoder = build(spec)
+    (micro,) = split(batch, 1, 100, CPU)
+    laid_1ND = model(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
+    each = zip(laid_1ND[0].split(micro.lengths), batch.tokens_N.split(LENGTHS), SHARED, strict=True)
+    for own, tokens, first in each:
+        torch.testing.assert_close(own, model(tokens[None]).hidden_BTD[0, first:], rtol=1e-5, atol=1e-5)
+    step = replace(train_spec, batch=Batch(size=4, micro_size=2), sequence_length=9, activation_checkpointing=recompute)
+    loss, found = gradients_of(spec, step, batch)
+    plain, expected = gradients_of(spec, step, replace(batch, shared=None))
+    assert loss == pytest.approx(plain, rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_beginning_that_was_not_laid_is_refused(model_spec: ModelSpec) -> None:
+    model = build(replace(model_spec, num_nextn_predict_layers=0))
+    tokens_1N = torch.ones(1, 7).long()
+    with pytest.raises(SpecError, match="4 tokens are left out, the last sequence laid whole before them has 3"):
+        model(tokens_1N, lengths=(3, 4), shared=(0, 4))
+    with pytest.raises(SpecError, match="1 tokens are left out"):
+        model(tokens_1N, lengths=(3, 4), shared=(1, 1))
+    with pytest.raises(SpecError, match="has 1 numbers for 2 sequences"):
+        model(tokens_1N, lengths=(3, 4), shared=(0,))
+    with pytest.raises(ContextError, match="33 exceed the model's context of 32"):
+        model(torch.ones(1, 36).long(), lengths=(20, 16), shared=(0, 17))

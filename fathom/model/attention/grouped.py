@@ -37,12 +37,7 @@ class GroupedQuery(nn.Module):
         q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
         k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
         if store is None:
-            out_BTX = context.join(
-                [
-                    self._attend(part, *(part.select(x).transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK)))
-                    for part in context.span.parts
-                ]
-            )
+            out_BTX = context.attend(q_BTHK, k_BTGK, v_BTGK, self.scale)
         else:
             out_BTX = context.join(
                 [

@@ -75,10 +75,8 @@ class Latent(nn.Module):
         q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([shape.num_heads, 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
         if store is None:
-            new = (q_nope_BTHN, q_rope_BTHR, latent_BTC, rope_key_BTR)
-            out_BTX = context.join(
-                [self._expanded(part, *(part.select(x) for x in new)) for part in context.span.parts]
-            )
+            keys_values = self._keys_values(latent_BTC, rope_key_BTR)
+            out_BTX = context.attend(torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1), *keys_values, self.scale)
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
             out_BTX = context.join(
@@ -112,16 +110,20 @@ class Latent(nn.Module):
         expanded, absorbed = costs(self.shape, tokens, keys)
         return absorbed < EXPANDING * expanded
 
-    def _expanded(
-        self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor
-    ) -> Tensor:
+    def _keys_values(self, latent_BSC: Tensor, rope_key_BSR: Tensor) -> tuple[Tensor, Tensor]:
+        """Rebuild keys (B, S, H, K) and values (B, S, H, V) of every head."""
         shape = self.shape
         batch, keys, _ = latent_BSC.shape
         kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, shape.num_heads, -1)
         k_nope_BSHN, v_BSHV = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, shape.num_heads, -1)
+        return torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1), v_BSHV
+
+    def _expanded(
+        self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor
+    ) -> Tensor:
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
-        k_BSHK = torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1)
+        k_BSHK, v_BSHV = self._keys_values(latent_BSC, rope_key_BSR)
         out_BHTV = kernels.attention(
             q_BTHK.transpose(1, 2),
             k_BSHK.transpose(1, 2),
@@ -130,7 +132,7 @@ class Latent(nn.Module):
             causal=part.causal,
             scale=self.scale,
         )
-        return out_BHTV.transpose(1, 2).reshape(batch, q_BTHK.shape[1], -1)
+        return out_BHTV.transpose(1, 2).flatten(2)
 
     def _absorbed(self, part: Part, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
         """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""

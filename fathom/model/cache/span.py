@@ -1,6 +1,6 @@
 """What a forward pass asks of any cache: where the new tokens stand, and which keys they may see.
 
-B sequences, T new tokens, S keys, G key-value heads, K head width.
+B sequences, T new tokens, S keys, P keys of a shared beginning, G key-value heads, K head width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Part:
 
     ``mask_BTS`` is True where a query may look; None means everywhere, or everywhere up to itself when ``causal``.
     ``rows`` are the part's tokens where the pass has sequences of different lengths laid end to end, as (1, N); None
-    where the part is the whole batch.
+    where the part is the whole batch. ``beginning`` are the rows whose keys all of the part's sequences see before
+    their own: the tokens they go on from. ``end`` and the mask count these keys first.
     """
 
     tokens: int
@@ -28,6 +29,7 @@ class Part:
     mask_BTS: Tensor | None
     causal: bool
     rows: slice | None = None
+    beginning: slice | None = None
 
     @property
     def mask_B1TS(self) -> Tensor | None:
@@ -40,6 +42,11 @@ class Part:
             return x_BTHK
         own_NHK = x_BTHK[0, self.rows]
         return own_NHK.view(-1, self.tokens, *own_NHK.shape[1:])
+
+    def shared(self, x_BTHK: Tensor) -> Tensor:
+        """Return the rows of (B, T, ...) that the part's sequences go on from: (1, P, ...)."""
+        assert self.beginning is not None
+        return x_BTHK[:1, self.beginning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +107,37 @@ def fresh_span(tokens: int, window: int | None, device: torch.device) -> Span:
     return Span(positions_T[None], (part,), 0)
 
 
-def packed_span(lengths: Sequence[int], window: int | None, device: torch.device) -> Span:
-    """Return the span of whole sequences laid end to end as (1, N), none of which sees another.
+def packed_span(
+    lengths: Sequence[int], window: int | None, device: torch.device, shared: Sequence[int] | None = None
+) -> Span:
+    """Return the span of sequences laid end to end as (1, N), none of which sees another.
 
-    Neighbours of equal length attend in one call: sort by length where the order is free.
+    Where ``shared`` is given, a sequence with a number above 0 goes on from as many first tokens of the last one before
+    it that has 0: it stands behind them and sees them, but they are laid once. ``lengths`` are the tokens laid.
+    Neighbours of equal length and beginning attend in one call: sort by both where the order is free.
     """
-    parts, start = [], 0
-    for length, same in groupby(lengths):
-        rows = slice(start, start + length * sum(1 for _ in same))
+    each, parts, base, start = list(zip(lengths, shared or [0] * len(lengths), strict=True)), [], 0, 0
+    for (length, first), same in groupby(each):
+        count = sum(1 for _ in same)
+        rows = slice(start, start + length * count)
+        if first:
+            mask_BTS = _continued_mask(first, length, window, device)
+            parts.append(Part(length, first + length, mask_BTS, False, rows, slice(base, base + first)))
+        else:
+            base = rows.stop - length
+            alone = fresh_span(length, window, device).parts[0]
+            parts.append(Part(length, length, alone.mask_BTS, alone.causal, rows))
         start = rows.stop
-        alone = fresh_span(length, window, device).parts[0]
-        parts.append(Part(length, length, alone.mask_BTS, alone.causal, rows))
-    positions_N = torch.cat([torch.arange(length, device=device) for length in lengths])
+    positions_N = torch.cat([torch.arange(first, first + length, device=device) for length, first in each])
     return Span(positions_N[None], tuple(parts))
+
+
+def _continued_mask(first: int, tokens: int, window: int | None, device: torch.device) -> Tensor | None:
+    """What tokens behind ``first`` others see of them and of each other, (1, T, P + T); None where that is all."""
+    if window is None or window >= first + tokens:
+        return None
+    keys_S = torch.arange(first + tokens, device=device)
+    return visible(keys_S[None, first:], keys_S[None], window)
 
 
 def visible(queries_BT: Tensor, keys_BS: Tensor, window: int | None) -> Tensor:
