@@ -108,7 +108,8 @@ class StepsReward:
     """1 for each step of the thinking that is an equation of whole numbers and holds, 0 for each that does not.
 
     Steps end at newlines and semicolons; one that says nothing to check has no score. ``17 = 3 * 5 + 2`` is checked,
-    and ``x = 15 / 3 = 5`` too. As an outcome an answer's steps count as their mean, and as 0 where it has none.
+    and ``x = 15 / 3 = 5`` too. As an outcome an answer's steps count as their mean, and as 0 where it has none. True
+    equations that lead nowhere are rewarded alike: give accuracy beside it.
     """
 
     kind: ClassVar[str] = "steps"
