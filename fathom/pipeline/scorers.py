@@ -8,7 +8,7 @@ from fathom.errors import SpecError
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.state import read_json
-from fathom.posttrain.reward_model import Reasoning, scorer
+from fathom.posttrain.reward_model import Reasoning, scorer, step_scorer
 from fathom.posttrain.rewards.judge import External
 from fathom.spec.alignment import RewardModelStep
 from fathom.spec.recipe import Step
@@ -40,4 +40,6 @@ def _open(context: StepContext, step: Step, reward: ModelReward) -> External:
     if reward.reasoning_tokens:
         reasoning = Reasoning(sampler=model.engine, tokenizer=model.tokenizer, max_tokens=reward.reasoning_tokens)
     token = int(read_json(context.path(made) / REWARD_FILE)["score_token"])
+    if reward.steps:
+        return step_scorer(model.model, model.tokenizer, score_token=token)
     return scorer(model.model, model.tokenizer, score_token=token, reasoning=reasoning)

@@ -1,4 +1,4 @@
-"""Group relative policy optimization (DeepSeekMath §4.1): answers of a group are compared with each other.
+"""Group relative policy optimization (DeepSeekMath §4.1): answers of a group, or their steps, are compared.
 
 N tokens of the answers of a micro-batch, B answers of a rollout.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.posttrain.credit import token_advantages
 from fathom.posttrain.losses import (
-    Advantages,
     PolicyTerms,
+    TokenAdvantages,
     answer_statistics,
-    group_advantages,
     penalised_advantages,
     penalised_rewards,
     policy_statistics,
@@ -45,11 +45,19 @@ class _Judged:
 
     rollouts: list[Rollout]
     judgements: list[Judgement]
-    advantages: Advantages
+    advantages: TokenAdvantages
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each answer has."""
+        return [len(rollout.answer_ids) for rollout in self.rollouts]
 
 
 class PolicyTrainer(OnlineTrainer):
-    """GRPO with any rewards. Groups whose answers are all rewarded alike are counted, and drawn anew if asked to."""
+    """GRPO with any rewards. Groups whose answers are all rewarded alike are counted, and drawn anew if asked to.
+
+    Under process supervision a group is alike where no kind of reward differs: neither outcomes nor steps.
+    """
 
     spec: PolicySpec
 
@@ -89,11 +97,10 @@ class PolicyTrainer(OnlineTrainer):
         """Draw groups of answers, judge them, and weigh every token by how its answer compares with its group."""
         judged, replaced = self._varied(number)
         values = self._values(judged, replaced)
-        rewards_B = torch.tensor([judgement.total for judgement in judged.judgements], dtype=torch.float64)
         chosen = self._worth_learning(judged)
         if not chosen:
             return Lesson(rollouts=(), columns={}, values=values)
-        weights = self._weights([len(rollout.answer_ids) for rollout in judged.rollouts])
+        weights = self._weights(judged.lengths)
         rollouts = [judged.rollouts[index] for index in chosen]
         columns: dict[str, list[list[float]]] = {
             "sampled": [list(rollout.logprobs) for rollout in rollouts],
@@ -105,8 +112,9 @@ class PolicyTrainer(OnlineTrainer):
             columns["old"] = old
         if self._reference is not None:
             columns["reference"] = self._logprobs(self._reference.model, rollouts)
-        groups_B = torch.tensor([rollout.group for rollout in judged.rollouts])
-        columns["advantage"] = self._advantages(rewards_B, groups_B, judged.advantages, chosen, rollouts, columns, old)
+        values_N = self._penalised(judged, old, columns["reference"]) if self._placed else judged.advantages.values_N
+        pieces = values_N.split_with_sizes(judged.lengths)
+        columns["advantage"] = [pieces[index].tolist() for index in chosen]
         return Lesson(rollouts=rollouts, columns=columns, values=values)
 
     def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -122,8 +130,12 @@ class PolicyTrainer(OnlineTrainer):
     @property
     def _needs_old(self) -> bool:
         """Whether the policy moves away from the one that drew the answers before it has learned from all of them."""
-        placed = self.spec.loss.kl is not None and self.spec.loss.kl.place != "loss"
-        return self.spec.updates * self.spec.epochs > 1 or placed
+        return self.spec.updates * self.spec.epochs > 1 or self._placed
+
+    @property
+    def _placed(self) -> bool:
+        """Whether a penalty is taken off rewards or advantages; every answer is then learned from."""
+        return self.spec.loss.kl is not None and self.spec.loss.kl.place != "loss"
 
     def _varied(self, number: int) -> tuple[_Judged, int]:
         """Draw and judge a rollout; where ``resample`` allows, groups without variance give way to other problems."""
@@ -161,9 +173,8 @@ class PolicyTrainer(OnlineTrainer):
         return self._compared(rollouts, list(self._judge(answers)) if answers else [])
 
     def _compared(self, rollouts: list[Rollout], judgements: list[Judgement]) -> _Judged:
-        rewards_B = torch.tensor([judgement.total for judgement in judgements], dtype=torch.float64)
-        groups_B = torch.tensor([rollout.group for rollout in rollouts], dtype=torch.int64)
-        return _Judged(rollouts, judgements, group_advantages(rewards_B, groups_B, self.spec.loss.advantage))
+        advantages = token_advantages(rollouts, judgements, self.prompter, self.spec.loss.advantage)
+        return _Judged(rollouts, judgements, advantages)
 
     def _worth_learning(self, judged: _Judged) -> list[int]:
         """Say which answers' tokens have a gradient: all where a KL term pulls at every one, else those that vary."""
@@ -178,30 +189,23 @@ class PolicyTrainer(OnlineTrainer):
         weights_N = token_weights(row_N, len(lengths), lengths_B, self.spec.loss) * self.spec.updates
         return [piece.tolist() for piece in weights_N.split_with_sizes(list(lengths))]
 
-    def _advantages(
-        self,
-        rewards_B: Tensor,
-        groups_B: Tensor,
-        advantages: Advantages,
-        chosen: Sequence[int],
-        rollouts: Sequence[Rollout],
-        columns: Mapping[str, Sequence[Sequence[float]]],
-        old: Sequence[Sequence[float]],
-    ) -> list[list[float]]:
+    def _penalised(
+        self, judged: _Judged, old: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+    ) -> Tensor:
+        """Take the KL penalty off every answer's reward, before answers are compared, or off every token's advantage.
+
+        Under process supervision the penalty of an answer is one of its outcome.
+        """
         penalty = self.spec.loss.kl
-        lengths = [len(rollout.answer_ids) for rollout in rollouts]
-        values_B = advantages.values_B
-        if penalty is not None and penalty.place != "loss":
-            row_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-            old_N, reference_N = _flat(old), _flat(columns["reference"])
-            if penalty.place == "reward":
-                penalised_B = penalised_rewards(rewards_B, old_N, reference_N, row_N, penalty)
-                values_B = group_advantages(penalised_B, groups_B, self.spec.loss.advantage).values_B
-            else:
-                spread_N = values_B.repeat_interleave(torch.tensor(lengths))
-                pieces = penalised_advantages(spread_N, old_N, reference_N, penalty).split_with_sizes(lengths)
-                return [piece.tolist() for piece in pieces]
-        return [[float(values_B[index])] * length for index, length in zip(chosen, lengths, strict=True)]
+        assert penalty is not None
+        old_N, reference_N = _flat(old), _flat(reference)
+        if penalty.place == "advantage":
+            return penalised_advantages(judged.advantages.values_N, old_N, reference_N, penalty)
+        row_N = torch.repeat_interleave(torch.arange(len(judged.lengths)), torch.tensor(judged.lengths))
+        none_B = torch.zeros(len(judged.lengths), dtype=torch.float64)
+        changes_B = penalised_rewards(none_B, old_N, reference_N, row_N, penalty)
+        spec = self.spec.loss.advantage
+        return token_advantages(judged.rollouts, judged.judgements, self.prompter, spec, changes_B).values_N
 
     def _logprobs(self, model: Decoder, rollouts: Sequence[Rollout]) -> list[list[float]]:
         spec = self.spec
@@ -211,9 +215,8 @@ class PolicyTrainer(OnlineTrainer):
 
     def _values(self, judged: _Judged, replaced: int) -> dict[str, Any]:
         judgements = judged.judgements
-        lengths_B = torch.tensor([len(rollout.answer_ids) for rollout in judged.rollouts])
         values: dict[str, Any] = answer_statistics(
-            lengths_B, [judgement.correct for judgement in judgements], advantages=judged.advantages
+            torch.tensor(judged.lengths), [judgement.correct for judgement in judgements], advantages=judged.advantages
         )
         parts: dict[str, list[float]] = {}
         failures: Counter[str] = Counter()
@@ -221,6 +224,10 @@ class PolicyTrainer(OnlineTrainer):
             for name, value in judgement.parts.items():
                 parts.setdefault(name, []).append(value)
             failures.update(f"{name}: {why}" for name, why in judgement.failures.items())
+        if any(judgement.steps for judgement in judgements):
+            scored = [step.value for judgement in judgements for each in judgement.steps.values() for step in each]
+            values["scored_steps"] = len(scored) / len(judgements)
+            values |= {"step_score": sum(scored) / len(scored)} if scored else {}
         finished = sum(rollout.finished for rollout in judged.rollouts)
         asked = self.spec.rollout.questions * self.spec.rollout.group_size
         return values | {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
+from fathom.errors import DataError
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import ChatPrompt, Field, Prompting, TextPrompt
 from fathom.tokenizer import encode_chat, special
@@ -59,6 +62,24 @@ class Prompter:
         if ids and ids[-1] == self._tokenizer.eos_id:
             ids.pop()
         return self._opened + self._tokenizer.decode(ids, skip_special=False, continues=True)
+
+    def places(self, answer_ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+        """Return which token completes the first so many characters of ``read(answer_ids)``, for each number of them.
+
+        Characters that the prompt has opened stand before the first token, and so belong to it.
+
+        Raises:
+            DataError: the answer has fewer characters.
+        """
+        ids = list(answer_ids)
+        if ids and ids[-1] == self._tokenizer.eos_id:
+            ids.pop()
+        stream = self._tokenizer.stream(skip_special=False, continues=True)
+        told = list(accumulate((len(stream.push(token)) for token in ids), initial=len(self._opened)))
+        told[-1] += len(stream.flush())  # bytes that are no character
+        if ends and max(ends) > told[-1]:
+            raise DataError(f"steps: one ends after {max(ends)} characters of an answer of {told[-1]}; mend the reward")
+        return [max(0, bisect_left(told, end) - 1) for end in ends]
 
     def cut(self, answer_ids: Sequence[int]) -> int | None:
         """Return how many tokens reach to the end of the first stop string; None where there is none."""

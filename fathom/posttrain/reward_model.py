@@ -10,20 +10,24 @@ N tokens of sequences laid end to end, B sequences, P pairs, D hidden size, V vo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fathom.data.conversations.mask import encode_masked
+from fathom.data.conversations.turns import REASONING
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import pairwise_loss, pointwise_loss
 from fathom.posttrain.preferences.loader import SHARE, Entry
 from fathom.posttrain.preferences.passes import PASS_TOKENS, hidden_states
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import Answered, StepScore
+from fathom.posttrain.rewards.extract import thinking_span
+from fathom.posttrain.rewards.steps import steps_of
 from fathom.spec.posttrain import PairwiseLoss, RewardModelLoss
 from fathom.spec.sampling import Sampler, SamplingParams
 from fathom.tokenizer import Tokenizer, special
@@ -34,6 +38,8 @@ from fathom.train.objective import Learned
 
 TARGET = "target"
 OPENING = special.THINK_BEGIN + "\n"
+MAX_SCORED_STEPS = 64
+"""So many steps of one answer are scored, each in a forward pass over all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ class Reasoning:
 
 def scorer(
     model: Decoder, tokenizer: Tokenizer, *, score_token: int, reasoning: Reasoning | None = None
-) -> Callable[[Sequence[Answered]], Sequence[float]]:
+) -> Callable[[Sequence[Answered]], list[float]]:
     """Return what scores a judge's ``ModelReward``: question and answer as a conversation, whichever model wrote them.
 
     An answer that does not fit the model's context, or that its chat template refuses, scores nan: the judge counts it.
@@ -163,15 +169,8 @@ def scorer(
     if reasoning is not None:
         room -= Reasoning.room_of(tokenizer, reasoning.max_tokens)
 
-    def read(answered: Answered) -> list[int] | None:
-        try:
-            ids = conversation(tokenizer, [{"role": "user", "content": answered.problem.question}], answered.answer)
-        except DataError:
-            return None
-        return ids if len(ids) <= room else None
-
     def scores(answers: Sequence[Answered]) -> list[float]:
-        sequences = [read(answered) for answered in answers]
+        sequences = [_read(tokenizer, answered, answered.answer, room) for answered in answers]
         fitting = [sequence for sequence in sequences if sequence is not None]
         if reasoning is not None:
             fitting = reasoning.extend(fitting)
@@ -179,6 +178,57 @@ def scorer(
         return [math.nan if sequence is None else next(found) for sequence in sequences]
 
     return scores
+
+
+def step_scorer(
+    model: Decoder, tokenizer: Tokenizer, *, score_token: int
+) -> Callable[[Sequence[Answered]], list[list[StepScore]]]:
+    """Return what scores a judge's ``ModelReward`` with ``steps``: an answer as if it ended after each of its steps.
+
+    Steps are those of the thinking (``rewards.steps``), and the whole answer is the last: each is a conversation of its
+    own, whose reasoning ends with the step and whose content is empty. Of longer thinking the first 63 steps have
+    scores. A model that learned from whole answers only has seen no such beginnings: its scores of them are what
+    it makes of the likeness. An answer that does not fit the context has one score, nan.
+    """
+    room = model.spec.max_position_embeddings
+
+    def scores(answers: Sequence[Answered]) -> list[list[StepScore]]:
+        asked: list[tuple[int, int]] = []
+        sequences: list[list[int]] = []
+        found: list[list[StepScore]] = [[] for _ in answers]
+        for place, answered in enumerate(answers):
+            for end, said in _beginnings(answered.answer):
+                ids = _read(tokenizer, answered, said, room)
+                if ids is not None:
+                    asked.append((place, end))
+                    sequences.append(ids)
+                elif said == answered.answer:
+                    found[place].append(StepScore(end, math.nan))
+        for (place, end), value in zip(asked, score(model, sequences, score_token=score_token), strict=True):
+            found[place].append(StepScore(end, value))
+        return found
+
+    return scores
+
+
+def _read(tokenizer: Tokenizer, answered: Answered, said: str | Mapping[str, Any], room: int) -> list[int] | None:
+    """What a reward model reads of an answer, or of its beginning; None where that does not fit, or is refused."""
+    try:
+        ids = conversation(tokenizer, [{"role": "user", "content": answered.problem.question}], said)
+    except DataError:
+        return None
+    return ids if len(ids) <= room else None
+
+
+def _beginnings(answer: str) -> Iterator[tuple[int, str | Mapping[str, Any]]]:
+    """Yield how many characters each beginning of an answer has and what it says, the whole answer last."""
+    start, _ = thinking_span(answer)
+    tagged = special.THINK_BEGIN in answer or special.THINK_END in answer
+    for end, _ in islice(steps_of(answer), MAX_SCORED_STEPS - 1):
+        if answer[end:].strip():
+            thought = answer[start:end]
+            yield end, {"role": "assistant", "content": "", REASONING: thought} if tagged else answer[:end]
+    yield len(answer), answer
 
 
 def _last(lengths: Sequence[int], device: torch.device) -> Tensor:

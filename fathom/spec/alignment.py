@@ -10,7 +10,7 @@ from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.posttrain import DpoLoss, RewardModelLoss
 from fathom.spec.problem import ProblemSource
-from fathom.spec.rewards import AccuracyReward, RewardSpec
+from fathom.spec.rewards import AccuracyReward, RewardSpec, scores_steps
 from fathom.spec.rollout import ChatPrompt, DistillSpec, PolicySpec, Prompting
 from fathom.spec.train import Batch, UpdateSpec
 
@@ -145,7 +145,8 @@ class AnswersStep:
 class GrpoStep:
     """Reinforcement learning with verifiable or modelled rewards (DeepSeekMath §4, R1 §2.2).
 
-    Problems are drawn from all sources in turn; a reward may take ``judge_seconds`` an answer.
+    Problems are drawn from all sources in turn; a reward may take ``judge_seconds`` an answer. A reward that scores
+    steps counts as their mean under outcome supervision; process supervision needs one with a weight above 0.
     """
 
     kind: ClassVar[str] = "grpo"
@@ -164,6 +165,13 @@ class GrpoStep:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SpecError("rewards", f"the name {twice[0]!r} is used twice", "give every reward its own name")
+        supervision = self.policy.loss.advantage.supervision
+        if supervision == "process" and not any(scores_steps(r) and r.weight for r in self.rewards):
+            raise SpecError(
+                "policy.loss.advantage.supervision",
+                "process needs a reward that scores steps, and none of rewards does",
+                'add {kind = "steps"} to rewards, or set steps = true on a model or function; or use outcome',
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

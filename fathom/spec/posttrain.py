@@ -51,6 +51,10 @@ class AdvantageSpec:
     ``outcome`` rewards an answer, ``process`` its steps (DeepSeekMath §4.1.2 and §4.1.3). ``scale`` std divides by the
     group's standard deviation + ``eps``; none leaves it out (Dr. GRPO). The papers name neither the kind of deviation
     nor ``eps``.
+
+    The paper's process supervision knows step rewards only. Here what other rewards give an answer is one more step,
+    which ends with its last token: each kind of reward is compared with its own mean over the group, and all are
+    divided by the root of the sum of the kinds' variances. Either alone is the paper's, and weights keep their meaning.
     """
 
     supervision: Literal["outcome", "process"] = "outcome"

@@ -83,7 +83,8 @@ class CodeReward:
 class ModelReward:
     """The score of the reward model that ``step`` of the recipe trained, after up to ``reasoning_tokens`` of thought.
 
-    Two of them, named helpful and safety, and a rule make the sum of V2 §4.
+    Two of them, named helpful and safety, and a rule make the sum of V2 §4. With ``steps`` it scores every step of an
+    answer, as if the answer ended there (a process reward model, DeepSeekMath §4.1.3).
     """
 
     kind: ClassVar[str] = "model"
@@ -91,25 +92,47 @@ class ModelReward:
     weight: float = 1.0
     step: str
     reasoning_tokens: int = 0
+    steps: bool = False
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
         if not self.step:
             raise SpecError("step", "is empty", "name the step that trains the reward model")
         check.not_negative("reasoning_tokens", self.reasoning_tokens)
+        if self.steps and self.reasoning_tokens:
+            raise SpecError("steps", "a model that reasons scores whole answers only", "leave out reasoning_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsReward:
+    """1 for each step of the thinking that is an equation of whole numbers and holds, 0 for each that does not.
+
+    Steps end at newlines and semicolons; one that says nothing to check has no score. ``17 = 3 * 5 + 2`` is checked,
+    and ``x = 15 / 3 = 5`` too. As an outcome an answer's steps count as their mean, and as 0 where it has none. True
+    equations that lead nowhere are rewarded alike: give accuracy beside it.
+    """
+
+    kind: ClassVar[str] = "steps"
+    name: str = "steps"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_part(self.name, self.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionReward:
     """A function of your own, ``package.module:function``: (prompt, answer, reference) to a finite number.
 
-    It is imported and called in the reward's own process only.
+    It is imported and called in the reward's own process only. With ``steps`` it scores steps: it returns a list of
+    pairs, how many of the answer's characters there are up to a step's end, and what the step is worth.
     """
 
     kind: ClassVar[str] = "function"
     name: str = "function"
     weight: float = 1.0
     target: str
+    steps: bool = False
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -118,7 +141,12 @@ class FunctionReward:
             raise SpecError("target", f"{self.target!r} names no function", 'write it as "package.module:function"')
 
 
-RewardSpec = AccuracyReward | FormatReward | LanguageReward | CodeReward | ModelReward | FunctionReward
+RewardSpec = AccuracyReward | FormatReward | LanguageReward | CodeReward | StepsReward | ModelReward | FunctionReward
+
+
+def scores_steps(reward: RewardSpec) -> bool:
+    """Whether a reward scores the steps of an answer, which process supervision needs."""
+    return isinstance(reward, StepsReward) or (isinstance(reward, ModelReward | FunctionReward) and reward.steps)
 
 
 def check_rewards(field: str, rewards: Sequence[RewardSpec]) -> None:

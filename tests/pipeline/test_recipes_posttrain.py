@@ -7,6 +7,7 @@ answers to keep and wrong ones to tell from them.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,27 @@ def test_math_trains_its_reward_model_anew_with_a_tenth_of_old_answers(
     started = [LanguageModel.open(out / name, device="cpu").model for name in ("grpo-1", "grpo-2")]
     moved = [(a - b).abs().max() for a, b in zip(*(model.parameters() for model in started), strict=True)]
     assert 0 < max(moved) < 0.05
+
+
+def test_math_supervises_steps_as_its_comment_says(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
+    said = (RECIPES / "math.toml").read_text().partition("fathom train recipes/math.toml --out runs/math-process")[2]
+    command = said.partition("[[steps]]")[0].replace("\\\n#", "")
+    words = shlex.split(command.strip())
+    assert words[::2] == ["--set", "--set"]
+    overrides = [
+        *sums(problems, "chain_sum", "gcd"),
+        *passes("instruct"),
+        *passes("reward-1", epochs=1, size=2),
+        *online("grpo-1"),
+        *drawn("answers-1", count=12),
+        'instruct.data=[{kind="worked", problems="gcd", count=16}]',
+        *words[1::2],
+    ]
+    out = tmp_path / "run"
+    torch.set_num_threads(1)
+    run(plan_of("math", base, overrides, texts), out, cache_dir=tmp_path / "cache", until="grpo-1")
+    assert all("scored_steps" in line and line["failures"] == {} for line in lines(out, "grpo-1"))
+    assert {name for line in lines(out, "grpo-1") for name in line["rewards"]} >= {"accuracy"}
 
 
 def test_a_student_is_taught_by_samples_and_by_distributions(

@@ -69,7 +69,7 @@ def directory(tmp_path: Path) -> Path:
         "rl": [
             {"step": 1, "reward": 0.1, "accuracy": 0.0, "length": 9.0, "length_wrong": 9.0, "length_right": None},
             {"step": 2, "reward": 0.6, "accuracy": 0.5, "length": 11.0, "length_wrong": 10.0, "length_right": 12.0},
-            {"step": 3, "reward": None, "kl": 0.1},
+            {"step": 3, "reward": None, "kl": 0.1, "step_score": 0.75},
         ],
     }
     for name, lines in rows.items():
@@ -137,7 +137,7 @@ def test_curves_leave_out_what_was_not_measured(directory: Path) -> None:
     lengths = {curve.name: (list(curve.x), list(curve.y)) for curve in online.panels["tokens per answer"]}
     assert lengths == {"all": ([1, 2], [9.0, 11.0]), "right": ([2], [12.0]), "wrong": ([1, 2], [9.0, 10.0])}
     rewards = {curve.name: list(curve.y) for curve in online.panels["mean of a rollout"]}
-    assert rewards == {"reward": [0.1, 0.6], "accuracy": [0.0, 0.5]}
+    assert rewards == {"reward": [0.1, 0.6], "accuracy": [0.0, 0.5], "step": [0.75]}
     assert len(online.panels) == 2
     (loss,) = tuning_losses(STEPS, directory)
     assert (loss.name, list(loss.x)) == ("sft", [100, 200, 300])

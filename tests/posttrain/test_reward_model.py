@@ -23,6 +23,7 @@ from fathom.posttrain.reward_model import (
     conversation,
     score,
     scorer,
+    step_scorer,
     whole,
 )
 from fathom.posttrain.rewards.base import Answered
@@ -198,6 +199,48 @@ def test_reasoning_comes_before_the_score(model: Decoder, tokenizer: Tokenizer) 
     filler = "x" * (longest - len(conversation(tokenizer, [{"role": "user", "content": "?"}], "")))
     found = scores([answered("?", filler), answered("?", filler + "x")])
     assert [math.isnan(value) for value in found] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "beginnings"),
+    [
+        (
+            "<think>two; three\n</think>six",
+            [
+                (10, {"content": "", "reasoning_content": "two"}),
+                (17, {"content": "", "reasoning_content": "two; three"}),
+                (29, {"content": "six", "reasoning_content": "two; three"}),
+            ],
+        ),
+        ("two; three", [(3, {"content": "two"}), (10, {"content": "two; three"})]),
+        ("six", [(3, {"content": "six"})]),
+    ],
+)
+def test_every_step_is_scored_as_if_the_answer_ended_there(
+    model: Decoder, tokenizer: Tokenizer, answer: str, beginnings: list[tuple[int, dict[str, str]]]
+) -> None:
+    asked = [{"role": "user", "content": "2 + 3?"}]
+    wanted = [
+        plain_score(model, conversation(tokenizer, asked, {"role": "assistant", **said})).item()
+        for _, said in beginnings
+    ]
+    scores = step_scorer(model, tokenizer, score_token=SCORE)
+    reward = ModelReward(step="rm", steps=True)
+    with Judge([reward], external={"model": scores}) as judge:
+        first, huge, again = judge.judge([answered("2 + 3?", text) for text in (answer, "x" * 500, answer)])
+    assert [step.end for step in first.steps["model"]] == [end for end, _ in beginnings]
+    assert [step.value for step in first.steps["model"]] == pytest.approx(wanted, abs=1e-5)
+    assert [step.value for step in again.steps["model"]] == pytest.approx(wanted, abs=1e-5)
+    assert first.total == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+    assert huge.failures == {"model": "not finite"}
+
+
+def test_of_long_thinking_the_first_steps_are_scored(model: Decoder, tokenizer: Tokenizer) -> None:
+    text = "<think>" + "1;" * 100 + "</think>1"
+    wide = build(replace(SPEC, max_position_embeddings=512), seed=4)
+    (found,) = step_scorer(wide, tokenizer, score_token=SCORE)([answered("?", text)])
+    assert [step.end for step in found] == [8 + 2 * i for i in range(63)] + [len(text)]
+    assert step_scorer(wide, tokenizer, score_token=SCORE)([]) == []
 
 
 def test_clearing_changes_one_row_alone(model: Decoder) -> None:

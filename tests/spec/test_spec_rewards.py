@@ -14,7 +14,9 @@ from fathom.spec.rewards import (
     LanguageReward,
     ModelReward,
     RewardSpec,
+    StepsReward,
     check_rewards,
+    scores_steps,
 )
 
 
@@ -31,8 +33,12 @@ def test_every_kind_comes_back_from_its_table() -> None:
         CodeReward(seconds=2.0, memory_mib=128, unsandboxed=True),
         ModelReward(name="helpful", step="rm", reasoning_tokens=64),
         FunctionReward(target="a.b:c"),
+        StepsReward(weight=0.25),
+        ModelReward(name="process", step="rm", steps=True),
+        FunctionReward(name="own", target="a.b:c", steps=True),
     )
     assert from_mapping(Holder, to_mapping(Holder(rewards))) == Holder(rewards)
+    assert [scores_steps(reward) for reward in rewards] == [False] * 6 + [True] * 3
 
 
 def test_a_reward_is_named_for_its_kind_unless_it_is_named() -> None:
@@ -53,6 +59,8 @@ def test_a_reward_is_named_for_its_kind_unless_it_is_named() -> None:
         ({"kind": "model"}, "step"),
         ({"kind": "model", "step": ""}, "step"),
         ({"kind": "model", "step": "rm", "reasoning_tokens": -1}, "reasoning_tokens"),
+        ({"kind": "model", "step": "rm", "steps": True, "reasoning_tokens": 8}, "steps"),
+        ({"kind": "steps", "weight": -1}, "weight"),
         ({"kind": "function", "target": "no_colon"}, "target"),
         ({"kind": "function", "target": "a b:c"}, "target"),
         ({"kind": "language", "name": "a/b"}, "name"),

@@ -14,7 +14,7 @@ from fathom.train.metrics import read_json_lines
 
 METRICS = "metrics.jsonl"
 PANELS: Mapping[str, Mapping[str, str]] = {
-    "mean of a rollout": {"reward": "reward", "accuracy": "accuracy"},
+    "mean of a rollout": {"reward": "reward", "accuracy": "accuracy", "step_score": "step"},
     "tokens per answer": {"length": "all", "length_right": "right", "length_wrong": "wrong"},
     "entropy (nats)": {"entropy": "all", "entropy_right": "right", "entropy_wrong": "wrong"},
 }

@@ -40,6 +40,18 @@ def parts(text: str) -> Parts:
     return Parts("", text.strip())
 
 
+def thinking_span(text: str) -> tuple[int, int]:
+    """Return where a text's thinking begins and ends, as ``parts`` finds it; a text without any tag is all thinking."""
+    closed = text.rfind(THINK_END)
+    opened = text.find(THINK_BEGIN, 0, len(text) if closed < 0 else closed)
+    start = 0 if opened < 0 else opened + len(THINK_BEGIN)
+    if closed >= 0:
+        return start, closed
+    if opened >= 0 or ANSWER_BEGIN not in text:
+        return start, len(text)
+    return 0, text.rfind(ANSWER_BEGIN)
+
+
 def final_answer(text: str) -> str | None:
     """What a text concludes, or None where it concludes nothing.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 from fathom.errors import SpecError
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import Answered, StepScore
 
 
 class FunctionScorer:
     """Imports ``package.module:function`` and calls it; the process around it bears what it does."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, steps: bool = False) -> None:
+        self._steps = steps
         module, _, name = target.partition(":")
         try:
             self._function: Any = getattr(importlib.import_module(module), name)
@@ -27,5 +29,8 @@ class FunctionScorer:
         """Need nothing."""
 
     def score(self, answered: Answered) -> Any:
-        """Return whatever the function returns; the worker checks it."""
-        return self._function(answered.prompt, answered.answer, answered.problem.answer)
+        """Return whatever the function returns; the worker checks it. Of steps, the pairs are taken apart."""
+        found = self._function(answered.prompt, answered.answer, answered.problem.answer)
+        if not self._steps or found is None:
+            return found
+        return [StepScore(operator.index(end), float(value)) for end, value in found]

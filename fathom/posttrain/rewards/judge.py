@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from fathom.errors import FathomError, SpecError
-from fathom.posttrain.rewards.base import RIGHT, Answered, Judgement, Score
+from fathom.posttrain.rewards.base import RIGHT, Answered, Judgement, Score, StepScore, stepped
 from fathom.posttrain.rewards.process import RewardProcess
 from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec import check
-from fathom.spec.rewards import AccuracyReward, CodeReward, ModelReward, RewardSpec, check_rewards
+from fathom.spec.rewards import AccuracyReward, CodeReward, ModelReward, RewardSpec, check_rewards, scores_steps
 
 MAX_ANSWER_CHARS = 400_000
 """A longer answer scores 0 in every part, and no reward sees it."""
@@ -21,7 +21,8 @@ MAX_ANSWER_CHARS = 400_000
 _CODE_MARGIN_SECONDS = 40.0
 _MEMORY_MIB = 4096
 
-External = Callable[[Sequence[Answered]], Sequence[float]]
+External = Callable[[Sequence[Answered]], Sequence[float | Sequence[StepScore]]]
+"""What scores answers, or every step of each, in the process of the judge."""
 
 
 class Judge:
@@ -29,7 +30,8 @@ class Judge:
 
     ``seconds`` limit each reward of each answer; a code reward's own limit takes its place. ``external`` scores model
     rewards, by their names, in this process. A reward that hangs, crashes or returns no finite number counts 0 for
-    that answer, with the reason in its judgement, and is counted in ``failures`` as ``name/reason``.
+    that answer, with the reason in its judgement, and is counted in ``failures`` as ``name/reason``. Of a reward that
+    scores steps, that 0 is one step, which ends where the answer does.
 
     Raises:
         SpecError: the rewards contradict each other, or a model reward has nobody to score it.
@@ -79,7 +81,7 @@ class Judge:
         asked = [answers[place] for place in fitting]
         with ThreadPoolExecutor(max(1, len(self._processes))) as pool:
             waiting = {name: pool.submit(process.score, asked) for name, process in self._processes.items()}
-            heard = {r.name: self._outside(r.name, asked) for r in self._rewards if isinstance(r, ModelReward)}
+            heard = {r.name: self._outside(r, asked) for r in self._rewards if isinstance(r, ModelReward)}
             heard |= {name: future.result() for name, future in waiting.items()}
         scores: list[dict[str, Score]] = [
             {r.name: Score(0.0, f"too long: {len(answered.answer)} characters") for r in self._rewards}
@@ -87,22 +89,22 @@ class Judge:
         ]
         for index, place in enumerate(fitting):
             scores[place] = {reward.name: heard[reward.name][index] for reward in self._rewards}
-        return [self._judgement(each) for each in scores]
+        return [self._judgement(each, len(answered.answer)) for each, answered in zip(scores, answers, strict=True)]
 
-    def _outside(self, name: str, answers: Sequence[Answered]) -> list[Score]:
+    def _outside(self, reward: ModelReward, answers: Sequence[Answered]) -> list[Score]:
         """Ask a reward model; it may fail as any other reward, but it may also say that the run must end."""
         try:
-            values = [float(value) for value in self._external[name](answers)] if answers else []
+            values = list(self._external[reward.name](answers)) if answers else []
             if len(values) != len(answers):
                 raise ValueError(f"{len(values)} scores for {len(answers)} answers")
+            return [_checked(reward, value, len(each.answer)) for value, each in zip(values, answers, strict=True)]
         except FathomError:
             raise
         except Exception as error:
             why = " ".join(str(error).split())
             return [Score(0.0, f"crashed: {type(error).__name__}: {why}")] * len(answers)
-        return [Score(value) if math.isfinite(value) else Score(0.0, "not finite") for value in values]
 
-    def _judgement(self, scores: Mapping[str, Score]) -> Judgement:
+    def _judgement(self, scores: Mapping[str, Score], length: int) -> Judgement:
         parts: dict[str, float] = {}
         failures: dict[str, str] = {}
         verdicts: list[bool] = []
@@ -116,5 +118,29 @@ class Judge:
             parts[reward.name] = score.value
             if isinstance(reward, AccuracyReward | CodeReward):
                 verdicts.append(score.value >= RIGHT)
-        total = sum(reward.weight * parts.get(reward.name, 0.0) for reward in self._rewards)
-        return Judgement(total=total, parts=parts, correct=all(verdicts) if verdicts else None, failures=failures)
+        worth = {reward.name: reward.weight * parts.get(reward.name, 0.0) for reward in self._rewards}
+        weighty = [reward for reward in self._rewards if reward.weight]
+        whole = [worth[reward.name] for reward in weighty if not scores_steps(reward)]
+        return Judgement(
+            total=sum(worth.values()),
+            parts=parts,
+            correct=all(verdicts) if verdicts else None,
+            failures=failures,
+            steps={r.name: _weighted(scores[r.name], r.weight, length) for r in weighty if scores_steps(r)},
+            outcome=sum(whole) if whole else None,
+        )
+
+
+def _checked(reward: ModelReward, value: float | Sequence[StepScore], length: int) -> Score:
+    """What a reward model says of an answer of so many characters, as other rewards say it."""
+    if isinstance(value, Sequence) != reward.steps:
+        raise TypeError(f"{type(value).__name__} for an answer, but steps is {str(reward.steps).lower()}")
+    if isinstance(value, Sequence):
+        return stepped(value, length)
+    return Score(float(value)) if math.isfinite(value) else Score(0.0, "not finite")
+
+
+def _weighted(score: Score, weight: float, length: int) -> tuple[StepScore, ...]:
+    if score.failure:
+        return (StepScore(length, 0.0),)
+    return tuple(StepScore(step.end, weight * step.value) for step in score.steps)

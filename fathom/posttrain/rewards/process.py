@@ -11,7 +11,7 @@ from typing import Any
 
 from fathom.errors import ResourceError
 from fathom.posttrain.rewards.base import Answered, Score
-from fathom.posttrain.rewards.wire import Reader, Setup, encode, packed
+from fathom.posttrain.rewards.wire import Reader, Setup, decode_score, encode, packed
 from fathom.spec.mapping import to_mapping
 from fathom.spec.rewards import RewardSpec
 
@@ -68,8 +68,7 @@ class RewardProcess:
         scores: list[Score] = []
         try:
             for _ in answers:
-                value, failure = self._heard(reader.read(self._setup.seconds))
-                scores.append(Score(value, failure))
+                scores.append(decode_score(self._heard(reader.read(self._setup.seconds))))
         except TimeoutError:
             self.close()
             scores.append(Score(0.0, TIMED_OUT))

@@ -9,7 +9,16 @@ from fathom.posttrain.rewards.code import CodeScorer
 from fathom.posttrain.rewards.format import FormatScorer
 from fathom.posttrain.rewards.function import FunctionScorer
 from fathom.posttrain.rewards.language import LanguageScorer
-from fathom.spec.rewards import AccuracyReward, CodeReward, FormatReward, FunctionReward, LanguageReward, RewardSpec
+from fathom.posttrain.rewards.steps import StepsScorer
+from fathom.spec.rewards import (
+    AccuracyReward,
+    CodeReward,
+    FormatReward,
+    FunctionReward,
+    LanguageReward,
+    RewardSpec,
+    StepsReward,
+)
 
 
 def make_scorer(spec: RewardSpec) -> Scorer:
@@ -23,6 +32,8 @@ def make_scorer(spec: RewardSpec) -> Scorer:
             return LanguageScorer()
         case CodeReward():
             return CodeScorer(spec)
+        case StepsReward():
+            return StepsScorer()
         case FunctionReward():
-            return FunctionScorer(spec.target)
+            return FunctionScorer(spec.target, steps=spec.steps)
     raise SpecError("kind", f"{spec.kind!r} has no process of its own", "score it by the model that the step trained")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import Answered, Score, StepScore
 from fathom.spec.mapping import from_mapping, to_mapping
 from fathom.spec.problem import Problem
 from fathom.spec.rewards import RewardSpec
@@ -56,6 +56,17 @@ def decode(message: Mapping[str, Any]) -> list[Answered]:
         Answered(prompt=prompt, answer=answer, problem=problems[place], finished=finished)
         for prompt, answer, place, finished in message["answers"]
     ]
+
+
+def encode_score(score: Score) -> list[Any]:
+    """A score as JSON."""
+    return [score.value, score.failure, [[step.end, step.value] for step in score.steps]]
+
+
+def decode_score(message: Sequence[Any]) -> Score:
+    """What ``encode_score`` was given."""
+    value, failure, steps = message
+    return Score(value, failure, tuple(StepScore(end, worth) for end, worth in steps))
 
 
 class Reader:

@@ -15,10 +15,11 @@ import signal
 from typing import Any
 
 from fathom.errors import FathomError
-from fathom.posttrain.rewards.base import Answered, Scorer
+from fathom.posttrain.rewards.base import Answered, Score, Scorer, stepped
 from fathom.posttrain.rewards.scorers import make_scorer
-from fathom.posttrain.rewards.wire import Reader, Setup, decode, packed
+from fathom.posttrain.rewards.wire import Reader, Setup, decode, encode_score, packed
 from fathom.spec.mapping import from_mapping
+from fathom.spec.rewards import scores_steps
 
 READY = {"ready": True}
 _REASON_CHARS = 300
@@ -51,24 +52,26 @@ def _serve(reader: Reader, outward: int) -> None:
             _write(outward, READY)
             for answered in answers:
                 signal.setitimer(signal.ITIMER_REAL, 2 * setup.seconds + 1)
-                value = _scored(scorer, answered)
+                score = _scored(scorer, answered, stepwise=scores_steps(setup.reward))
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                _write(outward, value)
+                _write(outward, encode_score(score))
     except FathomError as error:
         _write(outward, {"error": str(error)})
 
 
-def _scored(scorer: Scorer, answered: Answered) -> list[Any]:
-    """The value and why it is none, as they are written."""
+def _scored(scorer: Scorer, answered: Answered, *, stepwise: bool) -> Score:
+    """What a scorer says, or why it says nothing of use."""
     try:
         value: Any = scorer.score(answered)
     except BaseException as error:  # SystemExit too: a reward that ends its process is a reward that crashed
-        return [0.0, f"crashed: {type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS]]
+        return Score(0.0, f"crashed: {type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS])
     if value is None:
-        return [None, ""]
+        return Score(None)
+    if stepwise:
+        return stepped(value, len(answered.answer))
     if not isinstance(value, numbers.Real):
-        return [0.0, f"crashed: returned {type(value).__name__}, not a number"]
-    return [float(value), ""] if math.isfinite(value) else [0.0, "not finite"]
+        return Score(0.0, f"crashed: returned {type(value).__name__}, not a number")
+    return Score(float(value)) if math.isfinite(value) else Score(0.0, "not finite")
 
 
 def _write(fd: int, message: Any) -> None:

@@ -71,6 +71,10 @@ def test_it_tells_held_out_pairs_apart_and_scores_for_a_judge(bench: Any, passes
     assert set(scorers) == {"helpful"}
     good, bad = scorers["helpful"]([answered("a new question?", GOOD), answered("a new question?", BAD)])
     assert good > bad + 0.3
+    stepwise = [ModelReward(step="reward-model", steps=True)]
+    by_steps = external_scorers(context_of(bench, out, step, later), later, stepwise)
+    (steps,) = by_steps["model"]([answered("a new question?", f"One two;\n{GOOD}")])
+    assert [each.end for each in steps] == [len("One two"), len(f"One two;\n{GOOD}")]
     with pytest.raises(SpecError, match=r"rewards\.step: no step 'nobody' before it"):
         external_scorers(context_of(bench, out, step, later), later, [ModelReward(step="nobody")])
     with pytest.raises(SpecError, match="reason in both or in neither"):

@@ -64,6 +64,61 @@ def test_process_advantages_sum_the_steps_that_end_at_or_after_each_token(spec: 
     assert found.varied_B.all()
 
 
+def several_kinds(spec: AdvantageSpec, steps: list[list[tuple[int, float, int]]], groups: list[int]) -> list[float]:
+    """The advantage of each token of answers of four, of rewards (last token, value, kind), as it is documented."""
+    found = []
+    for answer, group in zip(steps, groups, strict=True):
+        everyone = [step for other, g in zip(steps, groups, strict=True) if g == group for step in other]
+        kinds = {kind: [value for _, value, k in everyone if k == kind] for kind in {k for _, _, k in everyone}}
+        of_kind = statistics.variance if spec.std == "sample" else statistics.pvariance
+        total = sum(of_kind(values) for values in kinds.values() if max(values) > min(values))
+        deviation = total**0.5 + spec.eps if spec.scale == "std" and total else 1.0
+        for token in range(4):
+            later = [(value, kind) for end, value, kind in answer if end >= token]
+            found.append(sum((value - statistics.fmean(kinds[kind])) / deviation for value, kind in later))
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_rewards_of_several_kinds_are_each_compared_with_their_own(spec: AdvantageSpec) -> None:
+    steps = [
+        [(0, 1.0, 5), (2, 0.0, 5), (3, 2.0, 0)],
+        [(1, 1.0, 5), (1, 1.0, 5), (3, 0.0, 0)],
+        [(3, 2.0, 0)],
+        [(2, 1.0, 5), (3, 1.5, 0)],
+        [(2, 1.0, 5), (3, -1.0, 0)],
+        [(3, 0.25, 0), (0, 7.0, 9)],
+        [(3, 0.25, 0)],
+    ]
+    groups = [4, 4, 4, 2, 2, 8, 8]
+    laid = [(4 * i + end, value, kind) for i, answer in enumerate(steps) for end, value, kind in answer]
+    ends, values, kinds = (torch.tensor(column) for column in zip(*laid, strict=True))
+    rows = torch.arange(7).repeat_interleave(4)
+    found = process_advantages(values.double(), ends, torch.tensor(groups), rows, spec, kinds_S=kinds)
+    expected = torch.tensor(several_kinds(spec, steps, groups), dtype=torch.float64)
+    torch.testing.assert_close(found.values_N, expected, rtol=0, atol=1e-12)
+    assert (found.zero_variance_groups, found.groups) == (1, 3)
+    assert found.varied_B.tolist() == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_outcomes_alone_are_outcome_supervision(spec: AdvantageSpec) -> None:
+    outcome = group_advantages(torch.tensor(REWARDS).double(), torch.tensor(GROUPS), spec)
+    rows = torch.arange(10).repeat_interleave(3)
+    ends = torch.arange(10) * 3 + 2
+    alike = torch.ones(10, dtype=torch.float64)  # steps that are all right change nothing
+    found = process_advantages(
+        torch.cat([torch.tensor(REWARDS).double(), alike]),
+        torch.cat([ends, ends - 1]),
+        torch.tensor(GROUPS),
+        rows,
+        spec,
+        kinds_S=torch.tensor([0] * 10 + [1] * 10),
+    )
+    torch.testing.assert_close(found.values_N, outcome.values_B.repeat_interleave(3), rtol=0, atol=1e-12)
+    assert torch.equal(found.varied_B, outcome.varied_B)
+
+
 def test_order_of_answers_changes_nothing() -> None:
     order = torch.randperm(len(REWARDS), generator=torch.Generator().manual_seed(0))
     rewards, groups = torch.tensor(REWARDS), torch.tensor(GROUPS)

@@ -54,4 +54,16 @@ def holds_torch(prompt: str, answer: str, reference: str) -> float:
     return float("torch" in sys.modules)
 
 
+def steps(prompt: str, answer: str, reference: str) -> Any:
+    found: dict[str, Any] = {
+        "two": [(3, 0.5), (1, -1)],
+        "none": [],
+        "nothing": None,
+        "number": 1.0,
+        "outside": [(8, 1.0)],
+        "text": [("1", 1.0)],
+    }
+    return found[answer]
+
+
 not_callable = 3
