@@ -2,8 +2,9 @@
 
 In docs/*.md, a line `<!-- run: COMMAND -->` is followed by a fenced block that becomes the command and what it prints
 (both streams, and its exit code where it is not 0). Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get
-a table made from the JSON under benchmarks/results. With --check nothing is written: the exit code says whether
-anything would change. --only PATTERN runs just the commands that contain it. Without it exports/ is made anew.
+a table made from the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the
+quickstart reached. With --check nothing is written: the exit code says whether anything would change. --only PATTERN
+runs just the commands that contain it; without it exports/ is made anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RUN = re.compile(r"<!-- run: (?P<command>.+?) -->\n```console\n.*?```\n", re.DOTALL)
 FIGURES = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
+REACHED = re.compile(r"<!-- reached -->\n.*?<!-- /reached -->", re.DOTALL)
 LOSSES = re.compile(r"<!-- losses -->\n.*?<!-- /losses -->", re.DOTALL)
 PASSING = re.compile(r"about .+ left$|it/s\]$|, right \d+%$")
 """Lines of progress, which a document leaves out."""
@@ -126,6 +128,18 @@ def peaks(what: str, mib: dict[str, float]) -> str:
     return f"| {what} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} x |"
 
 
+def reached(corner: str) -> str:
+    """Return the quickstart's accuracies in percent, a row a task and a column a stage, every seed's run in a cell."""
+    path = ROOT / "benchmarks/results/recipe-quickstart.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    stages = list(next(iter(runs[0]["tasks"].values())))
+    rows = [f"| {corner} | {' | '.join(f'`{stage}`' for stage in stages)} |", "|---" * (len(stages) + 1) + "|"]
+    for task in runs[0]["tasks"]:
+        cells = (" / ".join(f"{100 * run['tasks'][task][stage]['accuracy']:.0f}" for run in runs) for stage in stages)
+        rows.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def losses() -> str:
     """Return what packed weights and packed caches cost, from the results there are."""
     rows = ["| model | kept in | bytes | bits per byte of text |", "|---|---|---|---|"]
@@ -147,6 +161,8 @@ def generated(path: Path, only: str) -> str:
     text = RUN.sub(lambda match: run_block(match) if only in match["command"] else match[0], text)
     text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses()}\n<!-- /losses -->", text)
     if path.name in WORDS:
+        corner = {"README.md": "right, %, three seeds", "README.zh-CN.md": "正确率，%，三个种子"}[path.name]
+        text = REACHED.sub(lambda _: f"<!-- reached -->\n{reached(corner)}\n<!-- /reached -->", text)
         made = f"<!-- figures -->\n{figures(WORDS[path.name])}\n<!-- /figures -->"
         text = FIGURES.sub(lambda _: made, text)
     return text

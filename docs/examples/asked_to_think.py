@@ -1,0 +1,34 @@
+"""How a run's stages answer held-out problems greedily: left to themselves, thinking opened for them, and closed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fathom.data.problems import open_problems
+from fathom.pipeline.handle import LanguageModel
+from fathom.pipeline.solving import draw_answers
+from fathom.pipeline.state import read_recipe
+from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.rewards.accuracy import AccuracyScorer
+from fathom.posttrain.rewards.base import Answered
+from fathom.spec.recipe import TasksStep
+from fathom.spec.rollout import ChatPrompt, Thinking
+
+run, stages = Path(sys.argv[1]), sys.argv[2:]
+asking = next(step for step in read_recipe(run).steps if isinstance(step, TasksStep))
+scorer = AccuracyScorer("exact")
+modes: tuple[Thinking, ...] = ("free", "open", "closed")
+print(f"{'right, %':20}" + "".join(f"{stage + ' ' + mode:>16}" for stage in stages for mode in modes))
+models = {stage: LanguageModel.open(run / stage, dtype="float32") for stage in stages}
+for source in asking.problems:
+    problems = open_problems(source).problems("held_out", 0, asking.count)
+    row = f"{source.name:20}"
+    for model in models.values():
+        for mode in modes:
+            step = replace(asking, prompt=ChatPrompt(thinking=mode))
+            drawn = list(draw_answers(model, Prompter(model.tokenizer, step.prompt), problems, step))
+            answers = [Answered(prompt="", answer=each.text, problem=problems[each.index]) for each in drawn]
+            row += f"{100 * sum(scorer.score(answer) or 0.0 for answer in answers) / len(answers):16.1f}"
+    print(row)
