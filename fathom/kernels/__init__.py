@@ -8,7 +8,7 @@ from __future__ import annotations
 from fathom.kernels.attention import attention
 from fathom.kernels.bits import pack_11, unpack_11
 from fathom.kernels.continued import continued_attention
-from fathom.kernels.cross_entropy import linear_cross_entropy, mean_linear_cross_entropy
+from fathom.kernels.cross_entropy import linear_cross_entropy, linear_token_loss, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.entropy import linear_entropy
 from fathom.kernels.experts import grouped_swiglu
@@ -25,6 +25,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_entropy",
+    "linear_token_loss",
     "mean_linear_cross_entropy",
     "pack_11",
     "packed_grouped_swiglu",

@@ -5,6 +5,7 @@ Dimensions: N tokens, D hidden size, V vocabulary, C tokens of one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,34 @@ def mean_linear_cross_entropy(
     return mean, loss_N
 
 
+def linear_token_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    loss: Callable[[Tensor, slice], Tensor],
+    *,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss that is a sum over tokens of functions of their targets' log-probabilities; three tensors are returned.
+
+    ``loss`` is asked chunk by chunk, with the chunk's log-probabilities (C,) and the tokens they are of, and returns
+    the sum of what these add: a scalar in which no token's log-probability may meet another's. Returned are the whole
+    sum, with gradient, and, without, all log-probabilities (N,) and the entropies in nats of the distributions they
+    were chosen from (N,), float32 or wider.
+
+    As every token's slope is known once its log-probability is, both gradients are computed during the forward pass,
+    while the chunk's logits exist: three products of N x D x V in all. 2 x ``chunk_tokens`` x V numbers are alive.
+    """
+    hidden_ND, weight_VD = under_autocast(hidden_ND, weight_VD)
+    total: Tensor
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    total, logprobs_N, entropy_N = _TokenLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, loss, chunk_tokens, torch.is_grad_enabled()
+    )
+    return total, logprobs_N, entropy_N
+
+
 def under_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     """Cast to the dtype products run in; autograd casts the gradients back."""
     device = hidden_ND.device.type
@@ -54,17 +83,25 @@ def under_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor
 
 
 class _Chunk:
-    """One chunk's rows and its normalised exponentials; the logits live and die here."""
+    """One chunk's rows and its normalised exponentials; the logits live and die here. ``measured`` adds entropies."""
 
-    def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int) -> None:
+    def __init__(
+        self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int, *, measured: bool = False
+    ) -> None:
         self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
         self.counts_C1 = (targets_C != ignore_index).unsqueeze(1)
         self.target_C1 = targets_C.unsqueeze(1).masked_fill(~self.counts_C1, 0)
         logits_CV = torch.mm(hidden_CD, weight_VD.t())
-        self.exponent_CV = logits_CV.to(widened(logits_CV))
-        self.exponent_CV.sub_(self.exponent_CV.amax(1, keepdim=True))
-        self.chosen_C1 = self.exponent_CV.gather(1, self.target_C1)
-        self.sum_C1 = self.exponent_CV.exp_().sum(1, keepdim=True)
+        below_CV = logits_CV.to(widened(logits_CV))
+        below_CV.sub_(below_CV.amax(1, keepdim=True))
+        self.chosen_C1 = below_CV.gather(1, self.target_C1)
+        self.exponent_CV = below_CV.exp() if measured else below_CV.exp_()
+        self.sum_C1 = self.exponent_CV.sum(1, keepdim=True)
+        self.entropy_C: Tensor | None = None
+        if measured:
+            self.entropy_C = (self.sum_C1.log() - below_CV.mul_(self.exponent_CV).sum(1, keepdim=True) / self.sum_C1)[
+                :, 0
+            ]
 
     def loss(self) -> Tensor:
         """Cross-entropy of each row, 0 where ignored: (C,)."""
@@ -150,7 +187,56 @@ class _Mean(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor, _: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad.to(grad_hidden_ND.dtype)
-        weight = None if grad_weight_VD is None else grad_weight_VD * grad.to(grad_weight_VD.dtype)
-        return hidden, weight, None, None, None, None
+        return *_scaled(ctx, grad), None, None, None, None
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Keeps the two gradients of the sum, ready to be scaled."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        loss: Callable[[Tensor, slice], Tensor],
+        chunk: int,
+        records: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
+        logprobs_N, entropy_N = hidden_ND.new_empty(2, hidden_ND.shape[0], dtype=widened(hidden_ND))
+        total = logprobs_N.new_zeros(())
+        for start in range(0, hidden_ND.shape[0], chunk):
+            rows = slice(start, min(start + chunk, hidden_ND.shape[0]))
+            piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], -1, measured=True)
+            assert piece.entropy_C is not None
+            logprobs_N[rows], entropy_N[rows] = -piece.loss(), piece.entropy_C
+            chosen_C = logprobs_N[rows].clone().requires_grad_(records)
+            with torch.set_grad_enabled(records):
+                share = loss(chosen_C, rows)
+            total += share.detach()
+            if records:
+                (slope_C,) = torch.autograd.grad(share, chosen_C)
+                grad_rows = None if grad_hidden_ND is None else grad_hidden_ND[rows]
+                piece.gradients(-slope_C[:, None], grad_rows, grad_weight_VD)
+            del piece
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(logprobs_N, entropy_N)
+        return total, logprobs_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        return *_scaled(ctx, grad), None, None, None, None
+
+
+def _scaled(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients that the forward pass computed, times that of its result."""
+    grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+    hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad.to(grad_hidden_ND.dtype)
+    weight = None if grad_weight_VD is None else grad_weight_VD * grad.to(grad_weight_VD.dtype)
+    return hidden, weight

@@ -7,6 +7,8 @@ blocks of FP8: M rows, N outputs, K inputs, P and Q blocks down and across.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -160,6 +162,25 @@ def mean_linear_cross_entropy(
     loss_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens, ignore_index=ignore_index)
     count = (targets_N != ignore_index).sum().clamp(min=1)
     return loss_N.sum() / count, loss_N.detach()
+
+
+def linear_token_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    loss: Callable[[Tensor, slice], Tensor],
+    *,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss of the targets' log-probabilities, these themselves and the distributions' entropies, both detached.
+
+    ``loss`` is asked once, for all tokens: float32, all logits exist at once, whatever ``chunk_tokens``.
+    """
+    logits_NV = F.linear(hidden_ND, weight_VD)
+    every_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+    logprobs_N = every_NV.gather(1, targets_N[:, None])[:, 0]
+    entropy_N = -(every_NV.exp() * every_NV).sum(-1)
+    return loss(logprobs_N, slice(0, len(targets_N))), logprobs_N.detach(), entropy_N.detach()
 
 
 def linear_entropy(hidden_ND: Tensor, weight_VD: Tensor, *, chunk_tokens: int) -> Tensor:

@@ -5,13 +5,16 @@ N tokens of the answers of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
-from fathom.posttrain.losses import chosen_logprobs, entropy, policy_loss
+from fathom.posttrain.losses import PolicyTerms, chosen_logprobs, entropy, policy_loss, token_loss
 from fathom.posttrain.online import Watch
 from fathom.posttrain.scoring import learned_rows
 from fathom.spec.posttrain import PolicyLoss
@@ -37,12 +40,39 @@ class PolicyObjective:
         """Return the micro-batch's part of the loss, and sums of what ``policy_statistics`` divides."""
         hidden_ND, targets_N, learned_N = learned_rows(hidden_BTD, micro)
         columns = {name: column[learned_N] for name, column in micro.columns.items()}
-        head_VD = model.head_weight
-        logprobs_N = chosen_logprobs(
-            hidden_ND, head_VD, targets_N, temperature=self.temperature, chunk_tokens=self.chunk_tokens
+        computed = self._by_token if self.loss.by_token else self._whole
+        loss, terms, logprobs_N, entropy_N = computed(hidden_ND, model.head_weight, targets_N, columns)
+        self._compare(hidden_ND, model.head_weight, targets_N, logprobs_N, columns["sampled"])
+        sums = {f.name: getattr(terms, f.name).detach() for f in fields(terms)}
+        return Learned(loss, sums | _entropies(entropy_N, columns["right"]))
+
+    def _by_token(
+        self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, columns: Mapping[str, Tensor]
+    ) -> tuple[Tensor, PolicyTerms, Tensor, Tensor]:
+        """Return loss, terms, log-probabilities and entropies from one pass over the logits."""
+        each: list[PolicyTerms] = []
+
+        def loss(logprobs_C: Tensor, rows: slice) -> Tensor:
+            each.append(self._terms(logprobs_C, {name: column[rows] for name, column in columns.items()}))
+            return each[-1].loss
+
+        total, logprobs_N, entropy_N = token_loss(
+            hidden_ND, head_VD, targets_N, loss, temperature=self.temperature, chunk_tokens=self.chunk_tokens
         )
-        self._compare(hidden_ND, head_VD, targets_N, logprobs_N, columns["sampled"])
-        terms = policy_loss(
+        return total, reduce(add, each), logprobs_N, entropy_N
+
+    def _whole(
+        self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, columns: Mapping[str, Tensor]
+    ) -> tuple[Tensor, PolicyTerms, Tensor, Tensor]:
+        """Return the same where an answer's tokens meet in the loss: none has a slope before all are known."""
+        at, chunk = self.temperature, self.chunk_tokens
+        logprobs_N = chosen_logprobs(hidden_ND, head_VD, targets_N, temperature=at, chunk_tokens=chunk)
+        entropy_N = entropy(hidden_ND.detach(), head_VD.detach(), temperature=at, chunk_tokens=chunk)
+        terms = self._terms(logprobs_N, columns)
+        return terms.loss, terms, logprobs_N.detach(), entropy_N
+
+    def _terms(self, logprobs_N: Tensor, columns: Mapping[str, Tensor]) -> PolicyTerms:
+        return policy_loss(
             logprobs_N,
             columns.get("old", logprobs_N.detach()),
             columns["advantage"],
@@ -51,25 +81,20 @@ class PolicyObjective:
             self.loss,
             columns.get("reference"),
         )
-        sums = {f.name: getattr(terms, f.name).detach() for f in fields(terms)}
-        return Learned(terms.loss, sums | self._entropies(hidden_ND, head_VD, columns["right"]))
 
     def _compare(
         self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, logprobs_N: Tensor, sampled_N: Tensor
     ) -> None:
         """Compare at temperature 1, at which the sampler tells its log-probabilities."""
-        seen_N = logprobs_N.detach()
         if self.temperature != 1:
             with torch.no_grad():
-                seen_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=self.chunk_tokens)
-        self.watch.look(seen_N, sampled_N)
+                logprobs_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=self.chunk_tokens)
+        self.watch.look(logprobs_N, sampled_N)
 
-    def _entropies(self, hidden_ND: Tensor, head_VD: Tensor, right_N: Tensor) -> dict[str, Tensor]:
-        entropy_N = entropy(
-            hidden_ND.detach(), head_VD.detach(), temperature=self.temperature, chunk_tokens=self.chunk_tokens
-        )
-        sums = {"entropy": entropy_N.sum()}
-        for name, value in (("right", 1.0), ("wrong", 0.0)):
-            among_N = right_N == value
-            sums |= {f"entropy_{name}": entropy_N[among_N].sum(), f"tokens_{name}": among_N.sum()}
-        return sums
+
+def _entropies(entropy_N: Tensor, right_N: Tensor) -> dict[str, Tensor]:
+    sums = {"entropy": entropy_N.sum()}
+    for name, value in (("right", 1.0), ("wrong", 0.0)):
+        among_N = right_N == value
+        sums |= {f"entropy_{name}": entropy_N[among_N].sum(), f"tokens_{name}": among_N.sum()}
+    return sums

@@ -109,6 +109,11 @@ class PolicyLoss:
                 raise SpecError("constant_length", problem, "leave it out or set normalize to constant")
 
     @property
+    def by_token(self) -> bool:
+        """Whether the loss is a sum over tokens of functions of each one's log-probability alone."""
+        return self.ratio == "token" and (self.kl is None or self.kl.level == "token")
+
+    @property
     def upper_clip(self) -> float:
         """How far above 1 the ratio may go: ``clip_high``, or ``clip_low`` where that is not given."""
         return self.clip_low if self.clip_high is None else self.clip_high

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fathom.posttrain.losses.advantages import Advantages, TokenAdvantages, group_advantages, process_advantages
 from fathom.posttrain.losses.distill import distillation_advantages, divergence
 from fathom.posttrain.losses.kl import kl_estimate, penalised_advantages, penalised_rewards
-from fathom.posttrain.losses.logprobs import chosen_logprobs, entropy
+from fathom.posttrain.losses.logprobs import chosen_logprobs, entropy, token_loss
 from fathom.posttrain.losses.policy import PolicyTerms, policy_loss, token_weights
 from fathom.posttrain.losses.preference import (
     PreferenceTerms,
@@ -40,5 +40,6 @@ __all__ = [
     "policy_loss",
     "policy_statistics",
     "process_advantages",
+    "token_loss",
     "token_weights",
 ]

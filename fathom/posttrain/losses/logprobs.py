@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from fathom.kernels import linear_cross_entropy, linear_entropy
+from fathom.kernels import linear_cross_entropy, linear_entropy, linear_token_loss
 from fathom.spec import check
 
 
@@ -21,6 +23,23 @@ def chosen_logprobs(
 def entropy(hidden_ND: Tensor, weight_VD: Tensor, *, temperature: float = 1.0, chunk_tokens: int) -> Tensor:
     """Entropy in nats of softmax(hidden @ weight.T / temperature), float32 or wider, without gradient."""
     return linear_entropy(_at(hidden_ND, temperature), weight_VD, chunk_tokens=chunk_tokens)
+
+
+def token_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    loss: Callable[[Tensor, slice], Tensor],
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sum over tokens of functions of their own log-probabilities, with gradient; then these, and entropies, without.
+
+    ``loss`` gets the log-probabilities of a chunk and the tokens they are of, and returns their part of the sum. Each
+    logit is computed once, where ``chosen_logprobs`` and ``entropy`` compute it three times before the update is done.
+    """
+    return linear_token_loss(_at(hidden_ND, temperature), weight_VD, targets_N, loss, chunk_tokens=chunk_tokens)
 
 
 def _at(hidden_ND: Tensor, temperature: float) -> Tensor:
