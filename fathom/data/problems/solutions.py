@@ -104,11 +104,14 @@ def _letter_counting(metadata: Mapping[str, Any], problem: Problem) -> str:
 
 
 def _leg_counting(metadata: Mapping[str, Any], problem: Problem) -> str:
+    """Begin each kind of animal with its count, as the question does; then add up, one kind after another."""
     legs_of = importlib.import_module("reasoning_gym.arithmetic.leg_counting").ANIMALS
     total, steps = 0, []
     for animal, count in metadata["animals"].items():
         legs = count * legs_of[animal]
-        steps.append(f"{animal}: {count} * {legs_of[animal]} = {legs}, {total} + {legs} = {total + legs}")
+        steps.append(f"{count} {animal}: {count} * {legs_of[animal]} = {legs}")
+        if len(steps) > 1:
+            steps.append(f"{total} + {legs} = {total + legs}")
         total += legs
     return "; ".join(steps)
 
