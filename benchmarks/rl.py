@@ -2,7 +2,8 @@
 
 Both draw ``group`` answers of exactly ``answer`` tokens to each of ``questions`` prompts, are rewarded by a rule that
 costs nothing and never rewards a group alike, and take one AdamW step in float32, without KL, over forward passes of
-``micro`` answers. The trainers' own loops run in one process, taking turns: ours takes a step, then TRL.
+as many tokens as ``micro`` answers have with their prompts. The trainers' own loops run in one process, taking turns:
+ours takes a step, then TRL.
 
 What is counted in which phase:
 
@@ -10,7 +11,8 @@ What is counted in which phase:
              draw the answers, decode them, judge them and compute advantages; ours also records which experts the
              tokens went to, and lays out the numbers the loss needs.
     update   all else from the beginning of a step to its end: packing or padding, forward, log-probabilities and
-             entropies, loss, backward, clipping and AdamW. Neither side logs, saves or evaluates in it.
+             entropies, loss, backward, clipping and AdamW. Neither side logs, saves or evaluates in it. Ours computes
+             a prompt once for the answers of a pass, which then holds more of them; tokens are counted as TRL's.
 
 TRL does without the gradient checkpointing and the bfloat16 it has by default, which would slow it down or make it
 another computation, and with the fused AdamW.
@@ -287,7 +289,9 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--answer", type=int, default=128)
-    parser.add_argument("--micro", type=int, default=16, help="answers in one forward pass of the update")
+    parser.add_argument(
+        "--micro", type=int, default=16, help="answers whose tokens one forward pass of the update holds"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="print where our own time goes instead")

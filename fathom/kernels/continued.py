@@ -34,6 +34,19 @@ def continued_attention(
     """
     if mask_1TS is None and q_BHTK.device.type == "cpu":
         return _joined(q_BHTK, k_BGTK, v_BGTV, first_k_1GPK, first_v_1GPV, scale)
+    return _copied(q_BHTK, k_BGTK, v_BGTV, first_k_1GPK, first_v_1GPV, mask_1TS, scale)
+
+
+def _copied(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    first_k_1GPK: Tensor,
+    first_v_1GPV: Tensor,
+    mask_1TS: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Give every sequence the beginning's keys and values, and a mask that says what stands behind what."""
     batch, first = q_BHTK.shape[0], first_k_1GPK.shape[2]
     k_BGSK = torch.cat((first_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
     v_BGSV = torch.cat((first_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)

@@ -7,6 +7,7 @@ import torch
 
 from fathom import kernels
 from fathom.kernels import reference
+from fathom.kernels.continued import _copied
 
 FIRST, TOKENS = 5, 7
 
@@ -53,3 +54,11 @@ def test_every_sequence_attends_as_if_the_beginning_were_its_own(dtype: torch.dt
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for one in found:
         torch.testing.assert_close(one, whole[0, :, FIRST:], rtol=tolerance, atol=tolerance)
+
+
+def test_copied_beginnings_give_the_same() -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, 2, TOKENS, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    first = tuple(torch.randn(1, 2, FIRST, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = reference.continued_attention(q, k, v, *first, mask_1TS=None, scale=0.3)
+    torch.testing.assert_close(_copied(q, k, v, *first, None, 0.3), expected)

@@ -43,11 +43,6 @@ class Part:
         own_NHK = x_BTHK[0, self.rows]
         return own_NHK.view(-1, self.tokens, *own_NHK.shape[1:])
 
-    def shared(self, x_BTHK: Tensor) -> Tensor:
-        """Return the rows of (B, T, ...) that the part's sequences go on from: (1, P, ...)."""
-        assert self.beginning is not None
-        return x_BTHK[:1, self.beginning]
-
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
+from fathom.train.loss import IGNORE_INDEX
 
 SHARE = "share"
 """The column that holds one over the groups of the whole batch: what a group weighs in a mean over them."""
@@ -36,7 +37,8 @@ class Entry:
 class GroupLoader:
     """Gives every group once a pass, each pass in a new order that depends on the seed and its number only.
 
-    Groups have equally many entries, which are never parted. A batch of B sequences holds as many groups as B x
+    Groups have equally many entries, which are never parted, and which share what they begin with in common until one
+    learns: a pair's answers their prompt. A batch of B sequences holds as many groups as B x
     ``sequence_length`` tokens have room for, and one at least.
     """
 
@@ -68,12 +70,14 @@ class GroupLoader:
         entries = [entry for index in chosen for entry in self._groups[index]]
         columns = {name: torch.cat([entry.columns[name] for entry in entries]) for name in entries[0].columns}
         tokens_N = torch.cat([entry.tokens_T for entry in entries])
+        shared = [_in_common(self._groups[index][0], entry) for index in chosen for entry in self._groups[index]]
         return PackedBatch(
             tokens_N=tokens_N,
             targets_N=torch.cat([entry.targets_T for entry in entries]),
             lengths=tuple(map(len, entries)),
             columns=columns | {SHARE: torch.full(tokens_N.shape, 1 / len(chosen))},
             together=len(self._groups[0]),
+            shared=tuple(shared),
         )
 
     def state(self) -> dict[str, Any]:
@@ -111,3 +115,12 @@ class GroupLoader:
                     digest.update(entry.columns[name].contiguous().numpy().tobytes())
                 digest.update(entry.tokens_T.numpy().tobytes() + entry.targets_T.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _in_common(first: Entry, other: Entry) -> int:
+    """Count the tokens with which both begin, before any at which the other learns; its last stays its own."""
+    if other is first:
+        return 0
+    size = min(len(first), len(other) - 1)
+    alike_T = (first.tokens_T[:size] == other.tokens_T[:size]) & (other.targets_T[:size] == IGNORE_INDEX)
+    return int(alike_T.long().cumprod(0).sum())

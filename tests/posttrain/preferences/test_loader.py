@@ -44,6 +44,18 @@ def test_every_pass_holds_each_pair_once_and_pairs_stand_together() -> None:
     assert loader.tokens_per_epoch == sum(2 + i % 3 + 3 + i % 2 for i in range(10)) + 39
 
 
+def test_a_group_shares_what_it_begins_with_until_one_learns() -> None:
+    def one(tokens: list[int], learned_from: int) -> Entry:
+        tokens_T = torch.tensor(tokens)
+        targets_T = torch.where(torch.arange(len(tokens)) < learned_from, -100, tokens_T)
+        return Entry(tokens_T, targets_T, {})
+
+    chosen = one([1, 2, 3, 4, 5], 2)
+    others = [one([1, 2, 3, 4, 6], 2), one([1, 2, 3, 9], 4), one([1, 2], 2), one([7, 2, 3], 3)]
+    loader = GroupLoader([(chosen, *others)], sequence_length=32, seed=0)
+    assert loader.next(1).shared == (0, 2, 3, 1, 0)
+
+
 def test_a_restored_loader_goes_on_with_the_same_batches() -> None:
     loader, other = make_loader(), make_loader()
     for _ in range(5):
