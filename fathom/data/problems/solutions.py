@@ -133,7 +133,10 @@ def _chosen(ordered: list[str], superlative: str, answer: str) -> str:
 
 
 def _number_filtering(metadata: Mapping[str, Any], problem: Problem) -> str:
-    limit, kept, steps = Decimal(metadata["filter_value"]), set(metadata["result"]), []
+    """Say the rule first, then apply it to one number after another."""
+    limit, kept = Decimal(metadata["filter_value"]), set(metadata["result"])
+    verb, side = metadata["operation"].split("_")
+    steps = [f"{verb} if {'>' if side == 'larger' else '<'} {limit}"]
     for number in metadata["original_numbers"]:
         value = Decimal(number)
         relation = "<" if value < limit else ">" if value > limit else "="

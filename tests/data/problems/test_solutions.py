@@ -72,6 +72,11 @@ def test_solutions_show_their_work() -> None:
     assert solution("products", {"expression": "12 * 30"}, "360") == "12 * 30 = 360"
     assert solution("products", {"expression": "12 * 34"}, "408") == "12 * 30 = 360; 12 * 4 = 48; 360 + 48 = 408"
     assert solution("gcd", {"numbers": [8, 12]}, "4") == "12 = 1 * 8 + 4; 8 = 2 * 4 + 0; gcd 4"
+    legs = "2 cat: 2 * 4 = 8; 1 ant: 1 * 6 = 6; 8 + 6 = 14"
+    assert solution("leg_counting", {"animals": {"cat": 2, "ant": 1}}, "14") == legs
+    assert solution("leg_counting", {"animals": {"cat": 2}}, "8") == "2 cat: 2 * 4 = 8"
+    filtered = {"operation": "remove_larger", "filter_value": "6", "original_numbers": ["7", "6"], "result": ["6"]}
+    assert solution("number_filtering", filtered, "['6']") == "remove if > 6\n7 > 6: remove\n6 = 6: keep\n['6']"
     assert solution("letter_counting", {"span": ["Ann", "an"], "target_letter": "a"}, "2") == "A n n: 1; a n: 2"
     assert solution("spell_backward", {"word": "sun"}, "nus") == "s u n; backward n u s; nus"
     assert solution("base_conversion", {"source_base": 2, "target_base": 16, "source_repr": "11010"}, "1a") == (
