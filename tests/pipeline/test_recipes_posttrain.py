@@ -148,7 +148,7 @@ def test_every_recipe_loads(path: Path) -> None:
 def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: Path) -> None:
     plan = plan_of("r1-zero", base, online("r1-zero", questions=3), texts)
     found = finish(plan, tmp_path / "run")
-    assert set(found) == {"chain_sum", "letter_counting", "gcd"}
+    assert set(found) == {"leg_counting", "simple_equations"}
     assert all(set(stages) == {"base", "r1-zero"} for stages in found.values())
     (first, _) = lines(tmp_path / "run", "r1-zero")
     assert set(first["rewards"]) == {"accuracy", "format"}
@@ -157,7 +157,7 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
 
 
 def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
-    tasks = ("chain_sum", "gcd", "letter_counting", "spell_backward")
+    tasks = ("simple_equations", "leg_counting", "number_filtering", "spell_backward")
     overrides = [
         *sums(problems, *tasks),
         *passes("cold-start"),
@@ -166,13 +166,13 @@ def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path
         *online("reasoning", "scenarios", "preferences"),
         *drawn("samples", "general", count=16),
         "general.temperature=1.5",
-        'cold-start.data=[{kind="worked", problems="gcd", count=16}]',
-        'mix.data=[{kind="answers", step="samples", repeat=2}, {kind="worked", problems="gcd", count=16}]',
+        'cold-start.data=[{kind="worked", problems="leg_counting", count=16}]',
+        'mix.data=[{kind="answers", step="samples", repeat=2}, {kind="worked", problems="leg_counting", count=16}]',
     ]
     out = tmp_path / "run"
     found = finish(plan_of("r1", base, overrides, texts), out)
     assert set(found) == set(tasks)
-    stages = found["gcd"]
+    stages = found["leg_counting"]
     assert list(stages) == ["cold-start", "reasoning", "mix", "scenarios", "preferences"]
     assert min(stages[name]["finished"] for name in ("cold-start", "mix")) > 0.5
     assert kept(out, "samples") > 0
@@ -185,19 +185,19 @@ def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path
 
 def test_v2_chat_weighs_reward_models_and_a_rule(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
     overrides = [
-        *sums(problems, "chain_sum", "letter_counting"),
+        *sums(problems, "simple_equations", "leg_counting"),
         *passes("sft"),
         *passes("reasoning-reward", epochs=1, size=2),
         *passes("helpful", "safety", epochs=1, length=256, size=2),
         *online("reasoning", "preferences"),
         *drawn("reasoning-answers"),
         "sft.data=["
-        '{kind="worked", problems="chain_sum", count=16},'
+        '{kind="worked", problems="simple_equations", count=16},'
         '{kind="file", path="preferences/conversations.jsonl"}]',
     ]
     out = tmp_path / "run"
     found = finish(plan_of("v2-chat", base, overrides, texts), out)
-    assert set(found["chain_sum"]) == {"sft", "reasoning", "preferences"}
+    assert set(found["simple_equations"]) == {"sft", "reasoning", "preferences"}
     assert told_apart(out, "reasoning-reward")["loss"] == told_apart(out, "helpful")["loss"] == "pairwise"
     assert told_apart(out, "safety")["loss"] == "pointwise"
     assert told_apart(out, "helpful")["held_out_prompts"] == 2
@@ -210,18 +210,18 @@ def test_math_trains_its_reward_model_anew_with_a_tenth_of_old_answers(
     base: Path, texts: Path, problems: Path, tmp_path: Path
 ) -> None:
     overrides = [
-        *sums(problems, "chain_sum", "gcd"),
+        *sums(problems, "simple_equations", "leg_counting"),
         *passes("instruct"),
         *passes("reward-1", "reward-2", epochs=1, size=2),
         *online("grpo-1", "grpo-2"),
         *drawn("answers-1", "answers-2", count=12),
         "tasks.samples=2",
-        'instruct.data=[{kind="worked", problems="gcd", count=16}]',
+        'instruct.data=[{kind="worked", problems="leg_counting", count=16}]',
     ]
     out = tmp_path / "run"
     found = finish(plan_of("math", base, overrides, texts), out)
-    assert set(found["gcd"]) == {"instruct", "grpo-1", "grpo-2"}
-    assert "majority@2" in found["gcd"]["grpo-2"]
+    assert set(found["leg_counting"]) == {"instruct", "grpo-1", "grpo-2"}
+    assert "majority@2" in found["leg_counting"]["grpo-2"]
     first = lines(out, "grpo-1")[0]
     assert set(first["rewards"]) == {"model", "accuracy"}
     assert first["reward"] == pytest.approx(first["rewards"]["model"])
@@ -237,12 +237,12 @@ def test_math_supervises_steps_as_its_comment_says(base: Path, texts: Path, prob
     words = shlex.split(command.strip())
     assert words[::2] == ["--set", "--set"]
     overrides = [
-        *sums(problems, "chain_sum", "gcd"),
+        *sums(problems, "simple_equations", "leg_counting"),
         *passes("instruct"),
         *passes("reward-1", epochs=1, size=2),
         *online("grpo-1"),
         *drawn("answers-1", count=12),
-        'instruct.data=[{kind="worked", problems="gcd", count=16}]',
+        'instruct.data=[{kind="worked", problems="leg_counting", count=16}]',
         *words[1::2],
     ]
     out = tmp_path / "run"
@@ -255,8 +255,8 @@ def test_math_supervises_steps_as_its_comment_says(base: Path, texts: Path, prob
 def test_a_student_is_taught_by_samples_and_by_distributions(
     base: Path, texts: Path, problems: Path, tmp_path: Path
 ) -> None:
-    own = sums(problems, "chain_sum", "gcd")
-    taught = ['cold-start.data=[{kind="worked", problems="gcd", count=16}]', *passes("cold-start")]
+    own = sums(problems, "simple_equations", "leg_counting", "number_filtering")
+    taught = ['cold-start.data=[{kind="worked", problems="leg_counting", count=16}]', *passes("cold-start")]
     teacher = tmp_path / "teacher"
     run(plan_of("r1", base, [*own, *taught], texts), teacher, cache_dir=tmp_path / "cache", until="cold-start")
     shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
@@ -269,12 +269,12 @@ def test_a_student_is_taught_by_samples_and_by_distributions(
         *online("on-policy", group=1, questions=8, rollouts=8),
         "on-policy.policy.optimizer.lr=4e-3",
         *drawn("samples", count=8),
-        'without.data=[{kind="worked", problems="gcd", count=16}]',
+        'without.data=[{kind="worked", problems="leg_counting", count=16}]',
     ]
     out = tmp_path / "run"
     found = finish(plan_of("distill", teacher, overrides, texts), out)
-    assert list(found["gcd"]) == ["base", "without", "with-samples", "on-policy"]
-    assert found["gcd"]["base"]["finished"] > 0.5
+    assert list(found["leg_counting"]) == ["base", "without", "with-samples", "on-policy"]
+    assert found["leg_counting"]["base"]["finished"] > 0.5
     assert kept(out, "samples") > 0
     curve = [line["divergence"] for line in lines(out, "on-policy")]
     assert len(curve) == 8
