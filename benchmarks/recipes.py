@@ -28,7 +28,7 @@ from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TrainStep
 from fathom.train.metrics import read_json_lines
 
 CURVES = ("reward", "accuracy", "length", "length_right", "length_wrong", "entropy", "zero_variance")
-SCORE = ("accuracy", "low", "high", "n", "samples", "tokens", "change", "majority@8")
+SCORE = ("accuracy", "low", "high", "n", "samples", "tokens", "change", "pass@4", "majority@4")
 PANELS = (("accuracy", "right answers while sampling, %", 100.0), ("length", "tokens per answer", 1.0))
 COLOURS = ("#3366aa", "#cc6633", "#338855", "#884488", "#888833", "#666666")
 

@@ -161,7 +161,7 @@ def generated(path: Path, only: str) -> str:
     text = RUN.sub(lambda match: run_block(match) if only in match["command"] else match[0], text)
     text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses()}\n<!-- /losses -->", text)
     if path.name in WORDS:
-        corner = {"README.md": "right, %, three seeds", "README.zh-CN.md": "正确率，%，三个种子"}[path.name]
+        corner = {"README.md": "right, %", "README.zh-CN.md": "正确率，%"}[path.name]
         text = REACHED.sub(lambda _: f"<!-- reached -->\n{reached(corner)}\n<!-- /reached -->", text)
         made = f"<!-- figures -->\n{figures(WORDS[path.name])}\n<!-- /figures -->"
         text = FIGURES.sub(lambda _: made, text)

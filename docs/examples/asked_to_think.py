@@ -27,7 +27,7 @@ for source in asking.problems:
     row = f"{source.name:20}"
     for model in models.values():
         for mode in modes:
-            step = replace(asking, prompt=ChatPrompt(thinking=mode))
+            step = replace(asking, samples=1, temperature=0.0, prompt=ChatPrompt(thinking=mode))
             drawn = list(draw_answers(model, Prompter(model.tokenizer, step.prompt), problems, step))
             answers = [Answered(prompt="", answer=each.text, problem=problems[each.index]) for each in drawn]
             row += f"{100 * sum(scorer.score(answer) or 0.0 for answer in answers) / len(answers):16.1f}"

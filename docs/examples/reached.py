@@ -1,4 +1,4 @@
-"""What recipes reached on held-out problems, from the results of `python -m benchmarks.recipes`: one table a recipe."""
+"""What recipes reached on held-out problems, by the results of `python -m benchmarks.recipes`: one table a recipe."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ for name in sys.argv[1:]:
                 line = (
                     f"    {task:18} {stage:14} {value:5.1f}  ({low:4.1f} to {high:4.1f}), {score['tokens']:4.0f} tokens"
                 )
+                if "pass@4" in score:
+                    line += f", pass@4 {100 * score['pass@4']['value']:3.0f}"
                 change = score.get("change")
                 if change:
                     rise, least, most = (100 * change[part] for part in ("value", "low", "high"))

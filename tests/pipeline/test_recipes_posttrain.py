@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import recipes
 from fathom.checkpoint.hf import save_published
 from fathom.model import build
 from fathom.pipeline.context import Plan
@@ -156,6 +157,22 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
     assert first["logprob_difference"] < 1e-4
 
 
+def test_what_a_run_reached_is_collected_and_drawn(base: Path, texts: Path, tmp_path: Path) -> None:
+    found = finish(plan_of("r1-zero", base, online("r1-zero"), texts), tmp_path / "run")
+    told = recipes.collect(tmp_path / "run")
+    assert told["tasks"].keys() == found.keys()
+    assert told["tasks"]["leg_counting"]["r1-zero"]["n"] == 4
+    policy = told["policies"]["r1-zero"]
+    assert policy["rollouts"] == len(policy["curves"]["reward"]) == 2
+    assert policy["largest_logprob_difference"] == pytest.approx(
+        max(line["logprob_difference"] for line in lines(tmp_path / "run", "r1-zero"))
+    )
+    change = 100 * found["leg_counting"]["r1-zero"]["change"]["value"]
+    assert recipes.rises([told, told])["leg_counting"]["r1-zero"] == [round(change, 1)] * 2
+    recipes.picture([told, told], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
     tasks = ("simple_equations", "leg_counting", "number_filtering", "spell_backward")
     overrides = [
@@ -269,6 +286,8 @@ def test_a_student_is_taught_by_samples_and_by_distributions(
         *online("on-policy", group=1, questions=8, rollouts=8),
         "on-policy.policy.optimizer.lr=4e-3",
         *drawn("samples", count=8),
+        "samples.max_tokens=20",  # the model opens its thinking itself
+        "tasks.max_tokens=20",
         'without.data=[{kind="worked", problems="leg_counting", count=16}]',
     ]
     out = tmp_path / "run"
