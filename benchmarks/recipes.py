@@ -22,9 +22,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks import peers
+from fathom.pipeline.context import result_name
 from fathom.pipeline.recipe import load_plan
 from fathom.pipeline.state import read_json, read_recipe, read_state
-from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TrainStep
+from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TasksStep, TrainStep
 from fathom.train.metrics import read_json_lines
 
 CURVES = ("reward", "accuracy", "length", "length_right", "length_wrong", "entropy", "zero_variance")
@@ -50,9 +51,12 @@ def train(recipe: Path, out: Path, seed: int, overrides: Sequence[str]) -> Path:
 def collect(directory: Path) -> dict[str, Any]:
     """Read what a finished run left."""
     recipe = read_recipe(directory)
-    tasks = read_json(directory / "report.json")["tasks"]
+    tasks: dict[str, dict[str, Any]] = {}
     policies = {}
     for step in recipe.steps:
+        if isinstance(step, TasksStep):
+            for task, stages in read_json(directory / result_name(step))["tasks"].items():
+                tasks.setdefault(task, {}).update(stages)
         if isinstance(step, GrpoStep | DistillStep):
             rows = read_json_lines(directory / step.name / "metrics.jsonl")
             curves = {name: [row[name] for row in rows if row.get(name) is not None] for name in CURVES}

@@ -53,7 +53,9 @@ def test_problems_hold_prompt_tests_and_entry_point_and_are_never_for_training(
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(b"{"), gzip.compress(b'{"task_id": "1"}'), gzip.compress(b"{}" * 9)[:-6]]
+    "content",
+    [b"not gzip", gzip.compress(b"{"), gzip.compress(b'{"task_id": "1"}'), gzip.compress(b"{}" * 9)[:-6]],
+    ids=["not-gzip", "not-json", "no-fields", "cut-off"],  # a compressed text holds the time it was made
 )
 def test_a_damaged_file_is_told(make_package, content: bytes) -> None:
     _, arguments = make_package({MEMBER: content})
