@@ -10,7 +10,7 @@ from fathom.data.corpus import CorpusSummary, build_corpus, read_documents
 from fathom.data.dedupe import content_key
 from fathom.data.manifest import load_manifest
 from fathom.errors import DataError, SpecError
-from fathom.spec.data import Deduplication, FolderSource, PackageSource
+from fathom.spec.data import Deduplication, ExerciseSource, FolderSource, PackageSource
 from fathom.spec.recipe import CorpusStep
 
 SOURCES = Path(__file__).parents[2] / "recipes" / "sources"
@@ -137,7 +137,7 @@ def test_our_manifests_load(path: Path) -> None:
     sources = load_manifest(path).sources
     assert {"en", "zh", "code"} <= {source.language for source in sources}
     assert len(sources) >= 5
-    assert all(isinstance(source, PackageSource) for source in sources)
+    assert all(isinstance(source, PackageSource | ExerciseSource) for source in sources)
 
 
 def test_a_manifest_finds_folders_beside_it_and_names_its_mistakes(tmp_path: Path) -> None:
