@@ -130,7 +130,7 @@ def test_decoding_with_memory_equals_decoding_at_once_where_all_find_a_place() -
 
 @pytest.mark.parametrize("name", ["room for all", "overflow"])
 def test_losses_and_gradients_equal_transformers(name: str) -> None:
-    """In float64, but for routers and our logits, which stay in float32: processors sum float32 each in its own order."""
+    """In float64, but for routers and our logits: of float32, processors round sums each in its own way."""
     theirs = theirs_of(**VARIANTS[name])
     ours, (source, _, target) = ours_of(theirs).double(), texts()
     theirs = theirs.double()
