@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks import peers
@@ -26,12 +25,12 @@ from fathom.pipeline.context import result_name
 from fathom.pipeline.recipe import load_plan
 from fathom.pipeline.state import read_json, read_recipe, read_state
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TasksStep, TrainStep
+from fathom.study.picture import PALETTE, house_style
 from fathom.train.metrics import read_json_lines
 
 CURVES = ("reward", "accuracy", "length", "length_right", "length_wrong", "entropy", "zero_variance")
 SCORE = ("accuracy", "low", "high", "n", "samples", "tokens", "change", "pass@4", "majority@4")
 PANELS = (("accuracy", "right answers while sampling, %", 100.0), ("length", "tokens per answer", 1.0))
-COLOURS = ("#3366aa", "#cc6633", "#338855", "#884488", "#888833", "#666666")
 
 
 def train(recipe: Path, out: Path, seed: int, overrides: Sequence[str]) -> Path:
@@ -92,7 +91,7 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy by task and stage, a bar a run with its interval, above what the policies saw of their answers."""
     tasks = list(runs[0]["tasks"])
     names = [name for name in runs[0]["policies"] if runs[0]["policies"][name]["curves"]]
-    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+    with house_style():
         rows = 1 + len(names)
         figure = Figure(figsize=(8, 2.6 * rows), layout="constrained", dpi=130)
         grid = figure.add_gridspec(rows, len(PANELS))
@@ -108,7 +107,7 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.set_ylabel(label)
                 axes.set_ylim(bottom=0)
                 if len(runs) > 1 and not column:
-                    axes.legend(frameon=False)
+                    axes.legend()
         figure.savefig(path)
 
 
@@ -124,9 +123,9 @@ def bars(axes: Any, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> 
                     continue
                 x = place - 0.4 + width * (number * len(runs) + index + 0.5)
                 value, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
-                axes.bar(x, value, 0.9 * width, color=COLOURS[number % len(COLOURS)])
+                axes.bar(x, value, 0.9 * width, color=PALETTE[number % len(PALETTE)])
                 axes.errorbar(x, value, yerr=[[value - low], [high - value]], color="black", linewidth=0.8, capsize=1.5)
-        axes.bar(0, 0, 0, color=COLOURS[number % len(COLOURS)], label=stage)
+        axes.bar(0, 0, 0, color=PALETTE[number % len(PALETTE)], label=stage)
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylim(0, 100)
     axes.set_ylabel("held-out problems right, %")
