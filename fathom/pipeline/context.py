@@ -149,26 +149,44 @@ def taught_by(recipe: Recipe, step: DistillStep) -> ModelStep | None:
 
 
 def train_line(recipe: Recipe, step: Step) -> list[TrainStep]:
-    """Return the train steps up to ``step``, itself included, that go on with one another: the first draws the model.
+    """Return the train steps up to ``step``, itself included, that go on with one another.
 
-    A train step with a model of its own begins a new line.
+    The first draws the model, or takes that of its ``start``: a step with either begins a new line.
     """
     line: list[TrainStep] = []
     for other in recipe.steps:
         if isinstance(other, TrainStep):
-            line = [*line, other] if other.model is None else [other]
+            line = [*line, other] if other.model is None and other.start is None else [other]
         if other.name == step.name:
             break
     return line
 
 
-def stage_model(recipe: Recipe, step: Step) -> ModelSpec:
-    """Return the trained model as it is during ``step``: train steps up to it may have stretched the context."""
+def continued_step(recipe: Recipe, step: Step) -> ModelStep | None:
+    """Return the step whose model the train steps up to ``step`` go on with, None where they draw their own.
+
+    Raises:
+        SpecError: ``start`` names no step before it that leaves a model.
+    """
+    first = next(iter(train_line(recipe, step)), None)
+    if first is None or first.start is None:
+        return None
+    found: ModelStep = named_step(recipe, first, first.start, ModelStep, "start")
+    return found
+
+
+def stage_model(recipe: Recipe, step: Step) -> ModelSpec | None:
+    """Return the trained model as it is during ``step``; None where it is a ``start``'s, which only the run knows."""
     line = train_line(recipe, step)
+    if continued_step(recipe, step) is not None:
+        return None
     model = line[0].model if line else None
-    if model is None:
-        model = recipe.trained_model
-    for stage in line:
+    return stretched(recipe, step, recipe.trained_model if model is None else model)
+
+
+def stretched(recipe: Recipe, step: Step, model: ModelSpec) -> ModelSpec:
+    """Return a model as the train steps up to ``step`` leave it: they may stretch the context."""
+    for stage in train_line(recipe, step):
         model = _stretched(model, stage, recipe.steps.index(stage))
     return model
 

@@ -11,9 +11,19 @@ from fathom.errors import CheckpointError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
-from fathom.pipeline.context import StepContext, Tokenized, kind_of, last_before, model_step, stage_model, train_line
+from fathom.pipeline.context import (
+    StepContext,
+    Tokenized,
+    continued_step,
+    kind_of,
+    last_before,
+    model_step,
+    stage_model,
+    stretched,
+    train_line,
+)
 from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.opening import CHECKPOINTS, find_checkpoint
+from fathom.pipeline.opening import CHECKPOINTS, find_checkpoint, open_source
 from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TokenizerStep, TrainStep
@@ -37,7 +47,10 @@ def step_spec(context: StepContext, step: Step, tokenizer: Tokenizer) -> ModelSp
     Raises:
         SpecError: the tokenizer has more tokens than the model.
     """
-    spec = stage_model(context.recipe, step)
+    spec, source = stage_model(context.recipe, step), continued_step(context.recipe, step)
+    if spec is None:
+        assert source is not None
+        spec = stretched(context.recipe, step, open_source(context.path(source)).spec)
     if tokenizer.vocab_size > spec.vocab_size:
         problem = f"the tokenizer's {tokenizer.vocab_size} exceeds model.vocab_size {spec.vocab_size}"
         raise SpecError(f"steps.{step.name}", problem, "make them equal")
@@ -57,9 +70,20 @@ def initial_model(context: StepContext, step: Step, tokenizer: Tokenizer) -> Dec
 
 
 def starting_model(context: StepContext, step: TrainStep, tokenizer: Tokenizer) -> Decoder:
-    """Build the model a train step begins with: the weights of the train step it goes on from, or random ones."""
+    """Build the model a train step begins with: the weights of the step it goes on from, or random ones.
+
+    Raises:
+        SpecError: the model cannot read sequences as long as the step's.
+    """
     model = initial_model(context, step, tokenizer)
-    for previous in train_line(context.recipe, step)[-2:-1]:
+    longest, context_length = step.train.sequence_length, model.spec.max_position_embeddings
+    if longest > context_length:
+        problem = f"{longest} exceeds the context of {context_length}"
+        remedy = "shorten it or set max_position_embeddings"
+        raise SpecError(f"steps.{step.name}.train.sequence_length", problem, remedy)
+    line = train_line(context.recipe, step)
+    previous: ModelStep | None = line[-2] if len(line) > 1 else continued_step(context.recipe, step)
+    if previous is not None:
         found = store.latest(context.path(previous) / CHECKPOINTS)
         if found is None:
             raise CheckpointError(f"{context.path(previous)}: holds no checkpoint; --restart the run")

@@ -8,6 +8,7 @@ from types import MappingProxyType, UnionType
 from fathom.errors import SpecError
 from fathom.pipeline.context import (
     Tokenized,
+    continued_step,
     kind_of,
     last_before,
     measured_steps,
@@ -69,9 +70,10 @@ def check_order(recipe: Recipe) -> None:
         _check_references(recipe, step)
         if isinstance(step, TrainStep) and step.images is not None:
             _check_images(recipe, step, f"{where}.images")
-        if not isinstance(step, NeedleStep | EvaluateStep):
+        model = stage_model(recipe, step) if isinstance(step, NeedleStep | EvaluateStep) else None
+        if model is None:
             continue
-        context = stage_model(recipe, step).max_position_embeddings
+        context = model.max_position_embeddings
         if isinstance(step, NeedleStep) and max(step.lengths) > context:
             problem = f"{max(step.lengths)} exceeds the context of {context}"
             raise SpecError(f"{where}.lengths", problem, "shorten it or stretch the context in a train step")
@@ -83,6 +85,8 @@ def _check_references(recipe: Recipe, step: Step) -> None:
     """Refuse a step that takes the model or the answers of one that does not come before it."""
     if isinstance(step, StartingStep | SampleStep):
         model_step(recipe, step)
+    if isinstance(step, TrainStep):
+        continued_step(recipe, step)
     if isinstance(step, TasksStep):
         measured_steps(recipe, step)
     if isinstance(step, DistillStep):
@@ -103,7 +107,8 @@ def _check_references(recipe: Recipe, step: Step) -> None:
 
 def _check_images(recipe: Recipe, step: TrainStep, where: str) -> None:
     assert step.images is not None
-    if stage_model(recipe, step).vision is None:
+    model = stage_model(recipe, step)
+    if model is not None and model.vision is None:
         raise SpecError(where, "the model sees no images", "set model.vision")
     if step.images.pairs is None and last_before(recipe, step, PicturesStep) is None:
         raise SpecError(f"{where}.pairs", "is missing", "name a JSONL file, or add a pictures step before")

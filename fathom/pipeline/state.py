@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fathom.errors import CheckpointError, SpecError
-from fathom.pipeline.context import Plan, Tokenized, last_before, model_step, train_line
+from fathom.pipeline.context import Plan, Tokenized, continued_step, last_before, model_step, train_line
 from fathom.spec.mapping import from_mapping, to_mapping
 from fathom.spec.recipe import (
     CorpusStep,
@@ -101,8 +101,9 @@ def inputs_of(plan_mapping: Mapping[str, Any], recipe: Recipe, step: Step) -> di
         del fields["manifest"]
         inputs["manifest"] = plan_mapping["manifests"][step.name]
     if isinstance(step, TrainStep):
-        drawn = train_line(recipe, step)[0].model
-        inputs["model"] = plan_mapping["recipe"]["model"] if drawn is None else to_mapping(drawn)
+        first = train_line(recipe, step)[0]
+        if first.start is None:
+            inputs["model"] = plan_mapping["recipe"]["model"] if first.model is None else to_mapping(first.model)
     for learning in ("train", "policy"):
         if isinstance(step, LearningStep) and learning in fields:
             fields[learning] = {name: value for name, value in fields[learning].items() if name not in CADENCES}
@@ -117,8 +118,8 @@ def _goes_on_from(recipe: Recipe, step: Step) -> ModelStep | None:
     if isinstance(step, StartingStep):
         return model_step(recipe, step)
     if isinstance(step, TrainStep):
-        earlier = train_line(recipe, step)[:-1]
-        return earlier[-1] if earlier else None
+        line = train_line(recipe, step)
+        return line[-2] if len(line) > 1 else continued_step(recipe, step)
     found: ModelStep | None = last_before(recipe, step, ModelStep)
     return found
 

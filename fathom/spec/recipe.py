@@ -119,6 +119,7 @@ class Recipe:
 
     def _check_stages(self) -> None:
         model, context, vocabulary = self.model, 0, 0
+        known = True  # until a step goes on with a model that only the run knows
         for index, step in enumerate(self.steps):
             if isinstance(step, TokenizerStep):
                 vocabulary = step.vocab_size
@@ -126,10 +127,14 @@ class Recipe:
                     _check_vocabulary(f"steps[{index}].vocab_size", vocabulary, model)
             if isinstance(step, TrainStep):
                 if step.model is not None:
-                    model, context = step.model, step.model.max_position_embeddings
+                    model, context, known = step.model, step.model.max_position_embeddings, True
                     _check_vocabulary(f"steps[{index}].model.vocab_size", vocabulary, model)
-                context = step.max_position_embeddings or context or self.trained_model.max_position_embeddings
-                if step.train.sequence_length > context:
+                elif step.start is not None:
+                    context, known = 0, False
+                context = step.max_position_embeddings or context
+                if known and not context:
+                    context = self.trained_model.max_position_embeddings
+                if context and step.train.sequence_length > context:
                     raise SpecError(
                         f"steps[{index}].train.sequence_length",
                         f"{step.train.sequence_length} exceeds the context of {context}",

@@ -116,8 +116,10 @@ class CaptionsStep:
 class TrainStep:
     """A training stage; it starts from the train step before it, or from random weights if there is none.
 
-    A ``model`` of its own is drawn at random whatever came before, and train steps after it go on with that one; it
-    shares the recipe's tokenizer and shards, so that a student has its teacher's vocabulary.
+    ``start`` names a step that leaves a model, an ``open`` step for one, and training goes on with its weights:
+    continued pretraining, as DeepSeekMath §2.3 begins at Coder-Base. A ``model`` of its own is drawn at random whatever
+    came before; it shares the recipe's tokenizer and shards, so that a student has its teacher's vocabulary. Train
+    steps after either go on with that one.
     ``rope_scaling`` and ``max_position_embeddings``, when given, stretch the context first (V2 §3.1.4).
     ``needle_fraction`` of the sequences are synthetic retrieval documents for the long-context stage; their keys
     and numbers never occur in the needle evaluation. ``images`` mixes in image-text pairs.
@@ -131,9 +133,12 @@ class TrainStep:
     needle_fraction: float = 0.0
     images: ImageText | None = None
     model: ModelSpec | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check.fraction("needle_fraction", self.needle_fraction)
+        if self.start is not None and self.model is not None:
+            raise SpecError("start", f"{self.start!r} has a model, and so has this step", "leave out start or model")
         if self.images is not None and self.needle_fraction:
             raise SpecError("needle_fraction", "is not mixed with images", "give the needles a stage of their own")
         if self.max_position_embeddings is not None:

@@ -1,4 +1,4 @@
-"""Train steps with a model of their own: a student of another shape in its teacher's recipe."""
+"""Train steps with a beginning of their own: a student of another shape, or a model that another run made."""
 
 from __future__ import annotations
 
@@ -95,10 +95,11 @@ def test_steps_know_which_model_they_are_about(tmp_path: Path, texts: Path) -> N
     assert lines["stretch"] == lines["evaluate"] == ["pretrain", "stretch"]
     assert lines["student"] == ["student"]
     assert lines["further"] == lines["of-student"] == ["student", "further"]
-    assert stage_model(recipe, steps["evaluate"]).name == "tiny"
-    assert stage_model(recipe, steps["evaluate"]).max_position_embeddings == 192
-    assert stage_model(recipe, steps["of-student"]).name == "student"
-    assert stage_model(recipe, steps["of-student"]).max_position_embeddings == 64
+    models = {name: stage_model(recipe, steps[name]) for name in ("evaluate", "of-student")}
+    assert {name: (model.name, model.max_position_embeddings) for name, model in models.items() if model} == {
+        "evaluate": ("tiny", 192),
+        "of-student": ("student", 64),
+    }
     assert model_step(recipe, steps["of-student"]).name == "further"
 
 
@@ -126,7 +127,9 @@ def test_a_student_may_be_a_preset(tmp_path: Path, texts: Path) -> None:
     preset = start + '[steps.model]\npreset = "bench-t"\nvocab_size = 384\n' + rest[rest.index("[steps.train]") :]
     plan = plan_of(tmp_path, texts, extra=preset)
     step = next(step for step in plan.recipe.steps if step.name == "student")
-    assert stage_model(plan.recipe, step).vocab_size == 384
+    model = stage_model(plan.recipe, step)
+    assert model is not None
+    assert model.vocab_size == 384
     with pytest.raises(SpecError, match=r"steps\[6\]\.model\.preset: no preset is called 'bench-x'"):
         plan_of(tmp_path, texts, "student.model.preset=bench-x", extra=preset)
 
@@ -160,3 +163,97 @@ def test_a_student_takes_the_tokenizer_of_an_opened_model(tmp_path: Path, texts:
     small = load_plan(recipe, text=[texts], overrides=["student.model.vocab_size=300"])
     with pytest.raises(SpecError, match=r"steps\.student: the tokenizer's \d+ exceeds model\.vocab_size 300"):
         run(small, tmp_path / "small", cache_dir=tmp_path / "cache")
+
+
+CONTINUED = """
+name = "continued"
+[[steps]]
+kind = "open"
+model = "teacher"
+[[steps]]
+kind = "corpus"
+manifest = "x"
+[[steps]]
+kind = "shards"
+[[steps]]
+kind = "train"
+name = "further"
+start = "base"
+max_position_embeddings = 192
+rope_scaling = { kind = "yarn", factor = 4.0, original_max_position_embeddings = 48 }
+[steps.train]
+sequence_length = 128
+total_tokens = 512
+batch = { size = 2, micro_size = 2 }
+optimizer = { lr = 1e-4, weight_decay = 0.0 }
+[[steps]]
+kind = "train"
+name = "last"
+[steps.train]
+sequence_length = 192
+total_tokens = 384
+batch = { size = 1, micro_size = 1 }
+optimizer = { lr = 1e-4, weight_decay = 0.0 }
+[[steps]]
+kind = "evaluate"
+max_tokens = 256
+[[steps]]
+kind = "report"
+"""
+
+
+@pytest.fixture
+def continued(tmp_path: Path, texts: Path) -> Path:
+    """Return the recipe of a run that goes on with another's model."""
+    run(plan_of(tmp_path, texts, extra=""), tmp_path / "teacher", cache_dir=tmp_path / "cache", until="pretrain")
+    recipe = tmp_path / "continued.toml"
+    recipe.write_text(CONTINUED)
+    return recipe
+
+
+def test_training_goes_on_with_an_opened_model(tmp_path: Path, texts: Path, continued: Path) -> None:
+    plan, out = load_plan(continued, text=[texts]), tmp_path / "run"
+    run(plan, out, cache_dir=tmp_path / "cache")
+    models = [LanguageModel.open(path, device="cpu") for path in (tmp_path / "teacher", out / "further", out)]
+    assert [model.spec.max_position_embeddings for model in models] == [48, 192, 192]
+    assert models[1].spec.rope.scaling is not None
+    assert models[2].spec.rope.scaling == models[1].spec.rope.scaling
+    weights = [model.model.state_dict()["embed_tokens.weight"] for model in models]
+    assert 0 < (weights[1] - weights[0]).abs().max() < 0.01  # 4 steps of 1e-4 from the teacher's
+    assert 0 < (weights[2] - weights[1]).abs().max() < 0.01
+    steps = {step.name: step for step in plan.recipe.steps}
+    assert stage_model(plan.recipe, steps["last"]) is None
+    assert [step.name for step in train_line(plan.recipe, steps["evaluate"])] == ["further", "last"]
+    mapping = plan_mapping(plan)
+    assert "base" in inputs_of(mapping, plan.recipe, steps["further"])["builds_on"]
+    assert "further" in inputs_of(mapping, plan.recipe, steps["last"])["builds_on"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("further.start=bas", r"steps\.further\.start: no step 'bas' before it can be taken; use one of base"),
+        ("further.start=last", r"steps\.further\.start: no step 'last' before it .* use one of base"),
+        ("further.train.sequence_length=193", r"sequence_length: 193 exceeds the context of 192"),
+        ("further.model.preset=bench-t", r"steps\[3\]\.start: 'base' has a model, and so has this step"),
+    ],
+)
+def test_a_start_that_cannot_be_is_named(continued: Path, texts: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_plan(continued, text=[texts], overrides=[override])
+
+
+def test_a_sequence_longer_than_the_opened_models_context_is_refused(
+    tmp_path: Path, texts: Path, continued: Path
+) -> None:
+    continued.write_text(
+        "\n".join(
+            line
+            for line in CONTINUED.splitlines()
+            if "max_position_embeddings = 192" not in line and "rope_s" not in line
+        )
+    )
+    plan = load_plan(continued, text=[texts])
+    with pytest.raises(SpecError, match=r"steps\.further\.train\.sequence_length: 128 exceeds the context of 48"):
+        run(plan, tmp_path / "run", cache_dir=tmp_path / "cache")

@@ -57,8 +57,9 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
 
 def _spec(recipe: Recipe, directory: Path, report: Step, opened: OpenStep | None) -> ModelSpec:
     """Return the spec of the model a report is about: the recipe's own, or that of the model it began with."""
-    if opened is None:
-        return stage_model(recipe, report)
+    spec = stage_model(recipe, report) if opened is None else None
+    if spec is not None:
+        return spec
     return open_source(directory / result_name(model_step(recipe, report))).spec
 
 

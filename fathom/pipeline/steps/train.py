@@ -10,13 +10,15 @@ from fathom.data.loader import NeedleMixture, PackedLoader
 from fathom.data.pairs import ImageTextLoader, PairFile
 from fathom.data.pictures import PAIRS
 from fathom.data.shards import open_shards
+from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
-from fathom.pipeline.context import StepContext, stage_model
+from fathom.pipeline.context import StepContext
 from fathom.pipeline.measure import bits_by_source
 from fathom.pipeline.models import run_tokenizer, run_tokenizer_files, starting_model
 from fathom.pipeline.opening import CHECKPOINTS
 from fathom.pipeline.steps.epochs import Told
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
+from fathom.spec.vision import VisionSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.train.loop import Trainer
 
@@ -37,7 +39,8 @@ def run(step: TrainStep, context: StepContext) -> None:
         step.train.seed,
         NeedleMixture(tokenizer, step.needle_fraction) if step.needle_fraction else None,
     )
-    loader = text if step.images is None else _with_images(step, step.images, context, text, tokenizer)
+    vision = model.spec.vision
+    loader = text if step.images is None else _with_images(step, step.images, vision, context, text, tokenizer)
     directory = context.path(step)
     trainer = Trainer(
         model,
@@ -54,10 +57,15 @@ def run(step: TrainStep, context: StepContext) -> None:
 
 
 def _with_images(
-    step: TrainStep, images: ImageText, context: StepContext, text: PackedLoader, tokenizer: Tokenizer
+    step: TrainStep,
+    images: ImageText,
+    vision: VisionSpec | None,
+    context: StepContext,
+    text: PackedLoader,
+    tokenizer: Tokenizer,
 ) -> ImageTextLoader:
-    vision = stage_model(context.recipe, step).vision
-    assert vision is not None
+    if vision is None:
+        raise SpecError(f"steps.{step.name}.images", "the model sees no images", "start from one that does")
     if images.pairs is None:
         file = context.path(context.before(step, PicturesStep)) / PAIRS["train"]
     else:
