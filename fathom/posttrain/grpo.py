@@ -233,11 +233,27 @@ class PolicyTrainer(OnlineTrainer):
         return values | {
             "reward": sum(judgement.total for judgement in judgements) / max(len(judgements), 1),
             "rewards": {name: sum(given) / len(given) for name, given in parts.items()},
+            "tasks": _by_task(judged),
             "failures": dict(failures),
             "finished": finished / max(len(judgements), 1),
             "resampled_groups": replaced,
             "missing_answers": asked - len(judgements),
         }
+
+
+def _by_task(judged: _Judged) -> dict[str, dict[str, float]]:
+    """Return the mean reward and length of every task's answers, and the share of them that are right."""
+    answers: dict[str, list[tuple[int, Judgement]]] = {}
+    for rollout, length, judgement in zip(judged.rollouts, judged.lengths, judged.judgements, strict=True):
+        answers.setdefault(rollout.problem.task, []).append((length, judgement))
+    found = {}
+    for task, given in sorted(answers.items()):
+        verdicts = [judgement.correct for _, judgement in given if judgement.correct is not None]
+        found[task] = {
+            "reward": sum(judgement.total for _, judgement in given) / len(given),
+            "length": sum(length for length, _ in given) / len(given),
+        } | ({"accuracy": sum(verdicts) / len(verdicts)} if verdicts else {})
+    return found
 
 
 def _verdict(judgement: Judgement) -> float:

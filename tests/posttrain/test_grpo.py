@@ -180,6 +180,11 @@ def test_answers_without_an_advantage_are_left_out_and_change_nothing(tmp_path: 
         lesson = trainer.learn_from(1)
         assert len(lesson.rollouts) == (12 if keep_all else 4)
         assert lesson.values["zero_variance"] == pytest.approx(2 / 3)
+        tasks = lesson.values["tasks"]
+        assert tasks["letters"]["reward"] == 1.0 > tasks["more"]["reward"]
+        assert 8 * tasks["letters"]["length"] + 4 * tasks["more"]["length"] == pytest.approx(
+            12 * lesson.values["length"]
+        )
         (batch,) = minibatches(lesson, spec, 1)
         optimizer = make_optimizer(trainer.model, spec.optimizer)
         runner = StepRunner(trainer.model, optimizer, spec, objective=trainer.objective(), balanced=False)
