@@ -86,6 +86,12 @@ def passes(*steps: str, epochs: float = 12.0, length: int = 128, size: int = 1) 
     return [f"{step}.train.{name}={value}" for step in steps for name, value in given.items()]
 
 
+def pretrained(step: str) -> list[str]:
+    """Make a train step small."""
+    few = {"sequence_length": 64, "total_tokens": 1024, "batch.size": 2, "batch.micro_size": 2}
+    return [f"{step}.train.{name}={value}" for name, value in few.items()]
+
+
 def online(*steps: str, group: int = 4, questions: int = 2, rollouts: int = 2) -> list[str]:
     """Make steps that learn from their own answers small."""
     sizes = {
@@ -108,7 +114,7 @@ def sums(problems: Path, *names: str) -> list[str]:
 
 def plan_of(recipe: str, model: Path, overrides: Sequence[str], texts: Path) -> Plan:
     small = [f"open.model={model}", *drawn("tasks", count=4), *overrides]
-    text = [texts] if recipe == "distill" else []
+    text = [texts] if recipe in ("distill", "r1-zero") else []
     return load_plan(RECIPES / f"{recipe}.toml", overrides=small, text=text)
 
 
@@ -147,10 +153,10 @@ def test_every_recipe_loads(path: Path) -> None:
 
 
 def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: Path) -> None:
-    plan = plan_of("r1-zero", base, online("r1-zero", questions=3), texts)
+    plan = plan_of("r1-zero", base, [*pretrained("textbooks"), *online("r1-zero", questions=3)], texts)
     found = finish(plan, tmp_path / "run")
-    assert set(found) == {"leg_counting", "simple_equations"}
-    assert all(set(stages) == {"base", "r1-zero"} for stages in found.values())
+    assert set(found) == {"leg_counting", "number_filtering"}
+    assert all(set(stages) == {"textbooks", "r1-zero"} for stages in found.values())
     (first, _) = lines(tmp_path / "run", "r1-zero")
     assert set(first["rewards"]) == {"accuracy", "format"}
     assert first["failures"] == {}
@@ -158,7 +164,8 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
 
 
 def test_what_a_run_reached_is_collected_and_drawn(base: Path, texts: Path, tmp_path: Path) -> None:
-    found = finish(plan_of("r1-zero", base, online("r1-zero"), texts), tmp_path / "run")
+    overrides = [*pretrained("textbooks"), *online("r1-zero")]
+    found = finish(plan_of("r1-zero", base, overrides, texts), tmp_path / "run")
     told = recipes.collect(tmp_path / "run")
     assert told["tasks"].keys() == found.keys()
     assert told["tasks"]["leg_counting"]["r1-zero"]["n"] == 4
@@ -277,11 +284,10 @@ def test_a_student_is_taught_by_samples_and_by_distributions(
     teacher = tmp_path / "teacher"
     run(plan_of("r1", base, [*own, *taught], texts), teacher, cache_dir=tmp_path / "cache", until="cold-start")
     shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
-    few = {"sequence_length": 64, "total_tokens": 1024, "batch.size": 2, "batch.micro_size": 2}
     overrides = [
         *own,
         *(f"pretrain.model.{name}={value}" for name, value in shape.items()),
-        *(f"pretrain.train.{name}={value}" for name, value in few.items()),
+        *pretrained("pretrain"),
         *passes("without", "with-samples"),
         *online("on-policy", group=1, questions=8, rollouts=8),
         "on-policy.policy.optimizer.lr=4e-3",

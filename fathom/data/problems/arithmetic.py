@@ -59,7 +59,7 @@ def _evaluate(node: ast.expr, steps: list[str]) -> int | None:
 def linear_steps(equation: str, variable: str) -> str | None:
     """Solve an equation that is linear in one variable and has a whole solution; None for any other.
 
-    ``3*x - 4 = 11`` gives ``3*x = 11 + 4 = 15; x = 15 / 3 = 5``.
+    What is done to the numbers is written, without the variable: ``3*x - 4 = 11`` gives ``11 + 4 = 15; 15 / 3 = 5``.
     """
     left, _, right = equation.partition("=")
     first, second = (_linear(ast.parse(side.strip(), mode="eval").body, variable) for side in (left, right))
@@ -69,13 +69,11 @@ def linear_steps(equation: str, variable: str) -> str | None:
     if slope == 0 or (total - constant) % slope:
         return None
     moved, steps = total - constant, []
-    name = variable if slope == 1 else f"-{variable}" if slope == -1 else f"{slope}*{variable}"
     if constant:
-        steps.append(f"{name} = {total} {'-' if constant > 0 else '+'} {abs(constant)} = {moved}")
-    if slope != 1 or not constant:
-        divided = f"{moved} / {slope} = " if slope != 1 else ""
-        steps.append(f"{variable} = {divided}{moved // slope}")
-    return "; ".join(steps)
+        steps.append(f"{total} {'-' if constant > 0 else '+'} {abs(constant)} = {moved}")
+    if slope != 1:
+        steps.append(f"{moved} / {slope} = {moved // slope}")
+    return "; ".join(steps) or f"{moved}"
 
 
 def _linear(node: ast.expr, variable: str) -> tuple[int, int] | None:

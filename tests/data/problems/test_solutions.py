@@ -108,11 +108,11 @@ def test_expressions_are_worked_one_operation_at_a_time(expression: str, text: s
 @pytest.mark.parametrize(
     ("equation", "text"),
     [
-        ("3*x - 4 = 11", "3*x = 11 + 4 = 15; x = 15 / 3 = 5"),
-        ("x + 4 = 11", "x = 11 - 4 = 7"),
-        ("4 - x = 1", "-x = 1 - 4 = -3; x = -3 / -1 = 3"),
-        ("2*x = 8", "x = 8 / 2 = 4"),
-        ("x = 8", "x = 8"),
+        ("3*x - 4 = 11", "11 + 4 = 15; 15 / 3 = 5"),
+        ("x + 4 = 11", "11 - 4 = 7"),
+        ("4 - x = 1", "1 - 4 = -3; -3 / -1 = 3"),
+        ("2*x = 8", "8 / 2 = 4"),
+        ("x = 8", "8"),
         ("2*x = 7", None),
         ("x*x = 4", None),
         ("x = x", None),
