@@ -133,14 +133,15 @@ def _chosen(ordered: list[str], superlative: str, answer: str) -> str:
 
 
 def _number_filtering(metadata: Mapping[str, Any], problem: Problem) -> str:
-    """Say the rule first, then apply it to one number after another."""
+    """Apply the rule to one number after another, and say it again each time."""
     limit, kept = Decimal(metadata["filter_value"]), set(metadata["result"])
     verb, side = metadata["operation"].split("_")
-    steps = [f"{verb} if {'>' if side == 'larger' else '<'} {limit}"]
+    rule = f"{verb} {'>' if side == 'larger' else '<'}"
+    steps = []
     for number in metadata["original_numbers"]:
         value = Decimal(number)
         relation = "<" if value < limit else ">" if value > limit else "="
-        steps.append(f"{number} {relation} {limit}: {'keep' if number in kept else 'remove'}")
+        steps.append(f"{rule}, {number} {relation} {limit}: {'keep' if number in kept else 'remove'}")
     return "\n".join([*steps, problem.answer])
 
 
