@@ -76,7 +76,7 @@ def test_solutions_show_their_work() -> None:
     assert solution("leg_counting", {"animals": {"cat": 2, "ant": 1}}, "14") == legs
     assert solution("leg_counting", {"animals": {"cat": 2}}, "8") == "2 cat: 2 * 4 = 8"
     filtered = {"operation": "remove_larger", "filter_value": "6", "original_numbers": ["7", "6"], "result": ["6"]}
-    assert solution("number_filtering", filtered, "['6']") == "remove if > 6\n7 > 6: remove\n6 = 6: keep\n['6']"
+    assert solution("number_filtering", filtered, "['6']") == "remove >, 7 > 6: remove\nremove >, 6 = 6: keep\n['6']"
     assert solution("letter_counting", {"span": ["Ann", "an"], "target_letter": "a"}, "2") == "A n n: 1; a n: 2"
     assert solution("spell_backward", {"word": "sun"}, "nus") == "s u n; backward n u s; nus"
     assert solution("base_conversion", {"source_base": 2, "target_base": 16, "source_repr": "11010"}, "1a") == (
