@@ -155,7 +155,7 @@ def test_every_recipe_loads(path: Path) -> None:
 def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: Path) -> None:
     plan = plan_of("r1-zero", base, [*pretrained("textbooks"), *online("r1-zero", questions=3)], texts)
     found = finish(plan, tmp_path / "run")
-    assert set(found) == {"leg_counting", "number_filtering"}
+    assert set(found) == {"leg_counting", "leg_counting_3"}
     assert all(set(stages) == {"textbooks", "r1-zero"} for stages in found.values())
     (first, _) = lines(tmp_path / "run", "r1-zero")
     assert set(first["rewards"]) == {"accuracy", "format"}
@@ -279,13 +279,14 @@ def test_math_supervises_steps_as_its_comment_says(base: Path, texts: Path, prob
 def test_a_student_is_taught_by_samples_and_by_distributions(
     base: Path, texts: Path, problems: Path, tmp_path: Path
 ) -> None:
-    own = sums(problems, "simple_equations", "leg_counting", "number_filtering")
+    own = sums(problems, "simple_equations", "leg_counting")
     taught = ['cold-start.data=[{kind="worked", problems="leg_counting", count=16}]', *passes("cold-start")]
     teacher = tmp_path / "teacher"
     run(plan_of("r1", base, [*own, *taught], texts), teacher, cache_dir=tmp_path / "cache", until="cold-start")
     shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
     overrides = [
         *own,
+        *sums(problems, "leg_counting_3"),
         *(f"pretrain.model.{name}={value}" for name, value in shape.items()),
         *pretrained("pretrain"),
         *passes("without", "with-samples"),
