@@ -124,7 +124,8 @@ def bars(axes: Any, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> 
                 x = place - 0.4 + width * (number * len(runs) + index + 0.5)
                 value, low, high = (100 * score[name] for name in ("accuracy", "low", "high"))
                 axes.bar(x, value, 0.9 * width, color=PALETTE[number % len(PALETTE)])
-                axes.errorbar(x, value, yerr=[[value - low], [high - value]], color="black", linewidth=0.8, capsize=1.5)
+                reach = [[max(0.0, value - low)], [max(0.0, high - value)]]  # rounding may leave less than nothing
+                axes.errorbar(x, value, yerr=reach, color="black", linewidth=0.8, capsize=1.5)
         axes.bar(0, 0, 0, color=PALETTE[number % len(PALETTE)], label=stage)
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylim(0, 100)
