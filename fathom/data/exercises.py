@@ -16,7 +16,7 @@ _PLACE = re.compile(r"\{(question|solution|answer)\}")
 
 
 def read_exercises(source: ExerciseSource, cache_dir: Path) -> Iterator[Document]:
-    """Yield one document a problem, sources in turn; errors as in ``open_problems``."""
+    """Yield pages of problems, sources in turn; errors as in ``open_problems``."""
     each = -(-source.count // len(source.problems))
     drawn = [
         open_problems(problems, cache_dir=cache_dir).problems("train", 0, each, seed=source.seed)
@@ -24,9 +24,10 @@ def read_exercises(source: ExerciseSource, cache_dir: Path) -> Iterator[Document
     ]
     turns = chain.from_iterable(zip_longest(*drawn))
     problems = [problem for problem in turns if problem is not None][: source.count]
-    for problem in problems:
-        if "solution" in problem.details or "{solution}" not in source.text:
-            yield Document(_text(source.text, problem), source.name, problem.id)
+    shown = [problem for problem in problems if "solution" in problem.details or "{solution}" not in source.text]
+    for start in range(0, len(shown), source.per_page):
+        page = shown[start : start + source.per_page]
+        yield Document("\n\n".join(_text(source.text, problem) for problem in page), source.name, page[0].id)
 
 
 def _text(template: str, problem: Problem) -> str:

@@ -59,10 +59,11 @@ class FolderSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExerciseSource:
-    """Worked problems as a textbook has them: ``count`` training problems of all sources in turn, one a document.
+    """Worked problems as a textbook has them: ``count`` training problems of all sources in turn.
 
-    ``text`` places {question}, {solution} and {answer}; problems without a worked solution are left out. None of them
-    is a held-out problem, and problems that differ in a number only are no repetitions of each other.
+    A document is a page of ``per_page`` problems. ``text`` places {question}, {solution} and {answer}; problems without
+    a worked solution are left out. None of them is a held-out problem, and problems that differ in a number only are no
+    repetitions of each other.
     """
 
     kind: ClassVar[str] = "exercises"
@@ -71,6 +72,7 @@ class ExerciseSource:
     problems: tuple[ProblemSource, ...]
     count: int
     text: str = "Question: {question}\nSolution: {solution}\nAnswer: {answer}"
+    per_page: int = 1
     licence: str = "generated"
     weight: float = 1.0
     max_bytes: int | None = None
@@ -79,6 +81,7 @@ class ExerciseSource:
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
         check.positive("count", self.count)
+        check.positive("per_page", self.per_page)
         if not self.problems:
             raise SpecError("problems", "is empty", "name at least one source of problems")
         for place in ("{question}", "{answer}"):

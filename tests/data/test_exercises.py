@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,11 @@ def test_problems_that_differ_in_a_number_are_no_repetitions(tmp_path: Path) -> 
 def test_a_text_without_a_place_for_the_answer_is_refused() -> None:
     with pytest.raises(SpecError, match=r"text: 'Q: \{question\}' has no place for \{answer\}; put it"):
         ExerciseSource(name="sums", problems=(SUMS,), count=1, text="Q: {question}")
+
+
+def test_a_page_holds_several_problems(tmp_path: Path) -> None:
+    single = [document.text for document in read_exercises(SOURCE, tmp_path)]
+    pages = list(read_exercises(replace(SOURCE, per_page=4), tmp_path))
+    assert [page.text for page in pages] == ["\n\n".join(single[start : start + 4]) for start in range(0, 41, 4)]
+    with pytest.raises(SpecError, match="per_page"):
+        replace(SOURCE, per_page=0)
