@@ -5,7 +5,7 @@ from __future__ import annotations
 import fathom
 from fathom.spec import SamplingParams
 
-m = fathom.load("runs/quickstart")
+m = fathom.load("runs/quickstart/long-context")
 tokens = [m.tokenizer.bos_id, *m.tokenizer.encode("def __init__(self, ")]
 logits = m.logits(tokens)
 print("logits", tuple(logits.shape))

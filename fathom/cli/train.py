@@ -30,6 +30,7 @@ def train(
     device: options.Device = "auto",
 ) -> None:
     """Run a recipe from raw text to a trained model and its report."""
+    from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_plan
     from fathom.pipeline.run import run
 
@@ -57,4 +58,6 @@ def train(
     report = directory / "report.html"
     if report.exists():
         display.message(f"report: {report}")
-        display.message(f'next:   fathom generate {directory} --prompt "Once upon a time"')
+        chats = base_model(plan.recipe) is not None
+        words = f"chat {directory}" if chats else f'generate {directory} --prompt "Once upon a time"'
+        display.message(f"next:   fathom {words}")

@@ -126,6 +126,14 @@ def named_step(recipe: Recipe, step: Step, name: str, kinds: UnionType | type, w
     return fitting[name]
 
 
+def base_model(recipe: Recipe) -> ModelStep | None:
+    """Return the last step that left a base model, None where no step has taught a model to answer since."""
+    models = [step for step in recipe.steps if isinstance(step, ModelStep)]
+    if not models or isinstance(models[-1], TrainStep | OpenStep):
+        return None
+    return next((step for step in reversed(models) if isinstance(step, TrainStep | OpenStep)), None)
+
+
 def measured_steps(recipe: Recipe, step: TasksStep) -> list[ModelStep]:
     """Return the steps whose models a tasks step measures."""
     if not step.stages:

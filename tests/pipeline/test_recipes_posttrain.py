@@ -18,7 +18,7 @@ import torch
 from benchmarks import recipes
 from fathom.checkpoint.hf import save_published
 from fathom.model import build
-from fathom.pipeline.context import Plan
+from fathom.pipeline.context import Plan, base_model
 from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.recipe import load_plan
 from fathom.pipeline.run import run
@@ -150,6 +150,12 @@ def test_every_recipe_loads(path: Path) -> None:
     assert plan.recipe.name == path.stem
     assert f"fathom train recipes/{path.name} --out runs/{path.stem}" in path.read_text()
     assert plan.recipe.steps[-1].kind in ("report", "captions")
+
+
+@pytest.mark.parametrize(("name", "base"), [("quickstart", "long-context"), ("smollm2", "base"), ("v3-tiny", None)])
+def test_texts_are_continued_by_the_base_and_talked_with_the_last(name: str, base: str | None) -> None:
+    found = base_model(load_plan(RECIPES / f"{name}.toml").recipe)
+    assert (None if found is None else found.name) == base
 
 
 def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: Path) -> None:

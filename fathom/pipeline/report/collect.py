@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.pipeline.context import last_before, model_step, result_name, stage_model
+from fathom.pipeline.context import base_model, last_before, model_step, result_name, stage_model
 from fathom.pipeline.opening import open_source
 from fathom.pipeline.report.aligned import online_curves, shown_problems, task_scores, tuning_losses
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
@@ -16,7 +16,7 @@ from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
 from fathom.spec.model import ModelSpec
-from fathom.spec.recipe import EvaluateStep, NeedleStep, OpenStep, Recipe, SampleStep, Step, TrainStep
+from fathom.spec.recipe import EvaluateStep, ModelStep, NeedleStep, OpenStep, Recipe, SampleStep, Step, TrainStep
 from fathom.train.metrics import read_json_lines
 
 MAX_RECORDS = 240
@@ -51,7 +51,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         online=online_curves(before, directory),
         tasks=task_scores(before, directory),
         problems=shown_problems(before, directory),
-        commands=_commands(directory),
+        commands=_commands(directory, base_model(recipe)),
     )
 
 
@@ -197,10 +197,11 @@ def _samples(document: Any) -> list[tuple[str, str]]:
     return [(sample["prompt"], sample["continuation"]) for sample in document["samples"]] if document else []
 
 
-def _commands(directory: Path) -> list[tuple[str, str]]:
+def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:
+    texts = directory if base is None else directory / base.name
     return [
-        ("Continue a text:", f'fathom generate {directory} --prompt "Once upon a time"'),
+        ("Continue a text:", f'fathom generate {texts} --prompt "Once upon a time"'),
         ("Talk with it:", f"fathom chat {directory}"),
-        ("Measure it on your own text:", f"fathom evaluate {directory} --text FOLDER"),
+        ("Measure it on your own text:", f"fathom evaluate {texts} --text FOLDER"),
         ("Use it from Python:", f'import fathom\nmodel = fathom.load("{directory}")'),
     ]
