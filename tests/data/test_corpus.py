@@ -135,9 +135,14 @@ def test_a_damaged_corpus_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(SOURCES.glob("*.toml")), ids=lambda path: path.stem)
 def test_our_manifests_load(path: Path) -> None:
     sources = load_manifest(path).sources
+    assert sources and all(isinstance(source, PackageSource | ExerciseSource) for source in sources)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "large"])
+def test_our_corpora_hold_both_languages_and_code(name: str) -> None:
+    sources = load_manifest(SOURCES / f"{name}.toml").sources
     assert {"en", "zh", "code"} <= {source.language for source in sources}
     assert len(sources) >= 5
-    assert all(isinstance(source, PackageSource | ExerciseSource) for source in sources)
 
 
 def test_a_manifest_finds_folders_beside_it_and_names_its_mistakes(tmp_path: Path) -> None:
