@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
+from random import Random
 
 from fathom.data.document import Document
 from fathom.data.problems import open_problems
@@ -25,8 +26,8 @@ def read_exercises(source: ExerciseSource, cache_dir: Path) -> Iterator[Document
     turns = chain.from_iterable(zip_longest(*drawn))
     problems = [problem for problem in turns if problem is not None][: source.count]
     shown = [problem for problem in problems if "solution" in problem.details or "{solution}" not in source.text]
-    for start in range(0, len(shown), source.per_page):
-        page = shown[start : start + source.per_page]
+    rest, generator = iter(shown), Random(source.seed)
+    while page := list(islice(rest, generator.randint(1, source.per_page))):
         yield Document("\n\n".join(_text(source.text, problem) for problem in page), source.name, page[0].id)
 
 

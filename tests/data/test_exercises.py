@@ -52,9 +52,11 @@ def test_a_text_without_a_place_for_the_answer_is_refused() -> None:
         ExerciseSource(name="sums", problems=(SUMS,), count=1, text="Q: {question}")
 
 
-def test_a_page_holds_several_problems(tmp_path: Path) -> None:
+def test_a_page_holds_one_to_several_problems(tmp_path: Path) -> None:
     single = [document.text for document in read_exercises(SOURCE, tmp_path)]
-    pages = list(read_exercises(replace(SOURCE, per_page=4), tmp_path))
-    assert [page.text for page in pages] == ["\n\n".join(single[start : start + 4]) for start in range(0, 41, 4)]
+    pages = [page.text for page in read_exercises(replace(SOURCE, per_page=4), tmp_path)]
+    assert "\n\n".join(pages) == "\n\n".join(single)
+    assert {page.count("Question: ") for page in pages} == {1, 2, 3, 4}
+    assert pages == [page.text for page in read_exercises(replace(SOURCE, per_page=4), tmp_path)]
     with pytest.raises(SpecError, match="per_page"):
         replace(SOURCE, per_page=0)
