@@ -61,9 +61,9 @@ class FolderSource:
 class ExerciseSource:
     """Worked problems as a textbook has them: ``count`` training problems of all sources in turn.
 
-    A document is a page of one to ``per_page`` problems. ``text`` places {question}, {solution} and {answer}; problems without
-    a worked solution are left out. None of them is a held-out problem, and problems that differ in a number only are no
-    repetitions of each other.
+    A document is a page of one to ``per_page`` problems. ``text`` places {question}, {solution} and {answer};
+    problems without a worked solution are left out. None of them is a held-out problem, and problems that differ in a
+    number only are no repetitions of each other.
     """
 
     kind: ClassVar[str] = "exercises"

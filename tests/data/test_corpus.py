@@ -135,7 +135,8 @@ def test_a_damaged_corpus_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(SOURCES.glob("*.toml")), ids=lambda path: path.stem)
 def test_our_manifests_load(path: Path) -> None:
     sources = load_manifest(path).sources
-    assert sources and all(isinstance(source, PackageSource | ExerciseSource) for source in sources)
+    assert sources
+    assert all(isinstance(source, PackageSource | ExerciseSource) for source in sources)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "large"])
