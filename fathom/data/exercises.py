@@ -25,10 +25,12 @@ def read_exercises(source: ExerciseSource, cache_dir: Path) -> Iterator[Document
     ]
     turns = chain.from_iterable(zip_longest(*drawn))
     problems = [problem for problem in turns if problem is not None][: source.count]
-    shown = [problem for problem in problems if "solution" in problem.details or "{solution}" not in source.text]
-    rest, generator = iter(shown), Random(source.seed)
+    solved = any("{solution}" in text for text in source.texts)
+    rest = iter([problem for problem in problems if not solved or "solution" in problem.details])
+    generator = Random(source.seed)
     while page := list(islice(rest, generator.randint(1, source.per_page))):
-        yield Document("\n\n".join(_text(source.text, problem) for problem in page), source.name, page[0].id)
+        text = generator.choice(source.texts)
+        yield Document("\n\n".join(_text(text, problem) for problem in page), source.name, page[0].id)
 
 
 def _text(template: str, problem: Problem) -> str:

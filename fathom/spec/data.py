@@ -61,9 +61,9 @@ class FolderSource:
 class ExerciseSource:
     """Worked problems as a textbook has them: ``count`` training problems of all sources in turn.
 
-    A document is a page of one to ``per_page`` problems. ``text`` places {question}, {solution} and {answer};
-    problems without a worked solution are left out. None of them is a held-out problem, and problems that differ in a
-    number only are no repetitions of each other.
+    A document is a page of one to ``per_page`` problems, printed as one of ``texts``, which place {question},
+    {solution} and {answer}; problems without a worked solution are left out. None of them is a held-out problem, and
+    problems that differ in a number only are no repetitions of each other.
     """
 
     kind: ClassVar[str] = "exercises"
@@ -71,7 +71,7 @@ class ExerciseSource:
     language: Language = "en"
     problems: tuple[ProblemSource, ...]
     count: int
-    text: str = "Question: {question}\nSolution: {solution}\nAnswer: {answer}"
+    texts: tuple[str, ...] = ("Question: {question}\nSolution: {solution}\nAnswer: {answer}",)
     per_page: int = 1
     licence: str = "generated"
     weight: float = 1.0
@@ -84,9 +84,12 @@ class ExerciseSource:
         check.positive("per_page", self.per_page)
         if not self.problems:
             raise SpecError("problems", "is empty", "name at least one source of problems")
-        for place in ("{question}", "{answer}"):
-            if place not in self.text:
-                raise SpecError("text", f"{self.text!r} has no place for {place}", "put it where it belongs")
+        if not self.texts:
+            raise SpecError("texts", "is empty", "say where {question}, {solution} and {answer} stand")
+        for text in self.texts:
+            for place in ("{question}", "{answer}"):
+                if place not in text:
+                    raise SpecError("texts", f"{text!r} has no place for {place}", "put it where it belongs")
 
 
 Source = PackageSource | FolderSource | ExerciseSource

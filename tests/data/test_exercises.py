@@ -33,7 +33,9 @@ def test_exercises_are_training_problems_of_all_sources_in_turn(tmp_path: Path) 
 def test_a_text_that_shows_no_solution_needs_none(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"question": "{answer}?", "answer": "7"}\n' * 3)
-    source = ExerciseSource(name="own", problems=(FileProblems(path=str(file)),), count=1, text="{question} {answer}")
+    source = ExerciseSource(
+        name="own", problems=(FileProblems(path=str(file)),), count=1, texts=("{question} {answer}",)
+    )
     assert [document.text for document in read_exercises(source, tmp_path)] == ["{answer}? 7"]
     assert not list(read_exercises(ExerciseSource(name="own", problems=source.problems, count=1), tmp_path))
 
@@ -48,8 +50,10 @@ def test_problems_that_differ_in_a_number_are_no_repetitions(tmp_path: Path) -> 
 
 
 def test_a_text_without_a_place_for_the_answer_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"text: 'Q: \{question\}' has no place for \{answer\}; put it"):
-        ExerciseSource(name="sums", problems=(SUMS,), count=1, text="Q: {question}")
+    with pytest.raises(SpecError, match=r"texts: 'Q: \{question\}' has no place for \{answer\}; put it"):
+        ExerciseSource(name="sums", problems=(SUMS,), count=1, texts=("{question} {answer}", "Q: {question}"))
+    with pytest.raises(SpecError, match="texts: is empty"):
+        ExerciseSource(name="sums", problems=(SUMS,), count=1, texts=())
 
 
 def test_a_page_holds_one_to_several_problems(tmp_path: Path) -> None:
@@ -60,3 +64,17 @@ def test_a_page_holds_one_to_several_problems(tmp_path: Path) -> None:
     assert pages == [page.text for page in read_exercises(replace(SOURCE, per_page=4), tmp_path)]
     with pytest.raises(SpecError, match="per_page"):
         replace(SOURCE, per_page=0)
+
+
+def test_every_page_is_printed_in_one_of_the_manners(tmp_path: Path) -> None:
+    manners = (
+        "Question: {question}\n{solution}\nAnswer: {answer}",
+        "Pupil: {question} Teacher: {solution} So {answer}.",
+    )
+    pages = [page.text for page in read_exercises(replace(SOURCE, texts=manners, per_page=3), tmp_path)]
+    asked = {page for page in pages if "Question: " in page}
+    told = {page for page in pages if "Pupil: " in page}
+    assert len(asked) > 1
+    assert len(told) > 1
+    assert asked | told == set(pages)
+    assert not asked & told
