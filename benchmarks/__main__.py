@@ -33,6 +33,7 @@ RUNS = (
     ("benchmarks.convert",),
     ("benchmarks.tasks",),
     ("benchmarks.rl",),
+    ("benchmarks.rl", "--prompt", "1024"),
 )
 
 

@@ -14,6 +14,10 @@ What is counted in which phase:
              entropies, loss, backward, clipping and AdamW. Neither side logs, saves or evaluates in it. Ours computes
              a prompt once for the answers of a pass, which then holds more of them; tokens are counted as TRL's.
 
+Unless told otherwise a step has TRL's own defaults: answers of up to 512 tokens, groups of 8, 8 answers a pass; and
+prompts as long as the answers. Both ratios grow with their part: that of rollouts with the length of what a token
+attends to, which transformers expands from its latents at every token, that of updates with the prompt's share.
+
 TRL does without the gradient checkpointing and the bfloat16 it has by default, which would slow it down or make it
 another computation, and with the fused AdamW.
 
@@ -285,14 +289,14 @@ def profile(a: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="s", choices=["tiny", "t", "s", "m"])
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=1)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--answer", type=int, default=128)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--answer", type=int, default=512)
     parser.add_argument(
-        "--micro", type=int, default=16, help="answers whose tokens one forward pass of the update holds"
+        "--micro", type=int, default=8, help="answers whose tokens one forward pass of the update holds"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="print where our own time goes instead")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
@@ -304,7 +308,7 @@ def main() -> None:
             return profile(a, Path(folder))
         result = compare(a, Path(folder))
     head = {name: getattr(a, name) for name in ("shape", "questions", "group", "prompt", "answer", "micro")}
-    return peers.write(f"rl-{a.shape}", head | result, a.out)
+    return peers.write(f"rl-{a.shape}-prompt{a.prompt}-answer{a.answer}", head | result, a.out)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class TestAgainstTrl:
         flags = [part for name, value in FLAGS.items() for part in (f"--{name}", str(value))]
         monkeypatch.setattr(sys, "argv", ["rl", *flags, "--out", str(tmp_path)])
         rl.main()
-        result = json.loads((tmp_path / "rl-tiny-cpu.json").read_text())
+        result = json.loads((tmp_path / "rl-tiny-prompt8-answer12-cpu.json").read_text())
         assert result["largest_logprob_difference"] < 1e-4
         for phase in ("rollout", "update", "step"):
             assert {len(times) for times in result[phase]["seconds"].values()} == {2}
