@@ -162,7 +162,7 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
     plan = plan_of("r1-zero", base, [*pretrained("textbooks"), *online("r1-zero", questions=3)], texts)
     found = finish(plan, tmp_path / "run")
     assert set(found) == {"leg_counting", "leg_counting_3"}
-    assert all(set(stages) == {"textbooks", "r1-zero"} for stages in found.values())
+    assert all(set(stages) == {"base", "textbooks", "r1-zero"} for stages in found.values())
     (first, _) = lines(tmp_path / "run", "r1-zero")
     assert set(first["rewards"]) == {"accuracy", "format"}
     assert first["failures"] == {}
