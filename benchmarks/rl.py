@@ -15,8 +15,7 @@ What is counted in which phase:
              a prompt once for the answers of a pass, which then holds more of them; tokens are counted as TRL's.
 
 Unless told otherwise a step has TRL's own defaults: answers of up to 512 tokens, groups of 8, 8 answers a pass; and
-prompts as long as the answers. Both ratios grow with their part: that of rollouts with the length of what a token
-attends to, which transformers expands from its latents at every token, that of updates with the prompt's share.
+prompts as long as the answers. The ratio of updates grows with the prompt's share of the tokens.
 
 TRL does without the gradient checkpointing and the bfloat16 it has by default, which would slow it down or make it
 another computation, and with the fused AdamW.
