@@ -11,8 +11,8 @@ for path in sorted(RESULTS.glob("rl-*-cpu.json")):
     result = json.loads(path.read_text(encoding="utf-8"))
     answers = result["questions"] * result["group"]
     print(
-        f"shape {result['shape']}, {answers} answers of {result['answer']} tokens to {result['questions']} prompt(s) of "
-        f"{result['prompt']}, {result['machine']['processor']}, {result['machine']['threads']} threads"
+        f"shape {result['shape']}, prompts of {result['prompt']} tokens, {answers} answers of {result['answer']}, "
+        f"{result['machine']['processor']}, {result['machine']['threads']} thread(s)"
     )
     print(f"  {'tokens/s':10} {'fathom':>10} {'trl':>10} {'ratio':>8}")
     for phase in ("rollout", "update", "step"):
