@@ -26,7 +26,7 @@ def read_exercises(source: ExerciseSource, cache_dir: Path) -> Iterator[Document
     turns = chain.from_iterable(zip_longest(*drawn))
     problems = [problem for problem in turns if problem is not None][: source.count]
     solved = any("{solution}" in text for text in source.texts)
-    rest = iter([problem for problem in problems if not solved or "solution" in problem.details])
+    rest = (problem for problem in problems if not solved or "solution" in problem.details)
     generator = Random(source.seed)
     while page := list(islice(rest, generator.randint(1, source.per_page))):
         text = generator.choice(source.texts)
