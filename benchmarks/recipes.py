@@ -99,10 +99,9 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         for row, name in enumerate(names, start=1):
             for column, (field, label, scale) in enumerate(PANELS):
                 axes = figure.add_subplot(grid[row, column])
-                for run in runs:
-                    policy = run["policies"][name]
-                    curve = [scale * value for value in policy["curves"].get(field, ())]
-                    axes.plot(range(1, len(curve) + 1), curve, linewidth=1.2, label=f"seed {policy['seed']}")
+                for number, run in enumerate(runs, start=1):
+                    curve = [scale * value for value in run["policies"][name]["curves"].get(field, ())]
+                    axes.plot(range(1, len(curve) + 1), curve, linewidth=1.2, label=f"run {number}")
                 axes.set_xlabel(f"rollout of {name}")
                 axes.set_ylabel(label)
                 axes.set_ylim(bottom=0)
