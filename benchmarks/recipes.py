@@ -92,22 +92,27 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     tasks = list(runs[0]["tasks"])
     names = [name for name in runs[0]["policies"] if runs[0]["policies"][name]["curves"]]
     with house_style():
-        rows = 1 + len(names)
-        figure = Figure(figsize=(8, 2.6 * rows), layout="constrained", dpi=130)
-        grid = figure.add_gridspec(rows, len(PANELS))
-        bars(figure.add_subplot(grid[0, :]), runs, tasks)
+        figure = Figure(figsize=(8, 2.6 * (1 + len(names))), layout="constrained", dpi=130)
+        grid = figure.add_gridspec(1 + len(names), 1)
+        bars(figure.add_subplot(grid[0, 0]), runs, tasks)
         for row, name in enumerate(names, start=1):
-            for column, (field, label, scale) in enumerate(PANELS):
-                axes = figure.add_subplot(grid[row, column])
-                for number, run in enumerate(runs, start=1):
-                    curve = [scale * value for value in run["policies"][name]["curves"].get(field, ())]
-                    axes.plot(range(1, len(curve) + 1), curve, linewidth=1.2, label=f"run {number}")
-                axes.set_xlabel(f"rollout of {name}")
-                axes.set_ylabel(label)
-                axes.set_ylim(bottom=0)
-                if len(runs) > 1 and not column:
-                    axes.legend()
+            panels = [panel for panel in PANELS if panel[0] in runs[0]["policies"][name]["curves"]]
+            cells = grid[row, 0].subgridspec(1, len(panels))
+            for column, panel in enumerate(panels):
+                curves(figure.add_subplot(cells[0, column]), runs, name, *panel)
         figure.savefig(path)
+
+
+def curves(axes: Any, runs: Sequence[Mapping[str, Any]], name: str, field: str, label: str, scale: float) -> None:
+    """Draw what a policy measured at every rollout, a line a run."""
+    for number, run in enumerate(runs, start=1):
+        curve = [scale * value for value in run["policies"][name]["curves"].get(field, ())]
+        axes.plot(range(1, len(curve) + 1), curve, linewidth=1.2, label=f"run {number}")
+    axes.set_xlabel(f"rollout of {name}")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    if len(runs) > 1:
+        axes.legend()
 
 
 def bars(axes: Any, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> None:

@@ -305,7 +305,7 @@ def test_a_student_is_taught_by_samples_and_by_distributions(
     ]
     out = tmp_path / "run"
     found = finish(plan_of("distill", teacher, overrides, texts), out)
-    assert list(found["leg_counting"]) == ["base", "without", "with-samples", "on-policy"]
+    assert list(found["leg_counting"]) == ["base", "with-samples", "without", "on-policy"]
     assert found["leg_counting"]["base"]["finished"] > 0.5
     assert kept(out, "samples") > 0
     curve = [line["divergence"] for line in lines(out, "on-policy")]
