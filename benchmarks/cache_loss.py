@@ -155,7 +155,9 @@ def measure(name: str, texts: Path, formats: Sequence[str], tokens: int, context
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="runs/quickstart", help="a run, a directory or a name, e.g. smollm2-135m")
+    parser.add_argument(
+        "--model", default="runs/quickstart/long-context", help="a run, a directory or a name, e.g. smollm2-135m"
+    )
     parser.add_argument("--texts", type=Path, default=Path("runs/quickstart/corpus/held_out"))
     parser.add_argument("--formats", nargs="+", default=list(POOLS), choices=list(POOLS))
     parser.add_argument("--tokens", type=int, default=2048, help="of every source")

@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = text(arguments.text, arguments.documents)
     found: dict[str, dict[str, object]] = {}
-    for model in arguments.model or ["smollm2-135m", "runs/quickstart"]:
+    for model in arguments.model or ["smollm2-135m", "runs/quickstart/long-context"]:
         found[model] = {}
         for form in arguments.form or FORMS:
             print(f"{model}: {form}", flush=True)
