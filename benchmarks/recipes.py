@@ -106,7 +106,7 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 def curves(axes: Any, runs: Sequence[Mapping[str, Any]], name: str, field: str, label: str, scale: float) -> None:
     """Draw what a policy measured at every rollout, a line a run."""
     for number, run in enumerate(runs, start=1):
-        curve = [scale * value for value in run["policies"][name]["curves"].get(field, ())]
+        curve = [scale * value for value in run["policies"][name]["curves"][field]]
         axes.plot(range(1, len(curve) + 1), curve, linewidth=1.2, label=f"run {number}")
     axes.set_xlabel(f"rollout of {name}")
     axes.set_ylabel(label)
