@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks import peers
 from fathom.cli.options import cache_directory
+from fathom.inference.language_model import LanguageModel
 from fathom.model import Decoder
 from fathom.model.cache import PagedStep, PagePool, Slice
 from fathom.model.cache.pages import PlainPages
-from fathom.pipeline.handle import LanguageModel
 from fathom.plan import cache_bits_per_number
 from fathom.spec import CacheFormat
 from fathom.tokenizer.bpe import Tokenizer

@@ -27,8 +27,8 @@ from benchmarks import peers, rounds
 from benchmarks.train_step import peak_mib
 from fathom.checkpoint.hf import write_hf
 from fathom.checkpoint.names import parameter_shapes
-from fathom.pipeline.conversion import Conversion
-from fathom.pipeline.opening import open_source
+from fathom.inference.conversion import Conversion
+from fathom.inference.opening import open_source
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 
 TARGETS = {"hf": ("hf", None), "gguf": ("gguf", "BF16"), "fathom": ("fathom", None), "gguf-q8_0": ("gguf", "Q8_0")}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import peers, rounds
 from fathom.engine.engine import Engine
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.spec import EngineSpec, SamplingParams
 
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
+from fathom.chat.grammar import GrammarCompiler, TokenBytes
 from fathom.checkpoint.gguf.source import GGUFFile
 from fathom.cli.options import cache_directory
-from fathom.pipeline.catalog import catalog, fetch_named
+from fathom.inference.catalog import catalog, fetch_named
 from fathom.tokenizer import Tokenizer
-from fathom.tokenizer.grammar import GrammarCompiler, TokenBytes
 
 PERSON: dict[str, Any] = {
     "type": "object",

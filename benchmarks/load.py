@@ -15,13 +15,13 @@ from pathlib import Path
 
 from benchmarks import peers
 from fathom.cli.options import cache_directory
-from fathom.pipeline.catalog import catalog, fetch_named
+from fathom.inference.catalog import catalog, fetch_named
 
 QUESTION = "What is the capital of France?"
 FATHOM = """
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.spec import SamplingParams
-from fathom.tokenizer import encode_chat
+from fathom.chat import encode_chat
 imported = time.perf_counter()
 model = LanguageModel.open(path, device="cpu", dtype="float32")
 ids = encode_chat(model.tokenizer, [{"role": "user", "content": question}])

@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from fathom.checkpoint.hf import save_published
 from fathom.families import preset
+from fathom.inference.language_model import LanguageModel
 from fathom.model import Decoder, build
-from fathom.pipeline.handle import LanguageModel
 from fathom.spec import LatentAttention
 
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from benchmarks import peers
 from fathom.evals.bits_per_byte import BitsPerByte, bits_per_byte
 from fathom.evals.perplexity import perplexity
+from fathom.inference.language_model import LanguageModel
 from fathom.kernels.packed import PackedFormat
 from fathom.model import Cache
 from fathom.model.quantize import quantize
-from fathom.pipeline.handle import LanguageModel
 from fathom.spec.engine import WeightFormat
 
 HELD_OUT = Path("runs/quickstart/corpus/held_out")

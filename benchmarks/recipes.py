@@ -21,9 +21,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import peers
-from fathom.pipeline.context import result_name
+from fathom.inference.run_record import read_json, read_recipe, read_state, result_name
 from fathom.pipeline.recipe import load_plan
-from fathom.pipeline.state import read_json, read_recipe, read_state
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TasksStep, TrainStep
 from fathom.study.picture import PALETTE, house_style
 from fathom.train.metrics import read_json_lines

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import peers
 from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.serve.app import create_app
 from fathom.serve.run import Server, listen
 from fathom.serve.settings import ServeSettings

@@ -20,11 +20,11 @@ from fathom.cli.display import make_display
 from fathom.cli.options import cache_directory
 from fathom.evals.accuracy import Accuracy
 from fathom.evals.multiple_choice import Question
+from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases, tasks
 from fathom.evals.word_problems import final_number, same_number
-from fathom.pipeline.catalog import catalog, fetch_named
-from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.task_cases import ChoiceCase, ProblemCase, Task, read_cases, tasks
-from fathom.pipeline.tasks import TaskResult, choice_questions, problem_prompts, run_task
+from fathom.inference.catalog import catalog, fetch_named
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.task_runs import TaskResult, choice_questions, problem_prompts, run_task
 
 
 def transformers_model(file: Path) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from fathom.errors import FathomError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
     from fathom.spec import EngineSpec, WeightFormat
 
 __version__ = "0.1.0"
@@ -47,8 +47,8 @@ def load(
     """
     from pathlib import Path
 
-    from fathom.pipeline.catalog import DEFAULT_CACHE
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.catalog import DEFAULT_CACHE
+    from fathom.inference.language_model import LanguageModel
 
     kept = DEFAULT_CACHE if cache_dir is None else Path(cache_dir)
     return LanguageModel.open(path, device=device, dtype=dtype, weights=weights, engine=engine, cache_dir=kept)

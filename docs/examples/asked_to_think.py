@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fathom.data.problems import open_problems
-from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.solving import draw_answers
-from fathom.pipeline.state import read_recipe
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.run_record import read_recipe
+from fathom.inference.solving import draw_answers
 from fathom.posttrain.prompts import Prompter
 from fathom.posttrain.rewards.accuracy import AccuracyScorer
 from fathom.posttrain.rewards.base import Answered

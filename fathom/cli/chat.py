@@ -13,8 +13,8 @@ from fathom.cli import opening, options, sampling
 from fathom.errors import ContextError, DataError
 
 if TYPE_CHECKING:
-    from fathom.pipeline.answering import ChatOptions, Prepared
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
+    from fathom.inference.preparation import ChatOptions, Prepared
 
 Message = dict[str, Any]
 HELP = "/image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves."
@@ -39,7 +39,7 @@ class _Conversation:
 
     def answer(self, line: str) -> None:
         """Write an answer to a message, and keep both; a message that is refused is not kept."""
-        from fathom.pipeline.conversation import ChatStream, fitting_tokens, run
+        from fathom.inference.chat_session import ChatStream, fitting_tokens, run
 
         self.messages.append({"role": "user", "content": _content(line, self.shown)})
         try:
@@ -58,7 +58,7 @@ class _Conversation:
 
     def _fitted(self) -> Prepared:
         """Return the conversation as the engine reads it, forgetting its oldest turns until an answer fits."""
-        from fathom.pipeline.answering import prepare_chat
+        from fathom.inference.preparation import prepare_chat
 
         context, fixed = self.model.spec.max_position_embeddings, len(self.first)
         wanted = min(LEAST_ANSWER, context // 2) if self.max_tokens is None else self.max_tokens
@@ -110,7 +110,7 @@ def chat(
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
 
-    from fathom.pipeline.answering import ChatOptions
+    from fathom.inference.preparation import ChatOptions
 
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     conversation = _Conversation(

@@ -32,8 +32,8 @@ def convert(
     ] = None,
 ) -> None:
     """Write a model as a Hugging Face directory, a GGUF file or a checkpoint of Fathom, in bounded memory."""
-    from fathom.pipeline.conversion import Conversion
-    from fathom.pipeline.opening import open_source
+    from fathom.inference.conversion import Conversion
+    from fathom.inference.opening import open_source
 
     with Loading(model) as report:
         source = open_source(model, report, cache_dir=options.cache_directory())

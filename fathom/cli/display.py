@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fathom.pipeline.progress import NO_FACTS
+from fathom.progress import NO_FACTS
 
 PLAIN_SECONDS = 10.0
 PACE_MARKS = 6

@@ -18,8 +18,8 @@ from fathom.errors import SpecError
 if TYPE_CHECKING:
     from fathom.evals.accuracy import Accuracy
     from fathom.evals.bits_per_byte import BitsPerByte
-    from fathom.pipeline.handle import LanguageModel
-    from fathom.pipeline.tasks import TaskResult
+    from fathom.inference.language_model import LanguageModel
+    from fathom.inference.task_runs import TaskResult
 
 
 def evaluate(
@@ -43,9 +43,9 @@ def evaluate(
     weights: opening.Weights = "plain",
 ) -> None:
     """Measure how many bits the model needs for one byte of text, by source, or how well it does at public tasks."""
-    from fathom.pipeline.measure import measure_held_out, measure_texts
-    from fathom.pipeline.task_cases import find_task
-    from fathom.pipeline.tasks import check_records
+    from fathom.evals.task_cases import find_task
+    from fathom.inference.held_out import measure_held_out, measure_texts
+    from fathom.inference.task_runs import check_records
 
     tasks = [find_task(name) for name in dict.fromkeys(task or [])]
     if not tasks and (limit is not None or out is not None):
@@ -71,8 +71,8 @@ def evaluate(
 
 def _run(names: Sequence[str], model: LanguageModel, limit: int | None, out: Path | None) -> list[TaskResult]:
     """Run the tasks one after another, showing how far each is on stderr."""
-    from fathom.pipeline.task_cases import find_task
-    from fathom.pipeline.tasks import run_task, write_records
+    from fathom.evals.task_cases import find_task
+    from fathom.inference.task_runs import run_task, write_records
 
     display, results = make_display(Console(stderr=True)), []
     try:

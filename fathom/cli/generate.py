@@ -44,8 +44,8 @@ def generate(
     wanted = sampling.read_schema(schema)
     opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
 
-    from fathom.pipeline.answering import TextOptions, prepare_text
-    from fathom.pipeline.conversation import ChatStream, fitting_tokens, run
+    from fathom.inference.chat_session import ChatStream, fitting_tokens, run
+    from fathom.inference.preparation import TextOptions, prepare_text
 
     prepared = prepare_text(opened, prompt, suffix, TextOptions(stop=tuple(stop or ()), schema=wanted))
     fitting = fitting_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens

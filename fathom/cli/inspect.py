@@ -27,8 +27,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs, with the whole spec.")] = False,
 ) -> None:
     """Say what a model is: shape, parameters, tensors, cache, tokenizer, and what each export would lose."""
-    from fathom.pipeline.inspection import inspect_source
-    from fathom.pipeline.opening import open_source
+    from fathom.inference.inspection import inspect_source
+    from fathom.inference.opening import open_source
 
     with Loading(model) as report:
         found = inspect_source(open_source(model, report, cache_dir=options.cache_directory()))

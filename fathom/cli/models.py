@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from fathom.pipeline.catalog import CatalogModel
+    from fathom.inference.catalog import CatalogModel
 
 PIPE_COLUMNS = 140
 
@@ -25,7 +25,7 @@ def models(
     family: Annotated[str | None, typer.Option("--family", help="Only one family, e.g. deepseek_v2.")] = None,
 ) -> None:
     """List the models ready to use by name, and the published shapes that a recipe can name as its preset."""
-    from fathom.pipeline.catalog import catalog
+    from fathom.inference.catalog import catalog
 
     rows = [describe(entry) for entry in _chosen(family)]
     ready = [] if family is not None else list(catalog().values())

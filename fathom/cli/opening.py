@@ -21,7 +21,7 @@ from fathom.spec.engine import (
 )
 
 if TYPE_CHECKING:
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
 
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
 Weights = Annotated[str, typer.Option("--weights", help=f"How weights are kept: {', '.join(WEIGHT_FORMATS)}.")]
@@ -51,7 +51,7 @@ def open_model(
 ) -> LanguageModel:
     """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
     check.one_of("--weights", weights, WEIGHT_FORMATS)
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
 
     with Loading(name) as report:
         model = LanguageModel.open(

@@ -13,7 +13,7 @@ import typer
 from fathom.errors import DataError
 
 if TYPE_CHECKING:
-    from fathom.pipeline.conversation import ChatAnswer, ChatStream
+    from fathom.inference.chat_session import ChatAnswer, ChatStream
 
 DEFAULT_TOKENS = 256
 DIM, UNDIM = "\x1b[2m", "\x1b[22m"

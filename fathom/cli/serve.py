@@ -15,7 +15,7 @@ from fathom.errors import DataError
 
 if TYPE_CHECKING:
     from fathom.engine.worker import EngineWorker
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
     from fathom.serve.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fathom.data.document import Document
 from fathom.data.extract import cut, plain
-from fathom.errors import DataError
+from fathom.errors import DataError, SpecError
 from fathom.spec.data import FolderSource
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 _FIELDS = ("text", "content")
+
+
+def folder_sources(folders: Sequence[Path]) -> tuple[FolderSource, ...]:
+    """Make one source per folder or file, named after it; equal names are numbered."""
+    sources: list[FolderSource] = []
+    for folder in folders:
+        if not folder.exists():
+            raise SpecError("--text", f"{folder} does not exist", "name a folder or file of text")
+        base = re.sub(r"[^\w-]+", "-", folder.resolve().stem).strip("-") or "text"
+        taken = {source.name for source in sources}
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        sources.append(FolderSource(name=name, path=str(folder.resolve())))
+    return tuple(sources)
 
 
 @dataclass(slots=True)

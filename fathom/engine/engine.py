@@ -17,7 +17,7 @@ from fathom.engine.intake import Intake
 from fathom.engine.pages import PageAllocator
 from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.room import make_pool
-from fathom.engine.sampling import RowFailure
+from fathom.engine.sampling.draw import RowFailure
 from fathom.engine.scheduler import Scheduler, Work
 from fathom.engine.state import RequestState
 from fathom.errors import SpecError

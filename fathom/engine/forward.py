@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.engine.acceptance import accepted, draft_rows
 from fathom.engine.drafting.drafter import Drafter
 from fathom.engine.routes import RoutesRecord
-from fathom.engine.sampling import Row, RowFailure, prompt_logprobs, try_draw
+from fathom.engine.sampling.acceptance import accepted, draft_rows
+from fathom.engine.sampling.draw import Row, RowFailure, prompt_logprobs, try_draw
 from fathom.engine.scheduler import Work
 from fathom.engine.state import RequestState
 from fathom.model.cache import PagedStep, PagePool, Slice

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fathom.engine.prefix import ImagePlaces, PageNames
 from fathom.engine.request import Request
-from fathom.engine.sampling import Row, fresh_seed
+from fathom.engine.sampling.draw import Row, fresh_seed
 from fathom.engine.scheduler import Scheduler
 from fathom.engine.state import RequestState
 from fathom.errors import ContextError, SpecError

@@ -13,7 +13,7 @@ from fathom.engine.drafting.history import History
 from fathom.engine.prefix import ImagePlaces, PageNames
 from fathom.engine.request import Output, Request
 from fathom.engine.routes import RoutesRecord
-from fathom.engine.sampling import Row
+from fathom.engine.sampling.draw import Row
 from fathom.spec.sampling import FinishReason, TokenLogprob
 
 

@@ -1,1 +1,1 @@
-"""A recipe as named, resumable steps, its report, and the handle behind ``fathom.load``."""
+"""A recipe as named, resumable steps, and its report."""

@@ -10,7 +10,8 @@ from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from fathom.errors import SpecError
-from fathom.pipeline.progress import Progress
+from fathom.inference.run_record import last_before, result_name
+from fathom.progress import Progress
 from fathom.spec.data import Manifest
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import (
@@ -78,26 +79,6 @@ def kind_of(kind: type | UnionType) -> str:
     if isinstance(kind, UnionType):
         return " or ".join(kind_of(each) for each in get_args(kind))
     return str(getattr(kind, "kind", kind.__name__))
-
-
-def result_name(step: Step) -> str:
-    """Name of the folder or file a step leaves in the run directory."""
-    if step.kind in ("evaluate", "needle", "captions", "tasks"):
-        return f"{step.name}.json"
-    if step.kind == "sample":
-        return "samples.json" if step.name == "sample" else f"{step.name}.json"
-    return "report.html" if step.kind == "report" else step.name
-
-
-def last_before(recipe: Recipe, step: Step, kind: type[S] | UnionType) -> Any:
-    """Return the last step of a kind, or of one of several, that the recipe runs before ``step``, or None."""
-    found = None
-    for other in recipe.steps:
-        if other.name == step.name:
-            break
-        if isinstance(other, kind):
-            found = other
-    return found
 
 
 def model_step(recipe: Recipe, step: Step) -> ModelStep:

@@ -8,6 +8,9 @@ from pathlib import Path
 from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import TOKENIZER_FILES
 from fathom.errors import CheckpointError, SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.opening import CHECKPOINTS, find_checkpoint, open_source
+from fathom.inference.run_record import last_before
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
@@ -16,14 +19,11 @@ from fathom.pipeline.context import (
     Tokenized,
     continued_step,
     kind_of,
-    last_before,
     model_step,
     stage_model,
     stretched,
     train_line,
 )
-from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.opening import CHECKPOINTS, find_checkpoint, open_source
 from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TokenizerStep, TrainStep

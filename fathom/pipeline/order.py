@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType, UnionType
 
 from fathom.errors import SpecError
+from fathom.inference.run_record import last_before
 from fathom.pipeline.context import (
     Tokenized,
     continued_step,
     kind_of,
-    last_before,
     measured_steps,
     model_step,
     named_step,

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fathom.data.folder import folder_sources
 from fathom.data.manifest import load_manifest
 from fathom.errors import SpecError
 from fathom.pipeline.context import Plan
 from fathom.pipeline.order import check_order
-from fathom.spec.data import FolderSource, Manifest
+from fathom.spec.data import Manifest
 from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import CorpusStep, Recipe
@@ -48,21 +49,6 @@ def load_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path]
         return Plan(recipe=recipe, manifests={step.name: sources for step in corpora}, base=path.parent)
     manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
     return Plan(recipe=recipe, manifests=manifests, base=path.parent)
-
-
-def folder_sources(folders: Sequence[Path]) -> tuple[FolderSource, ...]:
-    """Make one source per folder or file, named after it; equal names are numbered."""
-    sources: list[FolderSource] = []
-    for folder in folders:
-        if not folder.exists():
-            raise SpecError("--text", f"{folder} does not exist", "name a folder or file of text")
-        base = re.sub(r"[^\w-]+", "-", folder.resolve().stem).strip("-") or "text"
-        taken = {source.name for source in sources}
-        name, number = base, 2
-        while name in taken:
-            name, number = f"{base}-{number}", number + 1
-        sources.append(FolderSource(name=name, path=str(folder.resolve())))
-    return tuple(sources)
 
 
 def _resolve_stages(steps: Any) -> None:

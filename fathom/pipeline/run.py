@@ -13,21 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fathom.errors import FathomError, Interrupted, ResourceError, SpecError
+from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import Plan, StepContext
-from fathom.pipeline.progress import Progress, Silent
-from fathom.pipeline.state import (
-    RECIPE_FILE,
-    STATE_FILE,
-    StepState,
-    check_unchanged,
-    fingerprint,
-    inputs_of,
-    plan_mapping,
-    read_state,
-    write_plan,
-    write_state,
-)
+from fathom.pipeline.state import check_unchanged, fingerprint, inputs_of, plan_mapping, write_plan, write_state
+from fathom.progress import Progress, Silent
 from fathom.spec.recipe import LearningStep, Step
 
 LOCK_FILE = ".lock"

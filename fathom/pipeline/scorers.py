@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fathom.errors import SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.run_record import read_json
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.state import read_json
 from fathom.posttrain.reward_model import Reasoning, scorer, step_scorer
 from fathom.posttrain.rewards.judge import External
 from fathom.spec.alignment import RewardModelStep

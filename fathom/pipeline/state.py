@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fathom.errors import CheckpointError, SpecError
-from fathom.pipeline.context import Plan, Tokenized, continued_step, last_before, model_step, train_line
-from fathom.spec.mapping import from_mapping, to_mapping
+from fathom.errors import SpecError
+from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, last_before, read_json, read_recipe
+from fathom.pipeline.context import Plan, Tokenized, continued_step, model_step, train_line
+from fathom.spec.mapping import to_mapping
 from fathom.spec.recipe import (
     CorpusStep,
     LearningStep,
@@ -24,19 +24,8 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 
-Status = Literal["running", "interrupted", "failed", "done"]
-STATE_FILE, RECIPE_FILE = "state.json", "recipe.json"
 CADENCES = ("checkpoint", "log_every_steps", "evaluate_every_steps")
 """Fields of a step that trains which may change between calls: they say how often, not what."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepState:
-    """One step's record. ``seconds`` sums all attempts; ``inputs`` is the fingerprint of what it was made from."""
-
-    status: Status
-    seconds: float
-    inputs: str
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,27 +36,6 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; ``CheckpointError`` names a file that is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; give the directory of a Fathom run") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); begin again with --restart") from None
-
-
-def read_state(directory: Path) -> dict[str, StepState]:
-    """Return the steps recorded in a run directory; empty where no run has begun."""
-    path = directory / STATE_FILE
-    if not path.exists():
-        return {}
-    try:
-        return {name: StepState(**entry) for name, entry in read_json(path)["steps"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: is not the state of a Fathom run; give another --out") from None
 
 
 def write_state(directory: Path, states: Mapping[str, StepState]) -> None:
@@ -81,15 +49,6 @@ def write_state(directory: Path, states: Mapping[str, StepState]) -> None:
 def write_plan(directory: Path, plan: Plan) -> None:
     """Record the recipe and sources of a run."""
     write_json(directory / RECIPE_FILE, plan_mapping(plan))
-
-
-def read_recipe(directory: Path) -> Recipe:
-    """Return the recipe a run directory was made with."""
-    document = read_json(directory / RECIPE_FILE)
-    try:
-        return from_mapping(Recipe, document["recipe"])
-    except (KeyError, TypeError, SpecError) as error:
-        raise CheckpointError(f"{directory / RECIPE_FILE}: cannot be used ({error}); --restart the run") from None
 
 
 def inputs_of(plan_mapping: Mapping[str, Any], recipe: Recipe, step: Step) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.evals.pass_at_k import Answered, Estimate, mean, paired_difference, summary
-from fathom.pipeline.solving import count_failures
+from fathom.inference.solving import count_failures
 
 Record = Mapping[str, Any]
 EXAMPLES = 3

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from fathom.chat import encode_chat
 from fathom.errors import DataError
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import ChatPrompt, Field, Prompting, TextPrompt
-from fathom.tokenizer import encode_chat, special
+from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
 R1_ZERO = (

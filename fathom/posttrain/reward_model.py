@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.chat.answers.budget import close_ids, tag_ids
 from fathom.data.conversations.mask import encode_masked
 from fathom.data.conversations.turns import REASONING
 from fathom.errors import DataError
@@ -31,7 +32,6 @@ from fathom.posttrain.rewards.steps import steps_of
 from fathom.spec.posttrain import PairwiseLoss, RewardModelLoss
 from fathom.spec.sampling import Sampler, SamplingParams
 from fathom.tokenizer import Tokenizer, special
-from fathom.tokenizer.answers.budget import close_ids, tag_ids
 from fathom.train.loss import IGNORE_INDEX
 from fathom.train.micro import Micro
 from fathom.train.objective import Learned

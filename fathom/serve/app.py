@@ -29,7 +29,7 @@ from fathom.serve.settings import ServeSettings
 from fathom.serve.tokens import detokenize, tokenize, tokenizer_facts
 
 if TYPE_CHECKING:
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,

@@ -6,20 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from fathom.chat.answers.budget import Constraint
+from fathom.chat.answers.hermes import reads_tools
+from fathom.chat.answers.tools import HERMES_BEGIN, HERMES_END
 from fathom.errors import DataError
 from fathom.serve.errors import refuse
 from fathom.serve.params import at_most
 from fathom.serve.schemas.chat import ChatRequest, NamedTool, Tool
 from fathom.serve.settings import Limits
 from fathom.tokenizer import special
-from fathom.tokenizer.answers.budget import Constraint
-from fathom.tokenizer.answers.hermes import reads_tools
-from fathom.tokenizer.answers.tools import HERMES_BEGIN, HERMES_END
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
 
 _BEFORE = f"{special.TOOL_CALLS_BEGIN}{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}"
 _AFTER = f"{special.TOOL_CALL_END}{special.TOOL_CALLS_END}"

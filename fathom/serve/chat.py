@@ -11,8 +11,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from fathom.chat.answers.budget import Constraint, ThinkingBudget
+from fathom.chat.answers.thinking import opened_by
 from fathom.engine.request import Request
-from fathom.pipeline.answering import ChatOptions, Prepared, prepare_chat
+from fathom.inference.preparation import ChatOptions, Prepared, prepare_chat
 from fathom.serve.body import read
 from fathom.serve.calls import forced_call, offered
 from fathom.serve.choices import ChatChoice
@@ -23,8 +25,6 @@ from fathom.serve.schemas.chat import ChatRequest, ResponseFormat
 from fathom.serve.schemas.common import Sampled
 from fathom.serve.service import Job, Service
 from fathom.serve.settings import Limits
-from fathom.tokenizer.answers.budget import Constraint, ThinkingBudget
-from fathom.tokenizer.answers.thinking import opened_by
 
 
 async def answer_chat(service: Service, http: HttpRequest) -> Response:

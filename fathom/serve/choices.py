@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from fathom.chat.answers import AnswerParser, Delta
+from fathom.chat.answers.tools import ToolCall
 from fathom.engine.request import Output
 from fathom.serve.errors import ApiError
 from fathom.serve.spelling import Speller
 from fathom.spec.sampling import TokenLogprob
-from fathom.tokenizer.answers import AnswerParser, Delta
-from fathom.tokenizer.answers.tools import ToolCall
 from fathom.tokenizer.pieces import StreamDecoder
 
 quoted = json.encoder.encode_basestring_ascii

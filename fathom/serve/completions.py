@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fathom.engine.request import Request
-from fathom.pipeline.answering import Prepared, TextOptions, prepare_text
+from fathom.inference.preparation import Prepared, TextOptions, prepare_text
 from fathom.serve.body import read
 from fathom.serve.chat import wanted_format
 from fathom.serve.choices import TextChoice

@@ -25,7 +25,7 @@ from fathom.serve.spelling import Speller
 from fathom.serve.streams import Answer, EventStream, Label, collect
 
 if TYPE_CHECKING:
-    from fathom.pipeline.handle import LanguageModel
+    from fathom.inference.language_model import LanguageModel
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from fathom.errors import DataError
-from fathom.pipeline.answering import ChatOptions, prepare_chat
+from fathom.inference.preparation import ChatOptions, prepare_chat
 from fathom.serve.body import read
 from fathom.serve.errors import as_api_error, refuse
 from fathom.serve.params import at_most

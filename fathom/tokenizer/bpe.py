@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 
 from fathom.errors import DataError, ResourceError
 from fathom.tokenizer import special
+from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
-from fathom.tokenizer.templates import DEFAULT_TEMPLATE
 
 
 class Tokenizer:

@@ -13,8 +13,8 @@ import pytest
 import fathom
 from fathom.cli import sampling
 from fathom.engine.request import Output
-from fathom.pipeline.answering import ChatOptions, prepare_chat
-from fathom.pipeline.conversation import ChatStream
+from fathom.inference.chat_session import ChatStream
+from fathom.inference.preparation import ChatOptions, prepare_chat
 from fathom.spec.sampling import TokenLogprob
 
 GREEDY = ("--temperature", "0", "--max-tokens", "24")

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from fathom.cli.models import models, short
 from fathom.errors import SpecError
 from fathom.families import PRESETS
-from fathom.pipeline.catalog import catalog
+from fathom.inference.catalog import catalog
 
 
 def run(*arguments: str) -> str:

@@ -15,7 +15,7 @@ import torch
 
 import fathom
 from fathom.errors import CheckpointError, ContextError, SpecError
-from fathom.pipeline.task_cases import ChoiceCase
+from fathom.evals.task_cases import ChoiceCase
 from fathom.spec import SamplingParams
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -47,7 +47,7 @@ def test_chat_takes_lines_until_the_input_ends(finished: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     model = fathom.load(finished)
-    from fathom.tokenizer import encode_chat
+    from fathom.chat import encode_chat
 
     first = encode_chat(model.tokenizer, [{"role": "user", "content": "hello"}])
     answer = model.tokenizer.decode(model.generate(first, SamplingParams(max_tokens=4, temperature=0)))
@@ -118,7 +118,7 @@ def test_evaluate_runs_tasks_and_writes_every_answer(
     finished: Path, tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [ChoiceCase(f"c{i}", "The river sees the", ("garden.", "of of of"), 0) for i in range(4)]
-    monkeypatch.setattr("fathom.pipeline.tasks.read_cases", lambda task, cache_dir: cases)
+    monkeypatch.setattr("fathom.inference.task_runs.read_cases", lambda task, cache_dir: cases)
     out = tmp_path / "answers.jsonl"
     done = call(
         "evaluate", finished, "--task", "hellaswag", "--task", "hellaswag", "--limit", "3", "--out", out, "--json"

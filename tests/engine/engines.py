@@ -9,7 +9,7 @@ import torch
 
 from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
-from fathom.engine.sampling import Row, draw
+from fathom.engine.sampling.draw import Row, draw
 from fathom.model.build import build
 from fathom.model.cache import Cache
 from fathom.model.decoder import Decoder

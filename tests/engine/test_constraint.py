@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fathom.chat.grammar import GrammarCompiler
 from fathom.engine.constraint import TokenConstraint, allowed_tokens
-from fathom.engine.sampling import Row, RowFailure, distribution, draw, try_draw
+from fathom.engine.sampling.draw import Row, RowFailure, distribution, draw, try_draw
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer import Tokenizer, train_bpe
-from fathom.tokenizer.grammar import GrammarCompiler
 
 VOCAB = 500  # more than the tokenizer has, as in published models
 SCHEMA = {

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from fathom.chat.grammar import GrammarCompiler
 from fathom.engine import forward
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
-from fathom.engine.sampling import Row, distribution
+from fathom.engine.sampling.draw import Row, distribution
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams, TokenLogprob
 from fathom.tokenizer import train_bpe
-from fathom.tokenizer.grammar import GrammarCompiler
 from tests.engine.drafting import with_mtp
 from tests.engine.engines import alone, finish, ids
 from tests.engine.test_engine_images import IMAGE, PER_IMAGE, decoder, features

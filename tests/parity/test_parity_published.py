@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.quantizers import quantizer_finegrained_fp8
 
+from fathom.chat.encoding import encode_chat, render
 from fathom.checkpoint.fp8 import dequantize
 from fathom.checkpoint.hf import PublishedCheckpoint, load_published, save_published, write_hf
 from fathom.checkpoint.weights import StateWeights
 from fathom.model import build
 from fathom.tokenizer.bpe import Tokenizer
-from fathom.tokenizer.chat import encode_chat, render
 from fathom.tokenizer.training import train_bpe
 
 from .conftest import V3, Pair, config_of, randomize

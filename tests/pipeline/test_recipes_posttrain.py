@@ -17,9 +17,9 @@ import torch
 
 from benchmarks import recipes
 from fathom.checkpoint.hf import save_published
+from fathom.inference.language_model import LanguageModel
 from fathom.model import build
 from fathom.pipeline.context import Plan, base_model
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.recipe import load_plan
 from fathom.pipeline.run import run
 from fathom.posttrain.prompts import R1_ZERO

@@ -15,13 +15,13 @@ import pytest
 
 from fathom.errors import ContextError, SpecError
 from fathom.evals.pass_at_k import normalised, paired_difference
+from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import Plan
-from fathom.pipeline.handle import LanguageModel
-from fathom.pipeline.progress import Silent
 from fathom.pipeline.run import run
 from fathom.pipeline.steps import tasks as tasks_module
 from fathom.posttrain.prompts import Prompter
 from fathom.posttrain.rewards.extract import final_answer
+from fathom.progress import Silent
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.recipe import OpenStep, Recipe, ReportStep, TasksStep
 from fathom.spec.rewards import AccuracyReward, FormatReward, FunctionReward

@@ -8,8 +8,8 @@ import pytest
 
 from fathom.checkpoint import store
 from fathom.errors import SpecError
+from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import Plan, model_step, stage_model, train_line
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.recipe import load_plan
 from fathom.pipeline.run import run
 from fathom.pipeline.state import fingerprint, inputs_of, plan_mapping

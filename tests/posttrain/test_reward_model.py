@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fathom.chat import encode_chat
 from fathom.errors import DataError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
@@ -34,7 +35,7 @@ from fathom.spec.problem import Problem
 from fathom.spec.rewards import ModelReward
 from fathom.spec.sampling import Completion, SamplingParams
 from fathom.spec.train import AdamW, Batch, Constant, TrainSpec
-from fathom.tokenizer import Tokenizer, encode_chat, train_bpe
+from fathom.tokenizer import Tokenizer, train_bpe
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
 from fathom.train.optimizer import make_optimizer

@@ -16,8 +16,8 @@ from torch import Tensor
 import fathom
 from fathom.cli.options import cache_directory
 from fathom.errors import SourceError
-from fathom.pipeline.catalog import catalog, fetch_named
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.catalog import catalog, fetch_named
+from fathom.inference.language_model import LanguageModel
 
 NEW_TOKENS = 16
 CHATS = (

@@ -8,7 +8,7 @@ import pytest
 
 from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.spec import EngineSpec, SamplingParams
 from tests.engine.engines import alone, ids, verify
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from fathom.chat import encode_chat
 from fathom.checkpoint.gguf import GGUFFile
 from fathom.evals.bits_per_byte import bits_per_byte
 from fathom.evals.perplexity import perplexity
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.plan import count_parameters
 from fathom.spec import GroupedQueryAttention, SamplingParams
-from fathom.tokenizer import encode_chat
 
 
 def test_the_spec_is_that_of_the_published_model(file: Path) -> None:

@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from fathom.checkpoint.hf import save_published
+from fathom.inference.language_model import LanguageModel
 from fathom.model import build
-from fathom.pipeline.handle import LanguageModel
 from fathom.spec.engine import EngineSpec
 from fathom.tokenizer import train_bpe
 from tests.serve.serving import SPEC, TEXT, Running, Serve, running

@@ -13,7 +13,7 @@ import httpx2
 import openai
 
 from fathom.engine.worker import EngineWorker
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.serve.app import create_app
 from fathom.serve.run import Server, listen
 from fathom.serve.service import Service

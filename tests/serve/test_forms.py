@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.tokenizer import Tokenizer
 from tests.serve.serving import NAME, Running, running
 

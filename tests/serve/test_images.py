@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fathom.inference.language_model import LanguageModel
 from fathom.model import build
-from fathom.pipeline.handle import LanguageModel
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamplingParams
 from fathom.spec.vision import SiglipSpec, VisionSpec
 from fathom.tokenizer import Tokenizer, train_bpe

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+from fathom.chat import encode_chat
 from fathom.errors import DataError
-from fathom.tokenizer import Tokenizer, encode_chat
+from fathom.tokenizer import Tokenizer
 
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 TEXTS = ["the quick brown fox and the lazy dog.  def f(x):\n    return x\n", "天下大势 the then that is\n"] * 5

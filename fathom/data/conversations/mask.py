@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fathom.chat.answers.budget import tag_ids
+from fathom.chat.answers.thinking import opened_by
 from fathom.data.conversations.turns import REASONING, Messages, Thinking, Turns
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer, special
-from fathom.tokenizer.answers.budget import tag_ids
-from fathom.tokenizer.answers.thinking import opened_by
 
 Span = tuple[int, int]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fathom.chat.parts import checked_message
 from fathom.data.conversations.mask import Sample, encode_masked
 from fathom.data.conversations.turns import Thinking
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
-from fathom.tokenizer.parts import checked_message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_EXAMPLES = 3

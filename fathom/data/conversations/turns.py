@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fathom.chat import encode_chat
+from fathom.chat.answers.hermes import fitted_to
+from fathom.chat.parts import checked_message
 from fathom.errors import DataError
-from fathom.tokenizer import Tokenizer, encode_chat, special
-from fathom.tokenizer.answers.hermes import fitted_to
-from fathom.tokenizer.parts import checked_message
+from fathom.tokenizer import Tokenizer, special
 
 Thinking = Literal["keep", "drop"]
 Messages = Sequence[Mapping[str, Any]]

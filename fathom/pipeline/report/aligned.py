@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.pipeline.context import result_name
+from fathom.inference.run_record import read_json, result_name
 from fathom.pipeline.report.data import Change, Curve, OnlineCurves, ShownAnswer, ShownProblem, TaskScore
-from fathom.pipeline.state import read_json
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.train.metrics import read_json_lines
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.pipeline.context import base_model, last_before, model_step, result_name, stage_model
-from fathom.pipeline.opening import open_source
+from fathom.inference.opening import open_source
+from fathom.inference.run_record import StepState, last_before, read_json, result_name
+from fathom.pipeline.context import base_model, model_step, stage_model
 from fathom.pipeline.report.aligned import online_curves, shown_problems, task_scores, tuning_losses
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
-from fathom.pipeline.state import StepState, read_json
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from fathom.data.conversations.turns import REASONING
+from fathom.inference.solving import check_room, count_failures
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.judging import open_judge
 from fathom.pipeline.models import open_step
 from fathom.pipeline.rollouts import questions
-from fathom.pipeline.solving import check_room, count_failures
 from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.dpo import ANSWERS
 from fathom.pipeline.steps.sft import CONVERSATIONS

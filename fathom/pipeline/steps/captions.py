@@ -7,10 +7,10 @@ import json
 from fathom.data.images import open_image, preprocess
 from fathom.data.pairs import Pair, PairFile
 from fathom.data.pictures import PAIRS
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.prompt import Prompt, features_of
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.models import trained_model
-from fathom.pipeline.prompt import Prompt, features_of
 from fathom.spec.recipe import CaptionsStep, PicturesStep
 from fathom.spec.sampling import SamplingParams
 

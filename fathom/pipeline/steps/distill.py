@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fathom.checkpoint import store
 from fathom.errors import SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.opening import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step, taught_by
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.models import beside_recipe, open_step, starting_files
-from fathom.pipeline.opening import CHECKPOINTS
 from fathom.pipeline.rollouts import Told, questions, rollout_engine
 from fathom.posttrain.distill import DistillTrainer
 from fathom.posttrain.prompts import Prompter

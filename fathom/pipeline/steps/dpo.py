@@ -6,8 +6,8 @@ import torch
 
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import DataError
+from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.models import trained_model
 from fathom.pipeline.steps.epochs import kept, made_from, tell_report, train_epochs
 from fathom.posttrain.preferences import (

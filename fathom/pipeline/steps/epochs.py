@@ -16,10 +16,10 @@ from torch import Tensor
 from fathom.checkpoint import store
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.opening import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.models import starting_files
-from fathom.pipeline.opening import CHECKPOINTS, find_checkpoint
 from fathom.posttrain.preferences import told
 from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
 from fathom.spec.train import TrainSpec, UpdateSpec

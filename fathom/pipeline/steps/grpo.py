@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fathom.checkpoint import store
+from fathom.inference.opening import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.judging import open_judge
 from fathom.pipeline.models import open_step, starting_files
-from fathom.pipeline.opening import CHECKPOINTS
 from fathom.pipeline.rollouts import Told, questions, rollout_engine
 from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.prompts import Prompter

@@ -7,9 +7,9 @@ import torch
 from fathom.checkpoint import store
 from fathom.checkpoint.stored import write_stored
 from fathom.errors import SpecError
+from fathom.inference.opening import CHECKPOINTS, open_source
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.models import beside_recipe
-from fathom.pipeline.opening import CHECKPOINTS, open_source
 from fathom.spec.recipe import OpenStep
 
 

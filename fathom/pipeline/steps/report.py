@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fathom.inference.run_record import read_state
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.report import render_page
 from fathom.pipeline.report.collect import collect
-from fathom.pipeline.state import read_state, write_json
+from fathom.pipeline.state import write_json
 from fathom.spec.recipe import ReportStep
 
 

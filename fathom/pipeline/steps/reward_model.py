@@ -13,8 +13,8 @@ import torch
 from fathom.data.conversations.read import ConversationProblem, ConversationReport
 from fathom.errors import DataError
 from fathom.evals.accuracy import Accuracy
+from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.models import trained_model
 from fathom.pipeline.scorers import REWARD_FILE
 from fathom.pipeline.state import write_json

@@ -17,12 +17,13 @@ from typing import Any
 from fathom.checkpoint.store import MANIFEST
 from fathom.data.problems import open_problems
 from fathom.errors import CheckpointError, SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.opening import find_checkpoint, open_source
+from fathom.inference.run_record import read_json
+from fathom.inference.solving import Drawn, check_room, draw_answers
 from fathom.pipeline.context import StepContext, measured_steps
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.judging import open_judge
-from fathom.pipeline.opening import find_checkpoint, open_source
-from fathom.pipeline.solving import Drawn, check_room, draw_answers
-from fathom.pipeline.state import read_json, write_json
+from fathom.pipeline.state import write_json
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import Prompter
 from fathom.posttrain.rewards.base import Answered

@@ -11,11 +11,11 @@ from fathom.data.pairs import ImageTextLoader, PairFile
 from fathom.data.pictures import PAIRS
 from fathom.data.shards import open_shards
 from fathom.errors import SpecError
+from fathom.inference.held_out import bits_by_source
+from fathom.inference.opening import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.measure import bits_by_source
 from fathom.pipeline.models import run_tokenizer, run_tokenizer_files, starting_model
-from fathom.pipeline.opening import CHECKPOINTS
 from fathom.pipeline.steps.epochs import Told
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
 from fathom.spec.vision import VisionSpec

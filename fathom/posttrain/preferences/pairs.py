@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fathom.chat.parts import checked_message
 from fathom.data.conversations.mask import Sample, encode_masked
 from fathom.data.conversations.read import ROLES, ConversationProblem, ConversationReport
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
-from fathom.tokenizer.parts import checked_message
 
 Message = Mapping[str, Any]
 T = TypeVar("T")

@@ -12,10 +12,11 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaTokenizer
 
+from fathom.chat import encode_chat
 from fathom.checkpoint.gguf.pre import SPLITS, name_of, pre_tokenizer
 from fathom.checkpoint.gguf.tokens import end_ids, tokenizer_from_metadata
 from fathom.errors import FathomError
-from fathom.tokenizer import Tokenizer, encode_chat
+from fathom.tokenizer import Tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog barks back.\n\n  It's 2024, isn't it? x == 12345\n" * 3,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.chat import encode_chat
+from fathom.chat.templates import TEMPLATES
 from fathom.data.conversations import encode_masked
 from fathom.errors import DataError
-from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer, encode_chat
-from fathom.tokenizer.templates import TEMPLATES
+from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.data.conversations.spelling import shown
 
 DIALOGUE = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fathom.chat.templates import TEMPLATES
 from fathom.data.conversations import (
     Conversation,
     ConversationReport,
@@ -17,7 +18,6 @@ from fathom.data.conversations import (
 )
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
-from fathom.tokenizer.templates import TEMPLATES
 
 GOOD = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
 ASKED = {"role": "user", "content": "x"}

@@ -11,7 +11,7 @@ import pytest
 
 from fathom.data.conversations.read import ConversationReport, read_conversations
 from fathom.errors import ContextError, SpecError
-from fathom.pipeline.handle import LanguageModel
+from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.steps.answers import _conversations, _Given, _Tally
 from fathom.posttrain.preferences import couples, read_judged, share_of
 from fathom.posttrain.prompts import Prompter

@@ -13,8 +13,8 @@ import torch
 from fathom.checkpoint import store
 from fathom.checkpoint.hf import save_published
 from fathom.errors import CheckpointError, SpecError
+from fathom.inference.language_model import LanguageModel
 from fathom.model import build
-from fathom.pipeline.handle import LanguageModel
 from fathom.pipeline.order import check_order
 from fathom.spec.alignment import DistillStep, OpenStep
 from fathom.spec.problem import FileProblems

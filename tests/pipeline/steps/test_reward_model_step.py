@@ -11,11 +11,11 @@ import pytest
 
 from fathom.checkpoint import store
 from fathom.errors import DataError, Interrupted, SpecError
+from fathom.inference.run_record import read_json
 from fathom.pipeline.context import Plan, StepContext
-from fathom.pipeline.progress import Silent
 from fathom.pipeline.scorers import external_scorers
-from fathom.pipeline.state import read_json
 from fathom.posttrain.rewards.base import Answered
+from fathom.progress import Silent
 from fathom.spec.alignment import AnswersStep, JudgedPairs, OpenStep, PairFile, RewardModelStep, TasksStep
 from fathom.spec.posttrain import PairwiseLoss, PointwiseLoss
 from fathom.spec.problem import GymProblems, Problem

@@ -15,7 +15,7 @@ import fathom
 from fathom.data.conversations import mask
 from fathom.data.conversations.read import Conversation, ConversationReport
 from fathom.errors import DataError, Interrupted, SpecError
-from fathom.pipeline.state import read_json
+from fathom.inference.run_record import read_json
 from fathom.pipeline.steps.sft import as_texts
 from fathom.posttrain.prompts import Prompter
 from fathom.spec.alignment import AnswersStep, ConversationFile, KeptAnswers, SftStep, WorkedProblems

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from fathom.chat import encode_chat
+from fathom.chat.templates import TEMPLATES
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import DataError
 from fathom.posttrain.preferences import (
@@ -19,8 +21,7 @@ from fathom.posttrain.preferences import (
     read_preferences,
     told,
 )
-from fathom.tokenizer import Tokenizer, encode_chat, special, train_bpe
-from fathom.tokenizer.templates import TEMPLATES
+from fathom.tokenizer import Tokenizer, special, train_bpe
 
 ASKED = [{"role": "user", "content": "2 + 3?"}]
 

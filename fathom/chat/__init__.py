@@ -1,0 +1,7 @@
+"""Conversations: chat templates, thinking, tool calls, grammars and fill-in-the-middle; text in, token ids out."""
+
+from __future__ import annotations
+
+from fathom.chat.encoding import encode_chat, render
+
+__all__ = ["encode_chat", "render"]

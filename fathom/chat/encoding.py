@@ -1,0 +1,140 @@
+"""Chat templates: messages to text, and messages to token ids in which no message can forge a special token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fathom.chat.parts import calls_for, checked_message, image_count, map_text, shaped_for, text_length
+from fathom.chat.sandbox import render_sandboxed
+from fathom.chat.templates import DEFAULT_TEMPLATE
+from fathom.errors import DataError
+from fathom.tokenizer import special
+
+if TYPE_CHECKING:
+    from fathom.tokenizer.bpe import Tokenizer
+
+MAX_CHARS = 4_194_304
+MAX_NESTING = 64
+_GUARDS = ("\uf8f0", "\uf8f1", "\uf8f2", "\uf8f3")
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    template: str = DEFAULT_TEMPLATE,
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str = special.BEGIN,
+    eos_token: str = special.END,
+    max_chars: int = MAX_CHARS,
+    image_spelling: str | None = None,
+    **variables: Any,
+) -> str:
+    """Lay messages out as one text by a jinja2 template run in a sandbox.
+
+    A message is a mapping with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
+    ``{"type": "image"}``, which ``image_spelling`` stands for where the template reads no parts. ``variables`` reach
+    the template as they are. The result is for reading: use ``encode_chat`` for token ids, since here a message may
+    spell a special token.
+    """
+    checked = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    if sum(text_length(message["content"]) for message in checked) > max_chars:
+        raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
+    given = {
+        **variables,
+        "messages": shaped_for(template, checked, image_spelling),
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+    }
+    return render_sandboxed(template, given, max_chars=max_chars)
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    template: str | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    max_chars: int = MAX_CHARS,
+    image_token_id: int | None = None,
+    tokens_per_image: int = 1,
+    **variables: Any,
+) -> list[int]:
+    """Return the ids of a chat: the template's special tokens are special, those spelled in messages are not.
+
+    Before rendering, a private character is put behind every character in a message that could begin a special
+    token, so nothing a message holds can complete one; afterwards it is taken out again. A private character that
+    the messages themselves hold is never chosen. An assistant's closing think tag stays readable to the template.
+    ``variables``, tools and their descriptions among them, are guarded in the same way. Each image becomes
+    ``tokens_per_image`` times ``image_token_id``.
+    """
+    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    chosen = tokenizer.chat_template if template is None else template
+    checked = [calls_for(chosen, checked_message(m, f"messages[{i}]")) for i, m in enumerate(messages)]
+    guard = next((g for g in _GUARDS if not _holds((checked, variables), g)), None)
+    if guard is None:
+        raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
+    starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in names.values()}))) + "]")
+    guarded = [_guarded(message, starts, guard) for message in checked]  # its JSON is read: escapes hide no character
+    text = render(
+        guarded,
+        chosen,
+        add_generation_prompt=add_generation_prompt,
+        bos_token=tokenizer.spelling(tokenizer.bos_id),
+        eos_token=tokenizer.spelling(tokenizer.eos_id),
+        max_chars=max_chars,
+        image_spelling=None if image_token_id is None else tokenizer.spelling(image_token_id),
+        **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
+    )
+    spellings = sorted(names.values(), key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, spellings)) + ")", text)
+    ids: list[int] = []
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            ids.append(tokenizer.special_tokens[piece])
+        elif piece:
+            ids.extend(tokenizer.encode(piece.replace(guard, ""), continues=index > 0))
+    return _with_images(ids, image_count(guarded), image_token_id, tokens_per_image)
+
+
+def _with_images(ids: list[int], images: int, image_token_id: int | None, tokens_per_image: int) -> list[int]:
+    placed = 0 if image_token_id is None else ids.count(image_token_id)
+    if placed != images:
+        raise DataError(
+            f"messages: hold {images} images, but the chat template places {placed}; use a vision model's own template"
+        )
+    return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_token_id else 1)]
+
+
+def _guarded(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
+    def guarded_text(text: str) -> str:
+        shown = text.rpartition(special.THINK_END)[2] if message["role"] == "assistant" else text
+        return starts.sub(lambda match: match[0] + guard, shown)
+
+    return (
+        message
+        | {key: _guard_value(value, starts, guard) for key, value in message.items() if key != "content"}
+        | {"content": map_text(message["content"], guarded_text)}
+    )
+
+
+def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:
+    if isinstance(value, str):
+        return starts.sub(lambda match: match[0] + guard, value)
+    if isinstance(value, Mapping):
+        return {_guard_value(k, starts, guard): _guard_value(v, starts, guard) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guard_value(item, starts, guard) for item in value]
+    return value
+
+
+def _holds(value: Any, character: str, depth: int = 0) -> bool:
+    if depth > MAX_NESTING:
+        raise DataError(f"messages: nested deeper than {MAX_NESTING}, in tools or calls; flatten them")
+    if isinstance(value, Mapping):
+        return any(_holds(part, character, depth + 1) for item in value.items() for part in item)
+    if isinstance(value, list | tuple):
+        return any(_holds(item, character, depth + 1) for item in value)
+    return isinstance(value, str) and character in value

@@ -1,0 +1,261 @@
+"""Answers in a given form: JSON schemas, regular expressions and grammars as rules of which token may come next.
+
+llguidance follows the grammar byte by byte; this module gives it our tokens' bytes and keeps special tokens out.
+W words of 32 tokens each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fathom.chat.schema import schema_text
+from fathom.errors import DataError
+from fathom.spec import check
+from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.pieces import PieceTable
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from torch import Tensor
+
+_WHITESPACE = r"[ ]|\n[ \t]{0,64}"  # one space, or a new line with its indentation: a model cannot go on for ever
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarLimits:
+    """What a form may cost: its length, a schema's depth, and how many compiled forms are kept.
+
+    ``symbols`` bounds a grammar's size; compiling then takes well under a second. ``lexer_states`` bounds the memory
+    of one answer's state, 1 to 2 KiB each.
+    """
+
+    schema_bytes: int = 65_536
+    pattern_characters: int = 4_096
+    grammar_characters: int = 65_536
+    depth: int = 64
+    symbols: int = 200_000
+    lexer_states: int = 50_000
+    compiled: int = 128
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            check.positive(name, getattr(self, name))
+
+
+class GrammarCompiler:
+    """Makes constraints for one tokenizer, whose tokens are read once; safe to use from several threads.
+
+    ``eos_ids`` are what may end an answer, by default the tokenizer's end of sequence. Each method returns a new
+    constraint at its beginning; forms are compiled once and the latest are kept.
+
+    Raises:
+        DataError: llguidance is not installed, or an end token is outside the vocabulary.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, eos_ids: Collection[int] | None = None, limits: GrammarLimits | None = None
+    ) -> None:
+        self.limits = limits or GrammarLimits()
+        self._library = _Library(tokenizer, sorted({tokenizer.eos_id} if eos_ids is None else set(eos_ids)))
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = Lock()
+
+    def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
+        """Return a constraint to JSON that satisfies a schema; ``DataError`` names what of it is not supported."""
+        limits = self.limits
+        text = schema_text(schema, max_bytes=limits.schema_bytes, max_depth=limits.depth)
+        return self._constraint("json_schema", text)
+
+    def json_object(self) -> GrammarConstraint:
+        """Return a constraint to any one JSON object."""
+        return self._constraint("json_schema", '{"type": "object"}')
+
+    def regex(self, pattern: str) -> GrammarConstraint:
+        r"""Return a constraint to texts that a regular expression matches whole.
+
+        The syntax is Rust's: no look-around, no references to groups, no word boundaries; \d and \w mean Unicode's.
+        """
+        self._check_length("regex", pattern, self.limits.pattern_characters)
+        return self._constraint("regex", pattern)
+
+    def lark(self, grammar: str) -> GrammarConstraint:
+        """Return a constraint to the texts of a context-free grammar in llguidance's form of Lark."""
+        self._check_length("grammar", grammar, self.limits.grammar_characters)
+        return self._constraint("grammar", grammar)
+
+    @staticmethod
+    def _check_length(field: str, text: str, limit: int) -> None:
+        if not text:
+            raise DataError(f"{field}: is empty; say what an answer may be")
+        if len(text) > limit:
+            raise DataError(f"{field}: {len(text):,} characters exceed the limit of {limit:,}; write it shorter")
+
+    def _constraint(self, kind: str, text: str) -> GrammarConstraint:
+        key = f"{kind} {text}"
+        with self._lock:
+            matcher = self._compiled.pop(key, None)
+            matcher = matcher or self._library.compile(kind, text, self.limits)
+            self._compiled[key] = matcher
+            if len(self._compiled) > self.limits.compiled:
+                self._compiled.popitem(last=False)
+            return GrammarConstraint(self._library, matcher.deep_copy())
+
+
+class GrammarConstraint:
+    """One answer's place in a grammar; satisfies ``fathom.engine.constraint.TokenConstraint``."""
+
+    def __init__(self, library: _Library, matcher: LLMatcher, *, ended: bool = False) -> None:
+        self._library = library
+        self._matcher = matcher
+        self._ended = ended
+
+    def fill(self, words_W: Tensor) -> bool:
+        """Write which tokens may come next. End tokens are among them when the text is complete.
+
+        Raises:
+            DataError: the grammar has become too expensive to follow, or goes on with special tokens only.
+        """
+        ours = self._library.ends if self._ended else self._allowed()
+        words = words_W.numpy()
+        size = min(len(ours), len(words))
+        words[:size], words[size:] = ours[:size], 0
+        return True
+
+    def _allowed(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.int32)
+        self._check()
+        allowed = mask[: len(self._library.ordinary)] & self._library.ordinary
+        if self._matcher.is_accepting():
+            allowed |= self._library.ends
+        if not allowed.any():
+            raise DataError("grammar: goes on with special tokens only; describe text, not tokens")
+        return allowed
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came; ``DataError`` if the grammar forbids it, and nothing has changed then."""
+        if token_id in self._library.eos_ids:
+            taken = self._ended or self._matcher.is_accepting()
+            self._ended = self._ended or taken
+        else:
+            ordinary = self._library.is_ordinary(token_id)
+            taken = not self._ended and ordinary and self._matcher.try_consume_tokens([token_id]) == 1
+        if not taken:
+            self._check()
+            raise DataError(f"token {token_id}: the grammar forbids it here; draw from the tokens that fill allows")
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise DataError(f"grammar: cannot be followed further ({_reason(self._matcher)}); use a simpler form")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete and nothing but an end token may follow."""
+        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text could end here, though more may follow."""
+        return self._ended or self._matcher.is_accepting()
+
+    def copy(self) -> GrammarConstraint:
+        """Return a constraint at the same place that goes its own way."""
+        return GrammarConstraint(self._library, self._matcher.deep_copy(), ended=self._ended)
+
+
+class _Library:
+    """llguidance with one tokenizer's bytes; special tokens and ids without a token have none: no text spells them."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+        try:
+            import llguidance
+        except ImportError:
+            raise DataError(
+                "structured output needs llguidance, which is not installed; pip install 'fathom-lm[serve]'"
+            ) from None
+        self._llguidance = llguidance
+        self.eos_ids = frozenset(eos_ids)
+        table = TokenBytes(tokenizer, eos_ids)
+        size = len(table.tokens)
+        outside = [token for token in eos_ids if not 0 <= token < size]
+        if outside or not eos_ids:
+            raise DataError(f"eos_ids: {outside or 'none given'}; name tokens below {size} that end an answer")
+        self.ordinary, self.ends = (
+            _words([index for index, piece in enumerate(table.tokens) if piece and index not in self.eos_ids], size),
+            _words(eos_ids, size),
+        )
+        wrapper = llguidance.TokenizerWrapper(table)
+        self._tokenizer: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=list(eos_ids))
+
+    def is_ordinary(self, token_id: int) -> bool:
+        """Whether an id is a token that spells text."""
+        word = token_id // 32
+        return 0 <= word < len(self.ordinary) and bool(int(self.ordinary[word]) >> token_id % 32 & 1)
+
+    def compile(self, kind: str, text: str, limits: GrammarLimits) -> LLMatcher:
+        """Return a matcher at the beginning of a form, or say what is wrong with the form."""
+        make = self._llguidance.LLMatcher
+        if kind == "json_schema":
+            grammar = make.grammar_from_json_schema(
+                text, overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE, "lenient": False}
+            )
+        elif kind == "regex":
+            grammar = make.grammar_from_regex(text)
+        else:
+            grammar = make.grammar_from_lark(text)
+        budget = self._llguidance.LLParserLimits(
+            max_grammar_size=limits.symbols, max_lexer_states=limits.lexer_states, verbose_errors=False
+        )
+        matcher = make(self._tokenizer, grammar, log_level=0, limits=budget)
+        if matcher.is_error():
+            raise DataError(f"{kind}: {_reason(matcher)}; change it or leave that part out")
+        return matcher
+
+
+class TokenBytes:
+    """What llguidance asks of a tokenizer: each token's bytes, and how a forced text is best cut into tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
+        parsed = json.loads(tokenizer.definition)
+        table = PieceTable(parsed, tokenizer.special_ids)
+        added = {token["id"]: token["content"] for token in parsed["added_tokens"]}
+        given = {*parsed["model"]["vocab"].values(), *added}
+        silent = tokenizer.special_ids - set(eos_ids)
+        self.tokens = [
+            table.piece(index, skip_special=False) if index in given and index not in silent else b""
+            for index in range(max(given) + 1)
+        ]
+        self.eos_token_id = eos_ids[0] if eos_ids else tokenizer.eos_id
+        self.bos_token_id = tokenizer.bos_id
+        self.special_token_ids = list(eos_ids)
+        self._tokenizer = tokenizer
+        self._single = {piece: index for index, piece in enumerate(self.tokens) if len(piece) == 1}
+
+    def __call__(self, data: bytes) -> list[int]:
+        """Return tokens of exactly these bytes, cut as after other text; byte by byte where that gives others."""
+        text = data.decode(errors="replace")
+        for lead in ("", "\n"):  # a line before the text takes the space that some tokenizers put at a beginning
+            ids = self._tokenizer.encode(lead + text, continues=True)
+            for start in range(len(lead) + 2):
+                if b"".join([self.tokens[index] for index in ids[start:]]) == data:
+                    return ids[start:]
+        return [self._single[bytes([byte])] for byte in data if bytes([byte]) in self._single]
+
+
+def _words(ids: Collection[int], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    bits = np.zeros((size + 31) // 32 * 32, dtype=np.uint8)
+    bits[list(ids)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Return what llguidance says in one line; of a regular expression's long message the last word."""
+    lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (said or lines or ["no reason given"])[0].rstrip(".;")

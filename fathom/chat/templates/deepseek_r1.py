@@ -1,0 +1,16 @@
+"""The chat template of DeepSeek-R1 and its distilled models."""
+
+from __future__ import annotations
+
+from fathom.chat.templates import deepseek_v3
+
+TEMPLATE = (
+    deepseek_v3.TURNS
+    + r"{% if add_generation_prompt and not state.results %}{{- '<｜Assistant｜><think>\n' -}}{% endif %}"
+    + "\n"
+)
+"""V3's turns, and a prompt that opens the reasoning (tokenizer_config.json of deepseek-ai/DeepSeek-R1, February 2025).
+
+Earlier reasoning is dropped: an answer is shown from its closing think tag on. What ``keep_thinking`` adds to the
+answers after the last question is what the model itself would have written there.
+"""

@@ -1,0 +1,1 @@
+"""Drawing tokens: penalties, filters, seeded uniform numbers, and which drafted tokens are accepted."""

@@ -1,0 +1,200 @@
+"""``LanguageModel.chat``: a conversation answered in this process, whole or as it is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack
+
+from fathom.chat.answers import Delta, ToolCall
+from fathom.engine.request import Output, Request
+from fathom.errors import DataError, FathomError, SpecError
+from fathom.inference.preparation import ChatOptions, OpenedModel, Prepared, prepare_chat
+from fathom.spec.sampling import SamplingParams
+
+Messages = str | Sequence[Mapping[str, Any]]
+AnswerEnd = Literal["stop", "length", "tool_calls", "cancelled"]
+DEFAULT_TOKENS = 1024
+TEMPERATURE, TOP_P = 0.8, 0.95
+
+
+class Asked(TypedDict, total=False):
+    """What ``LanguageModel.chat`` takes by name: fields of ``ChatOptions`` and of ``SamplingParams``.
+
+    ``stop`` may be one string. ``max_tokens`` left out is what fits, at most ``DEFAULT_TOKENS``; ``temperature`` and
+    ``top_p`` are then ``TEMPERATURE`` and ``TOP_P``, as in ``fathom chat``.
+    """
+
+    stop: str | Sequence[str]
+    include_stop: bool
+    schema: Mapping[str, Any] | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
+    tools: Sequence[Mapping[str, Any]]
+    thinking: bool | None
+    thinking_budget: int | None
+    variables: Mapping[str, Any]
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    seed: int | None
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of a prompt, those of them found in the prefix cache, and tokens drawn, those of the thinking apart."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    thinking_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """One answer; as a string it is its ``text``. ``finish_reason`` "tool_calls" waits for the tools' results."""
+
+    text: str
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: AnswerEnd
+    usage: Usage = Usage()
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to go on from. Reasoning is left out: templates show none of earlier turns."""
+        calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in self.tool_calls]
+        return {"role": "assistant", "content": self.text} | ({"tool_calls": calls} if calls else {})
+
+
+class ChatStream(Iterator[Delta]):
+    """An answer's parts as they are drawn, and the ``answer`` they make up.
+
+    ``close`` ends the request; what was drawn until then stays.
+    """
+
+    def __init__(self, prepared: Prepared, outputs: Generator[Output, None, None]) -> None:
+        self._parser = prepared.parser_factory()
+        self._parts = {"thinking": "", "content": ""}
+        self._calls: list[ToolCall] = []
+        self._usage = Usage(prompt_tokens=len(prepared.prompt_ids))
+        self._end: AnswerEnd = "cancelled"
+        self._deltas = self._read(outputs)
+
+    def __next__(self) -> Delta:
+        return next(self._deltas)
+
+    def close(self) -> None:
+        """End the request, wherever it is."""
+        self._deltas.close()
+
+    @property
+    def answer(self) -> ChatAnswer:
+        """The whole answer, once the rest of it is drawn."""
+        for _ in self:
+            pass
+        called = self._calls and self._end == "stop"
+        return ChatAnswer(
+            text=self._parts["content"],
+            thinking=self._parts["thinking"],
+            tool_calls=tuple(self._calls),
+            finish_reason="tool_calls" if called else self._end,
+            usage=self._usage,
+        )
+
+    def _read(self, outputs: Generator[Output, None, None]) -> Generator[Delta, None, None]:
+        with closing(outputs):  # a stop string ends the request, and so does a reader who leaves
+            for output in outputs:
+                for token in output.tokens:
+                    self._count(output)
+                    yield from self._kept(self._parser.push_token(token.token_id))
+                    if self._parser.stopped is not None:
+                        self._end = "stop"
+                        return
+                if output.finish_reason == "error":
+                    raise FathomError(f"the engine could not go on ({output.error}); check the model's weights")
+                if output.finish_reason is not None:
+                    self._end = output.finish_reason
+            yield from self._kept(self._parser.flush())
+
+    def _kept(self, deltas: Sequence[Delta]) -> Sequence[Delta]:
+        for delta in deltas:
+            if delta.tool_call is None:
+                self._parts[delta.channel] += delta.text
+            else:
+                self._calls.append(delta.tool_call)
+        return deltas
+
+    def _count(self, output: Output) -> None:
+        self._usage = dataclasses.replace(
+            self._usage,
+            cached_tokens=output.cached_tokens,
+            completion_tokens=self._usage.completion_tokens + 1,
+            thinking_tokens=self._usage.thinking_tokens + self._parser.thinking,
+        )
+
+
+def start_chat(
+    model: OpenedModel, messages: Messages, *, system: str | None = None, **asked: Unpack[Asked]
+) -> ChatStream:
+    """Lay a conversation out and begin its answer; everything is checked at once, and drawn as it is read."""
+    given: dict[str, Any] = dict(asked)
+    options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    options |= {name: tuple(options[name]) for name in ("stop", "tools") if name in options}
+    prepared = prepare_chat(model, _conversation(messages, system), ChatOptions(**options))
+    return ChatStream(prepared, run(model, prepared, given))
+
+
+def run(model: OpenedModel, prepared: Prepared, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
+    """Begin a prepared request with fields of ``SamplingParams``; what is left out is chosen as ``Asked`` says."""
+    unknown = sorted(asked.keys() - _PARAMS)
+    if unknown:
+        raise SpecError(unknown[0], "is no option of an answer", f"use one of {', '.join(sorted(_PARAMS | _OPTIONS))}")
+    fields = {"temperature": TEMPERATURE, "top_p": TOP_P} | dict(asked)
+    if fields.get("max_tokens") is None:
+        fields["max_tokens"] = fitting_tokens(model, prepared, DEFAULT_TOKENS)
+    params = SamplingParams(**fields)
+    stops = (*params.stop_token_ids, *prepared.stop_token_ids)
+    return model.engine.outputs(
+        Request(
+            prompt=prepared.prompt_ids,
+            params=dataclasses.replace(params, stop_token_ids=stops),
+            features_ND=prepared.features_ND,
+            constraint=prepared.constraint,
+        )
+    )
+
+
+def fitting_tokens(model: OpenedModel, prepared: Prepared, most: int) -> int:
+    """Return how many tokens the context leaves for an answer, at most ``most`` and at least one."""
+    return max(1, min(most, model.spec.max_position_embeddings - len(prepared.prompt_ids)))
+
+
+_OPTIONS = frozenset(field.name for field in dataclasses.fields(ChatOptions))
+_PARAMS = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - {"logprobs", "prompt_logprobs"}
+
+
+def _conversation(messages: Messages, system: str | None) -> list[Mapping[str, Any]]:
+    turns: list[Mapping[str, Any]] = (
+        [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    )
+    if not turns:
+        raise DataError("messages: there are none; give what the user says")
+    return [{"role": "system", "content": system}, *turns] if system is not None else turns

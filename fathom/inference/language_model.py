@@ -1,0 +1,202 @@
+"""``LanguageModel``: a trained directory opened for use; what ``fathom.load`` returns.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from fathom.chat.grammar import GrammarCompiler
+from fathom.checkpoint.weights import Report, fill, silent
+from fathom.engine.engine import Engine
+from fathom.errors import ContextError, DataError, SpecError
+from fathom.inference.catalog import DEFAULT_CACHE
+from fathom.inference.chat_session import Asked, ChatAnswer, ChatStream, Messages, start_chat
+from fathom.inference.opening import open_source
+from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
+from fathom.model.build import build
+from fathom.model.cache import Cache
+from fathom.model.decoder import Decoder
+from fathom.model.device import resolve_device
+from fathom.model.quantize import quantize
+from fathom.spec import check
+from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
+from fathom.spec.images import ImageProcessing
+from fathom.spec.model import ModelSpec
+from fathom.spec.sampling import SamplingParams
+from fathom.tokenizer.bpe import Tokenizer
+
+
+class LanguageModel:
+    """A model with its tokenizer.
+
+    ``tokenizer`` is None when the directory has none; then only token ids can be used.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        path: Path,
+        eos_ids: frozenset[int],
+        processing: ImageProcessing | None = None,
+        engine: EngineSpec | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.path = path
+        self.processing = processing
+        self.eos_ids = eos_ids
+        self._tokenizer = tokenizer
+        self._engine_spec = engine
+        self._engine: Engine | None = None
+        self._grammars: GrammarCompiler | None = None
+        self._features = FeatureCache()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        weights: WeightFormat = "plain",
+        report: Report = silent,
+        cache_dir: Path = DEFAULT_CACHE,
+        engine: EngineSpec | None = None,
+    ) -> LanguageModel:
+        """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
+
+        ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 packs them
+        once loaded (``model.quantize``). ``report`` hears of downloads and of the bytes loaded. ``cache_dir`` keeps
+        what is downloaded. ``engine`` lays out the engine.
+
+        Raises:
+            CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
+        """
+        check.one_of("weights", weights, WEIGHT_FORMATS)
+        where = resolve_device(device)
+        kind = _dtype(dtype, where)
+        source = open_source(path, report, cache_dir=cache_dir)
+        model = build(source.spec, device=where, dtype=kind, seed=None)
+        fill(model, source, report)
+        if weights != "plain":
+            quantize(model, weights)
+        return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self.model.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; ``DataError`` when the directory has none."""
+        if self._tokenizer is None:
+            raise DataError(f"{self.path}: has no tokenizer; put tokenizer.json beside the weights")
+        return self._tokenizer
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that continues prompts, made when it is first asked for: its pool may be large."""
+        if self._engine is None:
+            self._engine = Engine(self.model, eos_ids=self.eos_ids, spec=self._engine_spec)
+        return self._engine
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What makes structured output of this model's tokens; it reads the vocabulary when first asked for."""
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self.tokenizer, eos_ids=self.eos_ids or None)
+        return self._grammars
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """Bytes the cache takes for one token, at the precision the model runs in or in the engine's cache format."""
+        if self._engine_spec is not None and self._engine_spec.cache_format != "plain":
+            return self.engine.pool.bytes_per_token
+        weight = self.model.embed_tokens.weight
+        cache = Cache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
+        return cache.bytes_per_token
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the float32 logits after every token, (T, V): row t predicts token t + 1.
+
+        Raises:
+            ContextError: no tokens, or more than the model's context.
+            SpecError: a token id outside the vocabulary.
+        """
+        if not token_ids:
+            raise ContextError("token_ids: has no tokens; begin with the beginning-of-sequence token or some text")
+        beyond = [token for token in token_ids if not 0 <= token < self.spec.vocab_size]
+        if beyond:
+            raise SpecError(
+                "token_ids", f"{beyond[0]} is outside the vocabulary of {self.spec.vocab_size}", "use this tokenizer"
+            )
+        tokens_1T = torch.tensor([list(token_ids)], device=self.model.embed_tokens.weight.device)
+        with torch.inference_mode():
+            return self.model.logits(self.model(tokens_1T).hidden_BTD[0])
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+        """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
+
+        ``variables`` reach the template. The features of the latest images are kept, by their pixels.
+        """
+        if not self.tokenizer.can_chat:
+            raise DataError(f"{self.path}: has no chat template; give token ids of a text to continue instead")
+        return make_prompt(
+            self.model,
+            self.tokenizer,
+            messages,
+            processing=self.processing,
+            variables=variables,
+            features=self._features,
+        )
+
+    @overload
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: Literal[False] = False, **asked: Unpack[Asked]
+    ) -> ChatAnswer: ...
+    @overload
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: Literal[True], **asked: Unpack[Asked]
+    ) -> ChatStream: ...
+    def chat(
+        self, messages: Messages, *, system: str | None = None, stream: bool = False, **asked: Unpack[Asked]
+    ) -> ChatAnswer | ChatStream:
+        """Answer a message or a conversation; ``print(model.chat("Why is the sky blue?"))``.
+
+        ``messages`` is what the user says, or messages with ``role`` and ``content``, whose contents may hold images.
+        ``asked`` are fields of ``ChatOptions`` and of ``SamplingParams``. With ``stream`` the parts come as they are
+        drawn, and ``ChatStream.answer`` has the whole.
+
+        Raises:
+            ContextError: the conversation does not fit the context together with ``max_tokens``.
+            DataError: a message, image or tool cannot be used, or there is no chat template.
+            SpecError: an option is unknown or out of range.
+        """
+        streamed = start_chat(self, messages, system=system, **asked)
+        return streamed if stream else streamed.answer
+
+    def generate(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> list[int]:
+        """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities."""
+        return list(self.stream(prompt, params))
+
+    def stream(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> Iterator[int]:
+        """Yield the new token ids as they are drawn."""
+        read = prompt if isinstance(prompt, Prompt) else Prompt(tuple(prompt))
+        return self.engine.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in known:
+        raise SpecError("dtype", f"unknown value {name!r}", "use auto, float32 or bfloat16")
+    return known[name]

@@ -1,0 +1,152 @@
+"""From messages to what the engine reads: token ids, and the features of the images they hold.
+
+N image tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fathom.chat import encode_chat
+from fathom.checkpoint.weights import WeightSource
+from fathom.data.images import open_image, preprocess
+from fathom.errors import CheckpointError, DataError, SpecError
+from fathom.model.decoder import Decoder
+from fathom.model.vision import ImageBatch
+from fathom.spec.images import ImageProcessing, processing_from_hf
+from fathom.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as the model reads it; ``features_ND`` has one row per image token of ``token_ids``."""
+
+    token_ids: tuple[int, ...]
+    features_ND: Tensor | None = None
+
+
+def make_prompt(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    processing: ImageProcessing | None = None,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    features: FeatureCache | None = None,
+) -> Prompt:
+    """Encode messages by the chat template, and run their images through the towers.
+
+    A content is a text or a list of parts; an image part holds its picture under ``image`` or ``image_url``: a path, a
+    ``data:`` URI or the bytes of an image file. ``variables`` reach the template, tools among them; ``features`` keeps
+    what the towers made of images seen before.
+
+    Raises:
+        DataError: a message or an image cannot be read, or the model has no vision towers.
+    """
+    sources = [source for message in messages for source in _images(message)]
+    vision = model.spec.vision
+    if sources and vision is None:
+        raise DataError(f"{model.spec.name}: sees no images; leave them out, or use a vision model")
+    ids = encode_chat(
+        tokenizer,
+        messages,
+        template,
+        add_generation_prompt=add_generation_prompt,
+        image_token_id=None if vision is None else vision.image_token_id,
+        tokens_per_image=1 if vision is None else vision.tokens_per_image,
+        **(variables or {}),
+    )
+    if vision is None or not sources:
+        return Prompt(tuple(ids))
+    kept = features or FeatureCache(len(sources))
+    rows = [
+        kept.features(image, lambda image: features_of(model, preprocess([image], vision, processing)))
+        for image in map(open_image, sources)
+    ]
+    return Prompt(tuple(ids), torch.cat(rows))
+
+
+class FeatureCache:
+    """Features of the images seen last, by their pixels, so that a conversation runs each through the towers once.
+
+    It belongs to one model whose weights stay as they are. Safe to use from several threads.
+    """
+
+    def __init__(self, max_images: int = 32) -> None:
+        self.max_images = max_images
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    def features(self, image: Image, compute: Callable[[Image], Tensor]) -> Tensor:
+        """Return the features of an image, (N, D), computed unless they are kept."""
+        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        rows_ND = compute(image)
+        with self._lock:
+            self._kept[key] = rows_ND
+            while len(self._kept) > self.max_images:
+                self._kept.popitem(last=False)
+        return rows_ND
+
+
+def image_processing(source: WeightSource) -> ImageProcessing | None:
+    """Return how a directory's images are prepared, or None where its model sees none or it does not say.
+
+    Raises:
+        CheckpointError: the directory's preprocessor_config.json cannot be used.
+    """
+    vision = source.spec.vision
+    if vision is None or not source.path.is_dir():
+        return None
+    for path in (source.path / name for name in PROCESSOR_FILES):
+        if path.is_file():
+            try:
+                return processing_from_hf(json.loads(path.read_text(encoding="utf-8")), vision)
+            except (OSError, ValueError, AttributeError) as error:
+                fault = error if isinstance(error, SpecError) else f"cannot be read ({error}); download it again"
+                raise CheckpointError(f"{path}: {fault}") from None
+    return None
+
+
+def features_of(model: Decoder, images: ImageBatch) -> Tensor:
+    """Run images through the towers of a model and flatten them into rows, (N, D)."""
+    if model.vision is None:
+        raise DataError(f"{model.spec.name}: sees no images; leave them out, or use a vision model")
+    moved = images.part(slice(None), model.embed_tokens.weight.device)
+    with torch.inference_mode():
+        return model.vision(moved).flatten(0, 1)  # type: ignore[no-any-return]
+
+
+def _images(message: Mapping[str, Any]) -> list[str | Path | bytes]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, list) else []
+    return [_source(part) for part in parts if isinstance(part, Mapping) and part.get("type") in ("image", "image_url")]
+
+
+def _source(part: Mapping[str, Any]) -> str | Path | bytes:
+    source = part.get("image", part.get("image_url"))
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if not isinstance(source, str | Path | bytes):
+        raise DataError("messages: an image part holds no picture; give it under image, as a path, data: URI or bytes")
+    return source

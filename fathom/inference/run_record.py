@@ -1,0 +1,76 @@
+"""What a run directory records of itself: its recipe, the state of its steps, and where each left its result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar
+
+from fathom.errors import CheckpointError, SpecError
+from fathom.spec.mapping import from_mapping
+from fathom.spec.recipe import Recipe, Step
+
+S = TypeVar("S")
+Status = Literal["running", "interrupted", "failed", "done"]
+STATE_FILE, RECIPE_FILE = "state.json", "recipe.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepState:
+    """One step's record. ``seconds`` sums all attempts; ``inputs`` is the fingerprint of what it was made from."""
+
+    status: Status
+    seconds: float
+    inputs: str
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; ``CheckpointError`` names a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give the directory of a Fathom run") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); begin again with --restart") from None
+
+
+def read_state(directory: Path) -> dict[str, StepState]:
+    """Return the steps recorded in a run directory; empty where no run has begun."""
+    path = directory / STATE_FILE
+    if not path.exists():
+        return {}
+    try:
+        return {name: StepState(**entry) for name, entry in read_json(path)["steps"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: is not the state of a Fathom run; give another --out") from None
+
+
+def read_recipe(directory: Path) -> Recipe:
+    """Return the recipe a run directory was made with."""
+    document = read_json(directory / RECIPE_FILE)
+    try:
+        return from_mapping(Recipe, document["recipe"])
+    except (KeyError, TypeError, SpecError) as error:
+        raise CheckpointError(f"{directory / RECIPE_FILE}: cannot be used ({error}); --restart the run") from None
+
+
+def result_name(step: Step) -> str:
+    """Name of the folder or file a step leaves in the run directory."""
+    if step.kind in ("evaluate", "needle", "captions", "tasks"):
+        return f"{step.name}.json"
+    if step.kind == "sample":
+        return "samples.json" if step.name == "sample" else f"{step.name}.json"
+    return "report.html" if step.kind == "report" else step.name
+
+
+def last_before(recipe: Recipe, step: Step, kind: type[S] | UnionType) -> Any:
+    """Return the last step of a kind, or of one of several, that the recipe runs before ``step``, or None."""
+    found = None
+    for other in recipe.steps:
+        if other.name == step.name:
+            break
+        if isinstance(other, kind):
+            found = other
+    return found

@@ -1,0 +1,219 @@
+"""Measuring a model on public tasks: prompts to token ids, the evaluation, and every answer with its verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fathom.chat import encode_chat
+from fathom.data.publish import resource_error
+from fathom.errors import ContextError, ResourceError, SpecError
+from fathom.evals.accuracy import Accuracy
+from fathom.evals.multiple_choice import Question, Scored, score_questions
+from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
+from fathom.evals.word_problems import Solved, solve
+from fathom.inference.language_model import LanguageModel
+from fathom.progress import Progress, Silent
+from fathom.spec.sampling import SamplingParams
+from fathom.tokenizer.bpe import Tokenizer
+
+BASE_STOP = "\nQuestion:"
+"""Where a model without a chat template begins to ask further questions of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """A task's score and every answer; ``normalised`` is the accuracy by log-likelihood per byte, of choices only.
+
+    ``truncated`` counts contexts that lost their beginning to fit the model, ``chat`` says whether questions went
+    through the model's chat template.
+    """
+
+    task: Task
+    accuracy: Accuracy
+    normalised: Accuracy | None
+    seconds: float
+    chat: bool
+    truncated: int
+    records: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the score as plain JSON."""
+        rows: dict[str, Any] = {"n": self.accuracy.n, "accuracy": self.accuracy.value}
+        rows["interval_95"] = list(self.accuracy.interval)
+        if self.normalised is not None:
+            rows["accuracy_by_bytes"] = self.normalised.value
+            rows["interval_95_by_bytes"] = list(self.normalised.interval)
+        return rows | {
+            "seconds": round(self.seconds, 2),
+            "chat_template": self.chat,
+            "truncated": self.truncated,
+            "licence": self.task.licence,
+            "source": self.task.source,
+        }
+
+
+def run_task(
+    model: LanguageModel, task: Task, *, cache_dir: Path, limit: int | None = None, progress: Progress | None = None
+) -> TaskResult:
+    """Measure a model on a task's cases, or on the first ``limit`` of them.
+
+    Raises:
+        SourceError: the cases cannot be fetched.
+        ContextError: a problem and its answer do not fit the model's context.
+    """
+    if limit is not None and limit < 1:
+        raise SpecError("--limit", f"{limit} cases", "give at least 1")
+    cases = read_cases(task, cache_dir)[:limit]
+    watch = _Watch(progress or Silent(), len(cases))
+    started = time.perf_counter()
+    if task.form == "word_problems":
+        problems = [case for case in cases if isinstance(case, ProblemCase)]
+        return _solved(model, task, problems, watch, started)
+    return _chosen(model, task, [case for case in cases if isinstance(case, ChoiceCase)], watch, started)
+
+
+class _Watch:
+    """Passes on how many answers are done and how many of them are right."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.done, self.right = progress, total, 0, 0
+
+    def __call__(self, correct: bool) -> None:
+        self.done += 1
+        self.right += correct
+        self.progress.update(self.done, self.total, "answers", {"right": f"{self.right / self.done:.0%}"})
+
+
+def choice_questions(tokenizer: Tokenizer, cases: Sequence[ChoiceCase]) -> list[Question]:
+    """Encode cases; a choice's tokens are what it adds, with a space before it, to the tokens of its context."""
+    questions = []
+    for case in cases:
+        context = tokenizer.encode(case.context)
+        whole = tokenizer.encode_batch([f"{case.context} {choice}" for choice in case.choices])
+        questions.append(
+            Question(
+                context_ids=[*tokenizer.prefix_ids, *context],
+                choices_ids=[ids[len(context) :] for ids in whole],
+                choice_bytes=[len(choice.encode()) for choice in case.choices],
+                answer=case.answer,
+            )
+        )
+    return questions
+
+
+def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCase]) -> list[list[int]]:
+    """Encode questions as a chat where the model has a template, else as a text to continue."""
+    if tokenizer.can_chat:
+        contents = [task.chat_prompt.format(question=case.question) for case in cases]
+        return [encode_chat(tokenizer, [{"role": "user", "content": content}]) for content in contents]
+    texts = [task.prompt.format(question=case.question) for case in cases]
+    return [[*tokenizer.prefix_ids, *tokenizer.encode(text)] for text in texts]
+
+
+def _chosen(model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], watch: _Watch, started: float) -> TaskResult:
+    def told(index: int, scored: Scored) -> None:
+        watch(scored.chosen == cases[index].answer)
+
+    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_scored=told)
+    pairs = list(zip(cases, scored, strict=True))
+    return TaskResult(
+        task=task,
+        accuracy=Accuracy.of(result.chosen == case.answer for case, result in pairs),
+        normalised=Accuracy.of(result.chosen_normalised == case.answer for case, result in pairs),
+        seconds=time.perf_counter() - started,
+        chat=False,
+        truncated=sum(result.truncated > 0 for result in scored),
+        records=tuple(_choice_record(task, case, result) for case, result in pairs),
+    )
+
+
+def _choice_record(task: Task, case: ChoiceCase, result: Scored) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "id": case.id,
+        "prompt": case.context,
+        "choices": list(case.choices),
+        "logprobs": list(result.logprobs),
+        "chosen": result.chosen,
+        "chosen_by_bytes": result.chosen_normalised,
+        "expected": case.answer,
+        "correct": result.chosen == case.answer,
+    }
+
+
+def _solved(
+    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], watch: _Watch, started: float
+) -> TaskResult:
+    tokenizer = model.tokenizer
+    prompts = problem_prompts(tokenizer, task, cases)
+    room = model.spec.max_position_embeddings - max(map(len, prompts))
+    if room < 1:
+        raise ContextError(
+            f"{task.name}: its longest prompt of {max(map(len, prompts))} tokens leaves no room in the context of "
+            f"{model.spec.max_position_embeddings}; choose another task"
+        )
+
+    def decode(ids: Sequence[int]) -> str:
+        text = tokenizer.decode(ids)
+        return text if tokenizer.can_chat else text.partition(BASE_STOP)[0]
+
+    params = SamplingParams(max_tokens=min(task.max_tokens, room), temperature=0.0)
+    answers = [case.answer for case in cases]
+    solved = solve(
+        model.engine, prompts, answers, decode, params=params, on_solved=lambda _, result: watch(result.correct)
+    )
+    rows = zip(cases, prompts, solved, strict=True)
+    return TaskResult(
+        task=task,
+        accuracy=Accuracy.of(result.correct for result in solved),
+        normalised=None,
+        seconds=time.perf_counter() - started,
+        chat=tokenizer.can_chat,
+        truncated=0,
+        records=tuple(
+            _problem_record(task, case, tokenizer.decode(ids, skip_special=False), result) for case, ids, result in rows
+        ),
+    )
+
+
+def _problem_record(task: Task, case: ProblemCase, prompt: str, result: Solved) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "id": case.id,
+        "prompt": prompt,
+        "answer": result.text,
+        "number": result.number,
+        "expected": case.answer,
+        "correct": result.correct,
+        "finished": result.finished,
+    }
+
+
+def check_records(path: Path) -> None:
+    """Refuse a file that is already there, before any work is done for it."""
+    if path.exists():
+        raise ResourceError(f"{path}: already exists; give another --out or remove it first")
+
+
+def write_records(path: Path, results: Sequence[TaskResult]) -> None:
+    """Write every prompt, answer and verdict as JSON lines, whole or not at all."""
+    check_records(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            for result in results:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise resource_error(path, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
