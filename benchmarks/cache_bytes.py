@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from fathom.families import preset
-from fathom.model import Cache
+from fathom.model import StaticCache
 from fathom.model.cache import PagePool
 from fathom.plan import cache_bits_per_number, cache_bytes_per_token, cache_numbers_per_token
 from fathom.plan.cache import with_attention
@@ -31,7 +31,7 @@ def measure(shape: str) -> dict[str, int]:
     specs = {kind: with_attention(spec, count) for kind, count in counts.items()} | {"MLA": spec}
     found = {}
     for kind, variant in specs.items():
-        cache = Cache.allocate(variant, batch_size=2, max_length=64)
+        cache = StaticCache.allocate(variant, batch_size=2, max_length=64)
         assert cache.nbytes == cache.bytes_per_token * 2 * 64
         found[kind] = cache.bytes_per_token
     found["MLA by formula"] = (latent.kv_lora_rank + latent.qk_rope_head_dim) * spec.num_hidden_layers * 4

@@ -22,7 +22,7 @@ from benchmarks import peers
 from fathom.cli.options import cache_directory
 from fathom.inference.language_model import LanguageModel
 from fathom.model import Decoder
-from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.cache.pages import PlainPages
 from fathom.plan import cache_bits_per_number
 from fathom.spec import CacheFormat
@@ -31,7 +31,7 @@ from fathom.tokenizer.bpe import Tokenizer
 PAGE = 32
 
 
-class HalfPages(PlainPages):
+class BFloat16Pages(PlainPages):
     """Pages of a float32 model that keep what bfloat16 would."""
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
@@ -42,10 +42,10 @@ def quantized(model: Decoder, pages: int, cache_format: CacheFormat = "plain") -
     return PagePool.allocate(model.spec, pages=pages, page_size=PAGE, cache_format=cache_format)
 
 
-def halved(model: Decoder, pages: int) -> PagePool:
+def bfloat16_pool(model: Decoder, pages: int) -> PagePool:
     pool = quantized(model, 1)
     layers = [
-        tuple(HalfPages(pages, PAGE, g * k, device=pool.device, dtype=torch.float32) for g, k in pool.parts)
+        tuple(BFloat16Pages(pages, PAGE, g * k, device=pool.device, dtype=torch.float32) for g, k in pool.parts)
         for _ in pool.layers
     ]
     return PagePool(layers, pool.parts, page_size=PAGE, num_pages=pages, device=pool.device)
@@ -53,7 +53,7 @@ def halved(model: Decoder, pages: int) -> PagePool:
 
 POOLS: dict[str, Callable[[Decoder, int], PagePool]] = {
     "float32": quantized,
-    "bfloat16": halved,
+    "bfloat16": bfloat16_pool,
     "int8": lambda model, pages: quantized(model, pages, "int8"),
     "int6": lambda model, pages: quantized(model, pages, "int6"),
 }
@@ -63,7 +63,7 @@ def logprobs(model: Decoder, pool: PagePool, ids_T: Tensor, chunk: int) -> Tenso
     """Log-probabilities after every token but the last, (T - 1, V)."""
     pages, found, last = tuple(range(pool.num_pages)), [], len(ids_T) - 1
     for start in range(0, last, chunk):
-        piece = Slice(pages, start, min(chunk, last - start))
+        piece = SequenceChunk(pages, start, min(chunk, last - start))
         step = PagedStep(pool, [piece], window=model.window)
         hidden_TD = model(ids_T[None, piece.start : piece.end], cache=step).hidden_BTD[0]
         found.append(model.logits(hidden_TD).float().log_softmax(-1))
@@ -71,7 +71,7 @@ def logprobs(model: Decoder, pool: PagePool, ids_T: Tensor, chunk: int) -> Tenso
 
 
 @dataclass
-class Sums:
+class MetricSums:
     """What is added up over all tokens of a format, and over their squares for the standard error."""
 
     tokens: int = 0
@@ -122,7 +122,7 @@ def measure(name: str, texts: Path, formats: Sequence[str], tokens: int, context
     opened = LanguageModel.open(name, device="cpu", dtype="float32", cache_dir=cache_directory())
     model, attention = opened.model, opened.spec.attention
     context = min(context, opened.spec.max_position_embeddings)
-    sums = {kind: Sums() for kind in formats}
+    sums = {kind: MetricSums() for kind in formats}
     text_bytes = 0
     for window in windows(opened.tokenizer, texts, tokens, context):
         if len(window) < 2:

@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import peers, rounds
+from benchmarks import peers
+from benchmarks import timing as rounds
 from benchmarks.train_step import peak_mib
 from fathom.checkpoint.hf import write_hf
 from fathom.checkpoint.names import parameter_shapes
 from fathom.inference.conversion import Conversion
-from fathom.inference.opening import open_source
+from fathom.inference.loading import open_source
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 
 TARGETS = {"hf": ("hf", None), "gguf": ("gguf", "BF16"), "fathom": ("fathom", None), "gguf-q8_0": ("gguf", "Q8_0")}
@@ -50,7 +51,7 @@ SPEC = ModelSpec(
 
 
 @dataclass(frozen=True)
-class Synthetic:
+class RandomWeights:
     """Weights that are drawn as they are asked for."""
 
     spec: ModelSpec
@@ -105,7 +106,7 @@ def measured(folder: Path, count: int) -> dict[str, list[float]]:
     contestants = {"copy": contestant(lambda: copy(source, out))}
     for target in TARGETS:
         contestants[target] = contestant(lambda target=target: convert(source, out, target))  # type: ignore[misc]
-    return rounds.alternate(contestants, rounds=count)
+    return rounds.interleave(contestants, rounds=count)
 
 
 def alone(source: Path, target: str) -> None:
@@ -141,7 +142,7 @@ def main() -> None:
     spec = sized(a.mib)
     with tempfile.TemporaryDirectory(dir=a.folder) as name:
         folder = Path(name)
-        write_hf(folder / "source", Synthetic(spec))
+        write_hf(folder / "source", RandomWeights(spec))
         size = sum(file.stat().st_size for file in (folder / "source").iterdir())
         found = each_alone(folder / "source")
         seconds = measured(folder, a.rounds)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import peers, rounds
+from benchmarks import peers
+from benchmarks import timing as rounds
 from fathom.engine.engine import Engine
 from fathom.inference.language_model import LanguageModel
 from fathom.spec import EngineSpec, SamplingParams
@@ -29,7 +30,7 @@ def prompts_of(model: LanguageModel, run: Path, each: int, tokens: int) -> dict[
 
 
 @dataclass
-class Contestant:
+class Backend:
     """One engine; ``run`` answers all prompts, ``batch`` at a time."""
 
     engine: Engine
@@ -48,14 +49,14 @@ def measure(model: LanguageModel, prompts: dict[str, list[list[int]]], a: argpar
         for seed in range(len(flat))
     ]
     room = (a.prompt_tokens + a.max_tokens + 32) * a.batch
-    contestants: dict[str, Contestant] = {}
+    contestants: dict[str, Backend] = {}
     for kind, count in [("none", 1), *((kind, count) for kind in ("mtp", "ngram") for count in a.draft_tokens)]:
         if kind == "mtp" and not len(model.model.mtp):
             continue
         spec = EngineSpec(max_batch=a.batch, cache_tokens=room, prefix_cache=False, drafting=kind, draft_tokens=count)
         name = kind if kind == "none" else f"{kind} {count}"
-        contestants[name] = Contestant(Engine(model.model, spec=spec), flat, params)
-    seconds = rounds.alternate({name: one.run for name, one in contestants.items()}, rounds=a.rounds)
+        contestants[name] = Backend(Engine(model.model, spec=spec), flat, params)
+    seconds = rounds.interleave({name: one.run for name, one in contestants.items()}, rounds=a.rounds)
     plain = contestants["none"].answers
     same = {name: [x == y for x, y in zip(one.answers, plain, strict=True)] for name, one in contestants.items()}
     return {

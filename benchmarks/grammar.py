@@ -62,7 +62,7 @@ PATTERN = r"[A-Z][a-z]{2,20} [0-9]{1,2}, [0-9]{4}( at [0-9]{2}:[0-9]{2})?"
 
 
 @dataclass(frozen=True)
-class Form:
+class GrammarCase:
     """What to compile, and a text that satisfies it."""
 
     kind: str
@@ -70,22 +70,22 @@ class Form:
     text: str
 
 
-FORMS: Mapping[str, Form] = {
-    "schema": Form("schema", PERSON, json.dumps(DOCUMENT, ensure_ascii=False)),
-    "any object": Form("object", None, json.dumps(DOCUMENT, ensure_ascii=False)),
-    "regex": Form("regex", PATTERN, "February 29, 1716 at 07:45"),
+GRAMMAR_CASES: Mapping[str, GrammarCase] = {
+    "schema": GrammarCase("schema", PERSON, json.dumps(DOCUMENT, ensure_ascii=False)),
+    "any object": GrammarCase("object", None, json.dumps(DOCUMENT, ensure_ascii=False)),
+    "regex": GrammarCase("regex", PATTERN, "February 29, 1716 at 07:45"),
 }
 
 
 @dataclass(frozen=True)
-class Follower:
+class Matcher:
     """One text's way through a form."""
 
     fill: Callable[[Tensor], object]
     accept: Callable[[int], object]
 
 
-Compiled = Callable[[], Follower]
+Compiled = Callable[[], Matcher]
 
 
 class LLGuidance:
@@ -94,7 +94,7 @@ class LLGuidance:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._compiler = GrammarCompiler(tokenizer)
 
-    def compile(self, form: Form) -> Compiled:
+    def compile(self, form: GrammarCase) -> Compiled:
         self._compiler._compiled.clear()
         make = {
             "schema": lambda: self._compiler.json_schema(form.content),
@@ -103,9 +103,9 @@ class LLGuidance:
         }[form.kind]
         make()
 
-        def begin() -> Follower:
+        def begin() -> Matcher:
             constraint = make()
-            return Follower(constraint.fill, constraint.accept)
+            return Matcher(constraint.fill, constraint.accept)
 
         return begin
 
@@ -121,20 +121,20 @@ class XGrammar:
         info = xgrammar.TokenizerInfo(tokens, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[tokenizer.eos_id])
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
-    def compile(self, form: Form) -> Compiled:
+    def compile(self, form: GrammarCase) -> Compiled:
         compiled = {
             "schema": lambda: self._compiler.compile_json_schema(form.content),
             "object": lambda: self._compiler.compile_json_schema({"type": "object"}, strict_mode=False),
             "regex": lambda: self._compiler.compile_regex(form.content),
         }[form.kind]()
 
-        def begin() -> Follower:
+        def begin() -> Matcher:
             matcher = self._xgrammar.GrammarMatcher(compiled)
 
             def accept(token: int) -> None:
                 assert matcher.accept_token(token)
 
-            return Follower(lambda words_W: matcher.fill_next_token_bitmask(words_W[None]), accept)
+            return Matcher(lambda words_W: matcher.fill_next_token_bitmask(words_W[None]), accept)
 
         return begin
 
@@ -175,7 +175,7 @@ def measure(tokenizer: Tokenizer, names: list[str], count: int) -> dict[str, obj
         "vocabulary": size,
         "tokenizer_ms": {name: round(1e3 * seconds, 1) for name, (seconds, _) in built.items()},
     }
-    for title, form in FORMS.items():
+    for title, form in GRAMMAR_CASES.items():
         tokens = tokenizer.encode(form.text, continues=True)
         compiles: dict[str, list[float]] = {name: [] for name in names}
         parts: dict[str, dict[str, list[float]]] = {name: {"start": [], "mask": [], "accept": []} for name in names}

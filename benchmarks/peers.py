@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.families import preset
 from fathom.inference.language_model import LanguageModel
 from fathom.model import Decoder, build
@@ -43,7 +43,7 @@ def in_transformers(model: Decoder) -> PreTrainedModel:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        save_published(path, model.spec, model.state_dict())
+        save_hf(path, model.spec, model.state_dict())
         del model
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 

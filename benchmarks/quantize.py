@@ -19,8 +19,8 @@ from benchmarks import peers
 from fathom.evals.bits_per_byte import BitsPerByte, bits_per_byte
 from fathom.evals.perplexity import perplexity
 from fathom.inference.language_model import LanguageModel
-from fathom.kernels.packed import PackedFormat
-from fathom.model import Cache
+from fathom.kernels.weight_formats import QuantFormat
+from fathom.model import StaticCache
 from fathom.model.quantize import quantize
 from fathom.spec.engine import WeightFormat
 
@@ -28,23 +28,23 @@ HELD_OUT = Path("runs/quickstart/corpus/held_out")
 
 
 @dataclass(frozen=True)
-class Form:
+class WeightConfig:
     """How the weights are kept and the activations computed."""
 
     dtype: str = "float32"
-    format: PackedFormat | None = None
+    format: QuantFormat | None = None
     group_size: int = 32
     head: WeightFormat = "int8"
 
 
-FORMS = {
-    "float32": Form(),
-    "bfloat16": Form("bfloat16"),
-    "int8": Form(format="int8"),
-    "int4, groups of 32": Form(format="int4"),
-    "int4, groups of 32, head too": Form(format="int4", head="int4"),
-    "int4, groups of 64": Form(format="int4", group_size=64),
-    "int4, groups of 128": Form(format="int4", group_size=128),
+WEIGHT_CONFIGS = {
+    "float32": WeightConfig(),
+    "bfloat16": WeightConfig("bfloat16"),
+    "int8": WeightConfig(format="int8"),
+    "int4, groups of 32": WeightConfig(format="int4"),
+    "int4, groups of 32, head too": WeightConfig(format="int4", head="int4"),
+    "int4, groups of 64": WeightConfig(format="int4", group_size=64),
+    "int4, groups of 128": WeightConfig(format="int4", group_size=128),
 }
 
 
@@ -57,7 +57,7 @@ def text(folder: Path, documents: int) -> str:
     return "\n\n".join(parts)
 
 
-def opened(model: str, form: Form) -> tuple[LanguageModel, int]:
+def opened(model: str, form: WeightConfig) -> tuple[LanguageModel, int]:
     """Open a model in a form; also the bytes of its weights."""
     found = LanguageModel.open(model, dtype=form.dtype, device="cpu")
     if form.format is None:
@@ -68,7 +68,9 @@ def opened(model: str, form: Form) -> tuple[LanguageModel, int]:
 def decoded(model: LanguageModel, tokens_T: Tensor, text_bytes: int) -> BitsPerByte:
     """Score a text token by token, each in a step of its own."""
     dtype = model.model.embed_tokens.weight.dtype
-    cache = Cache.allocate(model.spec, batch_size=1, max_length=len(tokens_T), device=torch.device("cpu"), dtype=dtype)
+    cache = StaticCache.allocate(
+        model.spec, batch_size=1, max_length=len(tokens_T), device=torch.device("cpu"), dtype=dtype
+    )
     nats = 0.0
     with torch.inference_mode():
         for token_1, target_1 in zip(tokens_T[:-1].split(1), tokens_T[1:].split(1), strict=True):
@@ -77,7 +79,7 @@ def decoded(model: LanguageModel, tokens_T: Tensor, text_bytes: int) -> BitsPerB
     return BitsPerByte(nats=nats, tokens=len(tokens_T) - 1, text_bytes=text_bytes)
 
 
-def measure(name: str, form: Form, source: str, tokens: int, steps: int, context: int) -> dict[str, object]:
+def measure(name: str, form: WeightConfig, source: str, tokens: int, steps: int, context: int) -> dict[str, object]:
     model, nbytes = opened(name, form)
     context = min(context, model.spec.max_position_embeddings)
     ids = model.tokenizer.encode(source)[: tokens + 1]
@@ -103,17 +105,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=512, help="Tokens read one by one.")
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--form", action="append", choices=FORMS, help="Only these; all if left out.")
+    parser.add_argument("--form", action="append", choices=WEIGHT_CONFIGS, help="Only these; all if left out.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     arguments = parser.parse_args()
     source = text(arguments.text, arguments.documents)
     found: dict[str, dict[str, object]] = {}
     for model in arguments.model or ["smollm2-135m", "runs/quickstart/long-context"]:
         found[model] = {}
-        for form in arguments.form or FORMS:
+        for form in arguments.form or WEIGHT_CONFIGS:
             print(f"{model}: {form}", flush=True)
             settings = (arguments.tokens, arguments.steps, arguments.context)
-            found[model][form] = measure(model, FORMS[form], source, *settings)
+            found[model][form] = measure(model, WEIGHT_CONFIGS[form], source, *settings)
     peers.write("quantize", {"text": str(arguments.text), "models": found}, arguments.out)
 
 

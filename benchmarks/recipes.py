@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import peers
 from fathom.inference.run_record import read_json, read_recipe, read_state, result_name
-from fathom.pipeline.recipe import load_plan
+from fathom.pipeline.recipe import load_run_plan
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TasksStep, TrainStep
-from fathom.study.picture import PALETTE, house_style
+from fathom.study.plotting import PALETTE, plot_style
 from fathom.train.metrics import read_json_lines
 
 CURVES = ("reward", "accuracy", "length", "length_right", "length_wrong", "entropy", "zero_variance")
@@ -37,7 +37,7 @@ def train(recipe: Path, out: Path, seed: int, overrides: Sequence[str]) -> Path:
     fields = {TrainStep: "train", SftStep: "train", GrpoStep: "policy", DistillStep: "policy"}
     seeds = [
         f"{step.name}.{fields[type(step)]}.seed={seed}"
-        for step in load_plan(recipe, overrides=overrides).recipe.steps
+        for step in load_run_plan(recipe, overrides=overrides).recipe.steps
         if type(step) in fields
     ]
     settings = [part for override in (*overrides, *seeds) for part in ("--set", override)]
@@ -90,7 +90,7 @@ def picture(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy by task and stage, a bar a run with its interval, above what the policies saw of their answers."""
     tasks = list(runs[0]["tasks"])
     names = [name for name in runs[0]["policies"] if runs[0]["policies"][name]["curves"]]
-    with house_style():
+    with plot_style():
         figure = Figure(figsize=(8, 2.6 * (1 + len(names))), layout="constrained", dpi=130)
         grid = figure.add_gridspec(1 + len(names), 1)
         bars(figure.add_subplot(grid[0, 0]), runs, tasks)

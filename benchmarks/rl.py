@@ -7,7 +7,8 @@ ours takes a step, then TRL.
 
 What is counted in which phase:
 
-    rollout  ours: ``PolicyTrainer.learn_from``; TRL: ``_generate_and_score_completions``. Both encode the prompts,
+    rollout  ours: ``PolicyTrainer.collect_rollouts``; TRL: ``_generate_and_score_completions``. Both encode the
+    prompts,
              draw the answers, decode them, judge them and compute advantages; ours also records which experts the
              tokens went to, and lays out the numbers the loss needs.
     update   all else from the beginning of a step to its end: packing or padding, forward, log-probabilities and
@@ -37,20 +38,22 @@ from typing import Any
 
 import torch
 
-from benchmarks import contestants, peers, rounds
+from benchmarks import backends as contestants
+from benchmarks import peers
+from benchmarks import timing as rounds
 from fathom.engine.engine import Engine
 from fathom.model import Decoder, build
 from fathom.pipeline.rollouts import rollout_engine
 from fathom.posttrain.grpo import PolicyTrainer
-from fathom.posttrain.online import RolloutReport
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
-from fathom.posttrain.rewards.base import Answered, Judgement
+from fathom.posttrain.online import IterationReport
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 from fathom.spec.problem import Problem, Split
 from fathom.spec.rollout import PolicySpec, RolloutSpec
-from fathom.spec.train import AdamW, Checkpointing
+from fathom.spec.train import AdamWSpec, Checkpointing
 
 BOUND = 1e-3  # by how much the two sides' log-probabilities of a token may differ
 RATE, BETAS, DECAY = 1e-6, (0.9, 0.95), 0.1
@@ -89,7 +92,7 @@ def prompts(a: argparse.Namespace, vocab: int) -> list[str]:
     return [" ".join(f"t{token}" for token in ids) for ids in contestants.prompts_for(vocab, a.questions, a.prompt)]
 
 
-class WordPrompter(Prompter):
+class WordLevelPrompter(PromptFormatter):
     """Reads and writes with the very tokenizer that TRL is given, at the same cost."""
 
     stops = ()
@@ -109,7 +112,7 @@ class WordPrompter(Prompter):
         return text
 
 
-class SamePrompts:
+class RepeatedProblems:
     """The same few problems for ever."""
 
     name = "same"
@@ -125,28 +128,30 @@ class SamePrompts:
         return len(self._texts)
 
 
-def alternating(answers: Sequence[Answered]) -> list[Judgement]:
+def alternating(answers: Sequence[RewardInput]) -> list[Judgement]:
     """Reward every other answer."""
     return [Judgement(total=float(i % 2), parts={}, correct=None) for i in range(len(answers))]
 
 
 def our_trainer(
-    a: argparse.Namespace, steps: int, directory: Path, listener: Callable[[RolloutReport], None]
+    a: argparse.Namespace, steps: int, directory: Path, listener: Callable[[IterationReport], None]
 ) -> PolicyTrainer:
     """Lay out what the grpo step of a recipe would, with an engine that has no end of sequence."""
     spec = PolicySpec(
-        optimizer=AdamW(lr=RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY),
+        optimizer=AdamWSpec(lr=RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY),
         rollouts=steps,
         rollout=RolloutSpec(questions=a.questions, group_size=a.group, max_tokens=a.answer),
-        micro_tokens=a.micro * (a.prompt + a.answer),
+        micro_batch_tokens=a.micro * (a.prompt + a.answer),
         checkpoint=Checkpointing(every_seconds=None),
     )
     model = our_model(a.shape)
     engine = Engine(model, spec=rollout_engine(spec))
     texts, words = prompts(a, model.spec.vocab_size), vocabulary(model.spec.vocab_size)
-    questions = Questions([SamePrompts(texts)], seed=0)
-    prompter = WordPrompter(words)
-    return PolicyTrainer(model, spec, engine, prompter, questions, directory, judge=alternating, listener=listener)
+    questions = ProblemStream([RepeatedProblems(texts)], seed=0)
+    prompt_formatter = WordLevelPrompter(words)
+    return PolicyTrainer(
+        model, spec, engine, prompt_formatter, questions, directory, judge=alternating, listener=listener
+    )
 
 
 def trl_trainer(a: argparse.Namespace, directory: Path) -> Any:
@@ -220,7 +225,7 @@ def trl_trainer(a: argparse.Namespace, directory: Path) -> Any:
     return trainer
 
 
-def difference(rollouts: Sequence[Rollout], theirs: Any) -> float:
+def max_logprob_difference(rollouts: Sequence[Rollout], theirs: Any) -> float:
     """Return the largest difference of a token's log-probability: as we drew it, and as TRL computes it."""
     ids_BT = torch.tensor([[*rollout.prompt_ids, *rollout.answer_ids] for rollout in rollouts])
     with torch.no_grad():
@@ -235,7 +240,7 @@ def compare(a: argparse.Namespace, folder: Path) -> dict[str, object]:
     theirs = trl_trainer(a, folder / "trl")
     ours: dict[str, list[float]] = {"rollout": [], "update": []}
 
-    def turn(report: RolloutReport) -> None:
+    def turn(report: IterationReport) -> None:
         for phase, seconds in ours.items():
             seconds.append(report.values[f"{phase}_seconds"])
         if report.values["logprob_difference"] > BOUND:
@@ -245,7 +250,7 @@ def compare(a: argparse.Namespace, folder: Path) -> dict[str, object]:
     trainer = our_trainer(a, a.warmup + a.rounds, folder / "ours", turn)
     sampled = trainer.sample(trainer.questions.next(a.questions), 0)
     trainer.questions.restore(trainer.questions.state() | {"drawn": 0})
-    apart = difference(sampled[:: a.group], theirs)
+    apart = max_logprob_difference(sampled[:: a.group], theirs)
     if apart > BOUND:
         raise RuntimeError(f"the two sides' log-probabilities differ by {apart}: they do not hold the same model")
     trainer.run()
@@ -272,7 +277,7 @@ def profile(a: argparse.Namespace, folder: Path) -> None:
     """Print where the time of our second step goes."""
     profiler = cProfile.Profile()
 
-    def turn(report: RolloutReport) -> None:
+    def turn(report: IterationReport) -> None:
         profiler.disable()
         if report.number == 1:
             profiler.enable()

@@ -25,14 +25,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks import contestants, peers, rounds
-from benchmarks.rounds import Contestant
+from benchmarks import backends as contestants
+from benchmarks import peers
+from benchmarks import timing as rounds
+from benchmarks.timing import Backend
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.model import Decoder
 from fathom.spec import SamplingParams
 
-FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int4-bfloat16")
+WEIGHT_FORMATS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int4-bfloat16")
 LLAMA_KINDS = ("F32", "Q8_0", "Q4_0")
 
 
@@ -57,20 +59,20 @@ def our_engine(shape: str, form: str, q_lora: int | None, prompts: contestants.P
 def decode(a: argparse.Namespace) -> dict[str, object]:
     theirs = peers.transformers_model(a.shape, q_lora=a.q_lora).eval()
     prompts = contestants.prompts_for(theirs.config.vocab_size, a.batch, a.context)
-    named: dict[str, Contestant] = {"transformers": contestants.transformers(theirs, prompts, a.steps)}
+    named: dict[str, Backend] = {"transformers": contestants.transformers(theirs, prompts, a.steps)}
     for form in a.forms:
         engine = our_engine(a.shape, form, a.q_lora, prompts, a.steps)
         named["fathom" if form == "float32" else f"fathom {form}"] = contestants.fathom(engine, prompts, a.steps)
         if form == "float32" and a.batch == 1 and engine.model.spec.moe is not None:
-            named["bare products"] = contestants.bare_products(engine.model, a.steps)
+            named["bare products"] = contestants.matmuls_only(engine.model, a.steps)
     with tempfile.TemporaryDirectory() as folder:
         if a.llama:
             named |= llama_cpp(a, Path(folder), prompts)
-        seconds = rounds.alternate(named, rounds=a.rounds)
+        seconds = rounds.interleave(named, rounds=a.rounds)
     return rounds.summary(seconds, units=a.batch * a.steps)
 
 
-def llama_cpp(a: argparse.Namespace, folder: Path, prompts: contestants.Prompts) -> dict[str, Contestant]:
+def llama_cpp(a: argparse.Namespace, folder: Path, prompts: contestants.Prompts) -> dict[str, Backend]:
     from fathom.checkpoint.gguf import write_gguf
     from fathom.checkpoint.weights import StateWeights
 
@@ -89,13 +91,13 @@ def requests(a: argparse.Namespace) -> dict[str, object]:
     params = SamplingParams(max_tokens=a.steps, temperature=0.0, ignore_eos=True)
     engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, a.steps, prefix_cache=False)
     named = {
-        "transformers": Contestant(lambda: contestants.generate(theirs, prompts, a.steps)),
-        "fathom": Contestant(lambda: _sample(engine, prompts, params)),
+        "transformers": Backend(lambda: contestants.generate(theirs, prompts, a.steps)),
+        "fathom": Backend(lambda: _sample(engine, prompts, params)),
     }
     continuous, why = contestants.continuous(theirs, prompts, a.steps)
     if continuous is not None:
         named["transformers continuous batching"] = continuous
-    result = rounds.summary(rounds.alternate(named, rounds=a.rounds), units=a.batch * a.steps)
+    result = rounds.summary(rounds.interleave(named, rounds=a.rounds), units=a.batch * a.steps)
     return result | ({"left_out": {"transformers continuous batching": why}} if why else {})
 
 
@@ -110,7 +112,7 @@ def prefill(a: argparse.Namespace) -> dict[str, object]:
     prompts = contestants.prompts_for(theirs.config.vocab_size, 1, a.context)
     engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, 1, prefix_cache=False)
     named = {"fathom": _first(engine, prompts), "transformers": lambda: contestants.generate(theirs, prompts, 1)}
-    result = rounds.summary(rounds.alternate(named, rounds=a.rounds), units=a.context)
+    result = rounds.summary(rounds.interleave(named, rounds=a.rounds), units=a.context)
     command = [sys.executable, "-m", "benchmarks.serve", "prefill", "--shape", a.shape, "--context", str(a.context)]
     peaks = {}
     for name in ("fathom", "transformers"):
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--forms", nargs="*", choices=FORMS, default=["float32"])
+    parser.add_argument("--forms", nargs="*", choices=WEIGHT_FORMATS, default=["float32"])
     parser.add_argument("--llama", action="store_true")
     parser.add_argument("--alone", choices=["fathom", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import pytest
 
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.model import build
 from fathom.spec import (
     GroupedQueryAttention,
@@ -20,7 +20,7 @@ from fathom.spec import (
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     YarnScaling,
 )
 from fathom.tokenizer import train_bpe
@@ -30,8 +30,8 @@ _GQA = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=16)
 _MLA = LatentAttention(num_heads=4, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16)
 _YARN = YarnScaling(factor=4.0, original_max_position_embeddings=32, mscale=0.707, mscale_all_dim=0.707)
 _EXPERTS = MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1)
-_MIXTRAL = dataclasses.replace(_EXPERTS, n_shared_experts=0, router=Router(normalize=True))
-_V3 = Router(
+_MIXTRAL = dataclasses.replace(_EXPERTS, n_shared_experts=0, router=RouterSpec(normalize=True))
+_V3 = RouterSpec(
     score="sigmoid",
     select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
     selection_bias=True,
@@ -69,7 +69,7 @@ SPECS: Mapping[str, ModelSpec] = MappingProxyType(
             _spec(
                 "mixtral",
                 intermediate_size=None,
-                moe=dataclasses.replace(_EXPERTS, n_shared_experts=0, router=Router(normalize=True)),
+                moe=dataclasses.replace(_EXPERTS, n_shared_experts=0, router=RouterSpec(normalize=True)),
             ),
             _spec("deepseek", moe=_EXPERTS, first_k_dense_replace=1),
             _spec(
@@ -110,7 +110,7 @@ def publish(tmp_path_factory: pytest.TempPathFactory) -> Publish:
                 tensor_name: tensor + 0.3 if tensor_name.endswith("correction_bias") else tensor
                 for tensor_name, tensor in model.state_dict().items()
             }
-            save_published(root / name, SPECS[name], state, tokenizer=root / "tokenizer")
+            save_hf(root / name, SPECS[name], state, tokenizer=root / "tokenizer")
         return root / name
 
     return published

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fathom.families import preset
-from fathom.model import Cache, build
+from fathom.model import StaticCache, build
 
 spec = preset("bench-t")
 model = build(spec).eval()
@@ -13,7 +13,7 @@ tokens_BT = torch.randint(0, spec.vocab_size, (2, 100), generator=torch.Generato
 with torch.inference_mode():
     logits = {}
     for form in ("expanded", "absorbed"):
-        cache = Cache.allocate(spec, batch_size=2, max_length=128)
+        cache = StaticCache.allocate(spec, batch_size=2, max_length=128)
         model(tokens_BT[:, :60], cache=cache, form=form)
         logits[form] = model.logits(model(tokens_BT[:, 60:], cache=cache, form=form).hidden_BTD)
 difference = (logits["expanded"] - logits["absorbed"]).abs().max().item()

@@ -6,7 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fathom.chat.parts import calls_for, checked_message, image_count, map_text, shaped_for, text_length
+from fathom.chat.parts import (
+    checked_message,
+    format_messages_for_template,
+    format_tool_calls_for_template,
+    image_count,
+    map_text,
+    text_length,
+)
 from fathom.chat.sandbox import render_sandboxed
 from fathom.chat.templates import DEFAULT_TEMPLATE
 from fathom.errors import DataError
@@ -28,13 +35,13 @@ def render(
     bos_token: str = special.BEGIN,
     eos_token: str = special.END,
     max_chars: int = MAX_CHARS,
-    image_spelling: str | None = None,
+    image_token: str | None = None,
     **variables: Any,
 ) -> str:
     """Lay messages out as one text by a jinja2 template run in a sandbox.
 
     A message is a mapping with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
-    ``{"type": "image"}``, which ``image_spelling`` stands for where the template reads no parts. ``variables`` reach
+    ``{"type": "image"}``, which ``image_token`` stands for where the template reads no parts. ``variables`` reach
     the template as they are. The result is for reading: use ``encode_chat`` for token ids, since here a message may
     spell a special token.
     """
@@ -43,7 +50,7 @@ def render(
         raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
     given = {
         **variables,
-        "messages": shaped_for(template, checked, image_spelling),
+        "messages": format_messages_for_template(template, checked, image_token),
         "add_generation_prompt": add_generation_prompt,
         "bos_token": bos_token,
         "eos_token": eos_token,
@@ -72,7 +79,9 @@ def encode_chat(
     """
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
     chosen = tokenizer.chat_template if template is None else template
-    checked = [calls_for(chosen, checked_message(m, f"messages[{i}]")) for i, m in enumerate(messages)]
+    checked = [
+        format_tool_calls_for_template(chosen, checked_message(m, f"messages[{i}]")) for i, m in enumerate(messages)
+    ]
     guard = next((g for g in _GUARDS if not _holds((checked, variables), g)), None)
     if guard is None:
         raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
@@ -85,7 +94,7 @@ def encode_chat(
         bos_token=tokenizer.spelling(tokenizer.bos_id),
         eos_token=tokenizer.spelling(tokenizer.eos_id),
         max_chars=max_chars,
-        image_spelling=None if image_token_id is None else tokenizer.spelling(image_token_id),
+        image_token=None if image_token_id is None else tokenizer.spelling(image_token_id),
         **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
     )
     spellings = sorted(names.values(), key=len, reverse=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fathom.chat.schema import schema_text
+from fathom.chat.json_schema import schema_text
 from fathom.errors import DataError
 from fathom.spec import check
 from fathom.tokenizer.bpe import Tokenizer

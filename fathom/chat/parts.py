@@ -59,7 +59,7 @@ def _checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return checked
 
 
-def calls_for(template: str, message: dict[str, Any]) -> dict[str, Any]:
+def format_tool_calls_for_template(template: str, message: dict[str, Any]) -> dict[str, Any]:
     """Give the arguments of a checked message's calls the shape ``template`` reads: a mapping, or the text of one."""
     if message["role"] != "assistant" or not message.get("tool_calls"):
         return message
@@ -104,15 +104,17 @@ def image_count(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(part["type"] == "image" for content in contents for part in content or ())
 
 
-def shaped_for(template: str, messages: Sequence[dict[str, Any]], image_spelling: str | None) -> list[dict[str, Any]]:
+def format_messages_for_template(
+    template: str, messages: Sequence[dict[str, Any]], image_token: str | None
+) -> list[dict[str, Any]]:
     """Give every content the shape ``template`` reads: parts if it looks at their type, one text otherwise.
 
     In one text an image is the spelling of its token.
     """
-    messages = [calls_for(template, message) for message in messages]
+    messages = [format_tool_calls_for_template(template, message) for message in messages]
     if _READS_PARTS.search(template):
         return [message | {"content": _as_parts(message["content"])} for message in messages]
-    return [message | {"content": _as_text(message["content"], image_spelling)} for message in messages]
+    return [message | {"content": _as_text(message["content"], image_token)} for message in messages]
 
 
 def _checked_part(part: Any, where: str) -> dict[str, str]:
@@ -130,9 +132,9 @@ def _as_parts(content: str | list[dict[str, str]] | None) -> list[dict[str, str]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _as_text(content: str | list[dict[str, str]] | None, image_spelling: str | None) -> str | None:
+def _as_text(content: str | list[dict[str, str]] | None, image_token: str | None) -> str | None:
     if content is None or isinstance(content, str):
         return content
-    if image_spelling is None and any(part["type"] == "image" for part in content):
+    if image_token is None and any(part["type"] == "image" for part in content):
         raise DataError("messages: hold an image, but this model has no image token; use a vision model")
-    return "".join(part["text"] if part["type"] == "text" else image_spelling or "" for part in content)
+    return "".join(part["text"] if part["type"] == "text" else image_token or "" for part in content)

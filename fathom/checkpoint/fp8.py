@@ -14,23 +14,23 @@ import math
 import torch
 from torch import Tensor
 
-Block = tuple[int, int]
+BlockShape = tuple[int, int]
 """Rows and columns of a block."""
 
-BLOCK: Block = (128, 128)
+BLOCK_SHAPE: BlockShape = (128, 128)
 """The released one."""
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
 """448, which the largest magnitude of each block becomes."""
 
 
-def scale_shape(shape: tuple[int, ...], block: Block = BLOCK) -> tuple[int, int]:
+def scale_shape(shape: tuple[int, ...], block: BlockShape = BLOCK_SHAPE) -> tuple[int, int]:
     """Return how many blocks a matrix has, down and across."""
     rows, columns = shape
     return math.ceil(rows / block[0]), math.ceil(columns / block[1])
 
 
 def dequantize(
-    values_MN: Tensor, scale_PQ: Tensor, *, block: Block = BLOCK, dtype: torch.dtype = torch.bfloat16
+    values_MN: Tensor, scale_PQ: Tensor, *, block: BlockShape = BLOCK_SHAPE, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
     """Multiply every block by its scale in float32 and round to ``dtype``; one row of blocks at a time is widened."""
     result_MN = torch.empty(values_MN.shape, dtype=dtype, device=values_MN.device)
@@ -41,7 +41,7 @@ def dequantize(
     return result_MN
 
 
-def quantize(matrix_MN: Tensor, *, block: Block = BLOCK) -> tuple[Tensor, Tensor]:
+def quantize(matrix_MN: Tensor, *, block: BlockShape = BLOCK_SHAPE) -> tuple[Tensor, Tensor]:
     """Return E4M3 values and float32 scales: each block's largest magnitude over 448, or 1 where all is zero.
 
     What is not finite makes its block's scale not finite.
@@ -54,11 +54,11 @@ def quantize(matrix_MN: Tensor, *, block: Block = BLOCK) -> tuple[Tensor, Tensor
         strip_RN = matrix_MN[rows].float()
         largest_N = torch.nn.functional.pad(strip_RN.abs().amax(0), (0, -columns % block[1]))
         largest_Q = largest_N.view(-1, block[1]).amax(1)
-        scale_Q.copy_(torch.where(largest_Q == 0, 1.0, largest_Q / LARGEST).clamp_min(torch.finfo().tiny))
+        scale_Q.copy_(torch.where(largest_Q == 0, 1.0, largest_Q / E4M3_MAX).clamp_min(torch.finfo().tiny))
         values_MN[rows] = (strip_RN / _across(scale_Q, columns, block)).to(torch.float8_e4m3fn)
     return values_MN, scale_PQ
 
 
-def _across(scale: Tensor, columns: int, block: Block) -> Tensor:
+def _across(scale: Tensor, columns: int, block: BlockShape) -> Tensor:
     """Repeat scales over the columns of their blocks."""
     return scale.repeat_interleave(block[1], dim=-1)[..., :columns]

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched into its own cache, as a directory that ``PublishedCheckpoint`` opens.
+"""Models of the Hugging Face hub: fetched into its own cache, as a directory that ``HFCheckpoint`` opens.
 
 Only safetensors, JSON, templates and tokenizer files at the top of a repository are fetched; never a pickle, and no
 code.

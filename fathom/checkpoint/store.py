@@ -6,9 +6,9 @@
     ├── tokenizer.json     and what else belongs to a tokenizer, as it came
     └── manifest.json      format version, size and SHA-256 of every other file, aliases of shared tensors
 
-``drafted`` writes a temporary sibling, forces every file to disk, and publishes by renaming the directory. A process
-killed at any moment leaves the earlier checkpoints as they were and at most one hidden temporary, which the next
-``prune`` removes. Nothing is pickled.
+``atomic_checkpoint`` writes a temporary sibling, forces every file to disk, and publishes by renaming the directory.
+A process killed at any moment leaves the earlier checkpoints as they were and at most one hidden temporary, which the
+next ``prune`` removes. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fathom.checkpoint.draft import FORMAT, VERSION, Draft, digest, sync
-from fathom.checkpoint.draft import MANIFEST as MANIFEST
+from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter, digest, sync
+from fathom.checkpoint.writer import MANIFEST as MANIFEST
 from fathom.errors import CheckpointError, ResourceError
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -57,7 +57,7 @@ def save(
     for stem in (*tensors, *documents):
         if not _STEM.fullmatch(stem) or stem == Path(MANIFEST).stem:
             raise CheckpointError(f"{directory}: file stem {stem!r} cannot be used; use letters, digits, - _ and .")
-    with drafted(directory) as draft:
+    with atomic_checkpoint(directory) as draft:
         for stem, document in documents.items():
             draft.document(stem, document)
         for stem, named in tensors.items():
@@ -68,7 +68,7 @@ def save(
 
 
 @contextmanager
-def drafted(directory: Path) -> Iterator[Draft]:
+def atomic_checkpoint(directory: Path) -> Iterator[CheckpointWriter]:
     """Give a draft that appears at ``directory`` when the context is left without an error; one there is replaced.
 
     Raises:
@@ -79,9 +79,9 @@ def drafted(directory: Path) -> Iterator[Draft]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
-        draft = Draft(temporary)
+        draft = CheckpointWriter(temporary)
         yield draft
-        draft.seal()
+        draft.write_manifest()
         _publish(temporary, directory)
     except OSError as error:
         raise ResourceError(
@@ -156,7 +156,7 @@ def step_directory(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def published(root: Path) -> list[Path]:
+def list_checkpoints(root: Path) -> list[Path]:
     """Finished checkpoints directly below ``root``, by rising number at the end of their names."""
     if not root.is_dir():
         return []
@@ -166,7 +166,7 @@ def published(root: Path) -> list[Path]:
 
 def latest(root: Path) -> Path | None:
     """The finished checkpoint of the highest number below ``root``; unfinished ones do not count."""
-    found = published(root)
+    found = list_checkpoints(root)
     return found[-1] if found else None
 
 
@@ -178,7 +178,7 @@ def prune(root: Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep must be 1 or more, got {keep}")
-    for path in published(root)[:-keep]:
+    for path in list_checkpoints(root)[:-keep]:
         hidden = _hidden(path, "removing")
         _remove(hidden)
         with suppress(OSError):

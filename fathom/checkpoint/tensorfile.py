@@ -22,9 +22,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.room import room
-from fathom.checkpoint.steady import SteadyFile
+from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.weights import StoredTensor
+from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
 
 TYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -45,7 +45,7 @@ TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     }
 )
 """The types read and written, by the names the format gives them."""
-KINDS: Mapping[torch.dtype, str] = MappingProxyType({dtype: kind for kind, dtype in TYPES.items()})
+DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: kind for kind, dtype in TYPES.items()})
 """The format's names, by type."""
 
 _LARGEST_HEADER = 100_000_000
@@ -87,7 +87,7 @@ class TensorFile:
     def read(self, name: str) -> Tensor:
         """Return one tensor in memory of its own; ``CheckpointError`` where the file has shrunk or is gone."""
         entry = self.entries[name]
-        tensor = room(entry.shape, TYPES[entry.kind])
+        tensor = empty_cpu_tensor(entry.shape, TYPES[entry.kind])
         left = _bytes(tensor)
         try:
             with FileIO(self.path) as file:
@@ -114,8 +114,8 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
         self._left = list(reversed(entries))
         header, self._places = _laid_out(entries, {"format": "pt"} if metadata is None else metadata)
         self._file = FileIO(path, "w")
-        self._steady = SteadyFile(self._file)
-        self._steady.write(0, memoryview(header))
+        self._writeback = WritebackFile(self._file)
+        self._writeback.write(0, memoryview(header))
 
     def write(self, name: str, tensor: Tensor) -> int:
         """Write the next tensor, in the order of the entries, and return its bytes.
@@ -131,7 +131,7 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
             raise CheckpointError(f"{self.path}: {found} was given where {wanted} was due; give what was announced")
         self._left.pop()
         data = _bytes(tensor.detach().cpu().contiguous())
-        self._steady.write(self._places[name], data)
+        self._writeback.write(self._places[name], data)
         return len(data)
 
     @property
@@ -226,12 +226,12 @@ def _laid_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[by
     places: dict[str, int] = {}
     end = 0
     for name, dtype, shape in sorted(entries, key=lambda entry: -entry[1].itemsize):
-        if dtype not in KINDS:
+        if dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{name}: is {dtype}, which is not written; convert it to one of {', '.join(TYPES)}")
         if name in header or name == _METADATA:
             raise CheckpointError(f"{name}: cannot be written twice; give every tensor a name of its own")
         places[name], end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [places[name], end]}
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [places[name], end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > _LARGEST_HEADER:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fathom.errors import CheckpointError
 from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec
-from fathom.spec.hf import Carried
+from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
 
 
@@ -80,7 +80,7 @@ class WeightSource(Weights, Protocol):
         ...
 
     @property
-    def carried(self) -> Carried | None:
+    def carried(self) -> ExtraConfig | None:
         """What a config.json says beyond the spec; None for other forms."""
         ...
 
@@ -112,7 +112,7 @@ class StateWeights:
             yield name, tensor.detach().cpu()
 
 
-def fill(model: Decoder, weights: Weights, report: Report = silent) -> None:
+def load_weights(model: Decoder, weights: Weights, report: Report = silent) -> None:
     """Copy streamed weights into a model's parameters and buffers, converting to their types.
 
     Raises:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.cli import opening, options, sampling
+from fathom.cli import model_options as opening
+from fathom.cli import options, sampling
 from fathom.errors import ContextError, DataError
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
-    from fathom.inference.preparation import ChatOptions, Prepared
+    from fathom.inference.request_preparation import ChatOptions, PreparedRequest
 
 Message = dict[str, Any]
 HELP = "/image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves."
-LEAST_ANSWER = 32
+MIN_ANSWER_TOKENS = 32
 
 
 @dataclass
@@ -39,14 +40,14 @@ class _Conversation:
 
     def answer(self, line: str) -> None:
         """Write an answer to a message, and keep both; a message that is refused is not kept."""
-        from fathom.inference.chat_session import ChatStream, fitting_tokens, run
+        from fathom.inference.chat_session import ChatStream, fit_max_tokens, run
 
         self.messages.append({"role": "user", "content": _content(line, self.shown)})
         try:
             prepared = self._fitted()
             tokens = self.max_tokens
             if tokens is None:
-                tokens = fitting_tokens(self.model, prepared, sampling.DEFAULT_TOKENS)
+                tokens = fit_max_tokens(self.model, prepared, sampling.DEFAULT_TOKENS)
             stream = ChatStream(prepared, run(self.model, prepared, {**self.asked, "max_tokens": tokens}))
             answer = sampling.write_stream(stream)
         except (ContextError, DataError):  # a template may refuse a message
@@ -56,12 +57,12 @@ class _Conversation:
             self.shown.clear()
         self.messages.append(answer.message)
 
-    def _fitted(self) -> Prepared:
+    def _fitted(self) -> PreparedRequest:
         """Return the conversation as the engine reads it, forgetting its oldest turns until an answer fits."""
-        from fathom.inference.preparation import prepare_chat
+        from fathom.inference.request_preparation import prepare_chat
 
         context, fixed = self.model.spec.max_position_embeddings, len(self.first)
-        wanted = min(LEAST_ANSWER, context // 2) if self.max_tokens is None else self.max_tokens
+        wanted = min(MIN_ANSWER_TOKENS, context // 2) if self.max_tokens is None else self.max_tokens
         prepared = prepare_chat(self.model, self.messages, self.options)
         forgotten = 0
         while len(prepared.prompt_ids) + wanted > context and len(self.messages) > fixed + 1:
@@ -110,7 +111,7 @@ def chat(
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
 
-    from fathom.inference.preparation import ChatOptions
+    from fathom.inference.request_preparation import ChatOptions
 
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     conversation = _Conversation(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fathom.cli import options
 from fathom.cli.display import LiveDisplay, PlainDisplay, amount, make_display
-from fathom.cli.loading import Loading
+from fathom.cli.load_progress import LoadProgress
 
 
 def convert(
@@ -33,15 +33,15 @@ def convert(
 ) -> None:
     """Write a model as a Hugging Face directory, a GGUF file or a checkpoint of Fathom, in bounded memory."""
     from fathom.inference.conversion import Conversion
-    from fathom.inference.opening import open_source
+    from fathom.inference.loading import open_source
 
-    with Loading(model) as report:
+    with LoadProgress(model) as report:
         source = open_source(model, report, cache_dir=options.cache_directory())
     planned = Conversion.plan(source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
     display = make_display(Console(stderr=True))
-    progress = _Rate(display, str(destination))
+    progress = _ThroughputBar(display, str(destination))
     try:
         written = planned.run(progress)
     finally:
@@ -51,7 +51,7 @@ def convert(
     print(f"{written}: form {planned.form}{kind}, {amount(sum(path.stat().st_size for path in files))}B")
 
 
-class _Rate:
+class _ThroughputBar:
     """A ``Report`` that draws a bar with the bytes written each second."""
 
     def __init__(self, display: LiveDisplay | PlainDisplay, name: str) -> None:

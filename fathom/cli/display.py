@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from fathom.progress import NO_FACTS
 
-PLAIN_SECONDS = 10.0
-PACE_MARKS = 6
+LOG_INTERVAL_SECONDS = 10.0
+RATE_WINDOW = 6
 """Lines that the time left is reckoned over, so that it follows the pace of the last minute, resumed or not."""
 
 
@@ -93,7 +93,7 @@ class PlainDisplay:
         self.console = console
         self.name = ""
         self.printed = 0.0
-        self.marks: deque[tuple[float, float]] = deque(maxlen=PACE_MARKS)
+        self.marks: deque[tuple[float, float]] = deque(maxlen=RATE_WINDOW)
 
     def stage(self, name: str, index: int, total: int) -> None:
         """Name the step."""
@@ -109,7 +109,7 @@ class PlainDisplay:
             self.marks.clear()
         if not self.marks:
             self.marks.append((now, done))
-        if now - self.printed < PLAIN_SECONDS:
+        if now - self.printed < LOG_INTERVAL_SECONDS:
             return
         self.printed = now
         since, then = self.marks[0]

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fathom.cli import opening, options
+from fathom.cli import model_options as opening
+from fathom.cli import options
 from fathom.cli.display import duration, make_display
 from fathom.errors import SpecError
 

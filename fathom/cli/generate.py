@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli import opening, options, sampling
+from fathom.cli import model_options as opening
+from fathom.cli import options, sampling
 from fathom.errors import SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -44,11 +45,11 @@ def generate(
     wanted = sampling.read_schema(schema)
     opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
 
-    from fathom.inference.chat_session import ChatStream, fitting_tokens, run
-    from fathom.inference.preparation import TextOptions, prepare_text
+    from fathom.inference.chat_session import ChatStream, fit_max_tokens, run
+    from fathom.inference.request_preparation import TextOptions, prepare_text
 
     prepared = prepare_text(opened, prompt, suffix, TextOptions(stop=tuple(stop or ()), schema=wanted))
-    fitting = fitting_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens
+    fitting = fit_max_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens
     stream = ChatStream(prepared, run(opened, prepared, asked | {"max_tokens": fitting}))
     opening.announce(opened)
     if echo:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fathom.cli import options
 from fathom.cli.display import amount
-from fathom.cli.loading import Loading
+from fathom.cli.load_progress import LoadProgress
 
 PIPE_COLUMNS = 140
 NAME_COLUMNS = 17
@@ -28,9 +28,9 @@ def inspect(
 ) -> None:
     """Say what a model is: shape, parameters, tensors, cache, tokenizer, and what each export would lose."""
     from fathom.inference.inspection import inspect_source
-    from fathom.inference.opening import open_source
+    from fathom.inference.loading import open_source
 
-    with Loading(model) as report:
+    with LoadProgress(model) as report:
         found = inspect_source(open_source(model, report, cache_dir=options.cache_directory()))
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))

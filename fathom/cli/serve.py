@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fathom.cli import opening, options
+from fathom.cli import model_options as opening
+from fathom.cli import options
 from fathom.errors import DataError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def serve(
 
     POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
     """
-    from fathom.serve.guard import loopback_hosts
+    from fathom.serve.middleware import loopback_hosts
     from fathom.serve.settings import ServeSettings
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))

@@ -31,10 +31,10 @@ def train(
 ) -> None:
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
-    from fathom.pipeline.recipe import load_plan
+    from fathom.pipeline.recipe import load_run_plan
     from fathom.pipeline.run import run
 
-    plan = load_plan(recipe, overrides=changes or [], text=text or [])
+    plan = load_run_plan(recipe, overrides=changes or [], text=text or [])
     directory = out if out is not None else Path("runs") / plan.recipe.name
     again = f"fathom train {recipe} --out {directory} --resume"
     display = make_display(Console())

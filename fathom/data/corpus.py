@@ -12,10 +12,10 @@ from typing import Any, Literal
 from fathom.data.clean import clean
 from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
 from fathom.data.document import Document, Progress, silent
-from fathom.data.exercises import read_exercises
 from fathom.data.extract import extract
 from fathom.data.fetch import DEFAULT_CACHE, fetch_all
 from fathom.data.folder import FolderReading
+from fathom.data.problem_documents import read_problem_documents
 from fathom.data.publish import publishing
 from fathom.errors import DataError
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
@@ -134,7 +134,7 @@ def _raw(source: Source, archives: dict[str, Path], cache_dir: Path, result: Sou
         yield from reading
         result.skipped_files = reading.skipped
     elif isinstance(source, ExerciseSource):
-        yield from read_exercises(source, cache_dir)
+        yield from read_problem_documents(source, cache_dir)
     else:
         yield from extract(source, archives[source.name])
 

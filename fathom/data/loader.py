@@ -25,7 +25,7 @@ NEEDLE = "needle"
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedBatch:
+class TokenBatch:
     """Sequences of T + 1 tokens (int64, on the CPU), and which of ``PackedLoader.sources`` each came from.
 
     ``images`` belong to the image tokens, in order. ``targets_BT`` are what is learned where that is not every next
@@ -80,7 +80,7 @@ class PackedLoader:
         names = tuple(name for name in sorted(shards_by_source) if weights[name] > 0)
         self._needle = needle if needle is not None and needle.fraction > 0 else None
         self.sources = (*names, NEEDLE) if self._needle else names
-        self._walks = tuple(_Walk(shards_by_source[name], name, sequence_length, seed) for name in names)
+        self._walks = tuple(_SourceWindows(shards_by_source[name], name, sequence_length, seed) for name in names)
         share = np.array([weights[name] for name in names], dtype=np.float64)
         self._cumulative = np.cumsum(share / share.sum())
         self._cumulative[-1] = 1.0
@@ -89,7 +89,7 @@ class PackedLoader:
         self._drawn = [0] * len(self.sources)
         self.bytes_per_token = {name: shards_by_source[name].bytes_per_token for name in names}
 
-    def next(self, batch_size: int) -> LoadedBatch:
+    def next(self, batch_size: int) -> TokenBatch:
         """Return the next ``batch_size`` sequences."""
         if batch_size < 1:
             raise DataError(f"batch_size: must be 1 or more, got {batch_size}; give a positive number")
@@ -105,7 +105,7 @@ class PackedLoader:
                 tokens[row] = self._walks[source].window(self._drawn[source])
             self._drawn[source] += 1
             sources[row] = source
-        return LoadedBatch(torch.from_numpy(tokens), torch.from_numpy(sources))
+        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(sources))
 
     def _rng(self, sequence: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, sequence, 0]))
@@ -163,7 +163,7 @@ class PackedLoader:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-class _Walk:
+class _SourceWindows:
     """The windows of one source in the order of each pass."""
 
     def __init__(self, shards: TokenShards, name: str, sequence_length: int, seed: int) -> None:

@@ -24,7 +24,7 @@ class PackedBatch:
 
     ``shared``, where given, says of each sequence how many of its first tokens are also those of the last one before it
     that has 0: answers share their prompt. Nothing is learned there, so that a pass may compute them once for all
-    (``fathom.train.micro.split``); columns are then those of the sequence that lays them.
+    (``fathom.train.micro_batch.split``); columns are then those of the sequence that lays them.
     """
 
     tokens_N: Tensor

@@ -11,14 +11,14 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from fathom.engine.drafting.choosing import drafting_kind, make_drafter
-from fathom.engine.forward import Forward
-from fathom.engine.intake import Intake
+from fathom.engine.cache_sizing import make_pool
+from fathom.engine.drafting.factory import drafting_kind, make_drafter
+from fathom.engine.input_processor import InputProcessor
+from fathom.engine.model_runner import ModelRunner
 from fathom.engine.pages import PageAllocator
 from fathom.engine.request import EngineStats, Output, Request
-from fathom.engine.room import make_pool
-from fathom.engine.sampling.draw import RowFailure
-from fathom.engine.scheduler import Scheduler, Work
+from fathom.engine.sampling.draw import SamplingFailure
+from fathom.engine.scheduler import ScheduledRequest, Scheduler
 from fathom.engine.state import RequestState
 from fathom.errors import SpecError
 from fathom.model.compiled import CompiledDecoding
@@ -45,15 +45,15 @@ class Engine:
         draft_tokens = 0 if drafting == "none" else self.spec.draft_tokens
         self.scheduler = Scheduler(self.spec, self.pages, window=model.window, draft_tokens=draft_tokens)
         self.last_error: Exception | None = None
-        self._intake = Intake(model.spec, self.scheduler, self.eos_ids)
+        self._intake = InputProcessor(model.spec, self.scheduler, self.eos_ids)
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
             compiled.warm_up()
         drafter = make_drafter(drafting, model, self.pool, self.spec)
         recorded = self.spec.record_routing and model.spec.num_moe_layers > 0
-        self._forward = Forward(model, self.pool, drafter, compiled=compiled, record_routing=recorded)
+        self._forward = ModelRunner(model, self.pool, drafter, compiled=compiled, record_routing=recorded)
         self._states: dict[int, RequestState] = {}
-        self._boxes: dict[int, list[Output]] = {}
+        self._output_queues: dict[int, list[Output]] = {}
         self._undelivered: list[Output] = []
         self._steps = self._generated_tokens = 0
 
@@ -148,28 +148,28 @@ class Engine:
         settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
         return [*outputs, *(output for output in settled if output is not None)]
 
-    def _settle(self, work: Work, drawn: Sequence[TokenLogprob] | RowFailure | None) -> Output | None:
+    def _settle(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob] | SamplingFailure | None) -> Output | None:
         """Take note of what a step did for one request; None while it reads its prompt."""
         state = work.state
-        if isinstance(drawn, RowFailure):
+        if isinstance(drawn, SamplingFailure):
             return self._fail(state, drawn.message)
         state.computed = work.end
         if drawn is None:
-            self._name_pages(state)
+            self._cache_full_pages(state)
             return None
         state.computed += len(drawn) - 1
         return self._extend(work, drawn)
 
-    def _extend(self, work: Work, drawn: Sequence[TokenLogprob]) -> Output:
+    def _extend(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob]) -> Output:
         """Append drawn tokens to an answer, up to the one that ends it."""
         state = work.state
         kept: list[TokenLogprob] = []
         reason: FinishReason | None = None
-        ended_by: TokenLogprob | None = None
+        stop_token: TokenLogprob | None = None
         params, constraint, first = state.request.params, state.request.constraint, not state.drawn
         for each in drawn:
             if each.token_id in state.stops:
-                reason, ended_by = "stop", each
+                reason, stop_token = "stop", each
                 break
             if constraint is not None:
                 try:
@@ -187,19 +187,19 @@ class Engine:
                 reason = "length"
                 break
         self._generated_tokens += len(kept)
-        self._name_pages(state)
+        self._cache_full_pages(state)
         if reason is not None:
             self._remove(state)
         elif work.room:
-            self.scheduler.give_back_room(state)
-        return state.output(tuple(kept), reason, ended_by=ended_by, with_prompt=first)
+            self.scheduler.free_draft_pages(state)
+        return state.output(tuple(kept), reason, stop_token=stop_token, with_prompt=first)
 
-    def _name_pages(self, state: RequestState) -> None:
+    def _cache_full_pages(self, state: RequestState) -> None:
         """Let others share the pages that are full now."""
         full = state.complete // self.pool.page_size
         if state.names is None or full <= state.named:
             return
-        names = state.names.upto(state.tokens, full)
+        names = state.names.hashes(state.tokens, full)
         for index in range(state.named, full):
             state.pages[index] = self.pages.name(state.pages[index], names[index])
         state.named = full
@@ -262,17 +262,17 @@ class Engine:
                     yield token.token_id
 
     def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
-        boxes = {state.id: self._open_box(state) for state in states}
+        boxes = {state.id: self._open_output_queue(state) for state in states}
         try:
             while any(state.id in self._states for state in states):
                 self._pump()
         finally:
             for state in states:
-                self._close_box(state)
+                self._close_output_queue(state)
         return list(boxes.values())
 
     def _streamed(self, state: RequestState) -> Generator[Output, None, None]:
-        box = self._open_box(state)
+        box = self._open_output_queue(state)
         try:
             while box or state.id in self._states:
                 while box:
@@ -280,20 +280,20 @@ class Engine:
                 if state.id in self._states:
                     self._pump()
         finally:
-            self._close_box(state)
+            self._close_output_queue(state)
 
-    def _open_box(self, state: RequestState) -> list[Output]:
+    def _open_output_queue(self, state: RequestState) -> list[Output]:
         self.enqueue(state)
-        return self._boxes.setdefault(state.id, [])
+        return self._output_queues.setdefault(state.id, [])
 
-    def _close_box(self, state: RequestState) -> None:
+    def _close_output_queue(self, state: RequestState) -> None:
         self.cancel(state.id)
-        self._boxes.pop(state.id, None)
+        self._output_queues.pop(state.id, None)
 
     def _pump(self) -> None:
         """Run a step for ``sample`` or ``stream``; what belongs to neither waits for the next ``step``."""
         for output in self.step():
-            self._boxes.get(output.request_id, self._undelivered).append(output)
+            self._output_queues.get(output.request_id, self._undelivered).append(output)
         if self.last_error is not None:
             raise self.last_error
 
@@ -312,6 +312,6 @@ def _completion(outputs: Sequence[Output]) -> Completion:
         finish_reason=outputs[-1].finish_reason or "error",
         details=tuple(tokens),
         prompt=next((output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None), ()),
-        ended_by=outputs[-1].ended_by,
+        stop_token=outputs[-1].stop_token,
         routing=outputs[-1].routing,
     )

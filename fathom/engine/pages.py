@@ -23,7 +23,7 @@ class PageAllocator:
     def __init__(self, pages: int) -> None:
         self._holders = [0] * pages
         self._names: list[bytes | None] = [None] * pages
-        self._page_of: dict[bytes, int] = {}
+        self._page_by_hash: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # the longest unused first
         self._taken = bytearray(pages)  # 0 where a page is free
         self._free = pages
@@ -71,7 +71,7 @@ class PageAllocator:
         """Return the pages of the longest beginning of ``names`` that are known; they are not taken yet."""
         pages = []
         for name in names:
-            page = self._page_of.get(name)
+            page = self._page_by_hash.get(name)
             if page is None:
                 break
             pages.append(page)
@@ -92,7 +92,7 @@ class PageAllocator:
 
         Where another page has the name already, that one is shared instead and this one is free again.
         """
-        known = self._page_of.setdefault(name, page)
+        known = self._page_by_hash.setdefault(name, page)
         if known == page:
             self._names[page] = name
             return page
@@ -116,42 +116,42 @@ class PageAllocator:
         """Return those of a sequence's pages that would be free if it gave them back."""
         return [page for page in pages if self._holders[page] == 1 and self._names[page] is None]
 
-    def released_by(self, holders: Iterable[Sequence[int]]) -> int:
+    def freeable_by(self, page_tables: Iterable[Sequence[int]]) -> int:
         """Count the pages that would become available if all of these sequences gave theirs back."""
-        counts = Counter(page for pages in holders for page in pages)
+        counts = Counter(page for pages in page_tables for page in pages)
         return sum(self._holders[page] == count for page, count in counts.items())
 
     def forget(self) -> None:
         """Forget all names and free the cached pages."""
         while self._cached:
             self._evict()
-        for page in self._page_of.values():
+        for page in self._page_by_hash.values():
             self._names[page] = None
-        self._page_of.clear()
+        self._page_by_hash.clear()
 
-    def leaked(self, holders: Iterable[Sequence[int]]) -> int:
+    def leaked(self, page_tables: Iterable[Sequence[int]]) -> int:
         """Count the pages held by none of the sequences there are."""
-        return self.owned - len({page for pages in holders for page in pages})
+        return self.owned - len({page for pages in page_tables for page in pages})
 
-    def verify(self, holders: Iterable[Sequence[int]]) -> None:
+    def verify(self, page_tables: Iterable[Sequence[int]]) -> None:
         """Check that all books agree, given the pages of every sequence there is; ``AssertionError`` where not."""
-        counts = Counter(page for pages in holders for page in pages)
+        counts = Counter(page for pages in page_tables for page in pages)
         for page, held in enumerate(self._holders):
             name = self._names[page]
             assert held == counts[page], f"page {page}: {held} holders counted, {counts[page]} hold it"
-            assert name is None or self._page_of[name] == page, f"page {page}: another has its name"
+            assert name is None or self._page_by_hash[name] == page, f"page {page}: another has its name"
             states = (not self._taken[page], held > 0, page in self._cached)
             assert sum(states) == 1, f"page {page}: (free, owned, cached) is {states}"
             assert not states[2] or name is not None, f"page {page}: cached without a name"
             assert not states[0] or name is None, f"page {page}: free with a name"
         assert self._free == self._taken.count(0), f"{self._free} free pages counted"
-        assert len(self._page_of) == sum(name is not None for name in self._names), "a name without a page"
+        assert len(self._page_by_hash) == sum(name is not None for name in self._names), "a name without a page"
 
     def _evict(self) -> None:
         page, _ = self._cached.popitem(last=False)
         name = self._names[page]
         assert name is not None
-        del self._page_of[name]
+        del self._page_by_hash[name]
         self._names[page] = None
         self._taken[page] = 0
         self._free += 1

@@ -38,10 +38,11 @@ class Request:
 class Output:
     """One request's share of one step.
 
-    ``tokens`` never hold the stop token, which is ``ended_by`` where one ended the answer. The last output of a request
-    has a ``finish_reason``, and ``error`` is one line where that is "error". ``prompt_logprobs`` come with the first
-    output, where asked for. Of the ``prompt_tokens``, ``cached_tokens`` were found in the prefix cache. ``routing``
-    (P, L, K), int16, comes with the last output of an engine that records it: ``Completion`` says what it is.
+    ``tokens`` never hold the stop token, which is ``stop_token`` where one ended the answer. The last output of a
+    request has a ``finish_reason``, and ``error`` is one line where that is "error". ``prompt_logprobs`` come with
+    the first output, where asked for. Of the ``prompt_tokens``, ``cached_tokens`` were found in the prefix cache.
+    ``routing`` (P, L, K), int16, comes with the last output of an engine that records it: ``Completion`` says what it
+    is.
     """
 
     request_id: int
@@ -51,7 +52,7 @@ class Output:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
-    ended_by: TokenLogprob | None = None
+    stop_token: TokenLogprob | None = None
     routing: Tensor | None = field(default=None, repr=False, compare=False)
 
 

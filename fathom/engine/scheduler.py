@@ -18,7 +18,7 @@ from fathom.spec.engine import EngineSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledRequest:
     """One request's share of a step: its next ``tokens`` tokens, and ``room`` for as many drafts behind them."""
 
     state: RequestState
@@ -52,9 +52,9 @@ class Scheduler:
         self.running: list[RequestState] = []
         self.waiting: list[RequestState] = []
         self.preemptions = self.prompt_tokens = self.cached_tokens = 0
-        self._planned: dict[int, Work] = {}
+        self._planned: dict[int, ScheduledRequest] = {}
 
-    def most_pages(self, tokens: int) -> int:
+    def max_pages(self, tokens: int) -> int:
         """Return the most pages that a request of ``tokens`` tokens ever holds."""
         size = self.spec.page_size
         whole = -(-tokens // size)
@@ -74,9 +74,9 @@ class Scheduler:
         self.pages.release(state.pages)
         state.pages = []
         state.computed = state.first = state.named = 0
-        state.unread_ND = None
+        state.pending_hidden_ND = None
 
-    def plan(self) -> list[Work]:
+    def plan(self) -> list[ScheduledRequest]:
         """Choose the next step's work and give it its pages."""
         self._planned = {}
         for state in tuple(self.running):
@@ -87,7 +87,7 @@ class Scheduler:
             self._plan_drafts()
         return list(self._planned.values())
 
-    def give_back_room(self, state: RequestState) -> None:
+    def free_draft_pages(self, state: RequestState) -> None:
         """Take back the pages that only refused drafts were in."""
         kept = self._pages_for(state, len(state.tokens))
         self.pages.release(state.pages[kept:])
@@ -106,7 +106,7 @@ class Scheduler:
             if left < 1:
                 return
             if not state.running:
-                if self._awaits(state, pending):
+                if self._waits_for_prefix(state, pending):
                     continue
                 if not self._admit(state):
                     return
@@ -139,7 +139,7 @@ class Scheduler:
 
     def _run(self, state: RequestState, tokens: int) -> None:
         if self._grow(state, tokens):
-            self._planned[state.id] = Work(state, tokens)
+            self._planned[state.id] = ScheduledRequest(state, tokens)
 
     def _grow(self, state: RequestState, tokens: int) -> bool:
         """Give a request the pages for its next tokens, taking them from the last in order if need be."""
@@ -169,7 +169,7 @@ class Scheduler:
     def _admit(self, state: RequestState) -> bool:
         """Let a request run if its pages are there, or can be had from requests of lower priority."""
         lower = [other for other in self.running if other.request.priority < state.request.priority]
-        if not self._fits(state) and not self._would_fit_without(lower, state):
+        if not self._fits(state) and not self._fits_after_preempting(lower, state):
             return False
         while not self._fits(state):
             self._preempt(lower.pop())
@@ -191,27 +191,27 @@ class Scheduler:
         if len(self.running) >= self.spec.max_batch:
             return False
         found = self._found(state)
-        wanted = self.most_pages(len(state.tokens)) - len(found) + self.pages.idle(found)
+        wanted = self.max_pages(len(state.tokens)) - len(found) + self.pages.idle(found)
         return wanted + self._promised(self.running) <= self.pages.available
 
-    def _would_fit_without(self, lower: Sequence[RequestState], state: RequestState) -> bool:
+    def _fits_after_preempting(self, lower: Sequence[RequestState], state: RequestState) -> bool:
         if not lower:
             return False
         others = [other for other in self.running if other not in lower]
-        room = self.pages.available + self.pages.released_by(other.pages for other in lower)
-        wanted = self.most_pages(len(state.tokens)) + self._promised(others)
+        room = self.pages.available + self.pages.freeable_by(other.pages for other in lower)
+        wanted = self.max_pages(len(state.tokens)) + self._promised(others)
         return len(others) < self.spec.max_batch and wanted <= room
 
     def _promised(self, running: Iterable[RequestState]) -> int:
         """Count the pages that running requests still need for their prompts, and one each for what they draw."""
-        return sum(1 + max(self.most_pages(len(state.tokens)) - len(state.pages), 0) for state in running)
+        return sum(1 + max(self.max_pages(len(state.tokens)) - len(state.pages), 0) for state in running)
 
     def _names(self, state: RequestState) -> Sequence[bytes]:
         """The names of the pages that a request could share: all but the one of its last token."""
         if state.names is None:
             return ()
         whole = (len(state.tokens) - 1) // self.spec.page_size
-        return state.names.upto(state.tokens, whole)[:whole]
+        return state.names.hashes(state.tokens, whole)[:whole]
 
     def _found(self, state: RequestState) -> list[int]:
         return self.pages.find(self._names(state))
@@ -227,7 +227,7 @@ class Scheduler:
         for name in self._names(state)[state.named :]:
             pending[name] = max(pending.get(name, state.request.priority), state.request.priority)
 
-    def _awaits(self, state: RequestState, pending: dict[bytes, int]) -> bool:
+    def _waits_for_prefix(self, state: RequestState, pending: dict[bytes, int]) -> bool:
         """Whether another request, of no lower priority, is computing the next page this one could share."""
         names = self._names(state)
         found = len(self.pages.find(names))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fathom.engine.drafting.history import History
-from fathom.engine.prefix import ImagePlaces, PageNames
+from fathom.engine.block_hash import BlockHasher, ImageTokenFeatures
+from fathom.engine.drafting.ngram_index import NgramIndex
 from fathom.engine.request import Output, Request
-from fathom.engine.routes import RoutesRecord
-from fathom.engine.sampling.draw import Row
+from fathom.engine.routed_experts import RoutedExpertsRecorder
+from fathom.engine.sampling.draw import SamplingMetadata
 from fathom.spec.sampling import FinishReason, TokenLogprob
 
 
@@ -24,17 +24,17 @@ class RequestState:
     ``tokens`` are the prompt and what was drawn; the first ``computed`` of them are in ``pages``, which begin with
     token ``first``, and the first ``named`` pages have names. Ids follow arrival. ``names`` is None where pages are not
     shared. ``drawn``, which is also ``row.drawn``, grows with what is drawn; a token of ``stops`` ends the answer.
-    ``history`` and ``unread_ND``, the latest hidden states that the MTP module has not read, are their drafters' own.
-    ``routes`` is None where nobody records them.
+    ``history`` and ``pending_hidden_ND``, the latest hidden states that the MTP module has not read, are their
+    drafters' own. ``routes`` is None where nobody records them.
     """
 
     id: int
     request: Request
-    row: Row
+    row: SamplingMetadata
     tokens: list[int]
     drawn: list[int]
-    names: PageNames | None = None
-    images: ImagePlaces | None = None
+    names: BlockHasher | None = None
+    images: ImageTokenFeatures | None = None
     stops: frozenset[int] = frozenset()
     running: bool = False
     computed: int = 0
@@ -42,9 +42,9 @@ class RequestState:
     first: int = 0
     named: int = 0
     cached_tokens: int | None = None
-    history: History | None = None
-    unread_ND: Tensor | None = None
-    routes: RoutesRecord | None = None
+    history: NgramIndex | None = None
+    pending_hidden_ND: Tensor | None = None
+    routes: RoutedExpertsRecorder | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     rank: tuple[int, int] = field(init=False)
 
@@ -62,10 +62,10 @@ class RequestState:
 
         The last hidden state is of use only with the next token, so that it is not missing.
         """
-        return self.computed - max((0 if self.unread_ND is None else len(self.unread_ND)) - 1, 0)
+        return self.computed - max((0 if self.pending_hidden_ND is None else len(self.pending_hidden_ND)) - 1, 0)
 
     @property
-    def unscored(self) -> bool:
+    def needs_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of the prompt are asked for and not complete."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.request.prompt)
 
@@ -75,7 +75,7 @@ class RequestState:
         finish_reason: FinishReason | None = None,
         *,
         error: str | None = None,
-        ended_by: TokenLogprob | None = None,
+        stop_token: TokenLogprob | None = None,
         with_prompt: bool = False,
     ) -> Output:
         """Make an output of this request; the last one, which has a reason, tells where its tokens went."""
@@ -88,6 +88,6 @@ class RequestState:
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.cached_tokens or 0,
             error=error,
-            ended_by=ended_by,
+            stop_token=stop_token,
             routing=self.routes.first(len(self.tokens)) if self.routes is not None and finish_reason else None,
         )

@@ -12,7 +12,7 @@ from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.state import RequestState
 from fathom.errors import Draining, QueueFull
 
-Listener = Callable[[Output], None]
+OutputCallback = Callable[[Output], None]
 
 _FAILURES_IN_A_ROW = 3
 
@@ -30,9 +30,9 @@ class EngineWorker:
         self.max_waiting = max_waiting
         self.last_error: str | None = None
         self._changed = threading.Condition()
-        self._arrived: deque[tuple[RequestState, Listener]] = deque()
+        self._arrived: deque[tuple[RequestState, OutputCallback]] = deque()
         self._cancelled: deque[int] = deque()
-        self._listeners: dict[int, Listener] = {}  # of the worker's thread only
+        self._listeners: dict[int, OutputCallback] = {}  # of the worker's thread only
         self._callbacks: list[Callable[[], None]] = []
         self._stats = engine.stats
         self._failures = 0
@@ -65,7 +65,7 @@ class EngineWorker:
         else:
             self._cancel_all()
 
-    def submit(self, request: Request, listener: Listener) -> int:
+    def submit(self, request: Request, listener: OutputCallback) -> int:
         """Check a request, let it wait for its turn, and return its id.
 
         Raises:
@@ -75,7 +75,7 @@ class EngineWorker:
         """
         return self.submit_all([request], listener)[0]
 
-    def submit_all(self, requests: Sequence[Request], listener: Listener) -> list[int]:
+    def submit_all(self, requests: Sequence[Request], listener: OutputCallback) -> list[int]:
         """Submit all of these or, where one is refused, none; raises as ``submit``."""
         self._check_room(len(requests))
         states = [self.engine.prepare(request) for request in requests]

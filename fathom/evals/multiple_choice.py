@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fathom.model.cache import Cache
+from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 
 LOGIT_ROWS = 256
@@ -32,7 +32,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ChoiceResult:
     """Log-likelihood of each choice in nats; ``chosen`` by their sums, ``chosen_normalised`` by sums per byte.
 
     ``truncated`` counts the tokens dropped from the context's beginning, where the model's own context is too short.
@@ -45,27 +45,27 @@ class Scored:
 
 
 def score_questions(
-    model: Decoder, questions: Sequence[Question], *, on_scored: Callable[[int, Scored], None] | None = None
-) -> list[Scored]:
+    model: Decoder, questions: Sequence[Question], *, on_result: Callable[[int, ChoiceResult], None] | None = None
+) -> list[ChoiceResult]:
     """Score all choices of every question.
 
     A context is read once for all its choices, and what all contexts begin with once for all questions: their cached
-    keys and values are copied. ``on_scored`` hears the index and result of every question as it is done.
+    keys and values are copied. ``on_result`` hears the index and result of every question as it is done.
     """
     results = []
     was_training = model.training
     model.eval()
-    contexts = [_fitting(model, question) for question in questions]
+    contexts = [_truncate_context(model, question) for question in questions]
     with torch.inference_mode():
-        beginning = _beginning(model, questions, contexts)
+        beginning = _shared_prefix_cache(model, questions, contexts)
         for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
             logprobs = _logprobs(model, question, context, beginning)
             per_byte = [logprob / max(1, size) for logprob, size in zip(logprobs, question.choice_bytes, strict=True)]
             truncated = len(question.context_ids) - len(context)
-            scored = Scored(tuple(logprobs), _best(logprobs), _best(per_byte), truncated)
+            scored = ChoiceResult(tuple(logprobs), _best(logprobs), _best(per_byte), truncated)
             results.append(scored)
-            if on_scored is not None:
-                on_scored(index, scored)
+            if on_result is not None:
+                on_result(index, scored)
     model.train(was_training)
     return results
 
@@ -74,14 +74,14 @@ def _best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def _fitting(model: Decoder, question: Question) -> list[int]:
+def _truncate_context(model: Decoder, question: Question) -> list[int]:
     """Return the context's last tokens, as many as fit beside the longest choice."""
     longest = max(len(choice) for choice in question.choices_ids)
     room = model.spec.max_position_embeddings - longest + 1  # the last token of a choice is predicted, never read
     return list(question.context_ids)[-max(1, room) :]
 
 
-def _beginning(model: Decoder, questions: Sequence[Question], contexts: Sequence[list[int]]) -> Cache:
+def _shared_prefix_cache(model: Decoder, questions: Sequence[Question], contexts: Sequence[list[int]]) -> StaticCache:
     """Read what all contexts begin with into a cache of one row, with room for every question."""
     longest = max(
         (
@@ -91,34 +91,34 @@ def _beginning(model: Decoder, questions: Sequence[Question], contexts: Sequence
         default=1,
     )
     weight = model.embed_tokens.weight
-    cache = Cache.allocate(model.spec, batch_size=1, max_length=longest, device=weight.device, dtype=weight.dtype)
+    cache = StaticCache.allocate(model.spec, batch_size=1, max_length=longest, device=weight.device, dtype=weight.dtype)
     if len(contexts) > 1:
         common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*contexts, strict=False)))
         _read(model, cache, contexts[0][: min(common, min(map(len, contexts)) - 1)])
     return cache
 
 
-def _read(model: Decoder, cache: Cache, tokens: Sequence[int]) -> None:
+def _read(model: Decoder, cache: StaticCache, tokens: Sequence[int]) -> None:
     device = model.embed_tokens.weight.device
     for start in range(0, len(tokens), PREFILL_CHUNK):
         model(torch.tensor([list(tokens[start : start + PREFILL_CHUNK])], device=device), cache=cache)
 
 
-def _copies(cache: Cache, count: int) -> Cache:
+def _repeat_cache(cache: StaticCache, count: int) -> StaticCache:
     """Return a cache of ``count`` rows, each a copy of the one row of ``cache``."""
     layers = [type(layer)(tuple(part.repeat(count, 1, 1, 1) for part in layer.parts)) for layer in cache.layers]
-    return Cache(layers, cache.lengths * count, cache.max_length, cache.window)
+    return StaticCache(layers, cache.lengths * count, cache.max_length, cache.window)
 
 
-def _logprobs(model: Decoder, question: Question, context: Sequence[int], beginning: Cache) -> list[float]:
+def _logprobs(model: Decoder, question: Question, context: Sequence[int], beginning: StaticCache) -> list[float]:
     """Return each choice's log-likelihood; choices run together, padded at their ends, where nothing looks back."""
-    cache = _copies(beginning, 1)
+    cache = _repeat_cache(beginning, 1)
     _read(model, cache, context[beginning.lengths[0] : -1])
     choices = question.choices_ids
     longest = max(map(len, choices))
     inputs = [[context[-1], *choice[:-1]] + [0] * (longest - len(choice)) for choice in choices]
     tokens_CT = torch.tensor(inputs, device=model.embed_tokens.weight.device)
-    hidden_CTD = model(tokens_CT, cache=_copies(cache, len(choices))).hidden_BTD
+    hidden_CTD = model(tokens_CT, cache=_repeat_cache(cache, len(choices))).hidden_BTD
     hidden_ND = torch.cat([hidden_CTD[row, : len(choice)] for row, choice in enumerate(choices)])
     targets_N = torch.tensor([token for choice in choices for token in choice], device=hidden_ND.device)
     logprobs_N = _token_logprobs(model, hidden_ND, targets_N)

@@ -44,7 +44,7 @@ class NeedleResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnswerScore:
     """Log-probability of a whole answer in nats, and whether greedy decoding would give exactly this answer."""
 
     logprob: float
@@ -86,7 +86,7 @@ def score_answers(
     *,
     batch_tokens: int = 8192,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Answered]:
+) -> list[AnswerScore]:
     """Score each answer after its prompt in one pass over both.
 
     Greedy decoding gives an answer exactly when each of its tokens is the likeliest after the ones before it, which
@@ -95,7 +95,7 @@ def score_answers(
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         by_shape.setdefault((len(prompt), len(answer)), []).append(index)
-    results: dict[int, Answered] = {}
+    results: dict[int, AnswerScore] = {}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -112,14 +112,14 @@ def score_answers(
     return [results[index] for index in range(len(prompts))]
 
 
-def _score(model: Decoder, rows: Sequence[Sequence[int]], answer_tokens: int) -> list[Answered]:
+def _score(model: Decoder, rows: Sequence[Sequence[int]], answer_tokens: int) -> list[AnswerScore]:
     tokens_BT = torch.tensor(rows, device=model.embed_tokens.weight.device)
     hidden_BAD = model(tokens_BT[:, :-1]).hidden_BTD[:, -answer_tokens:]
     logits_BAV: Tensor = model.logits(hidden_BAD)
     answers_BA = tokens_BT[:, -answer_tokens:]
     logprob_B = logits_BAV.log_softmax(-1).gather(-1, answers_BA[..., None]).sum((1, 2))
     exact_B = (logits_BAV.argmax(-1) == answers_BA).all(1)
-    return [Answered(logprob, exact) for logprob, exact in zip(logprob_B.tolist(), exact_B.tolist(), strict=True)]
+    return [AnswerScore(logprob, exact) for logprob, exact in zip(logprob_B.tolist(), exact_B.tolist(), strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:

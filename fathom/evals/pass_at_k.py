@@ -19,7 +19,7 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class ProblemSamples:
     """The answers drawn for one problem; ``answers`` holds None where nothing could be read from the text."""
 
     correct: tuple[bool, ...]
@@ -64,7 +64,7 @@ def normalised(answer: str) -> str:
     return format(value.normalize() + 0, "f") if value.is_finite() and abs(value.adjusted()) < 50 else text
 
 
-def majority(record: Answered, k: int | None = None) -> float:
+def majority(record: ProblemSamples, k: int | None = None) -> float:
     """Return the chance that the most frequent of ``k`` answers is right (all of them by default; Wang et al. 2022).
 
     Exact over all subsets of ``k`` answers. Answers tied for the most votes share the chance evenly; unread answers
@@ -110,7 +110,7 @@ def _at_most(votes: int, others: Sequence[int], silent: int, rest: int) -> dict[
     return dict(found)
 
 
-def summary(records: Sequence[Answered], ks: Iterable[int]) -> Mapping[str, Estimate]:
+def summary(records: Sequence[ProblemSamples], ks: Iterable[int]) -> Mapping[str, Estimate]:
     """Return ``pass@k`` and ``majority@k`` for every ``k``, averaged over problems, with 95 % intervals.
 
     Intervals are Wilson's where every problem has one answer, else a bootstrap over problems, so that they hold for

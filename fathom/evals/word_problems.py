@@ -14,7 +14,7 @@ MARKER = "####"
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
+class ProblemResult:
     """What a model wrote for one problem, the number it ended on and whether that is the right one."""
 
     text: str
@@ -51,25 +51,25 @@ def solve(
     *,
     params: SamplingParams,
     batch_size: int = 16,
-    on_solved: Callable[[int, Solved], None] | None = None,
-) -> list[Solved]:
+    on_result: Callable[[int, ProblemResult], None] | None = None,
+) -> list[ProblemResult]:
     """Let a model answer every prompt and judge the answers, ``batch_size`` prompts at once, the shortest first.
 
-    ``params`` of temperature 0 make the result repeatable. ``on_solved`` hears the index and result of every problem.
+    ``params`` of temperature 0 make the result repeatable. ``on_result`` hears the index and result of every problem.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    results: dict[int, Solved] = {}
+    results: dict[int, ProblemResult] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         completions = sampler.sample([prompts[index] for index in batch], params)
         for index, completion in zip(batch, completions, strict=True):
             results[index] = _judge(completion, expected[index], decode)
-            if on_solved is not None:
-                on_solved(index, results[index])
+            if on_result is not None:
+                on_result(index, results[index])
     return [results[index] for index in range(len(prompts))]
 
 
-def _judge(completion: Completion, expected: str, decode: Callable[[Sequence[int]], str]) -> Solved:
+def _judge(completion: Completion, expected: str, decode: Callable[[Sequence[int]], str]) -> ProblemResult:
     text = decode(completion.token_ids)
     number = final_number(text)
-    return Solved(text, number, same_number(number, expected), completion.finish_reason == "stop")
+    return ProblemResult(text, number, same_number(number, expected), completion.finish_reason == "stop")

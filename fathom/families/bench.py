@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.families.preset import Preset
-from fathom.spec import Balance, LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec, Router
+from fathom.spec import BalanceSpec, LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec, RouterSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ def _bench(letter: str, shape: _Shape) -> Preset:
             num_experts_per_tok=active,
             moe_intermediate_size=shape.expert_width,
             n_shared_experts=2,
-            router=Router(balance=Balance(expert_loss=0.001)),
+            router=RouterSpec(balance=BalanceSpec(expert_loss=0.001)),
         ),
         rope=RopeSpec(layout="interleaved"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.families.preset import Preset
-from fathom.spec import Balance, GroupedQueryAttention, MixtureOfExperts, ModelSpec, Router
+from fathom.spec import BalanceSpec, GroupedQueryAttention, MixtureOfExperts, ModelSpec, RouterSpec
 
 _2B = ModelSpec(
     name="deepseek-moe-2b",
@@ -18,7 +18,7 @@ _2B = ModelSpec(
         num_experts_per_tok=7,
         moe_intermediate_size=854,  # "0.25 x FFN", not printed: fitted to the published count
         n_shared_experts=1,
-        router=Router(balance=Balance(expert_loss=0.01)),
+        router=RouterSpec(balance=BalanceSpec(expert_loss=0.01)),
     ),
 )
 
@@ -37,7 +37,7 @@ _16B = ModelSpec(
         num_experts_per_tok=6,
         moe_intermediate_size=1408,
         n_shared_experts=2,
-        router=Router(balance=Balance(expert_loss=0.001)),
+        router=RouterSpec(balance=BalanceSpec(expert_loss=0.001)),
     ),
     bos_token_id=100000,
     eos_token_id=100001,
@@ -58,7 +58,7 @@ _145B = ModelSpec(
         num_experts_per_tok=12,
         moe_intermediate_size=1408,  # "0.125 x FFN", not printed: fitted to the published count
         n_shared_experts=4,
-        router=Router(balance=Balance(expert_loss=0.003, device_loss=0.05, devices=4)),
+        router=RouterSpec(balance=BalanceSpec(expert_loss=0.003, device_loss=0.05, devices=4)),
     ),
 )
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from fathom.families.preset import Preset
 from fathom.spec import (
-    Balance,
+    BalanceSpec,
     GroupLimited,
     LatentAttention,
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     YarnScaling,
 )
 
@@ -45,10 +45,10 @@ _V2 = ModelSpec(
         num_experts_per_tok=6,
         moe_intermediate_size=1536,
         n_shared_experts=2,
-        router=Router(
+        router=RouterSpec(
             select=GroupLimited(n_group=8, topk_group=3, group_score="max"),
             scale=16.0,
-            balance=Balance(
+            balance=BalanceSpec(
                 expert_loss=0.003,
                 device_loss=0.05,
                 communication_loss=0.02,
@@ -81,7 +81,7 @@ _V2_LITE = ModelSpec(
         num_experts_per_tok=6,
         moe_intermediate_size=1408,
         n_shared_experts=2,
-        router=Router(balance=Balance(expert_loss=0.001)),
+        router=RouterSpec(balance=BalanceSpec(expert_loss=0.001)),
     ),
     rope=_rope(0.707),
     bos_token_id=100000,

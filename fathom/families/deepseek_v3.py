@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from fathom.families.preset import Preset
 from fathom.spec import (
-    Balance,
+    BalanceSpec,
     GroupLimited,
     LatentAttention,
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     YarnScaling,
 )
 
@@ -38,13 +38,13 @@ _V3 = ModelSpec(
         num_experts_per_tok=8,
         moe_intermediate_size=2048,
         n_shared_experts=1,
-        router=Router(
+        router=RouterSpec(
             score="sigmoid",
             select=GroupLimited(n_group=8, topk_group=4, group_score="top2_sum"),
             selection_bias=True,
             normalize=True,
             scale=2.5,
-            balance=Balance(sequence_loss=1e-4, bias_update_rate=0.001),  # the rate falls to 0 after 14.3T tokens
+            balance=BalanceSpec(sequence_loss=1e-4, bias_update_rate=0.001),  # the rate falls to 0 after 14.3T tokens
         ),
     ),
     rope=RopeSpec(

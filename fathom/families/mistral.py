@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.families.preset import Preset
-from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, RopeSpec, Router
+from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, RopeSpec, RouterSpec
 
 _MISTRAL = ModelSpec(
     name="mistral-7b",
@@ -31,7 +31,7 @@ _MIXTRAL = ModelSpec(
         n_routed_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=14336,
-        router=Router(normalize=True),  # a softmax over the two best logits is a renormalised softmax over all
+        router=RouterSpec(normalize=True),  # a softmax over the two best logits is a renormalised softmax over all
     ),
     rope=RopeSpec(theta=1_000_000.0),
     rms_norm_eps=1e-5,

@@ -7,42 +7,42 @@ encoder-decoder forms of Switch and GShard are in ``fathom.study``.
 from __future__ import annotations
 
 from fathom.families.preset import Preset
-from fathom.spec import Balance, Capacity, GroupedQueryAttention, MixtureOfExperts, ModelSpec, Router
+from fathom.spec import BalanceSpec, Capacity, GroupedQueryAttention, MixtureOfExperts, ModelSpec, RouterSpec
 from fathom.spec.moe import BalanceScope
 
 
 def switch_router(
     *, capacity_factor: float = 1.25, alpha: float = 0.01, jitter: float = 0.01, group: BalanceScope = "sequence"
-) -> Router:
+) -> RouterSpec:
     """Switch's router (§2.2-2.4): the best expert, weighed by its probability, with capacity and alpha N sum f P."""
-    return Router(
+    return RouterSpec(
         select=Capacity(capacity_factor=capacity_factor, group=group),
         jitter=jitter,
-        balance=Balance(expert_loss=alpha, scope="batch"),
+        balance=BalanceSpec(expert_loss=alpha, scope="batch"),
     )
 
 
-def gshard_router(*, capacity_factor: float = 2.0, alpha: float = 0.01, group: BalanceScope = "sequence") -> Router:
+def gshard_router(*, capacity_factor: float = 2.0, alpha: float = 0.01, group: BalanceScope = "sequence") -> RouterSpec:
     """GShard's router (Alg. 1): the best two, renormalised, the second at random, with capacity 2N / GE and l_aux.
 
     l_aux counts first choices and is weighed alpha E^2, as released code scales it; the paper's own k is not printed.
     """
-    return Router(
+    return RouterSpec(
         select=Capacity(capacity_factor=capacity_factor, group=group, second="random"),
         normalize=True,
-        balance=Balance(expert_loss=alpha, scope=group, counted="first"),
+        balance=BalanceSpec(expert_loss=alpha, scope=group, counted="first"),
     )
 
 
-def hash_router() -> Router:
+def hash_router() -> RouterSpec:
     """A hash layer: every token id has its expert, for ever."""
-    return Router(score="hash")
+    return RouterSpec(score="hash")
 
 
 _DENSE_WIDTH = 3416  # 4 x the fine-grained experts' 854, itself "0.25 x FFN" and fitted to the published count
 
 
-def _2b(name: str, chosen: int, router: Router | None) -> ModelSpec:
+def _2b(name: str, chosen: int, router: RouterSpec | None) -> ModelSpec:
     moe = None
     if router is not None:
         moe = MixtureOfExperts(
@@ -78,7 +78,7 @@ def _tiny(name: str, moe: MixtureOfExperts | None) -> ModelSpec:
     )
 
 
-def _parts(active: int, router: Router, *, shared: int = 0) -> MixtureOfExperts:
+def _parts(active: int, router: RouterSpec, *, shared: int = 0) -> MixtureOfExperts:
     """Experts of which a token meets ``active``, the ``shared`` ones among them; any number has the same width."""
     width = _ACTIVE // active
     return MixtureOfExperts(
@@ -90,7 +90,7 @@ def _parts(active: int, router: Router, *, shared: int = 0) -> MixtureOfExperts:
     )
 
 
-_FINE = Router(balance=Balance(expert_loss=0.01, scope="batch"))
+_FINE = RouterSpec(balance=BalanceSpec(expert_loss=0.01, scope="batch"))
 _TABLE = "DeepSeekMoE §4.1-4.2, Table 1"
 _COMMON = ("vocab_size", "rope.theta", "rms_norm_eps")
 _GUESSED = (*_COMMON, "moe.moe_intermediate_size")

@@ -8,19 +8,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
-from fathom.chat.answers import Delta, ToolCall
+from fathom.chat.output import Delta, ToolCall
 from fathom.engine.request import Output, Request
 from fathom.errors import DataError, FathomError, SpecError
-from fathom.inference.preparation import ChatOptions, OpenedModel, Prepared, prepare_chat
+from fathom.inference.request_preparation import ChatModel, ChatOptions, PreparedRequest, prepare_chat
 from fathom.spec.sampling import SamplingParams
 
 Messages = str | Sequence[Mapping[str, Any]]
-AnswerEnd = Literal["stop", "length", "tool_calls", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 DEFAULT_TOKENS = 1024
 TEMPERATURE, TOP_P = 0.8, 0.95
 
 
-class Asked(TypedDict, total=False):
+class ChatKwargs(TypedDict, total=False):
     """What ``LanguageModel.chat`` takes by name: fields of ``ChatOptions`` and of ``SamplingParams``.
 
     ``stop`` may be one string. ``max_tokens`` left out is what fits, at most ``DEFAULT_TOKENS``; ``temperature`` and
@@ -69,7 +69,7 @@ class ChatAnswer:
     text: str
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    finish_reason: AnswerEnd
+    finish_reason: FinishReason
     usage: Usage = Usage()
 
     def __str__(self) -> str:
@@ -88,12 +88,12 @@ class ChatStream(Iterator[Delta]):
     ``close`` ends the request; what was drawn until then stays.
     """
 
-    def __init__(self, prepared: Prepared, outputs: Generator[Output, None, None]) -> None:
+    def __init__(self, prepared: PreparedRequest, outputs: Generator[Output, None, None]) -> None:
         self._parser = prepared.parser_factory()
         self._parts = {"thinking": "", "content": ""}
         self._calls: list[ToolCall] = []
         self._usage = Usage(prompt_tokens=len(prepared.prompt_ids))
-        self._end: AnswerEnd = "cancelled"
+        self._end: FinishReason = "cancelled"
         self._deltas = self._read(outputs)
 
     def __next__(self) -> Delta:
@@ -150,7 +150,7 @@ class ChatStream(Iterator[Delta]):
 
 
 def start_chat(
-    model: OpenedModel, messages: Messages, *, system: str | None = None, **asked: Unpack[Asked]
+    model: ChatModel, messages: Messages, *, system: str | None = None, **asked: Unpack[ChatKwargs]
 ) -> ChatStream:
     """Lay a conversation out and begin its answer; everything is checked at once, and drawn as it is read."""
     given: dict[str, Any] = dict(asked)
@@ -162,14 +162,14 @@ def start_chat(
     return ChatStream(prepared, run(model, prepared, given))
 
 
-def run(model: OpenedModel, prepared: Prepared, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
-    """Begin a prepared request with fields of ``SamplingParams``; what is left out is chosen as ``Asked`` says."""
+def run(model: ChatModel, prepared: PreparedRequest, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
+    """Begin a prepared request with fields of ``SamplingParams``; what is left out is chosen as ``ChatKwargs`` says."""
     unknown = sorted(asked.keys() - _PARAMS)
     if unknown:
         raise SpecError(unknown[0], "is no option of an answer", f"use one of {', '.join(sorted(_PARAMS | _OPTIONS))}")
     fields = {"temperature": TEMPERATURE, "top_p": TOP_P} | dict(asked)
     if fields.get("max_tokens") is None:
-        fields["max_tokens"] = fitting_tokens(model, prepared, DEFAULT_TOKENS)
+        fields["max_tokens"] = fit_max_tokens(model, prepared, DEFAULT_TOKENS)
     params = SamplingParams(**fields)
     stops = (*params.stop_token_ids, *prepared.stop_token_ids)
     return model.engine.outputs(
@@ -182,7 +182,7 @@ def run(model: OpenedModel, prepared: Prepared, asked: Mapping[str, Any]) -> Gen
     )
 
 
-def fitting_tokens(model: OpenedModel, prepared: Prepared, most: int) -> int:
+def fit_max_tokens(model: ChatModel, prepared: PreparedRequest, most: int) -> int:
     """Return how many tokens the context leaves for an answer, at most ``most`` and at least one."""
     return max(1, min(most, model.spec.max_position_embeddings - len(prepared.prompt_ids)))
 

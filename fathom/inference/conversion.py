@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.ahead import read_ahead
-from fathom.checkpoint.hf import PublishedCheckpoint, write_hf
+from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint, write_fathom
+from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.files import TOKENIZER
 from fathom.checkpoint.names import parameter_shapes
-from fathom.checkpoint.stored import StoredCheckpoint, write_stored
+from fathom.checkpoint.read_ahead import read_ahead
 from fathom.checkpoint.weights import Report, Weights, WeightSource, silent
 from fathom.errors import CheckpointError, Interrupted, SpecError
-from fathom.inference.conversion_warnings import FORMS, Form, losses, obstacle
-from fathom.inference.precision import FLOATS, kept_kind, largest, named_kind, roundings
+from fathom.inference.conversion_dtypes import FLOATS, dtype_warnings, largest, lossless_dtype, resolve_target_dtype
+from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.train.signals import StopRequest
@@ -36,7 +36,7 @@ class Conversion:
 
     source: WeightSource
     destination: Path
-    form: Form
+    form: CheckpointFormat
     kind: str | None
     max_shard_bytes: int
     notes: tuple[str, ...]
@@ -63,13 +63,15 @@ class Conversion:
         if max_shard_bytes is not None and (known != "hf" or max_shard_bytes <= 0):
             problem = f"{max_shard_bytes} for form {known}"
             raise SpecError("--max-shard-bytes", problem, "give a number above 0, and only with --to hf")
-        kind = named_kind(known, dtype) if dtype is not None else kept_kind(source, known)
+        kind = resolve_target_dtype(known, dtype) if dtype is not None else lossless_dtype(source, known)
         if destination.exists():
             raise CheckpointError(f"{destination}: already exists; choose a new place or remove it first")
-        hindered = obstacle(source, known)
-        if hindered is not None:
-            raise SpecError("--to", f"{source.spec.name} cannot be written as {known} ({hindered})", "use another form")
-        notes = (*roundings(source, known, kind), *losses(source, known, kind))
+        unsupported = obstacle(source, known)
+        if unsupported is not None:
+            raise SpecError(
+                "--to", f"{source.spec.name} cannot be written as {known} ({unsupported})", "use another form"
+            )
+        notes = (*dtype_warnings(source, known, kind), *conversion_warnings(source, known, kind))
         return cls(source, destination, known, kind, max_shard_bytes or SHARD_BYTES, notes)
 
     def run(self, report: Report = silent) -> Path:
@@ -83,12 +85,12 @@ class Conversion:
             Interrupted: a signal arrived.
         """
         with StopRequest() as stop:
-            weights = _Guarded(self.source, self.kind, self.form, stop)
+            weights = _CheckedWeights(self.source, self.kind, self.form, stop)
             if self.form == "gguf":
                 return self._write_gguf(weights, report)
             files = _tokenizer(self.source)
             if self.form == "fathom":
-                return write_stored(
+                return write_fathom(
                     self.destination,
                     weights,
                     tokenizer=files,
@@ -120,12 +122,12 @@ COMPUTED = ("Q8_0", "Q4_0", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
-class _Guarded:
+class _CheckedWeights:
     """Weights on their way: numbers beyond the coming type are refused, and a signal ends the stream."""
 
     source: Weights
     kind: str | None
-    form: Form
+    form: CheckpointFormat
     stop: StopRequest
 
     @property
@@ -170,8 +172,8 @@ class _Guarded:
 
 def _tokenizer(source: WeightSource) -> Tokenizer | Path | None:
     """The tokenizer's files where there are any, so that they are copied as they are."""
-    if isinstance(source, StoredCheckpoint):
+    if isinstance(source, FathomCheckpoint):
         return source.tokenizer_directory
-    if isinstance(source, PublishedCheckpoint):
+    if isinstance(source, HFCheckpoint):
         return source.path if (source.path / TOKENIZER).is_file() else None
     return source.tokenizer()

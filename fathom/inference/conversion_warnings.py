@@ -5,24 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fathom.checkpoint.hf import PublishedCheckpoint
+from fathom.checkpoint.fathom_checkpoint import STEM, FathomCheckpoint
+from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import TOKENIZER_FILES
 from fathom.checkpoint.names import name_table
-from fathom.checkpoint.stored import STEM, StoredCheckpoint
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
 from fathom.spec.hf import spec_to_hf
 
-Form = Literal["hf", "gguf", "fathom"]
-FORMS: tuple[Form, ...] = ("hf", "gguf", "fathom")
+CheckpointFormat = Literal["hf", "gguf", "fathom"]
+FORMS: tuple[CheckpointFormat, ...] = ("hf", "gguf", "fathom")
 """Hugging Face directories, GGUF files, and checkpoints of our own."""
 
 _WEIGHTS = ("config.json", "generation_config.json", "manifest.json", "spec.json")
-_OWN_FIELDS = 8
+_MAX_LISTED = 8
 """Config fields that a sentence names before it counts the rest."""
 
 
-def obstacle(source: WeightSource, form: Form) -> str | None:
+def obstacle(source: WeightSource, form: CheckpointFormat) -> str | None:
     """Say why a model cannot be written in a form at all, or None when it can."""
     try:
         if form == "hf":
@@ -38,21 +38,23 @@ def obstacle(source: WeightSource, form: Form) -> str | None:
     return None
 
 
-def losses(source: WeightSource, form: Form, kind: str | None = None) -> tuple[str, ...]:
+def conversion_warnings(source: WeightSource, form: CheckpointFormat, kind: str | None = None) -> tuple[str, ...]:
     """Say what is lost when a model is written in a form that has no ``obstacle``, a sentence each.
 
     ``kind`` is the type of a GGUF file's matrices; what it does to numbers is not said here.
     """
-    found = list(_left_behind(source))
+    found = list(_dropped_files(source))
     if form == "gguf":
-        from fathom.checkpoint.gguf import losses as of_gguf
-        from fathom.checkpoint.gguf import token_losses
-        from fathom.checkpoint.gguf.blocks import QuantKind
+        from fathom.checkpoint.gguf import conversion_warnings as of_gguf
+        from fathom.checkpoint.gguf import tokenizer_warnings
+        from fathom.checkpoint.gguf.blocks import QuantType
         from fathom.checkpoint.gguf.tokens import end_ids
 
-        tokenizer, kinds = source.tokenizer(), get_args(QuantKind)
+        tokenizer, kinds = source.tokenizer(), get_args(QuantType)
         found += of_gguf(source.spec, next((one for one in kinds if one == kind), "F32"))
-        found += token_losses(tokenizer) if tokenizer is not None else ["no tokenizer: the file takes token ids only"]
+        found += (
+            tokenizer_warnings(tokenizer) if tokenizer is not None else ["no tokenizer: the file takes token ids only"]
+        )
         unmarked = sorted(source.eos_ids - end_ids(_token_metadata(source)))
         found += [f"tokens {unmarked} end an answer, but are not marked so"] if unmarked and tokenizer else []
         beyond = [] if source.carried is None else sorted(source.carried["fields"].keys() - {"dtype", "torch_dtype"})
@@ -70,13 +72,13 @@ def _token_metadata(source: WeightSource) -> dict[str, Any]:
     return {name: value for name, (_, value) in metadata_from_tokenizer(tokenizer, source.spec).items()}
 
 
-def _left_behind(source: WeightSource) -> list[str]:
+def _dropped_files(source: WeightSource) -> list[str]:
     """Name the files of a source that no other form has a place for."""
-    if isinstance(source, StoredCheckpoint):
+    if isinstance(source, FathomCheckpoint):
         parts = [name for name in source.checkpoint.manifest["files"] if name.endswith(".safetensors")]
         more = sorted(Path(name).stem for name in parts if name != f"{STEM}.safetensors")
         return [f"left out, for only training needs it: {_listed(more)}"] if more else []
-    if isinstance(source, PublishedCheckpoint):
+    if isinstance(source, HFCheckpoint):
         known = {*TOKENIZER_FILES, *_WEIGHTS}
         names = (path.name for path in source.path.iterdir() if path.is_file() and not path.name.startswith("."))
         more = sorted(name for name in names if name not in known and not name.startswith("model"))
@@ -85,5 +87,5 @@ def _left_behind(source: WeightSource) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _OWN_FIELDS} more" if len(names) > _OWN_FIELDS else ""
-    return ", ".join(names[:_OWN_FIELDS]) + more
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

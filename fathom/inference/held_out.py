@@ -13,13 +13,13 @@ from fathom.data.shards import TokenShards, open_shards
 from fathom.errors import CheckpointError, DataError
 from fathom.evals.bits_per_byte import BitsPerByte, bits_per_byte
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.opening import find_run
+from fathom.inference.loading import find_run
 from fathom.inference.run_record import read_recipe
 from fathom.model.decoder import Decoder
 from fathom.spec.recipe import ShardsStep
 from fathom.tokenizer.bpe import Tokenizer
 
-BETWEEN = "\n\n"
+DOCUMENT_SEPARATOR = "\n\n"
 """What stands between documents for a model that marks no beginning of a text."""
 
 
@@ -72,7 +72,7 @@ def measure_texts(
             if framed:
                 found += [*tokenizer.prefix_ids, *tokenizer.encode(text), tokenizer.eos_id]
             else:
-                found += tokenizer.encode(BETWEEN + text if found else text)
+                found += tokenizer.encode(DOCUMENT_SEPARATOR + text if found else text)
             if len(found) >= max_tokens:
                 break
         return found[:max_tokens]

@@ -12,8 +12,8 @@ from typing import Any
 
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
-from fathom.inference.conversion_warnings import FORMS, Form, losses, obstacle
-from fathom.inference.precision import kept_kind, roundings
+from fathom.inference.conversion_dtypes import dtype_warnings, lossless_dtype
+from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
 from fathom.plan import cache_bytes, cache_bytes_per_token, count_parameters
 from fathom.spec import (
     GroupedQueryAttention,
@@ -51,10 +51,12 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
     }
 
 
-def _export(source: WeightSource, form: Form) -> dict[str, Any]:
-    hindered, kind = obstacle(source, form), kept_kind(source, form)
-    found = [*roundings(source, form, kind), *losses(source, form, kind)] if hindered is None else []
-    return {"obstacle": hindered, "losses": found}
+def _export(source: WeightSource, form: CheckpointFormat) -> dict[str, Any]:
+    unsupported, kind = obstacle(source, form), lossless_dtype(source, form)
+    found = (
+        [*dtype_warnings(source, form, kind), *conversion_warnings(source, form, kind)] if unsupported is None else []
+    )
+    return {"obstacle": unsupported, "losses": found}
 
 
 def files(path: Path) -> list[dict[str, Any]]:

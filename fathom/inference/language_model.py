@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
-from fathom.checkpoint.weights import Report, fill, silent
+from fathom.checkpoint.weights import Report, load_weights, silent
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.inference.catalog import DEFAULT_CACHE
-from fathom.inference.chat_session import Asked, ChatAnswer, ChatStream, Messages, start_chat
-from fathom.inference.opening import open_source
+from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, start_chat
+from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
 from fathom.model.build import build
-from fathom.model.cache import Cache
+from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
 from fathom.model.quantize import quantize
@@ -84,7 +84,7 @@ class LanguageModel:
         kind = _dtype(dtype, where)
         source = open_source(path, report, cache_dir=cache_dir)
         model = build(source.spec, device=where, dtype=kind, seed=None)
-        fill(model, source, report)
+        load_weights(model, source, report)
         if weights != "plain":
             quantize(model, weights)
         return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)
@@ -121,7 +121,7 @@ class LanguageModel:
         if self._engine_spec is not None and self._engine_spec.cache_format != "plain":
             return self.engine.pool.bytes_per_token
         weight = self.model.embed_tokens.weight
-        cache = Cache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
+        cache = StaticCache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
         return cache.bytes_per_token
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -160,14 +160,19 @@ class LanguageModel:
 
     @overload
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: Literal[False] = False, **asked: Unpack[Asked]
+        self,
+        messages: Messages,
+        *,
+        system: str | None = None,
+        stream: Literal[False] = False,
+        **asked: Unpack[ChatKwargs],
     ) -> ChatAnswer: ...
     @overload
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: Literal[True], **asked: Unpack[Asked]
+        self, messages: Messages, *, system: str | None = None, stream: Literal[True], **asked: Unpack[ChatKwargs]
     ) -> ChatStream: ...
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: bool = False, **asked: Unpack[Asked]
+        self, messages: Messages, *, system: str | None = None, stream: bool = False, **asked: Unpack[ChatKwargs]
     ) -> ChatAnswer | ChatStream:
         """Answer a message or a conversation; ``print(model.chat("Why is the sky blue?"))``.
 

@@ -14,9 +14,9 @@ from fathom.chat import encode_chat
 from fathom.data.publish import resource_error
 from fathom.errors import ContextError, ResourceError, SpecError
 from fathom.evals.accuracy import Accuracy
-from fathom.evals.multiple_choice import Question, Scored, score_questions
+from fathom.evals.multiple_choice import ChoiceResult, Question, score_questions
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
-from fathom.evals.word_problems import Solved, solve
+from fathom.evals.word_problems import ProblemResult, solve
 from fathom.inference.language_model import LanguageModel
 from fathom.progress import Progress, Silent
 from fathom.spec.sampling import SamplingParams
@@ -70,15 +70,15 @@ def run_task(
     if limit is not None and limit < 1:
         raise SpecError("--limit", f"{limit} cases", "give at least 1")
     cases = read_cases(task, cache_dir)[:limit]
-    watch = _Watch(progress or Silent(), len(cases))
+    watch = _TaskProgress(progress or Silent(), len(cases))
     started = time.perf_counter()
     if task.form == "word_problems":
         problems = [case for case in cases if isinstance(case, ProblemCase)]
-        return _solved(model, task, problems, watch, started)
-    return _chosen(model, task, [case for case in cases if isinstance(case, ChoiceCase)], watch, started)
+        return _run_problems(model, task, problems, watch, started)
+    return _run_choices(model, task, [case for case in cases if isinstance(case, ChoiceCase)], watch, started)
 
 
-class _Watch:
+class _TaskProgress:
     """Passes on how many answers are done and how many of them are right."""
 
     def __init__(self, progress: Progress, total: int) -> None:
@@ -116,11 +116,13 @@ def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCas
     return [[*tokenizer.prefix_ids, *tokenizer.encode(text)] for text in texts]
 
 
-def _chosen(model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], watch: _Watch, started: float) -> TaskResult:
-    def told(index: int, scored: Scored) -> None:
+def _run_choices(
+    model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], watch: _TaskProgress, started: float
+) -> TaskResult:
+    def told(index: int, scored: ChoiceResult) -> None:
         watch(scored.chosen == cases[index].answer)
 
-    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_scored=told)
+    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_result=told)
     pairs = list(zip(cases, scored, strict=True))
     return TaskResult(
         task=task,
@@ -133,7 +135,7 @@ def _chosen(model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], watch
     )
 
 
-def _choice_record(task: Task, case: ChoiceCase, result: Scored) -> dict[str, Any]:
+def _choice_record(task: Task, case: ChoiceCase, result: ChoiceResult) -> dict[str, Any]:
     return {
         "task": task.name,
         "id": case.id,
@@ -147,8 +149,8 @@ def _choice_record(task: Task, case: ChoiceCase, result: Scored) -> dict[str, An
     }
 
 
-def _solved(
-    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], watch: _Watch, started: float
+def _run_problems(
+    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], watch: _TaskProgress, started: float
 ) -> TaskResult:
     tokenizer = model.tokenizer
     prompts = problem_prompts(tokenizer, task, cases)
@@ -166,7 +168,7 @@ def _solved(
     params = SamplingParams(max_tokens=min(task.max_tokens, room), temperature=0.0)
     answers = [case.answer for case in cases]
     solved = solve(
-        model.engine, prompts, answers, decode, params=params, on_solved=lambda _, result: watch(result.correct)
+        model.engine, prompts, answers, decode, params=params, on_result=lambda _, result: watch(result.correct)
     )
     rows = zip(cases, prompts, solved, strict=True)
     return TaskResult(
@@ -182,7 +184,7 @@ def _solved(
     )
 
 
-def _problem_record(task: Task, case: ProblemCase, prompt: str, result: Solved) -> dict[str, Any]:
+def _problem_record(task: Task, case: ProblemCase, prompt: str, result: ProblemResult) -> dict[str, Any]:
     return {
         "task": task.name,
         "id": case.id,

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from fathom.kernels.attention import attention
 from fathom.kernels.bits import pack_11, unpack_11
-from fathom.kernels.continued import continued_attention
 from fathom.kernels.cross_entropy import linear_cross_entropy, linear_token_loss, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.entropy import linear_entropy
 from fathom.kernels.experts import grouped_swiglu
 from fathom.kernels.fp8 import fp8_block_linear
 from fathom.kernels.linear import linear
-from fathom.kernels.quantized import packed_linear
-from fathom.kernels.quantized_experts import packed_grouped_swiglu
+from fathom.kernels.quantized_experts import quantized_grouped_swiglu
+from fathom.kernels.quantized_products import quantized_linear
+from fathom.kernels.shared_prefix import shared_prefix_attention
 
 __all__ = [
     "attention",
-    "continued_attention",
     "fp8_block_linear",
     "grouped_swiglu",
     "linear",
@@ -28,10 +27,11 @@ __all__ = [
     "linear_token_loss",
     "mean_linear_cross_entropy",
     "pack_11",
-    "packed_grouped_swiglu",
-    "packed_linear",
+    "quantized_grouped_swiglu",
+    "quantized_linear",
     "rms_norm",
     "rotate",
+    "shared_prefix_attention",
     "swiglu",
     "unpack_11",
 ]

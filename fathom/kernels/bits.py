@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 16
+CODES_PER_GROUP = 16
 BLOCK_BYTES = 22
 
 
@@ -20,10 +20,10 @@ def pack_11(codes_NM: Tensor) -> Tensor:
     in plane 5 + i, and the highest in bit 11 + i of plane 10. So most of a row is unpacked by one mask.
     """
     rows, count = codes_NM.shape
-    blocks = -(-count // BLOCK)
-    codes = torch.zeros(rows, BLOCK * blocks, dtype=torch.int32, device=codes_NM.device)
+    blocks = -(-count // CODES_PER_GROUP)
+    codes = torch.zeros(rows, CODES_PER_GROUP * blocks, dtype=torch.int32, device=codes_NM.device)
     codes[:, :count] = codes_NM
-    codes = codes.view(rows, BLOCK, blocks).bitwise_and_(2047)
+    codes = codes.view(rows, CODES_PER_GROUP, blocks).bitwise_and_(2047)
     words, rest = codes.split_with_sizes((11, 5), 1)
     low, middle, high = words.split_with_sizes((5, 5, 1), 1)
     low.add_(rest, alpha=1 << 11)  # the bits beyond a word are cut off below
@@ -44,4 +44,4 @@ def unpack_11(packed_NY: Tensor) -> Tensor:
     lifts = 1 << torch.arange(10, 5, -1, dtype=torch.int32, device=packed_NY.device)
     rest = (high * lifts[:, None]).bitwise_and_(1 << 10).add_(low)  # products are faster than shifts by a tensor
     rest = rest.add_(middle, alpha=1 << 5)
-    return torch.cat((words, rest), 1).bitwise_and_(2047).view(rows, BLOCK * blocks)
+    return torch.cat((words, rest), 1).bitwise_and_(2047).view(rows, CODES_PER_GROUP * blocks)

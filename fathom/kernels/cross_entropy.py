@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import widened
+from fathom.kernels.elementwise import accumulation_dtype
 
 
 def linear_cross_entropy(
@@ -23,7 +23,7 @@ def linear_cross_entropy(
     At most ``chunk_tokens`` x V logits are alive, forward or backward. The backward pass computes the logits again:
     four products of N x D x V in all. To train on the mean, ``mean_linear_cross_entropy`` needs three.
     """
-    hidden_ND, weight_VD = under_autocast(hidden_ND, weight_VD)
+    hidden_ND, weight_VD = cast_for_autocast(hidden_ND, weight_VD)
     loss_N: Tensor = _PerToken.apply(  # type: ignore[no-untyped-call]
         hidden_ND, weight_VD, targets_N, chunk_tokens, ignore_index
     )
@@ -38,7 +38,7 @@ def mean_linear_cross_entropy(
     Because every token weighs the same, both gradients are computed during the forward pass, while the chunk's logits
     exist; the backward pass only scales them. Between the two, gradients of N x D and V x D are kept.
     """
-    hidden_ND, weight_VD = under_autocast(hidden_ND, weight_VD)
+    hidden_ND, weight_VD = cast_for_autocast(hidden_ND, weight_VD)
     mean: Tensor
     loss_N: Tensor
     mean, loss_N = _Mean.apply(  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def linear_token_loss(
     As every token's slope is known once its log-probability is, both gradients are computed during the forward pass,
     while the chunk's logits exist: three products of N x D x V in all. 2 x ``chunk_tokens`` x V numbers are alive.
     """
-    hidden_ND, weight_VD = under_autocast(hidden_ND, weight_VD)
+    hidden_ND, weight_VD = cast_for_autocast(hidden_ND, weight_VD)
     total: Tensor
     logprobs_N: Tensor
     entropy_N: Tensor
@@ -75,7 +75,7 @@ def linear_token_loss(
     return total, logprobs_N, entropy_N
 
 
-def under_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+def cast_for_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     """Cast to the dtype products run in; autograd casts the gradients back."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
@@ -92,7 +92,7 @@ class _Chunk:
         self.counts_C1 = (targets_C != ignore_index).unsqueeze(1)
         self.target_C1 = targets_C.unsqueeze(1).masked_fill(~self.counts_C1, 0)
         logits_CV = torch.mm(hidden_CD, weight_VD.t())
-        below_CV = logits_CV.to(widened(logits_CV))
+        below_CV = logits_CV.to(accumulation_dtype(logits_CV))
         below_CV.sub_(below_CV.amax(1, keepdim=True))
         self.chosen_C1 = below_CV.gather(1, self.target_C1)
         self.exponent_CV = below_CV.exp() if measured else below_CV.exp_()
@@ -125,7 +125,7 @@ class _Chunk:
 def _buffers(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Room for the gradients that are wanted; the weight's is a sum over chunks, so it is float32 or wider."""
     hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-    weight = torch.zeros_like(weight_VD, dtype=widened(weight_VD)) if ctx.needs_input_grad[1] else None
+    weight = torch.zeros_like(weight_VD, dtype=accumulation_dtype(weight_VD)) if ctx.needs_input_grad[1] else None
     return hidden, weight
 
 
@@ -136,7 +136,7 @@ class _PerToken(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int) -> Tensor:
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
         ctx.chunk, ctx.ignore = chunk, ignore
-        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=widened(hidden_ND))
+        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             loss_N[rows] = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], ignore).loss()
@@ -166,7 +166,7 @@ class _Mean(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int, records: bool
     ) -> tuple[Tensor, Tensor]:
         grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
-        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=widened(hidden_ND))
+        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         count = (targets_N != ignore).sum().clamp(min=1)
         share_11 = count.to(loss_N.dtype).reciprocal().view(1, 1)
         for start in range(0, hidden_ND.shape[0], chunk):
@@ -204,7 +204,7 @@ class _TokenLoss(torch.autograd.Function):
         records: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
-        logprobs_N, entropy_N = hidden_ND.new_empty(2, hidden_ND.shape[0], dtype=widened(hidden_ND))
+        logprobs_N, entropy_N = hidden_ND.new_empty(2, hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         total = logprobs_N.new_zeros(())
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, min(start + chunk, hidden_ND.shape[0]))

@@ -17,12 +17,12 @@ from fathom.kernels import reference
 from fathom.spec.rope import RopeLayout
 
 
-def records(*tensors: Tensor) -> bool:
+def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd must remember an operation on these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def widened(tensor: Tensor) -> torch.dtype:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype to accumulate in: float32, or wider where the tensor is."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. Many rows
     take six, which there are several times faster than PyTorch's own operator.
     """
-    if records(x, weight):
+    if needs_grad(x, weight):
         y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return y
     if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
@@ -56,7 +56,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(widened(x))
+        wide = x.to(accumulation_dtype(x))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
@@ -67,7 +67,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
-        wide = widened(x)
+        wide = accumulation_dtype(x)
         normed, grad = x * inverse, grad.to(wide)
         product = grad * normed
         grad_weight = product.flatten(0, -2).sum(0) if x.ndim > 1 else product
@@ -85,7 +85,7 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
     """
     if torch.compiler.is_compiling():
         return reference.rotate(x_BTHR, cos_BTP, sin_BTP, layout)
-    if records(x_BTHR):
+    if needs_grad(x_BTHR):
         y: Tensor = _Rotate.apply(x_BTHR, cos_BTP, sin_BTP, layout)  # type: ignore[no-untyped-call]
         return y
     return _rotated(x_BTHR, cos_BTP, sin_BTP, layout)
@@ -108,7 +108,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
-    wide = x_BTHR.to(widened(x_BTHR))
+    wide = x_BTHR.to(accumulation_dtype(x_BTHR))
     if layout == "half":
         cos, sin = cos_BTP.unsqueeze(2), sin_BTP.unsqueeze(2)
         first, second = wide.chunk(2, dim=-1)
@@ -128,7 +128,7 @@ def _rotated(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayou
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where gate is the first half of the last dimension (2F) and up the second; returns (..., F)."""
-    if records(gate_up):
+    if needs_grad(gate_up):
         y: Tensor = _SwiGLU.apply(gate_up)  # type: ignore[no-untyped-call]
         return y
     gate, up = gate_up.chunk(2, dim=-1)

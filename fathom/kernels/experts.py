@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import records, widened
+from fathom.kernels.elementwise import accumulation_dtype, needs_grad
 from fathom.kernels.linear import compiles_one_row
 
 # Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
@@ -23,7 +23,7 @@ _WHOLE_BUFFER_PAIRS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExpertDispatch:
     """Which pairs each expert works on: computed once, from one sort, and used forward and backward.
 
     ``order_P`` are positions in the flattened (N, K) pairs, sorted by expert and within an expert by token;
@@ -43,14 +43,14 @@ class Plan:
             start += count
 
 
-def sort_pairs(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> Plan:
+def dispatch_by_expert(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> ExpertDispatch:
     """Sort the kept pairs by expert; the counts come to the host, so a GPU waits here."""
     expert_P = indices_NK.reshape(-1)
     if kept_NK is not None:
         expert_P = expert_P.masked_fill(~kept_NK.reshape(-1), num_experts)
     counts = torch.bincount(expert_P, minlength=num_experts).tolist()[:num_experts]
     order_P = expert_P.argsort(stable=True)[: sum(counts)]
-    return Plan(order_P, order_P.div(indices_NK.shape[1], rounding_mode="floor"), counts)
+    return ExpertDispatch(order_P, order_P.div(indices_NK.shape[1], rounding_mode="floor"), counts)
 
 
 def grouped_swiglu(
@@ -73,7 +73,7 @@ def grouped_swiglu(
         with torch.autocast(device, enabled=False):
             y_ND = grouped_swiglu(x_ND.to(compute), indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
         return y_ND.to(x_ND.dtype)
-    if records(x_ND, weights_NK, gate_up_EFD, down_EDF):
+    if needs_grad(x_ND, weights_NK, gate_up_EFD, down_EDF):
         trained_ND: Tensor = _GroupedSwiGLU.apply(  # type: ignore[no-untyped-call]
             x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK
         )
@@ -82,7 +82,7 @@ def grouped_swiglu(
         return _one_token_compiled(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     if kept_NK is None and x_ND.shape[0] == 1:
         return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
-    plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])
+    plan = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
     few = kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS
     if few and gate_up_EFD.dtype == down_EDF.dtype == x_ND.dtype:
         return _few_tokens(x_ND, plan, weights_NK, gate_up_EFD, down_EDF)
@@ -97,7 +97,7 @@ def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD
         torch.mv(gate_up_EFD[expert].to(x_D.dtype), x_D, out=row_F)
     gate_KF, up_KF = gate_up_KF.chunk(2, dim=1)
     hidden_KF = F.silu(gate_KF).mul_(up_KF).mul_(weights_1K.view(-1, 1))
-    y_D = x_D.new_zeros(x_D.shape[0], dtype=widened(x_D))
+    y_D = x_D.new_zeros(x_D.shape[0], dtype=accumulation_dtype(x_D))
     for hidden_F, expert in zip(hidden_KF.unbind(0), chosen, strict=True):
         down_DF = down_EDF[expert].to(x_D.dtype)
         if y_D.dtype == x_D.dtype:
@@ -117,7 +117,9 @@ def _one_token_compiled(
     return (down_EDF[chosen_K] * hidden_KF.unsqueeze(1)).sum(-1).sum(0, keepdim=True)
 
 
-def _few_tokens(x_ND: Tensor, plan: Plan, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+def _few_tokens(
+    x_ND: Tensor, plan: ExpertDispatch, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
     """Two products an expert, everything else once for all pairs: views are made in bulk, not one by one."""
     experts = [expert for expert, count in enumerate(plan.counts) if count]
     counts = [plan.counts[expert] for expert in experts]
@@ -131,7 +133,7 @@ def _few_tokens(x_ND: Tensor, plan: Plan, weights_NK: Tensor, gate_up_EFD: Tenso
     hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[plan.order_P].unsqueeze(1))
     for expert, hidden_CF, y_CD in zip(experts, hidden_PF.split_with_sizes(counts), rows, strict=True):
         torch.mm(hidden_CF, down_FD[expert], out=y_CD)
-    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     return y_ND.index_add_(0, plan.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
 
 
@@ -144,7 +146,12 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _forward(
-    x_ND: Tensor, plan: Plan, weights_P: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, saved_PF: Tensor | None
+    x_ND: Tensor,
+    plan: ExpertDispatch,
+    weights_P: Tensor,
+    gate_up_EFD: Tensor,
+    down_EDF: Tensor,
+    saved_PF: Tensor | None,
 ) -> Tensor:
     """Run expert by expert through buffers of the largest expert's size, which stay in the processor's cache.
 
@@ -154,7 +161,7 @@ def _forward(
     rows, hidden, gate_up = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, width), saved_PF
     if gate_up is None:
         gate_up = x_ND.new_empty(most, 2 * width)
-    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     for expert, pairs in plan.slices():
         tokens_C, count = plan.tokens_P[pairs], pairs.stop - pairs.start
         x_CD = torch.index_select(x_ND, 0, tokens_C, out=rows[:count])
@@ -180,7 +187,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
         down_EDF: Tensor,
         kept_NK: Tensor | None,
     ) -> Tensor:
-        plan = sort_pairs(indices_NK, kept_NK, gate_up_EFD.shape[0])
+        plan = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
         weights_P = weights_NK.reshape(-1)[plan.order_P]
         saved_PF = x_ND.new_empty(plan.order_P.shape[0], gate_up_EFD.shape[1])
         y_ND = _forward(x_ND, plan, weights_P, gate_up_EFD, down_EDF, saved_PF)
@@ -192,7 +199,7 @@ class _GroupedSwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor, None]:
         x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, order_P, tokens_P = ctx.saved_tensors
-        plan = Plan(order_P, tokens_P, ctx.counts)
+        plan = ExpertDispatch(order_P, tokens_P, ctx.counts)
         gradients = _Gradients(x_ND, grad_ND, plan, weights_P, gate_up_EFD, down_EDF)
         for expert, pairs in plan.slices():
             gradients.add_expert(expert, pairs, saved_PF[pairs])
@@ -209,7 +216,7 @@ class _Gradients:
         self,
         inputs_ND: Tensor,
         outer_ND: Tensor,
-        plan: Plan,
+        plan: ExpertDispatch,
         weights: Tensor,
         gate_up_weight: Tensor,
         down_weight: Tensor,
@@ -220,8 +227,8 @@ class _Gradients:
         self._rows, self._outer = (inputs_ND.new_empty(most, hidden_size) for _ in range(2))
         self._silu, self._slope, self._hidden = (inputs_ND.new_empty(most, width) for _ in range(3))
         self._gate_up = inputs_ND.new_empty(most, 2 * width)
-        self.x_ND = torch.zeros_like(inputs_ND, dtype=widened(inputs_ND))
-        self.weights_P = inputs_ND.new_empty(weights.shape, dtype=widened(inputs_ND))
+        self.x_ND = torch.zeros_like(inputs_ND, dtype=accumulation_dtype(inputs_ND))
+        self.weights_P = inputs_ND.new_empty(weights.shape, dtype=accumulation_dtype(inputs_ND))
         self.gate_up_EFD, self.down_EDF = torch.empty_like(gate_up_weight), torch.empty_like(down_weight)
         idle = [expert for expert, count in enumerate(plan.counts) if not count]
         if idle:

@@ -13,39 +13,44 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
-from fathom.kernels.elementwise import records, swiglu, widened
-from fathom.kernels.experts import Plan, sort_pairs
+from fathom.kernels.elementwise import accumulation_dtype, needs_grad, swiglu
+from fathom.kernels.experts import ExpertDispatch, dispatch_by_expert
 from fathom.kernels.linear import compiles_inference
-from fathom.kernels.packed import Packed, PackedExperts, cpu_layout
-from fathom.kernels.quantized import by_strips, multiply, takes
+from fathom.kernels.quantized_products import dequantized_matmul, fused_matmul, uses_fused_kernel
+from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, cpu_layout
 
 # Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 1024
 
 
-def packed_grouped_swiglu(
+def quantized_grouped_swiglu(
     x_ND: Tensor,
     indices_NK: Tensor,
     weights_NK: Tensor,
-    gate_up: PackedExperts,
-    down: PackedExperts,
+    gate_up: QuantizedExpertWeights,
+    down: QuantizedExpertWeights,
     kept_NK: Tensor | None = None,
 ) -> Tensor:
     """Sum over each token's K experts of weight times expert(token), as ``grouped_swiglu``; no gradient.
 
-    ``gate_up`` holds matrices of (2F, D), ``down`` of (D, F). Rounding is that of ``packed_linear``; between an
+    ``gate_up`` holds matrices of (2F, D), ``down`` of (D, F). Rounding is that of ``quantized_linear``; between an
     expert's two packed products numbers stay in bfloat16. One token alone reads the weights of its K experts only.
 
     Raises:
         SpecError: ``x`` wants a gradient.
     """
-    if records(x_ND, weights_NK):
+    if needs_grad(x_ND, weights_NK):
         raise SpecError("weights", "packed experts pass no gradient", "open the model with plain weights")
     if kept_NK is None and compiles_inference():
-        return as_one_operator(x_ND, indices_NK, weights_NK, gate_up, down)
-    if kept_NK is None and x_ND.shape[0] == 1 and takes(x_ND, gate_up.each[0]) and takes(x_ND, down.each[0]):
+        return quantized_experts_op(x_ND, indices_NK, weights_NK, gate_up, down)
+    if (
+        kept_NK is None
+        and x_ND.shape[0] == 1
+        and uses_fused_kernel(x_ND, gate_up.each[0])
+        and uses_fused_kernel(x_ND, down.each[0])
+    ):
         return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
-    plan = sort_pairs(indices_NK, kept_NK, len(gate_up.each))
+    plan = dispatch_by_expert(indices_NK, kept_NK, len(gate_up.each))
     weights_P1 = weights_NK.reshape(-1)[plan.order_P].unsqueeze(1)
     if 0 < plan.order_P.numel() <= _WHOLE_BUFFER_PAIRS:
         return _few_tokens(x_ND, plan, weights_P1, gate_up, down)
@@ -53,18 +58,26 @@ def packed_grouped_swiglu(
 
 
 def _one_token(
-    x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up: PackedExperts, down: PackedExperts
+    x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights
 ) -> Tensor:
     """Two packed products a chosen expert and nine operators in all: the input is rounded once for all of them."""
     chosen, half_1D = indices_1K[0].tolist(), x_1D.to(torch.bfloat16)
-    gate_up_KF = torch.cat([multiply(half_1D, gate_up.each[expert]) for expert in chosen])
+    gate_up_KF = torch.cat([fused_matmul(half_1D, gate_up.each[expert]) for expert in chosen])
     hidden_KF = swiglu(gate_up_KF).split_with_sizes([1] * len(chosen))
-    y_KD = torch.cat([multiply(row_1F, down.each[expert]) for row_1F, expert in zip(hidden_KF, chosen, strict=True)])
-    wide = widened(x_1D)
+    y_KD = torch.cat(
+        [fused_matmul(row_1F, down.each[expert]) for row_1F, expert in zip(hidden_KF, chosen, strict=True)]
+    )
+    wide = accumulation_dtype(x_1D)
     return torch.mm(weights_1K.to(wide), y_KD.to(wide)).to(x_1D.dtype)
 
 
-def _few_tokens(x_ND: Tensor, plan: Plan, weights_P1: Tensor, gate_up: PackedExperts, down: PackedExperts) -> Tensor:
+def _few_tokens(
+    x_ND: Tensor,
+    plan: ExpertDispatch,
+    weights_P1: Tensor,
+    gate_up: QuantizedExpertWeights,
+    down: QuantizedExpertWeights,
+) -> Tensor:
     """Two products an expert, everything else once for all pairs."""
     experts = [expert for expert, count in enumerate(plan.counts) if count]
     counts = [plan.counts[expert] for expert in experts]
@@ -73,13 +86,19 @@ def _few_tokens(x_ND: Tensor, plan: Plan, weights_P1: Tensor, gate_up: PackedExp
     gate_ups = [_product(x_CD, gate_up.each[expert]) for expert, x_CD in zip(experts, rows, strict=True)]
     hidden = swiglu(torch.cat(gate_ups)).split_with_sizes(counts)
     y_PD = torch.cat([_product(x_CF, down.each[expert]) for expert, x_CF in zip(experts, hidden, strict=True)])
-    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     return y_ND.index_add_(0, plan.tokens_P, y_PD * weights_P1.to(y_ND.dtype)).to(x_ND.dtype)
 
 
-def _many_tokens(x_ND: Tensor, plan: Plan, weights_P1: Tensor, gate_up: PackedExperts, down: PackedExperts) -> Tensor:
+def _many_tokens(
+    x_ND: Tensor,
+    plan: ExpertDispatch,
+    weights_P1: Tensor,
+    gate_up: QuantizedExpertWeights,
+    down: QuantizedExpertWeights,
+) -> Tensor:
     """Run expert by expert, so that one expert's pairs exist at a time."""
-    y_ND = torch.zeros_like(x_ND, dtype=widened(x_ND))
+    y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     half_ND = x_ND.to(_between(x_ND))
     for expert, pairs in plan.slices():
         tokens_C = plan.tokens_P[pairs]
@@ -94,15 +113,19 @@ def _between(x_ND: Tensor) -> torch.dtype:
     return torch.bfloat16 if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32 else x_ND.dtype
 
 
-def _product(x_CK: Tensor, packed: Packed) -> Tensor:
+def _product(x_CK: Tensor, packed: QuantizedWeight) -> Tensor:
     """Multiply rows in their own dtype, (C, N) like them."""
-    return multiply(x_CK, packed) if takes(x_CK, packed) and x_CK.dtype == torch.bfloat16 else by_strips(x_CK, packed)
+    return (
+        fused_matmul(x_CK, packed)
+        if uses_fused_kernel(x_CK, packed) and x_CK.dtype == torch.bfloat16
+        else dequantized_matmul(x_CK, packed)
+    )
 
 
-def as_one_operator(
-    x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: PackedExperts, down: PackedExperts
+def quantized_experts_op(
+    x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights
 ) -> Tensor:
-    """``packed_grouped_swiglu`` over all pairs, as an operator that a compiled program calls without looking inside.
+    """``quantized_grouped_swiglu`` over all pairs, as an operator that a compiled program calls without looking inside.
 
     Which experts run is known only when the numbers are there, and the packed products are calls of their own.
     """
@@ -122,9 +145,11 @@ def _packed_experts(
     down_shape: list[int],
 ) -> Tensor:
     gate_up_values, gate_up_scales, down_values, down_scales = packed
-    gate_up = PackedExperts(gate_up_values, gate_up_scales, _Each(gate_up_values, gate_up_scales, gate_up_shape))
-    down = PackedExperts(down_values, down_scales, _Each(down_values, down_scales, down_shape))
-    return packed_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
+    gate_up = QuantizedExpertWeights(
+        gate_up_values, gate_up_scales, _Each(gate_up_values, gate_up_scales, gate_up_shape)
+    )
+    down = QuantizedExpertWeights(down_values, down_scales, _Each(down_values, down_scales, down_shape))
+    return quantized_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
 
 
 @_packed_experts.register_fake
@@ -132,7 +157,7 @@ def _packed_experts_shape(x_ND: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x_ND)
 
 
-class _Each(Sequence[Packed]):
+class _Each(Sequence[QuantizedWeight]):
     """The matrices of stacked experts, each made when it is asked for: an operator is given tensors only."""
 
     def __init__(self, values_E: Tensor, scales_E: Tensor, shape: Sequence[int]) -> None:
@@ -143,15 +168,15 @@ class _Each(Sequence[Packed]):
         return len(self._values_E)
 
     @overload
-    def __getitem__(self, index: int) -> Packed: ...
+    def __getitem__(self, index: int) -> QuantizedWeight: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Packed]: ...
+    def __getitem__(self, index: slice) -> Sequence[QuantizedWeight]: ...
 
-    def __getitem__(self, index: int | slice) -> Packed | Sequence[Packed]:
+    def __getitem__(self, index: int | slice) -> QuantizedWeight | Sequence[QuantizedWeight]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         tensors = self._values_E[index], self._scales_E[index]
         if self._values_E.dtype == torch.int8:
-            return Packed("int8", self._rows, self._columns, self._group_size, *tensors)
-        return Packed("int4", self._rows, self._columns, self._group_size, *tensors, cpu_layout())
+            return QuantizedWeight("int8", self._rows, self._columns, self._group_size, *tensors)
+        return QuantizedWeight("int4", self._rows, self._columns, self._group_size, *tensors, cpu_layout())

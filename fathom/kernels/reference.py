@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fathom.kernels.packed import Packed, PackedExperts, dequantize
+from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
 from fathom.spec.rope import RopeLayout
 
 
@@ -61,12 +61,12 @@ def attention(
     return scores_BHTS.softmax(-1).to(v_BHSV.dtype) @ v_BHSV
 
 
-def continued_attention(
+def shared_prefix_attention(
     q_BHTK: Tensor,
     k_BGTK: Tensor,
     v_BGTV: Tensor,
-    first_k_1GPK: Tensor,
-    first_v_1GPV: Tensor,
+    prefix_k_1GPK: Tensor,
+    prefix_v_1GPV: Tensor,
     *,
     mask_1TS: Tensor | None,
     scale: float,
@@ -76,9 +76,9 @@ def continued_attention(
     Query t of every sequence sees the P shared keys and its own sequence's 0 to t, or what ``mask_1TS`` says of these
     S = P + T keys. All scores exist at once.
     """
-    batch, tokens, first = q_BHTK.shape[0], q_BHTK.shape[2], first_k_1GPK.shape[2]
-    k_BGSK = torch.cat((first_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
-    v_BGSV = torch.cat((first_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)
+    batch, tokens, first = q_BHTK.shape[0], q_BHTK.shape[2], prefix_k_1GPK.shape[2]
+    k_BGSK = torch.cat((prefix_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
+    v_BGSV = torch.cat((prefix_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)
     if mask_1TS is None:
         mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTK.device).tril(first)
     return attention(q_BHTK, k_BGSK, v_BGSV, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
@@ -116,17 +116,17 @@ def grouped_swiglu(
     return y_ND.to(x_ND.dtype)
 
 
-def packed_linear(x: Tensor, packed: Packed) -> Tensor:
+def quantized_linear(x: Tensor, packed: QuantizedWeight) -> Tensor:
     """Return x w^T with the weights unpacked whole, in ``x``'s dtype."""
     return F.linear(x, dequantize(packed, x.dtype))
 
 
-def packed_grouped_swiglu(
+def quantized_grouped_swiglu(
     x_ND: Tensor,
     indices_NK: Tensor,
     weights_NK: Tensor,
-    gate_up: PackedExperts,
-    down: PackedExperts,
+    gate_up: QuantizedExpertWeights,
+    down: QuantizedExpertWeights,
     kept_NK: Tensor | None = None,
 ) -> Tensor:
     """Return ``grouped_swiglu`` of the unpacked weights of all experts."""

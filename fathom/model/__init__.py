@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.model.build import build
-from fathom.model.cache import Cache
+from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder, DecoderOutput
 
-__all__ = ["Cache", "Decoder", "DecoderOutput", "build"]
+__all__ = ["Decoder", "DecoderOutput", "StaticCache", "build"]

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from fathom.model.decoder import Decoder, initialize
 from fathom.spec import ModelSpec
 
-_DRAWING = frozenset({init.kaiming_uniform_, init.normal_, init.uniform_})
+_INIT_FUNCTIONS = frozenset({init.kaiming_uniform_, init.normal_, init.uniform_})
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -26,7 +26,7 @@ class _Uninitialised(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if func in _DRAWING:
+        if func in _INIT_FUNCTIONS:
             return given["tensor"] if "tensor" in given else args[0]
         return func(*args, **given)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import ResourceError
-from fathom.model.cache import PagePool, Part, Scratch, Slice, Span, Store
+from fathom.model.cache import AttentionGroup, AttentionMetadata, LayerCache, PagePool, Scratch, SequenceChunk
 from fathom.model.cache.pool import Pages
 from fathom.model.decoder import Decoder
 
@@ -39,7 +39,7 @@ class CompiledDecoding:
             with torch.inference_mode():
                 for count in (3, 2):  # two lengths, so that the program is made for any
                     pages = range(min(count, self._pool.num_pages))
-                    self(0, Slice(tuple(pages), len(pages) * size - 1, 1))
+                    self(0, SequenceChunk(tuple(pages), len(pages) * size - 1, 1))
         except Exception as error:  # whatever a compiler can lack
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
@@ -48,7 +48,7 @@ class CompiledDecoding:
         finally:
             self._pool.clear(range(min(3, self._pool.num_pages)))
 
-    def __call__(self, token: int, piece: Slice) -> Tensor:
+    def __call__(self, token: int, piece: SequenceChunk) -> Tensor:
         """Write one token's numbers into the pool and return its hidden state after the final norm, (1, D)."""
         size, device = self._pool.page_size, self._pool.device
         held = piece.start - piece.first
@@ -69,19 +69,21 @@ class CompiledDecoding:
     def _forward(
         self, tokens_11: Tensor, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor
     ) -> Tensor:
-        step = _OneToken(self._pool, positions_11, slots_1, table, seen_S)
+        step = _SingleTokenCache(self._pool, positions_11, slots_1, table, seen_S)
         return self._model(tokens_11, cache=step).hidden_BTD[0]  # type: ignore[no-any-return]
 
 
-class _OneToken:
+class _SingleTokenCache:
     """The cache of one token of one request, made of tensors alone, so that one program serves every position."""
 
     def __init__(self, pool: PagePool, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor) -> None:
-        self._span = Span(positions_11, (Part(1, seen_S.shape[0], seen_S[None, None], causal=False),))
-        self._stores = [_OneTokenStore(layer, pool.parts, slots_1, table) for layer in pool.layers]
+        self._span = AttentionMetadata(
+            positions_11, (AttentionGroup(1, seen_S.shape[0], seen_S[None, None], causal=False),)
+        )
+        self._stores = [_SingleTokenLayerCache(layer, pool.parts, slots_1, table) for layer in pool.layers]
 
     @property
-    def layers(self) -> Sequence[Store]:
+    def layers(self) -> Sequence[LayerCache]:
         """One store a layer."""
         return self._stores
 
@@ -89,29 +91,29 @@ class _OneToken:
         """Nothing to check: whoever gave the request its pages knows the context."""
         return tokens
 
-    def advance(self, tokens: int) -> Span:
+    def advance(self, tokens: int) -> AttentionMetadata:
         """Return the span it was made for."""
         return self._span
 
 
-class _OneTokenStore:
+class _SingleTokenLayerCache:
     def __init__(
         self, layer: tuple[Pages, ...], parts: Sequence[tuple[int, int]], slots_1: Tensor, table: Tensor
     ) -> None:
         self._layer, self._parts, self._slots_1, self._table = layer, parts, slots_1, table
 
-    def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+    def append(self, span: AttentionMetadata, *new_BTGK: Tensor) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
         """Write the token, then read all pages of the request."""
         for pages, new in zip(self._layer, new_BTGK, strict=True):
             pages.write(self._slots_1, new[0].flatten(1))
         seen = [
-            pages.read(self._table, _Fresh()).view(1, -1, heads, width).transpose(1, 2)
+            pages.read(self._table, _UnsharedScratch()).view(1, -1, heads, width).transpose(1, 2)
             for pages, (heads, width) in zip(self._layer, self._parts, strict=True)
         ]
         yield span.parts[0], tuple(seen)
 
 
-class _Fresh(Scratch):
+class _UnsharedScratch(Scratch):
     """Room that is new each time; the compiler plans its own memory."""
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:

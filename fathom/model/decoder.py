@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fathom.errors import ContextError, SpecError
 from fathom.model.attention import AttentionContext, LatentForm
-from fathom.model.block import Block
-from fathom.model.cache import KeyValueCache, fresh_span, packed_span
+from fathom.model.cache import KeyValueCache, causal_metadata, packed_metadata
+from fathom.model.decoder_layer import DecoderLayer
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
-from fathom.model.packed import PackedLinear
+from fathom.model.quantized import QuantizedLinear
 from fathom.model.rope import Rope
 from fathom.model.vision import VisionTowers
 from fathom.spec import GroupedQueryAttention, ModelSpec
@@ -47,10 +47,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         tied = spec.tie_word_embeddings
-        self.lm_head: nn.Linear | PackedLinear | None = None
+        self.lm_head: nn.Linear | QuantizedLinear | None = None
         if not tied:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.mtp = nn.ModuleList(MultiTokenPrediction(spec) for _ in range(spec.num_nextn_predict_layers))
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         self.rope = Rope(spec.rope, spec.attention.rope_dim)
         attention = spec.attention
         self.window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
-        self.routes_by_token = spec.moe is not None and spec.moe.router.score == "hash"
+        self.uses_hash_routing = spec.moe is not None and spec.moe.router.score == "hash"
 
     @property
     def head_weight(self) -> Tensor:
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         shared: Sequence[int] | None = None,
         drop_exempt_B: Tensor | None = None,
         routing_seeds_B: Tensor | None = None,
-        routes_BTLK: Tensor | None = None,
+        routed_experts_BTLK: Tensor | None = None,
         checkpoint_activations: bool = False,
         mtp: bool = False,
         form: LatentForm = "auto",
@@ -92,8 +92,8 @@ class Decoder(nn.Module):
         goes on from these, as if they were its own. ``lengths`` count what is laid.
         ``drop_exempt_B`` marks sequences whose tokens no expert may drop; without it nothing is dropped.
         ``routing_seeds_B`` (int64) is what routers draw from while training, one a sequence; without it they draw
-        nothing. ``routes_BTLK`` (integers) sends each token to these experts, as ``chosen_experts`` gives them; where a
-        layer's are not all known (-1), its router chooses. MTP modules always choose for themselves.
+        nothing. ``routed_experts_BTLK`` (integers) sends each token to these experts, as ``chosen_experts`` gives
+        them; where a layer's are not all known (-1), its router chooses. MTP modules always choose for themselves.
         ``checkpoint_activations`` recomputes each layer in the backward pass. ``mtp`` also runs the MTP modules,
         which need the whole sequence and thus no cache.
 
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
             _check_lengths(lengths, tokens_BT, shared, alone=cache is None and not mtp)
         placed_BT = None if features_ND is None else self._places(tokens_BT, features_ND)
         context = self._context(tokens_BT, cache, form, lengths, shared)
-        routes = self._routes(tokens_BT, routes_BTLK)
+        routes = self._routes(tokens_BT, routed_experts_BTLK)
         guide = self._routing_context(tokens_BT, drop_exempt_B, routing_seeds_B, replay=bool(routes))
         x_BTD = self.embed_tokens(tokens_BT)
         if features_ND is not None and placed_BT is not None:
@@ -125,10 +125,10 @@ class Decoder(nn.Module):
         hidden_BTD = self.norm(x_BTD)
         further: tuple[Tensor, ...] = ()
         if mtp and self.mtp:
-            further = self._further(tokens_BT, hidden_BTD, guide, routing)
+            further = self._forward_mtp_modules(tokens_BT, hidden_BTD, guide, routing)
         return DecoderOutput(hidden_BTD, tuple(routing), further)
 
-    def look_ahead(self, tokens_BT: Tensor, previous_BTD: Tensor, cache: KeyValueCache) -> Tensor:
+    def forward_mtp(self, tokens_BT: Tensor, previous_BTD: Tensor, cache: KeyValueCache) -> Tensor:
         """Run the first MTP module, after what the cache holds of it; returns normalised (B, T, D).
 
         ``previous_BTD`` are the hidden states of the tokens before ``tokens_BT``, from which these were drawn. Fed to
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         take the place of the hidden state that the next token is paired with, to look one token further.
         """
         context = self._context(tokens_BT, cache, "auto")
-        guide = RoutingContext(tokens_BT=tokens_BT) if self.routes_by_token else None
+        guide = RoutingContext(tokens_BT=tokens_BT) if self.uses_hash_routing else None
         hidden_BTD, _ = self.mtp[0](self.embed_tokens(tokens_BT), previous_BTD, context, guide, cache.layers[0])
         return hidden_BTD  # type: ignore[no-any-return]
 
@@ -184,36 +184,37 @@ class Decoder(nn.Module):
         if cache is not None:
             span = cache.advance(tokens)
         elif lengths is not None:
-            span = packed_span(lengths, self.window, tokens_BT.device, shared)
+            span = packed_metadata(lengths, self.window, tokens_BT.device, shared)
         else:
-            span = fresh_span(tokens, self.window, tokens_BT.device)
+            span = causal_metadata(tokens, self.window, tokens_BT.device)
         return AttentionContext(span, self.rope.table(span.positions_BT), self.rope.layout, form)
 
-    def _routes(self, tokens_BT: Tensor, routes_BTLK: Tensor | None) -> dict[int, Tensor]:
+    def _routes(self, tokens_BT: Tensor, routed_experts_BTLK: Tensor | None) -> dict[int, Tensor]:
         """Return the forced experts (B, T, K) of each mixture of experts by its layer's index."""
-        if routes_BTLK is None:
+        if routed_experts_BTLK is None:
             return {}
-        moe, name = self.spec.moe, "routes_BTLK"
+        moe, name = self.spec.moe, "routed_experts_BTLK"
         if moe is None or not self.spec.num_moe_layers:
             raise SpecError(name, f"{self.spec.name} has no mixture of experts", "leave routes out")
         shape = (*tokens_BT.shape, self.spec.num_moe_layers, moe.num_experts_per_tok)
-        if tuple(routes_BTLK.shape) != shape or routes_BTLK.is_floating_point():
-            problem = f"is {routes_BTLK.dtype} of shape {tuple(routes_BTLK.shape)} instead of integers of shape {shape}"
+        if tuple(routed_experts_BTLK.shape) != shape or routed_experts_BTLK.is_floating_point():
+            given = f"{routed_experts_BTLK.dtype} of shape {tuple(routed_experts_BTLK.shape)}"
+            problem = f"is {given} instead of integers of shape {shape}"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
-        if int(routes_BTLK.max()) >= moe.n_routed_experts:
-            problem = f"names expert {int(routes_BTLK.max())} of {moe.n_routed_experts}, which count from 0"
+        if int(routed_experts_BTLK.max()) >= moe.n_routed_experts:
+            problem = f"names expert {int(routed_experts_BTLK.max())} of {moe.n_routed_experts}, which count from 0"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
         layers = [index for index in range(len(self.layers)) if self.spec.is_moe_layer(index)]
-        return dict(zip(layers, routes_BTLK.to(tokens_BT.device, torch.int64).unbind(2), strict=True))
+        return dict(zip(layers, routed_experts_BTLK.to(tokens_BT.device, torch.int64).unbind(2), strict=True))
 
     def _routing_context(
         self, tokens_BT: Tensor, exempt_B: Tensor | None, seeds_B: Tensor | None, *, replay: bool
     ) -> RoutingContext | None:
-        if exempt_B is None and seeds_B is None and not self.routes_by_token and not replay:
+        if exempt_B is None and seeds_B is None and not self.uses_hash_routing and not replay:
             return None
-        return RoutingContext(exempt_B, seeds_B, tokens_BT if self.routes_by_token else None)
+        return RoutingContext(exempt_B, seeds_B, tokens_BT if self.uses_hash_routing else None)
 
-    def _further(
+    def _forward_mtp_modules(
         self, tokens_BT: Tensor, hidden_BTD: Tensor, guide: RoutingContext | None, routing: list[Routing]
     ) -> tuple[Tensor, ...]:
         further: list[Tensor] = []
@@ -227,7 +228,7 @@ class Decoder(nn.Module):
             context = self._context(later_BT, None, "expanded")
             guided = None
             if guide is not None:
-                ids_BT = later_BT if self.routes_by_token else None
+                ids_BT = later_BT if self.uses_hash_routing else None
                 guided = replace(guide, tokens_BT=ids_BT).at(len(self.layers) + depth)
             previous_BTD, routed = module(self.embed_tokens(later_BT), previous_BTD, context, guided)
             if routed is not None:

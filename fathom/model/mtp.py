@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fathom.model.attention import AttentionContext
-from fathom.model.block import Block
-from fathom.model.cache import Store
+from fathom.model.cache import LayerCache
+from fathom.model.decoder_layer import DecoderLayer
 from fathom.model.linear import Linear
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.norm import RMSNorm
@@ -26,7 +26,7 @@ class MultiTokenPrediction(nn.Module):
         self.enorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.hnorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.eh_proj = Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
-        self.block = Block(spec, moe=spec.moe is not None)
+        self.block = DecoderLayer(spec, moe=spec.moe is not None)
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def forward(
@@ -35,7 +35,7 @@ class MultiTokenPrediction(nn.Module):
         previous_BTD: Tensor,
         context: AttentionContext,
         routing: RoutingContext | None,
-        store: Store | None = None,
+        store: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """Combine position i's hidden state with the embedding of a later token; returns normalised (B, T, D)."""
         pair_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(previous_BTD)), dim=-1)

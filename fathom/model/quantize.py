@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels.packed import (
+from fathom.kernels.weight_formats import (
     GROUP_SIZES,
-    PACKED_FORMATS,
-    Packed,
-    PackedFormat,
-    fitting_group,
-    pack,
-    pack_experts,
-    refusal,
+    QUANT_FORMATS,
+    QuantFormat,
+    QuantizedWeight,
+    best_group_size,
+    quantize_experts,
+    quantize_weight,
+    unsupported_reason,
 )
-from fathom.model.attention.latent import Latent
+from fathom.model.attention.mla import MLA
 from fathom.model.decoder import Decoder
 from fathom.model.moe.layer import Experts
 from fathom.model.moe.router import Router
-from fathom.model.packed import PackedLinear, PackedRoutedExperts
+from fathom.model.quantized import QuantizedExperts, QuantizedLinear
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, WeightFormat
 
@@ -30,7 +30,7 @@ _HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SkippedParameter:
     """A tensor that stays plain, and why."""
 
     name: str
@@ -39,7 +39,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class QuantizedParameter:
     """A matrix, or all experts of a layer, that is packed now; ``group_sizes`` are those of its matrices, int4 only."""
 
     name: str
@@ -54,10 +54,10 @@ class QuantizationReport:
     A head tied to the embedding becomes a packed copy of it; both count into ``bytes_after``.
     """
 
-    format: PackedFormat
+    format: QuantFormat
     bytes_before: int
-    packed: tuple[Replaced, ...]
-    kept: tuple[Kept, ...]
+    packed: tuple[QuantizedParameter, ...]
+    kept: tuple[SkippedParameter, ...]
 
     @property
     def bytes_after(self) -> int:
@@ -66,37 +66,37 @@ class QuantizationReport:
 
 
 def quantize(
-    model: Decoder, format: PackedFormat, group_size: int = 32, *, head: WeightFormat = "int8"
+    model: Decoder, format: QuantFormat, group_size: int = 32, *, head: WeightFormat = "int8"
 ) -> QuantizationReport:
     """Pack the model's matrices in place, one after another, for inference; what a forward pass takes stays the same.
 
     ``group_size`` is for int4; a width that it does not divide takes a smaller one. ``head`` is the output projection's
     own format. Embeddings, norms, biases, routers, vision towers and the up-projection of latent attention stay plain,
     and matrices whose width cannot be packed. Activations are rounded to bfloat16 in the products
-    (``kernels.packed_linear``). Beside the model, one matrix in float32 and its numbers are held at a time.
+    (``kernels.quantized_linear``). Beside the model, one matrix in float32 and its numbers are held at a time.
 
     Raises:
         SpecError: a format or group size that does not exist, or a model packed already. Weights that are not finite
             leave the model half packed.
     """
-    check.one_of("format", format, PACKED_FORMATS)
+    check.one_of("format", format, QUANT_FORMATS)
     check.one_of("head", head, WEIGHT_FORMATS)
     if group_size not in GROUP_SIZES:
         raise SpecError("group_size", f"{group_size} is no group of int4", f"use one of {GROUP_SIZES}")
-    if any(isinstance(module, PackedLinear | PackedRoutedExperts) for module in model.modules()):
+    if any(isinstance(module, QuantizedLinear | QuantizedExperts) for module in model.modules()):
         raise SpecError("model", "is packed already", "open it again to choose another format")
     bytes_before = sum(parameter.nbytes for parameter in model.parameters())
     model.eval().requires_grad_(False)
     reasons = dict(_plain(model, format, group_size))
     packed = [*_pack_modules(model, format, group_size, reasons), *_pack_head(model, head, group_size, reasons)]
     kept = [
-        Kept(name, p.nbytes, reasons.get(name, "is a vector" if p.dim() == 1 else "is no linear layer"))
+        SkippedParameter(name, p.nbytes, reasons.get(name, "is a vector" if p.dim() == 1 else "is no linear layer"))
         for name, p in model.named_parameters()
     ]
     return QuantizationReport(format, bytes_before, tuple(packed), tuple(kept))
 
 
-def _plain(model: Decoder, format: PackedFormat, group_size: int) -> Iterator[tuple[str, str]]:
+def _plain(model: Decoder, format: QuantFormat, group_size: int) -> Iterator[tuple[str, str]]:
     """Say why matrices stay plain, by the name of the parameter. The head is not asked about."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or name == f"{_HEAD}.weight":
@@ -109,13 +109,15 @@ def _plain(model: Decoder, format: PackedFormat, group_size: int) -> Iterator[tu
         elif problem is not None:
             yield name, problem
     for name, module in model.named_modules():
-        if isinstance(module, Latent):
+        if isinstance(module, MLA):
             yield f"{name}.kv_b_proj.weight", "absorbed attention moves its halves to the query and the output"
         elif isinstance(module, Router):
             yield f"{name}.weight", "routers decide in float32"
 
 
-def _pack_modules(model: Decoder, format: PackedFormat, group_size: int, reasons: dict[str, str]) -> Iterator[Replaced]:
+def _pack_modules(
+    model: Decoder, format: QuantFormat, group_size: int, reasons: dict[str, str]
+) -> Iterator[QuantizedParameter]:
     """Replace linear layers and stacked experts."""
     for name in [name for name, _ in model.named_modules()]:  # names only: what is replaced must not be held
         place, _, own = name.rpartition(".")
@@ -123,7 +125,7 @@ def _pack_modules(model: Decoder, format: PackedFormat, group_size: int, reasons
         if isinstance(module, nn.Linear) and name != _HEAD and f"{name}.weight" not in reasons:
             bias = module.bias if isinstance(module.bias, nn.Parameter) else None
             packed = _pack(module.weight, format, group_size)
-            setattr(parent, own, PackedLinear(packed, bias))
+            setattr(parent, own, QuantizedLinear(packed, bias))
             yield _replaced(name, packed)
         elif isinstance(module, Experts):
             parts = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
@@ -131,14 +133,16 @@ def _pack_modules(model: Decoder, format: PackedFormat, group_size: int, reasons
                 reasons.update({part: "the experts' other matrix stays plain" for part in parts if part not in reasons})
                 continue
             gate_up, down = (
-                pack_experts(weight, format, fitting_group(weight.shape[-1], group_size))
+                quantize_experts(weight, format, best_group_size(weight.shape[-1], group_size))
                 for weight in (module.gate_up_proj, module.down_proj)
             )
-            setattr(parent, own, PackedRoutedExperts(gate_up, down))
+            setattr(parent, own, QuantizedExperts(gate_up, down))
             yield _replaced(name, *gate_up.each, *down.each)
 
 
-def _pack_head(model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]) -> Iterator[Replaced]:
+def _pack_head(
+    model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]
+) -> Iterator[QuantizedParameter]:
     weight_VD = model.head_weight
     if head == "plain":
         reasons[f"{_HEAD}.weight"] = "was asked to stay plain"
@@ -148,19 +152,19 @@ def _pack_head(model: Decoder, head: WeightFormat, group_size: int, reasons: dic
         reasons[f"{_HEAD}.weight"] = problem
         return
     packed = _pack(weight_VD, head, group_size)
-    model.lm_head = PackedLinear(packed)
+    model.lm_head = QuantizedLinear(packed)
     yield _replaced(_HEAD, packed)
 
 
-def _problem(weight: Tensor, format: PackedFormat, group_size: int) -> str | None:
+def _problem(weight: Tensor, format: QuantFormat, group_size: int) -> str | None:
     rows, columns = weight.shape[-2:]
-    return refusal(rows, columns, format, fitting_group(columns, group_size))
+    return unsupported_reason(rows, columns, format, best_group_size(columns, group_size))
 
 
-def _pack(weight_NK: Tensor, format: PackedFormat, group_size: int) -> Packed:
-    return pack(weight_NK, format, fitting_group(weight_NK.shape[1], group_size))
+def _pack(weight_NK: Tensor, format: QuantFormat, group_size: int) -> QuantizedWeight:
+    return quantize_weight(weight_NK, format, best_group_size(weight_NK.shape[1], group_size))
 
 
-def _replaced(name: str, *packed: Packed) -> Replaced:
+def _replaced(name: str, *packed: QuantizedWeight) -> QuantizedParameter:
     groups = {matrix.group_size for matrix in packed if matrix.format == "int4"}
-    return Replaced(name, sum(matrix.nbytes for matrix in packed), tuple(sorted(groups)))
+    return QuantizedParameter(name, sum(matrix.nbytes for matrix in packed), tuple(sorted(groups)))

@@ -27,12 +27,12 @@ from fathom.spec.recipe import (
 )
 
 S = TypeVar("S")
-Tokenized = TokenizerStep | OpenStep
+TokenizerSource = TokenizerStep | OpenStep
 """A step that leaves a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A recipe with its sources: everything a run needs to know.
 
     ``manifests`` is by corpus step name; ``base`` is the recipe's folder, which its paths start from.
@@ -47,7 +47,7 @@ class Plan:
 class StepContext:
     """One run as its steps see it. ``cache_dir`` keeps fetched sources between runs."""
 
-    plan: Plan
+    plan: RunPlan
     directory: Path
     cache_dir: Path
     device: str
@@ -70,14 +70,14 @@ class StepContext:
         """Return the last step of a kind before ``step``; ``SpecError`` if there is none."""
         found: S | None = last_before(self.recipe, step, kind)
         if found is None:
-            raise SpecError(f"steps.{step.name}", f"needs a {kind_of(kind)} step before it", "add one to the recipe")
+            raise SpecError(f"steps.{step.name}", f"needs a {kind_name(kind)} step before it", "add one to the recipe")
         return found
 
 
-def kind_of(kind: type | UnionType) -> str:
+def kind_name(kind: type | UnionType) -> str:
     """Return the word a recipe uses for a class of steps, or for any of several."""
     if isinstance(kind, UnionType):
-        return " or ".join(kind_of(each) for each in get_args(kind))
+        return " or ".join(kind_name(each) for each in get_args(kind))
     return str(getattr(kind, "kind", kind.__name__))
 
 
@@ -137,7 +137,7 @@ def taught_by(recipe: Recipe, step: DistillStep) -> ModelStep | None:
     return teacher
 
 
-def train_line(recipe: Recipe, step: Step) -> list[TrainStep]:
+def train_chain(recipe: Recipe, step: Step) -> list[TrainStep]:
     """Return the train steps up to ``step``, itself included, that go on with one another.
 
     The first draws the model, or takes that of its ``start``: a step with either begins a new line.
@@ -151,36 +151,36 @@ def train_line(recipe: Recipe, step: Step) -> list[TrainStep]:
     return line
 
 
-def continued_step(recipe: Recipe, step: Step) -> ModelStep | None:
+def init_step(recipe: Recipe, step: Step) -> ModelStep | None:
     """Return the step whose model the train steps up to ``step`` go on with, None where they draw their own.
 
     Raises:
         SpecError: ``start`` names no step before it that leaves a model.
     """
-    first = next(iter(train_line(recipe, step)), None)
+    first = next(iter(train_chain(recipe, step)), None)
     if first is None or first.start is None:
         return None
     found: ModelStep = named_step(recipe, first, first.start, ModelStep, "start")
     return found
 
 
-def stage_model(recipe: Recipe, step: Step) -> ModelSpec | None:
+def spec_during(recipe: Recipe, step: Step) -> ModelSpec | None:
     """Return the trained model as it is during ``step``; None where it is a ``start``'s, which only the run knows."""
-    line = train_line(recipe, step)
-    if continued_step(recipe, step) is not None:
+    line = train_chain(recipe, step)
+    if init_step(recipe, step) is not None:
         return None
     model = line[0].model if line else None
-    return stretched(recipe, step, recipe.trained_model if model is None else model)
+    return with_extended_context(recipe, step, recipe.trained_model if model is None else model)
 
 
-def stretched(recipe: Recipe, step: Step, model: ModelSpec) -> ModelSpec:
+def with_extended_context(recipe: Recipe, step: Step, model: ModelSpec) -> ModelSpec:
     """Return a model as the train steps up to ``step`` leave it: they may stretch the context."""
-    for stage in train_line(recipe, step):
-        model = _stretched(model, stage, recipe.steps.index(stage))
+    for stage in train_chain(recipe, step):
+        model = _extend_context(model, stage, recipe.steps.index(stage))
     return model
 
 
-def _stretched(model: ModelSpec, step: TrainStep, index: int) -> ModelSpec:
+def _extend_context(model: ModelSpec, step: TrainStep, index: int) -> ModelSpec:
     rope = model.rope
     if step.rope_scaling is not None:
         rope = dataclasses.replace(rope, scaling=step.rope_scaling)

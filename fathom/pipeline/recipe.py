@@ -11,16 +11,16 @@ from typing import Any
 from fathom.data.folder import folder_sources
 from fathom.data.manifest import load_manifest
 from fathom.errors import SpecError
-from fathom.pipeline.context import Plan
-from fathom.pipeline.order import check_order
+from fathom.pipeline.context import RunPlan
+from fathom.pipeline.validation import check_order
 from fathom.spec.data import Manifest
 from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import CorpusStep, Recipe
 
 
-def load_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = ()) -> Plan:
-    """Read a recipe TOML into a ``Plan``.
+def load_run_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = ()) -> RunPlan:
+    """Read a recipe TOML into a ``RunPlan``.
 
     ``[model]`` is a ModelSpec, or ``preset = "name"`` of ``fathom.families`` plus the fields that differ.
     ``[problems.NAME]`` tables are sources of problems that steps take by ``problems = ["NAME", ...]``.
@@ -46,9 +46,9 @@ def load_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path]
     corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
     if text:
         sources = Manifest(sources=folder_sources(text))
-        return Plan(recipe=recipe, manifests={step.name: sources for step in corpora}, base=path.parent)
+        return RunPlan(recipe=recipe, manifests={step.name: sources for step in corpora}, base=path.parent)
     manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
-    return Plan(recipe=recipe, manifests=manifests, base=path.parent)
+    return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)
 
 
 def _resolve_stages(steps: Any) -> None:

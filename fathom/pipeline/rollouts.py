@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fathom.data.problems import open_problems
 from fathom.pipeline.context import StepContext
-from fathom.posttrain.online import RolloutReport
-from fathom.posttrain.questions import Questions
+from fathom.posttrain.online import IterationReport
+from fathom.posttrain.problem_stream import ProblemStream
 from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import ProblemSource
 from fathom.spec.rollout import OnlineSpec
@@ -22,19 +22,19 @@ def rollout_engine(policy: OnlineSpec) -> EngineSpec:
     return EngineSpec(max_batch=min(answers, LARGEST_BATCH), record_routing=True)
 
 
-def questions(context: StepContext, sources: tuple[ProblemSource, ...], seed: int) -> Questions:
+def questions(context: StepContext, sources: tuple[ProblemSource, ...], seed: int) -> ProblemStream:
     """Open a step's problems."""
     base = context.plan.base
-    return Questions([open_problems(each, cache_dir=context.cache_dir, base=base) for each in sources], seed=seed)
+    return ProblemStream([open_problems(each, cache_dir=context.cache_dir, base=base) for each in sources], seed=seed)
 
 
-class Told:
+class RolloutProgress:
     """Passes the news of rollouts on to whoever watches the run."""
 
     def __init__(self, context: StepContext) -> None:
         self._progress = context.progress
 
-    def __call__(self, report: RolloutReport) -> None:
+    def __call__(self, report: IterationReport) -> None:
         """Show a rollout."""
         facts = {"rollout": f"{report.number}/{report.total}"}
         for name, label in (("reward", "reward"), ("accuracy", "right"), ("loss", "loss"), ("length", "tokens each")):

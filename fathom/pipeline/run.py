@@ -15,8 +15,15 @@ from typing import Any
 from fathom.errors import FathomError, Interrupted, ResourceError, SpecError
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
 from fathom.model.device import resolve_device
-from fathom.pipeline.context import Plan, StepContext
-from fathom.pipeline.state import check_unchanged, fingerprint, inputs_of, plan_mapping, write_plan, write_state
+from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.state import (
+    check_unchanged,
+    fingerprint,
+    run_plan_mapping,
+    step_inputs,
+    write_run_plan,
+    write_state,
+)
 from fathom.progress import Progress, Silent
 from fathom.spec.recipe import LearningStep, Step
 
@@ -24,7 +31,7 @@ LOCK_FILE = ".lock"
 
 
 def run(
-    plan: Plan,
+    plan: RunPlan,
     directory: Path,
     *,
     cache_dir: Path,
@@ -58,7 +65,7 @@ def run(
     ran = []
     with _locked(directory), _signals():
         write_state(directory, states)
-        write_plan(directory, plan)
+        write_run_plan(directory, plan)
         for index, step in enumerate(plan.recipe.steps[:last]):
             if _is_done(step, context, states, last):
                 continue
@@ -78,13 +85,13 @@ def _is_done(step: Step, context: StepContext, states: dict[str, StepState], las
     return context.path(step).exists() or done.issuperset(names[names.index(step.name) :])
 
 
-def _runners(plan: Plan) -> dict[str, Callable[[Any, StepContext], None]]:
+def _runners(plan: RunPlan) -> dict[str, Callable[[Any, StepContext], None]]:
     from fathom.pipeline.steps import RUNNERS
 
     return {step.kind: RUNNERS[step.kind] for step in plan.recipe.steps}
 
 
-def _prepare(directory: Path, plan: Plan, *, resume: bool, restart: bool) -> dict[str, StepState]:
+def _prepare(directory: Path, plan: RunPlan, *, resume: bool, restart: bool) -> dict[str, StepState]:
     """Make or check the run directory and return the states to start from."""
     if directory.exists() and not directory.is_dir():
         raise SpecError("--out", f"{directory} is a file", "name a folder")
@@ -123,7 +130,7 @@ def _clear(directory: Path) -> None:
 def _run_step(
     step: Step, runner: Callable[[Any, StepContext], None], context: StepContext, states: dict[str, StepState]
 ) -> None:
-    inputs = fingerprint(inputs_of(plan_mapping(context.plan), context.recipe, step))
+    inputs = fingerprint(step_inputs(run_plan_mapping(context.plan), context.recipe, step))
     before = states[step.name].seconds if step.name in states else 0.0
     started = time.monotonic()
 
@@ -162,7 +169,9 @@ def _translated(directory: Path) -> Iterator[None]:
     except FathomError:
         raise
     except MemoryError:
-        raise ResourceError("memory is full; lower train.batch.micro_size or the model's size, then --resume") from None
+        raise ResourceError(
+            "memory is full; lower train.batch.micro_batch_size or the model's size, then --resume"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -172,7 +181,7 @@ def _translated(directory: Path) -> Iterator[None]:
         if "no space left" in words:
             raise ResourceError(f"the disk of {directory} is full; free some space, then --resume") from error
         if "out of memory" in words or "can't allocate memory" in words:
-            raise ResourceError("memory is full; lower train.batch.micro_size, then --resume") from error
+            raise ResourceError("memory is full; lower train.batch.micro_batch_size, then --resume") from error
         raise
 
 

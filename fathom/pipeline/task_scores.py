@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fathom.evals.pass_at_k import Answered, Estimate, mean, paired_difference, summary
-from fathom.inference.solving import count_failures
+from fathom.evals.pass_at_k import Estimate, ProblemSamples, mean, paired_difference, summary
+from fathom.inference.answer_sampling import count_failures
 
 Record = Mapping[str, Any]
 EXAMPLES = 3
@@ -79,7 +79,7 @@ def _at_k(records: Sequence[Record]) -> dict[str, Any]:
         return {}
     ks = [k for k in (2**power for power in range(samples.bit_length())) if k < samples] + [samples]
     answered = [
-        Answered(
+        ProblemSamples(
             correct=tuple(answer["correct"] for answer in record["answers"]),
             answers=tuple(answer["answer"] for answer in record["answers"]),
         )

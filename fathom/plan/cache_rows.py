@@ -15,7 +15,7 @@ from fathom.spec import GroupedQueryAttention, LatentAttention
 QuantizedFormat = Literal["int8", "int6"]
 EIGHT_BITS = 127
 """Largest code of a number in a byte of its own."""
-PAIRS = 22
+PAIRED_MAX_CODE = 22
 """Largest code where two numbers share 11 bits: 45 x 45 = 2025 pairs, 5.5 bits a number."""
 
 SCALE_BYTES = 2
@@ -77,7 +77,7 @@ def quantized_rows(
     latents in pairs at 5.5 bits and its rotary key at 8 (V2 §3.2.3 says 6 on average and no more), keys and values of
     heads in pairs with a scale for every 32.
     """
-    largest = PAIRS if cache_format == "int6" else EIGHT_BITS
+    largest = PAIRED_MAX_CODE if cache_format == "int6" else EIGHT_BITS
     if isinstance(attention, GroupedQueryAttention):
         group = _divisor(attention.head_dim, HEAD_GROUP)
         return (QuantizedRow((Segment(attention.num_kv_heads * attention.head_dim, largest, group),)),) * 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fathom.posttrain.losses import TokenAdvantages, group_advantages, process_advantages
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import Judgement
 from fathom.posttrain.rollout import Rollout
 from fathom.spec.posttrain import AdvantageSpec
@@ -23,7 +23,7 @@ _OUTCOME = ""
 def token_advantages(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
-    prompter: Prompter,
+    prompt_formatter: PromptFormatter,
     spec: AdvantageSpec,
     changes_B: Tensor | None = None,
 ) -> TokenAdvantages:
@@ -52,7 +52,7 @@ def token_advantages(
     kinds_of: list[int] = []
     starts = (lengths_B.cumsum(0) - lengths_B).tolist()
     for rollout, judged, change, start in zip(rollouts, judgements, changes, starts, strict=True):
-        for name, end, value in _placed(rollout, judged, prompter, None if changes_B is None else change):
+        for name, end, value in _placed(rollout, judged, prompt_formatter, None if changes_B is None else change):
             rewards.append(value)
             ends.append(start + end)
             kinds_of.append(kinds[name])
@@ -67,11 +67,11 @@ def token_advantages(
 
 
 def _placed(
-    rollout: Rollout, judged: Judgement, prompter: Prompter, change: float | None
+    rollout: Rollout, judged: Judgement, prompt_formatter: PromptFormatter, change: float | None
 ) -> list[tuple[str, int, float]]:
     """An answer's rewards by name, each with the index of the token it stands at; the outcome stands at the last."""
     steps = [(name, step) for name, scored in judged.steps.items() for step in scored]
-    tokens = prompter.places(rollout.answer_ids, [step.end for _, step in steps]) if steps else []
+    tokens = prompt_formatter.places(rollout.answer_ids, [step.end for _, step in steps]) if steps else []
     placed = [(name, token, step.value) for (name, step), token in zip(steps, tokens, strict=True)]
     if judged.outcome is not None or change is not None:
         placed.append((_OUTCOME, len(rollout.answer_ids) - 1, (judged.outcome or 0.0) + (change or 0.0)))

@@ -16,15 +16,15 @@ from torch import Tensor
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import answer_statistics, chosen_logprobs, divergence, entropy
-from fathom.posttrain.online import Lesson, OnlineTrainer, Watch
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
+from fathom.posttrain.online import LogprobMonitor, OnlineTrainer, RolloutBatch
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import RolloutSampler
-from fathom.posttrain.scoring import learned_rows
+from fathom.posttrain.scoring import select_target_tokens
 from fathom.spec.posttrain import DistillationLoss
 from fathom.spec.rollout import DistillSpec
-from fathom.train.micro import Micro
-from fathom.train.objective import Learned
+from fathom.train.micro_batch import MicroBatch
+from fathom.train.objective import ObjectiveOutput
 from fathom.train.state import Position
 
 MEASURED = ("divergence", "entropy", "logprob", "teacher_logprob")
@@ -41,14 +41,14 @@ class DistillObjective:
     teacher: Decoder
     loss: DistillationLoss
     chunk_tokens: int
-    watch: Watch
+    watch: LogprobMonitor
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean, and sums over its tokens."""
-        hidden_ND, targets_N, learned_N = learned_rows(hidden_BTD, micro)
+        hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
         with torch.no_grad():
             taught_BTD = self.teacher(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
-        taught_ND, _, _ = learned_rows(taught_BTD, micro)
+        taught_ND, _, _ = select_target_tokens(taught_BTD, micro)
         head_VD, teacher_VD, chunk = model.head_weight, self.teacher.head_weight, self.chunk_tokens
         loss_N = divergence(hidden_ND, head_VD, taught_ND, teacher_VD, self.loss, chunk_tokens=chunk)
         with torch.no_grad():
@@ -58,7 +58,7 @@ class DistillObjective:
         self.watch.look(seen_N, micro.columns["sampled"][learned_N])
         told = dict(zip(MEASURED, (loss_N.detach(), entropy_N, seen_N, theirs_N), strict=True))
         sums = {name: value_N.sum() for name, value_N in told.items()} | {"tokens": learned_N.sum()}
-        return Learned(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)
+        return ObjectiveOutput(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)
 
 
 class DistillTrainer(OnlineTrainer):
@@ -71,14 +71,14 @@ class DistillTrainer(OnlineTrainer):
         model: Decoder,
         spec: DistillSpec,
         sampler: RolloutSampler,
-        prompter: Prompter,
-        questions: Questions,
+        prompt_formatter: PromptFormatter,
+        questions: ProblemStream,
         directory: Path,
         *,
         teacher: Decoder,
         **surroundings: Any,
     ) -> None:
-        super().__init__(model, spec, sampler, prompter, questions, directory, **surroundings)
+        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **surroundings)
         if teacher.spec.vocab_size != model.spec.vocab_size:
             sizes = f"has a vocabulary of {teacher.spec.vocab_size} tokens, the student one of {model.spec.vocab_size}"
             raise SpecError("teacher", sizes, "use a teacher with the student's tokenizer")
@@ -99,7 +99,7 @@ class DistillTrainer(OnlineTrainer):
     def end(self, position: Position) -> None:
         """Need nothing."""
 
-    def learn_from(self, number: int) -> Lesson:
+    def collect_rollouts(self, number: int) -> RolloutBatch:
         """Draw answers; all of them are learned from."""
         asked = self.questions.next(self.spec.rollout.questions)
         rollouts = self.sample(asked, number)
@@ -109,7 +109,9 @@ class DistillTrainer(OnlineTrainer):
         finished = sum(rollout.finished for rollout in rollouts) / max(len(rollouts), 1)
         missing = len(asked) * self.spec.rollout.group_size - len(rollouts)
         values |= {"finished": finished, "missing_answers": missing}
-        return Lesson(rollouts=rollouts, columns={"sampled": [rollout.logprobs for rollout in rollouts]}, values=values)
+        return RolloutBatch(
+            rollouts=rollouts, columns={"sampled": [rollout.logprobs for rollout in rollouts]}, values=values
+        )
 
     def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Return means over the tokens of ``MEASURED``."""

@@ -25,22 +25,22 @@ from fathom.posttrain.losses import (
     policy_statistics,
     token_weights,
 )
-from fathom.posttrain.online import Lesson, OnlineTrainer
+from fathom.posttrain.online import OnlineTrainer, RolloutBatch
 from fathom.posttrain.policy import PolicyObjective
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
-from fathom.posttrain.reference import Reference
-from fathom.posttrain.rewards.base import Answered, Judgement
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.reference import ReferenceModel
+from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout, RolloutSampler
 from fathom.posttrain.scoring import rollout_logprobs
 from fathom.spec.rollout import PolicySpec
 from fathom.train.state import Position
 
-Judging = Callable[[Sequence[Answered]], Sequence[Judgement]]
+RewardFn = Callable[[Sequence[RewardInput]], Sequence[Judgement]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _ScoredRollouts:
     """Answers with what was said of them; ``advantages`` compare all of them, group by group."""
 
     rollouts: list[Rollout]
@@ -66,18 +66,18 @@ class PolicyTrainer(OnlineTrainer):
         model: Decoder,
         spec: PolicySpec,
         sampler: RolloutSampler,
-        prompter: Prompter,
-        questions: Questions,
+        prompt_formatter: PromptFormatter,
+        questions: ProblemStream,
         directory: Path,
         *,
-        judge: Judging,
+        judge: RewardFn,
         **surroundings: Any,
     ) -> None:
-        super().__init__(model, spec, sampler, prompter, questions, directory, **surroundings)
+        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **surroundings)
         self._judge = judge
-        self._reference: Reference | None = None
+        self._reference: ReferenceModel | None = None
         if spec.loss.kl is not None:
-            self._reference = Reference(model, directory, spec.reference_every)
+            self._reference = ReferenceModel(model, directory, spec.reference_every)
 
     def objective(self) -> PolicyObjective:
         """Return the policy loss."""
@@ -93,13 +93,13 @@ class PolicyTrainer(OnlineTrainer):
         if self._reference is not None:
             self._reference.after(position.step)
 
-    def learn_from(self, number: int) -> Lesson:
+    def collect_rollouts(self, number: int) -> RolloutBatch:
         """Draw groups of answers, judge them, and weigh every token by how its answer compares with its group."""
         judged, replaced = self._varied(number)
         values = self._values(judged, replaced)
-        chosen = self._worth_learning(judged)
+        chosen = self._trainable(judged)
         if not chosen:
-            return Lesson(rollouts=(), columns={}, values=values)
+            return RolloutBatch(rollouts=(), columns={}, values=values)
         weights = self._weights(judged.lengths)
         rollouts = [judged.rollouts[index] for index in chosen]
         columns: dict[str, list[list[float]]] = {
@@ -115,7 +115,7 @@ class PolicyTrainer(OnlineTrainer):
         values_N = self._penalised(judged, old, columns["reference"]) if self._placed else judged.advantages.values_N
         pieces = values_N.split_with_sizes(judged.lengths)
         columns["advantage"] = [pieces[index].tolist() for index in chosen]
-        return Lesson(rollouts=rollouts, columns=columns, values=values)
+        return RolloutBatch(rollouts=rollouts, columns=columns, values=values)
 
     def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Turn sums over tokens into means and shares."""
@@ -137,7 +137,7 @@ class PolicyTrainer(OnlineTrainer):
         """Whether a penalty is taken off rewards or advantages; every answer is then learned from."""
         return self.spec.loss.kl is not None and self.spec.loss.kl.place != "loss"
 
-    def _varied(self, number: int) -> tuple[_Judged, int]:
+    def _varied(self, number: int) -> tuple[_ScoredRollouts, int]:
         """Draw and judge a rollout; where ``resample`` allows, groups without variance give way to other problems."""
         wanted, drawn, replaced = self.spec.rollout.questions, 0, 0
         kept: list[Rollout] = []
@@ -157,12 +157,12 @@ class PolicyTrainer(OnlineTrainer):
             replaced += judged.advantages.zero_variance_groups
         return self._compared(kept, kept_judgements), replaced
 
-    def _judged(self, rollouts: list[Rollout]) -> _Judged:
+    def _judged(self, rollouts: list[Rollout]) -> _ScoredRollouts:
         questions: dict[int, str] = {}
         for rollout in rollouts:
-            questions.setdefault(rollout.group, self.prompter.question(rollout.problem))
+            questions.setdefault(rollout.group, self.prompt_formatter.question(rollout.problem))
         answers = [
-            Answered(
+            RewardInput(
                 prompt=questions[rollout.group],
                 answer=rollout.text,
                 problem=rollout.problem,
@@ -172,11 +172,11 @@ class PolicyTrainer(OnlineTrainer):
         ]
         return self._compared(rollouts, list(self._judge(answers)) if answers else [])
 
-    def _compared(self, rollouts: list[Rollout], judgements: list[Judgement]) -> _Judged:
-        advantages = token_advantages(rollouts, judgements, self.prompter, self.spec.loss.advantage)
-        return _Judged(rollouts, judgements, advantages)
+    def _compared(self, rollouts: list[Rollout], judgements: list[Judgement]) -> _ScoredRollouts:
+        advantages = token_advantages(rollouts, judgements, self.prompt_formatter, self.spec.loss.advantage)
+        return _ScoredRollouts(rollouts, judgements, advantages)
 
-    def _worth_learning(self, judged: _Judged) -> list[int]:
+    def _trainable(self, judged: _ScoredRollouts) -> list[int]:
         """Say which answers' tokens have a gradient: all where a KL term pulls at every one, else those that vary."""
         if self.spec.loss.kl is not None:
             return list(range(len(judged.rollouts)))
@@ -190,7 +190,7 @@ class PolicyTrainer(OnlineTrainer):
         return [piece.tolist() for piece in weights_N.split_with_sizes(list(lengths))]
 
     def _penalised(
-        self, judged: _Judged, old: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+        self, judged: _ScoredRollouts, old: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
     ) -> Tensor:
         """Take the KL penalty off every answer's reward, before answers are compared, or off every token's advantage.
 
@@ -205,15 +205,15 @@ class PolicyTrainer(OnlineTrainer):
         none_B = torch.zeros(len(judged.lengths), dtype=torch.float64)
         changes_B = penalised_rewards(none_B, old_N, reference_N, row_N, penalty)
         spec = self.spec.loss.advantage
-        return token_advantages(judged.rollouts, judged.judgements, self.prompter, spec, changes_B).values_N
+        return token_advantages(judged.rollouts, judged.judgements, self.prompt_formatter, spec, changes_B).values_N
 
     def _logprobs(self, model: Decoder, rollouts: Sequence[Rollout]) -> list[list[float]]:
         spec = self.spec
         return rollout_logprobs(
-            model, rollouts, spec, temperature=spec.rollout.temperature, micro_tokens=spec.micro_tokens
+            model, rollouts, spec, temperature=spec.rollout.temperature, micro_batch_tokens=spec.micro_batch_tokens
         )
 
-    def _values(self, judged: _Judged, replaced: int) -> dict[str, Any]:
+    def _values(self, judged: _ScoredRollouts, replaced: int) -> dict[str, Any]:
         judgements = judged.judgements
         values: dict[str, Any] = answer_statistics(
             torch.tensor(judged.lengths), [judgement.correct for judgement in judgements], advantages=judged.advantages
@@ -241,7 +241,7 @@ class PolicyTrainer(OnlineTrainer):
         }
 
 
-def _by_task(judged: _Judged) -> dict[str, dict[str, float]]:
+def _by_task(judged: _ScoredRollouts) -> dict[str, dict[str, float]]:
     """Return the mean reward and length of every task's answers, and the share of them that are right."""
     answers: dict[str, list[tuple[int, Judgement]]] = {}
     for rollout, length, judgement in zip(judged.rollouts, judged.lengths, judged.judgements, strict=True):

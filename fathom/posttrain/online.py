@@ -14,16 +14,16 @@ import torch
 from fathom.data.packed import PackedBatch
 from fathom.errors import TrainError
 from fathom.model.decoder import Decoder
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
-from fathom.posttrain.rollout import Rollout, RolloutSampler, laying_order, pack, sample_rollouts
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rollout import Rollout, RolloutSampler, pack_rollouts, packing_order, sample_rollouts
 from fathom.posttrain.routing import RoutingAgreement
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
 from fathom.train.loop import check_dtype
 from fathom.train.measure import peak_memory
 from fathom.train.metrics import JsonLines
-from fathom.train.micro import split
+from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
 from fathom.train.schedule import rate_at
 from fathom.train.signals import StopRequest
@@ -35,7 +35,7 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutReport:
+class IterationReport:
     """One rollout and its updates, as whoever watches hears of it: how far, how long still, and what was measured."""
 
     number: int
@@ -44,11 +44,11 @@ class RolloutReport:
     values: Mapping[str, Any]
 
 
-Listener = Callable[[RolloutReport], None]
+RolloutCallback = Callable[[IterationReport], None]
 
 
 @dataclass(slots=True)
-class Watch:
+class LogprobMonitor:
     """What an objective sees of its micro-batches beyond sums: the largest difference of log-probabilities."""
 
     difference: float = 0.0
@@ -60,7 +60,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class RolloutBatch:
     """What one rollout teaches: answers, with a number for each of their tokens by name, and what to log of them."""
 
     rollouts: Sequence[Rollout]
@@ -80,18 +80,18 @@ class OnlineTrainer(ABC):
         model: Decoder,
         spec: OnlineSpec,
         sampler: RolloutSampler,
-        prompter: Prompter,
-        questions: Questions,
+        prompt_formatter: PromptFormatter,
+        questions: ProblemStream,
         directory: Path,
         *,
-        listener: Listener | None = None,
+        listener: RolloutCallback | None = None,
         note: Callable[[str], None] | None = None,
         files: Sequence[Path] = (),
     ) -> None:
         check_dtype(model)
-        self.model, self.spec, self.sampler, self.prompter = model, spec, sampler, prompter
+        self.model, self.spec, self.sampler, self.prompt_formatter = model, spec, sampler, prompt_formatter
         self.questions, self.directory = questions, directory
-        self.watch = Watch()
+        self.watch = LogprobMonitor()
         self._listener = listener
         self._note = note if note is not None else _silent
         self._files = files
@@ -106,7 +106,7 @@ class OnlineTrainer(ABC):
         """Return what is minimised; it tells ``self.watch`` the log-probabilities it computes."""
 
     @abstractmethod
-    def learn_from(self, number: int) -> Lesson:
+    def collect_rollouts(self, number: int) -> RolloutBatch:
         """Draw the answers of rollout ``number``, counted from 1, and say what is to be learned from them."""
 
     @abstractmethod
@@ -170,7 +170,7 @@ class OnlineTrainer(ABC):
         self.model.eval()
         return sample_rollouts(
             self.sampler,
-            self.prompter,
+            self.prompt_formatter,
             problems,
             self.spec.rollout,
             seed=counter_seed(self.spec.seed, number),
@@ -192,7 +192,7 @@ class _Run:
     def step(self, before: Position) -> Position:
         """Sample, update, report."""
         number, started = before.step + 1, time.perf_counter()
-        lesson = self.trainer.learn_from(number)
+        lesson = self.trainer.collect_rollouts(number)
         sampled = time.perf_counter()
         values, tokens, loss = self._update(lesson, number, before)
         ended = time.perf_counter()
@@ -214,7 +214,7 @@ class _Run:
         self._tell(position, values)
         return position
 
-    def _update(self, lesson: Lesson, number: int, before: Position) -> tuple[dict[str, Any], int, float]:
+    def _update(self, lesson: RolloutBatch, number: int, before: Position) -> tuple[dict[str, Any], int, float]:
         """Take the rollout's optimizer steps; returns what to log, the tokens that were trained on, and the loss."""
         trainer, spec = self.trainer, self.spec
         batches = minibatches(lesson, spec, counter_seed(spec.seed, number))
@@ -224,7 +224,7 @@ class _Run:
         rate = rate_at(spec, number, before.step / spec.rollouts)
         for index, batch in enumerate(batches):
             trainer.watch.difference = 0.0
-            micros = split(batch, 1, spec.micro_tokens, self.runner.device)
+            micros = split(batch, 1, spec.micro_batch_tokens, self.runner.device)
             gradients = self.runner.accumulate(micros, len(batch.lengths), number, observe=False)
             if not gradients.finite:
                 self.runner.discard()
@@ -252,7 +252,7 @@ class _Run:
                 "the trainer's precision, or raise the bound knowing that the policy then learns from another's answers"
             )
 
-    def _keep_samples(self, lesson: Lesson, number: int) -> None:
+    def _keep_samples(self, lesson: RolloutBatch, number: int) -> None:
         if not lesson.rollouts:
             return
         first = lesson.rollouts[0]
@@ -266,11 +266,11 @@ class _Run:
         left = (self.spec.rollouts - position.step) * per_rollout
         if self.trainer._listener is not None:
             self.trainer._listener(
-                RolloutReport(number=position.step, total=self.spec.rollouts, seconds_left=left, values=values)
+                IterationReport(number=position.step, total=self.spec.rollouts, seconds_left=left, values=values)
             )
 
 
-def minibatches(lesson: Lesson, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
+def minibatches(lesson: RolloutBatch, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
     """Cut a rollout into its optimizer steps: all answers in a new order every epoch, in ``updates`` equal parts.
 
     Within a step, answers lie group by group, so that a prompt is computed once a micro-batch.
@@ -281,10 +281,10 @@ def minibatches(lesson: Lesson, spec: OnlineSpec, seed: int) -> list[PackedBatch
         order = torch.randperm(len(lesson.rollouts), generator=generator)
         for part in order.tensor_split(spec.updates):
             drawn = sorted(part.tolist())
-            chosen = [drawn[place] for place in laying_order([lesson.rollouts[index] for index in drawn])]
+            chosen = [drawn[place] for place in packing_order([lesson.rollouts[index] for index in drawn])]
             if chosen:
                 columns = {name: [column[index] for index in chosen] for name, column in lesson.columns.items()}
-                batches.append(pack([lesson.rollouts[index] for index in chosen], columns))
+                batches.append(pack_rollouts([lesson.rollouts[index] for index in chosen], columns))
     return batches
 
 

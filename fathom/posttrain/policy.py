@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import PolicyTerms, chosen_logprobs, entropy, policy_loss, token_loss
-from fathom.posttrain.online import Watch
-from fathom.posttrain.scoring import learned_rows
+from fathom.posttrain.online import LogprobMonitor
+from fathom.posttrain.scoring import select_target_tokens
 from fathom.spec.posttrain import PolicyLoss
-from fathom.train.micro import Micro
-from fathom.train.objective import Learned
+from fathom.train.micro_batch import MicroBatch
+from fathom.train.objective import ObjectiveOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class PolicyObjective:
     loss: PolicyLoss
     temperature: float
     chunk_tokens: int
-    watch: Watch
+    watch: LogprobMonitor
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the loss, and sums of what ``policy_statistics`` divides."""
-        hidden_ND, targets_N, learned_N = learned_rows(hidden_BTD, micro)
+        hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
         columns = {name: column[learned_N] for name, column in micro.columns.items()}
         computed = self._by_token if self.loss.by_token else self._whole
         loss, terms, logprobs_N, entropy_N = computed(hidden_ND, model.head_weight, targets_N, columns)
         self._compare(hidden_ND, model.head_weight, targets_N, logprobs_N, columns["sampled"])
         sums = {f.name: getattr(terms, f.name).detach() for f in fields(terms)}
-        return Learned(loss, sums | _entropies(entropy_N, columns["right"]))
+        return ObjectiveOutput(loss, sums | _entropies(entropy_N, columns["right"]))
 
     def _by_token(
         self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, columns: Mapping[str, Tensor]

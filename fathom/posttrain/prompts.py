@@ -10,7 +10,7 @@ from typing import Any
 from fathom.chat import encode_chat
 from fathom.errors import DataError
 from fathom.spec.problem import Problem
-from fathom.spec.rollout import ChatPrompt, Field, Prompting, TextPrompt
+from fathom.spec.rollout import QUESTION_PLACEHOLDER, ChatPrompt, Prompting, TextPrompt
 from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -24,7 +24,7 @@ R1_ZERO = (
 """The form of R1 Table 1 in our own words: structure is asked for, contents are not hinted at."""
 
 
-class Prompter:
+class PromptFormatter:
     """Turns problems into token ids after which the answer begins, and answers back into text.
 
     What a prompt has already opened of the answer, the thinking tag of a chat template for one, belongs to the answer
@@ -98,7 +98,7 @@ class Prompter:
 
     @staticmethod
     def _text(prompting: TextPrompt, problem: Problem) -> str:
-        return (prompting.text or R1_ZERO).replace(Field, problem.question)
+        return (prompting.text or R1_ZERO).replace(QUESTION_PLACEHOLDER, problem.question)
 
     @staticmethod
     def _variables(prompting: ChatPrompt) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fathom.train.state import load_model_tensors
 _KEPT = 2
 
 
-class Reference:
+class ReferenceModel:
     """A frozen copy of the policy, made anew every ``every`` rollouts; a file for each lets a resumed run go on."""
 
     def __init__(self, model: Decoder, directory: Path, every: int | None) -> None:
@@ -31,7 +31,7 @@ class Reference:
             CheckpointError: that copy's file is gone or damaged.
         """
         if done == 0:
-            self._renew(0)
+            self._sync(0)
             return
         path = self._path(done - done % self._every if self._every else 0)
         try:
@@ -42,9 +42,9 @@ class Reference:
     def after(self, done: int) -> None:
         """Take note that ``done`` rollouts are done."""
         if self._every and done % self._every == 0:
-            self._renew(done)
+            self._sync(done)
 
-    def _renew(self, done: int) -> None:
+    def _sync(self, done: int) -> None:
         path = self._path(done)
         temporary = path.with_suffix(".writing")
         try:

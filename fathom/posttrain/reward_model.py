@@ -18,26 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.chat.answers.budget import close_ids, tag_ids
-from fathom.data.conversations.mask import encode_masked
-from fathom.data.conversations.turns import REASONING
+from fathom.chat.output.budget import think_end_ids, think_tag_ids
+from fathom.data.conversations.loss_mask import encode_with_loss_mask
+from fathom.data.conversations.templated import REASONING
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import pairwise_loss, pointwise_loss
-from fathom.posttrain.preferences.loader import SHARE, Entry
-from fathom.posttrain.preferences.passes import PASS_TOKENS, hidden_states
-from fathom.posttrain.rewards.base import Answered, StepScore
+from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hidden_states
+from fathom.posttrain.preferences.loader import SHARE, TrainingExample
+from fathom.posttrain.rewards.base import RewardInput, StepScore
 from fathom.posttrain.rewards.extract import thinking_span
 from fathom.posttrain.rewards.steps import steps_of
 from fathom.spec.posttrain import PairwiseLoss, RewardModelLoss
 from fathom.spec.sampling import Sampler, SamplingParams
 from fathom.tokenizer import Tokenizer, special
 from fathom.train.loss import IGNORE_INDEX
-from fathom.train.micro import Micro
-from fathom.train.objective import Learned
+from fathom.train.micro_batch import MicroBatch
+from fathom.train.objective import ObjectiveOutput
 
 TARGET = "target"
-OPENING = special.THINK_BEGIN + "\n"
+THINK_PREFIX = special.THINK_BEGIN + "\n"
 MAX_SCORED_STEPS = 64
 """So many steps of one answer are scored, each in a forward pass over all before it."""
 
@@ -53,7 +53,7 @@ class RewardObjective:
     spec: RewardModelLoss
     score_token: int
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
         assert micro.lengths is not None
         last_B = _last(micro.lengths, hidden_BTD.device)
@@ -68,14 +68,14 @@ class RewardObjective:
             loss = pointwise_loss(scores_B, targets_B, self.spec)
             given_B = scores_B.detach() if self.spec.form == "mse" else scores_B.detach().sigmoid()
             told = {"score": given_B, "error": (given_B - targets_B).abs()}
-        return Learned(loss.sum() * share, {name: values.sum() * share for name, values in told.items()})
+        return ObjectiveOutput(loss.sum() * share, {name: values.sum() * share for name, values in told.items()})
 
 
-def whole(tokens: Sequence[int], target: float | None = None) -> Entry:
+def scoring_example(tokens: Sequence[int], target: float | None = None) -> TrainingExample:
     """Return a sequence as it is scored: read to its last token, nothing of it predicted."""
     tokens_T = torch.tensor(tokens)
     columns = {} if target is None else {TARGET: torch.full(tokens_T.shape, target)}
-    return Entry(tokens_T, torch.full_like(tokens_T, IGNORE_INDEX), columns)
+    return TrainingExample(tokens_T, torch.full_like(tokens_T, IGNORE_INDEX), columns)
 
 
 def score(
@@ -89,7 +89,7 @@ def score(
     """Return every sequence's score; passes hold at most ``tokens`` tokens and compute their products in ``dtype``."""
     found = [math.nan] * len(sequences)
     laid = [torch.tensor(sequence) for sequence in sequences]
-    for indices, hidden_ND in hidden_states(model, laid, tokens=tokens, dtype=dtype):
+    for indices, hidden_ND in batched_hidden_states(model, laid, tokens=tokens, dtype=dtype):
         last_B = _last([len(sequences[index]) for index in indices], hidden_ND.device)
         with torch.no_grad():
             scores = _scores(hidden_ND, last_B, model, score_token).tolist()
@@ -107,7 +107,7 @@ def conversation(
         DataError: the chat template refuses it.
     """
     said = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    return encode_masked(tokenizer, [*messages, said]).tokens
+    return encode_with_loss_mask(tokenizer, [*messages, said]).tokens
 
 
 def choose_score_token(tokenizer: Tokenizer, vocab_size: int, sequences: Iterable[Sequence[int]]) -> int:
@@ -132,7 +132,7 @@ def clear_score(model: Decoder, score_token: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reasoning:
+class ReasoningGenerator:
     """Has the reward model think about an answer before it scores it (V3 §5.2.1).
 
     Behind the conversation comes what the model itself writes between think tags, its likeliest tokens and at most
@@ -146,11 +146,11 @@ class Reasoning:
     @staticmethod
     def room_of(tokenizer: Tokenizer, max_tokens: int) -> int:
         """Return how many tokens reasoning of at most ``max_tokens`` adds, its tags included."""
-        return max_tokens + len(tag_ids(tokenizer, OPENING)) + len(close_ids(tokenizer))
+        return max_tokens + len(think_tag_ids(tokenizer, THINK_PREFIX)) + len(think_end_ids(tokenizer))
 
     def extend(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the sequences with reasoning behind them; ``room_of`` must be left in the context."""
-        opening, closing = tag_ids(self.tokenizer, OPENING), close_ids(self.tokenizer)
+        opening, closing = think_tag_ids(self.tokenizer, THINK_PREFIX), think_end_ids(self.tokenizer)
         stops = closing if len(closing) == 1 else ()
         prompts = [[*sequence, *opening] for sequence in sequences]
         params = SamplingParams(max_tokens=self.max_tokens, temperature=0.0, stop_token_ids=stops)
@@ -158,18 +158,18 @@ class Reasoning:
         return [[*prompt, *one.token_ids, *closing] for prompt, one in zip(prompts, written, strict=True)]
 
 
-def scorer(
-    model: Decoder, tokenizer: Tokenizer, *, score_token: int, reasoning: Reasoning | None = None
-) -> Callable[[Sequence[Answered]], list[float]]:
+def make_score_fn(
+    model: Decoder, tokenizer: Tokenizer, *, score_token: int, reasoning: ReasoningGenerator | None = None
+) -> Callable[[Sequence[RewardInput]], list[float]]:
     """Return what scores a judge's ``ModelReward``: question and answer as a conversation, whichever model wrote them.
 
     An answer that does not fit the model's context, or that its chat template refuses, scores nan: the judge counts it.
     """
     room = model.spec.max_position_embeddings
     if reasoning is not None:
-        room -= Reasoning.room_of(tokenizer, reasoning.max_tokens)
+        room -= ReasoningGenerator.room_of(tokenizer, reasoning.max_tokens)
 
-    def scores(answers: Sequence[Answered]) -> list[float]:
+    def scores(answers: Sequence[RewardInput]) -> list[float]:
         sequences = [_read(tokenizer, answered, answered.answer, room) for answered in answers]
         fitting = [sequence for sequence in sequences if sequence is not None]
         if reasoning is not None:
@@ -180,9 +180,9 @@ def scorer(
     return scores
 
 
-def step_scorer(
+def make_step_score_fn(
     model: Decoder, tokenizer: Tokenizer, *, score_token: int
-) -> Callable[[Sequence[Answered]], list[list[StepScore]]]:
+) -> Callable[[Sequence[RewardInput]], list[list[StepScore]]]:
     """Return what scores a judge's ``ModelReward`` with ``steps``: an answer as if it ended after each of its steps.
 
     Steps are those of the thinking (``rewards.steps``), and the whole answer is the last: each is a conversation of its
@@ -192,12 +192,12 @@ def step_scorer(
     """
     room = model.spec.max_position_embeddings
 
-    def scores(answers: Sequence[Answered]) -> list[list[StepScore]]:
+    def scores(answers: Sequence[RewardInput]) -> list[list[StepScore]]:
         asked: list[tuple[int, int]] = []
         sequences: list[list[int]] = []
         found: list[list[StepScore]] = [[] for _ in answers]
         for place, answered in enumerate(answers):
-            for end, said in _beginnings(answered.answer):
+            for end, said in _answer_prefixes(answered.answer):
                 ids = _read(tokenizer, answered, said, room)
                 if ids is not None:
                     asked.append((place, end))
@@ -211,7 +211,7 @@ def step_scorer(
     return scores
 
 
-def _read(tokenizer: Tokenizer, answered: Answered, said: str | Mapping[str, Any], room: int) -> list[int] | None:
+def _read(tokenizer: Tokenizer, answered: RewardInput, said: str | Mapping[str, Any], room: int) -> list[int] | None:
     """What a reward model reads of an answer, or of its beginning; None where that does not fit, or is refused."""
     try:
         ids = conversation(tokenizer, [{"role": "user", "content": answered.problem.question}], said)
@@ -220,7 +220,7 @@ def _read(tokenizer: Tokenizer, answered: Answered, said: str | Mapping[str, Any
     return ids if len(ids) <= room else None
 
 
-def _beginnings(answer: str) -> Iterator[tuple[int, str | Mapping[str, Any]]]:
+def _answer_prefixes(answer: str) -> Iterator[tuple[int, str | Mapping[str, Any]]]:
     """Yield how many characters each beginning of an answer has and what it says, the whole answer last."""
     start, _ = thinking_span(answer)
     tagged = special.THINK_BEGIN in answer or special.THINK_END in answer

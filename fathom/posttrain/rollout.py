@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.data.packed import PackedBatch
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import RolloutSpec
 from fathom.spec.sampling import Completion, Sampler, SamplingParams
@@ -54,7 +54,7 @@ class Rollout:
 
 def sample_rollouts(
     sampler: Sampler,
-    prompter: Prompter,
+    prompt_formatter: PromptFormatter,
     problems: Sequence[Problem],
     spec: RolloutSpec,
     *,
@@ -67,7 +67,7 @@ def sample_rollouts(
     The n-th answer of a call draws with the n-th seed after ``seed``'s, whatever is in its batch. A problem whose
     prompt leaves no room in ``context`` gets no answers, and neither does one that the sampler failed at.
     """
-    prompts = [prompter.encode(problem) for problem in problems]
+    prompts = [prompt_formatter.encode(problem) for problem in problems]
     asked = [(index, copy) for index in range(len(problems)) for copy in range(spec.group_size)]
     asked = [(index, copy) for index, copy in asked if len(prompts[index]) < context]
     params = [
@@ -81,23 +81,23 @@ def sample_rollouts(
     ]
     completions = sampler.sample([prompts[index] for index, _ in asked], params)
     return [
-        _rollout(prompter, problems[index], first_group + index, prompts[index], completion)
+        _rollout(prompt_formatter, problems[index], first_group + index, prompts[index], completion)
         for (index, _), completion in zip(asked, completions, strict=True)
-        if completion.finish_reason != "error" and (completion.token_ids or completion.ended_by is not None)
+        if completion.finish_reason != "error" and (completion.token_ids or completion.stop_token is not None)
     ]
 
 
 def _rollout(
-    prompter: Prompter, problem: Problem, group: int, prompt_ids: Sequence[int], completion: Completion
+    prompt_formatter: PromptFormatter, problem: Problem, group: int, prompt_ids: Sequence[int], completion: Completion
 ) -> Rollout:
     ids, logprobs = list(completion.token_ids), list(completion.logprobs)
     finished = completion.finish_reason == "stop"
-    cut = prompter.cut(ids)
+    cut = prompt_formatter.cut(ids)
     if cut is not None:
         ids, logprobs, finished = ids[:cut], logprobs[:cut], True
-    elif completion.ended_by is not None:
-        ids.append(completion.ended_by.token_id)
-        logprobs.append(completion.ended_by.logprob)
+    elif completion.stop_token is not None:
+        ids.append(completion.stop_token.token_id)
+        logprobs.append(completion.stop_token.logprob)
     routing = completion.routing
     return Rollout(
         problem=problem,
@@ -105,13 +105,13 @@ def _rollout(
         prompt_ids=tuple(prompt_ids),
         answer_ids=tuple(ids),
         logprobs=tuple(logprobs),
-        text=prompter.read(ids),
+        text=prompt_formatter.read(ids),
         finished=finished,
         routing=routing if isinstance(routing, Tensor) else None,
     )
 
 
-def laying_order(rollouts: Sequence[Rollout]) -> list[int]:
+def packing_order(rollouts: Sequence[Rollout]) -> list[int]:
     """Return the answers' indices as they are best laid: a group's together, those of like length next to each other.
 
     A group's answers then share their prompt, and those of equal length attend together.
@@ -119,7 +119,7 @@ def laying_order(rollouts: Sequence[Rollout]) -> list[int]:
     return sorted(range(len(rollouts)), key=lambda index: (rollouts[index].group, rollouts[index].tokens))
 
 
-def pack(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[float]]]) -> PackedBatch:
+def pack_rollouts(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[float]]]) -> PackedBatch:
     """Lay answers end to end behind their prompts, in the order given; only answers are learned.
 
     ``columns`` hold, for each answer, one number a token of it; prompts get 0. ``row`` says which answer a token
@@ -136,10 +136,10 @@ def pack(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[fl
         rows += [index] * rollout.tokens
         same = index > 0 and rollouts[index - 1].prompt_ids == rollout.prompt_ids
         shared.append(len(rollout.prompt_ids) - 1 if same else 0)
-    laid = {name: _laid(rollouts, column) for name, column in columns.items()}
+    laid = {name: _packed_column(rollouts, column) for name, column in columns.items()}
     routed = [rollout.routing for rollout in rollouts if rollout.routing is not None]
     if len(routed) == len(rollouts):
-        laid["routes"] = torch.cat([_fitted(rollout) for rollout in rollouts])
+        laid["routes"] = torch.cat([_truncated_routing(rollout) for rollout in rollouts])
     return PackedBatch(
         tokens_N=torch.tensor(tokens),
         targets_N=torch.tensor(targets),
@@ -149,7 +149,7 @@ def pack(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[fl
     )
 
 
-def _laid(rollouts: Sequence[Rollout], column: Sequence[Sequence[float]]) -> Tensor:
+def _packed_column(rollouts: Sequence[Rollout], column: Sequence[Sequence[float]]) -> Tensor:
     laid: list[float] = []
     for rollout, values in zip(rollouts, column, strict=True):
         laid += [0.0] * (len(rollout.prompt_ids) - 1)
@@ -157,7 +157,7 @@ def _laid(rollouts: Sequence[Rollout], column: Sequence[Sequence[float]]) -> Ten
     return torch.tensor(laid)
 
 
-def _fitted(rollout: Rollout) -> Tensor:
+def _truncated_routing(rollout: Rollout) -> Tensor:
     """Return the recorded experts of the tokens a trainer reads: a cut answer has fewer than were recorded."""
     assert rollout.routing is not None
     return rollout.routing[: rollout.tokens]

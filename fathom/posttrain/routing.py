@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fathom.model.moe import agreement_sums
+from fathom.model.moe import routing_agreement_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +39,5 @@ def agreement(recorded_NLK: Tensor, used_NLK: Tensor) -> RoutingAgreement:
     Raises:
         DataError: the records are not of the same shape (N, L, K).
     """
-    sums = agreement_sums(recorded_NLK, used_NLK)
+    sums = routing_agreement_sums(recorded_NLK, used_NLK)
     return RoutingAgreement.from_sums({name: float(value) for name, value in sums.items()})

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from fathom.errors import ResourceError
 from fathom.posttrain import harness
-from fathom.posttrain.syscalls import refusals
-from fathom.posttrain.watching import Limits, Ran, Reason, Watch
+from fathom.posttrain.process_monitor import ExecutionResult, ExitReason, ProcessMonitor, SandboxLimits
+from fathom.posttrain.seccomp import seccomp_filter
 
-__all__ = ["Limits", "Ran", "Reason", "check_sandbox", "run_program"]
+__all__ = ["ExecutionResult", "ExitReason", "SandboxLimits", "check_sandbox", "run_program"]
 
 _BWRAP_FOLDERS = "/usr/bin:/usr/local/bin:/bin"
 _UNSHARED = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
@@ -41,7 +41,9 @@ def check_sandbox(*, unsandboxed: bool = False) -> None:
     run_program("", "", unsandboxed=unsandboxed)
 
 
-def run_program(program: str, tests: str = "", *, limits: Limits | None = None, unsandboxed: bool = False) -> Ran:
+def run_program(
+    program: str, tests: str = "", *, limits: SandboxLimits | None = None, unsandboxed: bool = False
+) -> ExecutionResult:
     """Run a program, then its tests in the same module, and say how that ended.
 
     ``unsandboxed`` runs it as this user in a temporary folder, with the same limits and nothing else between it and
@@ -50,14 +52,14 @@ def run_program(program: str, tests: str = "", *, limits: Limits | None = None, 
     Raises:
         ResourceError: there is no bubblewrap, or it cannot make a sandbox here.
     """
-    limits = limits or Limits()
+    limits = limits or SandboxLimits()
     pass_code = secrets.token_hex(16).encode()
     user = None if unsandboxed or os.geteuid() != 0 else _unused_user()
     job = {"program": program, "tests": tests, "limits": limits.of_process(), "user": user}
     report_read, report_write = os.pipe()
-    given = [_holding(pass_code), report_write]
-    refused = None if unsandboxed else refusals()
-    filters = [] if refused is None else [_holding(refused)]
+    given = [_prefilled_pipe(pass_code), report_write]
+    refused = None if unsandboxed else seccomp_filter()
+    filters = [] if refused is None else [_prefilled_pipe(refused)]
     with (
         open(report_read, "rb", buffering=0) as report,
         tempfile.TemporaryFile() as payload,
@@ -80,7 +82,7 @@ def run_program(program: str, tests: str = "", *, limits: Limits | None = None, 
             for fd in (*given, *filters):
                 os.close(fd)
         with process:
-            watch = Watch(process, report, limits)
+            watch = ProcessMonitor(process, report, limits)
             try:
                 watch.follow()
             finally:
@@ -88,7 +90,7 @@ def run_program(program: str, tests: str = "", *, limits: Limits | None = None, 
     return watch.outcome(pass_code)
 
 
-def _holding(data: bytes) -> int:
+def _prefilled_pipe(data: bytes) -> int:
     """The reading end of a pipe that holds a few bytes and then ends."""
     read, write = os.pipe()
     os.write(write, data)
@@ -101,7 +103,7 @@ def _python(fds: Sequence[int]) -> list[str]:
     return [executable, "-I", "-S", "-B", "-X", "utf8", "-c", inspect.getsource(harness), *map(str, fds)]
 
 
-def _bubblewrap(limits: Limits, user: int | None, filters: Sequence[int]) -> list[str]:
+def _bubblewrap(limits: SandboxLimits, user: int | None, filters: Sequence[int]) -> list[str]:
     bwrap = shutil.which("bwrap", path=_BWRAP_FOLDERS)
     if bwrap is None:
         raise ResourceError(

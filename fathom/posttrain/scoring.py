@@ -9,14 +9,14 @@ from torch import Tensor
 
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import chosen_logprobs
-from fathom.posttrain.rollout import Rollout, laying_order, pack
+from fathom.posttrain.rollout import Rollout, pack_rollouts, packing_order
 from fathom.spec.train import UpdateSpec
 from fathom.train.loss import IGNORE_INDEX
-from fathom.train.micro import Micro, split
+from fathom.train.micro_batch import MicroBatch, split
 from fathom.train.step import resolve_precision
 
 
-def learned_rows(hidden_BTD: Tensor, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+def select_target_tokens(hidden_BTD: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return what learns of sequences laid end to end: its hidden states, its targets, and where it stands (N,)."""
     learned_N = micro.targets_BT[0] != IGNORE_INDEX
     return hidden_BTD[0][learned_N], micro.targets_BT[0][learned_N], learned_N
@@ -24,19 +24,19 @@ def learned_rows(hidden_BTD: Tensor, micro: Micro) -> tuple[Tensor, Tensor, Tens
 
 @torch.no_grad()
 def rollout_logprobs(
-    model: Decoder, rollouts: Sequence[Rollout], spec: UpdateSpec, *, temperature: float, micro_tokens: int
+    model: Decoder, rollouts: Sequence[Rollout], spec: UpdateSpec, *, temperature: float, micro_batch_tokens: int
 ) -> list[list[float]]:
-    """Return the log-probability of every token of every answer, at most ``micro_tokens`` tokens a forward pass."""
+    """Return the log-probability of every answer's tokens, at most ``micro_batch_tokens`` tokens a forward pass."""
     device = model.embed_tokens.weight.device
-    order = laying_order(rollouts)
+    order = packing_order(rollouts)
     narrow = resolve_precision(spec, device) == torch.bfloat16
     found: list[Tensor] = []
     if order:
-        batch = pack([rollouts[index] for index in order], {})
-        for micro in split(batch, 1, micro_tokens, device):
+        batch = pack_rollouts([rollouts[index] for index in order], {})
+        for micro in split(batch, 1, micro_batch_tokens, device):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
                 hidden_BTD = model(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
-                hidden_ND, targets_N, _ = learned_rows(hidden_BTD, micro)
+                hidden_ND, targets_N, _ = select_target_tokens(hidden_BTD, micro)
                 chunk = spec.loss_chunk_tokens
                 found.append(
                     chosen_logprobs(

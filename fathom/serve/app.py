@@ -14,25 +14,25 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from fathom.engine.worker import EngineWorker
-from fathom.serve.chat import answer_chat
-from fathom.serve.completions import answer_completions
+from fathom.serve.chat import create_chat_completion
+from fathom.serve.completions import create_completion
 from fathom.serve.description import describe
 from fathom.serve.errors import ApiError
-from fathom.serve.guard import Guard
+from fathom.serve.middleware import RequestMiddleware
 from fathom.serve.page import page_router
-from fathom.serve.schemas import answers
-from fathom.serve.schemas.chat import ChatRequest
+from fathom.serve.schemas import response_models as answers
+from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 from fathom.serve.settings import ServeSettings
-from fathom.serve.tokens import detokenize, tokenize, tokenizer_facts
+from fathom.serve.tokens import detokenize, tokenize, tokenizer_info
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
 
 BODIES: Mapping[str, type[BaseModel]] = {
-    "/v1/chat/completions": ChatRequest,
+    "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
@@ -69,7 +69,7 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
     _add_states(app, service)
     app.include_router(page_router())
     app.add_exception_handler(HTTPException, _http_fault)
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -85,29 +85,32 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
 def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/chat/completions",
-        response_model=answers.ChatAnswer,
+        response_model=answers.ChatCompletionResponse,
         responses={200: {"content": _EVENTS}},
         tags=["answers"],
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        return await answer_chat(service, request)
+        return await create_chat_completion(service, request)
 
     @app.post(
-        "/v1/completions", response_model=answers.TextAnswer, responses={200: {"content": _EVENTS}}, tags=["answers"]
+        "/v1/completions",
+        response_model=answers.CompletionResponse,
+        responses={200: {"content": _EVENTS}},
+        tags=["answers"],
     )
     async def completions(request: Request) -> Response:
         """Continue texts, or fill a hole."""
-        return await answer_completions(service, request)
+        return await create_completion(service, request)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", response_model=answers.Models, tags=["models"])
+    @app.get("/v1/models", response_model=answers.ModelList, tags=["models"])
     async def models() -> Response:
         """List what can be asked."""
         return JSONResponse({"object": "list", "data": [_model(service)]})
 
-    @app.get("/v1/models/{name:path}", response_model=answers.Model, tags=["models"])
+    @app.get("/v1/models/{name:path}", response_model=answers.ModelCard, tags=["models"])
     async def model(name: str) -> Response:
         """Describe one model."""
         service.check_model(name)
@@ -115,30 +118,40 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize", response_model=answers.Tokens, tags=["tokens"])
+    @app.post("/tokenize", response_model=answers.TokenizeResponse, tags=["tokens"])
     async def to_tokens(request: Request) -> Response:
         """Return a text's tokens."""
         return JSONResponse(await tokenize(service, request))
 
-    @app.post("/detokenize", response_model=answers.Text, tags=["tokens"])
+    @app.post("/detokenize", response_model=answers.DetokenizeResponse, tags=["tokens"])
     async def to_text(request: Request) -> Response:
         """Return tokens' text."""
         return JSONResponse(await detokenize(service, request))
 
-    @app.get("/tokenizer_info", response_model=answers.TokenizerFacts, tags=["tokens"])
+    @app.get("/tokenizer_info", response_model=answers.TokenizerInfo, tags=["tokens"])
     async def facts() -> Response:
         """Say how prompts are made."""
-        return JSONResponse(tokenizer_facts(service))
+        return JSONResponse(tokenizer_info(service))
 
 
 def _add_states(app: FastAPI, service: Service) -> None:
-    @app.get("/health", response_model=answers.Health, responses={503: {"model": answers.Health}}, tags=["state"])
+    @app.get(
+        "/health",
+        response_model=answers.HealthResponse,
+        responses={503: {"model": answers.HealthResponse}},
+        tags=["state"],
+    )
     async def health() -> Response:
         """Say whether the engine steps."""
         alive = service.lifecycle.healthy
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
-    @app.get("/ready", response_model=answers.Health, responses={503: {"model": answers.Health}}, tags=["state"])
+    @app.get(
+        "/ready",
+        response_model=answers.HealthResponse,
+        responses={503: {"model": answers.HealthResponse}},
+        tags=["state"],
+    )
     async def ready() -> Response:
         """Say whether requests are taken."""
         words = "shutting down" if service.lifecycle.draining else "not ready"
@@ -163,9 +176,9 @@ def _model(service: Service) -> dict[str, Any]:
             "family": spec.family,
             "attention": spec.attention.label,
             "context": service.context,
-            "sees_images": spec.vision is not None,
+            "supports_images": spec.vision is not None,
             "can_chat": tokenizer.can_chat,
-            "can_think": tokenizer.can_chat and "think" in tokenizer.chat_template,
+            "supports_reasoning": tokenizer.can_chat and "think" in tokenizer.chat_template,
             "cache_bytes_per_token": service.model.cache_bytes_per_token,
             "cache_pages": stats.pages_total,
         },

@@ -11,26 +11,26 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from fathom.chat.answers.budget import Constraint, ThinkingBudget
-from fathom.chat.answers.thinking import opened_by
+from fathom.chat.output.budget import Constraint, ThinkingBudget
+from fathom.chat.output.thinking import ends_inside_reasoning
 from fathom.engine.request import Request
-from fathom.inference.preparation import ChatOptions, Prepared, prepare_chat
-from fathom.serve.body import read
-from fathom.serve.calls import forced_call, offered
-from fathom.serve.choices import ChatChoice
+from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
+from fathom.serve.choices import ChatChoiceBuilder
 from fathom.serve.errors import refuse
-from fathom.serve.params import answer_tokens, check_limits, check_prompt, sampling_params
-from fathom.serve.prompts import plain_messages
-from fathom.serve.schemas.chat import ChatRequest, ResponseFormat
-from fathom.serve.schemas.common import Sampled
-from fathom.serve.service import Job, Service
+from fathom.serve.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.prompts import to_template_messages
+from fathom.serve.request_body import read
+from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
+from fathom.serve.schemas.common import SamplingRequest
+from fathom.serve.service import GenerationJob, Service
 from fathom.serve.settings import Limits
+from fathom.serve.tool_calls import available_tools, tool_call_constraint
 
 
-async def answer_chat(service: Service, http: HttpRequest) -> Response:
+async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
     """Answer a conversation."""
     began = time.monotonic()
-    body = await read(http, ChatRequest, service.workshop)
+    body = await read(http, ChatCompletionRequest, service.workshop)
     service.check_model(body.model)
     job = await service.prepare(lambda: _job(service, body))
     return await service.answer(
@@ -38,7 +38,7 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
     )
 
 
-def wanted_format(body: Sampled, form: ResponseFormat | None, limits: Limits) -> dict[str, Any]:
+def structured_output_options(body: SamplingRequest, form: ResponseFormat | None, limits: Limits) -> dict[str, Any]:
     """Return what a text must be, as fields of ``TextOptions``.
 
     Raises:
@@ -68,35 +68,37 @@ def wanted_format(body: Sampled, form: ResponseFormat | None, limits: Limits) ->
     return {"schema": schema}
 
 
-def _job(service: Service, body: ChatRequest) -> Job:
+def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
     """Lay a conversation out; runs in a thread."""
     limits = service.settings.limits
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
-    messages = plain_messages(body.messages, service.settings)
+    messages = to_template_messages(body.messages, service.settings)
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.context, "messages")
     return _assembled(service, body, _forced(service, body, prepared, options))
 
 
-def _forced(service: Service, body: ChatRequest, prepared: Prepared, options: ChatOptions) -> Prepared:
+def _forced(
+    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, options: ChatOptions
+) -> PreparedRequest:
     """Make a call of the answer where one is asked for; reasoning comes before it as it would otherwise."""
-    constraint: Constraint | None = forced_call(body, service.model)
+    constraint: Constraint | None = tool_call_constraint(body, service.model)
     if constraint is None:
         return prepared
-    inside = opened_by(prepared.tokenizer, prepared.prompt_ids)
+    inside = ends_inside_reasoning(prepared.tokenizer, prepared.prompt_ids)
     if inside or options.thinking_budget is not None:
         constraint = ThinkingBudget(prepared.tokenizer, options.thinking_budget, inside, constraint)
     return dataclasses.replace(prepared, constraint=constraint)
 
 
-def _assembled(service: Service, body: ChatRequest, prepared: Prepared) -> Job:
+def _assembled(service: Service, body: ChatCompletionRequest, prepared: PreparedRequest) -> GenerationJob:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
-    tokens = answer_tokens(asked, len(prepared.prompt_ids), service.context, None)
+    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.context, None)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests, choices = [], []
     for index in range(body.choices):
@@ -118,13 +120,15 @@ def _assembled(service: Service, body: ChatRequest, prepared: Prepared) -> Job:
                 constraint=None if prepared.constraint is None else prepared.constraint.copy(),
             )
         )
-        choices.append(ChatChoice(index, prepared.parser_factory(), service.speller, logprobs=logprobs is not None))
-    return Job(requests=requests, choices=choices, per_prompt=body.choices)
+        choices.append(
+            ChatChoiceBuilder(index, prepared.parser_factory(), service.token_formatter, logprobs=logprobs is not None)
+        )
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices)
 
 
-def _options(service: Service, body: ChatRequest) -> ChatOptions:
-    wanted = wanted_format(body, body.response_format, service.settings.limits)
-    tools = offered(body, service.settings.limits)
+def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
+    wanted = structured_output_options(body, body.response_format, service.settings.limits)
+    tools = available_tools(body, service.settings.limits)
     if wanted and body.tool_choice not in (None, "none", "auto"):
         raise refuse("tool_choice", "asks for a call, and response_format for another form", "give one of the two")
     return ChatOptions(
@@ -137,20 +141,20 @@ def _options(service: Service, body: ChatRequest) -> ChatOptions:
     )
 
 
-def _thinking(body: ChatRequest) -> bool | None:
+def _thinking(body: ChatCompletionRequest) -> bool | None:
     """Whether to reason: said outright, else by the effort where that is none, else left to the template."""
     if body.thinking is not None:
         return body.thinking.type == "enabled"
     return False if body.reasoning_effort == "none" else None
 
 
-def _budget(body: ChatRequest) -> int | None:
+def _budget(body: ChatCompletionRequest) -> int | None:
     if body.thinking_budget is None and body.thinking is not None:
         return body.thinking.budget_tokens
     return body.thinking_budget
 
 
-def _variables(body: ChatRequest) -> Mapping[str, Any]:
+def _variables(body: ChatCompletionRequest) -> Mapping[str, Any]:
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)

@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from fathom.chat.answers import AnswerParser, Delta
-from fathom.chat.answers.tools import ToolCall
+from fathom.chat.output import Delta, OutputParser
+from fathom.chat.output.tools import ToolCall
 from fathom.engine.request import Output
 from fathom.serve.errors import ApiError
-from fathom.serve.spelling import Speller
+from fathom.serve.token_format import TokenFormatter
 from fathom.spec.sampling import TokenLogprob
 from fathom.tokenizer.pieces import StreamDecoder
 
@@ -23,7 +23,7 @@ quoted = json.encoder.encode_basestring_ascii
 class Choice(ABC):
     """What both kinds of answers share: counting, the end and its reason."""
 
-    def __init__(self, index: int, parser: AnswerParser) -> None:
+    def __init__(self, index: int, parser: OutputParser) -> None:
         self.index = index
         self.parser = parser
         self.finish_reason: str | None = None
@@ -38,7 +38,7 @@ class Choice(ABC):
         """
         self.prompt_tokens, self.cached_tokens = output.prompt_tokens, output.cached_tokens
         if output.prompt_logprobs is not None:
-            self.read_prompt(output.prompt_logprobs)
+            self.push_prompt_logprobs(output.prompt_logprobs)
         for token in output.tokens:
             self.reasoning += self.parser.thinking
             self.generated += 1
@@ -47,7 +47,7 @@ class Choice(ABC):
                 self.close("stop")
                 return
         if output.finish_reason in ("stop", "length"):
-            self.read_rest(self.parser.flush())
+            self.push_deltas(self.parser.flush())
             self.close(output.finish_reason)
         elif output.finish_reason is not None:
             raise ApiError(500, output.error or f"the request was {output.finish_reason}", code=output.finish_reason)
@@ -57,7 +57,7 @@ class Choice(ABC):
         self.finish_reason = reason
 
     @abstractmethod
-    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+    def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
         """Take the prompt's own log-probabilities."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Choice(ABC):
         """Take a token and what it added to the answer."""
 
     @abstractmethod
-    def read_rest(self, deltas: Sequence[Delta]) -> None:
+    def push_deltas(self, deltas: Sequence[Delta]) -> None:
         """Take what the end of the answer let through."""
 
     @abstractmethod
@@ -77,12 +77,12 @@ class Choice(ABC):
         """Return the finished answer as an element of ``choices``."""
 
 
-class ChatChoice(Choice):
+class ChatChoiceBuilder(Choice):
     """An assistant's turn: reasoning, content and calls."""
 
-    def __init__(self, index: int, parser: AnswerParser, speller: Speller, *, logprobs: bool) -> None:
+    def __init__(self, index: int, parser: OutputParser, token_formatter: TokenFormatter, *, logprobs: bool) -> None:
         super().__init__(index, parser)
-        self._speller = speller
+        self._speller = token_formatter
         self._texts: dict[str, list[str]] = {"thinking": [], "content": []}
         self._calls: list[dict[str, Any]] = []
         self._problems: list[str] = []
@@ -91,16 +91,16 @@ class ChatChoice(Choice):
         self._sent_logprobs = 0
         self._begun = self._ended = False
 
-    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+    def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
         """Chat answers do not show the prompt."""
 
     def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
         """Take a token and what it added."""
         if self._logprobs is not None:
             self._logprobs.append(self._speller.chat_logprob(token))
-        self.read_rest(deltas)
+        self.push_deltas(deltas)
 
-    def read_rest(self, deltas: Sequence[Delta]) -> None:
+    def push_deltas(self, deltas: Sequence[Delta]) -> None:
         """Take what was added."""
         for delta in deltas:
             self._pending.append(delta)
@@ -167,14 +167,14 @@ class ChatChoice(Choice):
         return f'{{"index":{self.index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{ended}}}'
 
 
-class TextChoice(Choice):
+class CompletionChoiceBuilder(Choice):
     """A continued text, beginning with its prompt where ``echo`` is given."""
 
     def __init__(
         self,
         index: int,
-        parser: AnswerParser,
-        speller: Speller,
+        parser: OutputParser,
+        token_formatter: TokenFormatter,
         decoder: StreamDecoder,
         *,
         prompt_ids: Sequence[int],
@@ -183,7 +183,7 @@ class TextChoice(Choice):
         silent: bool = False,
     ) -> None:
         super().__init__(index, parser)
-        self._speller, self._decoder, self._silent = speller, decoder, silent
+        self._speller, self._decoder, self._silent = token_formatter, decoder, silent
         self._prompt_ids = prompt_ids
         self._pending = echo or ""
         self._texts = [self._pending]
@@ -194,7 +194,7 @@ class TextChoice(Choice):
         self._unsent: dict[str, list[Any]] = _columns()
         self._ended = False
 
-    def read_prompt(self, logprobs: Sequence[TokenLogprob | None]) -> None:
+    def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
         """Take the prompt's own log-probabilities, which echo shows."""
         offset, decoder = 0, self._speller.decoder()
         for token_id, entry in zip(self._prompt_ids, logprobs, strict=True):
@@ -209,9 +209,9 @@ class TextChoice(Choice):
         if self._wants:
             self._note(*self._speller.text_logprob(token.token_id, token), self._offset)
             self._offset += len(self._decoder.push(token.token_id))
-        self.read_rest(deltas)
+        self.push_deltas(deltas)
 
-    def read_rest(self, deltas: Sequence[Delta]) -> None:
+    def push_deltas(self, deltas: Sequence[Delta]) -> None:
         """Take what was added."""
         if not self._silent:
             text = "".join(delta.text for delta in deltas)

@@ -9,19 +9,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fathom.engine.request import Request
-from fathom.inference.preparation import Prepared, TextOptions, prepare_text
-from fathom.serve.body import read
-from fathom.serve.chat import wanted_format
-from fathom.serve.choices import TextChoice
+from fathom.inference.request_preparation import PreparedRequest, TextOptions, prepare_text
+from fathom.serve.chat import structured_output_options
+from fathom.serve.choices import CompletionChoiceBuilder
 from fathom.serve.errors import refuse
-from fathom.serve.params import DEFAULT_TEXT_TOKENS, answer_tokens, check_limits, check_prompt, sampling_params
+from fathom.serve.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.request_body import read
 from fathom.serve.schemas.completions import CompletionRequest
-from fathom.serve.service import Job, Service
+from fathom.serve.service import GenerationJob, Service
 
 Prompt = str | Sequence[int]
 
 
-async def answer_completions(service: Service, http: HttpRequest) -> Response:
+async def create_completion(service: Service, http: HttpRequest) -> Response:
     """Continue texts, or fill a hole."""
     began = time.monotonic()
     body = await read(http, CompletionRequest, service.workshop)
@@ -32,7 +32,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     )
 
 
-def _job(service: Service, body: CompletionRequest) -> Job:
+def _job(service: Service, body: CompletionRequest) -> GenerationJob:
     """Lay texts out; runs in a thread."""
     prompts = _prompts(body)
     limits = service.settings.limits
@@ -41,7 +41,7 @@ def _job(service: Service, body: CompletionRequest) -> Job:
         raise refuse("best_of", f"{body.best_of} is not n {body.choices}", "leave it out: every answer drawn is given")
     if body.suffix is not None and body.echo:
         raise refuse("echo", "comes with suffix", "leave one of the two out")
-    options = TextOptions(**wanted_format(body, body.response_format, limits), stop=tuple(body.stops))
+    options = TextOptions(**structured_output_options(body, body.response_format, limits), stop=tuple(body.stops))
     requests, choices = [], []
     for position, prompt in enumerate(prompts):
         prepared = prepare_text(service.model, prompt, body.suffix, options)
@@ -50,7 +50,7 @@ def _job(service: Service, body: CompletionRequest) -> Job:
             index = position * body.choices + number
             requests.append(_request(service, body, prepared, number))
             choices.append(_choice(service, body, prepared, prompt, index))
-    return Job(requests=requests, choices=choices, per_prompt=body.choices)
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices)
 
 
 def _prompts(body: CompletionRequest) -> list[Prompt]:
@@ -64,9 +64,9 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
     return list(given)
 
 
-def _request(service: Service, body: CompletionRequest, prepared: Prepared, number: int) -> Request:
+def _request(service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
-    tokens = answer_tokens(body.max_tokens, len(prepared.prompt_ids), service.context, DEFAULT_TEXT_TOKENS)
+    tokens = resolve_max_tokens(body.max_tokens, len(prepared.prompt_ids), service.context, DEFAULT_TEXT_TOKENS)
     params = sampling_params(
         body,
         vocab_size=service.model.spec.vocab_size,
@@ -87,15 +87,17 @@ def _request(service: Service, body: CompletionRequest, prepared: Prepared, numb
     )
 
 
-def _choice(service: Service, body: CompletionRequest, prepared: Prepared, prompt: Prompt, index: int) -> TextChoice:
+def _choice(
+    service: Service, body: CompletionRequest, prepared: PreparedRequest, prompt: Prompt, index: int
+) -> CompletionChoiceBuilder:
     tokenizer, ids = service.model.tokenizer, prepared.prompt_ids
     echo = None
     if body.echo:
         echo = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
-    return TextChoice(
+    return CompletionChoiceBuilder(
         index,
         prepared.parser_factory(),
-        service.speller,
+        service.token_formatter,
         tokenizer.stream(continues=True),
         prompt_ids=ids,
         echo=echo,

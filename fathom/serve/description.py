@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from fathom.serve.schemas.answers import ErrorAnswer
+from fathom.serve.schemas.response_models import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{model}"
 STATUSES: Mapping[int, str] = {
@@ -31,13 +31,13 @@ STATUSES: Mapping[int, str] = {
 def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool) -> dict[str, Any]:
     """Return the document; ``bodies`` are what the routes that take one read."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorAnswer]
+    models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse]
     named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas |= definitions["$defs"]
-    fault = {"application/json": {"schema": named[(ErrorAnswer, "validation")]}}
+    fault = {"application/json": {"schema": named[(ErrorResponse, "validation")]}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)

@@ -50,7 +50,7 @@ class ApiError(FathomError):
         return given | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection; there is nobody to tell."""
 
 

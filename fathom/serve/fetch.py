@@ -15,11 +15,11 @@ from fathom.serve.errors import ApiError, refuse
 _SECONDS = 10.0
 _REDIRECTS = 3
 _CHUNK = 65_536
-_MOVED = (301, 302, 303, 307, 308)
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 
 
-def fetch_image(url: str, where: str, hosts: Collection[str], *, most_bytes: int) -> bytes:
-    """Return what an http(s) address of one of ``hosts`` holds, within ten seconds and ``most_bytes``.
+def fetch_image(url: str, where: str, hosts: Collection[str], *, max_bytes: int) -> bytes:
+    """Return what an http(s) address of one of ``hosts`` holds, within ten seconds and ``max_bytes``.
 
     Every redirection is checked like the first address, and the connection goes to the very address that was checked.
 
@@ -29,7 +29,7 @@ def fetch_image(url: str, where: str, hosts: Collection[str], *, most_bytes: int
     deadline = time.monotonic() + _SECONDS
     for _ in range(_REDIRECTS + 1):
         try:
-            moved, content = _get(url, where, hosts, most_bytes, deadline)
+            moved, content = _get(url, where, hosts, max_bytes, deadline)
         except (OSError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise refuse(where, f"cannot be fetched ({reason})", "send the image as a data: URI") from None
@@ -39,7 +39,7 @@ def fetch_image(url: str, where: str, hosts: Collection[str], *, most_bytes: int
     raise refuse(where, f"is redirected over {_REDIRECTS} times", "give the address it ends at")
 
 
-def _get(url: str, where: str, hosts: Collection[str], most_bytes: int, deadline: float) -> tuple[str | None, bytes]:
+def _get(url: str, where: str, hosts: Collection[str], max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
     """Return where the address points on to, or what it holds."""
     connection = _connect(url, where, hosts, deadline)
     try:
@@ -48,15 +48,15 @@ def _get(url: str, where: str, hosts: Collection[str], most_bytes: int, deadline
         connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "fathom"})
         answer = connection.getresponse()
         location = answer.getheader("Location")
-        if answer.status in _MOVED and location:
+        if answer.status in _REDIRECT_STATUSES and location:
             return location, b""
         if answer.status != 200:
             raise refuse(where, f"is answered with status {answer.status}", "send the image as a data: URI")
         content = bytearray()
         while chunk := answer.read1(_CHUNK):
             content += chunk
-            if len(content) > most_bytes:
-                raise ApiError(413, f"{where}: exceeds {most_bytes} bytes; give a smaller image", param=where)
+            if len(content) > max_bytes:
+                raise ApiError(413, f"{where}: exceeds {max_bytes} bytes; give a smaller image", param=where)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"took over {_SECONDS:g} s")
         return None, bytes(content)

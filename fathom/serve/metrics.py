@@ -13,10 +13,10 @@ from prometheus_client.registry import Collector
 
 from fathom.engine.request import EngineStats
 
-_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_REMEMBERED = 64
-MOST_RETRY_SECONDS = 60
+_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_RATE_WINDOW = 64
+MAX_RETRY_SECONDS = 60
 
 
 class _EngineCollector(Collector):
@@ -59,18 +59,18 @@ class Metrics:
         self.first = Histogram(
             "fathom_time_to_first_token_seconds",
             "From a request's arrival to an answer's first token.",
-            buckets=_FIRST,
+            buckets=_TTFT_BUCKETS,
             registry=self.registry,
         )
         self.between = Histogram(
             "fathom_time_per_token_seconds",
             "Between the tokens of an answer, those sent together by their mean.",
-            buckets=_BETWEEN,
+            buckets=_ITL_BUCKETS,
             registry=self.registry,
         )
         self.open = Gauge("fathom_http_streams", "Requests in progress.", registry=self.registry)
         self.streams = 0
-        self._ends: deque[float] = deque(maxlen=_REMEMBERED)
+        self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def begin(self) -> None:
         """A request for an answer was taken."""
@@ -88,7 +88,7 @@ class Metrics:
         if len(self._ends) < 2:
             return 1
         elapsed = time.monotonic() - self._ends[0]
-        return max(1, min(math.ceil(waiting * elapsed / len(self._ends)), MOST_RETRY_SECONDS))
+        return max(1, min(math.ceil(waiting * elapsed / len(self._ends)), MAX_RETRY_SECONDS))
 
     def text(self) -> bytes:
         """Everything, as Prometheus' text format."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from fathom.errors import ContextError
 from fathom.serve.errors import ApiError, refuse
-from fathom.serve.schemas.common import Sampled
+from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import Limits
 from fathom.spec.sampling import SamplingParams
 
@@ -15,7 +15,9 @@ DEFAULT_TEXT_TOKENS = 16
 """What OpenAI's interface gives a text that asks for no number."""
 
 
-def check_limits(body: Sampled, limits: Limits, *, prompts: int, logprobs: int | None, logprobs_field: str) -> None:
+def check_limits(
+    body: SamplingRequest, limits: Limits, *, prompts: int, logprobs: int | None, logprobs_field: str
+) -> None:
     """Refuse what goes beyond the server's limits.
 
     Raises:
@@ -60,7 +62,7 @@ def check_prompt(tokens: int, limits: Limits, context: int, field: str) -> None:
         )
 
 
-def answer_tokens(asked: int | None, prompt: int, context: int, default: int | None) -> int:
+def resolve_max_tokens(asked: int | None, prompt: int, context: int, default: int | None) -> int:
     """Return how many tokens to draw: what was asked, or ``default``, or all that fit.
 
     Raises:
@@ -78,7 +80,7 @@ def answer_tokens(asked: int | None, prompt: int, context: int, default: int | N
 
 
 def sampling_params(
-    body: Sampled,
+    body: SamplingRequest,
     *,
     vocab_size: int,
     max_tokens: int,

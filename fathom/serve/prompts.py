@@ -12,7 +12,7 @@ from fathom.serve.schemas.chat import Message, Part
 from fathom.serve.settings import ServeSettings
 
 
-def plain_messages(messages: Sequence[Message], settings: ServeSettings) -> list[dict[str, Any]]:
+def to_template_messages(messages: Sequence[Message], settings: ServeSettings) -> list[dict[str, Any]]:
     """Return messages as mappings. Images are ``data:`` URIs or bytes: a path is never taken from a request.
 
     Raises:
@@ -79,4 +79,4 @@ def _image(url: str, where: str, settings: ServeSettings) -> str | bytes:
             f"{url[:60]!r} is no data: URI",
             "send the image as data:image/png;base64,..., or start the server with --allow-image-host",
         )
-    return fetch_image(url, where, settings.image_hosts, most_bytes=most)
+    return fetch_image(url, where, settings.image_hosts, max_bytes=most)

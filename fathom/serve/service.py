@@ -14,15 +14,15 @@ from starlette.responses import Response
 from fathom.engine.request import Request
 from fathom.engine.worker import EngineWorker
 from fathom.errors import FathomError
-from fathom.serve.bridge import Bridge, Workshop
 from fathom.serve.choices import Choice
+from fathom.serve.engine_client import EngineClient, PreprocessExecutor
 from fathom.serve.errors import ApiError, as_api_error, draining
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
-from fathom.serve.schemas.common import Sampled
+from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import ServeSettings
-from fathom.serve.spelling import Speller
-from fathom.serve.streams import Answer, EventStream, Label, collect
+from fathom.serve.streams import EventStream, ResponseMetadata, ResponseState, collect
+from fathom.serve.token_format import TokenFormatter
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class GenerationJob:
     """A request made ready: what the engine runs, and what reads each answer."""
 
     requests: Sequence[Request]
@@ -45,11 +45,13 @@ class Service:
     def __init__(self, model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> None:
         self.model, self.worker, self.settings = model, worker, settings
         self.created = int(time.time())
-        self.bridge = Bridge(worker, interval=settings.event_seconds)
-        self.workshop = Workshop(jobs=settings.limits.jobs, seconds=settings.limits.prepare_seconds)
+        self.bridge = EngineClient(worker, interval=settings.stream_interval_seconds)
+        self.workshop = PreprocessExecutor(
+            jobs=settings.limits.jobs, seconds=settings.limits.preprocess_timeout_seconds
+        )
         self.lifecycle = Lifecycle(worker)
         self.metrics = Metrics(lambda: worker.stats)
-        self.speller = Speller(model.tokenizer)
+        self.token_formatter = TokenFormatter(model.tokenizer)
 
     @property
     def context(self) -> int:
@@ -69,7 +71,7 @@ class Service:
                 code="model_not_found",
             )
 
-    async def prepare(self, work: Callable[[], Job]) -> Job:
+    async def prepare(self, work: Callable[[], GenerationJob]) -> GenerationJob:
         """Run heavy work in a thread; whatever it raises is an answer."""
         if self.lifecycle.draining:
             raise draining(self.retry_after())
@@ -84,19 +86,27 @@ class Service:
         return await self.workshop.run(lambda: self._translated(work))
 
     async def answer(
-        self, http: HttpRequest, body: Sampled, job: Job, *, prefix: str, kind: str, chunk_kind: str, began: float
+        self,
+        http: HttpRequest,
+        body: SamplingRequest,
+        job: GenerationJob,
+        *,
+        prefix: str,
+        kind: str,
+        chunk_kind: str,
+        began: float,
     ) -> Response:
         """Hand a job to the engine, and return its answer as one body or as a stream."""
-        mailbox = self._translated(lambda: self.bridge.submit(job.requests))
-        label = Label(
+        output_queue = self._translated(lambda: self.bridge.submit(job.requests))
+        label = ResponseMetadata(
             answer_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
         )
-        answer = Answer(
-            job.choices, mailbox, label, self.metrics, self.lifecycle, began=began, per_prompt=job.per_prompt
+        answer = ResponseState(
+            job.choices, output_queue, label, self.metrics, self.lifecycle, began=began, per_prompt=job.per_prompt
         )
         if body.stream:
-            seconds = self.settings.limits.send_seconds
-            return EventStream(answer, chunk_kind, usage=body.wants_usage, send_seconds=seconds)
+            seconds = self.settings.limits.write_timeout_seconds
+            return EventStream(answer, chunk_kind, usage=body.wants_usage, write_timeout_seconds=seconds)
         return await collect(answer, http.receive)
 
     def retry_after(self) -> int:

@@ -14,8 +14,8 @@ class Limits:
 
     ``choices`` bounds the answers of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
     ``streams`` bounds the requests in progress, waiting ones included; ``jobs`` those being prepared at once, each for
-    at most ``prepare_seconds``. A client has ``body_seconds`` to send its request and ``send_seconds`` to take what it
-    was sent.
+    at most ``preprocess_timeout_seconds``. A client has ``body_timeout_seconds`` to send its request and
+    ``write_timeout_seconds`` to take what it was sent.
     """
 
     body_bytes: int = 32 << 20
@@ -34,9 +34,9 @@ class Limits:
     image_bytes: int = 16 << 20
     streams: int = 512
     jobs: int = 64
-    prepare_seconds: float = 30.0
-    body_seconds: float = 60.0
-    send_seconds: float = 60.0
+    preprocess_timeout_seconds: float = 30.0
+    body_timeout_seconds: float = 60.0
+    write_timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -53,7 +53,7 @@ class ServeSettings:
     request's Host header may hold, all where empty: a page elsewhere that has its own name point at this machine is
     then not answered. ``cors_origins`` are the pages elsewhere that may ask from a browser. ``image_hosts`` are those
     images may be fetched from; without any, they must come as ``data:`` URIs. Requests running at the end are given
-    ``drain_seconds``. Where many streams are open, each has an event every ``event_seconds`` at most.
+    ``drain_seconds``. Where many streams are open, each has an event every ``stream_interval_seconds`` at most.
     """
 
     name: str
@@ -62,14 +62,14 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     drain_seconds: float = 30.0
-    event_seconds: float = 0.025
+    stream_interval_seconds: float = 0.025
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise SpecError("name", "is empty", "give the name that requests call the model by")
         check.not_negative("drain_seconds", self.drain_seconds)
-        check.not_negative("event_seconds", self.event_seconds)
+        check.not_negative("stream_interval_seconds", self.stream_interval_seconds)
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise SpecError(

@@ -16,9 +16,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from fathom.serve.bridge import Mailbox
 from fathom.serve.choices import Choice
-from fathom.serve.errors import ApiError, ClientLeft, draining
+from fathom.serve.engine_client import OutputQueue
+from fathom.serve.errors import ApiError, ClientDisconnected, draining
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
 
@@ -30,7 +30,7 @@ _HEAD = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class ResponseMetadata:
     """What all parts of an answer say of themselves: ``kind`` is the ``object`` field of whole answers."""
 
     answer_id: str
@@ -43,23 +43,23 @@ class Label:
         return {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model}
 
 
-class Answer:
+class ResponseState:
     """One HTTP request's answers while they are drawn."""
 
     def __init__(
         self,
         choices: Sequence[Choice],
-        mailbox: Mailbox,
-        label: Label,
+        output_queue: OutputQueue,
+        label: ResponseMetadata,
         metrics: Metrics,
         lifecycle: Lifecycle,
         *,
         began: float,
         per_prompt: int,
     ) -> None:
-        self.choices, self.mailbox, self.label = choices, mailbox, label
+        self.choices, self.output_queue, self.label = choices, output_queue, label
         self.metrics, self.lifecycle = metrics, lifecycle
-        self._of = dict(zip(mailbox.request_ids, choices, strict=True))
+        self._of = dict(zip(output_queue.request_ids, choices, strict=True))
         self._open = len(choices)
         self._began = began
         self._timed: dict[int, tuple[int, float]] = {}
@@ -76,10 +76,10 @@ class Answer:
 
         Raises:
             ApiError: the engine could not go on.
-            ClientLeft: nobody reads on.
+            ClientDisconnected: nobody reads on.
         """
         touched: dict[int, Choice] = {}
-        for output in await self.mailbox.take():
+        for output in await self.output_queue.take():
             choice = self._of[output.request_id]
             if choice.finish_reason is not None:
                 continue
@@ -92,7 +92,7 @@ class Answer:
             if choice.finish_reason is not None:
                 self._open -= 1
                 if output.finish_reason is None:
-                    self.mailbox.cancel([output.request_id])
+                    self.output_queue.cancel([output.request_id])
             touched[choice.index] = choice
         for choice in touched.values():
             self._time(choice)
@@ -112,7 +112,7 @@ class Answer:
 
     def close(self) -> None:
         """End whatever still runs; its pages come back at once."""
-        self.mailbox.cancel()
+        self.output_queue.cancel()
         self.metrics.end()
 
     def _time(self, choice: Choice) -> None:
@@ -128,10 +128,10 @@ class Answer:
 
 
 @asynccontextmanager
-async def watched(answer: Answer, receive: Receive) -> AsyncIterator[None]:
+async def cancel_on_disconnect(answer: ResponseState, receive: Receive) -> AsyncIterator[None]:
     """Let the answer know when its client leaves, and close it on leaving."""
     watcher = asyncio.ensure_future(_disconnected(receive))
-    watcher.add_done_callback(lambda _: answer.mailbox.leave())
+    watcher.add_done_callback(lambda _: answer.output_queue.leave())
     try:
         yield
     finally:
@@ -144,9 +144,9 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def collect(answer: Answer, receive: Receive) -> Response:
+async def collect(answer: ResponseState, receive: Receive) -> Response:
     """Wait for all of it and return one body."""
-    async with watched(answer, receive):
+    async with cancel_on_disconnect(answer, receive):
         while not answer.ended:
             await answer.advance()
     body = answer.label.facts(answer.label.kind) | {
@@ -157,7 +157,7 @@ async def collect(answer: Answer, receive: Receive) -> Response:
     return JSONResponse(body)
 
 
-class Patience:
+class WriteTimeout:
     """Ends the task that enters it once one write has taken ``seconds`` or more, at most twice as long.
 
     One timer for a whole stream: one for each write would cost a seventh of all the work on it.
@@ -203,11 +203,11 @@ class EventStream(Response):
     An error on the way is sent as an event of its own, and ends the stream without ``[DONE]``.
     """
 
-    def __init__(self, answer: Answer, chunk_kind: str, *, usage: bool, send_seconds: float) -> None:
+    def __init__(self, answer: ResponseState, chunk_kind: str, *, usage: bool, write_timeout_seconds: float) -> None:
         super().__init__()
         self._answer = answer
         self._usage = usage
-        self._patience = Patience(send_seconds)
+        self._patience = WriteTimeout(write_timeout_seconds)
         self._facts = answer.label.facts(chunk_kind) | {"system_fingerprint": None}
         self._before = f'data: {json.dumps(self._facts)[:-1]}, "choices":['
         self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
@@ -215,7 +215,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of it."""
         answer, patience = self._answer, self._patience
-        async with watched(answer, receive), patience:
+        async with cancel_on_disconnect(answer, receive), patience:
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             try:
                 while not answer.ended:
@@ -230,7 +230,7 @@ class EventStream(Response):
                 await self._write(send, f"{last}data: [DONE]\n\n", ends=True)
             except ApiError as error:
                 await self._write(send, f"data: {json.dumps(error.body)}\n\n", ends=True)
-            except ClientLeft:
+            except ClientDisconnected:
                 scope["state"]["facts"] = {"left": True}
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         scope["state"].setdefault("facts", {}).update(tokens=sum(c.generated for c in answer.choices))

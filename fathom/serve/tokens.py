@@ -7,11 +7,11 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from fathom.errors import DataError
-from fathom.inference.preparation import ChatOptions, prepare_chat
-from fathom.serve.body import read
+from fathom.inference.request_preparation import ChatOptions, prepare_chat
 from fathom.serve.errors import as_api_error, refuse
 from fathom.serve.params import at_most
-from fathom.serve.prompts import plain_messages
+from fathom.serve.prompts import to_template_messages
+from fathom.serve.request_body import read
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 
@@ -25,7 +25,7 @@ async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
     ids = await service.workshop.run(lambda: _ids(service, body))
-    names = [service.speller.name(token) for token in ids] if body.return_token_strs else None
+    names = [service.token_formatter.name(token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": service.context, "tokens": ids, "token_strs": names}
 
 
@@ -39,7 +39,7 @@ async def detokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     return {"prompt": text}
 
 
-def tokenizer_facts(service: Service) -> dict[str, Any]:
+def tokenizer_info(service: Service) -> dict[str, Any]:
     """Say how prompts are made, for clients that make them."""
     tokenizer = service.model.tokenizer
     return {
@@ -59,7 +59,7 @@ def _ids(service: Service, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
             prefix = tokenizer.prefix_ids if body.add_special_tokens is not False else ()
             return [*prefix, *tokenizer.encode(body.prompt, allow_special=True)]
-        messages = plain_messages(body.messages or [], service.settings)
+        messages = to_template_messages(body.messages or [], service.settings)
         tools = tuple(tool.model_dump(exclude_none=True) for tool in body.tools or [])
         options = ChatOptions(tools=tools, variables=body.chat_template_kwargs or {})
         return list(prepare_chat(service.model, messages, options).prompt_ids)

@@ -6,7 +6,7 @@ from fathom.spec.attention import Attention, GroupedQueryAttention, LatentAttent
 from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightFormat
 from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import FAMILIES, Family, ModelSpec
-from fathom.spec.moe import Balance, Capacity, GroupLimited, MixtureOfExperts, Router, TopK
+from fathom.spec.moe import BalanceSpec, Capacity, GroupLimited, MixtureOfExperts, RouterSpec, TopK
 from fathom.spec.rope import LinearScaling, Llama3Scaling, RopeScaling, RopeSpec, YarnScaling
 from fathom.spec.sampling import Completion, FinishReason, Sampler, SamplingParams, TokenLogprob
 from fathom.spec.vision import SamSpec, SiglipSpec, VisionSpec
@@ -14,7 +14,7 @@ from fathom.spec.vision import SamSpec, SiglipSpec, VisionSpec
 __all__ = [
     "FAMILIES",
     "Attention",
-    "Balance",
+    "BalanceSpec",
     "CacheFormat",
     "Capacity",
     "Completion",
@@ -31,7 +31,7 @@ __all__ = [
     "ModelSpec",
     "RopeScaling",
     "RopeSpec",
-    "Router",
+    "RouterSpec",
     "SamSpec",
     "Sampler",
     "SamplingParams",

@@ -12,7 +12,7 @@ from fathom.spec.posttrain import DpoLoss, RewardModelLoss
 from fathom.spec.problem import ProblemSource
 from fathom.spec.rewards import AccuracyReward, RewardSpec, scores_steps
 from fathom.spec.rollout import ChatPrompt, DistillSpec, PolicySpec, Prompting
-from fathom.spec.train import Batch, UpdateSpec
+from fathom.spec.train import BatchSpec, UpdateSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class EpochsSpec(UpdateSpec):
 
     sequence_length: int
     epochs: float
-    batch: Batch
+    batch: BatchSpec
     packing: Literal["masked", "joined"] = "masked"
     learn: tuple[str, ...] = ("assistant",)
 
@@ -129,13 +129,13 @@ class AnswersStep:
     temperature: float = 1.0
     top_p: float = 1.0
     prompt: Prompting = field(default_factory=ChatPrompt)
-    judge_seconds: float = 5.0
+    reward_timeout_seconds: float = 5.0
     seed: int = 1
 
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
         _not_empty("rewards", self.rewards, "a reward to judge by")
-        for name in ("count", "samples", "keep", "max_tokens", "temperature", "top_p", "judge_seconds"):
+        for name in ("count", "samples", "keep", "max_tokens", "temperature", "top_p", "reward_timeout_seconds"):
             check.positive(name, getattr(self, name))
         check.fraction("top_p", self.top_p)
         check.fraction("min_language", self.min_language)
@@ -145,8 +145,8 @@ class AnswersStep:
 class GrpoStep:
     """Reinforcement learning with verifiable or modelled rewards (DeepSeekMath §4, R1 §2.2).
 
-    Problems are drawn from all sources in turn; a reward may take ``judge_seconds`` an answer. A reward that scores
-    steps counts as their mean under outcome supervision; process supervision needs one with a weight above 0.
+    Problems are drawn from all sources in turn; a reward may take ``reward_timeout_seconds`` an answer. A reward that
+    scores steps counts as their mean under outcome supervision; process supervision needs one with a weight above 0.
     """
 
     kind: ClassVar[str] = "grpo"
@@ -155,12 +155,12 @@ class GrpoStep:
     policy: PolicySpec
     problems: tuple[ProblemSource, ...]
     rewards: tuple[RewardSpec, ...]
-    judge_seconds: float = 5.0
+    reward_timeout_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
         _not_empty("rewards", self.rewards, "a reward to learn from")
-        check.positive("judge_seconds", self.judge_seconds)
+        check.positive("reward_timeout_seconds", self.reward_timeout_seconds)
         names = [reward.name for reward in self.rewards]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -274,11 +274,11 @@ class TasksStep:
     max_tokens: int
     prompt: Prompting = field(default_factory=ChatPrompt)
     rewards: tuple[RewardSpec, ...] = (AccuracyReward(),)
-    judge_seconds: float = 5.0
+    reward_timeout_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
-        for name in ("count", "samples", "max_tokens", "judge_seconds"):
+        for name in ("count", "samples", "max_tokens", "reward_timeout_seconds"):
             check.positive(name, getattr(self, name))
         check.not_negative("temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:

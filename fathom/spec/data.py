@@ -61,9 +61,9 @@ class FolderSource:
 class ExerciseSource:
     """Worked problems as a textbook has them: ``count`` training problems of all sources in turn.
 
-    A document is a page of one to ``per_page`` problems, printed as one of ``texts``, which place {question},
-    {solution} and {answer}; problems without a worked solution are left out. None of them is a held-out problem, and
-    problems that differ in a number only are no repetitions of each other.
+    A document is a page of one to ``problems_per_document`` problems, printed as one of ``texts``, which place
+    {question}, {solution} and {answer}; problems without a worked solution are left out. None of them is a held-out
+    problem, and problems that differ in a number only are no repetitions of each other.
     """
 
     kind: ClassVar[str] = "exercises"
@@ -72,7 +72,7 @@ class ExerciseSource:
     problems: tuple[ProblemSource, ...]
     count: int
     texts: tuple[str, ...] = ("Question: {question}\nSolution: {solution}\nAnswer: {answer}",)
-    per_page: int = 1
+    problems_per_document: int = 1
     licence: str = "generated"
     weight: float = 1.0
     max_bytes: int | None = None
@@ -81,7 +81,7 @@ class ExerciseSource:
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
         check.positive("count", self.count)
-        check.positive("per_page", self.per_page)
+        check.positive("problems_per_document", self.problems_per_document)
         if not self.problems:
             raise SpecError("problems", "is empty", "name at least one source of problems")
         if not self.texts:

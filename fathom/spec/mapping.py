@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from fathom.errors import SpecError
+from fathom.spec.renamed import with_current_names
 
 S = TypeVar("S")
 
@@ -97,7 +98,8 @@ def _make(cls: Any, mapping: Any) -> Any:
         raise SpecError("", f"expected a table, got {mapping!r}", "write it as a table of fields")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kind = getattr(cls, "kind", None)
-    given = {name: value for name, value in mapping.items() if not (name == "kind" and isinstance(kind, str))}
+    given = with_current_names(mapping, fields)
+    given = {name: value for name, value in given.items() if not (name == "kind" and isinstance(kind, str))}
     for name in given:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)

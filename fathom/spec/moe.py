@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from fathom.errors import SpecError
 from fathom.spec import check
 
-Score = Literal["softmax", "sigmoid", "noisy", "hash"]
+RouterScore = Literal["softmax", "sigmoid", "noisy", "hash"]
 GroupScore = Literal["max", "top2_sum"]
 BalanceScope = Literal["sequence", "batch"]
 Counted = Literal["chosen", "first"]
@@ -80,11 +80,11 @@ LOSSES = (
     *("expert_loss", "device_loss", "communication_loss", "sequence_loss"),
     *("importance_loss", "load_loss", "z_loss"),
 )
-"""The fields of ``Balance`` that weigh a loss."""
+"""The fields of ``BalanceSpec`` that weigh a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
+class BalanceSpec:
     """What keeps experts evenly used while training; all zero means nothing does.
 
     Losses are those of V2 §2.2.3 (expert, device, communication) and V3 eq 17 (sequence). ``devices`` is V2's D,
@@ -131,7 +131,7 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Router:
+class RouterSpec:
     """How tokens meet experts. Scores are always computed in float32.
 
     ``score`` "noisy" is a softmax over logits to which training adds N(0, 1) softplus(x W_noise) (Shazeer §2.1);
@@ -141,13 +141,13 @@ class Router:
     multiplies them (``routed_scaling_factor``).
     """
 
-    score: Score = "softmax"
+    score: RouterScore = "softmax"
     select: Select = field(default_factory=TopK)
     selection_bias: bool = False
     normalize: bool = False
     scale: float = 1.0
     jitter: float = 0.0
-    balance: Balance = field(default_factory=Balance)
+    balance: BalanceSpec = field(default_factory=BalanceSpec)
 
     def __post_init__(self) -> None:
         check.one_of("score", self.score, ("softmax", "sigmoid", "noisy", "hash"))
@@ -206,7 +206,7 @@ class MixtureOfExperts:
     num_experts_per_tok: int
     moe_intermediate_size: int
     n_shared_experts: int = 0
-    router: Router = field(default_factory=Router)
+    router: RouterSpec = field(default_factory=RouterSpec)
 
     def __post_init__(self) -> None:
         check.positive("n_routed_experts", self.n_routed_experts)

@@ -11,7 +11,7 @@ from fathom.spec import check
 
 KlEstimator = Literal["k1", "k2", "k3"]
 KlPlace = Literal["loss", "reward", "advantage"]
-Normalization = Literal["sequence", "token", "constant"]
+LossNormalization = Literal["sequence", "token", "constant"]
 RatioLevel = Literal["token", "sequence", "sequence_mean"]
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon"]
 
@@ -86,7 +86,7 @@ class PolicyLoss:
     clip_low: float = 0.2
     clip_high: float | None = None
     dual_clip: float | None = None
-    normalize: Normalization = "sequence"
+    normalize: LossNormalization = "sequence"
     constant_length: int | None = None
     ratio: RatioLevel = "token"
     kl: KlPenalty | None = None

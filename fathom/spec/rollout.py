@@ -10,8 +10,8 @@ from fathom.spec import check
 from fathom.spec.posttrain import DistillationLoss, PolicyLoss
 from fathom.spec.train import UpdateSpec
 
-Field = "{question}"
-Thinking = Literal["open", "closed", "free"]
+QUESTION_PLACEHOLDER = "{question}"
+ThinkingMode = Literal["open", "closed", "free"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class ChatPrompt:
 
     kind: ClassVar[str] = "chat"
     system: str = ""
-    thinking: Thinking = "open"
+    thinking: ThinkingMode = "open"
 
     def __post_init__(self) -> None:
         check.one_of("thinking", self.thinking, ("open", "closed", "free"))
@@ -42,8 +42,10 @@ class TextPrompt:
     stop: tuple[str, ...] = ("</answer>",)
 
     def __post_init__(self) -> None:
-        if self.text and Field not in self.text:
-            raise SpecError("text", f"{self.text!r} has no place for the question", f"put {Field} where it belongs")
+        if self.text and QUESTION_PLACEHOLDER not in self.text:
+            raise SpecError(
+                "text", f"{self.text!r} has no place for the question", f"put {QUESTION_PLACEHOLDER} where it belongs"
+            )
 
 
 Prompting = ChatPrompt | TextPrompt
@@ -77,7 +79,7 @@ class RolloutSpec:
 class OnlineSpec(UpdateSpec):
     """Learning from one's own answers: ``rollouts`` times sample, judge, and take ``updates`` steps ``epochs`` times.
 
-    ``micro_tokens`` bounds the tokens of one forward pass. ``balanced`` keeps the routers' balance losses.
+    ``micro_batch_tokens`` bounds the tokens of one forward pass. ``balanced`` keeps the routers' balance losses.
     ``max_logprob_difference`` stops the run where the log-probability of a token as it was sampled and as the trainer
     computes it differ by more; float32 agrees to 1e-4. ``replay_routing`` sends every token to the experts that the
     rollout chose.
@@ -87,14 +89,14 @@ class OnlineSpec(UpdateSpec):
     rollout: RolloutSpec
     updates: int = 1
     epochs: int = 1
-    micro_tokens: int = 8192
+    micro_batch_tokens: int = 8192
     balanced: bool = False
     max_logprob_difference: float = 0.05
     replay_routing: bool = False
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)
-        for name in ("rollouts", "updates", "epochs", "micro_tokens", "max_logprob_difference"):
+        for name in ("rollouts", "updates", "epochs", "micro_batch_tokens", "max_logprob_difference"):
             check.positive(name, getattr(self, name))
         answers = self.rollout.questions * self.rollout.group_size
         if self.updates > answers:

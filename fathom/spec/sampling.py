@@ -84,8 +84,8 @@ class Completion:
     """What was drawn for one prompt: token ids, the log-probability of each, and why it ended.
 
     ``details`` has the alternatives where ``SamplingParams.logprobs`` asked for them, and ``prompt`` the prompt's own
-    where ``prompt_logprobs`` did: its first entry is None, since nothing predicts the first token. ``ended_by`` is the
-    token that was drawn to end the answer, which is not part of it; None where something else ended it. ``routing``
+    where ``prompt_logprobs`` did: its first entry is None, since nothing predicts the first token. ``stop_token`` is
+    the token that was drawn to end the answer, which is not part of it; None where something else ended it. ``routing``
     says which experts the tokens of prompt and answer went to, all but the last one drawn, which was not run: an int16
     tensor (tokens, layers, experts per token), -1 where unknown, of an engine that records it.
     """
@@ -95,7 +95,7 @@ class Completion:
     finish_reason: FinishReason
     details: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob | None, ...] = ()
-    ended_by: TokenLogprob | None = None
+    stop_token: TokenLogprob | None = None
     routing: object | None = field(default=None, repr=False, compare=False)
 
 

@@ -12,7 +12,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdamW:
+class AdamWSpec:
     """AdamW as DeepSeek LLM, MoE, V2 and V3 publish it: betas 0.9 and 0.95, weight decay 0.1."""
 
     lr: float
@@ -80,22 +80,22 @@ Schedule = StepDecay | CosineDecay | Constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class BatchSpec:
     """Sequences per optimizer step, ramped linearly from ``initial_size`` over the first ``ramp_tokens`` tokens.
 
-    A step accumulates gradients over micro-batches of at most ``micro_size`` sequences.
+    A step accumulates gradients over micro-batches of at most ``micro_batch_size`` sequences.
     """
 
     size: int
-    micro_size: int
+    micro_batch_size: int
     initial_size: int | None = None
     ramp_tokens: int = 0
 
     def __post_init__(self) -> None:
         check.positive("size", self.size)
-        check.positive("micro_size", self.micro_size)
+        check.positive("micro_batch_size", self.micro_batch_size)
         check.not_negative("ramp_tokens", self.ramp_tokens)
-        check.multiple_of("size", self.size, min(self.micro_size, self.size), why="whole micro-batches")
+        check.multiple_of("size", self.size, min(self.micro_batch_size, self.size), why="whole micro-batches")
         if self.initial_size is None:
             if self.ramp_tokens:
                 raise SpecError("ramp_tokens", "a ramp needs a start", "set initial_size")
@@ -103,14 +103,14 @@ class Batch:
         check.positive("initial_size", self.initial_size)
         if self.initial_size > self.size:
             raise SpecError("initial_size", f"{self.initial_size} exceeds size {self.size}", "start at most at size")
-        check.multiple_of("initial_size", self.initial_size, self.micro_size, why="whole micro-batches")
+        check.multiple_of("initial_size", self.initial_size, self.micro_batch_size, why="whole micro-batches")
 
     def at(self, tokens_seen: int) -> int:
         """Sequences in the step that starts after ``tokens_seen`` tokens: whole micro-batches, never above size."""
         if self.initial_size is None or tokens_seen >= self.ramp_tokens:
             return self.size
         raw = self.initial_size + (self.size - self.initial_size) * tokens_seen / self.ramp_tokens
-        return min(self.size, max(1, int(raw) // self.micro_size) * self.micro_size)
+        return min(self.size, max(1, int(raw) // self.micro_batch_size) * self.micro_batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class UpdateSpec:
     end. ``frozen`` parts keep still: names of the model's state, or what they begin with, as ``vision.low``.
     """
 
-    optimizer: AdamW
+    optimizer: AdamWSpec
     schedule: Schedule = field(default_factory=Constant)
     max_grad_norm: float = 1.0
     mtp_loss_weight: float = 0.3
@@ -170,7 +170,7 @@ class TrainSpec(UpdateSpec):
 
     sequence_length: int
     total_tokens: int
-    batch: Batch
+    batch: BatchSpec
     schedule: Schedule = field(default_factory=StepDecay)
 
     def __post_init__(self) -> None:

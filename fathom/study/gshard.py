@@ -14,10 +14,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fathom.study.gshard_train import QUICK, Outcome, Sizes, train, variants
-from fathom.study.outcome import environment, markdown_table, write_outcome
-from fathom.study.picture import PALETTE, grid, house_style
+from fathom.study.gshard_train import QUICK, StudyConfig, TrainingResult, train, variants
+from fathom.study.plotting import PALETTE, grid, plot_style
 from fathom.study.registry import Report
+from fathom.study.results import environment, markdown_table, write_results
 
 # GShard Table 1: experts per layer, layers, weights, average BLEU over 100 languages to English.
 PUBLISHED = (
@@ -33,10 +33,10 @@ DENSE_96_LAYERS = 30.8 + 6.1
 
 def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
     """Train every variant on the same sentences, and write table and picture."""
-    sizes = QUICK if quick else Sizes()
+    sizes = QUICK if quick else StudyConfig()
     listed = variants(sizes)
     total, done = len(listed) * sizes.steps, 0
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, TrainingResult] = {}
     for name, spec in listed.items():
 
         def tick(stage: str = name) -> None:
@@ -53,11 +53,11 @@ def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str,
         "outcomes": {name: outcome.plain() for name, outcome in outcomes.items()},
         "published_bleu": [list(row) for row in PUBLISHED],
     }
-    write_outcome(directory, result, table(outcomes, sizes), picture(outcomes))
+    write_results(directory, result, table(outcomes, sizes), picture(outcomes))
     return result
 
 
-def table(outcomes: Mapping[str, Outcome], sizes: Sizes) -> str:
+def table(outcomes: Mapping[str, TrainingResult], sizes: StudyConfig) -> str:
     """Measured first, published after, and what may be concluded."""
     head = (
         "model",
@@ -86,7 +86,7 @@ def table(outcomes: Mapping[str, Outcome], sizes: Sizes) -> str:
     )
 
 
-def conclusion(outcomes: Mapping[str, Outcome]) -> str:
+def conclusion(outcomes: Mapping[str, TrainingResult]) -> str:
     """What this run shows, for and against the paper."""
     dense, gshard, bare = outcomes["dense"], outcomes["gshard"], outcomes["gshard, no aux loss"]
     verdict = "below" if gshard.loss < dense.loss else "not below"
@@ -100,7 +100,7 @@ def conclusion(outcomes: Mapping[str, Outcome]) -> str:
     return " ".join(lines)
 
 
-def _row(name: str, outcome: Outcome) -> list[str]:
+def _row(name: str, outcome: TrainingResult) -> list[str]:
     def shown(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
@@ -116,9 +116,9 @@ def _row(name: str, outcome: Outcome) -> list[str]:
     ]
 
 
-def picture(outcomes: Mapping[str, Outcome]) -> Figure:
+def picture(outcomes: Mapping[str, TrainingResult]) -> Figure:
     """Held-out loss over steps, the load of each expert, and which languages an expert serves."""
-    with house_style():
+    with plot_style():
         figure = Figure(figsize=(10.4, 3.4), layout="constrained")
         curves, loads, languages = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
         for place, (name, outcome) in enumerate(outcomes.items()):
@@ -143,6 +143,6 @@ def picture(outcomes: Mapping[str, Outcome]) -> Figure:
         return figure
 
 
-def _heat(axes: Axes, outcome: Outcome) -> None:
+def _heat(axes: Axes, outcome: TrainingResult) -> None:
     axes.imshow(outcome.languages_per_expert, aspect="auto", cmap="Blues", vmin=0)
     axes.set(xlabel="expert", ylabel="language", title="First choices, GShard's decoder")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fathom.families.moe_history import gshard_router, switch_router
 from fathom.model.moe import Routing
-from fathom.model.moe.balance import balance_loss, dropped, expert_counts, load_entropy, max_load
-from fathom.spec import Balance, MixtureOfExperts, Router
-from fathom.spec.train import AdamW
+from fathom.model.moe.balance import balance_loss, expert_counts, load_entropy, max_load, num_dropped_pairs
+from fathom.spec import BalanceSpec, MixtureOfExperts, RouterSpec
+from fathom.spec.train import AdamWSpec
 from fathom.study.gshard_task import EOS, PAD, Batch, Languages
 from fathom.study.switch_t5 import EncoderDecoder, EncoderDecoderOutput, EncoderDecoderSpec, build
 from fathom.train.optimizer import clip_gradients, gradient_norm, make_optimizer, set_learning_rate
@@ -26,7 +26,7 @@ from fathom.train.step import counter_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class StudyConfig:
     """How large the study is. Experts are ``d_ff / 2`` wide where a token meets two of them, so that FLOPs agree."""
 
     task: Languages = field(default_factory=Languages)
@@ -43,14 +43,14 @@ class Sizes:
     held_out: int = 512
 
 
-QUICK = Sizes(
+QUICK = StudyConfig(
     task=Languages(languages=3, words=6, parts=4), experts=4, steps=8, warmup=2, batch=8, points=2, held_out=16
 )
 _CLIP = 1.0
 _HELD_OUT_SEED = 10**6
 
 
-def variants(sizes: Sizes) -> dict[str, EncoderDecoderSpec]:
+def variants(sizes: StudyConfig) -> dict[str, EncoderDecoderSpec]:
     """Dense, GShard with and without its auxiliary loss, and Switch, at equal FLOPs per token."""
     dense = EncoderDecoderSpec(
         name="dense",
@@ -66,7 +66,7 @@ def variants(sizes: Sizes) -> dict[str, EncoderDecoderSpec]:
         decoder_start_token_id=PAD,
     )
 
-    def with_router(chosen: int, router: Router) -> EncoderDecoderSpec:
+    def with_router(chosen: int, router: RouterSpec) -> EncoderDecoderSpec:
         width = sizes.d_ff // chosen
         moe = MixtureOfExperts(
             n_routed_experts=sizes.experts * chosen // 2,
@@ -80,13 +80,13 @@ def variants(sizes: Sizes) -> dict[str, EncoderDecoderSpec]:
     return {
         "dense": dense,
         "gshard": with_router(2, gshard),
-        "gshard, no aux loss": with_router(2, replace(gshard, balance=Balance())),
+        "gshard, no aux loss": with_router(2, replace(gshard, balance=BalanceSpec())),
         "switch": with_router(1, switch_router(group="batch")),
     }
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingResult:
     """What one model came to. Loads are of the held-out sentences; ``dropped`` is the share of pairs in training."""
 
     parameters: int
@@ -106,10 +106,10 @@ class Outcome:
         return asdict(self)
 
 
-def train(spec: EncoderDecoderSpec, sizes: Sizes, *, seed: int, tick: Callable[[], None]) -> Outcome:
+def train(spec: EncoderDecoderSpec, sizes: StudyConfig, *, seed: int, tick: Callable[[], None]) -> TrainingResult:
     """Train one model from its seed; every variant of a seed sees the same sentences."""
     model = build(spec, seed=seed, scale=1.0).train()
-    optimizer = make_optimizer(model, AdamW(lr=sizes.rate, weight_decay=0.0))
+    optimizer = make_optimizer(model, AdamWSpec(lr=sizes.rate, weight_decay=0.0))
     parameters = list(model.parameters())
     held_out = sizes.task.draw(sizes.held_out, torch.Generator().manual_seed(_HELD_OUT_SEED))
     every = max(1, sizes.steps // sizes.points)
@@ -120,10 +120,10 @@ def train(spec: EncoderDecoderSpec, sizes: Sizes, *, seed: int, tick: Callable[[
         batch = sizes.task.draw(sizes.batch, generator)
         seeds_B = torch.randint(2**62, (sizes.batch,), generator=generator)
         output = model(batch.source_BS, batch.target_BT, seeds_B=seeds_B)
-        loss = nats(output.logits_BTV, batch.labels_BT) + auxiliary(output, spec)
+        loss = target_cross_entropy(output.logits_BTV, batch.labels_BT) + auxiliary(output, spec)
         loss.backward()  # type: ignore[no-untyped-call]
         for routed in routings(output):
-            lost, pairs = lost + int(dropped(routed)), pairs + routed.indices_BTK.numel()
+            lost, pairs = lost + int(num_dropped_pairs(routed)), pairs + routed.indices_BTK.numel()
         clip_gradients(parameters, _CLIP, gradient_norm(parameters))
         set_learning_rate(optimizer, _rate(sizes, step))
         optimizer.step()
@@ -134,7 +134,7 @@ def train(spec: EncoderDecoderSpec, sizes: Sizes, *, seed: int, tick: Callable[[
     return _measured(model, held_out, curve, lost / pairs if pairs else None)
 
 
-def nats(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+def target_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Mean cross-entropy of a target token."""
     return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
 
@@ -151,7 +151,7 @@ def routings(output: EncoderDecoderOutput) -> tuple[Routing, ...]:
     return (*output.encoder_routing, *output.decoder_routing)
 
 
-def _rate(sizes: Sizes, step: int) -> float:
+def _rate(sizes: StudyConfig, step: int) -> float:
     progress = step / sizes.steps
     return sizes.rate * min(1.0, step / sizes.warmup) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -159,21 +159,21 @@ def _rate(sizes: Sizes, step: int) -> float:
 def _held_out_loss(model: EncoderDecoder, held_out: Batch) -> float:
     model.eval()
     with torch.no_grad():
-        loss = nats(model(held_out.source_BS, held_out.target_BT).logits_BTV, held_out.labels_BT).item()
+        loss = target_cross_entropy(model(held_out.source_BS, held_out.target_BT).logits_BTV, held_out.labels_BT).item()
     model.train()
     return loss
 
 
 def _measured(
     model: EncoderDecoder, held_out: Batch, curve: list[tuple[int, float]], dropped_share: float | None
-) -> Outcome:
+) -> TrainingResult:
     model.eval()
     with torch.no_grad():
         output = model(held_out.source_BS, held_out.target_BT)
     right_BT = output.logits_BTV.argmax(-1) == held_out.labels_BT
     moe = model.spec.moe
     counts = [expert_counts(routed, moe.n_routed_experts) for routed in routings(output)] if moe is not None else []
-    return Outcome(
+    return TrainingResult(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops_per_token=flops_per_token(model.spec),
         curve=curve,

@@ -30,7 +30,7 @@ def silent(stage: str, done: int, total: int | None, unit: str) -> None:
     """Ignore progress."""
 
 
-class Run(Protocol):
+class ExperimentFn(Protocol):
     """An experiment's entry."""
 
     def __call__(self, directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
@@ -47,9 +47,9 @@ class Experiment:
     minutes: str
     module: str
 
-    def load(self) -> Run:
+    def load(self) -> ExperimentFn:
         """Import the module and return its ``run``."""
-        return cast(Run, importlib.import_module(self.module).run)
+        return cast(ExperimentFn, importlib.import_module(self.module).run)
 
 
 _LISTED = (

@@ -9,11 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fathom.study.outcome import environment, markdown_table, mean_spread, write_outcome
-from fathom.study.picture import PALETTE, grid, house_style
+from fathom.study.plotting import PALETTE, grid, plot_style
 from fathom.study.registry import Report
-from fathom.study.routers_text import standard_library
-from fathom.study.routers_train import QUICK, Outcome, Sizes, train, variants
+from fathom.study.results import environment, markdown_table, mean_spread, write_results
+from fathom.study.routers_data import standard_library
+from fathom.study.routers_train import QUICK, StudyConfig, TrainingResult, train, variants
 
 # DeepSeekMoE Table 1 (100B tokens) and Switch Tables 1 and 2 (100k steps of T5-Base's FLOPs, 128 experts).
 PUBLISHED_LOSS = {"dense": 2.060, "hash": 1.932, "switch": 1.881, "gshard": 1.867, "deepseek-moe": 1.808}
@@ -27,10 +27,10 @@ PUBLISHED_PRECISION = {"float32": -1.718, "bfloat16": -3.780, "selective precisi
 
 def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
     """Train every variant from the same seeds on the same windows; the loss is of held-out files, nothing dropped."""
-    sizes = QUICK if quick else Sizes()
+    sizes = QUICK if quick else StudyConfig()
     text, listed = standard_library(sizes.text_bytes), variants(sizes)
     total, done = len(listed) * sizes.repeats * sizes.steps, 0
-    outcomes: dict[str, list[Outcome]] = {}
+    outcomes: dict[str, list[TrainingResult]] = {}
     for variant in listed:
         for repeat in range(sizes.repeats):
 
@@ -55,11 +55,11 @@ def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str,
             "switch_table_2_negative_log_perplexity": PUBLISHED_PRECISION,
         },
     }
-    write_outcome(directory, result, table(outcomes, sizes), picture(outcomes))
+    write_results(directory, result, table(outcomes, sizes), picture(outcomes))
     return result
 
 
-def findings(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+def findings(outcomes: Mapping[str, Sequence[TrainingResult]]) -> dict[str, Any]:
     """What the figures say; ``better`` and ``worse`` than dense by more than any two seeds of one model differ."""
     means = {name: _mean([o.held_out for o in some]) for name, some in outcomes.items()}
     main = sorted(
@@ -80,7 +80,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def conclusion(outcomes: Mapping[str, Sequence[Outcome]], sizes: Sizes) -> str:
+def conclusion(outcomes: Mapping[str, Sequence[TrainingResult]], sizes: StudyConfig) -> str:
     """What this run shows, for and against the papers."""
     found = findings(outcomes)
     better, worse = (", ".join(found[key]) or "none" for key in ("better_than_dense", "worse_than_dense"))
@@ -99,7 +99,7 @@ def conclusion(outcomes: Mapping[str, Sequence[Outcome]], sizes: Sizes) -> str:
     )
 
 
-def table(outcomes: Mapping[str, Sequence[Outcome]], sizes: Sizes) -> str:
+def table(outcomes: Mapping[str, Sequence[TrainingResult]], sizes: StudyConfig) -> str:
     """Measured first, published after, and what may be concluded."""
     rows = [_row(name, some) for name, some in outcomes.items()]
     head = ("router", "total / active", "held-out nats", "load entropy", "busiest / mean", "dropped %", "bytes/s")
@@ -129,7 +129,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]], sizes: Sizes) -> str:
     )
 
 
-def _row(name: str, some: Sequence[Outcome]) -> list[str]:
+def _row(name: str, some: Sequence[TrainingResult]) -> list[str]:
     first = some[0]
     return [
         name,
@@ -142,9 +142,9 @@ def _row(name: str, some: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def picture(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
+def picture(outcomes: Mapping[str, Sequence[TrainingResult]]) -> Figure:
     """Training loss of the first seed, and what each router drops against how evenly it loads."""
-    with house_style():
+    with plot_style():
         figure = Figure(figsize=(9.2, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
         for place, (name, some) in enumerate(outcomes.items()):

@@ -20,14 +20,14 @@ from fathom.model.decoder import Decoder
 from fathom.model.moe import MoELayer, Router
 from fathom.plan import count_parameters
 from fathom.spec import ModelSpec
-from fathom.spec.train import AdamW, Batch, Checkpointing, CosineDecay, Precision, TrainSpec
-from fathom.study.routers_text import RandomWindows, Text, even_windows
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, CosineDecay, Precision, TrainSpec
+from fathom.study.routers_data import ByteCorpus, RandomWindows, even_windows
 from fathom.train import Trainer
 from fathom.train.loss import language_model_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class StudyConfig:
     """How large the study is; the models are the ``tiny-*`` presets with ``layers`` layers."""
 
     layers: int = 2
@@ -42,7 +42,7 @@ class Sizes:
     repeats: int = 2
 
 
-QUICK = Sizes(layers=1, steps=4, warmup=1, batch=2, length=16, text_bytes=60_000, held_out=4, points=2, repeats=1)
+QUICK = StudyConfig(layers=1, steps=4, warmup=1, batch=2, length=16, text_bytes=60_000, held_out=4, points=2, repeats=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Variant:
     bfloat16_router: bool = False
 
 
-def variants(sizes: Sizes) -> tuple[Variant, ...]:
+def variants(sizes: StudyConfig) -> tuple[Variant, ...]:
     """The routers at equal active parameters, then Switch's three precisions (Switch §2.4, Table 2)."""
     layers, switch = sizes.layers, "tiny-switch"
     routed: list[tuple[str, str, float | None]] = [("dense", "tiny-dense", None), ("hash", "tiny-hash", None)]
@@ -97,7 +97,7 @@ def round_routers(model: Decoder) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingResult:
     """What one training came to. Load and drops are means over the second half of the logged steps, in training."""
 
     total: int
@@ -114,7 +114,7 @@ class Outcome:
         return asdict(self)
 
 
-class _Ticks:
+class _StepProgress:
     """Passes a trainer's steps on."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
@@ -127,7 +127,9 @@ class _Ticks:
         """Collapse shows in the table; there is no one to warn."""
 
 
-def train(variant: Variant, sizes: Sizes, text: Text, *, seed: int, tick: Callable[[], None]) -> Outcome:
+def train(
+    variant: Variant, sizes: StudyConfig, text: ByteCorpus, *, seed: int, tick: Callable[[], None]
+) -> TrainingResult:
     """Train one model; all variants of a seed see the same windows in the same order."""
     model = build(variant.spec, seed=seed)
     if variant.bfloat16_router:
@@ -136,8 +138,8 @@ def train(variant: Variant, sizes: Sizes, text: Text, *, seed: int, tick: Callab
     spec = TrainSpec(
         sequence_length=sizes.length,
         total_tokens=tokens,
-        batch=Batch(size=sizes.batch, micro_size=sizes.batch),
-        optimizer=AdamW(lr=sizes.rate),
+        batch=BatchSpec(size=sizes.batch, micro_batch_size=sizes.batch),
+        optimizer=AdamWSpec(lr=sizes.rate),
         schedule=CosineDecay(warmup_steps=sizes.warmup),
         precision=variant.precision,
         log_every_steps=max(1, sizes.steps // sizes.points),
@@ -146,11 +148,11 @@ def train(variant: Variant, sizes: Sizes, text: Text, *, seed: int, tick: Callab
     )
     with tempfile.TemporaryDirectory() as temporary:
         loader = RandomWindows(text.train_N, sizes.length, seed)
-        summary = Trainer(model, spec, loader, Path(temporary), on_progress=_Ticks(tick)).run()
+        summary = Trainer(model, spec, loader, Path(temporary), on_progress=_StepProgress(tick)).run()
         lines = [json.loads(line) for line in (Path(temporary) / "metrics.jsonl").read_text().splitlines()]
     later = lines[len(lines) // 2 :]
     count = count_parameters(variant.spec)
-    return Outcome(
+    return TrainingResult(
         total=count.total,
         active=count.active_with_embedding,
         curve=[(line["step"], line["lm_loss"]) for line in lines],

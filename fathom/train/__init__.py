@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fathom.train.loop import Trainer, TrainSummary
-from fathom.train.protocols import LoadedBatch, Loader, Progress
+from fathom.train.protocols import Loader, Progress, TokenBatch
 
-__all__ = ["LoadedBatch", "Loader", "Progress", "TrainSummary", "Trainer"]
+__all__ = ["Loader", "Progress", "TokenBatch", "TrainSummary", "Trainer"]

@@ -56,7 +56,7 @@ class Gradients:
         return math.isfinite(self.loss) and math.isfinite(self.norm_value)
 
 
-class Sums:
+class MicroBatchSums:
     """What micro-batches add up to, on the device: read once, at the end."""
 
     def __init__(self, device: torch.device, sources: int, layers: int, experts: int) -> None:

@@ -18,10 +18,10 @@ from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
 from fathom.spec.train import TrainSpec
 from fathom.train.gradients import Gradients
-from fathom.train.micro import split
+from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
-from fathom.train.protocols import LoadedBatch, Loader, Progress, Silent
-from fathom.train.record import Pace, Recorder
+from fathom.train.protocols import Loader, Progress, Silent, TokenBatch
+from fathom.train.record import Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
 from fathom.train.signals import StopRequest
 from fathom.train.stage import CHECKPOINTS, Stage
@@ -146,7 +146,7 @@ class _Run:
     ) -> None:
         self.trainer, self.stage, self.runner, self.recorder, self.stop = trainer, stage, runner, recorder, stop
         self.spec = trainer.spec
-        self.pace = Pace()
+        self.pace = ThroughputMeter()
         self.total_steps = stage.position.step + steps_left(self.spec, stage.position.tokens)
         self.evaluation: Mapping[str, float] | None = None
 
@@ -166,7 +166,7 @@ class _Run:
         last = before.tokens + tokens >= spec.total_tokens
         evaluating = spec.evaluate_every_steps is not None and number % spec.evaluate_every_steps == 0
         observe = number == 1 or last or evaluating or number % spec.log_every_steps == 0
-        micros = split(batch, spec.batch.micro_size, spec.sequence_length, self.runner.device)
+        micros = split(batch, spec.batch.micro_batch_size, spec.sequence_length, self.runner.device)
         gradients = self.runner.accumulate(micros, sequences, number, observe=observe)
         if not gradients.finite:
             self.runner.discard()
@@ -227,7 +227,7 @@ def check_dtype(model: Decoder) -> None:
         raise SpecError("model", f"has weights of {dtypes.pop()}", "train float32 weights and set precision")
 
 
-def _size(batch: LoadedBatch | PackedBatch) -> tuple[int, int]:
+def _size(batch: TokenBatch | PackedBatch) -> tuple[int, int]:
     """Return a batch's sequences and tokens."""
     if isinstance(batch, PackedBatch):
         return len(batch.lengths), len(batch.tokens_N)
@@ -235,7 +235,7 @@ def _size(batch: LoadedBatch | PackedBatch) -> tuple[int, int]:
     return sequences, sequences * (width - 1)
 
 
-def _tensors(batch: LoadedBatch | PackedBatch) -> dict[str, torch.Tensor]:
+def _tensors(batch: TokenBatch | PackedBatch) -> dict[str, torch.Tensor]:
     if isinstance(batch, PackedBatch):
         return {"tokens": batch.tokens_N, "targets": batch.targets_N, "lengths": torch.tensor(batch.lengths)}
     return {"tokens": batch.tokens_BT1, "source": batch.source_B}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fathom.model.decoder import Decoder
 from fathom.train.loss import language_model_loss
-from fathom.train.micro import Micro
+from fathom.train.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class ObjectiveOutput:
     """What one micro-batch adds to the whole batch's loss, with its graph, and to the sums worth logging, without.
 
     ``loss_BT`` are nats of each predicted token, where the loss is that of a language model.
@@ -28,7 +28,7 @@ class Learned:
 class Objective(Protocol):
     """From hidden states to a loss. Losses of a batch's micro-batches add up to the batch's own, however it is cut."""
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the share of this micro-batch; ``hidden_BTD`` is the model's, after its last norm."""
         ...
 
@@ -39,9 +39,9 @@ class LanguageModelling:
 
     chunk_tokens: int
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
         mean, loss_BT = language_model_loss(
             hidden_BTD, model.head_weight, micro.targets_BT, chunk_tokens=self.chunk_tokens
         )
-        return Learned(mean * micro.share, loss_BT=loss_BT)
+        return ObjectiveOutput(mean * micro.share, loss_BT=loss_BT)

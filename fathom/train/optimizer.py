@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import CheckpointError
-from fathom.spec.train import AdamW
+from fathom.spec.train import AdamWSpec
 
 _FUSED = ("cpu", "cuda", "mps")
 _FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(model: nn.Module, spec: AdamW) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, spec: AdamWSpec) -> torch.optim.AdamW:
     """AdamW with decay on matrices only, fused into one pass over memory where the device allows."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

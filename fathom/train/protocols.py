@@ -10,7 +10,7 @@ from fathom.data.packed import PackedBatch
 from fathom.model.vision import ImageBatch
 
 
-class LoadedBatch(Protocol):
+class TokenBatch(Protocol):
     """Packed sequences of T + 1 tokens: the first T are read, the last T are predicted."""
 
     @property
@@ -49,7 +49,7 @@ class Resumable(Protocol):
 class Loader(Resumable, Protocol):
     """An endless, resumable stream of batches."""
 
-    def next(self, batch_size: int) -> LoadedBatch | PackedBatch:
+    def next(self, batch_size: int) -> TokenBatch | PackedBatch:
         """Return the next ``batch_size`` sequences, or what of whole sequences laid end to end fills their room."""
         ...
 

@@ -19,7 +19,7 @@ EXPERTS = "experts.jsonl"
 _RECENT_STEPS = 20
 
 
-class Pace:
+class ThroughputMeter:
     """Tokens per second of the steps themselves, over the last few and since the last logged one."""
 
     def __init__(self) -> None:

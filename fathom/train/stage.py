@@ -50,7 +50,7 @@ class Stage:
         self.checkpoints = directory / CHECKPOINTS
         self.position = Position()
         self._parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "loader": source, "spec": spec}
-        self._cadence = spec.checkpoint
+        self._checkpointing = spec.checkpoint
         self._files = tuple(files)
         self._note = note
 
@@ -125,7 +125,7 @@ class Stage:
         )
 
     def _due(self, attempted: float) -> bool:
-        every_steps, every_seconds = self._cadence.every_steps, self._cadence.every_seconds
+        every_steps, every_seconds = self._checkpointing.every_steps, self._checkpointing.every_seconds
         by_step = every_steps is not None and self.position.step % every_steps == 0
         return by_step or (every_seconds is not None and time.monotonic() - attempted >= every_seconds)
 
@@ -141,5 +141,5 @@ class Stage:
     def _save(self) -> Path:
         directory = store.step_directory(self.checkpoints, self.position.step)
         path = save_state(directory, **self._parts, position=self.position, files=self._files)
-        store.prune(self.checkpoints, self._cadence.keep)
+        store.prune(self.checkpoints, self._checkpointing.keep)
         return path

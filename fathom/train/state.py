@@ -23,7 +23,7 @@ from fathom.spec.train import UpdateSpec
 from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from fathom.train.protocols import Resumable
 
-MAY_CHANGE = ("train.checkpoint.", "train.log_every_steps", "train.evaluate_every_steps")
+RESUME_MUTABLE_FIELDS = ("train.checkpoint.", "train.log_every_steps", "train.evaluate_every_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _check_spec(directory: Path, saved: Any, current: Any) -> None:
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE)
+        if before.get(name) != now.get(name) and not name.startswith(RESUME_MUTABLE_FIELDS)
     ]
     if differing:
         raise CheckpointError(

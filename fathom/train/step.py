@@ -14,15 +14,15 @@ from torch import Tensor
 
 from fathom.errors import DataError, ResourceError, TrainError
 from fathom.model.decoder import Decoder, DecoderOutput
-from fathom.model.moe import Router, agreement_sums, chosen_experts, exempt_sequences
-from fathom.model.moe.balance import dropped, expert_counts, updated_bias
+from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
+from fathom.model.moe.balance import expert_counts, num_dropped_pairs, updated_bias
 from fathom.model.vision import ImageBatch
 from fathom.spec.train import UpdateSpec
 from fathom.train import optimizer as optim
-from fathom.train.gradients import Gradients, Observation, Sums
+from fathom.train.gradients import Gradients, MicroBatchSums, Observation
 from fathom.train.loss import IGNORE_INDEX, mtp_loss, total_balance_loss
-from fathom.train.micro import Micro, check_tokens
-from fathom.train.objective import LanguageModelling, Learned, Objective
+from fathom.train.micro_batch import MicroBatch, check_tokens
+from fathom.train.objective import LanguageModelling, Objective, ObjectiveOutput
 
 
 class StepRunner:
@@ -64,7 +64,7 @@ class StepRunner:
             for block in model.layers:
                 block.compile()
 
-    def accumulate(self, micros: Iterable[Micro], sequences: int, number: int, *, observe: bool) -> Gradients:
+    def accumulate(self, micros: Iterable[MicroBatch], sequences: int, number: int, *, observe: bool) -> Gradients:
         """Run forward and backward over a batch of so many sequences, micro-batch by micro-batch.
 
         Step ``number`` and the spec's seed decide which sequences no expert may drop and what routers draw, whatever
@@ -79,13 +79,13 @@ class StepRunner:
         exempt_B, seeds_B = self._exempt(sequences, number), self._seeds(sequences, number)
         moe = self.model.spec.moe
         experts = moe.n_routed_experts if moe is not None else 0
-        sums = Sums(self.device, self.sources, len(self._routers), experts)
+        sums = MicroBatchSums(self.device, self.sources, len(self._routers), experts)
         try:
             for micro in micros:
                 check_tokens(micro.tokens_BT, self.model.spec.vocab_size)
                 exempt = exempt_B[micro.sequences] if exempt_B is not None else None
                 seeds = seeds_B[micro.sequences] if seeds_B is not None else None
-                learned = self._micro(micro, exempt, seeds, sums, observe)
+                learned = self._forward_backward(micro, exempt, seeds, sums, observe)
                 if observe and learned.loss_BT is not None:
                     self._by_source(learned.loss_BT.sum(1), micro, sums)
         except RuntimeError as error:
@@ -112,9 +112,9 @@ class StepRunner:
         """Free the gradients without using them."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _micro(
-        self, micro: Micro, exempt_B: Tensor | None, seeds_B: Tensor | None, sums: Sums, observe: bool
-    ) -> Learned:
+    def _forward_backward(
+        self, micro: MicroBatch, exempt_B: Tensor | None, seeds_B: Tensor | None, sums: MicroBatchSums, observe: bool
+    ) -> ObjectiveOutput:
         """Add one micro-batch's gradients and sums; nothing of its graph outlives the call."""
         packed, routes_NLK = micro.lengths is not None, micro.routes_NLK
         if self._replay and routes_NLK is None:
@@ -127,7 +127,7 @@ class StepRunner:
                 shared=micro.shared,
                 drop_exempt_B=None if packed else exempt_B,
                 routing_seeds_B=None if packed else seeds_B,
-                routes_BTLK=routes_NLK[None] if self._replay and routes_NLK is not None else None,
+                routed_experts_BTLK=routes_NLK[None] if self._replay and routes_NLK is not None else None,
                 checkpoint_activations=self.spec.activation_checkpointing,
                 mtp=self._with_mtp and not packed,
             )
@@ -137,7 +137,7 @@ class StepRunner:
             self._count(output, sums, observe)
         further = {name: value.detach() for name, value in learned.sums.items()}
         if routes_NLK is not None and output.routing:
-            further |= agreement_sums(routes_NLK, chosen_experts(output.routing)[0])
+            further |= routing_agreement_sums(routes_NLK, chosen_experts(output.routing)[0])
         del output
         if not losses_3.requires_grad:
             raise TrainError(
@@ -145,7 +145,7 @@ class StepRunner:
             )
         losses_3.sum().backward()  # type: ignore[no-untyped-call]
         sums.add(losses_3.detach(), further)
-        return Learned(learned.loss.detach(), loss_BT=learned.loss_BT)
+        return ObjectiveOutput(learned.loss.detach(), loss_BT=learned.loss_BT)
 
     def _features(self, images: ImageBatch | None) -> Tensor | None:
         if images is None:
@@ -155,7 +155,7 @@ class StepRunner:
         features_IND: Tensor = self.model.vision(images)
         return features_IND.flatten(0, 1)
 
-    def _losses(self, objective: Tensor, output: DecoderOutput, micro: Micro) -> Tensor:
+    def _losses(self, objective: Tensor, output: DecoderOutput, micro: MicroBatch) -> Tensor:
         moe = self.model.spec.moe
         balance = further = torch.zeros_like(objective)
         if self._balanced and output.routing and moe is not None:
@@ -167,13 +167,13 @@ class StepRunner:
             further = further * micro.weight
         return torch.stack((objective, balance, further))
 
-    def _count(self, output: DecoderOutput, sums: Sums, observe: bool) -> None:
+    def _count(self, output: DecoderOutput, sums: MicroBatchSums, observe: bool) -> None:
         experts, sums.layers = sums.counts_LE.shape[1], len(output.routing)
         sums.counts_LE[: sums.layers] += torch.stack([expert_counts(routed, experts) for routed in output.routing])
         if observe:
-            sums.dropped += torch.stack([dropped(routed) for routed in output.routing]).sum()
+            sums.dropped += torch.stack([num_dropped_pairs(routed) for routed in output.routing]).sum()
 
-    def _by_source(self, loss_B: Tensor, micro: Micro, sums: Sums) -> None:
+    def _by_source(self, loss_B: Tensor, micro: MicroBatch, sums: MicroBatchSums) -> None:
         if micro.source_B is None:
             return
         known_B = (micro.source_B >= 0) & (micro.source_B < self.sources)
@@ -181,7 +181,7 @@ class StepRunner:
         sums.nats_S.index_add_(0, slot_B, loss_B.double().cpu())
         sums.tokens_S.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1).cpu())
 
-    def _gradients(self, sums: Sums, observe: bool) -> Gradients:
+    def _gradients(self, sums: MicroBatchSums, observe: bool) -> Gradients:
         norm = optim.gradient_norm(self.parameters)
         further = [value.to(sums.losses_3)[None] for value in sums.further.values()]
         main, balance, mtp, norm_value, *rest = torch.cat(
@@ -219,7 +219,8 @@ class StepRunner:
     def _explained(self, error: RuntimeError) -> ResourceError | TrainError | None:
         if _is_out_of_memory(error):
             return ResourceError(
-                "memory: ran out while computing gradients; lower batch.micro_size or set activation_checkpointing"
+                "memory: ran out while computing gradients; lower batch.micro_batch_size "
+                "or set activation_checkpointing"
             )
         if self.spec.compile and _is_compiler_failure(error):
             return TrainError(

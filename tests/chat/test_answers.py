@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fathom.chat.answers import AnswerParser, Delta, StopStrings, ThinkingSplit, ToolCall, ToolCallParser
-from fathom.chat.answers.tools import MARKERS
+from fathom.chat.output import Delta, OutputParser, ReasoningParser, StopStrings, ToolCall, ToolCallParser
+from fathom.chat.output.tools import MARKERS
 from fathom.errors import SpecError
 from fathom.tokenizer import Tokenizer, special
 
@@ -67,7 +67,7 @@ def joined(deltas: Sequence[Delta]) -> list[tuple[str, object]]:
     return out
 
 
-def read(parser: AnswerParser, pieces: Iterable[str]) -> list[tuple[str, object]]:
+def read(parser: OutputParser, pieces: Iterable[str]) -> list[tuple[str, object]]:
     deltas = [delta for piece in pieces for delta in parser.push(piece)]
     return joined(deltas + parser.flush())
 
@@ -113,10 +113,10 @@ def test_text_is_held_back_only_while_it_can_become_a_stop_string() -> None:
         StopStrings([""])
 
 
-def thinking_by_formula(text: str, starts_inside: bool) -> tuple[str, str]:
+def thinking_by_formula(text: str, starts_in_reasoning: bool) -> tuple[str, str]:
     """Split a whole answer by string methods."""
     start = text.lstrip()
-    inside = starts_inside or start.startswith("<think>")
+    inside = starts_in_reasoning or start.startswith("<think>")
     if not inside:
         return "", text
     thought, closed, rest = start.removeprefix("<think>").partition("</think>")
@@ -126,7 +126,7 @@ def thinking_by_formula(text: str, starts_inside: bool) -> tuple[str, str]:
 @given(text=texts, inside=st.booleans(), places=st.lists(st.integers(0, 300), max_size=40))
 @settings(max_examples=200)
 def test_thinking_is_what_stands_between_the_tags_at_the_beginning(text: str, inside: bool, places: list[int]) -> None:
-    split = ThinkingSplit(inside)
+    split = ReasoningParser(inside)
     parts = [part for piece in cuts(text, places) for part in split.push(piece)] + split.flush()
     found = tuple("".join(text for voice, text in parts if voice == name) for name in ("thinking", "content"))
     assert found == thinking_by_formula(text, inside)
@@ -146,7 +146,7 @@ def test_thinking_is_what_stands_between_the_tags_at_the_beginning(text: str, in
     ],
 )
 def test_thinking_examples(text: str, inside: bool, thinking: str, content: str) -> None:
-    split = ThinkingSplit(inside)
+    split = ReasoningParser(inside)
     parts = split.push(text) + split.flush()
     assert "".join(text for voice, text in parts if voice == "thinking") == thinking
     assert "".join(text for voice, text in parts if voice == "content") == content
@@ -165,8 +165,8 @@ def test_thinking_examples(text: str, inside: bool, thinking: str, content: str)
 def test_any_cut_of_an_answer_gives_the_same(
     tokenizer: Tokenizer, text: str, places: list[int], stops: tuple[str, ...], include: bool, tools: bool
 ) -> None:
-    def parser() -> AnswerParser:
-        return AnswerParser(tokenizer, tools=[WEATHER] if tools else (), stops=stops, include_stop=include)
+    def parser() -> OutputParser:
+        return OutputParser(tokenizer, tools=[WEATHER] if tools else (), stops=stops, include_stop=include)
 
     whole = read(parser(), [text])
     assert read(parser(), cuts(text, places)) == whole
@@ -278,7 +278,7 @@ def test_tokens_are_read_with_think_tags_as_special_tokens_or_as_text(tokenizer:
     assert ("<think>" in used.special_tokens) == special_tags
     text = f"<think>\n天下<｜User｜>\n</think>\n\nSee é.{BEGIN}{V3_CALL}{END}"
     for prompt, answer in (("<｜Assistant｜>", text), ("<｜Assistant｜><think>\n", text.removeprefix("<think>\n"))):
-        parser = AnswerParser(used, as_ids(used, prompt), tools=[WEATHER])
+        parser = OutputParser(used, as_ids(used, prompt), tools=[WEATHER])
         assert parser.thinking == prompt.endswith("\n")
         deltas = [delta for token in as_ids(used, answer) for delta in parser.push_token(token)] + parser.flush()
         call = ToolCall("weather", '{"city": "Ulm"}')
@@ -287,13 +287,13 @@ def test_tokens_are_read_with_think_tags_as_special_tokens_or_as_text(tokenizer:
 
 def test_without_tools_their_markers_are_hidden_and_a_plain_text_is_left_alone(tokenizer: Tokenizer) -> None:
     ids = as_ids(tokenizer, f"<think>so</think>{BEGIN}x{END}")
-    chat, text = AnswerParser(tokenizer), AnswerParser(tokenizer, as_ids(tokenizer, "<think>"), plain=True)
+    chat, text = OutputParser(tokenizer), OutputParser(tokenizer, as_ids(tokenizer, "<think>"), plain=True)
     assert joined([d for i in ids for d in chat.push_token(i)] + chat.flush()) == [("thinking", "so"), ("content", "x")]
     assert joined([d for i in ids for d in text.push_token(i)] + text.flush()) == [("content", "sox")]
 
 
 def test_stop_strings_act_on_the_content_alone(tokenizer: Tokenizer) -> None:
-    parser = AnswerParser(tokenizer, tools=[WEATHER], stops=["Ulm"])
+    parser = OutputParser(tokenizer, tools=[WEATHER], stops=["Ulm"])
     deltas = parser.push(f"<think>Ulm?</think>In {HERMES_CALL.replace('Köln', 'Ulm')} Ulm it rains")
     assert [d.text or d.channel for d in deltas] == ["Ulm?", "In ", "tool_call"]
     assert parser.stopped == "Ulm"
@@ -301,7 +301,7 @@ def test_stop_strings_act_on_the_content_alone(tokenizer: Tokenizer) -> None:
 
 
 def test_an_unfinished_character_is_shown_as_such_at_the_end(tokenizer: Tokenizer) -> None:
-    parser = AnswerParser(tokenizer)
+    parser = OutputParser(tokenizer)
     ids = tokenizer.encode("\U0001f600")
     assert len(ids) == 4
     assert joined([d for i in ids[:2] for d in parser.push_token(i)] + parser.flush()) == [("content", "\ufffd")]

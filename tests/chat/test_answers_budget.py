@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.chat.answers.budget import ThinkingBudget, close_ids, tag_ids
+from fathom.chat.output.budget import ThinkingBudget, think_end_ids, think_tag_ids
 from fathom.errors import DataError, SpecError
 from fathom.tokenizer import Tokenizer
 
@@ -68,7 +68,7 @@ def test_the_closing_tag_is_forced_token_by_token_and_the_rest_handed_over(used:
         (only,) = allowed(budget, used.vocab_size) or []
         closing.append(only)
         budget.accept(only)
-    assert tuple(closing) == close_ids(used)
+    assert tuple(closing) == think_end_ids(used)
     assert used.decode(closing, skip_special=False) == "</think>"
     assert allowed(budget, used.vocab_size) == [7]
     budget.accept(7)
@@ -80,7 +80,7 @@ def test_the_closing_tag_is_forced_token_by_token_and_the_rest_handed_over(used:
 def test_a_model_that_closes_by_itself_is_handed_over_at_once(used: Tokenizer) -> None:
     inner = Only()
     budget = ThinkingBudget(used, 100, True, inner)
-    for token in tag_ids(used, "so\n</think>"):
+    for token in think_tag_ids(used, "so\n</think>"):
         assert allowed(budget, used.vocab_size) is None
         budget.accept(token)
     assert allowed(budget, used.vocab_size) == [7]
@@ -89,13 +89,13 @@ def test_a_model_that_closes_by_itself_is_handed_over_at_once(used: Tokenizer) -
 
 def test_an_answer_may_open_its_reasoning_itself(used: Tokenizer) -> None:
     budget = ThinkingBudget(used, 1, False)
-    for token in tag_ids(used, "\n<think>"):
+    for token in think_tag_ids(used, "\n<think>"):
         assert allowed(budget, used.vocab_size) is None
         budget.accept(token)
     budget.accept(used.encode("a")[0])
-    assert allowed(budget, used.vocab_size) == [close_ids(used)[0]]
+    assert allowed(budget, used.vocab_size) == [think_end_ids(used)[0]]
     plain = ThinkingBudget(used, 0, False)
-    for token in tag_ids(used, "No <think>"):
+    for token in think_tag_ids(used, "No <think>"):
         plain.accept(token)
         assert allowed(plain, used.vocab_size) is None
     strict = ThinkingBudget(used, 0, False, Only())
@@ -107,7 +107,7 @@ def test_copies_go_their_own_way(used: Tokenizer) -> None:
     other = budget.copy()
     other.accept(used.encode("a")[0])
     assert allowed(budget, used.vocab_size) is None
-    assert allowed(other, used.vocab_size) == [close_ids(used)[0]]
+    assert allowed(other, used.vocab_size) == [think_end_ids(used)[0]]
     while other.thinking:
         other.accept((allowed(other, used.vocab_size) or [0])[0])
     third = other.copy()
@@ -120,8 +120,8 @@ def test_copies_go_their_own_way(used: Tokenizer) -> None:
 def test_what_may_not_come_is_refused(used: Tokenizer) -> None:
     budget = ThinkingBudget(used, 0, True)
     with pytest.raises(DataError, match="the budget for thinking is spent"):
-        budget.accept(close_ids(used)[0] + 1)
-    assert allowed(budget, used.vocab_size) == [close_ids(used)[0]]
+        budget.accept(think_end_ids(used)[0] + 1)
+    assert allowed(budget, used.vocab_size) == [think_end_ids(used)[0]]
     with pytest.raises(SpecError, match="thinking_budget: must not be negative"):
         ThinkingBudget(used, -1, True)
 

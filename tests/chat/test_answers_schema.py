@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.chat.answers import validate_arguments
+from fathom.chat.output import validate_arguments
 
 WEATHER = {
     "type": "object",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.ahead import read_ahead
+from fathom.checkpoint.read_ahead import read_ahead
 
 SIZES = [40, 8, 8, 400, 4, 80, 80, 80, 12]
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fathom.checkpoint.hf import PublishedCheckpoint, load_published, save_published
+from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf
 from fathom.checkpoint.tensorfile import TensorFileWriter
 from fathom.errors import CheckpointError, ResourceError, SpecError
 from fathom.model import build
-from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, Router
+from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, RouterSpec
 
 SPEC = ModelSpec(
     name="small",
@@ -27,7 +27,7 @@ SPEC = ModelSpec(
     attention=GroupedQueryAttention(num_heads=2, num_kv_heads=1, head_dim=4),
     max_position_embeddings=32,
     moe=MixtureOfExperts(
-        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=6, router=Router(normalize=True)
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=6, router=RouterSpec(normalize=True)
     ),
 )
 
@@ -38,12 +38,12 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return save_published(tmp_path / "model", SPEC, state())
+    return save_hf(tmp_path / "model", SPEC, state())
 
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    return save_published(tmp_path / "sharded", SPEC, state(), max_shard_bytes=1500)
+    return save_hf(tmp_path / "sharded", SPEC, state(), max_shard_bytes=1500)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -57,7 +57,7 @@ def edit_config(directory: Path, **fields: Any) -> None:
 
 def test_one_file_and_many_hold_the_same(saved: Path, sharded: Path) -> None:
     for directory in (saved, sharded):
-        spec, tensors = load_published(directory)
+        spec, tensors = load_hf(directory)
         assert spec == SPEC
         assert same(tensors, state())
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
@@ -74,7 +74,7 @@ def test_one_file_and_many_hold_the_same(saved: Path, sharded: Path) -> None:
 
 
 def test_streaming_reads_headers_first_and_tensors_one_by_one(sharded: Path) -> None:
-    published = PublishedCheckpoint.open(sharded)
+    published = HFCheckpoint.open(sharded)
     assert published.shapes["model.layers.0.block_sparse_moe.experts.3.w2.weight"] == (8, 6)
     stream = published.stream()
     assert next(stream)[0] == "embed_tokens.weight"
@@ -84,8 +84,8 @@ def test_streaming_reads_headers_first_and_tensors_one_by_one(sharded: Path) -> 
 
 def test_unknown_harmless_fields_come_back(saved: Path, tmp_path: Path) -> None:
     edit_config(saved, transformers_version="4.33.1", router_aux_loss_coef=0.02, use_cache=False)
-    published = PublishedCheckpoint.open(saved)
-    save_published(tmp_path / "again", published.spec, dict(published.stream()), carried=published.carried)
+    published = HFCheckpoint.open(saved)
+    save_hf(tmp_path / "again", published.spec, dict(published.stream()), carried=published.carried)
     config = json.loads((tmp_path / "again/config.json").read_text())
     assert (config["transformers_version"], config["router_aux_loss_coef"], config["use_cache"]) == (
         "4.33.1",
@@ -96,23 +96,23 @@ def test_unknown_harmless_fields_come_back(saved: Path, tmp_path: Path) -> None:
 
 def test_the_config_names_the_type_and_quantization_of_these_weights(saved: Path, tmp_path: Path) -> None:
     edit_config(saved, dtype="float8_e4m3fn", quantization_config={"quant_method": "fp8"})
-    published = PublishedCheckpoint.open(saved)
+    published = HFCheckpoint.open(saved)
     half = {name: tensor.bfloat16() for name, tensor in published.stream()}
-    save_published(tmp_path / "half", published.spec, half, carried=published.carried)
+    save_hf(tmp_path / "half", published.spec, half, carried=published.carried)
     config = json.loads((tmp_path / "half/config.json").read_text())
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
     assert "quantization_config" not in config
-    assert load_published(tmp_path / "half")[1]["norm.weight"].dtype == torch.bfloat16
+    assert load_hf(tmp_path / "half")[1]["norm.weight"].dtype == torch.bfloat16
 
 
 def test_tokenizer_files_travel(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.json; name the directory"):
-        save_published(tmp_path / "out", SPEC, state(), tokenizer=tokenizer)
+        save_hf(tmp_path / "out", SPEC, state(), tokenizer=tokenizer)
     for name in ("tokenizer.json", "tokenizer_config.json", "notes.txt"):
         (tokenizer / name).write_text(name)
-    out = save_published(tmp_path / "out", SPEC, state(), tokenizer=tokenizer)
+    out = save_hf(tmp_path / "out", SPEC, state(), tokenizer=tokenizer)
     files = {path.name for path in out.iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert (out / "tokenizer.json").read_text() == "tokenizer.json"
@@ -123,7 +123,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
 ) -> None:
     before = (saved / "model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="already exists; choose a new directory"):
-        save_published(saved, SPEC, state())
+        save_hf(saved, SPEC, state())
     assert (saved / "model.safetensors").read_bytes() == before
 
     def full(*_: object, **__: object) -> int:
@@ -131,21 +131,21 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
 
     monkeypatch.setattr(TensorFileWriter, "write", full)
     with pytest.raises(ResourceError, match=r"not written \(.*No space left on device\); free disk space"):
-        save_published(tmp_path / "other", SPEC, state())
+        save_hf(tmp_path / "other", SPEC, state())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="not written"):
-        save_published(tmp_path / "file" / "model", SPEC, state())
+        save_hf(tmp_path / "file" / "model", SPEC, state())
 
 
 def test_a_partial_state_is_not_exported(tmp_path: Path) -> None:
     partial = state()
     del partial["layers.1.mlp.experts.down_proj"]
     with pytest.raises(CheckpointError, match=r"1 missing \(layers.1.mlp.experts.down_proj\)"):
-        save_published(tmp_path / "model", SPEC, partial)
+        save_hf(tmp_path / "model", SPEC, partial)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,38 +155,38 @@ def test_files_are_readable_by_others_as_the_umask_says(saved: Path) -> None:
 
 def test_missing_things_are_named(saved: Path, sharded: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such directory; check the path"):
-        load_published(tmp_path / "nowhere")
+        load_hf(tmp_path / "nowhere")
     (saved / "config.json").rename(saved / "kept.json")
     with pytest.raises(CheckpointError, match=r"config.json: is missing"):
-        load_published(saved)
+        load_hf(saved)
     (saved / "kept.json").rename(saved / "config.json")
     (saved / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds neither model.safetensors nor"):
-        load_published(saved)
+        load_hf(saved)
     (saved / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="pickled weights, which are never read"):
-        load_published(saved)
+        load_hf(saved)
     for path in sorted(sharded.glob("*.safetensors"))[:2]:
         path.unlink()
     with pytest.raises(CheckpointError, match=r"2 files of the index are missing \(model-00001-of"):
-        load_published(sharded)
+        load_hf(sharded)
 
 
 def test_damaged_files_are_named(saved: Path, sharded: Path) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read .*download the file again"):
-        load_published(saved)
+        load_hf(saved)
     (saved / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: cannot be read"):
-        load_published(saved)
+        load_hf(saved)
     (saved / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config.json: is no JSON object"):
-        load_published(saved)
+        load_hf(saved)
     first, second = sorted(sharded.glob("*.safetensors"))[:2]
     shutil.copy(second, first)
     with pytest.raises(CheckpointError, match=r"model-00001-of-.*: lacks model.embed_tokens.weight, which"):
-        load_published(sharded)
+        load_hf(sharded)
 
 
 def test_an_index_may_not_point_elsewhere(sharded: Path, tmp_path: Path) -> None:
@@ -196,25 +196,25 @@ def test_an_index_may_not_point_elsewhere(sharded: Path, tmp_path: Path) -> None
     content["weight_map"]["model.norm.weight"] = "../outside.safetensors"
     index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"1 files? of the index (is|are) missing \(../outside.safetensors\)"):
-        load_published(sharded)
+        load_hf(sharded)
     index.write_text(json.dumps({"metadata": {}}))
     with pytest.raises(CheckpointError, match="has no weight_map"):
-        load_published(sharded)
+        load_hf(sharded)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused_before_reading(saved: Path) -> None:
     edit_config(saved, num_local_experts=5)
     with pytest.raises(CheckpointError) as caught:
-        load_published(saved)
+        load_hf(saved)
     assert "6 missing (model.layers.0.block_sparse_moe.experts.4.w1.weight" in str(caught.value)
     assert "2 of another shape" in str(caught.value)
     edit_config(saved, num_local_experts=4, model_type="gpt2")
     with pytest.raises(SpecError, match="gpt2"):
-        load_published(saved)
+        load_hf(saved)
 
 
 def test_unexpected_tensors_are_refused(saved: Path) -> None:
     path = saved / "model.safetensors"
     save_file(load_file(path) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(8)}, path)
     with pytest.raises(CheckpointError, match=r"1 unexpected \(model.layers.0.self_attn.q_proj.bias\)"):
-        load_published(saved)
+        load_hf(saved)

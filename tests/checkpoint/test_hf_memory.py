@@ -36,7 +36,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from fathom.checkpoint.hf import PublishedCheckpoint, write_hf
+from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.weights import fill
 from fathom.model import build
 
@@ -45,7 +45,7 @@ def status(field):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 torch.ones(512, 512) @ torch.ones(512, 512)
-source = PublishedCheckpoint.open(Path(sys.argv[1]))
+source = HFCheckpoint.open(Path(sys.argv[1]))
 what, destination = sys.argv[2], 0
 before = status("VmRSS")
 if what == "load":

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fathom.checkpoint.hf import PublishedCheckpoint, load_published, save_published, write_hf
+from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf, write_hf
 from fathom.checkpoint.names import parameter_shapes
 from fathom.errors import CheckpointError, SpecError
 from fathom.spec import ModelSpec
@@ -57,7 +57,7 @@ def publish(directory: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     """Write what a release holds, the config as it is; return our tensors."""
     spec = spec_from_hf(config).spec
     state = random_state(spec)
-    save_published(directory, spec, state)
+    save_hf(directory, spec, state)
     (directory / "config.json").write_text(json.dumps(config))
     return state
 
@@ -81,7 +81,7 @@ def test_a_release_is_read_and_written_back_letter_for_letter(name: str, extra: 
     config = released(name) | extra
     dtype = "fp8" if "quantization_config" in config else None
     state = publish(tmp_path / "model", config)
-    source = PublishedCheckpoint.open(tmp_path / "model")
+    source = HFCheckpoint.open(tmp_path / "model")
     assert dict(source.dtypes) == dict.fromkeys(state, torch.bfloat16)
     found = dict(source.stream())
     assert list(found) == list(state)
@@ -105,7 +105,7 @@ def test_ropes_are_read_in_every_spelling(name: str, tmp_path: Path) -> None:
     ropes = []
     for index, spelling in enumerate(spellings):
         publish(tmp_path / str(index), config | spelling)
-        ropes.append(PublishedCheckpoint.open(tmp_path / str(index)).spec.rope)
+        ropes.append(HFCheckpoint.open(tmp_path / str(index)).spec.rope)
     assert ropes == [ropes[0]] * 4
     assert ropes[0].scaling is not None
 
@@ -117,23 +117,23 @@ def test_prediction_modules_that_are_all_absent_are_done_without(promise: dict[s
     del config["num_nextn_predict_layers"]
     publish(tmp_path / "model", config | {"num_nextn_predict_layers": 0})
     (tmp_path / "model/config.json").write_text(json.dumps(config | promise))
-    source = PublishedCheckpoint.open(tmp_path / "model")
+    source = HFCheckpoint.open(tmp_path / "model")
     assert source.spec.num_nextn_predict_layers == 0
     assert not any(name.startswith("mtp") for name, _ in source.stream())
     write_hf(tmp_path / "again", source, carried=source.carried, dtype="fp8")
     assert config_of(tmp_path / "again") == config | promise
-    assert PublishedCheckpoint.open(tmp_path / "again").spec == source.spec
+    assert HFCheckpoint.open(tmp_path / "again").spec == source.spec
 
 
 def test_prediction_modules_that_are_half_there_are_a_fault(tmp_path: Path) -> None:
     publish(tmp_path / "model", released("deepseek-v3"))
     path = tmp_path / "model/model.safetensors"
     tensors = load_file(path)
-    assert PublishedCheckpoint.open(tmp_path / "model").spec.num_nextn_predict_layers == 1
+    assert HFCheckpoint.open(tmp_path / "model").spec.num_nextn_predict_layers == 1
     del tensors["model.layers.4.eh_proj.weight"]
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"model: the checkpoint does not fit .* 1 missing \(model.layers.4.eh_p"):
-        PublishedCheckpoint.open(tmp_path / "model")
+        HFCheckpoint.open(tmp_path / "model")
 
 
 def test_faults_of_a_config_name_its_file_and_field(tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_faults_of_a_config_name_its_file_and_field(tmp_path: Path) -> None:
     for problem, fields in bad.items():
         path.write_text(json.dumps(good | fields))
         with pytest.raises(SpecError) as caught:
-            load_published(tmp_path / "model")
+            load_hf(tmp_path / "model")
         assert str(caught.value).startswith(f"{path}: {problem}")
         assert "\n" not in str(caught.value)
     for text in ("", "null", "3", "[" * 100_000):
         path.write_text(text)
         with pytest.raises(CheckpointError) as unread:
-            load_published(tmp_path / "model")
+            load_hf(tmp_path / "model")
         assert str(unread.value).startswith(f"{path}: ")
         assert "\n" not in str(unread.value)
 
@@ -180,7 +180,7 @@ def test_every_end_that_is_named_ends(in_config: Any, in_generation: Any, found:
     tokenizer = train_bpe(["some words to train on"], vocab_size=300)
     tokenizer.save(tmp_path / "model")
     assert tokenizer.eos_id == 1
-    assert PublishedCheckpoint.open(tmp_path / "model").eos_ids == found
+    assert HFCheckpoint.open(tmp_path / "model").eos_ids == found
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_every_end_that_is_named_ends(in_config: Any, in_generation: Any, found:
 def test_other_quantizations_are_refused_by_name(quantization: Any, problem: str, tmp_path: Path) -> None:
     publish(tmp_path / "model", released("deepseek-v2") | {"quantization_config": quantization})
     with pytest.raises(CheckpointError, match=problem):
-        PublishedCheckpoint.open(tmp_path / "model")
+        HFCheckpoint.open(tmp_path / "model")
 
 
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2, dtype=torch.int64)
     save_file(tensors, path)
-    PublishedCheckpoint.open(tmp_path / "model")
+    HFCheckpoint.open(tmp_path / "model")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"model.norm.weight: is I8, which is not read as a weight"):
-        PublishedCheckpoint.open(tmp_path / "model")
+        HFCheckpoint.open(tmp_path / "model")

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fathom.checkpoint import fp8
-from fathom.checkpoint.hf import PublishedCheckpoint, write_hf
+from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.write import plan_weights
-from fathom.checkpoint.names import parameter_shapes, to_published
+from fathom.checkpoint.names import parameter_shapes, to_hf
 from fathom.checkpoint.tensorfile import TensorFile
-from fathom.checkpoint.weights import StateWeights, fill
+from fathom.checkpoint.weights import StateWeights, load_weights
 from fathom.errors import CheckpointError, ResourceError, SpecError
 from fathom.families import preset
 from fathom.model import build
-from fathom.spec import GroupedQueryAttention, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, Router
+from fathom.spec import GroupedQueryAttention, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, RouterSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.training import train_bpe
 
@@ -45,7 +45,7 @@ V3 = ModelSpec(
         num_experts_per_tok=2,
         moe_intermediate_size=136,
         n_shared_experts=1,
-        router=Router(
+        router=RouterSpec(
             score="sigmoid",
             select=GroupLimited(n_group=2, topk_group=1, group_score="top2_sum"),
             selection_bias=True,
@@ -98,7 +98,7 @@ def stored(directory: Path) -> dict[str, Tensor]:
 
 def test_types_are_kept_where_none_is_asked_for(tmp_path: Path) -> None:
     write_hf(tmp_path / "model", Source(V3))
-    expected = to_published(V3, Source(V3).state())
+    expected = to_hf(V3, Source(V3).state())
     found = stored(tmp_path / "model")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -106,7 +106,7 @@ def test_types_are_kept_where_none_is_asked_for(tmp_path: Path) -> None:
         name for name in expected if ".gate." in name
     }
     assert config_of(tmp_path / "model")["torch_dtype"] == "bfloat16"
-    again = PublishedCheckpoint.open(tmp_path / "model")
+    again = HFCheckpoint.open(tmp_path / "model")
     assert again.dtypes == Source(V3).dtypes
     state = Source(V3).state()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.stream())
@@ -115,7 +115,7 @@ def test_types_are_kept_where_none_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_a_type_is_given_to_all_but_the_selection_bias(dtype: torch.dtype, tmp_path: Path) -> None:
     write_hf(tmp_path / "model", Source(V3, torch.float32), dtype=dtype)
-    expected = to_published(V3, Source(V3, torch.float32).state())
+    expected = to_hf(V3, Source(V3, torch.float32).state())
     for name, tensor in stored(tmp_path / "model").items():
         assert torch.equal(tensor, expected[name].to(torch.float32 if "e_score" in name else dtype)), name
     assert config_of(tmp_path / "model")["torch_dtype"] == str(dtype).removeprefix("torch.")
@@ -170,7 +170,7 @@ def test_fp8_is_read_back_as_bfloat16_to_within_half_a_step(tmp_path: Path) -> N
     placed = config_of(tmp_path / "model", "model.safetensors.index.json")["weight_map"]
     assert len(set(placed.values())) > 2
     assert all(placed[name] == placed[f"{name}_scale_inv"] for name in placed if f"{name}_scale_inv" in placed)
-    source = PublishedCheckpoint.open(tmp_path / "model")
+    source = HFCheckpoint.open(tmp_path / "model")
     assert {entry.kind for entry in source.stored} == {"F8_E4M3", "F32", "BF16"}
     original, found = Source(V3).state(), dict(source.stream())
     assert {name: tensor.dtype for name, tensor in found.items()} == source.dtypes
@@ -200,7 +200,7 @@ def test_scales_in_powers_of_two_are_read_and_not_claimed_when_written(tmp_path:
     config = config_of(tmp_path / "model")
     config["quantization_config"]["scale_fmt"] = "ue8m0"
     (tmp_path / "model/config.json").write_text(json.dumps(config))
-    source = PublishedCheckpoint.open(tmp_path / "model")
+    source = HFCheckpoint.open(tmp_path / "model")
     name = "model.layers.0.mlp.down_proj.weight"
     expected = fp8.dequantize(tensors[name], tensors[f"{name}_scale_inv"])
     assert torch.equal(dict(source.stream())["layers.0.mlp.down_proj.weight"], expected)
@@ -226,7 +226,7 @@ def test_scales_that_do_not_fit_are_faults(tmp_path: Path) -> None:
     for problem, tensors in cases.items():
         save_file(tensors, path)
         with pytest.raises(CheckpointError, match=f"model: .*{problem}"):
-            PublishedCheckpoint.open(tmp_path / "model")
+            HFCheckpoint.open(tmp_path / "model")
 
 
 def test_what_is_not_finite_cannot_become_fp8(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_one_tensor_of_ours_is_alive_at_a_time(tmp_path: Path) -> None:
 def test_filling_a_model_lets_each_tensor_go_before_the_next_is_made() -> None:
     source = Source(V3)
     model = build(V3, seed=None)
-    fill(model, source)
+    load_weights(model, source)
     assert source.most == 1
     state = Source(V3).state()
     assert all(torch.equal(tensor, state[name].float()) for name, tensor in model.state_dict().items())
@@ -344,12 +344,12 @@ def test_generation_settings_name_every_end(tokenizer: Tokenizer, tmp_path: Path
         "bos_token_id": 5,
         "eos_token_id": [8, 9],
     }
-    assert PublishedCheckpoint.open(tmp_path / "carried").eos_ids == {7, 8, 9}
+    assert HFCheckpoint.open(tmp_path / "carried").eos_ids == {7, 8, 9}
 
 
 def test_a_tokenizer_is_written_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_hf(tmp_path / "model", Source(DENSE), tokenizer=tokenizer)
-    found = PublishedCheckpoint.open(tmp_path / "model").tokenizer()
+    found = HFCheckpoint.open(tmp_path / "model").tokenizer()
     assert found is not None
     assert found.fingerprint == tokenizer.fingerprint
     assert found.chat_template == tokenizer.chat_template

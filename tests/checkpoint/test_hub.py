@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fathom.checkpoint.hf import PublishedCheckpoint, save_published
+from fathom.checkpoint.hf import HFCheckpoint, save_hf
 from fathom.checkpoint.hub import fetch_model
 from fathom.errors import CheckpointError, ResourceError
 from fathom.model import build
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    published = save_published(tmp_path / "published", SPEC, build(SPEC, seed=1).state_dict(), max_shard_bytes=2000)
+    published = save_hf(tmp_path / "published", SPEC, build(SPEC, seed=1).state_dict(), max_shard_bytes=2000)
     files = {path.name: path.read_bytes() for path in published.iterdir()}
     files |= {
         "pytorch_model.bin": b"a pickle",
@@ -121,7 +121,7 @@ def test_weights_and_what_describes_them_are_fetched_and_nothing_else(hub: Hub, 
         "chat_template.jinja",
     }
     assert {path.name for path in directory.iterdir()} == set(hub.sent) == wanted
-    source = PublishedCheckpoint.open(directory)
+    source = HFCheckpoint.open(directory)
     expected = build(SPEC, seed=1).state_dict()
     assert source.spec == SPEC
     assert all(torch.equal(tensor, expected[name]) for name, tensor in source.stream())

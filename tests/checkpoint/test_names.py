@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.names import (
-    from_published,
+    from_hf,
     name_table,
     parameter_shapes,
-    stream_from_published,
-    stream_to_published,
-    to_published,
+    stream_from_hf,
+    stream_to_hf,
+    to_hf,
 )
 from fathom.errors import CheckpointError
 from fathom.families import PRESETS, preset
@@ -29,13 +29,13 @@ from fathom.spec import (
     LatentAttention,
     MixtureOfExperts,
     ModelSpec,
-    Router,
+    RouterSpec,
 )
 
 GQA = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=4)
 MLA = LatentAttention(num_heads=2, kv_lora_rank=6, q_lora_rank=10, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=3)
 MOE = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=3, n_shared_experts=2)
-SIGMOID = Router(
+SIGMOID = RouterSpec(
     score="sigmoid",
     select=GroupLimited(n_group=2, topk_group=1, group_score="top2_sum"),
     selection_bias=True,
@@ -107,8 +107,8 @@ def test_shapes_from_the_spec_are_those_of_the_decoder(small: ModelSpec) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ours_to_theirs_to_ours_is_bit_for_bit(small: ModelSpec, dtype: torch.dtype) -> None:
     state = random_state(small, dtype)
-    published = to_published(small, state)
-    back = from_published(small, published)
+    published = to_hf(small, state)
+    back = from_hf(small, published)
     assert list(back) == list(state)
     assert all(torch.equal(back[name], state[name]) and back[name].dtype == dtype for name in state)
 
@@ -116,9 +116,9 @@ def test_ours_to_theirs_to_ours_is_bit_for_bit(small: ModelSpec, dtype: torch.dt
 @each_spec
 def test_the_table_is_a_bijection(small: ModelSpec) -> None:
     table = name_table(small)
-    published = [name for rule in table.rules for name in rule.names] + [copy.published for copy in table.copies]
+    published = [name for rule in table.rules for name in rule.names] + [copy.published for copy in table.duplicates]
     assert max(Counter(published).values()) == 1
-    assert shapes_of(to_published(small, random_state(small))) == table.published_shapes()
+    assert shapes_of(to_hf(small, random_state(small))) == table.hf_shapes()
     ours, theirs = parameter_shapes(small), {n: s for r in table.rules for n in r.names for s in [r.part_shape]}
     numbers = [sum(torch.Size(shape).numel() for shape in side.values()) for side in (ours, theirs)]
     assert numbers[0] == numbers[1]
@@ -129,8 +129,8 @@ def test_every_preset_is_a_bijection_of_names_and_shapes(name: str) -> None:
     big = preset(name)
     table = name_table(big)
     assert table.our_shapes() == parameter_shapes(big)
-    published = table.published_shapes()
-    table.check_published(published)
+    published = table.hf_shapes()
+    table.check_hf(published)
     names = [published_name for rule in table.rules for published_name in rule.names]
     assert len(names) == len(set(names))
     for rule in table.rules:
@@ -147,9 +147,9 @@ def test_shapes_of_big_models_are_those_of_the_decoder(name: str) -> None:
 def test_big_models_convert_both_ways_without_weights(name: str) -> None:
     big = preset(name)
     state = {n: torch.empty(s, device="meta") for n, s in parameter_shapes(big).items()}
-    published = to_published(big, state)
-    assert shapes_of(published) == name_table(big).published_shapes()
-    assert shapes_of(from_published(big, published)) == parameter_shapes(big)
+    published = to_hf(big, state)
+    assert shapes_of(published) == name_table(big).hf_shapes()
+    assert shapes_of(from_hf(big, published)) == parameter_shapes(big)
 
 
 def test_sizes_of_released_checkpoints() -> None:
@@ -157,13 +157,13 @@ def test_sizes_of_released_checkpoints() -> None:
     lite = 3 + 27 * 7 + 3 + 26 * (1 + 3 + 64 * 3)
     counts = {"deepseek-llm-7b": 273, "mixtral-8x7b": 3 + 32 * (6 + 1 + 24), "deepseek-v2-lite": lite}
     for name, count in counts.items():
-        assert len(name_table(preset(name)).published_shapes()) == count
+        assert len(name_table(preset(name)).hf_shapes()) == count
 
 
 def test_llama_writes_gate_before_up() -> None:
     small = SPECS["llama with biases"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     prefix = "model.layers.1.mlp"
     assert torch.equal(published[f"{prefix}.gate_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][:12])
     assert torch.equal(published[f"{prefix}.up_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][12:])
@@ -176,7 +176,7 @@ def test_llama_writes_gate_before_up() -> None:
 def test_mixtral_writes_w1_w3_w2_under_block_sparse_moe() -> None:
     small = SPECS["mixtral"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     inside = {n.removeprefix("model.layers.1.") for n in published if n.startswith("model.layers.1.")}
     experts = {f"block_sparse_moe.experts.{e}.w{w}.weight" for e in range(4) for w in (1, 2, 3)}
     attention = {f"self_attn.{p}_proj.weight" for p in "qkvo"}
@@ -192,7 +192,7 @@ def test_mixtral_writes_w1_w3_w2_under_block_sparse_moe() -> None:
 def test_deepseek_v3_writes_multi_token_prediction_as_further_layers() -> None:
     small = SPECS["deepseek_v3"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     inside = {n.removeprefix("model.layers.3.") for n in published if n.startswith("model.layers.3.")}
     experts = {f"mlp.experts.{e}.{p}_proj.weight" for e in range(4) for p in ("gate", "up", "down")}
     shared = {f"mlp.shared_experts.{p}_proj.weight" for p in ("gate", "up", "down")}
@@ -221,34 +221,34 @@ def test_deepseek_v3_writes_multi_token_prediction_as_further_layers() -> None:
 def test_repeats_may_be_absent_but_must_not_differ() -> None:
     small = SPECS["deepseek_v3"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     bare = {n: t for n, t in published.items() if not n.endswith(("layers.2.embed_tokens.weight", "head.head.weight"))}
     assert len(bare) == len(published) - 3
-    assert from_published(small, bare).keys() == state.keys()
+    assert from_hf(small, bare).keys() == state.keys()
     published["model.layers.3.shared_head.head.weight"] = state["lm_head.weight"] + 1
     with pytest.raises(CheckpointError, match=r"layers.3.shared_head.head.weight: differs from lm_head.weight"):
-        from_published(small, published)
+        from_hf(small, published)
 
 
 def test_a_tied_head_is_not_written_and_is_dropped_when_read() -> None:
     small = SPECS["qwen2"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     assert "lm_head.weight" not in published
     stored_twice = published | {"lm_head.weight": state["embed_tokens.weight"].clone()}
-    assert from_published(small, stored_twice).keys() == state.keys()
+    assert from_hf(small, stored_twice).keys() == state.keys()
     with pytest.raises(CheckpointError, match=r"lm_head.weight: differs from model.embed_tokens.weight"):
-        from_published(small, published | {"lm_head.weight": torch.zeros(20, 8)})
+        from_hf(small, published | {"lm_head.weight": torch.zeros(20, 8)})
 
 
 def test_all_faults_of_a_checkpoint_are_listed_at_once() -> None:
     small = SPECS["deepseek_v2"]
-    published = to_published(small, random_state(small))
+    published = to_hf(small, random_state(small))
     del published["model.layers.1.mlp.experts.3.up_proj.weight"]
     published["model.layers.1.mlp.experts.4.up_proj.weight"] = torch.zeros(3, 8)
     published["model.norm.weight"] = torch.zeros(9)
     with pytest.raises(CheckpointError) as caught:
-        from_published(small, published)
+        from_hf(small, published)
     message = str(caught.value)
     assert "1 missing (model.layers.1.mlp.experts.3.up_proj.weight)" in message
     assert "1 unexpected (model.layers.1.mlp.experts.4.up_proj.weight)" in message
@@ -260,9 +260,9 @@ def test_a_long_list_of_faults_is_cut_short_but_counted() -> None:
     experts = dataclasses.replace(MOE, n_routed_experts=200)
     small = spec("deepseek_v2", attention=MLA, moe=experts)
     with pytest.raises(CheckpointError) as caught:
-        from_published(small, {})
+        from_hf(small, {})
     message = str(caught.value)
-    count = len(name_table(small).published_shapes())
+    count = len(name_table(small).hf_shapes())
     assert count > 1200
     assert f"{count} missing" in message
     assert f"and {count - 20} more" in message
@@ -276,25 +276,25 @@ def test_faults_of_our_own_state_are_listed_too() -> None:
     del state["norm.weight"]
     state["layers.0.mlp.gate_up_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(CheckpointError, match=r"1 missing \(norm.weight\), 1 of another shape \(layers.0.mlp.gate_up"):
-        to_published(small, state)
+        to_hf(small, state)
 
 
 def test_the_remedy_names_what_is_wrong() -> None:
     small = SPECS["deepseek_v3"]
-    published = to_published(small, random_state(small))
+    published = to_hf(small, random_state(small))
     without_mtp = {n: t for n, t in published.items() if not n.startswith(("model.layers.2.", "model.layers.3."))}
     with pytest.raises(CheckpointError, match="set num_nextn_predict_layers to 0"):
-        from_published(small, without_mtp)
+        from_hf(small, without_mtp)
     quantized = published | {"model.layers.0.self_attn.o_proj.weight_scale_inv": torch.ones(1, 1)}
     with pytest.raises(CheckpointError, match="scales go with FP8 weights"):
-        from_published(small, quantized)
+        from_hf(small, quantized)
 
 
 def test_stored_rotary_frequencies_are_ignored() -> None:
     small = SPECS["llama"]
     state = random_state(small)
-    published = to_published(small, state) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
-    assert from_published(small, published).keys() == state.keys()
+    published = to_hf(small, state) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    assert from_hf(small, published).keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def test_what_a_family_cannot_publish_is_refused(small: ModelSpec, nameless: str
 
 def test_one_tensor_at_a_time_is_read() -> None:
     small = SPECS["deepseek"]
-    published = to_published(small, random_state(small))
+    published = to_hf(small, random_state(small))
     read: list[str] = []
 
     def lookup(name: str) -> Tensor:
         read.append(name)
         return published[name]
 
-    stream = stream_from_published(small, shapes_of(published), lookup, lambda name: published[name].dtype)
+    stream = stream_from_hf(small, shapes_of(published), lookup, lambda name: published[name].dtype)
     ours, _ = next(stream)
     assert (ours, read) == ("embed_tokens.weight", ["model.embed_tokens.weight"])
     rest = dict(stream)
@@ -334,10 +334,10 @@ def test_one_tensor_at_a_time_is_read() -> None:
 def test_parts_of_different_types_become_the_type_that_holds_them_all(kinds: tuple[torch.dtype, torch.dtype]) -> None:
     small = SPECS["deepseek"]
     state = random_state(small)
-    published = to_published(small, state)
+    published = to_hf(small, state)
     for index, name in enumerate(sorted(published)):
         published[name] = published[name].to(kinds[index % 2])
-    found = from_published(small, published)
+    found = from_hf(small, published)
     for rule in name_table(small).rules:
         parts = [published[name] for name in rule.names]
         assert found[rule.ours].dtype == (torch.float32 if len({part.dtype for part in parts}) > 1 else parts[0].dtype)
@@ -354,7 +354,7 @@ def test_repeats_are_written_beside_what_they_repeat() -> None:
         looked_up.append(name)
         return state[name]
 
-    published = [name for name, _ in stream_to_published(small, shapes_of(state), lookup)]
+    published = [name for name, _ in stream_to_hf(small, shapes_of(state), lookup)]
     assert looked_up == list(state)
     first = published.index("model.embed_tokens.weight")
     assert published[first + 1 : first + 3] == [
@@ -367,7 +367,7 @@ def test_repeats_are_written_beside_what_they_repeat() -> None:
 def test_one_published_tensor_is_alive_beside_ours(name: str, largest: int) -> None:
     """Two where one repeats the other, which is ours."""
     small = SPECS[name]
-    published = to_published(small, random_state(small))
+    published = to_hf(small, random_state(small))
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -378,7 +378,7 @@ def test_one_published_tensor_is_alive_beside_ours(name: str, largest: int) -> N
         most = max(most, sum(reference() is not None for reference in alive))
         return tensor
 
-    for _, tensor in stream_from_published(small, shapes_of(published), lookup, lambda _: torch.float32):
+    for _, tensor in stream_from_hf(small, shapes_of(published), lookup, lambda _: torch.float32):
         alive.append(weakref.ref(tensor))
         del tensor
     assert most == largest

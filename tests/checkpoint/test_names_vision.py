@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fathom.checkpoint.names import from_published, name_table, parameter_shapes, to_published
+from fathom.checkpoint.names import from_hf, name_table, parameter_shapes, to_hf
 from fathom.errors import CheckpointError
 from fathom.model import build
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamSpec, SiglipSpec, VisionSpec
@@ -64,7 +64,7 @@ def test_shapes_are_those_of_the_decoder_in_its_order(spec: ModelSpec) -> None:
 @each_spec
 def test_the_table_is_a_bijection(spec: ModelSpec) -> None:
     table = name_table(spec)
-    names = [name for rule in table.rules for name in rule.names] + [copy.published for copy in table.copies]
+    names = [name for rule in table.rules for name in rule.names] + [copy.published for copy in table.duplicates]
     assert max(Counter(names).values()) == 1
     ours, theirs = parameter_shapes(spec), {n: s for r in table.rules for n in r.names for s in [r.part_shape]}
     numbers = [sum(torch.Size(shape).numel() for shape in side.values()) for side in (ours, theirs)]
@@ -74,19 +74,19 @@ def test_the_table_is_a_bijection(spec: ModelSpec) -> None:
 @each_spec
 def test_ours_to_theirs_to_ours_is_bit_for_bit(spec: ModelSpec) -> None:
     state = build(spec, seed=1, dtype=torch.bfloat16).state_dict()
-    back = from_published(spec, to_published(spec, state))
+    back = from_hf(spec, to_hf(spec, state))
     assert list(back) == list(state)
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
 def test_a_tensor_under_both_its_names_is_one_too_many() -> None:
     table = name_table(ONE)
-    shapes = table.published_shapes()
+    shapes = table.hf_shapes()
     old = {name.replace("model.vision_model.", "model.vision_model.vision_model."): s for name, s in shapes.items()}
     assert old.keys() != shapes.keys()
-    table.check_published(old)
+    table.check_hf(old)
     with pytest.raises(CheckpointError, match=r"1 unexpected \(model.vision_model.vision_model.post_layernorm.bias"):
-        table.check_published(shapes | {"model.vision_model.vision_model.post_layernorm.bias": (12,)})
+        table.check_hf(shapes | {"model.vision_model.vision_model.post_layernorm.bias": (12,)})
 
 
 def test_a_family_that_does_not_publish_towers_says_so() -> None:

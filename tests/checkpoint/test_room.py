@@ -9,15 +9,15 @@ import sys
 import pytest
 import torch
 
-from fathom.checkpoint.room import room
+from fathom.checkpoint.allocation import empty_cpu_tensor
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (5, 7), (3, 1024, 4096)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
 def test_a_tensor_of_that_shape_and_type_can_be_written(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    tensor = room(shape, dtype)
+    tensor = empty_cpu_tensor(shape, dtype)
     assert (tuple(tensor.shape), tensor.dtype, tensor.is_contiguous()) == (shape, dtype, True)
-    other = room(shape, dtype)
+    other = empty_cpu_tensor(shape, dtype)
     tensor.fill_(1)
     other.fill_(2)
     assert torch.all(tensor.float() == 1)
@@ -26,8 +26,8 @@ def test_a_tensor_of_that_shape_and_type_can_be_written(shape: tuple[int, ...], 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ru_maxrss in KiB")
 def test_memory_goes_with_the_tensor() -> None:
     gc.collect()
-    room((1 << 26,), torch.uint8).fill_(1)
+    empty_cpu_tensor((1 << 26,), torch.uint8).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(20):
-        room((1 << 26,), torch.uint8).fill_(1)
+        empty_cpu_tensor((1 << 26,), torch.uint8).fill_(1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17

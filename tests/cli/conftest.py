@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fathom.cli.main import guarded, make_app
-from fathom.pipeline.recipe import load_plan
+from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
 
 RECIPE = Path(__file__).parents[1] / "pipeline" / "tiny.toml"
@@ -76,6 +76,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
     """Return the directory of a finished run of the tiny recipe. Tests must not change it."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    ran = run(load_plan(RECIPE, text=[texts]), directory, cache_dir=directory / "unused")
+    ran = run(load_run_plan(RECIPE, text=[texts]), directory, cache_dir=directory / "unused")
     assert len(ran) == 9
     return directory

@@ -14,7 +14,7 @@ import fathom
 from fathom.cli import sampling
 from fathom.engine.request import Output
 from fathom.inference.chat_session import ChatStream
-from fathom.inference.preparation import ChatOptions, prepare_chat
+from fathom.inference.request_preparation import ChatOptions, prepare_chat
 from fathom.spec.sampling import TokenLogprob
 
 GREEDY = ("--temperature", "0", "--max-tokens", "24")

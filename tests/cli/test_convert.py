@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 import fathom
-from fathom.inference.opening import find_checkpoint, open_source
+from fathom.inference.loading import find_checkpoint, open_source
 from fathom.spec import SamplingParams
 
 PROMPT = "The river sees"

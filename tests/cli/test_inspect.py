@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from fathom.cli.inspect import size
-from fathom.inference.opening import find_checkpoint
+from fathom.inference.loading import find_checkpoint
 
 
 def test_a_run_is_described_in_plain_lines(finished: Path, call) -> None:

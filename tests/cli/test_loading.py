@@ -7,11 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from fathom.cli.loading import Loading
+from fathom.cli.load_progress import LoadProgress
 
 
 def test_a_pipe_hears_of_a_download_once_and_of_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    with Loading("tiny") as report:
+    with LoadProgress("tiny") as report:
         report("fetch", 0, 98_362_432, "bytes")
         report("fetch", 98_362_432, 98_362_432, "bytes")
         report("load", 1, 2, "bytes")
@@ -22,7 +22,7 @@ def test_a_pipe_hears_of_a_download_once_and_of_nothing_else(capsys: pytest.Capt
 
 def test_a_terminal_sees_each_stage_and_is_left_clean() -> None:
     screen = io.StringIO()
-    with Loading("tiny") as report:
+    with LoadProgress("tiny") as report:
         report.console = Console(file=screen, force_terminal=True, width=80)
         report("fetch", 0, 5_000_000, "bytes")
         report("load", 50, 100, "bytes")

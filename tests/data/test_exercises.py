@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fathom.data.corpus import build_corpus, read_documents
-from fathom.data.exercises import read_exercises
+from fathom.data.problem_documents import read_problem_documents
 from fathom.data.problems import open_problems
 from fathom.data.problems.split import held_out
 from fathom.errors import SpecError
@@ -20,7 +20,7 @@ SOURCE = ExerciseSource(name="sums", problems=(SUMS, BITS), count=41)
 
 
 def test_exercises_are_training_problems_of_all_sources_in_turn(tmp_path: Path) -> None:
-    documents = list(read_exercises(SOURCE, tmp_path))
+    documents = list(read_problem_documents(SOURCE, tmp_path))
     assert len(documents) == 41
     sums, bits = (open_problems(each).problems("train", 0, 21, seed=1) for each in (SUMS, BITS))
     assert [document.id for document in documents[:4]] == [sums[0].id, bits[0].id, sums[1].id, bits[1].id]
@@ -36,8 +36,8 @@ def test_a_text_that_shows_no_solution_needs_none(tmp_path: Path) -> None:
     source = ExerciseSource(
         name="own", problems=(FileProblems(path=str(file)),), count=1, texts=("{question} {answer}",)
     )
-    assert [document.text for document in read_exercises(source, tmp_path)] == ["{answer}? 7"]
-    assert not list(read_exercises(ExerciseSource(name="own", problems=source.problems, count=1), tmp_path))
+    assert [document.text for document in read_problem_documents(source, tmp_path)] == ["{answer}? 7"]
+    assert not list(read_problem_documents(ExerciseSource(name="own", problems=source.problems, count=1), tmp_path))
 
 
 def test_problems_that_differ_in_a_number_are_no_repetitions(tmp_path: Path) -> None:
@@ -57,13 +57,13 @@ def test_a_text_without_a_place_for_the_answer_is_refused() -> None:
 
 
 def test_a_page_holds_one_to_several_problems(tmp_path: Path) -> None:
-    single = [document.text for document in read_exercises(SOURCE, tmp_path)]
-    pages = [page.text for page in read_exercises(replace(SOURCE, per_page=4), tmp_path)]
+    single = [document.text for document in read_problem_documents(SOURCE, tmp_path)]
+    pages = [page.text for page in read_problem_documents(replace(SOURCE, problems_per_document=4), tmp_path)]
     assert "\n\n".join(pages) == "\n\n".join(single)
     assert {page.count("Question: ") for page in pages} == {1, 2, 3, 4}
-    assert pages == [page.text for page in read_exercises(replace(SOURCE, per_page=4), tmp_path)]
-    with pytest.raises(SpecError, match="per_page"):
-        replace(SOURCE, per_page=0)
+    assert pages == [page.text for page in read_problem_documents(replace(SOURCE, problems_per_document=4), tmp_path)]
+    with pytest.raises(SpecError, match="problems_per_document"):
+        replace(SOURCE, problems_per_document=0)
 
 
 def test_every_page_is_printed_in_one_of_the_manners(tmp_path: Path) -> None:
@@ -71,7 +71,9 @@ def test_every_page_is_printed_in_one_of_the_manners(tmp_path: Path) -> None:
         "Question: {question}\n{solution}\nAnswer: {answer}",
         "Pupil: {question} Teacher: {solution} So {answer}.",
     )
-    pages = [page.text for page in read_exercises(replace(SOURCE, texts=manners, per_page=3), tmp_path)]
+    pages = [
+        page.text for page in read_problem_documents(replace(SOURCE, texts=manners, problems_per_document=3), tmp_path)
+    ]
     asked = {page for page in pages if "Question: " in page}
     told = {page for page in pages if "Pupil: " in page}
     assert len(asked) > 1

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fathom.data.image_text import IGNORE_INDEX, ImageTextFile, ImageTextLoader
 from fathom.data.images import open_image, preprocess
-from fathom.data.pairs import IGNORED, ImageTextLoader, PairFile
-from fathom.data.pictures import SCENES, draw_pictures
+from fathom.data.synthetic_images import SCENES, write_synthetic_images
 from fathom.errors import DataError
 from fathom.spec.vision import SiglipSpec, VisionSpec
 from fathom.tokenizer import Tokenizer, special, train_bpe
@@ -46,7 +46,12 @@ def pairs(tmp_path: Path) -> Path:
 
 def loader(path: Path, tokenizer: Tokenizer, vision: VisionSpec, **settings: int) -> ImageTextLoader:
     return ImageTextLoader(
-        PairFile.open(path), None, tokenizer=tokenizer, vision=vision, sequence_length=LENGTH, **{"seed": 3} | settings
+        ImageTextFile.open(path),
+        None,
+        tokenizer=tokenizer,
+        vision=vision,
+        sequence_length=LENGTH,
+        **{"seed": 3} | settings,
     )
 
 
@@ -59,15 +64,15 @@ def test_a_row_is_image_prompt_text_and_end_and_only_the_text_is_learned(
     seen = set()
     for row, targets, pixels in zip(batch.tokens_BT1, batch.targets_BT, batch.images.low_ICHW, strict=True):
         ids = [i for i in row.tolist() if i != tokenizer.pad_id]
-        text = tokenizer.decode([i for i in targets.tolist() if i != IGNORED and i != tokenizer.eos_id])
+        text = tokenizer.decode([i for i in targets.tolist() if i != IGNORE_INDEX and i != tokenizer.eos_id])
         index = int(text.split()[0])
         prompt = tokenizer.encode(" What?") if index % 2 else []
         head = [*tokenizer.prefix_ids, *[vision.image_token_id] * 4, *prompt]
         answer = [*tokenizer.encode(f" {index} is red"), tokenizer.eos_id]
         assert ids == head + answer
-        learned = [int(t) for t in targets if t != IGNORED]
+        learned = [int(t) for t in targets if t != IGNORE_INDEX]
         assert learned == answer
-        assert [int(row[1 + i]) for i in range(LENGTH) if targets[i] != IGNORED] == answer
+        assert [int(row[1 + i]) for i in range(LENGTH) if targets[i] != IGNORE_INDEX] == answer
         expected = preprocess([open_image(pairs.parent / f"{index}.png")], vision).low_ICHW[0]
         assert torch.equal(pixels, expected)
         seen.add(index)
@@ -114,7 +119,7 @@ def test_batches_hold_pairs_or_text_in_the_share_asked_for_after_a_rise(
 ) -> None:
     text = Text()
     mixed = ImageTextLoader(
-        PairFile.open(pairs),
+        ImageTextFile.open(pairs),
         text,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         vision=vision,
@@ -143,24 +148,24 @@ def test_batches_hold_pairs_or_text_in_the_share_asked_for_after_a_rise(
 def test_bad_files_name_the_line(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(line)
     with pytest.raises(DataError, match=words):
-        PairFile.open(tmp_path / "pairs.jsonl")
+        ImageTextFile.open(tmp_path / "pairs.jsonl")
     with pytest.raises(DataError, match="check the path"):
-        PairFile.open(tmp_path / "nowhere.jsonl")
+        ImageTextFile.open(tmp_path / "nowhere.jsonl")
 
 
 def test_settings_that_cannot_be_met_are_refused(pairs: Path, tokenizer: Tokenizer, vision: VisionSpec) -> None:
     with pytest.raises(DataError, match="no text to mix in"):
         loader(pairs, tokenizer, vision, fraction=0.5)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="leaves no text beside an image"):
-        ImageTextLoader(PairFile.open(pairs), None, tokenizer=tokenizer, vision=vision, sequence_length=5, seed=1)
+        ImageTextLoader(ImageTextFile.open(pairs), None, tokenizer=tokenizer, vision=vision, sequence_length=5, seed=1)
 
 
 def test_pictures_are_drawn_the_same_from_a_seed_and_held_out_apart(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        draw_pictures(tmp_path / name, count=30, held_out=6, size=32, seed=5)
+        write_synthetic_images(tmp_path / name, count=30, held_out=6, size=32, seed=5)
     for file in sorted((tmp_path / "one").rglob("*.*")):
         assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
-    train, held_out = (PairFile.open(tmp_path / "one" / f"{split}.jsonl").pairs for split in ("train", "held_out"))
+    train, held_out = (ImageTextFile.open(tmp_path / "one" / f"{split}.jsonl").pairs for split in ("train", "held_out"))
     assert (len(train), len(held_out)) == (30, 6)
     assert {pair.text for pair in train} <= {scene.sentence for scene in SCENES}
     images = [pair.image.read_bytes() for pair in (*train, *held_out)]
@@ -168,8 +173,8 @@ def test_pictures_are_drawn_the_same_from_a_seed_and_held_out_apart(tmp_path: Pa
 
 
 def test_a_red_picture_is_red(tmp_path: Path) -> None:
-    draw_pictures(tmp_path / "p", count=60, held_out=1, size=32, seed=2)
-    for pair in PairFile.open(tmp_path / "p" / "train.jsonl").pairs:
+    write_synthetic_images(tmp_path / "p", count=60, held_out=1, size=32, seed=2)
+    for pair in ImageTextFile.open(tmp_path / "p" / "train.jsonl").pairs:
         pixels = np.asarray(open_image(pair.image)).reshape(-1, 3).astype(int)
         shape = pixels[np.abs(pixels - pixels[0]).sum(1) > 60].mean(0)
         if "red" in pair.text:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fathom.model.decoder import Decoder
-from tests.engine.engines import KINDS, tiny
+from tests.engine.reference import KINDS, tiny
 
 
 @pytest.fixture(params=KINDS)

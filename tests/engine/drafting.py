@@ -8,7 +8,7 @@ import torch
 
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, Router
+from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RouterSpec
 
 CONTEXT, VOCAB = 96, 48
 
@@ -36,7 +36,7 @@ def with_mtp(context_weight: float = 1.0, vocab: int = VOCAB) -> Decoder:
             num_experts_per_tok=2,
             moe_intermediate_size=8,
             n_shared_experts=1,
-            router=Router(score="sigmoid", selection_bias=True, normalize=True),
+            router=RouterSpec(score="sigmoid", selection_bias=True, normalize=True),
         ),
         first_k_dense_replace=1,
         initializer_range=0.4,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
 from fathom.engine.constraint import TokenConstraint, allowed_tokens
-from fathom.engine.sampling.draw import Row, RowFailure, distribution, draw, try_draw
+from fathom.engine.sampling.draw import SamplingFailure, SamplingMetadata, distribution, draw, try_draw
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer import Tokenizer, train_bpe
 
@@ -70,7 +70,7 @@ def test_a_constraint_that_forbids_nothing_changes_nothing() -> None:
 
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
     free, none = (
-        Row(params=SamplingParams(), prompt=(1,), drawn=[], seed=3, constraint=constraint)
+        SamplingMetadata(params=SamplingParams(), prompt=(1,), drawn=[], seed=3, constraint=constraint)
         for constraint in (Free(), None)
     )
     assert draw(logits, [free]) == draw(logits, [none])
@@ -79,7 +79,7 @@ def test_a_constraint_that_forbids_nothing_changes_nothing() -> None:
 def answer(tokenizer: Tokenizer, constraint: TokenConstraint, params: SamplingParams, seed: int) -> list[int]:
     """Draw an answer from random logits, a little fond of ends and digits' ends so that it stops."""
     numbers, drawn = torch.Generator().manual_seed(seed), list[int]()
-    row = Row(
+    row = SamplingMetadata(
         params=params,
         prompt=(1,),
         drawn=drawn,
@@ -123,7 +123,7 @@ def test_constrained_and_free_rows_share_a_step(tokenizer: Tokenizer, compiler: 
     params = SamplingParams(logprobs=1)
     constraints = [None, compiler.regex("the"), compiler.regex("[0-9]{3}")]
     rows = [
-        Row(params=params, prompt=(1,), drawn=[], seed=i, constraint=constraint)
+        SamplingMetadata(params=params, prompt=(1,), drawn=[], seed=i, constraint=constraint)
         for i, constraint in enumerate(constraints)
     ]
     together = draw(logits, rows)
@@ -140,7 +140,7 @@ def test_a_complete_text_before_min_tokens_fails_with_a_sentence(
     constraint, ids = compiler.regex("fox"), tokenizer.encode("fox")
     for token in ids:
         constraint.accept(token)
-    row = Row(
+    row = SamplingMetadata(
         params=SamplingParams(min_tokens=9),
         prompt=(1,),
         drawn=ids,
@@ -149,7 +149,7 @@ def test_a_complete_text_before_min_tokens_fails_with_a_sentence(
         eos_ids=frozenset({tokenizer.eos_id}),
     )
     (failure,) = try_draw(torch.zeros(1, VOCAB), [row])
-    assert isinstance(failure, RowFailure)
+    assert isinstance(failure, SamplingFailure)
     assert failure.kind == "nothing allowed"
     assert "min_tokens" in failure.message
 

@@ -14,7 +14,7 @@ from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams
 from fathom.spec.engine import Drafting
 from tests.engine.drafting import with_mtp
-from tests.engine.engines import alone, finish, ids, tiny
+from tests.engine.reference import alone, finish, ids, tiny
 from tests.engine.test_engine_mixtures import random_request, run_mixture
 
 SPEC = EngineSpec(page_size=4, cache_tokens=400, max_batch=6, step_tokens=20)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.engine.drafting.history import History
+from fathom.engine.drafting.ngram_index import NgramIndex
 
 
 def searched(tokens: Sequence[int], count: int, shortest: int, longest: int) -> list[int]:
@@ -33,7 +33,7 @@ def test_drafts_follow_the_latest_of_the_longest_earlier_occurrences(
 ) -> None:
     shortest, longest = lengths
     growing: list[int] = []
-    history = History(growing, shortest=shortest, longest=longest)
+    history = NgramIndex(growing, shortest=shortest, longest=longest)
     for end, token in enumerate(tokens, start=1):
         growing.append(token)
         if end % 3 == 0 or end == len(tokens):  # asked now and then, as while decoding
@@ -41,12 +41,12 @@ def test_drafts_follow_the_latest_of_the_longest_earlier_occurrences(
 
 
 def test_a_period_goes_on_beyond_the_end() -> None:
-    assert History([7, 8, 9, 7, 8, 9, 7, 8], shortest=2, longest=3).continuation(5) == [9, 7, 8, 9, 7]
+    assert NgramIndex([7, 8, 9, 7, 8, 9, 7, 8], shortest=2, longest=3).continuation(5) == [9, 7, 8, 9, 7]
 
 
 @pytest.mark.parametrize("tokens", [[], [1], [1, 2, 3], [1, 2, 3, 4, 2, 3]])
 def test_what_did_not_occur_has_no_continuation(tokens: list[int]) -> None:
-    assert History(tokens).continuation(3) == []
+    assert NgramIndex(tokens).continuation(3) == []
 
 
 def test_a_frequent_run_costs_no_more_than_a_few_comparisons() -> None:
@@ -58,7 +58,7 @@ def test_a_frequent_run_costs_no_more_than_a_few_comparisons() -> None:
             return super().__getitem__(index)
 
     tokens = Counted([1, 1, 1, 2] * 1000)
-    history = History(tokens, shortest=1)
+    history = NgramIndex(tokens, shortest=1)
     history.continuation(1)
     tokens.append(2)  # seen a thousand times
     Counted.reads = 0

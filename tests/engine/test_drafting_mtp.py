@@ -13,12 +13,12 @@ from torch import Tensor
 from fathom.engine.drafting.mtp import MtpDrafter
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
-from fathom.engine.scheduler import Work
+from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
 from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams
 from tests.engine.drafting import with_mtp
-from tests.engine.engines import finish
+from tests.engine.reference import finish
 from tests.engine.test_engine_mixtures import random_request, run_mixture
 
 SPEC = EngineSpec(page_size=4, cache_tokens=100, max_batch=6, step_tokens=20, drafting="mtp")
@@ -44,7 +44,7 @@ class Recorded:
     """The model, with the logits it was asked for."""
 
     def __init__(self, model: Decoder) -> None:
-        self.spec, self.look_ahead, self._logits = model.spec, model.look_ahead, model.logits
+        self.spec, self.forward_mtp, self._logits = model.spec, model.forward_mtp, model.logits
         self.rows: list[Tensor] = []
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Checked:
         self.drafter, self.model, self.proposed = drafter, model, 0
         drafter._model = self.recorded = Recorded(model)  # type: ignore[assignment]
 
-    def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
+    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         self.recorded.rows = []
         drafts = self.drafter.propose(works)
         for work in works:

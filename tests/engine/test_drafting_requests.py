@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
-from fathom.engine import forward
+from fathom.engine import model_runner as forward
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
-from fathom.engine.sampling.draw import Row, distribution
+from fathom.engine.sampling.draw import SamplingMetadata, distribution
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams, TokenLogprob
 from fathom.tokenizer import train_bpe
 from tests.engine.drafting import with_mtp
-from tests.engine.engines import alone, finish, ids
+from tests.engine.reference import alone, finish, ids
 from tests.engine.test_engine_images import IMAGE, PER_IMAGE, decoder, features
 
 __all__ = ["decoder"]  # a fixture
@@ -34,7 +34,7 @@ VOCAB, START = 4, (1, 2)
 @torch.inference_mode()
 def chances(model: Decoder) -> np.ndarray:
     """Return the probability of each next two tokens, (V, V), by definition."""
-    row = Row(params=SamplingParams(), prompt=START, drawn=(), seed=0)
+    row = SamplingMetadata(params=SamplingParams(), prompt=START, drawn=(), seed=0)
     first_V = distribution(model.logits(model(torch.tensor([START])).hidden_BTD[0, -1]), row)
     both = torch.tensor([[*START, token] for token in range(VOCAB)])
     return (first_V[:, None] * model.logits(model(both).hidden_BTD[:, -1]).double().softmax(-1)).numpy()
@@ -60,7 +60,7 @@ def test_the_chi_square_test_sees_drafts_that_are_believed(monkeypatch: pytest.M
     def believe(drawn: Sequence[TokenLogprob], drafts: Sequence[int]) -> list[TokenLogprob]:
         return [*(TokenLogprob(draft, 0.0) for draft in drafts), drawn[-1]]
 
-    monkeypatch.setattr(forward, "accepted", believe)
+    monkeypatch.setattr(forward, "accept_drafts", believe)
     assert chi_square(with_mtp(0.05, VOCAB)) > 100.0
 
 

@@ -84,10 +84,10 @@ def test_end_of_sequence_and_stop_tokens_end_an_answer_and_are_not_part_of_it() 
     greedy = SamplingParams(max_tokens=10, temperature=0.0)
     stopped = Engine(decoder, eos_ids=[end]).sample([[1, 2, 3]], greedy)[0]
     assert (list(stopped.token_ids), stopped.finish_reason) == (whole[:at], "stop")
-    assert stopped.ended_by is not None
+    assert stopped.stop_token is not None
     logits_V = decoder.logits(decoder(torch.tensor([[1, 2, 3, *whole[:at]]])).hidden_BTD[0, -1])
-    assert stopped.ended_by.token_id == end
-    assert stopped.ended_by.logprob == pytest.approx(logits_V.log_softmax(-1)[end].item(), abs=1e-4)
+    assert stopped.stop_token.token_id == end
+    assert stopped.stop_token.logprob == pytest.approx(logits_V.log_softmax(-1)[end].item(), abs=1e-4)
     assert list(Engine(decoder, eos_ids=[end]).stream([1, 2, 3], greedy)) == whole[:at]
     by_parameter = SamplingParams(max_tokens=10, temperature=0.0, stop_token_ids=(end,))
     assert list(Engine(decoder).sample([[1, 2, 3]], by_parameter)[0].token_ids) == whole[:at]

@@ -10,10 +10,10 @@ from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.errors import ResourceError
 from fathom.model import Decoder
-from fathom.model.cache import Slice
+from fathom.model.cache import SequenceChunk
 from fathom.model.compiled import CompiledDecoding
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import alone, finish, ids
+from tests.engine.reference import alone, finish, ids
 
 
 def test_lone_and_shared_steps_give_the_answers_of_requests_alone(
@@ -22,7 +22,7 @@ def test_lone_and_shared_steps_give_the_answers_of_requests_alone(
     steps: list[int] = []
     run = CompiledDecoding.__call__
 
-    def counted(self: CompiledDecoding, token: int, piece: Slice) -> Tensor:
+    def counted(self: CompiledDecoding, token: int, piece: SequenceChunk) -> Tensor:
         steps.append(token)
         return run(self, token, piece)
 

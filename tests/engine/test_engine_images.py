@@ -15,7 +15,7 @@ from fathom.model.vision import ImageBatch
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamplingParams
 from fathom.spec.engine import EngineSpec
 from fathom.spec.vision import SiglipSpec, VisionSpec
-from tests.engine.engines import alone, ids
+from tests.engine.reference import alone, ids
 
 IMAGE = 7
 PER_IMAGE = 4

@@ -10,7 +10,7 @@ from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
 from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import KINDS, alone, ids, tiny, verify
+from tests.engine.reference import KINDS, alone, ids, tiny, verify
 
 EOS = frozenset({5, 17})
 BEGINNINGS = [[random.Random(seed).randrange(48) for seed in range(40 * first, 40 * first + 40)] for first in range(3)]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.engine import room
+from fathom.engine import cache_sizing as room
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import alone, finish, ids, tiny, verify
+from tests.engine.reference import alone, finish, ids, tiny, verify
 
 SPEC = EngineSpec(page_size=4, cache_tokens=400, max_batch=4, step_tokens=16)
 GREEDY = SamplingParams(max_tokens=8, temperature=0)

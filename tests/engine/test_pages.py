@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 
+from fathom.engine.block_hash import BlockHasher, ImageTokenFeatures
 from fathom.engine.pages import PageAllocator
-from fathom.engine.prefix import ImagePlaces, PageNames
 
 SIZE = 4
 
 
-def names(tokens: list[int], salt: str = "", images: ImagePlaces | None = None) -> list[bytes]:
-    return list(PageNames(SIZE, salt=salt, images=images).upto(tokens, len(tokens) // SIZE))
+def names(tokens: list[int], salt: str = "", images: ImageTokenFeatures | None = None) -> list[bytes]:
+    return list(BlockHasher(SIZE, salt=salt, images=images).hashes(tokens, len(tokens) // SIZE))
 
 
 def named(pages: PageAllocator, *labels: bytes) -> list[int]:
@@ -71,8 +71,8 @@ def test_found_pages_are_shared_and_outlive_their_first_holder() -> None:
     pages.share(found)
     pages.verify([first, found])
     assert pages.private(first) == first[1:]
-    assert pages.released_by([first]) == 1
-    assert pages.released_by([first, found]) == 2
+    assert pages.freeable_by([first]) == 1
+    assert pages.freeable_by([first, found]) == 2
     pages.release(first)
     pages.verify([found])
     assert (pages.owned, pages.cached) == (1, 0)
@@ -151,20 +151,20 @@ def test_names_follow_tokens_past_and_salt() -> None:
 
 
 def test_names_grow_with_the_tokens() -> None:
-    tokens, grown = list(range(8)), PageNames(SIZE)
-    assert list(grown.upto(tokens, 1)) == names(tokens)[:1]
+    tokens, grown = list(range(8)), BlockHasher(SIZE)
+    assert list(grown.hashes(tokens, 1)) == names(tokens)[:1]
     tokens += [8, 9, 10, 11]
-    assert list(grown.upto(tokens, 3)) == names(tokens)
+    assert list(grown.hashes(tokens, 3)) == names(tokens)
 
 
 def test_pages_with_images_are_named_by_the_images_too() -> None:
     prompt = [1, 7, 7, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     one, two = (torch.arange(8, dtype=torch.bfloat16).view(4, 2) + shift for shift in (0, 1))
     mixed = torch.cat((one[:2], two[2:]))
-    first, second, third = (names(prompt, images=ImagePlaces(prompt, 7, f)) for f in (one, two, mixed))
-    assert first == names(prompt, images=ImagePlaces(prompt, 7, one.clone()))
+    first, second, third = (names(prompt, images=ImageTokenFeatures(prompt, 7, f)) for f in (one, two, mixed))
+    assert first == names(prompt, images=ImageTokenFeatures(prompt, 7, one.clone()))
     assert first[0] != second[0]
     assert first[:2] == third[:2]
     assert first[2] != third[2]
     assert first[0] != names(prompt)[0]
-    assert torch.equal(ImagePlaces(prompt, 7, one).rows(2, 9), one[1:3])
+    assert torch.equal(ImageTokenFeatures(prompt, 7, one).rows(2, 9), one[1:3])

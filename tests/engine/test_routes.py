@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
-from fathom.engine.routes import RoutesRecord
+from fathom.engine.routed_experts import RoutedExpertsRecorder
 from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.spec import EngineSpec, GroupLimited, MixtureOfExperts, Router, SamplingParams
+from fathom.spec import EngineSpec, GroupLimited, MixtureOfExperts, RouterSpec, SamplingParams
 from tests.engine.drafting import with_mtp
-from tests.engine.engines import finish, ids, tiny, verify
+from tests.engine.reference import finish, ids, tiny, verify
 from tests.engine.test_engine_mixtures import EOS, random_request
 
 SPEC = EngineSpec(page_size=4, cache_tokens=400, max_batch=6, step_tokens=20, record_routing=True)
@@ -29,7 +29,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 @cache
 def model(kind: str) -> Decoder:
     """V3's router over five layers, or a plain top-2 of 4; mixtures are layers 2 and 4."""
-    v3 = Router(
+    v3 = RouterSpec(
         score="sigmoid",
         select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
         selection_bias=True,
@@ -41,7 +41,7 @@ def model(kind: str) -> Decoder:
         num_experts_per_tok=3 if kind == "v3" else 2,
         moe_intermediate_size=8,
         n_shared_experts=1,
-        router=v3 if kind == "v3" else Router(),
+        router=v3 if kind == "v3" else RouterSpec(),
     )
     base = tiny("window" if kind == "window" else "mla").spec
     spec = replace(
@@ -119,7 +119,7 @@ def test_preempted_requests_write_again_what_they_compute_again(kind: str, prefi
     unknown = 0
     for name, request in requests.items():
         last = outputs[name][-1]
-        ended = () if last.ended_by is None else (last.ended_by.token_id,)
+        ended = () if last.stop_token is None else (last.stop_token.token_id,)
         unknown += check(decoder, [*request.prompt, *ids(outputs[name]), *ended], last.routing)
     assert engine.stats.preemptions > 0
     assert (unknown > 0) == prefix_cache
@@ -135,7 +135,7 @@ def test_drafts_leave_rows_where_they_were_right_and_none_where_they_were_wrong(
         engine = Engine(decoder, eos_ids=EOS, spec=spec)
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
         for prompt, each in zip(prompts, engine.sample(prompts, params), strict=True):
-            ended = () if each.ended_by is None else (each.ended_by.token_id,)
+            ended = () if each.stop_token is None else (each.stop_token.token_id,)
             assert check(decoder, [*prompt, *each.token_ids, *ended], each.routing) == 0
     assert 0 < engine.stats.accepted < engine.stats.drafted
 
@@ -173,7 +173,7 @@ def test_a_compiled_step_cannot_record_and_a_dense_model_has_nothing_to() -> Non
 
 
 def test_a_record_grows_and_is_written_over() -> None:
-    record = RoutesRecord(2, 1)
+    record = RoutedExpertsRecorder(2, 1)
     record.write(150, torch.full((3, 2, 1), 5))
     record.write(151, torch.full((1, 2, 1), 7))
     assert record.first(1000)[:, 0, 0].tolist() == [-1] * 150 + [5, 7, 5]

@@ -9,7 +9,7 @@ from fathom.engine.request import Request
 from fathom.engine.state import RequestState
 from fathom.errors import ContextError
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import alone, finish, ids, tiny, verify
+from tests.engine.reference import alone, finish, ids, tiny, verify
 
 
 def engine(kind: str = "gqa", **fields: object) -> Engine:

@@ -13,7 +13,7 @@ from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
 from fathom.errors import ContextError, Draining, QueueFull
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import alone, ids, tiny
+from tests.engine.reference import alone, ids, tiny
 
 PATIENCE = 60.0
 

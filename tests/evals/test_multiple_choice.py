@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from fathom.evals.multiple_choice import Question, Scored, score_questions
+from fathom.evals.multiple_choice import ChoiceResult, Question, score_questions
 from fathom.families import preset
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
@@ -91,8 +91,8 @@ def test_a_context_too_long_loses_its_beginning() -> None:
 
 
 def test_results_are_told_one_by_one_and_training_mode_is_given_back() -> None:
-    decoder, heard = build(DENSE, seed=3).train(), list[tuple[int, Scored]]()
-    results = score_questions(decoder, QUESTIONS, on_scored=lambda *event: heard.append(event))
+    decoder, heard = build(DENSE, seed=3).train(), list[tuple[int, ChoiceResult]]()
+    results = score_questions(decoder, QUESTIONS, on_result=lambda *event: heard.append(event))
     assert heard == list(enumerate(results))
     assert decoder.training
     assert score_questions(decoder, []) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import SpecError
 from fathom.evals.accuracy import Accuracy
-from fathom.evals.pass_at_k import Answered, majority, mean, normalised, paired_difference, pass_at_k, summary
+from fathom.evals.pass_at_k import ProblemSamples, majority, mean, normalised, paired_difference, pass_at_k, summary
 
 
 @given(verdicts=st.lists(st.booleans(), min_size=1, max_size=8), data=st.data())
@@ -46,16 +46,16 @@ def test_majority_is_the_mean_vote_over_all_subsets(
     answers: list[str | None], right: set[str], data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(1, len(answers)))
-    record = Answered(correct=tuple(a in right for a in answers), answers=tuple(answers))
+    record = ProblemSamples(correct=tuple(a in right for a in answers), answers=tuple(answers))
     assert majority(record, k) == pytest.approx(fmean(voted(subset, right) for subset in combinations(answers, k)))
     assert majority(record) == pytest.approx(voted(tuple(answers), right))
 
 
 def test_equal_answers_spelled_differently_vote_together() -> None:
-    record = Answered(correct=(True, True, False, False), answers=("1,800", " 1800.0 ", "Two", "three"))
+    record = ProblemSamples(correct=(True, True, False, False), answers=("1,800", " 1800.0 ", "Two", "three"))
     assert majority(record) == 1.0
     # one of two equal answers judged right, as an unsure judge may: half a win
-    assert majority(Answered(correct=(True, False, False), answers=("7", "7", "8"))) == 0.5
+    assert majority(ProblemSamples(correct=(True, False, False), answers=("7", "7", "8"))) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_answers_vote_in_one_form(answer: str, form: str) -> None:
 
 def test_many_answers_are_voted_on_exactly() -> None:
     # of 64 answers 33 are right and 31 all the same: whoever has more than half of k = 63 wins
-    record = Answered(correct=(True,) * 33 + (False,) * 31, answers=("1",) * 33 + ("2",) * 31)
+    record = ProblemSamples(correct=(True,) * 33 + (False,) * 31, answers=("1",) * 33 + ("2",) * 31)
     assert majority(record, 63) == pytest.approx(1.0)
     assert majority(record, 62) == pytest.approx(1 - 0.5 * math.comb(33, 2) / math.comb(64, 2))
-    spread = Answered(correct=(True,) + (False,) * 63, answers=tuple(str(n) for n in range(64)))
+    spread = ProblemSamples(correct=(True,) + (False,) * 63, answers=tuple(str(n) for n in range(64)))
     assert majority(spread, 32) == pytest.approx(0.5 / 32)
 
 
 def test_a_summary_averages_over_problems() -> None:
     records = [
-        Answered(correct=(True, False, False, False), answers=("1", "2", "2", "3")),
-        Answered(correct=(True, True, True, False), answers=("5", "5", "5", None)),
+        ProblemSamples(correct=(True, False, False, False), answers=("1", "2", "2", "3")),
+        ProblemSamples(correct=(True, True, True, False), answers=("5", "5", "5", None)),
     ]
     found = summary(records, [4, 1, 1])
     assert list(found) == ["pass@1", "majority@1", "pass@4", "majority@4"]
@@ -166,9 +166,9 @@ def test_verdicts_that_go_together_are_judged_more_sharply() -> None:
         (lambda: pass_at_k(3, 1, 4), "k: 4 of 3 answers; give 1 to 3"),
         (lambda: pass_at_k(3, 1, 0), "k: 0 of 3 answers"),
         (lambda: pass_at_k(3, 4, 1), "c: 4 right of 3 answers"),
-        (lambda: majority(Answered(correct=(True,), answers=("1",)), 2), "k: 2 of 1 answers"),
-        (lambda: Answered(correct=(), answers=()), "answers: 0 with 0 verdicts"),
-        (lambda: Answered(correct=(True,), answers=("1", "2")), "answers: 2 with 1 verdicts"),
+        (lambda: majority(ProblemSamples(correct=(True,), answers=("1",)), 2), "k: 2 of 1 answers"),
+        (lambda: ProblemSamples(correct=(), answers=()), "answers: 0 with 0 verdicts"),
+        (lambda: ProblemSamples(correct=(True,), answers=("1", "2")), "answers: 2 with 1 verdicts"),
         (lambda: summary([], [1]), "records: 0 problems"),
         (lambda: mean([]), "values: none given"),
         (lambda: paired_difference([True], []), "after: 0 verdicts to 1 before; judge the same problems"),

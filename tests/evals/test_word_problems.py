@@ -69,7 +69,7 @@ def test_problems_are_solved_in_batches_and_come_back_in_their_order() -> None:
         lambda ids: " ".join(map(str, ids)),
         params=SamplingParams(temperature=0),
         batch_size=2,
-        on_solved=lambda index, result: heard.append(index),
+        on_result=lambda index, result: heard.append(index),
     )
     assert sampler.batches == [2, 1]
     assert heard == [1, 2, 0]

@@ -3,8 +3,9 @@
     python -m tests.fuzz.gguf --seconds 300
 
 Files start valid and are then damaged where it hurts: integers at the boundaries of fields become absurd, bits flip,
-parts are cut out, doubled, or taken from another file. Memory is limited to what the process has plus ``ROOM_BYTES``,
-and one file may take ``HANG_SECONDS``. Prints executions and findings; the files of findings are kept.
+parts are cut out, doubled, or taken from another file. Memory is limited to what the process has plus
+``MEMORY_LIMIT_BYTES``, and one file may take ``HANG_SECONDS``. Prints executions and findings; the files of findings
+are kept.
 """
 
 from __future__ import annotations
@@ -30,9 +31,27 @@ from fathom.checkpoint.gguf.container import Container
 from fathom.errors import FathomError
 from tests.fuzz import gguf_files as files
 
-ROOM_BYTES = 512 * 2**20
+MEMORY_LIMIT_BYTES = 512 * 2**20
 HANG_SECONDS = 10
-ABSURD = (0, 1, 2, 3, 4, 5, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+BOUNDARY_VALUES = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**40,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 TEXT, LIST = 8, 9
 
@@ -113,13 +132,13 @@ def mutate(seed: Seed, other: Seed, rng: random.Random) -> bytes:
     """Damage a file in one to four ways."""
     data = bytearray(seed.content)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
-        rng.choice(_WAYS)(data, seed, other, rng)
+        rng.choice(_MUTATORS)(data, seed, other, rng)
     return bytes(data)
 
 
 def _absurd(data: bytearray, seed: Seed, other: Seed, rng: random.Random) -> None:
     place, width = rng.choice(seed.places)
-    _overwrite(data, place, width, rng.choice((*ABSURD, len(data), len(data) + 1, rng.randrange(2**20))))
+    _overwrite(data, place, width, rng.choice((*BOUNDARY_VALUES, len(data), len(data) + 1, rng.randrange(2**20))))
 
 
 def _nudge(data: bytearray, seed: Seed, other: Seed, rng: random.Random) -> None:
@@ -165,7 +184,7 @@ def _splice(data: bytearray, seed: Seed, other: Seed, rng: random.Random) -> Non
 
 
 _Way = Callable[[bytearray, Seed, Seed, random.Random], None]
-_WAYS: tuple[_Way, ...] = (
+_MUTATORS: tuple[_Way, ...] = (
     _absurd,
     _absurd,
     _absurd,
@@ -232,9 +251,9 @@ def _hang(signum: int, frame: object) -> None:
 
 
 def limit_memory() -> None:
-    """Let the process grow by ``ROOM_BYTES`` and no more."""
+    """Let the process grow by ``MEMORY_LIMIT_BYTES`` and no more."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + ROOM_BYTES
+    limit = pages * resource.getpagesize() + MEMORY_LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

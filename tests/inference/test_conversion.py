@@ -16,17 +16,16 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fathom.checkpoint.hf import PublishedCheckpoint, save_published
-from fathom.checkpoint.stored import write_stored
+from fathom.checkpoint.fathom_checkpoint import write_fathom
+from fathom.checkpoint.hf import HFCheckpoint, save_hf
 from fathom.checkpoint.weights import StateWeights
 from fathom.errors import CheckpointError, FathomError, Interrupted, ResourceError, SpecError
 from fathom.inference.conversion import Conversion
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.opening import open_source
+from fathom.inference.loading import open_source
 from fathom.model import build
 from fathom.spec import SamplingParams
-
-from .conftest import SPECS, Publish
+from tests.published import SPECS, Publish
 
 PROMPT = "the river sees"
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -115,7 +114,7 @@ def test_gguf_to_gguf_keeps_the_type_and_every_number(publish: Publish, tmp_path
 
 def test_fields_of_a_config_that_we_have_no_place_for_survive(publish: Publish, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    save_published(source, SPECS["tiny-mixtral"], build(SPECS["tiny-mixtral"], seed=0).state_dict())
+    save_hf(source, SPECS["tiny-mixtral"], build(SPECS["tiny-mixtral"], seed=0).state_dict())
     config = json.loads((source / "config.json").read_text()) | {"router_aux_loss_coef": 0.02, "use_cache": False}
     (source / "config.json").write_text(json.dumps(config))
     (source / "README.md").write_text("words")
@@ -158,9 +157,9 @@ def test_the_type_chosen_for_gguf_holds_every_matrix(tmp_path: Path) -> None:
         name: tensor if name.endswith("correction_bias") else tensor.bfloat16()
         for name, tensor in build(spec, seed=0).state_dict().items()
     }
-    plain = save_published(tmp_path / "plain", spec, halves)
+    plain = save_hf(tmp_path / "plain", spec, halves)
     name = "layers.0.self_attn.o_proj.weight"
-    mixed = save_published(tmp_path / "mixed", spec, halves | {name: halves[name].float() + 1e-4})
+    mixed = save_hf(tmp_path / "mixed", spec, halves | {name: halves[name].float() + 1e-4})
     for source, kind in ((plain, "BF16"), (mixed, "F32")):
         planned = Conversion.plan(open_source(source), source.with_suffix(".gguf"), "gguf")
         assert planned.kind == kind
@@ -175,7 +174,7 @@ def test_fp8_blocks_stay_what_they_are(publish: Publish, tmp_path: Path) -> None
     assert planned.kind == "fp8"
     assert "each scale is computed anew" in planned.notes[0]
     values = [
-        {name: file.read(name) for name, file in PublishedCheckpoint.open(place).files.items()}
+        {name: file.read(name) for name, file in HFCheckpoint.open(place).files.items()}
         for place in (first, planned.run())
     ]
     packed = {name for name, tensor in values[0].items() if tensor.dtype == torch.float8_e4m3fn}
@@ -188,7 +187,7 @@ def write_with(tmp_path: Path, number: float, name: str = "layers.0.self_attn.q_
     spec = SPECS["tiny-mistral"]
     state = build(spec, seed=0).state_dict()
     state[name].view(-1)[7] = number
-    return save_published(tmp_path / "source", spec, state)
+    return save_hf(tmp_path / "source", spec, state)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +262,6 @@ def test_damage_in_our_own_form_is_never_passed_on(publish: Publish, tmp_path: P
 
 def test_what_a_family_cannot_say_is_told_first(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPECS["tiny-mixtral"], family="llama")
-    ours = write_stored(tmp_path / "ours", StateWeights(spec, build(spec, seed=0).state_dict()))
+    ours = write_fathom(tmp_path / "ours", StateWeights(spec, build(spec, seed=0).state_dict()))
     with pytest.raises(SpecError, match=r"--to: tiny-mixtral cannot be written as hf \(.*\); use another form"):
         Conversion.plan(open_source(ours), tmp_path / "out", "hf")

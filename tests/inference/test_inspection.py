@@ -13,11 +13,10 @@ from fathom.checkpoint.gguf.container import Container
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.inference.conversion import Conversion
 from fathom.inference.inspection import inspect_source, summary
-from fathom.inference.opening import open_source
-from fathom.model import Cache, build
+from fathom.inference.loading import open_source
+from fathom.model import StaticCache, build
 from fathom.model.cache import PagePool
-
-from .conftest import SPECS, Publish
+from tests.published import SPECS, Publish
 
 FORMS = {"hf": None, "gguf": "F16", "fathom": "bfloat16"}
 KINDS = {"hf": "F32", "gguf": "F16", "fathom": "BF16"}
@@ -51,7 +50,7 @@ def test_every_form_is_described_by_its_headers_alone(
     count = found["parameters"]
     assert count["total"] + count["mtp"] == sum(tensor.numel() for tensor in model.state_dict().values())
     assert found["tensors"][0]["kind"] == KINDS[form]
-    cached = Cache.allocate(spec, batch_size=1, max_length=1).bytes_per_token
+    cached = StaticCache.allocate(spec, batch_size=1, max_length=1).bytes_per_token
     pools = {kind: PagePool.allocate(spec, pages=1, page_size=1, cache_format=kind) for kind in ("int8", "int6")}
     assert found["cache"]["bytes_per_token"] == {"float32": cached, "bfloat16": cached // 2} | {
         kind: pool.bytes_per_token for kind, pool in pools.items()

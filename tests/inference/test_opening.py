@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fathom.checkpoint.hf import save_published
-from fathom.checkpoint.stored import write_stored
+from fathom.checkpoint.fathom_checkpoint import write_fathom
+from fathom.checkpoint.hf import save_hf
 from fathom.checkpoint.weights import StateWeights
 from fathom.errors import CheckpointError
-from fathom.inference import opening
+from fathom.inference import loading as opening
 from fathom.inference.catalog import catalog
-from fathom.inference.opening import open_source
+from fathom.inference.loading import open_source
 from fathom.model.build import build
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
@@ -34,8 +34,8 @@ def places(tmp_path: Path) -> Path:
     from fathom.checkpoint.gguf import write_gguf
 
     weights = StateWeights(SPEC, build(SPEC, seed=0).state_dict())
-    save_published(tmp_path / "hf", SPEC, weights.state)
-    write_stored(tmp_path / "fathom", weights)
+    save_hf(tmp_path / "hf", SPEC, weights.state)
+    write_fathom(tmp_path / "fathom", weights)
     (tmp_path / "gguf").mkdir()
     write_gguf(tmp_path / "gguf" / "tiny.gguf", weights, kind="F32")
     return tmp_path

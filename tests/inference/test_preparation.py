@@ -10,12 +10,12 @@ import pytest
 
 import fathom
 from fathom.chat import encode_chat
-from fathom.chat.answers import ToolCall
 from fathom.chat.fim import fim_prompt
+from fathom.chat.output import ToolCall
 from fathom.engine.request import Output, Request
 from fathom.errors import ContextError, DataError, FathomError, SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.preparation import ChatOptions, TextOptions, prepare_chat, prepare_text
+from fathom.inference.request_preparation import ChatOptions, TextOptions, prepare_chat, prepare_text
 from fathom.spec import SamplingParams
 from fathom.spec.sampling import FinishReason, TokenLogprob
 from fathom.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fathom
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.errors import CheckpointError, DataError
 from fathom.inference.prompt import FeatureCache
 from fathom.model.build import build
@@ -70,7 +70,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
     )
-    out = save_published(folder / "model", spec, build(spec, seed=4).state_dict(), tokenizer=folder / "tokenizer")
+    out = save_hf(folder / "model", spec, build(spec, seed=4).state_dict(), tokenizer=folder / "tokenizer")
     (out / "preprocessor_config.json").write_text(json.dumps(processing_to_hf(PROCESSING, vision)))
     rng = np.random.default_rng(3)
     for name, size in (("a.png", (50, 30)), ("b.png", (30, 64))):

@@ -7,7 +7,7 @@ import torch
 
 from fathom import kernels
 from fathom.kernels import reference
-from fathom.kernels.continued import _copied
+from fathom.kernels.shared_prefix import _copied
 
 FIRST, TOKENS = 5, 7
 
@@ -33,7 +33,7 @@ def test_continued_attention_equals_the_plain_form(heads: int, kv_heads: int, wi
         mask = torch.rand(1, TOKENS, FIRST + TOKENS, generator=generator) < 0.5
         mask[..., 1] = True
     outputs, gradients = [], []
-    for version in (kernels.continued_attention, reference.continued_attention):
+    for version in (kernels.shared_prefix_attention, reference.shared_prefix_attention):
         out = version(*inputs, mask_1TS=mask, scale=0.4)
         outputs.append(out)
         gradients.append(torch.autograd.grad(out.square().sum(), inputs))
@@ -49,7 +49,7 @@ def test_every_sequence_attends_as_if_the_beginning_were_its_own(dtype: torch.dt
     q, k, v = (torch.randn(1, 2, FIRST + TOKENS, 16, generator=generator).to(dtype) for _ in range(3))
     whole = reference.attention(q, k, v, mask_B1TS=None, causal=True, scale=0.25)
     own = (x[:, :, FIRST:].expand(2, -1, -1, -1) for x in (q, k, v))
-    found = kernels.continued_attention(*own, k[:, :, :FIRST], v[:, :, :FIRST], mask_1TS=None, scale=0.25)
+    found = kernels.shared_prefix_attention(*own, k[:, :, :FIRST], v[:, :, :FIRST], mask_1TS=None, scale=0.25)
     assert found.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for one in found:
@@ -60,5 +60,5 @@ def test_copied_beginnings_give_the_same() -> None:
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(3, 2, TOKENS, 8, generator=generator, dtype=torch.float64) for _ in range(3))
     first = tuple(torch.randn(1, 2, FIRST, 8, generator=generator, dtype=torch.float64) for _ in range(2))
-    expected = reference.continued_attention(q, k, v, *first, mask_1TS=None, scale=0.3)
+    expected = reference.shared_prefix_attention(q, k, v, *first, mask_1TS=None, scale=0.3)
     torch.testing.assert_close(_copied(q, k, v, *first, None, 0.3), expected)

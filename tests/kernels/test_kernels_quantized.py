@@ -16,14 +16,22 @@ from fathom.kernels import (
     fp8,
     fp8_block_linear,
     grouped_swiglu,
-    packed,
-    packed_grouped_swiglu,
-    packed_linear,
-    quantized,
     quantized_experts,
+    quantized_grouped_swiglu,
+    quantized_linear,
     reference,
 )
-from fathom.kernels.packed import LAYOUTS, dequantize, pack, pack_experts, pack_int4, pack_int8, strips
+from fathom.kernels import quantized_products as quantized
+from fathom.kernels import weight_formats as packed
+from fathom.kernels.weight_formats import (
+    LAYOUTS,
+    dequantize,
+    quantize_experts,
+    quantize_int4,
+    quantize_int8,
+    quantize_weight,
+    row_tiles,
+)
 
 ROUNDING = 2.0**-8  # one rounding of a number to bfloat16 loses up to this share of it, half a step either way
 FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
@@ -33,7 +41,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def steps(matrix: packed.Packed) -> Tensor:
+def steps(matrix: packed.QuantizedWeight) -> Tensor:
     """The step of every weight, (N, K)."""
     if matrix.format == "int8":
         return matrix.scales.float().unsqueeze(1).expand(matrix.rows, matrix.columns)
@@ -43,7 +51,7 @@ def steps(matrix: packed.Packed) -> Tensor:
 @pytest.fixture(params=[True, False], ids=["half units", "none"])
 def half_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """As on a CPU that multiplies bfloat16, and as on one that does not."""
-    monkeypatch.setattr(quantized, "has_half_units", lambda: request.param)
+    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: request.param)
     return request.param
 
 
@@ -60,7 +68,7 @@ def test_a_weight_is_never_further_off_than_half_its_step(
     rows: int, groups: int, group_size: int, shift: float, scale: float, seed: int
 ) -> None:
     weight = (normal(rows, groups * group_size, seed=seed) + shift) * scale
-    for matrix in (pack_int4(weight, group_size), pack_int8(weight)):
+    for matrix in (quantize_int4(weight, group_size), quantize_int8(weight)):
         error = (dequantize(matrix) - weight).abs()
         assert bool((error <= steps(matrix) / 2 + 1e-6 * weight.abs()).all())
 
@@ -69,36 +77,36 @@ def test_steps_of_int4_span_the_group_and_steps_of_int8_the_row() -> None:
     weight = normal(64, 128)
     grouped = weight.view(64, 4, 32)
     spread = (grouped.amax(-1) - grouped.amin(-1)) / 15
-    torch.testing.assert_close(pack_int4(weight).scales[..., 0].float().t(), spread, rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(quantize_int4(weight).scales[..., 0].float().t(), spread, rtol=ROUNDING, atol=0)
     largest = weight.abs().amax(1) / 127
-    torch.testing.assert_close(pack_int8(weight).scales.float(), largest, rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(quantize_int8(weight).scales.float(), largest, rtol=ROUNDING, atol=0)
 
 
 def test_sixteen_equally_spaced_values_survive_int4() -> None:
     q = torch.arange(16).repeat(64, 8)[:, torch.randperm(128, generator=torch.Generator().manual_seed(1))]
     q[:, ::32], q[:, 1::32] = 0, 15
     weight = q * 0.25 - 1.5
-    torch.testing.assert_close(dequantize(pack_int4(weight)), weight, rtol=0, atol=0)
+    torch.testing.assert_close(dequantize(quantize_int4(weight)), weight, rtol=0, atol=0)
 
 
 @FORMATS
-def test_groups_of_one_value_keep_it_to_its_rounding(form: packed.PackedFormat) -> None:
+def test_groups_of_one_value_keep_it_to_its_rounding(form: packed.QuantFormat) -> None:
     for value in (0.0, 3.0, -0.7, 1e-30):
         weight = torch.full((16, 64), value)
-        torch.testing.assert_close(dequantize(pack(weight, form)), weight, rtol=ROUNDING, atol=1e-37)
+        torch.testing.assert_close(dequantize(quantize_weight(weight, form)), weight, rtol=ROUNDING, atol=1e-37)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_nibbles_reads_back(layout: packed.Nibbles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layout_of_nibbles_reads_back(layout: packed.Int4Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(100, 96)
-    expected = dequantize(pack_int4(weight))
+    expected = dequantize(quantize_int4(weight))
     monkeypatch.setattr(packed, "cpu_layout", lambda: layout)
-    matrix = pack_int4(weight)
+    matrix = quantize_int4(weight)
     assert matrix.nibbles == layout
     torch.testing.assert_close(dequantize(matrix), expected, rtol=0, atol=0)
     monkeypatch.undo()
     x = normal(3, 96)
-    torch.testing.assert_close(packed_linear(x, matrix), x @ expected.t(), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(quantized_linear(x, matrix), x @ expected.t(), rtol=0.02, atol=0.1)
 
 
 def test_the_layout_of_this_processor_is_known() -> None:
@@ -106,9 +114,9 @@ def test_the_layout_of_this_processor_is_known() -> None:
 
 
 @FORMATS
-def test_strips_are_the_rows_of_the_whole(form: packed.PackedFormat) -> None:
-    matrix = pack(normal(150, 64), form)
-    cut = list(strips(matrix, 64 * 70))
+def test_strips_are_the_rows_of_the_whole(form: packed.QuantFormat) -> None:
+    matrix = quantize_weight(normal(150, 64), form)
+    cut = list(row_tiles(matrix, 64 * 70))
     assert len(cut) > 1
     torch.testing.assert_close(torch.cat([dequantize(matrix, rows=rows) for rows in cut]), dequantize(matrix))
 
@@ -130,56 +138,56 @@ def close(actual: Tensor, x: Tensor, weight: Tensor) -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_products_are_those_of_the_unpacked_weights(
-    rows: int, columns: int, tokens: int, form: packed.PackedFormat, dtype: torch.dtype
+    rows: int, columns: int, tokens: int, form: packed.QuantFormat, dtype: torch.dtype
 ) -> None:
-    matrix = pack(normal(rows, columns), form)
+    matrix = quantize_weight(normal(rows, columns), form)
     x = normal(tokens, columns, seed=1, dtype=dtype)
-    close(packed_linear(x, matrix), x, dequantize(matrix))
-    close(quantized.by_strips(x, matrix), x, dequantize(matrix))
+    close(quantized_linear(x, matrix), x, dequantize(matrix))
+    close(quantized.dequantized_matmul(x, matrix), x, dequantize(matrix))
 
 
 @FORMATS
-def test_strips_multiply_in_the_dtype_of_the_input(form: packed.PackedFormat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "has_half_units", lambda: False)
+def test_strips_multiply_in_the_dtype_of_the_input(form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: False)
     monkeypatch.setattr(quantized, "_STRIP_NUMBERS", 64 * 64)
-    matrix = pack(normal(150, 64), form)
+    matrix = quantize_weight(normal(150, 64), form)
     for dtype in (torch.float32, torch.float64):
         x = normal(2, 70, 64, seed=1, dtype=dtype)
-        torch.testing.assert_close(packed_linear(x, matrix), reference.packed_linear(x, matrix))
+        torch.testing.assert_close(quantized_linear(x, matrix), reference.quantized_linear(x, matrix))
     x = normal(70, 64, seed=1, dtype=torch.float16) * 200
-    torch.testing.assert_close(packed_linear(x, matrix), reference.packed_linear(x, matrix), rtol=0.01, atol=1.0)
+    torch.testing.assert_close(quantized_linear(x, matrix), reference.quantized_linear(x, matrix), rtol=0.01, atol=1.0)
 
 
 @FORMATS
-def test_a_row_alone_equals_the_row_among_others(form: packed.PackedFormat, half_units: bool) -> None:
-    matrix = pack(normal(96, 256), form)
+def test_a_row_alone_equals_the_row_among_others(form: packed.QuantFormat, half_units: bool) -> None:
+    matrix = quantize_weight(normal(96, 256), form)
     x = normal(200, 256, seed=1)
     x[1] *= 1e4  # an outlier must not disturb its neighbours
-    alone = packed_linear(x[:1], matrix)
+    alone = quantized_linear(x[:1], matrix)
     size = (x[:1].abs() @ dequantize(matrix).abs().t()).max()
     for count in (2, 12, 40, 200):
-        torch.testing.assert_close(packed_linear(x[:count], matrix)[:1], alone, rtol=0, atol=float(ROUNDING * size))
-    among = packed_linear(x[:12], matrix)[:1]
+        torch.testing.assert_close(quantized_linear(x[:count], matrix)[:1], alone, rtol=0, atol=float(ROUNDING * size))
+    among = quantized_linear(x[:12], matrix)[:1]
     torch.testing.assert_close(among, alone, rtol=2 * ROUNDING, atol=1e-5)  # one product: one rounding of the result
 
 
-def make_experts(tokens: int, form: packed.PackedFormat, width: int = 32) -> tuple[Tensor, ...]:
+def make_experts(tokens: int, form: packed.QuantFormat, width: int = 32) -> tuple[Tensor, ...]:
     chosen = torch.rand(tokens, 8, generator=torch.Generator().manual_seed(2)).argsort(-1)[:, :3]
     weights = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(3))
     stacked = (normal(8, 2 * width, 64, seed=4) / 8, normal(8, 64, width, seed=5) / width**0.5)
-    return normal(tokens, 64), chosen, weights, *(pack_experts(weight, form) for weight in stacked)  # type: ignore[return-value]
+    return normal(tokens, 64), chosen, weights, *(quantize_experts(weight, form) for weight in stacked)  # type: ignore[return-value]
 
 
 @FORMATS
 @pytest.mark.parametrize("tokens", [0, 1, 2, 50, 400])
 @pytest.mark.parametrize("drop", [False, True])
 def test_experts_are_those_of_the_unpacked_weights(
-    form: packed.PackedFormat, tokens: int, drop: bool, half_units: bool
+    form: packed.QuantFormat, tokens: int, drop: bool, half_units: bool
 ) -> None:
     parts = make_experts(tokens, form)
     kept = torch.rand(parts[1].shape, generator=torch.Generator().manual_seed(6)) < 0.5 if drop else None
-    expected = reference.packed_grouped_swiglu(*parts, kept)  # type: ignore[arg-type]
-    actual = packed_grouped_swiglu(*parts, kept)  # type: ignore[arg-type]
+    expected = reference.quantized_grouped_swiglu(*parts, kept)  # type: ignore[arg-type]
+    actual = quantized_grouped_swiglu(*parts, kept)  # type: ignore[arg-type]
     assert actual.dtype == torch.float32
     assert actual.shape == parts[0].shape
     assert float((actual - expected).norm()) <= 0.01 * float(expected.norm())
@@ -188,65 +196,65 @@ def test_experts_are_those_of_the_unpacked_weights(
 
 
 @FORMATS
-def test_wide_experts_equal_the_reference_exactly_in_float64(form: packed.PackedFormat) -> None:
+def test_wide_experts_equal_the_reference_exactly_in_float64(form: packed.QuantFormat) -> None:
     x, indices, weights, gate_up, down = make_experts(30, form)
     x, weights = x.double(), weights.double()
     wide = [torch.stack([dequantize(each, torch.float64) for each in part.each]) for part in (gate_up, down)]  # type: ignore[attr-defined]
     expected = grouped_swiglu(x, indices, weights, *wide)
-    torch.testing.assert_close(packed_grouped_swiglu(x, indices, weights, gate_up, down), expected)  # type: ignore[arg-type]
+    torch.testing.assert_close(quantized_grouped_swiglu(x, indices, weights, gate_up, down), expected)  # type: ignore[arg-type]
 
 
 @FORMATS
-def test_one_token_multiplies_its_experts_only(form: packed.PackedFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_token_multiplies_its_experts_only(form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_experts(1, form)
     seen: list[int] = []
-    multiply = quantized_experts.multiply
+    multiply = quantized_experts.fused_matmul
 
-    def watched(x: Tensor, matrix: packed.Packed) -> Tensor:
+    def watched(x: Tensor, matrix: packed.QuantizedWeight) -> Tensor:
         seen.append(matrix.values.data_ptr())
         return multiply(x, matrix)
 
-    monkeypatch.setattr(quantized_experts, "multiply", watched)
-    packed_grouped_swiglu(*parts)  # type: ignore[arg-type]
+    monkeypatch.setattr(quantized_experts, "fused_matmul", watched)
+    quantized_grouped_swiglu(*parts)  # type: ignore[arg-type]
     chosen = parts[1][0].tolist()
     assert seen == [part.each[expert].values.data_ptr() for part in parts[3:] for expert in chosen]  # type: ignore[attr-defined]
 
 
 def test_memory_is_what_the_formats_promise() -> None:
     weight = normal(128, 256)
-    assert pack_int8(weight).nbytes == 128 * 256 + 2 * 128
-    assert pack_int4(weight, 64).nbytes == 128 * 256 // 2 + 4 * 128 * 4
-    experts = pack_experts(normal(3, 128, 256), "int4")
-    assert experts.nbytes == 3 * pack_int4(weight, 32).nbytes
+    assert quantize_int8(weight).nbytes == 128 * 256 + 2 * 128
+    assert quantize_int4(weight, 64).nbytes == 128 * 256 // 2 + 4 * 128 * 4
+    experts = quantize_experts(normal(3, 128, 256), "int4")
+    assert experts.nbytes == 3 * quantize_int4(weight, 32).nbytes
     assert all(each.values.data_ptr() >= experts.values.data_ptr() for each in experts.each)
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
     for size in (0, 16, 48, 256):
         with pytest.raises(SpecError, match="group_size"):
-            pack_int4(normal(16, 256), size)
+            quantize_int4(normal(16, 256), size)
     with pytest.raises(SpecError, match="96 columns are not a multiple of 64"):
-        pack_int4(normal(16, 96), 64)
+        quantize_int4(normal(16, 96), 64)
     with pytest.raises(SpecError, match="24 columns are not a multiple of 16"):
-        pack_int8(normal(16, 24))
+        quantize_int8(normal(16, 24))
     with pytest.raises(SpecError, match="dimensions"):
-        pack_int8(normal(16))
+        quantize_int8(normal(16))
     for bad in (float("nan"), float("inf")):
         weight = normal(16, 64)
         weight[3, 5] = bad
         with pytest.raises(SpecError, match="not finite"):
-            pack_int4(weight)
+            quantize_int4(weight)
         with pytest.raises(SpecError, match="not finite"):
-            pack_int8(weight)
+            quantize_int8(weight)
 
 
 @FORMATS
-def test_gradients_are_refused(form: packed.PackedFormat) -> None:
+def test_gradients_are_refused(form: packed.QuantFormat) -> None:
     with pytest.raises(SpecError, match="gradient"):
-        packed_linear(normal(1, 64).requires_grad_(), pack(normal(16, 64), form))
+        quantized_linear(normal(1, 64).requires_grad_(), quantize_weight(normal(16, 64), form))
     x, *rest = make_experts(2, form)
     with pytest.raises(SpecError, match="gradient"):
-        packed_grouped_swiglu(x.requires_grad_(), *rest)  # type: ignore[arg-type]
+        quantized_grouped_swiglu(x.requires_grad_(), *rest)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(256, 512), (200, 300)])
@@ -272,4 +280,4 @@ def test_rows_round_to_fp8_each_on_its_own() -> None:
 
 @pytest.mark.parametrize("rows", [1, 64, 128])
 def test_int4_numbers_lie_contiguous_whatever_their_rows(rows: int) -> None:
-    assert pack_int4(normal(rows, 64)).values.is_contiguous()
+    assert quantize_int4(normal(rows, 64)).values.is_contiguous()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.errors import ContextError
-from fathom.model import Cache, Decoder, build
+from fathom.model import Decoder, StaticCache, build
 from fathom.spec import ModelSpec
 
 KINDS = ["latent", "latent-q", "full", "mqa", "rolling"]
@@ -45,7 +45,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("form", ["auto", "expanded", "absorbed"])
 @pytest.mark.parametrize("chunks", [[70], [1] * 70, [33, 1, 5, 20, 1, 10], [69, 1], [11] * 6 + [4]])
 def test_chunks_then_decoding_equal_the_whole_forward(model: Decoder, tokens: Tensor, chunks: list[int], form) -> None:  # type: ignore[no-untyped-def]
-    cache, at, outputs = Cache.allocate(model.spec, batch_size=2, max_length=80), 0, []
+    cache, at, outputs = StaticCache.allocate(model.spec, batch_size=2, max_length=80), 0, []
     for size in chunks:
         outputs.append(model.logits(model(tokens[:, at : at + size], cache=cache, form=form).hidden_BTD))
         at += size
@@ -54,7 +54,7 @@ def test_chunks_then_decoding_equal_the_whole_forward(model: Decoder, tokens: Te
 
 @torch.inference_mode()
 def test_sequences_of_different_lengths_decode_together(model: Decoder, tokens: Tensor) -> None:
-    expected, cache = whole(model, tokens), Cache.allocate(model.spec, batch_size=2, max_length=80)
+    expected, cache = whole(model, tokens), StaticCache.allocate(model.spec, batch_size=2, max_length=80)
     for row, length in enumerate((20, 45)):
         model(tokens[row : row + 1, :length], cache=cache.rows(row, row + 1))
     cache.set_lengths([20, 45])
@@ -69,7 +69,7 @@ def test_sequences_of_different_lengths_decode_together(model: Decoder, tokens: 
 
 @torch.inference_mode()
 def test_dropping_a_sequence_leaves_the_other_unchanged(model: Decoder, tokens: Tensor) -> None:
-    cache = Cache.allocate(model.spec, batch_size=2, max_length=80)
+    cache = StaticCache.allocate(model.spec, batch_size=2, max_length=80)
     model(tokens[:, :30], cache=cache)
     cache.keep([1])
     logits = model.logits(model(tokens[1:, 30:31], cache=cache).hidden_BTD)
@@ -79,7 +79,7 @@ def test_dropping_a_sequence_leaves_the_other_unchanged(model: Decoder, tokens: 
 @torch.inference_mode()
 def test_forgetting_the_newest_tokens_takes_them_back(latent_spec, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
     model = build(latent_spec()).eval()
-    cache = Cache.allocate(model.spec, batch_size=2, max_length=80)
+    cache = StaticCache.allocate(model.spec, batch_size=2, max_length=80)
     model(tokens[:, :40], cache=cache)
     cache.set_lengths([30, 30])
     logits = model.logits(model(tokens[:, 30:31], cache=cache).hidden_BTD)
@@ -87,21 +87,21 @@ def test_forgetting_the_newest_tokens_takes_them_back(latent_spec, tokens: Tenso
 
 
 def test_cache_bytes_are_what_the_paper_says(latent_spec, grouped_spec) -> None:  # type: ignore[no-untyped-def]
-    latent = Cache.allocate(latent_spec(), batch_size=3, max_length=50)
+    latent = StaticCache.allocate(latent_spec(), batch_size=3, max_length=50)
     assert latent.bytes_per_token == (16 + 4) * 3 * 4
     assert latent.nbytes == latent.bytes_per_token * 3 * 50
-    full = Cache.allocate(grouped_spec(), batch_size=1, max_length=50, dtype=torch.bfloat16)
+    full = StaticCache.allocate(grouped_spec(), batch_size=1, max_length=50, dtype=torch.bfloat16)
     assert full.bytes_per_token == 2 * 2 * 8 * 2 * 2
     assert full.nbytes == full.bytes_per_token * 50
-    rolling = Cache.allocate(grouped_spec(window=12), batch_size=1, max_length=50)
+    rolling = StaticCache.allocate(grouped_spec(window=12), batch_size=1, max_length=50)
     assert rolling.nbytes == rolling.bytes_per_token * 12
-    short = Cache.allocate(grouped_spec(window=12), batch_size=1, max_length=8)
+    short = StaticCache.allocate(grouped_spec(window=12), batch_size=1, max_length=8)
     assert short.nbytes == short.bytes_per_token * 8
 
 
 def test_outgrowing_the_cache_or_the_context_names_both_numbers(latent_spec) -> None:  # type: ignore[no-untyped-def]
     model = build(latent_spec(max_position_embeddings=64))
-    cache = Cache.allocate(model.spec, batch_size=1, max_length=8)
+    cache = StaticCache.allocate(model.spec, batch_size=1, max_length=8)
     with pytest.raises(ContextError, match="9 more exceed its 8"):
         model(torch.zeros(1, 9, dtype=torch.long), cache=cache)
     assert cache.lengths == [0]
@@ -130,7 +130,7 @@ def test_any_chunks_through_any_window_equal_the_whole(sizes: list[int], window:
     model, total = build(spec).eval(), sum(sizes)
     tokens = torch.randint(0, 20, (1, total), generator=torch.Generator().manual_seed(total))
     with torch.inference_mode():
-        cache, at, outputs = Cache.allocate(spec, batch_size=1, max_length=total), 0, []
+        cache, at, outputs = StaticCache.allocate(spec, batch_size=1, max_length=total), 0, []
         for size in sizes:
             outputs.append(model.logits(model(tokens[:, at : at + size], cache=cache).hidden_BTD))
             at += size
@@ -140,7 +140,7 @@ def test_any_chunks_through_any_window_equal_the_whole(sizes: list[int], window:
 @torch.inference_mode()
 def test_a_rolling_cache_refuses_to_go_back_to_what_it_overwrote(grouped_spec, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
     model = build(grouped_spec(window=12)).eval()
-    cache = Cache.allocate(model.spec, batch_size=2, max_length=80)
+    cache = StaticCache.allocate(model.spec, batch_size=2, max_length=80)
     model(tokens[:, :12], cache=cache)
     cache.set_lengths([9, 9])
     logits = model.logits(model(tokens[:, 9:14], cache=cache).hidden_BTD)

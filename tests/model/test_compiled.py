@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fathom.model import build
-from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.quantize import quantize
 from fathom.spec import MixtureOfExperts, ModelSpec, WeightFormat
@@ -21,8 +21,8 @@ def decoded(spec: ModelSpec, read: int, count: int) -> tuple[torch.Tensor, torch
     program = CompiledDecoding(model, pool)
     tokens = torch.randint(0, spec.vocab_size, (read + count,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        model(tokens[None, :read], cache=PagedStep(pool, [Slice(PAGES, 0, read)], window=model.window))
-        got = [program(int(tokens[i]), Slice(PAGES, i, 1)) for i in range(read, read + count)]
+        model(tokens[None, :read], cache=PagedStep(pool, [SequenceChunk(PAGES, 0, read)], window=model.window))
+        got = [program(int(tokens[i]), SequenceChunk(PAGES, i, 1)) for i in range(read, read + count)]
         return torch.cat(got), model(tokens[None]).hidden_BTD[0, read:]
 
 
@@ -48,9 +48,9 @@ def test_packed_weights_compile_too(latent_spec, form: WeightFormat) -> None:  #
     pool = PagePool.allocate(model.spec, pages=10, page_size=4)
     program, tokens = CompiledDecoding(model, pool), [3, 14, 15, 92]
     with torch.inference_mode():
-        got = [program(token, Slice(PAGES, i, 1)) for i, token in enumerate(tokens)]
+        got = [program(token, SequenceChunk(PAGES, i, 1)) for i, token in enumerate(tokens)]
         eager = [
-            model(torch.tensor([[token]]), cache=PagedStep(pool, [Slice(PAGES, i, 1)])).hidden_BTD[0]
+            model(torch.tensor([[token]]), cache=PagedStep(pool, [SequenceChunk(PAGES, i, 1)])).hidden_BTD[0]
             for i, token in enumerate(tokens)
         ]
     torch.testing.assert_close(torch.cat(got), torch.cat(eager), atol=0.02, rtol=0.01)  # bfloat16 between products

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fathom.model import build
-from fathom.model.attention import Latent
+from fathom.model.attention import MLA
 from fathom.spec import YarnScaling
 
 
@@ -27,7 +27,7 @@ def test_latent_attention_follows_the_paper_head_by_head(latent_spec) -> None:  
     spec = latent_spec(q_lora_rank=12)
     model = build(spec, dtype=torch.float64).eval()
     layer = model.layers[0].self_attn
-    assert isinstance(layer, Latent)
+    assert isinstance(layer, MLA)
     hidden = torch.randn(1, 9, 32, dtype=torch.float64)
     context = model._context(torch.zeros(1, 9, dtype=torch.long), None, "auto")
     ours = layer(hidden, context, None)[0]

@@ -16,16 +16,16 @@ from fathom.model.moe.balance import (
     balance_loss,
     communication_loss,
     device_loss,
-    dropped,
+    expert_balance_loss,
     expert_counts,
-    expert_loss,
     load_entropy,
     max_load,
+    num_dropped_pairs,
     sequence_loss,
     updated_bias,
 )
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, MixtureOfExperts
 
 
 def routed(scores: Tensor, chosen: int, bias: Tensor | None = None) -> Routing:
@@ -77,7 +77,7 @@ def oracle(routing: Routing, devices: int, per_token: int) -> tuple[float, float
 def test_losses_equal_the_formulas(seed: int) -> None:
     routing = sample(seed, batch=1)
     expert, device, communication = oracle(routing, devices=4, per_token=2)
-    assert float(expert_loss(routing)) == pytest.approx(expert, rel=1e-5)
+    assert float(expert_balance_loss(routing)) == pytest.approx(expert, rel=1e-5)
     assert float(device_loss(routing, devices=4)) == pytest.approx(device, rel=1e-5)
     assert float(communication_loss(routing, devices=4, devices_per_token=2)) == pytest.approx(communication, rel=1e-5)
 
@@ -85,7 +85,7 @@ def test_losses_equal_the_formulas(seed: int) -> None:
 def loss_of(name: str, routing: Routing, **options: Any) -> Tensor:
     match name:
         case "expert":
-            return expert_loss(routing, **options)
+            return expert_balance_loss(routing, **options)
         case "device":
             return device_loss(routing, devices=4, **options)
         case _:
@@ -108,7 +108,7 @@ def test_sequence_scope_averages_sequences_and_batch_scope_joins_them(name: str)
 
 
 def mixture(**balance: Any) -> MixtureOfExperts:
-    router = spec.Router(balance=Balance(**balance))
+    router = spec.RouterSpec(balance=BalanceSpec(**balance))
     return MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=4, router=router)
 
 
@@ -131,7 +131,7 @@ def test_balance_loss_adds_what_the_spec_weighs() -> None:
     routing = sample(chosen=2)
     moe = mixture(**WEIGHTS, devices=4, devices_per_token=2)
     expected = (
-        0.003 * expert_loss(routing)
+        0.003 * expert_balance_loss(routing)
         + 0.05 * device_loss(routing, devices=4)
         + 0.02 * communication_loss(routing, devices=4, devices_per_token=2)
         + 1e-4 * sequence_loss(routing)
@@ -151,7 +151,7 @@ def test_sequence_loss_counts_scores_without_the_bias_and_normalises_them() -> N
         p = shares([[value / sum(row) for value in row] for row in scores[b].tolist()])
         each.append(sum(f * q for f, q in zip(frequencies(chosen, 8), p, strict=True)))
     assert float(sequence_loss(biased)) == pytest.approx(sum(each) / 2, rel=1e-5)
-    assert float(expert_loss(biased)) != pytest.approx(sum(each) / 2, rel=1e-3)
+    assert float(expert_balance_loss(biased)) != pytest.approx(sum(each) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["expert", "device", "communication"])
@@ -173,7 +173,7 @@ def test_descending_the_expert_loss_evens_the_load() -> None:
     ).requires_grad_()
     before = load_entropy(expert_counts(routed(logits.softmax(-1), 2), 8))
     for _ in range(50):
-        (slope,) = torch.autograd.grad(expert_loss(routed(logits.softmax(-1), 2)), logits)
+        (slope,) = torch.autograd.grad(expert_balance_loss(routed(logits.softmax(-1), 2)), logits)
         logits = (logits - 20 * slope).detach().requires_grad_()
     assert load_entropy(expert_counts(routed(logits.softmax(-1), 2), 8)) > before + 0.02
 
@@ -186,8 +186,8 @@ def test_counts_are_demand_and_dropped_pairs_are_counted_apart() -> None:
     counts = expert_counts(routing, 5)
     assert counts.tolist() == [1, 1, 0, 2, 0]
     assert counts.dtype == torch.int64
-    assert int(dropped(routing)) == 2
-    assert int(dropped(Routing(scores, indices, torch.zeros(1, 2, 2)))) == 0
+    assert int(num_dropped_pairs(routing)) == 2
+    assert int(num_dropped_pairs(Routing(scores, indices, torch.zeros(1, 2, 2)))) == 0
 
 
 def test_load_entropy_and_max_load_at_their_ends() -> None:
@@ -251,7 +251,7 @@ def test_a_bias_update_moves_each_expert_by_the_rate_or_not_at_all(values: list[
 def test_losses_of_any_routing(seed: int, chosen: int, devices: int, tokens: int) -> None:
     routing = sample(seed, batch=2, tokens=tokens, experts=8, chosen=chosen)
     assert int(expert_counts(routing, 8).sum()) == routing.indices_BTK.numel()
-    loss = float(expert_loss(routing))
+    loss = float(expert_balance_loss(routing))
     assert 0 < loss <= 8 / chosen * (1 + 1e-5)
     # One expert a device makes the device loss the expert loss; one device makes it 1, whatever the routing.
     assert float(device_loss(routing, devices=8)) == pytest.approx(loss, rel=1e-5)

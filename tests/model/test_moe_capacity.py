@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.model.moe import MoELayer, Router, Routing, RoutingContext
-from fathom.model.moe.balance import balance_loss, dropped, expert_counts, expert_loss
+from fathom.model.moe.balance import balance_loss, expert_balance_loss, expert_counts, num_dropped_pairs
 from fathom.model.moe.drop import keep_in_order
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, Capacity, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, Capacity, MixtureOfExperts
 
 EXPERTS, HIDDEN, BATCH, TOKENS = 4, 6, 3, 12
 SEEDS = torch.tensor([3, 5, 8])
@@ -24,7 +24,7 @@ def mixture(chosen: int = 2, **router: object) -> MixtureOfExperts:
         n_routed_experts=EXPERTS,
         num_experts_per_tok=chosen,
         moe_intermediate_size=5,
-        router=spec.Router(**fields),  # type: ignore[arg-type]
+        router=spec.RouterSpec(**fields),  # type: ignore[arg-type]
     )
 
 
@@ -99,9 +99,13 @@ def test_gshard_equals_algorithm_1(group: spec.BalanceScope, factor: float) -> N
     torch.testing.assert_close(actual, torch.stack([weights for weights, _ in expected]))
     auxiliary = torch.tensor([loss for _, loss in expected]).mean()
     torch.testing.assert_close(
-        expert_loss(routing, scope=group, counted="first") / EXPERTS**2, auxiliary, rtol=1e-5, atol=1e-7
+        expert_balance_loss(routing, scope=group, counted="first") / EXPERTS**2, auxiliary, rtol=1e-5, atol=1e-7
     )
-    assert 0 < int(dropped(routing)) == int((actual == 0).sum()) - scores.shape[0] * scores.shape[1] * (EXPERTS - 2)
+    assert (
+        0
+        < int(num_dropped_pairs(routing))
+        == int((actual == 0).sum()) - scores.shape[0] * scores.shape[1] * (EXPERTS - 2)
+    )
 
 
 def test_second_experts_are_used_with_twice_their_weights_probability() -> None:
@@ -121,7 +125,7 @@ def test_an_unwanted_second_expert_holds_its_place_and_counts_as_no_loss() -> No
     assert not routing.wanted_BTK.all()
     places = places_by_hand(routing.indices_BTK, TOKENS // EXPERTS)
     assert torch.equal(routing.kept_BTK, places & routing.wanted_BTK)
-    assert int(dropped(routing)) == int((~places & routing.wanted_BTK).sum())
+    assert int(num_dropped_pairs(routing)) == int((~places & routing.wanted_BTK).sum())
     assert int(expert_counts(routing, EXPERTS).sum()) == routing.indices_BTK.numel()
 
 
@@ -156,14 +160,14 @@ def test_switch_weighs_by_the_probability_and_overflow_contributes_nothing() -> 
 
 
 def test_the_balance_losses_of_switch_and_gshard_are_expert_losses() -> None:
-    switch = mixture(chosen=1, balance=Balance(expert_loss=0.01, scope="batch"))
+    switch = mixture(chosen=1, balance=BalanceSpec(expert_loss=0.01, scope="batch"))
     routing = gate(chosen=1)(inputs())
     chosen = routing.indices_BTK.flatten().tolist()
     fraction = torch.tensor([chosen.count(e) / len(chosen) for e in range(EXPERTS)])
     by_hand = 0.01 * EXPERTS * (fraction * routing.scores_BTE.flatten(0, 1).mean(0)).sum()
     torch.testing.assert_close(balance_loss(routing, switch), by_hand)
     weight = 0.1 / EXPERTS**2
-    gshard = mixture(balance=Balance(expert_loss=weight, scope="sequence", counted="first"))
+    gshard = mixture(balance=BalanceSpec(expert_loss=weight, scope="sequence", counted="first"))
     routing = gate()(inputs())
     auxiliary = torch.tensor([algorithm_1(s, 99, None)[1] for s in routing.scores_BTE.detach()]).mean()
     torch.testing.assert_close(balance_loss(routing, gshard).detach(), 0.1 * auxiliary)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.model.build import build
-from fathom.model.cache import Cache
-from fathom.model.moe import Router, RoutingContext, draws
+from fathom.model.cache import StaticCache
+from fathom.model.moe import Router, RoutingContext
+from fathom.model.moe import counter_rng as draws
 from fathom.model.moe.balance import importance_loss, load_loss, z_loss
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, Capacity, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, Capacity, MixtureOfExperts
 
 EXPERTS, HIDDEN, BATCH, TOKENS = 5, 6, 2, 7
 SEEDS = torch.tensor([11, 2**61 + 5])
@@ -30,7 +31,7 @@ def gate(chosen: int = 2, **router: object) -> Router:
             n_routed_experts=EXPERTS,
             num_experts_per_tok=chosen,
             moe_intermediate_size=4,
-            router=spec.Router(**router),  # type: ignore[arg-type]
+            router=spec.RouterSpec(**router),  # type: ignore[arg-type]
         ),
     )
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +56,7 @@ def splitmix64(state: int) -> int:
 
 def test_the_hash_is_splitmix64() -> None:
     values = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
-    mixed = [value % (1 << 64) for value in draws.mix(torch.tensor(values)).tolist()]
+    mixed = [value % (1 << 64) for value in draws.splitmix64(torch.tensor(values)).tolist()]
     assert mixed == [splitmix64(value) for value in values]
     first = draws.uniform(torch.tensor([42]), 3)[0].tolist()
     assert first == [(splitmix64(42 + i * 0x9E3779B97F4A7C15) >> 40) / 2**24 for i in range(3)]
@@ -71,7 +72,7 @@ def test_draws_have_their_distributions_and_are_independent_between_streams() ->
     assert abs(float(noise.mean())) < 0.01
     assert abs(float(noise.std()) - 1) < 0.01
     assert abs(float((noise.abs() < 1).float().mean()) - 0.6827) < 0.005
-    streams = torch.stack([draws.normal(draws.derive(seeds, n), 1000).flatten() for n in range(3)])
+    streams = torch.stack([draws.normal(draws.fold_in(seeds, n), 1000).flatten() for n in range(3)])
     assert (torch.corrcoef(streams) - torch.eye(3)).abs().max() < 0.01
 
 
@@ -151,7 +152,7 @@ def test_importance_and_load_losses_equal_shazeers_formulas() -> None:
 
 
 def test_z_loss_is_the_squared_log_sum_of_exponentials() -> None:
-    router = gate(balance=Balance(z_loss=0.1))
+    router = gate(balance=BalanceSpec(z_loss=0.1))
     x = inputs()
     assert router.weight is not None
     expected = torch.log(torch.exp(x @ router.weight.T).sum(-1)).square().mean()
@@ -191,14 +192,14 @@ def model(**router: object) -> ModelSpec:
             n_routed_experts=EXPERTS,
             num_experts_per_tok=chosen,
             moe_intermediate_size=8,
-            router=spec.Router(**router),  # type: ignore[arg-type]
+            router=spec.RouterSpec(**router),  # type: ignore[arg-type]
         ),
     )
 
 
 SPECS = {
     "noisy": model(
-        score="noisy", normalize=True, jitter=0.1, balance=Balance(importance_loss=0.1, load_loss=0.1, z_loss=0.01)
+        score="noisy", normalize=True, jitter=0.1, balance=BalanceSpec(importance_loss=0.1, load_loss=0.1, z_loss=0.01)
     ),
     "gshard": model(select=Capacity(capacity_factor=2.0, second="random"), normalize=True),
     "hash": model(score="hash", select=Capacity(capacity_factor=1.0)),
@@ -224,7 +225,7 @@ def test_decoding_token_by_token_equals_the_whole_where_evaluation_drops_nothing
     tokens = torch.randint(40, (2, 6), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         whole = decoder(tokens).hidden_BTD
-        cache = Cache.allocate(SPECS[name], batch_size=2, max_length=8)
+        cache = StaticCache.allocate(SPECS[name], batch_size=2, max_length=8)
         steps = [decoder(tokens[:, t : t + 1], cache=cache).hidden_BTD for t in range(6)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
 

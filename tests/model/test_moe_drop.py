@@ -11,7 +11,7 @@ from torch import Tensor
 from fathom.model.moe import Router, RoutingContext, exempt_sequences
 from fathom.model.moe.drop import keep_within_budget
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, MixtureOfExperts
 
 
 def by_hand(
@@ -71,7 +71,7 @@ def gate(factor: float | None) -> Router:
         n_routed_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=4,
-        router=spec.Router(balance=Balance(capacity_factor=factor, devices=4)),
+        router=spec.RouterSpec(balance=BalanceSpec(capacity_factor=factor, devices=4)),
     )
     router = Router(6, moe)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from fathom.model.ffn import SwiGLU
 from fathom.model.moe import MoELayer, RoutingContext
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, GroupLimited, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, GroupLimited, MixtureOfExperts
 
 HIDDEN, WIDTH, EXPERTS, CHOSEN = 16, 12, 8, 3
 
@@ -28,7 +28,7 @@ def make(shared: int = 2, **router: Any) -> MoELayer:
         num_experts_per_tok=CHOSEN,
         moe_intermediate_size=WIDTH,
         n_shared_experts=shared,
-        router=spec.Router(**router),
+        router=spec.RouterSpec(**router),
     )
     layer = MoELayer(HIDDEN, moe)
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def test_autocast_keeps_a_float32_stream(tokens: int) -> None:
 
 @pytest.mark.parametrize("router", [{}, V3])
 def test_forward_changes_no_state(router: dict[str, Any]) -> None:
-    layer = make(**router, balance=Balance(capacity_factor=1.0, devices=4)) if not router else make(**router)
+    layer = make(**router, balance=BalanceSpec(capacity_factor=1.0, devices=4)) if not router else make(**router)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     names = {name: sorted(vars(module)) for name, module in layer.named_modules()}
     layer(inputs(), RoutingContext(torch.tensor([False, True])))[0].sum().backward()
@@ -140,7 +140,7 @@ def test_recomputation_gives_the_same_gradients() -> None:
 
 
 def test_a_dropped_pair_contributes_nothing_and_shared_experts_see_every_token() -> None:
-    layer = make(balance=Balance(capacity_factor=0.5, devices=4))
+    layer = make(balance=BalanceSpec(capacity_factor=0.5, devices=4))
     x = inputs()
     y, routing = layer(x, RoutingContext(torch.tensor([False, True])))
     assert routing.kept_BTK is not None

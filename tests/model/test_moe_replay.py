@@ -16,11 +16,11 @@ from torch import Tensor
 from fathom.errors import DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.model.moe import MoELayer, Router, Routing, RoutingContext, agreement_sums, chosen_experts
-from fathom.model.moe.balance import expert_counts, expert_loss
+from fathom.model.moe import MoELayer, Router, Routing, RoutingContext, chosen_experts, routing_agreement_sums
+from fathom.model.moe.balance import expert_balance_loss, expert_counts
 from fathom.spec import ModelSpec
 from fathom.spec import moe as spec
-from fathom.spec.moe import Balance, Capacity, GroupLimited, MixtureOfExperts
+from fathom.spec.moe import BalanceSpec, Capacity, GroupLimited, MixtureOfExperts
 
 HIDDEN, EXPERTS, CHOSEN = 12, 8, 2
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "noisy": {"score": "noisy", "normalize": True},
     "group-limited": {"select": GroupLimited(n_group=4, topk_group=2), "scale": 16.0},
     "capacity": {"select": Capacity(capacity_factor=1.0, eval_capacity_factor=1.0), "normalize": True},
-    "budget": {"balance": Balance(capacity_factor=0.5, devices=2)},
+    "budget": {"balance": BalanceSpec(capacity_factor=0.5, devices=2)},
     "v3": {
         "score": "sigmoid",
         "select": GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
@@ -45,7 +45,7 @@ def make(name: str) -> Router:
         n_routed_experts=EXPERTS,
         num_experts_per_tok=CHOSEN,
         moe_intermediate_size=8,
-        router=spec.Router(**ROUTERS[name]),
+        router=spec.RouterSpec(**ROUTERS[name]),
     )
     gate, generator = Router(HIDDEN, moe), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_counts_losses_and_capacity_are_those_of_the_experts_used() -> None:
     assert expert_counts(routing, EXPERTS).tolist() == [0, 0, 0, 18, 0, 18, 0, 0]
     mean_E = routing.scores_BTE.mean(1)
     expected = (EXPERTS / CHOSEN * (mean_E[:, 3] + mean_E[:, 5])).mean()
-    torch.testing.assert_close(expert_loss(routing), expected)
+    torch.testing.assert_close(expert_balance_loss(routing), expected)
     assert routing.kept_BTK is not None
     assert routing.kept_BTK.all(-1).tolist() == [[True] + [False] * 8] * 2  # one place each
 
@@ -161,7 +161,7 @@ def every_other(make_spec: Callable[..., ModelSpec], name: str = "v3", **fields:
         num_experts_per_tok=CHOSEN,
         moe_intermediate_size=8,
         n_shared_experts=1,
-        router=spec.Router(**ROUTERS[name]),
+        router=spec.RouterSpec(**ROUTERS[name]),
     )
     return make_spec(num_hidden_layers=6, moe_layer_freq=2, moe=moe, **fields)
 
@@ -183,18 +183,20 @@ def test_a_recording_replayed_by_another_model_equals_that_model_written_out(
     latent_spec: Callable[..., ModelSpec], name: str, recompute: bool
 ) -> None:
     model = build(every_other(latent_spec, name), seed=0)
-    routes_BTLK = chosen_experts(model(TOKENS).routing)
-    assert routes_BTLK.shape == (1, 14, 2, CHOSEN)
+    routed_experts_BTLK = chosen_experts(model(TOKENS).routing)
+    assert routed_experts_BTLK.shape == (1, 14, 2, CHOSEN)
     later = perturbed(model)
-    assert not torch.equal(chosen_experts(later(TOKENS).routing), routes_BTLK)
+    assert not torch.equal(chosen_experts(later(TOKENS).routing), routed_experts_BTLK)
     oracle = deepcopy(later)
     for place, index in enumerate((2, 4)):
         mixture = oracle.layers[index].mlp
-        mixture.forward = partial(written_out, mixture, routes_BTLK[0, :, place])
+        mixture.forward = partial(written_out, mixture, routed_experts_BTLK[0, :, place])
     for lengths in (None, (9, 5)):
-        found = later(TOKENS, routes_BTLK=routes_BTLK.short(), lengths=lengths, checkpoint_activations=recompute)
+        found = later(
+            TOKENS, routed_experts_BTLK=routed_experts_BTLK.short(), lengths=lengths, checkpoint_activations=recompute
+        )
         expected = oracle(TOKENS, lengths=lengths)
-        assert torch.equal(chosen_experts(found.routing), routes_BTLK)
+        assert torch.equal(chosen_experts(found.routing), routed_experts_BTLK)
         torch.testing.assert_close(found.hidden_BTD, expected.hidden_BTD, rtol=1e-4, atol=1e-5)
         for decoder, output in ((later, found), (oracle, expected)):
             decoder.zero_grad()
@@ -213,7 +215,7 @@ def test_a_model_that_replays_itself_is_the_same_to_the_bit(
     one = left(TOKENS, mtp=True)
     routes = chosen_experts(one.routing[:2])
     routes[0, 3:6] = -1
-    two = right(TOKENS, mtp=True, routes_BTLK=routes, checkpoint_activations=recompute)
+    two = right(TOKENS, mtp=True, routed_experts_BTLK=routes, checkpoint_activations=recompute)
     assert torch.equal(one.hidden_BTD, two.hidden_BTD)
     for output in (one, two):
         (output.hidden_BTD.square().sum() + output.mtp_hidden[0].square().sum()).backward()
@@ -224,7 +226,7 @@ def test_a_model_that_replays_itself_is_the_same_to_the_bit(
 def test_mtp_modules_choose_for_themselves(latent_spec: Callable[..., ModelSpec]) -> None:
     model = build(every_other(latent_spec, num_nextn_predict_layers=1), seed=0)
     forced = others(1, 14, 2)
-    output = model(TOKENS, mtp=True, routes_BTLK=forced)
+    output = model(TOKENS, mtp=True, routed_experts_BTLK=forced)
     assert torch.equal(chosen_experts(output.routing[:2]), forced)
     gate, last = model.mtp[0].block.mlp.gate, output.routing[2]
     assert torch.equal(last.indices_BTK, gate._choice(last.scores_BTE).topk(CHOSEN, dim=-1).indices)
@@ -233,24 +235,24 @@ def test_mtp_modules_choose_for_themselves(latent_spec: Callable[..., ModelSpec]
 def test_routes_that_are_not_this_models_are_refused(latent_spec: Callable[..., ModelSpec]) -> None:
     model = build(every_other(latent_spec), seed=0)
     with pytest.raises(SpecError, match=r"of shape \(1, 14, 1, 2\) instead of integers of shape \(1, 14, 2, 2\)"):
-        model(TOKENS, routes_BTLK=others(1, 14, 1))
+        model(TOKENS, routed_experts_BTLK=others(1, 14, 1))
     with pytest.raises(SpecError, match=r"torch.float32 of shape"):
-        model(TOKENS, routes_BTLK=others(1, 14, 2).float())
+        model(TOKENS, routed_experts_BTLK=others(1, 14, 2).float())
     with pytest.raises(SpecError, match="names expert 8 of 8"):
-        model(TOKENS, routes_BTLK=others(1, 14, 2) + 1)
+        model(TOKENS, routed_experts_BTLK=others(1, 14, 2) + 1)
     dense = build(replace(every_other(latent_spec), moe=None, moe_layer_freq=1, first_k_dense_replace=0), seed=0)
     with pytest.raises(SpecError, match="has no mixture of experts"):
-        dense(TOKENS, routes_BTLK=others(1, 14, 2))
+        dense(TOKENS, routed_experts_BTLK=others(1, 14, 2))
 
 
 def test_agreement_counts_sets_and_leaves_the_unknown_out() -> None:
     recorded = torch.tensor([[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[-1, -1], [-1, -1]], [[1, 2], [0, 7]]])
     used = torch.tensor([[[1, 0], [2, 4]], [[4, 5], [7, 6]], [[-1, -1], [2, 3]], [[3, 4], [-1, -1]]])
-    sums = agreement_sums(recorded.short(), used)
+    sums = routing_agreement_sums(recorded.short(), used)
     assert {name: float(value) for name, value in sums.items()} == {
         "routing_tokens": 2.5,  # the last is known in one layer of two
         "routing_equal": 1.5,
         "routing_shared": 1.75,
     }
     with pytest.raises(DataError, match=r"\(4, 2, 2\) recorded and \(4, 1, 2\) used"):
-        agreement_sums(recorded, used[:, :1])
+        routing_agreement_sums(recorded, used[:, :1])

@@ -23,7 +23,7 @@ HIDDEN, EXPERTS, CHOSEN = 12, 16, 4
 
 def mixture(**router: Any) -> MixtureOfExperts:
     return MixtureOfExperts(
-        n_routed_experts=EXPERTS, num_experts_per_tok=CHOSEN, moe_intermediate_size=8, router=spec.Router(**router)
+        n_routed_experts=EXPERTS, num_experts_per_tok=CHOSEN, moe_intermediate_size=8, router=spec.RouterSpec(**router)
     )
 
 

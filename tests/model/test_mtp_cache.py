@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fathom.model import Decoder, build
-from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.spec import ModelSpec
 
 PAGE = 4
@@ -32,12 +32,12 @@ class Ahead:
     def __init__(self, model: Decoder, pool: PagePool) -> None:
         self.model, self.pool = model, pool
 
-    def run(self, pieces: list[tuple[Slice, Tensor, Tensor]]) -> list[Tensor]:
+    def run(self, pieces: list[tuple[SequenceChunk, Tensor, Tensor]]) -> list[Tensor]:
         first = self.model.spec.num_hidden_layers
         step = PagedStep(self.pool, [piece for piece, _, _ in pieces], first_layer=first, empty_slots=1)
         tokens = torch.cat([tokens for _, tokens, _ in pieces])
         previous = torch.cat([hidden for _, _, hidden in pieces])
-        return list(self.model.look_ahead(tokens[None], previous[None], step)[0].split([p[0].tokens for p in pieces]))
+        return list(self.model.forward_mtp(tokens[None], previous[None], step)[0].split([p[0].tokens for p in pieces]))
 
 
 def pool_of(model: Decoder, pages: int) -> PagePool:
@@ -70,7 +70,7 @@ def test_random_mixtures_of_chunks_equal_the_whole_pass(model: Decoder, seed: in
         for i in chosen:
             start, stop = done[i], done[i] + sizes[i]
             hidden = whole[i].hidden_BTD[0, start - 1 : stop - 1]
-            pieces.append((Slice(pages[i], start, sizes[i]), texts[i][start:stop], hidden))
+            pieces.append((SequenceChunk(pages[i], start, sizes[i]), texts[i][start:stop], hidden))
             done[i] = stop
         for i, hidden in zip(chosen, ahead.run(pieces), strict=True):
             got[i].append(hidden)
@@ -84,7 +84,7 @@ def test_what_was_written_for_refused_tokens_is_overwritten(model: Decoder) -> N
     output = model(tokens[None], mtp=True)
     hidden, ahead = output.hidden_BTD[0], Ahead(model, pool_of(model, 4))
     pages = (2, 0, 3)
-    ahead.run([(Slice(pages, 1, 7), tokens[1:8], hidden[:7])])
-    ahead.run([(Slice(pages, 8, 4), tokens[1:5], hidden[3:7])])
-    (again,) = ahead.run([(Slice(pages, 8, 4), tokens[8:], hidden[7:11])])
+    ahead.run([(SequenceChunk(pages, 1, 7), tokens[1:8], hidden[:7])])
+    ahead.run([(SequenceChunk(pages, 8, 4), tokens[1:5], hidden[3:7])])
+    (again,) = ahead.run([(SequenceChunk(pages, 8, 4), tokens[8:], hidden[7:11])])
     torch.testing.assert_close(again, output.mtp_hidden[0][0, 7:], atol=1e-7, rtol=1e-7)

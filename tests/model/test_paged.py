@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fathom.errors import ContextError
 from fathom.model import Decoder, build
-from fathom.model.cache import Cache, PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk, StaticCache
 from fathom.spec import ModelSpec
 
 PAGE = 4
@@ -28,7 +28,7 @@ class Tables:
         random.Random(seed).shuffle(self.free)
         self.window, self.pages, self.firsts, self.held = window, {}, {}, {}
 
-    def slice(self, name: int, tokens: int) -> Slice:
+    def slice(self, name: int, tokens: int) -> SequenceChunk:
         pages, start = self.pages.setdefault(name, []), self.held.get(name, 0)
         first = self.firsts.get(name, 0)
         while self.window is not None and start - self.window + 1 >= first + PAGE:
@@ -37,10 +37,10 @@ class Tables:
         while first + len(pages) * PAGE < start + tokens:
             pages.append(self.free.pop())
         self.held[name], self.firsts[name] = start + tokens, first
-        return Slice(tuple(pages), start, tokens, first)
+        return SequenceChunk(tuple(pages), start, tokens, first)
 
 
-def run(model: Decoder, pool: PagePool, pieces: list[tuple[Slice, Tensor]]) -> list[Tensor]:
+def run(model: Decoder, pool: PagePool, pieces: list[tuple[SequenceChunk, Tensor]]) -> list[Tensor]:
     step = PagedStep(pool, [piece for piece, _ in pieces], window=model.window)
     hidden_ND = model(torch.cat([tokens for _, tokens in pieces])[None], cache=step).hidden_BTD[0]
     return list(hidden_ND.split([piece.tokens for piece, _ in pieces]))
@@ -77,28 +77,30 @@ def test_random_mixtures_of_chunks_and_single_tokens_equal_whole_forward_passes(
 def test_pages_that_lie_together_are_read_in_place(latent_spec) -> None:  # type: ignore[no-untyped-def]
     spec = latent_spec()
     pool = PagePool.allocate(spec, pages=8, page_size=PAGE)
-    step = PagedStep(pool, [Slice((2, 3), 5, 1), Slice((4, 5), 6, 1)])
+    step = PagedStep(pool, [SequenceChunk((2, 3), 5, 1), SequenceChunk((4, 5), 6, 1)])
     step.advance(2)
     assert step.tables == (slice(2, 6),)
-    apart = PagedStep(pool, [Slice((2, 4), 5, 1)])
+    apart = PagedStep(pool, [SequenceChunk((2, 4), 5, 1)])
     apart.advance(1)
     assert isinstance(apart.tables[0], Tensor)
 
 
 def test_a_short_sequence_beside_a_long_one_is_not_padded_to_it(latent_spec) -> None:  # type: ignore[no-untyped-def]
     pool = PagePool.allocate(latent_spec(), pages=64, page_size=PAGE)
-    step = PagedStep(pool, [Slice((0,), 1, 1), Slice((1,), 2, 1), Slice(tuple(range(2, 22)), 70, 1)])
+    step = PagedStep(
+        pool, [SequenceChunk((0,), 1, 1), SequenceChunk((1,), 2, 1), SequenceChunk(tuple(range(2, 22)), 70, 1)]
+    )
     assert [part.end for part in step.advance(3).parts] == [3, 71]
 
 
 def test_bytes_of_a_token_are_those_of_the_plain_cache(spec: ModelSpec) -> None:
     pool = PagePool.allocate(spec, pages=3, page_size=PAGE)
-    assert pool.bytes_per_token == Cache.allocate(spec, batch_size=1, max_length=4).bytes_per_token
+    assert pool.bytes_per_token == StaticCache.allocate(spec, batch_size=1, max_length=4).bytes_per_token
 
 
 def test_slices_without_room_are_refused(latent_spec) -> None:  # type: ignore[no-untyped-def]
     pool = PagePool.allocate(latent_spec(), pages=4, page_size=PAGE)
     with pytest.raises(ContextError, match="pages for tokens 0 to 4 cannot take 3 tokens after 2"):
-        PagedStep(pool, [Slice((0,), 2, 3)])
+        PagedStep(pool, [SequenceChunk((0,), 2, 3)])
     with pytest.raises(ContextError, match="lay them end to end"):
-        PagedStep(pool, [Slice((0,), 0, 3)]).advance(2)
+        PagedStep(pool, [SequenceChunk((0,), 0, 3)]).advance(2)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels import packed, quantized
-from fathom.kernels.packed import dequantize
-from fathom.model import Cache, Decoder, build
-from fathom.model.packed import PackedLinear, PackedRoutedExperts
+from fathom.kernels import quantized_products as quantized
+from fathom.kernels import weight_formats as packed
+from fathom.kernels.weight_formats import dequantize
+from fathom.model import Decoder, StaticCache, build
 from fathom.model.quantize import quantize
+from fathom.model.quantized import QuantizedExperts, QuantizedLinear
 from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
 
 MakeSpec = Callable[..., ModelSpec]
@@ -41,11 +42,11 @@ def unpacked(model: Decoder, original: Decoder) -> Decoder:
     plain = copy.deepcopy(original)
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
+            if isinstance(module, QuantizedLinear):
                 if name == "lm_head" and plain.lm_head is None:
                     plain.lm_head = nn.Linear(plain.spec.hidden_size, plain.spec.vocab_size, bias=False)
                 plain.get_submodule(name).weight.copy_(module.weight)
-            elif isinstance(module, PackedRoutedExperts):
+            elif isinstance(module, QuantizedExperts):
                 experts = plain.get_submodule(name)
                 for part, matrices in ((experts.gate_up_proj, module.gate_up), (experts.down_proj, module.down)):
                     part.copy_(torch.stack([dequantize(each) for each in matrices.each]))
@@ -63,7 +64,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 @FORMATS
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_are_near_those_of_the_unpacked_weights(
-    spec: ModelSpec, latent_spec: MakeSpec, form: packed.PackedFormat, tied: bool
+    spec: ModelSpec, latent_spec: MakeSpec, form: packed.QuantFormat, tied: bool
 ) -> None:
     spec = dataclasses.replace(spec, tie_word_embeddings=tied)
     original = build(spec, seed=3).eval()
@@ -78,11 +79,11 @@ def test_logits_are_near_those_of_the_unpacked_weights(
 
 
 @FORMATS
-def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.PackedFormat) -> None:
+def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.QuantFormat) -> None:
     model = build(spec, seed=3)
     quantize(model, form)
     ids = tokens(12)
-    cache = Cache.allocate(spec, batch_size=1, max_length=12, device=torch.device("cpu"), dtype=torch.float32)
+    cache = StaticCache.allocate(spec, batch_size=1, max_length=12, device=torch.device("cpu"), dtype=torch.float32)
     with torch.inference_mode():
         whole = model(ids).hidden_BTD
         parts = [model(ids[:, t : t + 1], cache=cache).hidden_BTD for t in range(12)]
@@ -91,9 +92,9 @@ def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.PackedFor
 
 @FORMATS
 def test_float32_strips_give_the_unpacked_model_exactly(
-    spec: ModelSpec, form: packed.PackedFormat, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized, "has_half_units", lambda: False)
+    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: False)
     monkeypatch.setattr(quantized, "most_rows", lambda _: 0)
     original = build(spec, seed=3).eval().double()
     model = copy.deepcopy(original)
@@ -117,9 +118,9 @@ def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
     assert set(kept) == {name for name, _ in model.named_parameters()}
     held = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, QuantizedLinear):
             held += module.packed.nbytes
-        elif isinstance(module, PackedRoutedExperts):
+        elif isinstance(module, QuantizedExperts):
             held += module.gate_up.nbytes + module.down.nbytes
     assert report.bytes_after == held
     assert kept["embed_tokens.weight"] == "is looked up row by row"
@@ -188,7 +189,7 @@ def test_bad_requests_are_refused(spec: ModelSpec) -> None:
         quantize(model, "int4", 48)
     with pytest.raises(SpecError, match="format"):
         quantize(model, "int3")  # type: ignore[arg-type]
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
     quantize(model, "int8")
     with pytest.raises(SpecError, match="packed already"):
         quantize(model, "int8")
@@ -199,7 +200,7 @@ def test_logits_come_from_the_packed_head(spec: ModelSpec, tied: bool) -> None:
     model = build(dataclasses.replace(spec, tie_word_embeddings=tied), seed=0)
     embedding = model.embed_tokens.weight.clone()
     quantize(model, "int4", head="int4")
-    assert isinstance(model.lm_head, PackedLinear)
+    assert isinstance(model.lm_head, QuantizedLinear)
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(model.logits(hidden), model.lm_head(hidden))

@@ -16,11 +16,11 @@ from torch import Tensor
 from fathom import kernels
 from fathom.families import PRESETS
 from fathom.model import build
-from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.cache.pages import PlainPages, Scratch
 from fathom.model.cache.quantized import QuantizedPages
 from fathom.plan import cache_bytes_per_token
-from fathom.plan.cache_rows import EIGHT_BITS, PAIRS, QuantizedFormat, QuantizedRow, Segment, quantized_rows
+from fathom.plan.cache_rows import EIGHT_BITS, PAIRED_MAX_CODE, QuantizedFormat, QuantizedRow, Segment, quantized_rows
 from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec
 
 PAGE = 4
@@ -95,7 +95,7 @@ def test_what_is_read_follows_the_formula_and_is_half_a_scale_away_at_most(
         assert ((x_NX - expected_NX).abs() <= scales_NX * (0.5 + EIGHT_BITS * 2**-24)).all()
 
 
-@pytest.mark.parametrize(("largest", "group"), [(EIGHT_BITS, 16), (PAIRS, 32), (PAIRS, 128)])
+@pytest.mark.parametrize(("largest", "group"), [(EIGHT_BITS, 16), (PAIRED_MAX_CODE, 32), (PAIRED_MAX_CODE, 128)])
 def test_every_code_of_a_group_is_read_back_exactly(largest: int, group: int) -> None:
     codes = torch.arange(-largest, largest + 1, dtype=torch.float32)
     row = QuantizedRow((Segment(group, largest, group),))
@@ -107,7 +107,7 @@ def test_every_code_of_a_group_is_read_back_exactly(largest: int, group: int) ->
     assert torch.equal(whole(pages, math.ceil(len(codes) / PAGE))[: len(codes)], x_NX)
 
 
-@pytest.mark.parametrize("largest", [EIGHT_BITS, PAIRS])
+@pytest.mark.parametrize("largest", [EIGHT_BITS, PAIRED_MAX_CODE])
 @pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 3e4, 1e30])
 def test_numbers_of_any_size_have_room(largest: int, size: float) -> None:
     """A group's largest number must not lose its place to the rounding of the scale, which is 2^-7 at most."""
@@ -213,7 +213,9 @@ def test_a_model_over_quantized_pages_is_one_over_rounded_numbers(
     def run(pool: PagePool) -> Tensor:
         found = []
         for bounds in ([(0, 7), (0, 11)], [(7, 8), (11, 12)], [(8, 19), (12, 23)]):
-            slices = [Slice(table, start, end - start) for table, (start, end) in zip(tables, bounds, strict=True)]
+            slices = [
+                SequenceChunk(table, start, end - start) for table, (start, end) in zip(tables, bounds, strict=True)
+            ]
             tokens = torch.cat([text[start:end] for text, (start, end) in zip(texts, bounds, strict=True)])
             found.append(model(tokens[None], cache=PagedStep(pool, slices, window=model.window)).hidden_BTD[0])
         return torch.cat(found)

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fathom.checkpoint.hf import load_published
+from fathom.checkpoint.hf import load_hf
 from fathom.model import Decoder, build
 from fathom.spec import LatentAttention, ModelSpec
 
@@ -167,7 +167,7 @@ def randomize(model: Any, seed: int) -> None:
 
 
 def load_ours(directory: Path) -> tuple[ModelSpec, Decoder]:
-    spec, state = load_published(directory)
+    spec, state = load_hf(directory)
     model = build(spec, seed=None)
     model.load_state_dict(state)
     return spec, model.eval()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.model import Cache, Decoder
+from fathom.model import Decoder, StaticCache
 from fathom.spec import GroupedQueryAttention, LatentAttention
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def step(model: Decoder, tokens_BT: Tensor, cache: Cache, form: str = "auto") -> Tensor:
+def step(model: Decoder, tokens_BT: Tensor, cache: StaticCache, form: str = "auto") -> Tensor:
     with torch.no_grad():
         return model.logits(model(tokens_BT, cache=cache, form=form).hidden_BTD)
 
@@ -24,7 +24,7 @@ def test_random_chunks_then_single_tokens_equal_the_whole(pair, seed: int) -> No
     draw = random.Random(seed)
     tokens_BT = pair.tokens_BT if seed == 1 else pair.tokens_BT[:1]
     batch, length = tokens_BT.shape
-    cache = Cache.allocate(pair.spec, batch_size=batch, max_length=length)
+    cache = StaticCache.allocate(pair.spec, batch_size=batch, max_length=length)
     pieces, start = [], 0
     while start < length - 20:
         size = min(draw.randint(1, 24), length - 20 - start)
@@ -36,7 +36,7 @@ def test_random_chunks_then_single_tokens_equal_the_whole(pair, seed: int) -> No
 
 def test_decoding_agrees_with_transformers(pair) -> None:
     tokens_BT = pair.tokens_BT
-    cache = Cache.allocate(pair.spec, batch_size=2, max_length=80)
+    cache = StaticCache.allocate(pair.spec, batch_size=2, max_length=80)
     ours = [step(pair.ours, tokens_BT[:, :70], cache)]
     ours += [step(pair.ours, tokens_BT[:, i : i + 1], cache) for i in range(70, 80)]
     torch.testing.assert_close(torch.cat(ours, dim=1), pair.their_logits(tokens_BT), rtol=0, atol=1e-5)
@@ -45,7 +45,7 @@ def test_decoding_agrees_with_transformers(pair) -> None:
 def test_sequences_of_different_lengths_decode_as_if_alone(pair) -> None:
     lengths = [37, 5, 22]
     texts = [torch.randint(0, 97, (1, n + 6), generator=torch.Generator().manual_seed(n)) for n in lengths]
-    cache = Cache.allocate(pair.spec, batch_size=3, max_length=60)
+    cache = StaticCache.allocate(pair.spec, batch_size=3, max_length=60)
     for row, (text_1T, length) in enumerate(zip(texts, lengths, strict=True)):
         step(pair.ours, text_1T[:, :length], cache.rows(row, row + 1))
     cache.set_lengths(lengths)
@@ -62,7 +62,7 @@ def test_absorbed_equals_expanded(latent_pair, chunk: int) -> None:
     tokens_BT = latent_pair.tokens_BT[:, : 20 * chunk + 20]
     found = {}
     for form in ("absorbed", "expanded"):
-        cache = Cache.allocate(latent_pair.spec, batch_size=2, max_length=80)
+        cache = StaticCache.allocate(latent_pair.spec, batch_size=2, max_length=80)
         parts = [step(latent_pair.ours, part, cache, form) for part in tokens_BT.split(chunk, dim=1)]
         found[form] = torch.cat(parts, dim=1)
     torch.testing.assert_close(found["absorbed"], found["expanded"], **CLOSE)
@@ -73,7 +73,7 @@ def test_absorbed_equals_expanded(latent_pair, chunk: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_what_the_papers_say(pair, dtype: torch.dtype) -> None:
     """MHA and GQA 2 x kv_heads x head_dim numbers, MLA kv_lora_rank + qk_rope_head_dim, windows min(context, W)."""
-    cache = Cache.allocate(pair.spec, batch_size=3, max_length=40, dtype=dtype)
+    cache = StaticCache.allocate(pair.spec, batch_size=3, max_length=40, dtype=dtype)
     attention, slots = pair.spec.attention, 40
     if isinstance(attention, LatentAttention):
         numbers = attention.kv_lora_rank + attention.qk_rope_head_dim

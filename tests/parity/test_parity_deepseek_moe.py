@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import DeepseekV2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
-from fathom.checkpoint.hf import load_published, save_published
-from fathom.checkpoint.names import from_published
-from fathom.model import Cache, build
+from fathom.checkpoint.hf import load_hf, save_hf
+from fathom.checkpoint.names import from_hf
+from fathom.model import StaticCache, build
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 67,
@@ -98,7 +98,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("moe16b") / "model"
     theirs = oracle()
     release(theirs, directory)
-    spec, state = load_published(directory)
+    spec, state = load_hf(directory)
     ours = build(spec, seed=None).eval()
     ours.load_state_dict(state)
     return theirs, ours, spec, directory
@@ -110,7 +110,7 @@ def test_logits_agree_at_every_position(loaded: Any) -> None:
     with torch.no_grad():
         expected = theirs(tokens_BT).logits
         whole = ours.logits(ours(tokens_BT).hidden_BTD)
-        cache = Cache.allocate(spec, batch_size=2, max_length=40)
+        cache = StaticCache.allocate(spec, batch_size=2, max_length=40)
         pieces = [ours.logits(ours(part, cache=cache).hidden_BTD) for part in tokens_BT.split((17, 1, 1, 21), dim=1)]
     assert 0.3 < expected.std() < 3
     torch.testing.assert_close(whole, expected, rtol=0, atol=1e-5)
@@ -119,11 +119,11 @@ def test_logits_agree_at_every_position(loaded: Any) -> None:
 
 def test_what_we_write_is_what_was_released(loaded: Any, tmp_path: Path) -> None:
     _, ours, spec, directory = loaded
-    save_published(tmp_path / "again", spec, ours.state_dict())
+    save_hf(tmp_path / "again", spec, ours.state_dict())
     again, released = (load_file(d / "model.safetensors") for d in (tmp_path / "again", directory))
     assert again.keys() == released.keys()
     assert all(torch.equal(again[name], released[name]) for name in released)
-    assert load_published(tmp_path / "again")[0] == spec
+    assert load_hf(tmp_path / "again")[0] == spec
 
 
 def normed(x_TD: Tensor, weight_D: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def test_gradients_are_the_formulas(loaded: Any) -> None:
     nn.functional.cross_entropy(formula(published, TOKENS_T)[:-1], TOKENS_T[1:]).backward()
     gradients = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in published.items()}
     assert sum(gradient.abs().sum() > 0 for gradient in gradients.values()) > 0.9 * len(gradients)
-    expected = from_published(spec, gradients)
+    expected = from_hf(spec, gradients)
     ours.zero_grad(set_to_none=True)
     nn.functional.cross_entropy(ours.logits(ours(TOKENS_T[None]).hidden_BTD)[0, :-1], TOKENS_T[1:]).backward()
     found = {name: parameter.grad for name, parameter in ours.named_parameters()}
@@ -220,7 +220,7 @@ def test_bfloat16_strays_from_the_formula_no_further_than_transformers_does(load
     _, _, spec, directory = loaded
     theirs = oracle().bfloat16()
     ours = build(spec, dtype=torch.bfloat16, seed=None).eval()
-    ours.load_state_dict({name: tensor.bfloat16() for name, tensor in load_published(directory)[1].items()})
+    ours.load_state_dict({name: tensor.bfloat16() for name, tensor in load_hf(directory)[1].items()})
     rounded = {name: tensor.double() for name, tensor in released_tensors(directory, torch.bfloat16).items()}
     expected = formula(rounded, TOKENS_T)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_bfloat16_strays_from_the_formula_no_further_than_transformers_does(load
 def test_what_we_write_their_classes_run(loaded: Any, tmp_path: Path) -> None:
     _, ours, spec, _ = loaded
     state = {name: tensor.flip(0) + 0.01 for name, tensor in ours.state_dict().items()}
-    save_published(tmp_path / "ours", spec, state)
+    save_hf(tmp_path / "ours", spec, state)
     written, theirs = load_file(tmp_path / "ours/model.safetensors"), oracle()
     stacked: dict[str, Tensor] = {}
     for name, tensor in theirs.state_dict().items():
@@ -262,5 +262,5 @@ def test_what_we_write_their_classes_run(loaded: Any, tmp_path: Path) -> None:
             atol=1e-5 * float(expected.abs().max()),
         )
     release(theirs, tmp_path / "theirs")
-    again = load_published(tmp_path / "theirs")[1]
+    again = load_hf(tmp_path / "theirs")[1]
     assert all(torch.equal(again[name], state[name]) for name in state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fathom.model import Cache, build
+from fathom.model import StaticCache, build
 from fathom.model.moe import Router
 
 
@@ -25,7 +25,7 @@ def test_bfloat16_stays_bfloat16_and_routing_float32(pair) -> None:
     names = [n for n, m in model.named_modules() if n and not isinstance(m, Router | nn.ModuleList)]
     for name in names:
         watch(name)
-    cache = Cache.allocate(pair.spec, batch_size=2, max_length=80, dtype=torch.bfloat16)
+    cache = StaticCache.allocate(pair.spec, batch_size=2, max_length=80, dtype=torch.bfloat16)
     with torch.no_grad():
         for part_BT in pair.tokens_BT.split((70, 1, 9), dim=1):
             output = model(part_BT, cache=cache)

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fathom.checkpoint.hf import load_published, save_published
-from fathom.model import Cache, build
+from fathom.checkpoint.hf import load_hf, save_hf
+from fathom.model import StaticCache, build
 from fathom.spec import YarnScaling
 
 
 def greedy(model: Any, spec: Any, prompt_BT: torch.Tensor, count: int) -> torch.Tensor:
-    cache = Cache.allocate(spec, batch_size=prompt_BT.shape[0], max_length=prompt_BT.shape[1] + count)
+    cache = StaticCache.allocate(spec, batch_size=prompt_BT.shape[0], max_length=prompt_BT.shape[1] + count)
     found, new_BT = [], prompt_BT
     with torch.no_grad():
         for _ in range(count):
@@ -31,7 +31,7 @@ def test_transformers_runs_what_we_write(pair, tmp_path: Path) -> None:
     ours = build(pair.spec, seed=4).eval()
     state = {name: tensor.flip(0) + 0.01 for name, tensor in pair.ours.state_dict().items()}
     ours.load_state_dict(state)
-    save_published(tmp_path / "ours", pair.spec, ours.state_dict())
+    save_hf(tmp_path / "ours", pair.spec, ours.state_dict())
     theirs, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager", output_loading_info=True
     )
@@ -49,9 +49,9 @@ def test_transformers_runs_what_we_write(pair, tmp_path: Path) -> None:
 
 
 def test_reading_what_we_write_gives_the_same_model(pair, tmp_path: Path) -> None:
-    save_published(tmp_path / "ours", pair.spec, pair.ours.state_dict(), max_shard_bytes=40_000)
+    save_hf(tmp_path / "ours", pair.spec, pair.ours.state_dict(), max_shard_bytes=40_000)
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
-    spec, state = load_published(tmp_path / "ours")
+    spec, state = load_hf(tmp_path / "ours")
     expected = pair.ours.state_dict()
     assert spec == pair.spec
     assert state.keys() == expected.keys()
@@ -59,7 +59,7 @@ def test_reading_what_we_write_gives_the_same_model(pair, tmp_path: Path) -> Non
 
 
 def test_names_on_disk_are_those_transformers_writes(pair, tmp_path: Path) -> None:
-    save_published(tmp_path / "ours", pair.spec, pair.ours.state_dict())
+    save_hf(tmp_path / "ours", pair.spec, pair.ours.state_dict())
     ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "ours", pair.directory))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -77,7 +77,7 @@ def test_a_config_in_the_fields_of_the_release_loads(published_v2_config: dict[s
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
     theirs.save_pretrained(tmp_path / "saved")
     shutil.copy(tmp_path / "saved" / "model.safetensors", directory)
-    spec, state = load_published(directory)
+    spec, state = load_hf(directory)
     scaling = spec.rope.scaling
     assert isinstance(scaling, YarnScaling)
     assert (scaling.mscale, scaling.mscale_all_dim, spec.rope.theta) == (0.707, 0.707, 100.0)
@@ -98,9 +98,9 @@ def transformers_config(directory: Path) -> Any:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_types_survive_and_are_named_in_the_config(latent_pair, tmp_path: Path, dtype: torch.dtype) -> None:
     model = build(latent_pair.spec, dtype=dtype)
-    save_published(tmp_path / "ours", latent_pair.spec, model.state_dict())
+    save_hf(tmp_path / "ours", latent_pair.spec, model.state_dict())
     assert json.loads((tmp_path / "ours/config.json").read_text())["torch_dtype"] == str(dtype).split(".")[1]
-    _, state = load_published(tmp_path / "ours")
+    _, state = load_hf(tmp_path / "ours")
     expected = model.state_dict()
     assert {n: t.dtype for n, t in state.items()} == {n: t.dtype for n, t in expected.items()}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")

@@ -23,7 +23,7 @@ from fathom.spec import (
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     TopK,
     YarnScaling,
 )
@@ -139,21 +139,21 @@ def test_latent_attention_is_the_papers_formula(mscales: tuple[float | None, flo
 
 
 ROUTERS = {
-    "V2-Lite": Router(),
-    "V2": Router(select=GroupLimited(n_group=4, topk_group=2), scale=16.0),
-    "V3": Router(
+    "V2-Lite": RouterSpec(),
+    "V2": RouterSpec(select=GroupLimited(n_group=4, topk_group=2), scale=16.0),
+    "V3": RouterSpec(
         score="sigmoid",
         select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
         selection_bias=True,
         normalize=True,
         scale=2.5,
     ),
-    "V3 in one group": Router(score="sigmoid", select=TopK(), selection_bias=True, normalize=True),
-    "Mixtral": Router(normalize=True),
+    "V3 in one group": RouterSpec(score="sigmoid", select=TopK(), selection_bias=True, normalize=True),
+    "Mixtral": RouterSpec(normalize=True),
 }
 
 
-def chosen_and_weights(logits: list[float], bias: list[float], router: Router, k: int) -> dict[int, float]:
+def chosen_and_weights(logits: list[float], bias: list[float], router: RouterSpec, k: int) -> dict[int, float]:
     """V2 eqs 20-22, V3 eqs 12-16 with node limit, for one token: plain Python."""
     if router.score == "softmax":
         whole = sum(math.exp(x) for x in logits)
@@ -175,7 +175,7 @@ def chosen_and_weights(logits: list[float], bias: list[float], router: Router, k
 
 
 @pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
-def test_gates_are_the_papers_formula(router: Router) -> None:
+def test_gates_are_the_papers_formula(router: RouterSpec) -> None:
     moe = MixtureOfExperts(n_routed_experts=12, num_experts_per_tok=4, moe_intermediate_size=8, router=router)
     model = build(make(None, moe), seed=5).eval()
     gate = model.layers[0].mlp.gate

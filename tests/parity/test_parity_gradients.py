@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fathom import kernels
-from fathom.checkpoint.hf import load_published
+from fathom.checkpoint.hf import load_hf
 from fathom.model import Decoder
 
 
@@ -28,7 +28,7 @@ def gradients_by_our_names(theirs: Any, directory: Path) -> dict[str, Tensor]:
     for name, parameter in theirs.named_parameters():
         parameter.data = kept[name]
         parameter.grad = None
-    return load_published(directory)[1]
+    return load_hf(directory)[1]
 
 
 def our_gradients(ours: Decoder, tokens_BT: Tensor, *, checkpointed: bool, fused: bool) -> dict[str, Tensor]:

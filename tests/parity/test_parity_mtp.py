@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import MtpModel
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer
 
-from fathom.checkpoint.hf import load_published, save_published
+from fathom.checkpoint.hf import load_hf, save_hf
 from fathom.model import Decoder, build
 from fathom.spec import (
     GroupLimited,
@@ -21,7 +21,7 @@ from fathom.spec import (
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     YarnScaling,
 )
 
@@ -41,7 +41,7 @@ SPEC = ModelSpec(
         num_experts_per_tok=3,
         moe_intermediate_size=12,
         n_shared_experts=1,
-        router=Router(
+        router=RouterSpec(
             score="sigmoid",
             select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
             selection_bias=True,
@@ -74,7 +74,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         state[name] = plain if tensor.dim() == 1 else drawn * tensor.shape[-1] ** -0.5
     ours.load_state_dict(state)
     directory: Path = tmp_path_factory.mktemp("mtp") / "model"
-    save_published(directory, SPEC, ours.state_dict())
+    save_hf(directory, SPEC, ours.state_dict())
     main = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     main._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{SPEC.num_hidden_layers + k}.*" for k in range(DEPTH)]
     return SimpleNamespace(ours=ours, main=main, mtp=MtpModel.from_pretrained(main).eval(), directory=directory)
@@ -170,7 +170,7 @@ def test_gradients_reach_every_part_of_every_module(exported: SimpleNamespace) -
 
 
 def test_the_repeats_are_written_and_read_back(exported: SimpleNamespace) -> None:
-    spec, state = load_published(exported.directory)
+    spec, state = load_hf(exported.directory)
     assert spec.num_nextn_predict_layers == DEPTH
     expected = exported.ours.state_dict()
     assert state.keys() == expected.keys()

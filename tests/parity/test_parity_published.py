@@ -16,7 +16,7 @@ from transformers.quantizers import quantizer_finegrained_fp8
 
 from fathom.chat.encoding import encode_chat, render
 from fathom.checkpoint.fp8 import dequantize
-from fathom.checkpoint.hf import PublishedCheckpoint, load_published, save_published, write_hf
+from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf, write_hf
 from fathom.checkpoint.weights import StateWeights
 from fathom.model import build
 from fathom.tokenizer.bpe import Tokenizer
@@ -35,10 +35,10 @@ CHAT = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ours_to_theirs_to_ours_is_bit_for_bit(pair: Pair, dtype: torch.dtype, tmp_path: Path) -> None:
     state = {name: (tensor.flip(0) + 0.01).to(dtype) for name, tensor in pair.ours.state_dict().items()}
-    save_published(tmp_path / "ours", pair.spec, state)
+    save_hf(tmp_path / "ours", pair.spec, state)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=dtype)
     theirs.save_pretrained(tmp_path / "theirs")
-    spec, found = load_published(tmp_path / "theirs")
+    spec, found = load_hf(tmp_path / "theirs")
     assert dataclasses.replace(spec, name=pair.spec.name) == pair.spec
     assert found.keys() == state.keys()
     assert {name for name in state if not torch.equal(found[name], state[name])} == set()
@@ -51,7 +51,7 @@ def test_a_promise_of_prediction_modules_without_them_is_read_as_transformers_do
     randomize(theirs, seed=3)
     theirs.save_pretrained(tmp_path / "theirs")
     assert json.loads((tmp_path / "theirs/config.json").read_text())["num_nextn_predict_layers"] == 1
-    source = PublishedCheckpoint.open(tmp_path / "theirs")
+    source = HFCheckpoint.open(tmp_path / "theirs")
     assert source.spec.num_nextn_predict_layers == 0
     ours = build(source.spec, seed=None).eval()
     ours.load_state_dict(dict(source.stream()))
@@ -80,7 +80,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     theirs = AutoModelForCausalLM.from_config(config_of("deepseek_v3", V3 | FP8))
     randomize(theirs, seed=5)
     theirs.save_pretrained(root / "wide")
-    source = PublishedCheckpoint.open(root / "wide")
+    source = HFCheckpoint.open(root / "wide")
     return write_hf(root / "fp8", source, carried=source.carried, dtype="fp8")
 
 
@@ -102,7 +102,7 @@ def test_transformers_runs_the_fp8_we_write(quantized: Path, monkeypatch: pytest
         quantized, dtype=torch.bfloat16, attn_implementation="eager", output_loading_info=True
     )
     assert {name: keys for name, keys in report.items() if keys} == {}
-    spec, state = load_published(quantized)
+    spec, state = load_hf(quantized)
     ours = build(spec, seed=None)
     ours.load_state_dict(state)
     tokens_BT = torch.randint(0, spec.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -125,7 +125,7 @@ def dialogue(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("chat")
     fields = V3 | {"vocab_size": tokenizer.vocab_size}
     AutoModelForCausalLM.from_config(config_of("deepseek_v3", fields)).save_pretrained(root / "theirs")
-    spec, state = load_published(root / "theirs")
+    spec, state = load_hf(root / "theirs")
     spec = dataclasses.replace(spec, pad_token_id=tokenizer.pad_id)
     return write_hf(root / "ours", StateWeights(spec, state), tokenizer=tokenizer, eos_ids={4, 1, 9})
 
@@ -133,7 +133,7 @@ def dialogue(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_transformers_lays_out_and_encodes_a_chat_as_we_do(
     dialogue: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    source = PublishedCheckpoint.open(dialogue)
+    source = HFCheckpoint.open(dialogue)
     copied = write_hf(tmp_path / "copied", source, carried=source.carried, tokenizer=dialogue)
     for directory in (dialogue, copied):
         theirs = AutoTokenizer.from_pretrained(directory)
@@ -150,12 +150,12 @@ def test_transformers_lays_out_and_encodes_a_chat_as_we_do(
 
 
 def test_transformers_reads_every_end_and_stops_at_it(dialogue: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = PublishedCheckpoint.open(dialogue)
+    source = HFCheckpoint.open(dialogue)
     copied = write_hf(tmp_path / "copied", source, tokenizer=dialogue, eos_ids=source.eos_ids)
     for directory in (dialogue, copied):
         settings: Any = GenerationConfig.from_pretrained(directory)
         assert (settings.bos_token_id, settings.pad_token_id) == (0, tokenizer.pad_id)
         assert settings.eos_token_id == [1, 4, 9]
-        assert PublishedCheckpoint.open(directory).eos_ids == {1, 4, 9}
+        assert HFCheckpoint.open(directory).eos_ids == {1, 4, 9}
         model = AutoModelForCausalLM.from_pretrained(directory)
         assert model.generation_config.eos_token_id == [1, 4, 9]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import fathom
-from fathom.checkpoint.hf import PublishedCheckpoint, load_published, save_published
+from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf
 from fathom.errors import SpecError
-from fathom.model import Cache, Decoder, build
+from fathom.model import Decoder, StaticCache, build
 from fathom.model.vision import ImageBatch
 from fathom.spec import ModelSpec
 
@@ -125,7 +125,7 @@ def make_pair(name: str, directory: Path) -> VisionPair:
     theirs = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     randomize(theirs, seed=len(name))
     theirs.save_pretrained(directory)
-    spec, state = load_published(directory)
+    spec, state = load_hf(directory)
     ours = build(spec, seed=None)
     ours.load_state_dict(state)
     assert spec.vision is not None
@@ -175,7 +175,7 @@ def test_greedy_tokens_agree_after_reading_in_chunks_that_cut_images(vision) -> 
         eos_token_id=None,
         pad_token_id=0,
     )[:, tokens_BT.shape[1] :]
-    cache = Cache.allocate(vision.spec, batch_size=2, max_length=tokens_BT.shape[1] + 20)
+    cache = StaticCache.allocate(vision.spec, batch_size=2, max_length=tokens_BT.shape[1] + 20)
     first, second = features_ND.split([vision.spec.vision.tokens_per_image, 2 * vision.spec.vision.tokens_per_image])
     found = []
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_gradients_of_the_connector_and_both_towers_agree(vision, tmp_path: Path
     vision.theirs.save_pretrained(tmp_path / "gradients")
     for name, parameter in vision.theirs.named_parameters():
         parameter.data, parameter.grad = kept[name], None
-    expected = load_published(tmp_path / "gradients")[1]
+    expected = load_hf(tmp_path / "gradients")[1]
     loss(vision.ours.logits(vision.ours(vision.tokens_BT, features_ND=vision.features_ND()).hidden_BTD)).backward()
     for name, parameter in vision.ours.named_parameters():
         if ".head." in name:
@@ -216,8 +216,8 @@ def test_gradients_of_the_connector_and_both_towers_agree(vision, tmp_path: Path
 
 
 def test_files_go_there_and_back_bit_for_bit(vision, tmp_path: Path) -> None:
-    published = PublishedCheckpoint.open(vision.directory)
-    save_published(tmp_path / "ours", vision.spec, vision.ours.state_dict(), carried=published.carried)
+    published = HFCheckpoint.open(vision.directory)
+    save_hf(tmp_path / "ours", vision.spec, vision.ours.state_dict(), carried=published.carried)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "ours", vision.directory))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -228,7 +228,7 @@ def test_files_go_there_and_back_bit_for_bit(vision, tmp_path: Path) -> None:
     again, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert {name: keys for name, keys in report.items() if keys} == {}
     again.save_pretrained(tmp_path / "again")
-    spec, state = load_published(tmp_path / "again")
+    spec, state = load_hf(tmp_path / "again")
     assert spec == vision.spec
     expected = vision.ours.state_dict()
     assert list(state) == list(expected)
@@ -238,7 +238,7 @@ def test_files_go_there_and_back_bit_for_bit(vision, tmp_path: Path) -> None:
 def test_what_we_write_without_anything_carried_runs_in_transformers(vision, tmp_path: Path) -> None:
     ours = build(vision.spec, seed=3).eval()
     ours.load_state_dict({name: tensor.flip(0) + 0.01 for name, tensor in vision.ours.state_dict().items()})
-    save_published(tmp_path / "ours", vision.spec, ours.state_dict())
+    save_hf(tmp_path / "ours", vision.spec, ours.state_dict())
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
     with torch.no_grad():
         features_ND = ours.vision(vision.images).flatten(0, 1)
@@ -267,10 +267,10 @@ def test_the_names_of_transformers_4_open_too(vision, tmp_path: Path) -> None:
     (old / "config.json").write_text((vision.directory / "config.json").read_text())
     _, report = AutoModelForImageTextToText.from_pretrained(old, output_loading_info=True)
     assert {name: keys for name, keys in report.items() if keys} == {}, "transformers 5 still reads them"
-    spec, state = load_published(old)
+    spec, state = load_hf(old)
     expected = vision.ours.state_dict()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert PublishedCheckpoint.open(old).dtypes == dict.fromkeys(state, torch.float32)
+    assert HFCheckpoint.open(old).dtypes == dict.fromkeys(state, torch.float32)
     assert spec == vision.spec
 
 
@@ -280,7 +280,7 @@ def test_a_stored_head_is_a_head_whatever_the_default_says(tmp_path: Path) -> No
     config = json.loads((pair.directory / "config.json").read_text())
     del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]
     (pair.directory / "config.json").write_text(json.dumps(config))
-    published = PublishedCheckpoint.open(pair.directory)
+    published = HFCheckpoint.open(pair.directory)
     assert published.spec == replace(pair.spec, name=published.spec.name)
     assert torch.equal(dict(published.stream())["lm_head.weight"], pair.ours.state_dict()["lm_head.weight"])
     theirs = AutoModelForImageTextToText.from_pretrained(pair.directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import SpecError
-from fathom.pipeline.recipe import load_plan, merge
+from fathom.pipeline.recipe import load_run_plan, merge
 from fathom.spec import LatentAttention, YarnScaling
 from fathom.spec.alignment import WorkedProblems
 from fathom.spec.data import FolderSource
@@ -39,7 +39,7 @@ name = "pretrain"
 [steps.train]
 sequence_length = 32
 total_tokens = 10000
-batch = { size = 4, micro_size = 2 }
+batch = { size = 4, micro_batch_size = 2 }
 optimizer = { lr = 1e-3 }
 """
 SOURCES = """
@@ -59,12 +59,12 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def first_train(path: Path, *overrides: str) -> TrainStep:
-    steps = load_plan(path, overrides=overrides).recipe.steps
+    steps = load_run_plan(path, overrides=overrides).recipe.steps
     return next(step for step in steps if isinstance(step, TrainStep))
 
 
 def test_a_preset_gives_what_the_recipe_leaves_out(recipe: Path) -> None:
-    model = load_plan(recipe).recipe.model
+    model = load_run_plan(recipe).recipe.model
     assert model.hidden_size == 64
     assert isinstance(model.attention, LatentAttention)
     assert isinstance(model.rope.scaling, YarnScaling)
@@ -72,7 +72,7 @@ def test_a_preset_gives_what_the_recipe_leaves_out(recipe: Path) -> None:
 
 
 def test_folders_are_relative_to_the_manifest(recipe: Path) -> None:
-    (source,) = load_plan(recipe).manifests["corpus"].sources
+    (source,) = load_run_plan(recipe).manifests["corpus"].sources
     assert isinstance(source, FolderSource)
     assert Path(source.path) == recipe.parent / "texts"
 
@@ -86,7 +86,7 @@ def test_overrides_find_a_step_by_name_or_number(recipe: Path, key: str) -> None
 
 
 def test_overrides_reach_fields_that_were_not_set(recipe: Path) -> None:
-    plan = load_plan(
+    plan = load_run_plan(
         recipe, overrides=["model.name=mine", "pretrain.train.batch.initial_size=2", "corpus.min_chars = 5"]
     )
     assert plan.recipe.model.name == "mine"
@@ -100,10 +100,10 @@ def test_text_folders_replace_the_sources(recipe: Path, tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir(parents=True)
     (recipe.parent / "sources.toml").unlink()
-    sources = load_plan(recipe, text=folders).manifests["corpus"].sources
+    sources = load_run_plan(recipe, text=folders).manifests["corpus"].sources
     assert [source.name for source in sources] == ["my-texts", "my-texts-2"]
     with pytest.raises(SpecError, match=r"--text.*nowhere does not exist"):
-        load_plan(recipe, text=[tmp_path / "nowhere"])
+        load_run_plan(recipe, text=[tmp_path / "nowhere"])
 
 
 @pytest.mark.parametrize(
@@ -124,19 +124,19 @@ def test_text_folders_replace_the_sources(recipe: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_are_located(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as error:
-        load_plan(recipe, overrides=[override])
+        load_run_plan(recipe, overrides=[override])
     assert "\n" not in str(error.value)
 
 
 def test_files_that_cannot_be_read_are_named(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: no such file"):
-        load_plan(tmp_path / "none.toml")
+        load_run_plan(tmp_path / "none.toml")
     (tmp_path / "sources.toml").unlink()
     with pytest.raises(SpecError, match=r"sources\.toml: no such file"):
-        load_plan(recipe)
+        load_run_plan(recipe)
     recipe.write_text("name = [")
     with pytest.raises(SpecError, match="not valid TOML"):
-        load_plan(recipe)
+        load_run_plan(recipe)
 
 
 def test_merge_replaces_a_table_of_another_kind() -> None:
@@ -165,7 +165,7 @@ model = "somewhere"
 [[steps]]
 kind = "sft"
 data = [{ kind = "worked", problems = "sums", count = 8 }]
-train = { sequence_length = 32, epochs = 1.0, batch = { size = 1, micro_size = 1 }, optimizer = { lr = 1e-3 } }
+train = { sequence_length = 32, epochs = 1.0, batch = { size = 1, micro_batch_size = 1 }, optimizer = { lr = 1e-3 } }
 
 [[steps]]
 kind = "tasks"
@@ -177,7 +177,7 @@ problems = ["own", "sums", { kind = "reasoning_gym", dataset = "gcd" }]
 def test_problems_named_once_are_taken_by_name(tmp_path: Path) -> None:
     path = tmp_path / "aligned.toml"
     path.write_text(ALIGNED)
-    _, sft, tasks = load_plan(path, overrides=["problems.sums.options.max_terms=2"]).recipe.steps
+    _, sft, tasks = load_run_plan(path, overrides=["problems.sums.options.max_terms=2"]).recipe.steps
     assert isinstance(sft, SftStep)
     assert isinstance(tasks, TasksStep)
     sums = GymProblems(name="sums", dataset="chain_sum", options={"max_terms": 2})
@@ -199,4 +199,4 @@ def test_problems_that_nobody_named_are_located(tmp_path: Path, override: str, m
     path = tmp_path / "aligned.toml"
     path.write_text(ALIGNED)
     with pytest.raises(SpecError, match=message):
-        load_plan(path, overrides=[override])
+        load_run_plan(path, overrides=[override])

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from benchmarks import recipes
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.inference.language_model import LanguageModel
 from fathom.model import build
-from fathom.pipeline.context import Plan, base_model
-from fathom.pipeline.recipe import load_plan
+from fathom.pipeline.context import RunPlan, base_model
+from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
 from fathom.posttrain.prompts import R1_ZERO
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
@@ -62,7 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("base")
     text = R1_ZERO + "How many times? What is 2 plus 3, one and four? So it is 5. Five. The answer.\n"
     train_bpe([text * 3], vocab_size=SPEC.vocab_size).save(root / "tokenizer")
-    save_published(root / "model", SPEC, build(SPEC, seed=3).state_dict(), tokenizer=root / "tokenizer")
+    save_hf(root / "model", SPEC, build(SPEC, seed=3).state_dict(), tokenizer=root / "tokenizer")
     return root / "model"
 
 
@@ -81,14 +81,14 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def passes(*steps: str, epochs: float = 12.0, length: int = 128, size: int = 1) -> list[str]:
     """Make steps that pass over samples small."""
-    sizes = {"sequence_length": length, "batch.size": size, "batch.micro_size": size}
+    sizes = {"sequence_length": length, "batch.size": size, "batch.micro_batch_size": size}
     given = sizes | {"epochs": epochs, "optimizer.lr": 4e-3}
     return [f"{step}.train.{name}={value}" for step in steps for name, value in given.items()]
 
 
 def pretrained(step: str) -> list[str]:
     """Make a train step small."""
-    few = {"sequence_length": 64, "total_tokens": 1024, "batch.size": 2, "batch.micro_size": 2}
+    few = {"sequence_length": 64, "total_tokens": 1024, "batch.size": 2, "batch.micro_batch_size": 2}
     return [f"{step}.train.{name}={value}" for name, value in few.items()]
 
 
@@ -112,13 +112,13 @@ def sums(problems: Path, *names: str) -> list[str]:
     return [f'problems.{name}={{kind="problems", path="{problems}"}}' for name in names]
 
 
-def plan_of(recipe: str, model: Path, overrides: Sequence[str], texts: Path) -> Plan:
+def plan_of(recipe: str, model: Path, overrides: Sequence[str], texts: Path) -> RunPlan:
     small = [f"open.model={model}", *drawn("tasks", count=4), *overrides]
     text = [texts] if recipe in ("distill", "r1-zero") else []
-    return load_plan(RECIPES / f"{recipe}.toml", overrides=small, text=text)
+    return load_run_plan(RECIPES / f"{recipe}.toml", overrides=small, text=text)
 
 
-def finish(plan: Plan, out: Path) -> Any:
+def finish(plan: RunPlan, out: Path) -> Any:
     """Run a recipe; returns its tasks document."""
     torch.set_num_threads(1)
     run(plan, out, cache_dir=out.parent / "cache")
@@ -146,7 +146,7 @@ def told_apart(out: Path, step: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_loads(path: Path) -> None:
-    plan = load_plan(path)
+    plan = load_run_plan(path)
     assert plan.recipe.name == path.stem
     assert f"fathom train recipes/{path.name} --out runs/{path.stem}" in path.read_text()
     assert plan.recipe.steps[-1].kind in ("report", "captions")
@@ -154,7 +154,7 @@ def test_every_recipe_loads(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "base"), [("quickstart", "long-context"), ("smollm2", "base"), ("v3-tiny", None)])
 def test_texts_are_continued_by_the_base_and_talked_with_the_last(name: str, base: str | None) -> None:
-    found = base_model(load_plan(RECIPES / f"{name}.toml").recipe)
+    found = base_model(load_run_plan(RECIPES / f"{name}.toml").recipe)
     assert (None if found is None else found.name) == base
 
 

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from fathom.pipeline.report import RunData, render_page
-from fathom.pipeline.report.aligned import online_curves, shown_problems, task_scores, tuning_losses
 from fathom.pipeline.report.data import Change, TaskScore
+from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
 from fathom.spec.alignment import ConversationFile, EpochsSpec
 from fathom.spec.problem import GymProblems
 from fathom.spec.recipe import GrpoStep, OpenStep, SftStep, Step, TasksStep
 from fathom.spec.rewards import AccuracyReward
 from fathom.spec.rollout import PolicySpec, RolloutSpec
-from fathom.spec.train import AdamW, Batch
+from fathom.spec.train import AdamWSpec, BatchSpec
 
 PROBLEMS = (GymProblems(dataset="chain_sum"),)
-UPDATE: dict[str, Any] = {"optimizer": AdamW(lr=1e-3)}
+UPDATE: dict[str, Any] = {"optimizer": AdamWSpec(lr=1e-3)}
 SFT = SftStep(
-    train=EpochsSpec(sequence_length=64, epochs=1, batch=Batch(size=2, micro_size=2), **UPDATE),
+    train=EpochsSpec(sequence_length=64, epochs=1, batch=BatchSpec(size=2, micro_batch_size=2), **UPDATE),
     data=(ConversationFile(path="x.jsonl"),),
 )
 POLICY = PolicySpec(rollouts=3, rollout=RolloutSpec(questions=2, group_size=2, max_tokens=8), **UPDATE)
@@ -84,10 +84,10 @@ def data_of(directory: Path) -> RunData:
         facts={},
         stages=[("sft", 3.0)],
         origin="smol<b>lm",
-        tuning_losses=tuning_losses(STEPS, directory),
+        sft_loss_curves=sft_loss_curves(STEPS, directory),
         online=online_curves(STEPS, directory),
         tasks=task_scores(STEPS, directory),
-        problems=shown_problems(STEPS, directory),
+        problems=example_problems(STEPS, directory),
     )
 
 
@@ -125,7 +125,7 @@ def test_report_json_holds_tasks_by_stage(directory: Path) -> None:
 
 
 def test_answers_to_one_problem_stand_together_stage_by_stage(directory: Path) -> None:
-    first, second = shown_problems(STEPS, directory)
+    first, second = example_problems(STEPS, directory)
     assert [answer.stage for answer in first.answers] == ["base", "sft", "rl"]
     assert [answer.correct for answer in first.answers] == [False, False, True]
     assert first.answers[0].text == HOSTILE
@@ -139,7 +139,7 @@ def test_curves_leave_out_what_was_not_measured(directory: Path) -> None:
     rewards = {curve.name: list(curve.y) for curve in online.panels["mean of a rollout"]}
     assert rewards == {"reward": [0.1, 0.6], "accuracy": [0.0, 0.5], "step": [0.75]}
     assert len(online.panels) == 2
-    (loss,) = tuning_losses(STEPS, directory)
+    (loss,) = sft_loss_curves(STEPS, directory)
     assert (loss.name, list(loss.x)) == ("sft", [100, 200, 300])
     assert list(loss.y) == pytest.approx([2.9, 2.8, 2.7])
 

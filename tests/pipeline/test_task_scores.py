@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fathom.inference.solving import count_failures
+from fathom.inference.answer_sampling import count_failures
 from fathom.pipeline.task_scores import change, stage_score
 
 

@@ -16,10 +16,10 @@ import pytest
 from fathom.errors import ContextError, SpecError
 from fathom.evals.pass_at_k import normalised, paired_difference
 from fathom.inference.language_model import LanguageModel
-from fathom.pipeline.context import Plan
+from fathom.pipeline.context import RunPlan
 from fathom.pipeline.run import run
 from fathom.pipeline.steps import tasks as tasks_module
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.progress import Silent
 from fathom.spec.problem import FileProblems, GymProblems, Problem
@@ -48,10 +48,10 @@ def asked(**fields: Any) -> TasksStep:
 def said(path: Path, question: str) -> tuple[str, int, bool]:
     """What the model says greedily, alone: text, tokens, finished."""
     model = LanguageModel.open(path, device="cpu", dtype="float32")
-    prompter = Prompter(model.tokenizer, PROMPT)
-    ids = prompter.encode(Problem(id="x", task="x", question=question, answer=""))
+    prompt_formatter = PromptFormatter(model.tokenizer, PROMPT)
+    ids = prompt_formatter.encode(Problem(id="x", task="x", question=question, answer=""))
     (completion,) = model.engine.sample([ids], SamplingParams(max_tokens=6, temperature=0.0))
-    return prompter.read(completion.token_ids), len(completion.token_ids), completion.finish_reason == "stop"
+    return prompt_formatter.read(completion.token_ids), len(completion.token_ids), completion.finish_reason == "stop"
 
 
 @pytest.fixture(scope="session")
@@ -68,15 +68,15 @@ def base(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_of(base: Path, publish: Publish, *steps: Any) -> Plan:
+def plan_of(base: Path, publish: Publish, *steps: Any) -> RunPlan:
     opened = [
         OpenStep(name=name, model=str(publish(model)))
         for name, model in (("before", "tiny-llama"), ("after", "tiny-qwen2"))
     ]
-    return Plan(recipe=Recipe(name="rivers", steps=(*opened, *steps)), manifests={}, base=base)
+    return RunPlan(recipe=Recipe(name="rivers", steps=(*opened, *steps)), manifests={}, base=base)
 
 
-def measure(plan: Plan, directory: Path, **options: Any) -> Any:
+def measure(plan: RunPlan, directory: Path, **options: Any) -> Any:
     run(plan, directory, cache_dir=directory / "cache", **options)
     return json.loads((directory / "tasks.json").read_text(encoding="utf-8"))
 
@@ -205,7 +205,7 @@ def test_a_stage_that_is_measured_is_not_measured_again(
     base: Path, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    real = tasks_module.draw_answers
+    real = tasks_module.sample_answers
 
     def failing(model: LanguageModel, *arguments: Any) -> Any:
         opened.append(model.path.parents[1].name)
@@ -213,7 +213,7 @@ def test_a_stage_that_is_measured_is_not_measured_again(
             raise KeyboardInterrupt
         return real(model, *arguments)
 
-    monkeypatch.setattr(tasks_module, "draw_answers", failing)
+    monkeypatch.setattr(tasks_module, "sample_answers", failing)
     plan, directory = plan_of(base, publish, asked(count=3)), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         measure(plan, directory)

@@ -9,10 +9,10 @@ import pytest
 from fathom.checkpoint import store
 from fathom.errors import SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.pipeline.context import Plan, model_step, stage_model, train_line
-from fathom.pipeline.recipe import load_plan
+from fathom.pipeline.context import RunPlan, model_step, spec_during, train_chain
+from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
-from fathom.pipeline.state import fingerprint, inputs_of, plan_mapping
+from fathom.pipeline.state import fingerprint, run_plan_mapping, step_inputs
 
 TINY = Path(__file__).with_name("tiny.toml")
 STUDENT = """
@@ -31,7 +31,7 @@ attention = { kind = "gqa", num_heads = 2, num_kv_heads = 1, head_dim = 16 }
 [steps.train]
 sequence_length = 64
 total_tokens = 1024
-batch = { size = 2, micro_size = 2 }
+batch = { size = 2, micro_batch_size = 2 }
 optimizer = { lr = 3e-3 }
 
 [[steps]]
@@ -40,7 +40,7 @@ name = "further"
 [steps.train]
 sequence_length = 32
 total_tokens = 512
-batch = { size = 2, micro_size = 2 }
+batch = { size = 2, micro_batch_size = 2 }
 optimizer = { lr = 1e-3 }
 
 [[steps]]
@@ -61,12 +61,12 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
-def plan_of(tmp_path: Path, texts: Path, *overrides: str, extra: str = STUDENT) -> Plan:
+def plan_of(tmp_path: Path, texts: Path, *overrides: str, extra: str = STUDENT) -> RunPlan:
     recipe = tmp_path / "two.toml"
     before, _, needle_on = TINY.read_text().partition('[[steps]]\nkind = "needle"')
     assert needle_on
     recipe.write_text(before + extra)
-    return load_plan(recipe, overrides=[*FEWER, *overrides], text=[texts])
+    return load_run_plan(recipe, overrides=[*FEWER, *overrides], text=[texts])
 
 
 def test_a_student_is_drawn_anew_and_goes_on_from_itself(tmp_path: Path, texts: Path) -> None:
@@ -91,11 +91,11 @@ def test_a_student_is_drawn_anew_and_goes_on_from_itself(tmp_path: Path, texts: 
 def test_steps_know_which_model_they_are_about(tmp_path: Path, texts: Path) -> None:
     recipe = plan_of(tmp_path, texts).recipe
     steps = {step.name: step for step in recipe.steps}
-    lines = {name: [stage.name for stage in train_line(recipe, step)] for name, step in steps.items()}
+    lines = {name: [stage.name for stage in train_chain(recipe, step)] for name, step in steps.items()}
     assert lines["stretch"] == lines["evaluate"] == ["pretrain", "stretch"]
     assert lines["student"] == ["student"]
     assert lines["further"] == lines["of-student"] == ["student", "further"]
-    models = {name: stage_model(recipe, steps[name]) for name in ("evaluate", "of-student")}
+    models = {name: spec_during(recipe, steps[name]) for name in ("evaluate", "of-student")}
     assert {name: (model.name, model.max_position_embeddings) for name, model in models.items() if model} == {
         "evaluate": ("tiny", 192),
         "of-student": ("student", 64),
@@ -106,8 +106,8 @@ def test_steps_know_which_model_they_are_about(tmp_path: Path, texts: Path) -> N
 def test_only_a_students_own_steps_depend_on_its_model(tmp_path: Path, texts: Path) -> None:
     def prints(*overrides: str) -> dict[str, str]:
         plan = plan_of(tmp_path, texts, *overrides)
-        mapping = plan_mapping(plan)
-        return {step.name: fingerprint(inputs_of(mapping, plan.recipe, step)) for step in plan.recipe.steps}
+        mapping = run_plan_mapping(plan)
+        return {step.name: fingerprint(step_inputs(mapping, plan.recipe, step)) for step in plan.recipe.steps}
 
     old = prints()
     student = prints("student.model.hidden_size=32")
@@ -116,7 +116,8 @@ def test_only_a_students_own_steps_depend_on_its_model(tmp_path: Path, texts: Pa
     assert [name for name in old if old[name] != teacher[name]] == ["pretrain", "stretch"]
     plan = plan_of(tmp_path, texts)
     built = {
-        step.name: inputs_of(plan_mapping(plan), plan.recipe, step)["builds_on"] for step in plan.recipe.steps[-3:]
+        step.name: step_inputs(run_plan_mapping(plan), plan.recipe, step)["builds_on"]
+        for step in plan.recipe.steps[-3:]
     }
     made = ["corpus", "tokenizer", "shards"]
     assert built == {"student": made, "further": [*made, "student"], "of-student": [*made, "further"]}
@@ -127,7 +128,7 @@ def test_a_student_may_be_a_preset(tmp_path: Path, texts: Path) -> None:
     preset = start + '[steps.model]\npreset = "bench-t"\nvocab_size = 384\n' + rest[rest.index("[steps.train]") :]
     plan = plan_of(tmp_path, texts, extra=preset)
     step = next(step for step in plan.recipe.steps if step.name == "student")
-    model = stage_model(plan.recipe, step)
+    model = spec_during(plan.recipe, step)
     assert model is not None
     assert model.vocab_size == 384
     with pytest.raises(SpecError, match=r"steps\[6\]\.model\.preset: no preset is called 'bench-x'"):
@@ -155,12 +156,12 @@ def test_a_student_takes_the_tokenizer_of_an_opened_model(tmp_path: Path, texts:
     recipe = tmp_path / "student.toml"
     head = 'name = "student"\n[[steps]]\nkind = "open"\nmodel = "teacher"\n[[steps]]\nkind = "corpus"\nmanifest = "x"\n'
     recipe.write_text(head + '[[steps]]\nkind = "shards"\n' + STUDENT)
-    plan = load_plan(recipe, text=[texts])
+    plan = load_run_plan(recipe, text=[texts])
     run(plan, tmp_path / "run", cache_dir=tmp_path / "cache")
     opened = [LanguageModel.open(tmp_path / path, device="cpu") for path in ("teacher", "run", "run/student")]
     assert len({model.tokenizer.fingerprint for model in opened}) == 1
     assert opened[1].spec.name == "student"
-    small = load_plan(recipe, text=[texts], overrides=["student.model.vocab_size=300"])
+    small = load_run_plan(recipe, text=[texts], overrides=["student.model.vocab_size=300"])
     with pytest.raises(SpecError, match=r"steps\.student: the tokenizer's \d+ exceeds model\.vocab_size 300"):
         run(small, tmp_path / "small", cache_dir=tmp_path / "cache")
 
@@ -184,7 +185,7 @@ rope_scaling = { kind = "yarn", factor = 4.0, original_max_position_embeddings =
 [steps.train]
 sequence_length = 128
 total_tokens = 512
-batch = { size = 2, micro_size = 2 }
+batch = { size = 2, micro_batch_size = 2 }
 optimizer = { lr = 1e-4, weight_decay = 0.0 }
 [[steps]]
 kind = "train"
@@ -192,7 +193,7 @@ name = "last"
 [steps.train]
 sequence_length = 192
 total_tokens = 384
-batch = { size = 1, micro_size = 1 }
+batch = { size = 1, micro_batch_size = 1 }
 optimizer = { lr = 1e-4, weight_decay = 0.0 }
 [[steps]]
 kind = "evaluate"
@@ -212,7 +213,7 @@ def continued(tmp_path: Path, texts: Path) -> Path:
 
 
 def test_training_goes_on_with_an_opened_model(tmp_path: Path, texts: Path, continued: Path) -> None:
-    plan, out = load_plan(continued, text=[texts]), tmp_path / "run"
+    plan, out = load_run_plan(continued, text=[texts]), tmp_path / "run"
     run(plan, out, cache_dir=tmp_path / "cache")
     models = [LanguageModel.open(path, device="cpu") for path in (tmp_path / "teacher", out / "further", out)]
     assert [model.spec.max_position_embeddings for model in models] == [48, 192, 192]
@@ -222,11 +223,11 @@ def test_training_goes_on_with_an_opened_model(tmp_path: Path, texts: Path, cont
     assert 0 < (weights[1] - weights[0]).abs().max() < 0.01  # 4 steps of 1e-4 from the teacher's
     assert 0 < (weights[2] - weights[1]).abs().max() < 0.01
     steps = {step.name: step for step in plan.recipe.steps}
-    assert stage_model(plan.recipe, steps["last"]) is None
-    assert [step.name for step in train_line(plan.recipe, steps["evaluate"])] == ["further", "last"]
-    mapping = plan_mapping(plan)
-    assert "base" in inputs_of(mapping, plan.recipe, steps["further"])["builds_on"]
-    assert "further" in inputs_of(mapping, plan.recipe, steps["last"])["builds_on"]
+    assert spec_during(plan.recipe, steps["last"]) is None
+    assert [step.name for step in train_chain(plan.recipe, steps["evaluate"])] == ["further", "last"]
+    mapping = run_plan_mapping(plan)
+    assert "base" in step_inputs(mapping, plan.recipe, steps["further"])["builds_on"]
+    assert "further" in step_inputs(mapping, plan.recipe, steps["last"])["builds_on"]
     assert (out / "report.html").exists()
 
 
@@ -241,7 +242,7 @@ def test_training_goes_on_with_an_opened_model(tmp_path: Path, texts: Path, cont
 )
 def test_a_start_that_cannot_be_is_named(continued: Path, texts: Path, override: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        load_plan(continued, text=[texts], overrides=[override])
+        load_run_plan(continued, text=[texts], overrides=[override])
 
 
 def test_a_sequence_longer_than_the_opened_models_context_is_refused(
@@ -254,6 +255,6 @@ def test_a_sequence_longer_than_the_opened_models_context_is_refused(
             if "max_position_embeddings = 192" not in line and "rope_s" not in line
         )
     )
-    plan = load_plan(continued, text=[texts])
+    plan = load_run_plan(continued, text=[texts])
     with pytest.raises(SpecError, match=r"steps\.further\.train\.sequence_length: 128 exceeds the context of 48"):
         run(plan, tmp_path / "run", cache_dir=tmp_path / "cache")

@@ -11,15 +11,15 @@ from fathom.engine.engine import Engine
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.posttrain.grpo import PolicyTrainer
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
-from fathom.posttrain.rewards.base import Answered, Judgement
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
 from fathom.spec.engine import EngineSpec
 from fathom.spec.posttrain import KlPenalty, PolicyLoss
 from fathom.spec.problem import Problem, Split
 from fathom.spec.rollout import PolicySpec, RolloutSpec, TextPrompt
-from fathom.spec.train import AdamW, Checkpointing
+from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.tokenizer import Tokenizer, train_bpe
 
 MODEL = ModelSpec(
@@ -71,17 +71,17 @@ class Endless:
         return None
 
 
-def even_characters(answers: Sequence[Answered]) -> list[Judgement]:
+def even_characters(answers: Sequence[RewardInput]) -> list[Judgement]:
     """Reward the share of characters with an even code: every answer has some, and few groups agree."""
     totals = [sum(ord(c) % 2 == 0 for c in a.answer) / max(len(a.answer), 1) for a in answers]
     return [Judgement(total=total, parts={"even": total}, correct=total > 0.5) for total in totals]
 
 
 SPEC = PolicySpec(
-    optimizer=AdamW(lr=1e-2, weight_decay=0.0),
+    optimizer=AdamWSpec(lr=1e-2, weight_decay=0.0),
     rollouts=4,
     rollout=RolloutSpec(questions=3, group_size=4, max_tokens=6, prompt=TextPrompt(text="Q {question} A")),
-    micro_tokens=64,
+    micro_batch_tokens=64,
     max_logprob_difference=1e-3,
     checkpoint=Checkpointing(every_steps=1, every_seconds=None, keep=10),
     loss=PolicyLoss(kl=KlPenalty(beta=0.05)),
@@ -98,8 +98,8 @@ def make_policy(tokenizer: Tokenizer) -> MakePolicy:
     ) -> PolicyTrainer:
         decoder = build(MODEL) if model is None else model
         engine = Engine(decoder, eos_ids=[tokenizer.eos_id], spec=EngineSpec(max_batch=16, record_routing=True))
-        prompter = Prompter(tokenizer, spec.rollout.prompt)
-        questions = Questions([Endless(), Endless("more")], seed=spec.seed)
-        return PolicyTrainer(decoder, spec, engine, prompter, questions, directory, judge=judge)  # type: ignore[arg-type]
+        prompt_formatter = PromptFormatter(tokenizer, spec.rollout.prompt)
+        questions = ProblemStream([Endless(), Endless("more")], seed=spec.seed)
+        return PolicyTrainer(decoder, spec, engine, prompt_formatter, questions, directory, judge=judge)  # type: ignore[arg-type]
 
     return make

@@ -13,26 +13,26 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.posttrain.distill import DistillTrainer
 from fathom.posttrain.online import minibatches
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.questions import Questions
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import Rollout
 from fathom.spec.engine import EngineSpec
 from fathom.spec.posttrain import DistillationLoss
 from fathom.spec.rollout import DistillSpec, RolloutSpec, TextPrompt
-from fathom.spec.train import AdamW, Checkpointing
+from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.tokenizer import Tokenizer
 from fathom.train.metrics import read_json_lines
-from fathom.train.micro import split
+from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
 from tests.posttrain.conftest import DENSE, MODEL, Endless
 
 SPEC = DistillSpec(
-    optimizer=AdamW(lr=1e-2, weight_decay=0.0),
+    optimizer=AdamWSpec(lr=1e-2, weight_decay=0.0),
     rollouts=4,
     rollout=RolloutSpec(questions=6, group_size=1, max_tokens=6, prompt=TextPrompt(text="Q {question} A")),
-    micro_tokens=64,
+    micro_batch_tokens=64,
     max_logprob_difference=1e-3,
     checkpoint=Checkpointing(every_steps=1, every_seconds=None, keep=10),
 )
@@ -47,8 +47,8 @@ def make(
         student,
         spec,
         Engine(student, eos_ids=[tokenizer.eos_id], spec=EngineSpec(max_batch=16)),
-        Prompter(tokenizer, spec.rollout.prompt),
-        Questions([Endless()], seed=spec.seed),
+        PromptFormatter(tokenizer, spec.rollout.prompt),
+        ProblemStream([Endless()], seed=spec.seed),
         directory,
         teacher=build(MODEL, seed=2) if teacher is None else teacher,
     )
@@ -67,12 +67,12 @@ def written_out(student: Decoder, teacher: Decoder, rollouts: list[Rollout]) -> 
     return torch.cat(found).mean()
 
 
-@pytest.mark.parametrize("micro_tokens", [40, 4096])
+@pytest.mark.parametrize("micro_batch_tokens", [40, 4096])
 def test_a_step_has_the_gradient_of_the_whole_reverse_divergence(
-    tmp_path: Path, tokenizer: Tokenizer, micro_tokens: int
+    tmp_path: Path, tokenizer: Tokenizer, micro_batch_tokens: int
 ) -> None:
     trainer = make(tokenizer, tmp_path)
-    lesson = trainer.learn_from(1)
+    lesson = trainer.collect_rollouts(1)
     (batch,) = minibatches(lesson, SPEC, 1)
     runner = StepRunner(
         trainer.model,
@@ -81,8 +81,8 @@ def test_a_step_has_the_gradient_of_the_whole_reverse_divergence(
         objective=trainer.objective(),
         balanced=False,
     )
-    micros = list(split(batch, 1, micro_tokens, runner.device))
-    assert (len(micros) > 1) == (micro_tokens == 40)
+    micros = list(split(batch, 1, micro_batch_tokens, runner.device))
+    assert (len(micros) > 1) == (micro_batch_tokens == 40)
     found = runner.accumulate(micros, len(batch.lengths), 1, observe=False)
     other = build(DENSE, seed=1)
     expected = written_out(other, build(MODEL, seed=2), list(lesson.rollouts))
@@ -127,14 +127,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, toke
     whole = make(tokenizer, tmp_path / "whole")
     whole.run()
     first = make(tokenizer, tmp_path / "parts")
-    learn = first.learn_from
+    learn = first.collect_rollouts
 
     def interrupted(number: int) -> object:
         if number > 2:
             raise KeyboardInterrupt
         return learn(number)
 
-    first.learn_from = interrupted  # type: ignore[method-assign, assignment]
+    first.collect_rollouts = interrupted  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         first.run()
     second = make(tokenizer, tmp_path / "parts")
@@ -156,19 +156,19 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer: T
 
 def test_answers_end_where_the_shorter_context_does(tmp_path: Path, tokenizer: Tokenizer) -> None:
     trainer = make(tokenizer, tmp_path, teacher=build(replace(MODEL, max_position_embeddings=10)))
-    assert all(rollout.tokens < 10 for rollout in trainer.learn_from(1).rollouts)
+    assert all(rollout.tokens < 10 for rollout in trainer.collect_rollouts(1).rollouts)
 
 
 def test_a_student_whose_sampler_computes_otherwise_stops(tmp_path: Path, tokenizer: Tokenizer) -> None:
     trainer = make(tokenizer, tmp_path)
     trainer.begin(Position())
-    learn = trainer.learn_from
+    learn = trainer.collect_rollouts
 
     def shifted(number: int) -> object:
         lesson = learn(number)
         return replace(lesson, columns={"sampled": [[v - 0.5 for v in row] for row in lesson.columns["sampled"]]})
 
-    trainer.learn_from = shifted  # type: ignore[method-assign, assignment]
+    trainer.collect_rollouts = shifted  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainError, match="more than max_logprob_difference"):
         trainer.run()
 

@@ -15,12 +15,12 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.online import minibatches
-from fathom.posttrain.rewards.base import Answered, Judgement
+from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout
 from fathom.spec.posttrain import AdvantageSpec, KlPenalty, PolicyLoss
 from fathom.spec.sampling import Completion, SamplingParams
 from fathom.train.metrics import read_json_lines
-from fathom.train.micro import split
+from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
@@ -61,7 +61,7 @@ def test_a_step_has_the_gradient_of_the_paper(tmp_path: Path, make_policy: MakeP
     trainer.begin(Position())
     assert trainer._reference is not None
     trainer._reference.model.load_state_dict(reference.state_dict())
-    lesson = trainer.learn_from(1)
+    lesson = trainer.collect_rollouts(1)
     totals = [judged.total for judged in even_characters([_answered(r) for r in lesson.rollouts])]
     (batch,) = minibatches(lesson, SPEC, 1)
     runner = StepRunner(
@@ -84,7 +84,7 @@ def test_answers_of_a_group_learn_behind_one_prompt_what_they_do_behind_their_ow
     spec = replace(SPEC, updates=updates)
     trainer = make_policy(tmp_path, spec)
     trainer.begin(Position())
-    lesson = trainer.learn_from(1)
+    lesson = trainer.collect_rollouts(1)
     batches = minibatches(lesson, spec, 1)
     rows = [rollout.tokens for rollout in lesson.rollouts]
     assert sorted(length for batch in batches for length in batch.lengths) == sorted(rows)
@@ -107,8 +107,8 @@ def test_answers_of_a_group_learn_behind_one_prompt_what_they_do_behind_their_ow
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
 
 
-def _answered(rollout: Rollout) -> Answered:
-    return Answered(prompt="", answer=rollout.text, problem=rollout.problem)
+def _answered(rollout: Rollout) -> RewardInput:
+    return RewardInput(prompt="", answer=rollout.text, problem=rollout.problem)
 
 
 def test_a_policy_learns_what_is_rewarded_and_reports_it(tmp_path: Path, make_policy: MakePolicy) -> None:
@@ -140,14 +140,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     whole = make_policy(tmp_path / "whole", spec)
     whole.run()
     first = make_policy(tmp_path / "parts", spec)
-    learn, stopping = first.learn_from, 3
+    learn, stopping = first.collect_rollouts, 3
 
     def interrupted(number: int) -> object:
         if number > stopping:
             raise KeyboardInterrupt
         return learn(number)
 
-    first.learn_from = interrupted  # type: ignore[method-assign, assignment]
+    first.collect_rollouts = interrupted  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         first.run()
     second = make_policy(tmp_path / "parts", spec)
@@ -167,7 +167,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_answers_without_an_advantage_are_left_out_and_change_nothing(tmp_path: Path, make_policy: MakePolicy) -> None:
-    def half(answers: Sequence[Answered]) -> list[Judgement]:
+    def half(answers: Sequence[RewardInput]) -> list[Judgement]:
         judged = even_characters(answers)
         return [j if a.problem.task == "more" else replace(j, total=1.0) for a, j in zip(answers, judged, strict=True)]
 
@@ -176,8 +176,8 @@ def test_answers_without_an_advantage_are_left_out_and_change_nothing(tmp_path: 
     for keep_all in (False, True):
         trainer = make_policy(tmp_path / str(keep_all), spec, judge=half)
         if keep_all:
-            trainer._worth_learning = lambda judged: list(range(len(judged.rollouts)))  # type: ignore[method-assign]
-        lesson = trainer.learn_from(1)
+            trainer._trainable = lambda judged: list(range(len(judged.rollouts)))  # type: ignore[method-assign]
+        lesson = trainer.collect_rollouts(1)
         assert len(lesson.rollouts) == (12 if keep_all else 4)
         assert lesson.values["zero_variance"] == pytest.approx(2 / 3)
         tasks = lesson.values["tasks"]
@@ -195,7 +195,7 @@ def test_answers_without_an_advantage_are_left_out_and_change_nothing(tmp_path: 
 
 
 def test_dull_groups_give_way_to_other_problems(tmp_path: Path, make_policy: MakePolicy) -> None:
-    def first_two_dull(answers: Sequence[Answered]) -> list[Judgement]:
+    def first_two_dull(answers: Sequence[RewardInput]) -> list[Judgement]:
         judged = even_characters(answers)
         dull = {"letters-0", "more-0"}
         return [j if a.problem.id not in dull else replace(j, total=0.0) for a, j in zip(answers, judged, strict=True)]
@@ -203,7 +203,7 @@ def test_dull_groups_give_way_to_other_problems(tmp_path: Path, make_policy: Mak
     spec = replace(SPEC, rollout=replace(SPEC.rollout, resample=2))
     trainer = make_policy(tmp_path, spec, judge=first_two_dull)
     trainer.begin(Position())
-    lesson = trainer.learn_from(1)
+    lesson = trainer.collect_rollouts(1)
     assert lesson.values["resampled_groups"] == 2
     assert lesson.values["zero_variance"] == 0
     assert len({rollout.group for rollout in lesson.rollouts}) == 3
@@ -211,7 +211,7 @@ def test_dull_groups_give_way_to_other_problems(tmp_path: Path, make_policy: Mak
 
 
 def test_nothing_is_learned_where_all_answers_are_alike(tmp_path: Path, make_policy: MakePolicy) -> None:
-    def alike(answers: Sequence[Answered]) -> list[Judgement]:
+    def alike(answers: Sequence[RewardInput]) -> list[Judgement]:
         return [Judgement(total=1.0, parts={"one": 1.0}, correct=True, failures={"one": "timed out"}) for _ in answers]
 
     trainer = make_policy(tmp_path, replace(SPEC, loss=PolicyLoss(), reference_every=None), judge=alike)
@@ -276,7 +276,7 @@ def test_a_penalty_in_the_reward_needs_no_reference_in_the_loss(
 
 
 def test_rewards_that_are_no_numbers_are_refused_by_name(tmp_path: Path, make_policy: MakePolicy) -> None:
-    def broken(answers: Sequence[Answered]) -> list[Judgement]:
+    def broken(answers: Sequence[RewardInput]) -> list[Judgement]:
         return [Judgement(total=math.nan, parts={}, correct=None) for _ in answers]
 
     with pytest.raises(DataError, match="rewards_B"):
@@ -295,7 +295,7 @@ def test_a_lost_reference_is_named(tmp_path: Path, make_policy: MakePolicy) -> N
 def test_advantages_may_leave_the_deviation_out(tmp_path: Path, make_policy: MakePolicy) -> None:
     loss = PolicyLoss(advantage=AdvantageSpec(scale="none"), normalize="token")
     trainer = make_policy(tmp_path, replace(SPEC, loss=loss, reference_every=None))
-    lesson = trainer.learn_from(1)
+    lesson = trainer.collect_rollouts(1)
     totals = [judged.total for judged in even_characters([_answered(r) for r in lesson.rollouts])]
     by_group: dict[int, list[float]] = {}
     for rollout, total in zip(lesson.rollouts, totals, strict=True):

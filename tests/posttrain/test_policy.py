@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from fathom.posttrain.online import Watch
+from fathom.posttrain.online import LogprobMonitor
 from fathom.posttrain.policy import PolicyObjective
 from fathom.spec.posttrain import KlPenalty, PolicyLoss
 
@@ -27,7 +27,7 @@ def test_a_loss_by_token_needs_the_logits_once(temperature: float, kl: KlPenalty
     }
     loss = PolicyLoss(clip_low=0.2, clip_high=0.5, dual_clip=3.0, kl=kl)
     assert loss.by_token
-    objective = PolicyObjective(loss, temperature, 5, Watch())
+    objective = PolicyObjective(loss, temperature, 5, LogprobMonitor())
     found, gradients = [], []
     for computed in (objective._by_token, objective._whole):
         inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()

@@ -13,9 +13,9 @@ import pytest
 
 from fathom.errors import DataError
 from fathom.posttrain.grpo import PolicyTrainer
-from fathom.posttrain.online import Lesson
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.rewards.base import Answered, Judgement, StepScore
+from fathom.posttrain.online import RolloutBatch
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import Judgement, RewardInput, StepScore
 from fathom.posttrain.rewards.judge import Judge
 from fathom.posttrain.rollout import Rollout
 from fathom.spec.posttrain import AdvantageSpec, KlPenalty, KlPlace, PolicyLoss
@@ -27,7 +27,7 @@ from fathom.train.metrics import read_json_lines
 from fathom.train.state import Position
 from tests.posttrain.conftest import SPEC, MakePolicy
 
-Judging = Callable[[Sequence[Answered]], Sequence[Judgement]]
+Judging = Callable[[Sequence[RewardInput]], Sequence[Judgement]]
 PROCESS = AdvantageSpec(supervision="process", eps=0.0)
 RIGHT, WRONG = "1 + 2 = 3", "2 + 2 = 3"
 GROUPS = [
@@ -63,7 +63,7 @@ class Scripted:
             token_ids=ids,
             logprobs=tuple(-0.01 * (token % 7) for token in ids),
             finish_reason="stop" if ended else "length",
-            ended_by=TokenLogprob(self._tokenizer.eos_id, -0.5) if ended else None,
+            stop_token=TokenLogprob(self._tokenizer.eos_id, -0.5) if ended else None,
         )
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
@@ -84,9 +84,9 @@ def scripted(tmp_path: Path, make_policy: MakePolicy, tokenizer: Tokenizer) -> C
     return make
 
 
-def token_of(prompter: Prompter, ids: Sequence[int], text: str, end: int) -> int:
+def token_of(prompt_formatter: PromptFormatter, ids: Sequence[int], text: str, end: int) -> int:
     """The first token with which the text is there as far as ``end``, by reading every beginning of the answer."""
-    return next(i for i in range(len(ids)) if prompter.read(ids[: i + 1])[:end] == text[:end])
+    return next(i for i in range(len(ids)) if prompt_formatter.read(ids[: i + 1])[:end] == text[:end])
 
 
 def steps_by_hand(text: str) -> list[tuple[int, float]]:
@@ -99,14 +99,14 @@ def steps_by_hand(text: str) -> list[tuple[int, float]]:
     return found
 
 
-def of_paper(prompter: Prompter, rollouts: Sequence[Rollout]) -> list[list[float]]:
+def of_paper(prompt_formatter: PromptFormatter, rollouts: Sequence[Rollout]) -> list[list[float]]:
     """R of §4.1.3 is all step rewards of a group; a token's advantage sums (r - mean R) / std R of later steps."""
     advantages = []
     for rollout in rollouts:
         group = [value for r in rollouts if r.group == rollout.group for _, value in steps_by_hand(r.text)]
         mean, deviation = statistics.fmean(group), statistics.pstdev(group)
         steps = [
-            (token_of(prompter, rollout.answer_ids, rollout.text, end), value)
+            (token_of(prompt_formatter, rollout.answer_ids, rollout.text, end), value)
             for end, value in steps_by_hand(rollout.text)
         ]
         advantages.append(
@@ -124,9 +124,9 @@ def close(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]])
 def test_advantages_are_those_of_the_paper(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(), AccuracyReward(method="exact", weight=0.0)]) as judge:
         trainer = scripted(alone(), judge.judge)
-        lesson = trainer.learn_from(1)
+        lesson = trainer.collect_rollouts(1)
     assert [rollout.text for rollout in lesson.rollouts] == [*GROUPS[0], *GROUPS[2]]
-    close(lesson.columns["advantage"], of_paper(trainer.prompter, lesson.rollouts))
+    close(lesson.columns["advantage"], of_paper(trainer.prompt_formatter, lesson.rollouts))
     assert lesson.columns["advantage"][3] == [0.0] * len(lesson.rollouts[3].answer_ids)
     assert len(set(lesson.columns["advantage"][1])) == 4
     assert lesson.values["zero_variance"] == pytest.approx(1 / 3)
@@ -137,7 +137,7 @@ def test_advantages_are_those_of_the_paper(scripted: Callable[..., PolicyTrainer
 
 
 def with_outcomes(
-    prompter: Prompter, rollouts: Sequence[Rollout], outcomes: Sequence[float], weight: float
+    prompt_formatter: PromptFormatter, rollouts: Sequence[Rollout], outcomes: Sequence[float], weight: float
 ) -> list[list[float]]:
     """An outcome is one more step at the last token: its own mean, and one deviation of both kinds' variances."""
     advantages = []
@@ -147,7 +147,10 @@ def with_outcomes(
         ends = [outcomes[index] for index in mates]
         deviation = math.sqrt(statistics.pvariance(steps) + statistics.pvariance(ends))
         earned = [
-            (token_of(prompter, rollout.answer_ids, rollout.text, end), weight * value - statistics.fmean(steps))
+            (
+                token_of(prompt_formatter, rollout.answer_ids, rollout.text, end),
+                weight * value - statistics.fmean(steps),
+            )
             for end, value in steps_by_hand(rollout.text)
         ]
         earned.append((len(rollout.answer_ids) - 1, outcome - statistics.fmean(ends)))
@@ -160,13 +163,13 @@ def with_outcomes(
 def test_an_outcome_is_one_more_step_compared_with_outcomes(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(weight=0.5), AccuracyReward(method="exact", weight=3.0)]) as judge:
         trainer = scripted(alone(), judge.judge)
-        lesson = trainer.learn_from(1)
+        lesson = trainer.collect_rollouts(1)
     assert lesson.values["zero_variance"] == 0
     outcomes = [3.0 * (rollout.text.split()[-1:] == [rollout.problem.answer]) for rollout in lesson.rollouts]
     assert [sum(outcomes[first : first + 4]) for first in (0, 4, 8)] == [0.0, 3.0, 3.0]
     rollouts, kept = list(lesson.rollouts), [i for i, r in enumerate(lesson.rollouts) if r.group != 0]
-    close(lesson.columns["advantage"][:4], of_paper(trainer.prompter, rollouts[:4]))
-    expected = with_outcomes(trainer.prompter, [rollouts[i] for i in kept], [outcomes[i] for i in kept], 0.5)
+    close(lesson.columns["advantage"][:4], of_paper(trainer.prompt_formatter, rollouts[:4]))
+    expected = with_outcomes(trainer.prompt_formatter, [rollouts[i] for i in kept], [outcomes[i] for i in kept], 0.5)
     close([lesson.columns["advantage"][i] for i in kept], expected)
 
 
@@ -174,13 +177,13 @@ def test_outcomes_alone_are_what_outcome_supervision_makes_of_them(scripted: Cal
     found = []
     for spec in (alone(), alone(PolicyLoss(advantage=AdvantageSpec(eps=0.0)))):
         with Judge([AccuracyReward(method="exact")]) as judge:
-            found.append(scripted(spec, judge.judge).learn_from(1).columns["advantage"])
+            found.append(scripted(spec, judge.judge).collect_rollouts(1).columns["advantage"])
     close(*found)
 
 
 def test_under_outcome_supervision_steps_count_as_their_mean(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(weight=2.0)]) as judge:
-        lesson = scripted(alone(PolicyLoss(advantage=AdvantageSpec(scale="none"))), judge.judge).learn_from(1)
+        lesson = scripted(alone(PolicyLoss(advantage=AdvantageSpec(scale="none"))), judge.judge).collect_rollouts(1)
     worth = [[value for _, value in steps_by_hand(rollout.text)] for rollout in lesson.rollouts]
     totals = [2.0 * statistics.fmean(values) if values else 0.0 for values in worth]
     for index, rollout in enumerate(lesson.rollouts):
@@ -198,8 +201,8 @@ def test_a_penalty_works_where_it_is_placed(scripted: Callable[..., PolicyTraine
         assert trainer._reference is not None
         for parameter in trainer._reference.model.parameters():
             parameter.data.mul_(0.5)
-        lesson = trainer.learn_from(1)
-    plain = of_paper(trainer.prompter, lesson.rollouts)
+        lesson = trainer.collect_rollouts(1)
+    plain = of_paper(trainer.prompt_formatter, lesson.rollouts)
     if place == "loss":
         close(lesson.columns["advantage"], plain)
         return
@@ -211,7 +214,7 @@ def test_a_penalty_works_where_it_is_placed(scripted: Callable[..., PolicyTraine
     if place == "advantage":
         expected = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(plain, apart, strict=True)]
     else:
-        expected = with_outcomes(trainer.prompter, lesson.rollouts, [-sum(each) for each in apart], 1.0)
+        expected = with_outcomes(trainer.prompt_formatter, lesson.rollouts, [-sum(each) for each in apart], 1.0)
     for mine, theirs in zip(lesson.columns["advantage"], expected, strict=True):
         assert list(mine) == pytest.approx(theirs, abs=1e-5)
 
@@ -220,18 +223,18 @@ def test_groups_whose_steps_are_alike_give_way_to_others(scripted: Callable[...,
     spec = alone(rollout=replace(SPEC.rollout, resample=1))
     with Judge([StepsReward()]) as judge:
         trainer = scripted(spec, judge.judge, [*GROUPS, GROUPS[0]])
-        lesson = trainer.learn_from(1)
+        lesson = trainer.collect_rollouts(1)
     assert lesson.values["resampled_groups"] == 1
     assert lesson.values["zero_variance"] == 0
     assert [rollout.text for rollout in lesson.rollouts] == [*GROUPS[0], *GROUPS[2], *GROUPS[0]]
-    close(lesson.columns["advantage"], of_paper(trainer.prompter, lesson.rollouts))
+    close(lesson.columns["advantage"], of_paper(trainer.prompt_formatter, lesson.rollouts))
 
 
 def test_nothing_to_judge_is_nothing_to_learn(scripted: Callable[..., PolicyTrainer]) -> None:
     lesson = scripted(alone(), lambda answers: [], [[""] * 0] * 3)._compared([], [])
     assert lesson.advantages.values_N.numel() == 0
     with Judge([StepsReward()]) as judge:
-        nothing = scripted(alone(), judge.judge, [["a", "b", "c", "d"]] * 3).learn_from(1)
+        nothing = scripted(alone(), judge.judge, [["a", "b", "c", "d"]] * 3).collect_rollouts(1)
     assert not nothing.rollouts
     assert nothing.values["scored_steps"] == 0
     assert nothing.values["zero_variance"] == 1
@@ -244,41 +247,41 @@ def test_nothing_to_judge_is_nothing_to_learn(scripted: Callable[..., PolicyTrai
 def test_steps_that_cannot_be_are_refused(
     scripted: Callable[..., PolicyTrainer], step: StepScore, message: str
 ) -> None:
-    def judge(answers: Sequence[Answered]) -> list[Judgement]:
+    def judge(answers: Sequence[RewardInput]) -> list[Judgement]:
         return [Judgement(total=0.0, parts={}, correct=None, steps={"mine": (step,)}) for _ in answers]
 
     with pytest.raises(DataError, match=message):
-        scripted(alone(), judge, [["a", "b", "c", "d"]] * 3).learn_from(1)
+        scripted(alone(), judge, [["a", "b", "c", "d"]] * 3).collect_rollouts(1)
 
 
 @pytest.mark.parametrize("prompting", [TextPrompt(text="Q {question}"), ChatPrompt()], ids=["text", "thinking"])
 def test_places_are_found_whatever_tokens_an_answer_is_cut_into(tokenizer: Tokenizer, prompting: Prompting) -> None:
-    prompter = Prompter(tokenizer, prompting)
+    prompt_formatter = PromptFormatter(tokenizer, prompting)
     draw = random.Random(3)
     texts = ["1 + 2 = 3; ", "é€𝄞 ", "The answer is", "\n", "</think>", "漢字"]
     for _ in range(20):
         ids = tokenizer.encode("".join(draw.choices(texts, k=6)), allow_special=True, continues=True)
         ids += [tokenizer.eos_id] * draw.randrange(2)
-        text = prompter.read(ids)
+        text = prompt_formatter.read(ids)
         ends = list(range(len(text) + 1))
         opened = len(text) - len(tokenizer.decode([i for i in ids if i != tokenizer.eos_id], skip_special=False))
-        expected = [0 if end <= opened else token_of(prompter, ids, text, end) for end in ends]
-        assert prompter.places(ids, ends) == expected
-        assert prompter.places(ids, ends[::-1]) == expected[::-1]
-    assert prompter.places([], [0]) == [0]
+        expected = [0 if end <= opened else token_of(prompt_formatter, ids, text, end) for end in ends]
+        assert prompt_formatter.places(ids, ends) == expected
+        assert prompt_formatter.places(ids, ends[::-1]) == expected[::-1]
+    assert prompt_formatter.places([], [0]) == [0]
     with pytest.raises(DataError, match="mend the reward"):
-        prompter.places([], [100])
+        prompt_formatter.places([], [100])
 
 
 def test_bytes_that_are_no_text_have_places_too(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, TextPrompt(text="Q {question}"))
+    prompt_formatter = PromptFormatter(tokenizer, TextPrompt(text="Q {question}"))
     ids = tokenizer.encode("a€b")
     cut = ids[:2]
-    assert prompter.read(cut) == "a\N{REPLACEMENT CHARACTER}"
-    assert prompter.places(cut, [1, 2]) == [0, 1]
+    assert prompt_formatter.read(cut) == "a\N{REPLACEMENT CHARACTER}"
+    assert prompt_formatter.places(cut, [1, 2]) == [0, 1]
 
 
-def every_character(answers: Sequence[Answered]) -> list[Judgement]:
+def every_character(answers: Sequence[RewardInput]) -> list[Judgement]:
     """Each character is a step, which is right if its code is even."""
     judged = []
     for answered in answers:
@@ -298,16 +301,16 @@ def test_a_policy_learns_from_its_steps_and_resumes(tmp_path: Path, make_policy:
     assert all(line["scored_steps"] > 1 for line in lines)
 
     first, learned = make_policy(tmp_path / "parts", spec, judge=every_character), 0
-    learn = first.learn_from
+    learn = first.collect_rollouts
 
-    def interrupted(number: int) -> Lesson:
+    def interrupted(number: int) -> RolloutBatch:
         nonlocal learned
         if learned == 5:
             raise KeyboardInterrupt
         learned += 1
         return learn(number)
 
-    first.learn_from = interrupted  # type: ignore[method-assign]
+    first.collect_rollouts = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.run()
     make_policy(tmp_path / "parts", spec, judge=every_character).run(resume=True)

@@ -17,30 +17,30 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.posttrain.preferences import GroupLoader
 from fathom.posttrain.reward_model import (
-    Reasoning,
+    ReasoningGenerator,
     RewardObjective,
     choose_score_token,
     clear_score,
     conversation,
+    make_score_fn,
+    make_step_score_fn,
     score,
-    scorer,
-    step_scorer,
-    whole,
+    scoring_example,
 )
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec.posttrain import PairwiseLoss, PointwiseLoss, RewardModelLoss
 from fathom.spec.problem import Problem
 from fathom.spec.rewards import ModelReward
 from fathom.spec.sampling import Completion, SamplingParams
-from fathom.spec.train import AdamW, Batch, Constant, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Constant, TrainSpec
 from fathom.tokenizer import Tokenizer, train_bpe
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 SPEC = ModelSpec(
     name="tiny",
@@ -56,8 +56,8 @@ SPEC = ModelSpec(
 TRAIN = TrainSpec(
     sequence_length=16,
     total_tokens=16 * 4 * 40,
-    batch=Batch(size=4, micro_size=1),
-    optimizer=AdamW(lr=1e-3, weight_decay=0.0),
+    batch=BatchSpec(size=4, micro_batch_size=1),
+    optimizer=AdamWSpec(lr=1e-3, weight_decay=0.0),
     schedule=Constant(),
     log_every_steps=1,
     max_grad_norm=1e9,
@@ -93,9 +93,9 @@ def test_scores_are_logits_of_the_score_token_however_passes_are_cut(model: Deco
 def test_loss_and_gradient_equal_plain_forward_passes(model: Decoder, loss: RewardModelLoss) -> None:
     worth = [1.0, 0.25, 0.5, 0.0, 1.0, 0.0]
     if isinstance(loss, PairwiseLoss):
-        groups = [tuple(map(whole, SEQUENCES[i : i + 2])) for i in (0, 2, 4)]
+        groups = [tuple(map(scoring_example, SEQUENCES[i : i + 2])) for i in (0, 2, 4)]
     else:
-        groups = [(whole(*each),) for each in zip(SEQUENCES, worth, strict=True)]
+        groups = [(scoring_example(*each),) for each in zip(SEQUENCES, worth, strict=True)]
     batch = GroupLoader(groups, sequence_length=sum(map(len, SEQUENCES)), seed=1).next(1)
     runner = StepRunner(model, make_optimizer(model, TRAIN.optimizer), TRAIN, objective=RewardObjective(loss, SCORE))
     gradients = take(runner, batch, 1, observe=True)
@@ -121,8 +121,8 @@ def test_loss_and_gradient_equal_plain_forward_passes(model: Decoder, loss: Rewa
 def test_learning_pulls_good_and_bad_answers_apart(model: Decoder, loss: RewardModelLoss, tmp_path: Path) -> None:
     clear_score(model, SCORE)
     assert score(model, SEQUENCES, score_token=SCORE) == [0.0] * 6
-    pairs = [(whole(SEQUENCES[i]), whole(SEQUENCES[i + 1])) for i in (0, 2, 4)]
-    single = [(whole(sequence, float(i % 2 == 0)),) for i, sequence in enumerate(SEQUENCES)]
+    pairs = [(scoring_example(SEQUENCES[i]), scoring_example(SEQUENCES[i + 1])) for i in (0, 2, 4)]
+    single = [(scoring_example(sequence, float(i % 2 == 0)),) for i, sequence in enumerate(SEQUENCES)]
     loader = GroupLoader(pairs if isinstance(loss, PairwiseLoss) else single, sequence_length=16, seed=1)
     Trainer(model, TRAIN, loader, tmp_path, objective=RewardObjective(loss, SCORE)).run()
     lines = read_json_lines(tmp_path / "metrics.jsonl")
@@ -150,13 +150,13 @@ def test_the_score_token_is_one_that_no_text_uses(tokenizer: Tokenizer) -> None:
         choose_score_token(tokenizer, size, everything)
 
 
-def answered(question: str, answer: str) -> Answered:
+def answered(question: str, answer: str) -> RewardInput:
     problem = Problem(id="1", task="sum", question=question, answer="5")
-    return Answered(prompt=f"asked by another template: {question}", answer=answer, problem=problem)
+    return RewardInput(prompt=f"asked by another template: {question}", answer=answer, problem=problem)
 
 
 def test_a_judge_asks_the_model_and_counts_what_does_not_fit_it(model: Decoder, tokenizer: Tokenizer) -> None:
-    scores = scorer(model, tokenizer, score_token=SCORE)
+    scores = make_score_fn(model, tokenizer, score_token=SCORE)
     answers = [answered("2 + 3?", "five"), answered("2?", "x" * 500), answered("2?", "<think>no</think>six")]
     read = [
         conversation(tokenizer, [{"role": "user", "content": a.problem.question}], a.answer)
@@ -187,16 +187,16 @@ class Thinker:
 
 
 def test_reasoning_comes_before_the_score(model: Decoder, tokenizer: Tokenizer) -> None:
-    reasoning = Reasoning(sampler=Thinker(), tokenizer=tokenizer, max_tokens=5)
+    reasoning = ReasoningGenerator(sampler=Thinker(), tokenizer=tokenizer, max_tokens=5)
     text = conversation(tokenizer, [{"role": "user", "content": "2 + 3?"}], "five")
     (thought,) = reasoning.extend([text])
     assert thought[: len(text)] == text
     begin, end = tokenizer.special_tokens["<think>"], tokenizer.special_tokens["</think>"]
     assert thought[len(text) :] == [begin, *tokenizer.encode("\n"), 100, 101, 102, 103, 104, end]
-    assert len(thought) - len(text) == Reasoning.room_of(tokenizer, 5)
-    scores = scorer(model, tokenizer, score_token=SCORE, reasoning=reasoning)
+    assert len(thought) - len(text) == ReasoningGenerator.room_of(tokenizer, 5)
+    scores = make_score_fn(model, tokenizer, score_token=SCORE, reasoning=reasoning)
     assert scores([answered("2 + 3?", "five")]) == pytest.approx(score(model, [thought], score_token=SCORE), abs=1e-6)
-    longest = 64 - Reasoning.room_of(tokenizer, 5)
+    longest = 64 - ReasoningGenerator.room_of(tokenizer, 5)
     filler = "x" * (longest - len(conversation(tokenizer, [{"role": "user", "content": "?"}], "")))
     found = scores([answered("?", filler), answered("?", filler + "x")])
     assert [math.isnan(value) for value in found] == [False, True]
@@ -225,7 +225,7 @@ def test_every_step_is_scored_as_if_the_answer_ended_there(
         plain_score(model, conversation(tokenizer, asked, {"role": "assistant", **said})).item()
         for _, said in beginnings
     ]
-    scores = step_scorer(model, tokenizer, score_token=SCORE)
+    scores = make_step_score_fn(model, tokenizer, score_token=SCORE)
     reward = ModelReward(step="rm", steps=True)
     with Judge([reward], external={"model": scores}) as judge:
         first, huge, again = judge.judge([answered("2 + 3?", text) for text in (answer, "x" * 500, answer)])
@@ -239,9 +239,9 @@ def test_every_step_is_scored_as_if_the_answer_ended_there(
 def test_of_long_thinking_the_first_steps_are_scored(model: Decoder, tokenizer: Tokenizer) -> None:
     text = "<think>" + "1;" * 100 + "</think>1"
     wide = build(replace(SPEC, max_position_embeddings=512), seed=4)
-    (found,) = step_scorer(wide, tokenizer, score_token=SCORE)([answered("?", text)])
+    (found,) = make_step_score_fn(wide, tokenizer, score_token=SCORE)([answered("?", text)])
     assert [step.end for step in found] == [8 + 2 * i for i in range(63)] + [len(text)]
-    assert step_scorer(wide, tokenizer, score_token=SCORE)([]) == []
+    assert make_step_score_fn(wide, tokenizer, score_token=SCORE)([]) == []
 
 
 def test_clearing_changes_one_row_alone(model: Decoder) -> None:

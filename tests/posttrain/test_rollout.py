@@ -7,14 +7,14 @@ import torch
 
 from fathom.engine.engine import Engine
 from fathom.model.build import build
-from fathom.posttrain.prompts import R1_ZERO, Prompter
-from fathom.posttrain.questions import Questions
-from fathom.posttrain.rollout import pack, sample_rollouts
+from fathom.posttrain.problem_stream import ProblemStream
+from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
+from fathom.posttrain.rollout import pack_rollouts, sample_rollouts
 from fathom.posttrain.scoring import rollout_logprobs
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import ChatPrompt, RolloutSpec, TextPrompt
 from fathom.spec.sampling import Completion, SamplingParams, TokenLogprob
-from fathom.spec.train import AdamW, UpdateSpec
+from fathom.spec.train import AdamWSpec, UpdateSpec
 from fathom.tokenizer import Tokenizer, special
 from tests.posttrain.conftest import DENSE, MODEL, Endless
 
@@ -28,8 +28,8 @@ def problem(question: str = "What is 1 + 2?") -> Problem:
 class Scripted:
     """A sampler of twenty lines: says what it is told, token by token."""
 
-    def __init__(self, answer: Sequence[int], ended_by: int | None) -> None:
-        self.answer, self.ended_by = tuple(answer), ended_by
+    def __init__(self, answer: Sequence[int], stop_token: int | None) -> None:
+        self.answer, self.stop_token = tuple(answer), stop_token
         self.seeds: list[int | None] = []
 
     def sample(
@@ -37,13 +37,13 @@ class Scripted:
     ) -> list[Completion]:
         assert not isinstance(params, SamplingParams)
         self.seeds += [each.seed for each in params]
-        ended = None if self.ended_by is None else TokenLogprob(self.ended_by, -0.5)
+        ended = None if self.stop_token is None else TokenLogprob(self.stop_token, -0.5)
         return [
             Completion(
                 token_ids=self.answer,
                 logprobs=(-1.0,) * len(self.answer),
                 finish_reason="length" if ended is None else "stop",
-                ended_by=ended,
+                stop_token=ended,
             )
             for _ in prompts
         ]
@@ -53,48 +53,50 @@ class Scripted:
 
 
 def test_a_chat_prompt_opens_the_thinking_and_the_answer_is_read_with_it(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, ChatPrompt(system="Be brief."))
-    text = prompter.question(problem())
+    prompt_formatter = PromptFormatter(tokenizer, ChatPrompt(system="Be brief."))
+    text = prompt_formatter.question(problem())
     assert text == f"{special.BEGIN}Be brief.{special.USER}What is 1 + 2?{special.ASSISTANT}{special.THINK_BEGIN}\n"
     ids = [*tokenizer.encode("1 + 2 = 3\n"), tokenizer.special_tokens[special.THINK_END], *tokenizer.encode("\n\n3")]
-    assert prompter.read([*ids, tokenizer.eos_id]) == "<think>\n1 + 2 = 3\n</think>\n\n3"
-    closed = Prompter(tokenizer, ChatPrompt(thinking="closed"))
+    assert prompt_formatter.read([*ids, tokenizer.eos_id]) == "<think>\n1 + 2 = 3\n</think>\n\n3"
+    closed = PromptFormatter(tokenizer, ChatPrompt(thinking="closed"))
     assert closed.read(tokenizer.encode("3")) == "3"
-    free = Prompter(tokenizer, ChatPrompt(thinking="free"))
+    free = PromptFormatter(tokenizer, ChatPrompt(thinking="free"))
     assert free.question(problem()).endswith(special.ASSISTANT)
     assert free.read([tokenizer.special_tokens[special.THINK_BEGIN], *tokenizer.encode("so")]) == "<think>so"
 
 
 def test_a_text_prompt_holds_the_question_and_no_special_token_but_the_first(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, TextPrompt())
-    ids = prompter.encode(problem(f"What{special.END}?"))
+    prompt_formatter = PromptFormatter(tokenizer, TextPrompt())
+    ids = prompt_formatter.encode(problem(f"What{special.END}?"))
     assert ids[: len(tokenizer.prefix_ids)] == list(tokenizer.prefix_ids)
     assert not set(ids[len(tokenizer.prefix_ids) :]) & tokenizer.special_ids
     assert tokenizer.decode(ids) == R1_ZERO.replace("{question}", f"What{special.END}?")
-    assert prompter.read(tokenizer.encode(" <think> x")) == " <think> x"
-    assert Prompter(tokenizer, TextPrompt(text="{question} <think>")).read(tokenizer.encode(" x")) == "<think> x"
+    assert prompt_formatter.read(tokenizer.encode(" <think> x")) == " <think> x"
+    assert PromptFormatter(tokenizer, TextPrompt(text="{question} <think>")).read(tokenizer.encode(" x")) == "<think> x"
 
 
 def test_answers_end_with_the_token_that_ended_them(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, SPEC.prompt)
+    prompt_formatter = PromptFormatter(tokenizer, SPEC.prompt)
     answer = tokenizer.encode("The answer")
     sampler = Scripted(answer, tokenizer.eos_id)
-    rollouts = sample_rollouts(sampler, prompter, [problem(), problem("?")], SPEC, seed=5, context=64, first_group=7)
+    rollouts = sample_rollouts(
+        sampler, prompt_formatter, [problem(), problem("?")], SPEC, seed=5, context=64, first_group=7
+    )
     assert [rollout.group for rollout in rollouts] == [7, 7, 7, 8, 8, 8]
     assert rollouts[0].answer_ids == (*answer, tokenizer.eos_id)
     assert rollouts[0].logprobs == (*[-1.0] * len(answer), -0.5)
     assert (rollouts[0].text, rollouts[0].finished) == ("The answer", True)
     assert len(set(sampler.seeds)) == 6
-    cut = sample_rollouts(Scripted(answer, None), prompter, [problem()], SPEC, seed=5, context=64)
+    cut = sample_rollouts(Scripted(answer, None), prompt_formatter, [problem()], SPEC, seed=5, context=64)
     assert (cut[0].answer_ids, cut[0].finished) == (tuple(answer), False)
 
 
 def test_a_stop_string_cuts_an_answer_at_the_token_that_completes_it(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, TextPrompt(text="{question}", stop=("</answer>",)))
+    prompt_formatter = PromptFormatter(tokenizer, TextPrompt(text="{question}", stop=("</answer>",)))
     before, after = tokenizer.encode("3 </answer>"), tokenizer.encode(" and on")
     sampler = Scripted([*before, *after], tokenizer.eos_id)
     (rollout,) = sample_rollouts(
-        sampler, prompter, [problem()], RolloutSpec(questions=1, group_size=1, max_tokens=8), seed=1, context=64
+        sampler, prompt_formatter, [problem()], RolloutSpec(questions=1, group_size=1, max_tokens=8), seed=1, context=64
     )
     assert rollout.answer_ids == tuple(before)
     assert rollout.text == "3 </answer>"
@@ -103,9 +105,9 @@ def test_a_stop_string_cuts_an_answer_at_the_token_that_completes_it(tokenizer: 
 
 
 def test_a_problem_that_leaves_no_room_is_left_out(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, SPEC.prompt)
+    prompt_formatter = PromptFormatter(tokenizer, SPEC.prompt)
     rollouts = sample_rollouts(
-        Scripted([5], None), prompter, [problem("long " * 40), problem("?")], SPEC, seed=1, context=32
+        Scripted([5], None), prompt_formatter, [problem("long " * 40), problem("?")], SPEC, seed=1, context=32
     )
     assert {rollout.group for rollout in rollouts} == {1}
 
@@ -116,19 +118,19 @@ def test_log_probabilities_as_sampled_and_as_trained_agree(
     tokenizer: Tokenizer, spec: object, temperature: float
 ) -> None:
     model = build(spec)  # type: ignore[arg-type]
-    prompter = Prompter(tokenizer, SPEC.prompt)
+    prompt_formatter = PromptFormatter(tokenizer, SPEC.prompt)
     asked = RolloutSpec(questions=4, group_size=4, max_tokens=12, temperature=temperature)
     rollouts = sample_rollouts(
         Engine(model, eos_ids=[tokenizer.eos_id]),
-        prompter,
+        prompt_formatter,
         [problem("?"), problem("What is 1 + 2?"), problem("1"), problem("3 + 3")],
         asked,
         seed=3,
         context=64,
     )
-    update = UpdateSpec(optimizer=AdamW(lr=1.0), loss_chunk_tokens=7)
-    recomputed = rollout_logprobs(model, rollouts, update, temperature=1.0, micro_tokens=50)
-    warm = rollout_logprobs(model, rollouts, update, temperature=temperature, micro_tokens=1000)
+    update = UpdateSpec(optimizer=AdamWSpec(lr=1.0), loss_chunk_tokens=7)
+    recomputed = rollout_logprobs(model, rollouts, update, temperature=1.0, micro_batch_tokens=50)
+    warm = rollout_logprobs(model, rollouts, update, temperature=temperature, micro_batch_tokens=1000)
     for rollout, mine, hot in zip(rollouts, recomputed, warm, strict=True):
         assert mine == pytest.approx(list(rollout.logprobs), abs=1e-4)
         ids = [*rollout.prompt_ids, *rollout.answer_ids]
@@ -139,9 +141,11 @@ def test_log_probabilities_as_sampled_and_as_trained_agree(
 
 
 def test_packing_lays_columns_under_the_answers_only(tokenizer: Tokenizer) -> None:
-    prompter = Prompter(tokenizer, SPEC.prompt)
-    rollouts = sample_rollouts(Scripted([9, 8], tokenizer.eos_id), prompter, [problem("?")], SPEC, seed=1, context=64)
-    batch = pack(rollouts[:2], {"x": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]})
+    prompt_formatter = PromptFormatter(tokenizer, SPEC.prompt)
+    rollouts = sample_rollouts(
+        Scripted([9, 8], tokenizer.eos_id), prompt_formatter, [problem("?")], SPEC, seed=1, context=64
+    )
+    batch = pack_rollouts(rollouts[:2], {"x": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]})
     prompt = list(rollouts[0].prompt_ids)
     assert batch.tokens_N.tolist() == [*prompt, 9, 8] * 2
     ignored = [-100] * (len(prompt) - 1)
@@ -153,9 +157,9 @@ def test_packing_lays_columns_under_the_answers_only(tokenizer: Tokenizer) -> No
 
 @pytest.mark.parametrize("parts", [[10], [1, 2, 3, 4], [5, 5], [4, 1, 5]])
 def test_questions_come_from_their_sets_in_turn_however_they_are_asked_for(parts: list[int]) -> None:
-    asked = Questions([Endless("a"), Endless("b"), Endless("c")], seed=2)
+    asked = ProblemStream([Endless("a"), Endless("b"), Endless("c")], seed=2)
     drawn = [each.id for part in parts for each in asked.next(part)]
     assert drawn == ["a-0", "b-0", "c-0", "a-1", "b-1", "c-1", "a-2", "b-2", "c-2", "a-3"]
-    again = Questions([Endless("a"), Endless("b"), Endless("c")], seed=2)
+    again = ProblemStream([Endless("a"), Endless("b"), Endless("c")], seed=2)
     again.restore(asked.state())
     assert again.next(2) == asked.next(2)

@@ -13,9 +13,17 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.moe import chosen_experts
 from fathom.posttrain.routing import RoutingAgreement, agreement
-from fathom.spec import EngineSpec, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, Router, SamplingParams
-from fathom.spec.train import AdamW, Batch, Constant, TrainSpec
-from fathom.train.micro import split
+from fathom.spec import (
+    EngineSpec,
+    GroupLimited,
+    LatentAttention,
+    MixtureOfExperts,
+    ModelSpec,
+    RouterSpec,
+    SamplingParams,
+)
+from fathom.spec.train import AdamWSpec, BatchSpec, Constant, TrainSpec
+from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
 
@@ -23,14 +31,14 @@ PROMPTS = [tuple(range(1, 10))] * 3 + [(4, 5, 6)]
 TRAIN = TrainSpec(
     sequence_length=32,
     total_tokens=1000,
-    batch=Batch(size=2, micro_size=1),
-    optimizer=AdamW(lr=0.01),
+    batch=BatchSpec(size=2, micro_batch_size=1),
+    optimizer=AdamWSpec(lr=0.01),
     schedule=Constant(warmup_steps=1),
 )
 
 
 def model() -> Decoder:
-    router = Router(
+    router = RouterSpec(
         score="sigmoid",
         select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
         selection_bias=True,

@@ -11,7 +11,7 @@ import pytest
 
 from fathom.errors import ResourceError
 from fathom.posttrain import sandbox
-from fathom.posttrain.sandbox import Limits, Ran, check_sandbox, run_program
+from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, check_sandbox, run_program
 
 
 def _missing() -> str:
@@ -24,10 +24,10 @@ def _missing() -> str:
 
 WHY_NOT = _missing()
 needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-SHORT = Limits(seconds=1.0, memory_mib=256, output_bytes=100_000, file_mib=4, processes=8)
+SHORT = SandboxLimits(seconds=1.0, memory_mib=256, output_bytes=100_000, file_mib=4, processes=8)
 
 
-def run(program: str, tests: str = "", limits: Limits = SHORT) -> Ran:
+def run(program: str, tests: str = "", limits: SandboxLimits = SHORT) -> ExecutionResult:
     return run_program(program, tests, limits=limits)
 
 

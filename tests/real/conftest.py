@@ -61,7 +61,7 @@ TEXTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Oracle:
+class ReferenceOutputs:
     """What both read, and what transformers makes of it: token ids, logits of the text, and greedy answers."""
 
     logits_TV: Tensor
@@ -90,7 +90,7 @@ def model(file: Path) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def oracle(file: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Oracle:
+def oracle(file: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ReferenceOutputs:
     """Return transformers' results; the first worker computes them, for its reading takes most of the time."""
     base = tmp_path_factory.getbasetemp()
     home = base if worker_id == "master" else base.parent
@@ -100,10 +100,10 @@ def oracle(file: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str)
             found = _read_with_transformers(file)
             save_file({"logits": found.logits_TV}, logits)
             ids.write_text(json.dumps(found.ids))
-    return Oracle(load_file(logits)["logits"], json.loads(ids.read_text()))
+    return ReferenceOutputs(load_file(logits)["logits"], json.loads(ids.read_text()))
 
 
-def _read_with_transformers(file: Path) -> Oracle:
+def _read_with_transformers(file: Path) -> ReferenceOutputs:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -136,4 +136,4 @@ def _read_with_transformers(file: Path) -> Oracle:
         "prompts": prompts,
         "answers": answers,
     }
-    return Oracle(logits_TV, ids)
+    return ReferenceOutputs(logits_TV, ids)

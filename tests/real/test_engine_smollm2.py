@@ -10,7 +10,7 @@ from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
 from fathom.inference.language_model import LanguageModel
 from fathom.spec import EngineSpec, SamplingParams
-from tests.engine.engines import alone, ids, verify
+from tests.engine.reference import alone, ids, verify
 
 CLOSE = 1e-3  # two tokens nearer than this in log-probability may change places by rounding
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.inference.language_model import LanguageModel
 from fathom.model import build
 from fathom.spec.engine import EngineSpec
@@ -26,7 +26,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(root / "tokenizer")
     spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
     state = build(spec, seed=7).state_dict()
-    save_published(root / "model", spec, dict(state), tokenizer=root / "tokenizer")
+    save_hf(root / "model", spec, dict(state), tokenizer=root / "tokenizer")
     return root / "model"
 
 

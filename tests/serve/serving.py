@@ -70,7 +70,7 @@ class Running:
 
     def idle(self, seconds: float = 20.0) -> bool:
         """Wait until no request holds pages; False if that never happens."""
-        return eventually(lambda: self.service.worker.engine.stats.pages_used == 0, seconds) and eventually(
+        return wait_until(lambda: self.service.worker.engine.stats.pages_used == 0, seconds) and wait_until(
             lambda: self.service.metrics.streams == 0, seconds
         )
 
@@ -78,7 +78,7 @@ class Running:
 Serve = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -98,7 +98,7 @@ def running(model: LanguageModel, *, max_waiting: int = 256, **settings: object)
     worker.start()
     thread.start()
     try:
-        assert eventually(lambda: server.started)
+        assert wait_until(lambda: server.started)
         yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.service, server)
     finally:
         server.should_exit = True

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from tests.serve.serving import Running, Serve, eventually
+from tests.serve.serving import Running, Serve, wait_until
 
 
 def test_counts_move_with_what_is_served(serve: Serve) -> None:
@@ -20,7 +20,7 @@ def test_counts_move_with_what_is_served(serve: Serve) -> None:
         assert http.get("/nowhere").status_code == 404
         usage = http.post("/v1/completions", json=body).json()["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] > 0
-        assert eventually(lambda: server.metric("fathom_generated_tokens_total") == 24)
+        assert wait_until(lambda: server.metric("fathom_generated_tokens_total") == 24)
         assert server.metric("fathom_prompt_tokens_total") == 3 * usage["prompt_tokens"]
         assert server.metric("fathom_cached_tokens_total") == 2 * usage["prompt_tokens_details"]["cached_tokens"]
         assert server.metric("fathom_time_to_first_token_seconds_count") == 3

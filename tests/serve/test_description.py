@@ -11,7 +11,7 @@ import schemathesis
 from pydantic import BaseModel
 
 from fathom.serve.app import BODIES
-from fathom.serve.schemas import answers
+from fathom.serve.schemas import response_models as answers
 from tests.serve.serving import Running
 
 ROUTES = {
@@ -44,22 +44,22 @@ def test_the_document_names_every_route_its_body_and_its_errors(server: Running)
 @pytest.mark.parametrize(
     ("path", "body", "model"),
     [
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, answers.ChatAnswer),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, answers.ChatCompletionResponse),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2, "n": 2},
-            answers.ChatAnswer,
+            answers.ChatCompletionResponse,
         ),
-        ("/v1/completions", {"prompt": "a"}, answers.TextAnswer),
-        ("/v1/completions", {"prompt": ["a"], "echo": True, "logprobs": 2}, answers.TextAnswer),
-        ("/tokenize", {"prompt": "a b", "return_token_strs": True}, answers.Tokens),
-        ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}, answers.Tokens),
-        ("/detokenize", {"tokens": [5, 300, 100_000]}, answers.Text),
-        ("/v1/models", None, answers.Models),
-        ("/tokenizer_info", None, answers.TokenizerFacts),
-        ("/health", None, answers.Health),
-        ("/v1/models/none", None, answers.ErrorAnswer),
-        ("/tokenize", {}, answers.ErrorAnswer),
+        ("/v1/completions", {"prompt": "a"}, answers.CompletionResponse),
+        ("/v1/completions", {"prompt": ["a"], "echo": True, "logprobs": 2}, answers.CompletionResponse),
+        ("/tokenize", {"prompt": "a b", "return_token_strs": True}, answers.TokenizeResponse),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}, answers.TokenizeResponse),
+        ("/detokenize", {"tokens": [5, 300, 100_000]}, answers.DetokenizeResponse),
+        ("/v1/models", None, answers.ModelList),
+        ("/tokenizer_info", None, answers.TokenizerInfo),
+        ("/health", None, answers.HealthResponse),
+        ("/v1/models/none", None, answers.ErrorResponse),
+        ("/tokenize", {}, answers.ErrorResponse),
     ],
 )
 def test_answers_are_as_described(

@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from fathom.serve.settings import Limits
-from tests.serve.serving import Running, Serve, eventually
+from tests.serve.serving import Running, Serve, wait_until
 
 JSON = "Content-Type: application/json"
 LONG: dict[str, Any] = {"prompt": "The river", "max_tokens": 500, "ignore_eos": True, "logit_bias": {"1": -100}}
@@ -37,7 +37,7 @@ def ask(port: int, body: dict[str, Any], path: str = "/v1/completions") -> socke
 def test_a_client_that_leaves_gives_its_pages_back_at_once(server: Running, stream: bool) -> None:
     generated = server.service.worker.stats.generated_tokens
     connections = [ask(server.port, LONG | {"stream": stream, "n": 2}) for _ in range(4)]
-    assert eventually(lambda: server.service.worker.stats.running == 8)
+    assert wait_until(lambda: server.service.worker.stats.running == 8)
     for connection in connections:
         connection.close()
     assert server.idle()
@@ -52,7 +52,7 @@ def test_a_client_that_leaves_before_its_body_is_whole_costs_nothing(server: Run
             b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
         )
     assert server.idle()
-    assert eventually(lambda: server.metric("fathom_http_requests_total") > 0)
+    assert wait_until(lambda: server.metric("fathom_http_requests_total") > 0)
 
 
 def test_a_stop_string_ends_one_choice_in_the_engine_too(server: Running) -> None:
@@ -128,7 +128,7 @@ def test_a_server_told_to_stop_ends_every_stream_and_leaves_with_zero(
 ) -> None:
     with process(directory, "--drain-seconds", drain, "--max-batch", "8") as (running, port):
         found, threads = streams(port, 20, LONG | {"max_tokens": 400})
-        assert eventually(lambda: all(found))
+        assert wait_until(lambda: all(found))
         running.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
@@ -151,14 +151,14 @@ def test_a_second_signal_leaves_at_once(directory: Path) -> None:
 
 
 def test_a_client_that_takes_nothing_is_not_waited_for(serve: Serve) -> None:
-    with serve(limits=Limits(send_seconds=0.2)) as server:
+    with serve(limits=Limits(write_timeout_seconds=0.2)) as server:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", server.port))
         body = json.dumps(LONG | {"stream": True, "n": 16, "logprobs": 20, "max_tokens": 480}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\n{JSON}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         connection.sendall(head + body)
-        assert eventually(lambda: server.service.worker.stats.running == 16)
+        assert wait_until(lambda: server.service.worker.stats.running == 16)
         assert server.idle()
         assert server.service.worker.stats.generated_tokens < 16 * 480
         connection.close()

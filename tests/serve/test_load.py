@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from fathom.spec.engine import EngineSpec
-from tests.serve.serving import Running, Serve, eventually
+from tests.serve.serving import Running, Serve, wait_until
 from tests.serve.test_leaving import LONG, process, settled, streams
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def post_all(server: Running, count: int) -> tuple[list[str], list[threading.Thr
 def test_fifty_streams_end_whole_or_with_an_error_when_the_server_is_told_to_stop(directory: Path) -> None:
     with process(directory, "--drain-seconds", "3", "--max-batch", "16") as (running, port):
         found, threads = streams(port, 50, LONG)
-        assert eventually(lambda: "fathom_http_streams 50.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+        assert wait_until(lambda: "fathom_http_streams 50.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
         time.sleep(1)
         os.kill(running.pid, signal.SIGTERM)
         for thread in threads:

@@ -16,12 +16,12 @@ from fathom.cli.serve import read_keys
 from fathom.engine.request import EngineStats, Output, Request
 from fathom.errors import DataError, SpecError
 from fathom.serve import fetch
-from fathom.serve.body import parsed
-from fathom.serve.bridge import Bridge, Mailbox, Workshop
+from fathom.serve.engine_client import EngineClient, OutputQueue, PreprocessExecutor
 from fathom.serve.errors import ApiError
-from fathom.serve.guard import loopback_hosts
-from fathom.serve.metrics import MOST_RETRY_SECONDS, Metrics
-from fathom.serve.schemas.chat import ChatRequest
+from fathom.serve.metrics import MAX_RETRY_SECONDS, Metrics
+from fathom.serve.middleware import loopback_hosts
+from fathom.serve.request_body import parsed
+from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.settings import Limits, ServeSettings
 
@@ -71,7 +71,7 @@ def test_an_image_is_never_fetched_from_a_private_network(site: str) -> None:
     ):
         host = url.split("//")[1].rpartition("/")[0].partition(":")[0] if "[" not in url else "::1"
         with pytest.raises(ApiError, match="private"):
-            fetch.fetch_image(url, "url", {host}, most_bytes=4000)
+            fetch.fetch_image(url, "url", {host}, max_bytes=4000)
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 def test_an_image_is_fetched_within_limits_and_by_checked_redirections(site: str) -> None:
     hosts = {"127.0.0.1"}
-    assert fetch.fetch_image(f"{site}/image", "url", hosts, most_bytes=1000) == b"x" * 1000
-    assert fetch.fetch_image(f"{site}/moved", "url", hosts, most_bytes=1000) == b"x" * 1000
+    assert fetch.fetch_image(f"{site}/image", "url", hosts, max_bytes=1000) == b"x" * 1000
+    assert fetch.fetch_image(f"{site}/moved", "url", hosts, max_bytes=1000) == b"x" * 1000
     for path, most, words in (
         ("/image", 999, "exceeds 999"),
         ("/none", 999, "status 404"),
@@ -91,10 +91,10 @@ def test_an_image_is_fetched_within_limits_and_by_checked_redirections(site: str
         ("/away", 999, "not allowed"),
     ):
         with pytest.raises(ApiError, match=words):
-            fetch.fetch_image(site + path, "url", hosts, most_bytes=most)
+            fetch.fetch_image(site + path, "url", hosts, max_bytes=most)
     for url in ("ftp://127.0.0.1/a", "http://u:p@127.0.0.1/a", "http://[/a", "http://other/a"):
         with pytest.raises(ApiError, match=r"address|allowed"):
-            fetch.fetch_image(url, "url", hosts, most_bytes=9)
+            fetch.fetch_image(url, "url", hosts, max_bytes=9)
 
 
 def test_a_host_that_does_not_answer_is_told_as_such() -> None:
@@ -102,14 +102,14 @@ def test_a_host_that_does_not_answer_is_told_as_such() -> None:
         unused.bind(("127.0.0.1", 0))
         patch.setattr(fetch, "_public_address", lambda host, port, where: "127.0.0.1")
         with pytest.raises(ApiError, match="cannot be fetched"):
-            fetch.fetch_image(f"http://a:{unused.getsockname()[1]}/a", "url", {"a"}, most_bytes=9)
+            fetch.fetch_image(f"http://a:{unused.getsockname()[1]}/a", "url", {"a"}, max_bytes=9)
 
 
 def test_heavy_work_is_bounded_in_number_and_time() -> None:
     free = threading.Event()
 
     async def run() -> None:
-        shop = Workshop(jobs=1, seconds=0.05)
+        shop = PreprocessExecutor(jobs=1, seconds=0.05)
         with pytest.raises(ApiError, match="over") as slow:
             await shop.run(lambda: free.wait(20))
         assert slow.value.status == 400
@@ -149,14 +149,18 @@ def test_the_hosts_answered_to_follow_from_where_it_listens(host: str, more: lis
         (CompletionRequest, b'{"prompt": "a", "stop": ["a", 1]}', "stop[1]"),
         (CompletionRequest, b"{}", "prompt"),
         (
-            ChatRequest,
+            ChatCompletionRequest,
             b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}',
             "messages[0].content[0].type",
         ),
-        (ChatRequest, b'{"messages": [{"content": "a"}]}', "messages[0].role"),
-        (ChatRequest, b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": "must"}', "tool_choice"),
+        (ChatCompletionRequest, b'{"messages": [{"content": "a"}]}', "messages[0].role"),
         (
-            ChatRequest,
+            ChatCompletionRequest,
+            b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": "must"}',
+            "tool_choice",
+        ),
+        (
+            ChatCompletionRequest,
             b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {}}]}',
             "tools[0].function.name",
         ),
@@ -180,7 +184,7 @@ def test_the_advice_when_to_come_again_follows_the_pace(monkeypatch: pytest.Monk
         metrics.end()
         now += 2.0
     assert metrics.retry_after(5) == 10
-    assert metrics.retry_after(1000) == MOST_RETRY_SECONDS
+    assert metrics.retry_after(1000) == MAX_RETRY_SECONDS
 
 
 def test_keys_come_from_a_file_and_the_environment(tmp_path: Any) -> None:
@@ -234,11 +238,11 @@ class Stepping:
 def test_many_streams_are_told_of_several_steps_together(streams: int, told_at_once: bool) -> None:
     async def run() -> None:
         worker: Any = Stepping()
-        bridge = Bridge(worker, interval=3600.0)
+        bridge = EngineClient(worker, interval=3600.0)
         bridge.attach(asyncio.get_running_loop())
         boxes = [bridge.submit([Request(prompt=(1,))]) for _ in range(streams)]
 
-        async def arrived(box: Mailbox) -> int:
+        async def arrived(box: OutputQueue) -> int:
             try:
                 async with asyncio.timeout(0.05):
                     return len(await box.take())
@@ -260,7 +264,7 @@ def test_many_streams_are_told_of_several_steps_together(streams: int, told_at_o
 def test_streams_are_told_when_the_interval_has_passed() -> None:
     async def run() -> None:
         worker: Any = Stepping()
-        bridge = Bridge(worker, interval=0.01)
+        bridge = EngineClient(worker, interval=0.01)
         bridge.attach(asyncio.get_running_loop())
         boxes = [bridge.submit([Request(prompt=(1,))]) for _ in range(8)]
         for _ in range(3):

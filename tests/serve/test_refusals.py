@@ -9,7 +9,7 @@ import pytest
 
 from fathom.serve.settings import Limits
 from fathom.spec.engine import EngineSpec
-from tests.serve.serving import NAME, Running, Serve, eventually, raw
+from tests.serve.serving import NAME, Running, Serve, raw, wait_until
 
 KEYS = ("first-key-of-two", "second-key-of-two")
 
@@ -149,7 +149,7 @@ def strict(serve: Serve) -> Any:
         logit_bias=2,
         images=1,
         image_bytes=64,
-        body_seconds=0.5,
+        body_timeout_seconds=0.5,
     )
     with serve(limits=limits) as server:
         yield server
@@ -230,7 +230,7 @@ def test_a_full_queue_is_told_with_when_to_come_again(serve: Serve) -> None:
     with serve(spec, max_waiting=2) as server, server.http() as http:
         body = {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True}
         streams = [open_stream(server, body) for _ in range(2)]
-        assert eventually(lambda: server.service.worker.stats.running == 1)
+        assert wait_until(lambda: server.service.worker.stats.running == 1)
         full = http.post("/v1/completions", json=body | {"stream": False, "n": 3})
         assert full.status_code == 429, full.text
         assert int(full.headers["retry-after"]) >= 1
@@ -245,7 +245,7 @@ def test_a_full_queue_is_told_with_when_to_come_again(serve: Serve) -> None:
 def test_more_requests_at_once_than_allowed_are_told_to_wait(serve: Serve) -> None:
     with serve(limits=Limits(streams=1)) as server, server.http() as http:
         stream = open_stream(server, {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True})
-        assert eventually(lambda: server.service.metrics.streams == 1)
+        assert wait_until(lambda: server.service.metrics.streams == 1)
         answer = http.post("/v1/completions", json={"prompt": "a"})
         assert answer.status_code == 429
         assert answer.json()["error"]["code"] == "too_many_streams"

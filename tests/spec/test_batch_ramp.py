@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.spec.train import AdamW, Batch, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, TrainSpec
 
-V2 = Batch(size=9216, micro_size=1, initial_size=2304, ramp_tokens=225_000_000_000)  # V2 §3.1.2
+V2 = BatchSpec(size=9216, micro_batch_size=1, initial_size=2304, ramp_tokens=225_000_000_000)  # V2 §3.1.2
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_v2s_ramp_from_2304_to_9216(tokens: int, size: int) -> None:
 
 
 def test_without_a_ramp_the_size_is_constant() -> None:
-    batch = Batch(size=8, micro_size=4)
+    batch = BatchSpec(size=8, micro_batch_size=4)
     assert [batch.at(n) for n in (0, 1, 10**9)] == [8, 8, 8]
 
 
@@ -30,7 +30,9 @@ def test_without_a_ramp_the_size_is_constant() -> None:
     tokens=st.lists(st.integers(0, 2 * 10**6), min_size=2, max_size=10),
 )
 def test_a_ramp_rises_in_whole_micro_batches(micro: int, start: int, extra: int, ramp: int, tokens: list[int]) -> None:
-    batch = Batch(size=micro * (start + extra), micro_size=micro, initial_size=micro * start, ramp_tokens=ramp)
+    batch = BatchSpec(
+        size=micro * (start + extra), micro_batch_size=micro, initial_size=micro * start, ramp_tokens=ramp
+    )
     sizes = [batch.at(n) for n in sorted(tokens)]
     assert all(size % micro == 0 and batch.initial_size <= size <= batch.size for size in sizes)  # type: ignore[operator]
     assert all(one <= two for one, two in pairwise(sizes))
@@ -39,6 +41,6 @@ def test_a_ramp_rises_in_whole_micro_batches(micro: int, start: int, extra: int,
 
 
 def test_a_stage_needs_one_batch_of_its_first_size() -> None:
-    batch = Batch(size=8, micro_size=1, initial_size=2, ramp_tokens=1000)
-    spec = TrainSpec(sequence_length=16, total_tokens=32, batch=batch, optimizer=AdamW(lr=1e-3))
+    batch = BatchSpec(size=8, micro_batch_size=1, initial_size=2, ramp_tokens=1000)
+    spec = TrainSpec(sequence_length=16, total_tokens=32, batch=batch, optimizer=AdamWSpec(lr=1e-3))
     assert spec.total_tokens == batch.at(0) * spec.sequence_length

@@ -10,12 +10,12 @@ from fathom.spec.posttrain import AdvantageSpec, PolicyLoss
 from fathom.spec.problem import GymProblems
 from fathom.spec.rewards import AccuracyReward, FunctionReward, ModelReward, RewardSpec, StepsReward
 from fathom.spec.rollout import PolicySpec, RolloutSpec
-from fathom.spec.train import AdamW
+from fathom.spec.train import AdamWSpec
 
 
 def grpo(supervision: str, *rewards: RewardSpec) -> GrpoStep:
     policy = PolicySpec(
-        optimizer=AdamW(lr=1e-4),
+        optimizer=AdamWSpec(lr=1e-4),
         rollouts=1,
         rollout=RolloutSpec(questions=1, group_size=2, max_tokens=4),
         loss=PolicyLoss(advantage=AdvantageSpec(supervision=supervision)),  # type: ignore[arg-type]

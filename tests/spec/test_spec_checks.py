@@ -9,14 +9,14 @@ import pytest
 from fathom.errors import FathomError, SpecError
 from fathom.families import preset
 from fathom.spec import (
-    Balance,
+    BalanceSpec,
     GroupedQueryAttention,
     GroupLimited,
     LatentAttention,
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     SamplingParams,
     YarnScaling,
 )
@@ -32,13 +32,15 @@ from fathom.spec.recipe import (
     TokenizerStep,
     TrainStep,
 )
-from fathom.spec.train import AdamW, Batch, Checkpointing, Constant, CosineDecay, StepDecay, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, CosineDecay, StepDecay, TrainSpec
 
 GQA = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=8)
 MLA = LatentAttention(num_heads=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8)
 MOE = MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16)
 MODEL = preset("bench-t")
-TRAIN = TrainSpec(sequence_length=16, total_tokens=1000, batch=Batch(size=4, micro_size=2), optimizer=AdamW(lr=1e-3))
+TRAIN = TrainSpec(
+    sequence_length=16, total_tokens=1000, batch=BatchSpec(size=4, micro_batch_size=2), optimizer=AdamWSpec(lr=1e-3)
+)
 PACKAGE = PackageSource(
     name="books",
     language="en",
@@ -55,17 +57,17 @@ GOOD: dict[str, Any] = {
     "gqa": GQA,
     "mla": MLA,
     "groups": GroupLimited(n_group=4, topk_group=2),
-    "balance": Balance(),
-    "router": Router(),
+    "balance": BalanceSpec(),
+    "router": RouterSpec(),
     "moe": MOE,
     "model": MODEL,
     "params": SamplingParams(),
-    "adamw": AdamW(lr=1e-3),
+    "adamw": AdamWSpec(lr=1e-3),
     "step": StepDecay(),
     "cosine": CosineDecay(),
     "constant": Constant(),
-    "batch": Batch(size=4, micro_size=2),
-    "ramp": Batch(size=4, micro_size=2, initial_size=2, ramp_tokens=10),
+    "batch": BatchSpec(size=4, micro_batch_size=2),
+    "ramp": BatchSpec(size=4, micro_batch_size=2, initial_size=2, ramp_tokens=10),
     "keep": Checkpointing(),
     "train": TRAIN,
     "package": PACKAGE,
@@ -115,20 +117,20 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("balance", {"capacity_factor": 0.0}, "capacity_factor"),
     ("router", {"score": "tanh"}, "score"),
     ("router", {"scale": 0.0}, "scale"),
-    ("router", {"balance": Balance(bias_update_rate=0.001)}, "balance.bias_update_rate"),
+    ("router", {"balance": BalanceSpec(bias_update_rate=0.001)}, "balance.bias_update_rate"),
     ("moe", {"n_routed_experts": 0}, "n_routed_experts"),
     ("moe", {"num_experts_per_tok": 0}, "num_experts_per_tok"),
     ("moe", {"num_experts_per_tok": 9}, "num_experts_per_tok"),
     ("moe", {"moe_intermediate_size": 0}, "moe_intermediate_size"),
     ("moe", {"n_shared_experts": -1}, "n_shared_experts"),
-    ("moe", {"router": Router(select=GroupLimited(n_group=3, topk_group=1))}, "n_routed_experts"),
+    ("moe", {"router": RouterSpec(select=GroupLimited(n_group=3, topk_group=1))}, "n_routed_experts"),
     (
         "moe",
-        {"router": Router(select=GroupLimited(n_group=8, topk_group=8, group_score="top2_sum"))},
+        {"router": RouterSpec(select=GroupLimited(n_group=8, topk_group=8, group_score="top2_sum"))},
         "router.select.n_group",
     ),
-    ("moe", {"router": Router(select=GroupLimited(n_group=8, topk_group=1))}, "num_experts_per_tok"),
-    ("moe", {"router": Router(balance=Balance(devices=3))}, "n_routed_experts"),
+    ("moe", {"router": RouterSpec(select=GroupLimited(n_group=8, topk_group=1))}, "num_experts_per_tok"),
+    ("moe", {"router": RouterSpec(balance=BalanceSpec(devices=3))}, "n_routed_experts"),
     ("model", {"family": "gpt2"}, "family"),
     ("model", {"vocab_size": 0}, "vocab_size"),
     ("model", {"hidden_size": 0}, "hidden_size"),
@@ -177,7 +179,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("constant", {"warmup_steps": -1}, "warmup_steps"),
     ("batch", {"size": 0}, "size"),
     ("batch", {"size": 5}, "size"),
-    ("batch", {"micro_size": 0}, "micro_size"),
+    ("batch", {"micro_batch_size": 0}, "micro_batch_size"),
     ("batch", {"ramp_tokens": -1}, "ramp_tokens"),
     ("batch", {"ramp_tokens": 10}, "ramp_tokens"),
     ("ramp", {"initial_size": 0}, "initial_size"),

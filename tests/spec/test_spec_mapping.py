@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fathom.errors import SpecError
 from fathom.families import preset
 from fathom.spec import (
-    Balance,
+    BalanceSpec,
     GroupedQueryAttention,
     GroupLimited,
     LatentAttention,
@@ -20,7 +20,7 @@ from fathom.spec import (
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     TopK,
     YarnScaling,
     from_mapping,
@@ -64,13 +64,13 @@ def mixtures(draw: st.DrawFn) -> MixtureOfExperts:
         num_experts_per_tok=draw(st.integers(1, size * chosen)),
         moe_intermediate_size=draw(small),
         n_shared_experts=draw(st.integers(0, 2)),
-        router=Router(
+        router=RouterSpec(
             score=draw(st.sampled_from(["softmax", "sigmoid"])),
             select=draw(st.sampled_from([TopK(), limited])),
             selection_bias=True,
             normalize=draw(st.booleans()),
             scale=draw(factor),
-            balance=Balance(
+            balance=BalanceSpec(
                 expert_loss=draw(st.floats(0, 1)),
                 bias_update_rate=draw(st.floats(0, 1)),
                 capacity_factor=draw(st.none() | factor),
@@ -193,7 +193,7 @@ name = "pretrain"
 [steps.train]
 sequence_length = 64
 total_tokens = 1024
-batch = { size = 4, micro_size = 2 }
+batch = { size = 4, micro_batch_size = 2 }
 optimizer = { lr = 1e-3 }
 schedule = { kind = "step", milestones = [0.5, 0.75] }
 """

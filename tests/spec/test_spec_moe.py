@@ -8,13 +8,13 @@ import pytest
 
 from fathom.errors import SpecError
 from fathom.families import preset
-from fathom.spec import Balance, Capacity, GroupLimited, MixtureOfExperts, Router, from_mapping, to_mapping
+from fathom.spec import BalanceSpec, Capacity, GroupLimited, MixtureOfExperts, RouterSpec, from_mapping, to_mapping
 from fathom.spec.hf import spec_to_hf
 
 
 def mixture(chosen: int, **router: Any) -> MixtureOfExperts:
     return MixtureOfExperts(
-        n_routed_experts=8, num_experts_per_tok=chosen, moe_intermediate_size=4, router=Router(**router)
+        n_routed_experts=8, num_experts_per_tok=chosen, moe_intermediate_size=4, router=RouterSpec(**router)
     )
 
 
@@ -23,16 +23,16 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (2, {"score": "noisy", "normalize": True, "select": Capacity(capacity_factor=1.0)}, "use top_k"),
     (1, {"score": "noisy", "normalize": True}, "choose between 2 and"),
     (8, {"score": "noisy", "normalize": True}, "choose between 2 and"),
-    (2, {"balance": Balance(load_loss=0.1)}, 'use score "noisy"'),
-    (2, {"score": "sigmoid", "balance": Balance(z_loss=0.1)}, "use softmax"),
+    (2, {"balance": BalanceSpec(load_loss=0.1)}, 'use score "noisy"'),
+    (2, {"score": "sigmoid", "balance": BalanceSpec(z_loss=0.1)}, "use softmax"),
     (2, {"score": "hash"}, "set 1"),
-    (1, {"score": "hash", "balance": Balance(expert_loss=0.1)}, "no scores to learn from"),
+    (1, {"score": "hash", "balance": BalanceSpec(expert_loss=0.1)}, "no scores to learn from"),
     (1, {"score": "hash", "jitter": 0.1}, "leave them out"),
     (1, {"score": "hash", "select": GroupLimited(n_group=2, topk_group=1)}, "leave them out"),
     (1, {"select": Capacity(capacity_factor=1.0), "normalize": True}, "as Switch does"),
     (2, {"select": Capacity(capacity_factor=1.0, second="random")}, "set normalize"),
     (3, {"select": Capacity(capacity_factor=1.0, second="random"), "normalize": True}, "set 2"),
-    (2, {"select": Capacity(capacity_factor=1.0), "balance": Balance(capacity_factor=1.0)}, "keep one"),
+    (2, {"select": Capacity(capacity_factor=1.0), "balance": BalanceSpec(capacity_factor=1.0)}, "keep one"),
     (2, {"jitter": 1.5}, "between 0 and 1"),
 ]
 
@@ -68,21 +68,21 @@ def test_slots_round_down_and_leave_one() -> None:
 @pytest.mark.parametrize(
     "router",
     [
-        Router(score="noisy", normalize=True, balance=Balance(importance_loss=0.1, load_loss=0.1)),
-        Router(select=Capacity(capacity_factor=2.0, second="random", group="batch"), normalize=True, jitter=0.01),
-        Router(balance=Balance(expert_loss=0.1, counted="first", z_loss=0.001)),
+        RouterSpec(score="noisy", normalize=True, balance=BalanceSpec(importance_loss=0.1, load_loss=0.1)),
+        RouterSpec(select=Capacity(capacity_factor=2.0, second="random", group="batch"), normalize=True, jitter=0.01),
+        RouterSpec(balance=BalanceSpec(expert_loss=0.1, counted="first", z_loss=0.001)),
     ],
 )
-def test_routers_survive_plain_mappings(router: Router) -> None:
-    assert from_mapping(Router, to_mapping(router)) == router
+def test_routers_survive_plain_mappings(router: RouterSpec) -> None:
+    assert from_mapping(RouterSpec, to_mapping(router)) == router
 
 
 def test_routers_that_draw_are_known() -> None:
-    assert Router(score="noisy", normalize=True).draws
-    assert Router(jitter=0.1).draws
-    assert Router(normalize=True, select=Capacity(capacity_factor=1.0, second="random")).draws
-    assert not Router(select=Capacity(capacity_factor=1.0)).draws
-    assert not Router(score="hash").draws
+    assert RouterSpec(score="noisy", normalize=True).draws
+    assert RouterSpec(jitter=0.1).draws
+    assert RouterSpec(normalize=True, select=Capacity(capacity_factor=1.0, second="random")).draws
+    assert not RouterSpec(select=Capacity(capacity_factor=1.0)).draws
+    assert not RouterSpec(score="hash").draws
 
 
 @pytest.mark.parametrize("name", ["switch-2b", "gshard-2b", "hash-2b"])

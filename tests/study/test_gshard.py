@@ -10,14 +10,23 @@ import pytest
 import torch
 
 from fathom.errors import SpecError
-from fathom.model.moe.balance import expert_loss
+from fathom.model.moe.balance import expert_balance_loss
 from fathom.spec import Capacity
 from fathom.study.gshard import PUBLISHED, run
 from fathom.study.gshard_task import EOS, PAD, Languages
-from fathom.study.gshard_train import QUICK, Sizes, auxiliary, flops_per_token, nats, routings, train, variants
+from fathom.study.gshard_train import (
+    QUICK,
+    StudyConfig,
+    auxiliary,
+    flops_per_token,
+    routings,
+    target_cross_entropy,
+    train,
+    variants,
+)
 from fathom.study.registry import silent
 from fathom.study.switch_t5 import build, generate
-from fathom.study.switch_t5.names import check_names, from_published, to_published
+from fathom.study.switch_t5.names import check_names, from_hf, to_hf
 
 TASK = Languages(languages=4, parts=3, words=5, seed=3)
 
@@ -53,7 +62,7 @@ def test_the_same_generator_draws_the_same_sentences() -> None:
 
 
 def test_variants_agree_in_flops_but_for_the_router() -> None:
-    sizes = Sizes()
+    sizes = StudyConfig()
     specs = variants(sizes)
     flops = {name: flops_per_token(spec) for name, spec in specs.items()}
     routers = 2 * 2 * sizes.d_model * sizes.experts  # two mixtures, two operations a multiply-add
@@ -73,7 +82,7 @@ def test_two_routers_run_in_one_encoder_decoder() -> None:
         model = build(specs[name], scale=1.0).train()
         output = model(batch.source_BS, batch.target_BT, seeds_B=torch.arange(16))
         assert [routed.indices_BTK.shape[-1] for routed in routings(output)] == [chosen, chosen]
-        (nats(output.logits_BTV, batch.labels_BT) + auxiliary(output, specs[name])).backward()
+        (target_cross_entropy(output.logits_BTV, batch.labels_BT) + auxiliary(output, specs[name])).backward()
         for mixture in model.routers():
             assert mixture.router.weight.grad.abs().sum() > 0
 
@@ -88,16 +97,18 @@ def test_the_auxiliary_loss_is_that_of_first_choices_over_the_batch() -> None:
         experts = scores.shape[1]
         l_aux = sum(first.count(e) / len(first) * float(scores[:, e].mean()) for e in range(experts)) / experts
         by_hand += 0.01 * experts**2 * l_aux
-        assert float(expert_loss(routed, scope="batch", counted="first").detach()) == pytest.approx(experts**2 * l_aux)
+        assert float(expert_balance_loss(routed, scope="batch", counted="first").detach()) == pytest.approx(
+            experts**2 * l_aux
+        )
     assert float(auxiliary(output, spec).detach()) == pytest.approx(by_hand)
 
 
 def test_experts_of_another_width_than_dense_layers_are_named_too() -> None:
     spec = variants(QUICK)["gshard"]
     model = build(spec)
-    published = to_published(spec, model.state_dict())
+    published = to_hf(spec, model.state_dict())
     check_names(spec, {name: tuple(tensor.shape) for name, tensor in published.items()}, "here")
-    back = from_published(spec, published)
+    back = from_hf(spec, published)
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -108,7 +119,7 @@ def test_a_task_without_words_is_refused(fields: dict[str, int]) -> None:
 
 
 def test_a_small_model_learns_to_translate() -> None:
-    sizes = Sizes(
+    sizes = StudyConfig(
         task=Languages(languages=2, parts=2, words=4),
         d_model=32,
         d_ff=32,

@@ -13,7 +13,7 @@ from torch import Tensor
 from fathom.study import registry
 from fathom.study.jacobs.losses import LOSSES, competitive, cooperative, mixture
 from fathom.study.jacobs.measures import measure
-from fathom.study.jacobs.systems import Backprop, Mixture, descend, put
+from fathom.study.jacobs.systems import Backprop, Mixture, descend, set_weights
 from fathom.study.jacobs.table import claims
 from fathom.study.jacobs.vowels import GROUPS, Cases, draw
 
@@ -85,7 +85,7 @@ def test_runs_side_by_side_are_runs_alone() -> None:
     train, _ = draw(0)
     together = Mixture(3, 2, 0.5, torch.Generator().manual_seed(0))
     alone = Mixture(1, 2, 0.5, torch.Generator().manual_seed(9))
-    put(alone, tuple(parameter[1:2].detach() for parameter in together.parameters))
+    set_weights(alone, tuple(parameter[1:2].detach() for parameter in together.parameters))
     for system in (together, alone):
         descend(system, mixture, train, step=10.0, epochs=20, criterion=0.0)
     for several, one in zip(together.parameters, alone.parameters, strict=True):
@@ -100,7 +100,7 @@ def test_the_criterion_keeps_the_weights_that_met_it() -> None:
     assert (reached > 0).all()
     assert (descent.errors_TR[reached, torch.arange(2)] <= 0.24).all()
     assert (descent.errors_TR[reached - 1, torch.arange(2)] > 0.24).all()
-    put(system, descent.at_criterion)
+    set_weights(system, descent.at_criterion)
     assert measure(system, train).error.tolist() == pytest.approx(descent.errors_TR[reached, [0, 1]].tolist())
 
 

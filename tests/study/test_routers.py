@@ -13,13 +13,13 @@ from fathom.model.build import build
 from fathom.model.moe import Router
 from fathom.plan import count_parameters
 from fathom.spec import ModelSpec
-from fathom.spec.train import AdamW, Batch, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, TrainSpec
 from fathom.study.routers import PUBLISHED_LOSS, run
-from fathom.study.routers_text import RandomWindows, even_windows, standard_library
+from fathom.study.routers_data import RandomWindows, even_windows, standard_library
 from fathom.study.routers_train import (
     QUICK,
     BFloat16Router,
-    Sizes,
+    StudyConfig,
     held_out_loss,
     round_routers,
     train,
@@ -27,7 +27,7 @@ from fathom.study.routers_train import (
 )
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 LISTED = {variant.name: variant for variant in variants(QUICK)}
 
@@ -81,7 +81,10 @@ def test_what_is_drawn_does_not_depend_on_the_micro_batch(name: str) -> None:
         spec: ModelSpec = LISTED[name].spec
         model = build(spec).train()
         train_spec = TrainSpec(
-            sequence_length=16, total_tokens=64, batch=Batch(size=4, micro_size=micro), optimizer=AdamW(lr=0.1)
+            sequence_length=16,
+            total_tokens=64,
+            batch=BatchSpec(size=4, micro_batch_size=micro),
+            optimizer=AdamWSpec(lr=0.1),
         )
         assert spec.moe is not None
         model.spec = replace(
@@ -129,4 +132,4 @@ def test_a_quick_run_leaves_its_files_with_published_figures_apart(tmp_path: Pat
     measured, published = (tmp_path / "table.md").read_text().split("## Published")
     assert all(f"{loss:.3f}" in published for loss in PUBLISHED_LOSS.values())
     assert all(name in measured for name in LISTED)
-    assert Sizes().repeats > 1
+    assert StudyConfig().repeats > 1

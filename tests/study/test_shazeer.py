@@ -12,7 +12,7 @@ from fathom.errors import DataError
 from fathom.study import registry
 from fathom.study.shazeer.corpus import Corpus, windows
 from fathom.study.shazeer.layer import Layout
-from fathom.study.shazeer.model import MixtureLanguageModel
+from fathom.study.shazeer.model import MoELanguageModel
 from fathom.study.shazeer.table import PAPER_ORDER, claims
 
 
@@ -50,7 +50,7 @@ def test_windows_are_followed_by_their_targets() -> None:
 
 def test_the_model_is_two_lstms_around_a_sigmoid_of_the_mixture_each_with_a_residual() -> None:
     torch.manual_seed(0)
-    model = MixtureLanguageModel(30, 8, 6, Layout(5, 2), dropout=0.4).eval()
+    model = MoELanguageModel(30, 8, 6, Layout(5, 2), dropout=0.4).eval()
     torch.nn.init.normal_(model.mixture.gate.weight)
     tokens = torch.randint(30, (2, 7))
     logits, gates = model(tokens)
@@ -67,7 +67,7 @@ def test_the_model_is_two_lstms_around_a_sigmoid_of_the_mixture_each_with_a_resi
 
 def test_dropout_and_noise_are_there_in_training_only() -> None:
     torch.manual_seed(0)
-    model = MixtureLanguageModel(30, 8, 6, Layout(5, 2), dropout=0.5)
+    model = MoELanguageModel(30, 8, 6, Layout(5, 2), dropout=0.5)
     tokens = torch.randint(30, (2, 7))
     assert not torch.equal(model(tokens)[0], model(tokens)[0])
     model.eval()

@@ -12,14 +12,14 @@ from fathom.errors import SpecError
 from fathom.model.moe import balance
 from fathom.model.moe.router import Noise, Routing
 from fathom.study.shazeer.gating import (
-    chance_of_choice,
+    cv_squared,
+    hierarchical_gating,
     importance,
     kth_excluding,
+    load_probability,
     noisy_top_k,
-    squared_variation,
-    two_levels,
 )
-from fathom.study.shazeer.layer import Gate, Layout, SparseMixture, grouped_relu
+from fathom.study.shazeer.layer import Gate, Layout, SparseMoE, grouped_relu
 
 
 def drawn(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ def test_kth_excluding_leaves_the_entry_itself_out() -> None:
 def test_the_load_estimator_is_how_often_an_expert_is_chosen_when_its_noise_alone_is_redrawn() -> None:
     clean, scale, noise = drawn(6, 5, seed=2)
     noisy, k, draws = clean + scale * noise, 2, 20_000
-    chances = chance_of_choice(clean, scale, noisy, k)
+    chances = load_probability(clean, scale, noisy, k)
     generator = torch.Generator().manual_seed(7)
     for i in range(5):
         again = noisy.expand(draws, 6, 5).clone()
@@ -74,7 +74,7 @@ def test_the_load_estimator_is_how_often_an_expert_is_chosen_when_its_noise_alon
 def test_load_has_a_gradient_where_counts_have_none() -> None:
     clean, scale, noise = drawn(40, 8)
     clean.requires_grad_()
-    squared_variation(noisy_top_k(clean, scale, noise, 2).load_E).backward()
+    cv_squared(noisy_top_k(clean, scale, noise, 2).load_E).backward()
     assert clean.grad is not None
     assert clean.grad.abs().min() >= 0
     assert clean.grad.abs().sum() > 0
@@ -87,10 +87,10 @@ def test_losses_are_the_squared_coefficient_of_variation() -> None:
     np.put_along_axis(dense, gates.indices_NK.numpy(), gates.weights_NK.numpy(), axis=1)
     totals = dense.sum(0)
     assert gates.importance_E.numpy() == pytest.approx(totals, rel=1e-5)
-    assert squared_variation(gates.importance_E).item() == pytest.approx((totals.std() / totals.mean()) ** 2, rel=1e-4)
-    load = chance_of_choice(clean, scale, clean + scale * noise, 3).sum(0).numpy()
-    assert squared_variation(gates.load_E).item() == pytest.approx((load.std() / load.mean()) ** 2, rel=1e-4)
-    assert squared_variation(torch.full((5,), 3.0)).item() == 0
+    assert cv_squared(gates.importance_E).item() == pytest.approx((totals.std() / totals.mean()) ** 2, rel=1e-4)
+    load = load_probability(clean, scale, clean + scale * noise, 3).sum(0).numpy()
+    assert cv_squared(gates.load_E).item() == pytest.approx((load.std() / load.mean()) ** 2, rel=1e-4)
+    assert cv_squared(torch.full((5,), 3.0)).item() == 0
 
 
 def test_zero_weights_begin_with_a_balanced_load() -> None:
@@ -98,13 +98,13 @@ def test_zero_weights_begin_with_a_balanced_load() -> None:
         gate = Gate(12, layout)
         assert all(not parameter.any() for parameter in gate.parameters())
         gates = gate(torch.randn(4000, 12), torch.Generator().manual_seed(0))
-        assert squared_variation(gates.load_E).sqrt() < 0.05
+        assert cv_squared(gates.load_E).sqrt() < 0.05
         counts = torch.bincount(gates.indices_NK.flatten(), minlength=16)
         assert counts.max() < 1.2 * counts.float().mean()
 
 
 def test_all_experts_without_noise_are_a_dense_mixture() -> None:
-    layer = SparseMixture(10, 14, Layout(5, 5))
+    layer = SparseMoE(10, 14, Layout(5, 5))
     torch.nn.init.normal_(layer.gate.weight)
     x = torch.randn(20, 10)
     y, gates = layer(x)
@@ -112,7 +112,7 @@ def test_all_experts_without_noise_are_a_dense_mixture() -> None:
     dense = sum(weights[:, e, None] * ((x @ layer.up[e]).relu() @ layer.down[e]) for e in range(5))
     torch.testing.assert_close(y, dense, rtol=1e-4, atol=1e-5)
     assert gates.load_E.tolist() == [20.0] * 5
-    (y.square().sum() + squared_variation(gates.load_E)).backward()
+    (y.square().sum() + cv_squared(gates.load_E)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
@@ -143,7 +143,7 @@ def test_grouped_experts_equal_one_token_at_a_time_also_in_their_slopes() -> Non
 def test_two_levels_are_the_formulas_written_out() -> None:
     groups, members, tokens = 4, 3, 30
     primary, secondary = drawn(tokens, groups, seed=5), drawn(tokens, groups, members, seed=6)
-    gates = two_levels(primary, secondary, (2, 2))
+    gates = hierarchical_gating(primary, secondary, (2, 2))
     outer = noisy_top_k(*primary, 2)
     dense, load = np.zeros((tokens, groups, members)), np.zeros((groups, members))
     for i in range(groups):
@@ -165,7 +165,7 @@ def test_two_levels_are_the_formulas_written_out() -> None:
 
 
 def test_a_two_level_layer_is_the_sum_over_groups_and_members() -> None:
-    layer = SparseMixture(8, 6, Layout(12, 2, groups=4))
+    layer = SparseMoE(8, 6, Layout(12, 2, groups=4))
     for parameter in layer.gate.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(15, 8)
@@ -189,9 +189,9 @@ def test_a_group_that_no_token_takes_has_no_load_and_no_nan() -> None:
     primary, secondary = drawn(5, 3), drawn(5, 3, 2, seed=1)
     primary[0][:, 2] = -1e4
     primary[0].requires_grad_()
-    gates = two_levels(primary, secondary, (1, 1))
+    gates = hierarchical_gating(primary, secondary, (1, 1))
     assert gates.load_E[4:].tolist() == [0, 0]
-    squared_variation(gates.load_E).backward()
+    cv_squared(gates.load_E).backward()
     assert primary[0].grad is not None
     assert primary[0].grad.isfinite().all()
 
@@ -206,7 +206,7 @@ def test_the_losses_agree_with_those_of_the_models_routers() -> None:
         gates.weights_NK[None],
         noise=Noise(clean[None], noisy[None], scale[None]),
     )
-    ours = [squared_variation(values).item() for values in (gates.importance_E, gates.load_E)]
+    ours = [cv_squared(values).item() for values in (gates.importance_E, gates.load_E)]
     theirs = [loss(routing).item() for loss in (balance.importance_loss, balance.load_loss)]
     assert ours == pytest.approx(theirs, rel=1e-4)
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from fathom.errors import CheckpointError, SpecError
 from fathom.study.switch_t5 import build, load, save, spec_from_config, spec_to_config
-from fathom.study.switch_t5.names import from_published, rules, to_published
+from fathom.study.switch_t5.names import from_hf, rules, to_hf
 
 logging.disable_progress_bar()
 SMALL: dict[str, Any] = {
@@ -81,10 +81,10 @@ def test_what_we_write_opens_in_transformers(tmp_path: Path) -> None:
 
 def test_names_are_a_bijection_bit_for_bit(published: Path, tmp_path: Path) -> None:
     stored, ours = load_file(published / "model.safetensors"), load(published)
-    again = to_published(ours.spec, ours.state_dict())
+    again = to_hf(ours.spec, ours.state_dict())
     assert again.keys() == stored.keys()
     assert all(torch.equal(again[name], stored[name]) for name in stored)
-    back = from_published(ours.spec, again)
+    back = from_hf(ours.spec, again)
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
     assert {rule.ours: rule.shape for rule in rules(ours.spec)} == {

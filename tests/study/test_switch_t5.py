@@ -17,12 +17,12 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 
 from fathom.errors import SpecError
-from fathom.model.moe.balance import expert_loss, z_loss
-from fathom.spec import MixtureOfExperts, Router
+from fathom.model.moe.balance import expert_balance_loss, z_loss
+from fathom.spec import MixtureOfExperts, RouterSpec
 from fathom.study.switch_t5 import EncoderDecoder, EncoderDecoderSpec, build, generate, spec_from_config
 from fathom.study.switch_t5.attention import bucket
-from fathom.study.switch_t5.model import DecoderMemory
-from fathom.study.switch_t5.names import from_published, to_published
+from fathom.study.switch_t5.model import EncoderDecoderCache
+from fathom.study.switch_t5.names import from_hf, to_hf
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
@@ -64,7 +64,7 @@ def theirs_of(**fields: Any) -> SwitchTransformersForConditionalGeneration:
 def ours_of(theirs: SwitchTransformersForConditionalGeneration) -> EncoderDecoder:
     spec = spec_from_config(theirs.config.to_dict())
     ours = build(spec, seed=None)
-    ours.load_state_dict(from_published(spec, theirs.state_dict()))
+    ours.load_state_dict(from_hf(spec, theirs.state_dict()))
     return ours.eval()
 
 
@@ -120,7 +120,7 @@ def test_decoding_with_memory_equals_decoding_at_once_where_all_find_a_place() -
     with torch.no_grad():
         encoded, _ = ours.encode(source, source_mask_BS=mask)
         whole, _ = ours.decode(target, encoded, source_mask_BS=mask)
-        memory = DecoderMemory.empty(4)
+        memory = EncoderDecoderCache.empty(4)
         parts = [
             ours.decode(target[:, a:b], encoded, source_mask_BS=mask, memory=memory)[0]
             for a, b in ((0, 3), (3, 4), (4, 14))
@@ -144,7 +144,7 @@ def test_losses_and_gradients_equal_transformers(name: str) -> None:
     ):
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         if ours_routed is not None:
-            auxiliary = torch.stack([expert_loss(routed, scope="sequence") for routed in ours_routed])
+            auxiliary = torch.stack([expert_balance_loss(routed, scope="sequence") for routed in ours_routed])
         else:
             auxiliary = torch.stack([load_balancing_loss_func(x.softmax(-1), x.argmax(-1)) for x in theirs_routed])
         total.append(loss + 0.1 * auxiliary.sum())
@@ -153,7 +153,7 @@ def test_losses_and_gradients_equal_transformers(name: str) -> None:
     total[1].backward()
     gradients = {key: gradient_of(parameter) for key, parameter in theirs.named_parameters()}
     mine = {key: gradient_of(parameter) for key, parameter in ours.named_parameters()}
-    for key, gradient in to_published(ours.spec, mine).items():
+    for key, gradient in to_hf(ours.spec, mine).items():
         torch.testing.assert_close(gradient, gradients[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
@@ -198,7 +198,7 @@ def test_initial_weights_are_switchs_and_reproducible() -> None:
     assert float(drawn.std()) == pytest.approx(0.88 * (0.1 / 64) ** 0.5, rel=0.05)  # truncation at two deviations
 
 
-MOE = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=1, moe_intermediate_size=24, router=Router())
+MOE = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=1, moe_intermediate_size=24, router=RouterSpec())
 SPEC = EncoderDecoderSpec(
     name="t", vocab_size=60, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=3, moe=MOE
 )

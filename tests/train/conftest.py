@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fathom.model.build import build
 from fathom.model.vision import ImageBatch
-from fathom.spec import Balance, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, Router
-from fathom.spec.train import AdamW, Batch, Checkpointing, Constant, TrainSpec
+from fathom.spec import BalanceSpec, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, RouterSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, TrainSpec
 from fathom.train import Trainer
 
 MODEL = ModelSpec(
@@ -33,20 +33,20 @@ MODEL = ModelSpec(
         num_experts_per_tok=2,
         moe_intermediate_size=8,
         n_shared_experts=1,
-        router=Router(
+        router=RouterSpec(
             score="sigmoid",
             select=GroupLimited(n_group=2, topk_group=1, group_score="top2_sum"),
             selection_bias=True,
             normalize=True,
-            balance=Balance(sequence_loss=0.01, bias_update_rate=0.01, capacity_factor=1.0, devices=2),
+            balance=BalanceSpec(sequence_loss=0.01, bias_update_rate=0.01, capacity_factor=1.0, devices=2),
         ),
     ),
 )
 TRAIN = TrainSpec(
     sequence_length=16,
     total_tokens=12 * 4 * 16,
-    batch=Batch(size=4, micro_size=2),
-    optimizer=AdamW(lr=0.01),
+    batch=BatchSpec(size=4, micro_batch_size=2),
+    optimizer=AdamWSpec(lr=0.01),
     schedule=Constant(warmup_steps=3),
     log_every_steps=2,
     checkpoint=Checkpointing(every_steps=5, every_seconds=None),

@@ -15,12 +15,12 @@ from fathom.errors import SpecError, TrainError
 from fathom.model.build import build
 from fathom.model.vision import ImageBatch
 from fathom.spec import GroupedQueryAttention, ModelSpec
-from fathom.spec.train import AdamW, Batch, Checkpointing, Constant, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, TrainSpec
 from fathom.spec.vision import SiglipSpec, VisionSpec
 from fathom.train import Trainer
 from fathom.train.freeze import freeze
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 IMAGE, PER_IMAGE = 7, 4
 SPEC = ModelSpec(
@@ -43,8 +43,8 @@ SPEC = ModelSpec(
 TRAIN = TrainSpec(
     sequence_length=10,
     total_tokens=4 * 4 * 10,
-    batch=Batch(size=4, micro_size=2),
-    optimizer=AdamW(lr=0.01),
+    batch=BatchSpec(size=4, micro_batch_size=2),
+    optimizer=AdamWSpec(lr=0.01),
     schedule=Constant(),
     checkpoint=Checkpointing(every_steps=2, every_seconds=None),
 )
@@ -112,7 +112,10 @@ def test_the_loss_counts_only_what_is_learned() -> None:
     model = build(SPEC, seed=2).train()
     batch = Pictures().next(2)
     runner = StepRunner(
-        model, torch.optim.AdamW(model.parameters()), replace(TRAIN, batch=Batch(size=2, micro_size=2)), sources=1
+        model,
+        torch.optim.AdamW(model.parameters()),
+        replace(TRAIN, batch=BatchSpec(size=2, micro_batch_size=2)),
+        sources=1,
     )
     found = take(runner, batch, 1, observe=True)
     assert model.vision is not None

@@ -10,12 +10,12 @@ from fathom.data.packed import PackedBatch
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.spec import Balance, GroupedQueryAttention, ModelSpec
-from fathom.spec.train import Batch, TrainSpec
-from fathom.train.micro import split
+from fathom.spec import BalanceSpec, GroupedQueryAttention, ModelSpec
+from fathom.spec.train import BatchSpec, TrainSpec
+from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def packed(lengths: tuple[int, ...], *, ignored: int = 0, together: int = 1) -> 
 
 def unbalanced(spec: ModelSpec) -> ModelSpec:
     assert spec.moe is not None
-    moe = replace(spec.moe, router=replace(spec.moe.router, balance=Balance()))
+    moe = replace(spec.moe, router=replace(spec.moe.router, balance=BalanceSpec()))
     return replace(spec, moe=moe, initializer_range=0.2)
 
 
@@ -88,7 +88,7 @@ def test_packed_gradients_are_the_mean_over_all_learned_tokens_however_they_are_
     mean.backward()
     for size in (1, 16):
         model = build(spec)
-        step = replace(train_spec, batch=Batch(size=16, micro_size=size), sequence_length=9)
+        step = replace(train_spec, batch=BatchSpec(size=16, micro_batch_size=size), sequence_length=9)
         runner = StepRunner(model, make_optimizer(model, step.optimizer), step)
         found = take(runner, batch, 1, observe=True)
         assert found.objective == pytest.approx(mean.item(), rel=1e-5)
@@ -174,7 +174,9 @@ def test_sequences_behind_a_shared_beginning_answer_and_learn_as_each_does_whole
     each = zip(laid_1ND[0].split(micro.lengths), batch.tokens_N.split(LENGTHS), SHARED, strict=True)
     for own, tokens, first in each:
         torch.testing.assert_close(own, model(tokens[None]).hidden_BTD[0, first:], rtol=1e-5, atol=1e-5)
-    step = replace(train_spec, batch=Batch(size=4, micro_size=2), sequence_length=9, activation_checkpointing=recompute)
+    step = replace(
+        train_spec, batch=BatchSpec(size=4, micro_batch_size=2), sequence_length=9, activation_checkpointing=recompute
+    )
     loss, found = gradients_of(spec, step, batch)
     plain, expected = gradients_of(spec, step, replace(batch, shared=None))
     assert loss == pytest.approx(plain, rel=1e-6)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fathom.errors import CheckpointError
-from fathom.spec.train import AdamW
+from fathom.spec.train import AdamWSpec
 from fathom.train.optimizer import (
     clip_gradients,
     gradient_norm,
@@ -19,7 +19,7 @@ from fathom.train.optimizer import (
     set_learning_rate,
 )
 
-SPEC = AdamW(lr=0.1)
+SPEC = AdamWSpec(lr=0.1)
 
 
 class Small(nn.Module):

@@ -12,11 +12,11 @@ from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
 from fathom.model.build import build
 from fathom.model.moe import chosen_experts
-from fathom.spec import Balance, ModelSpec
-from fathom.spec.train import Batch, TrainSpec
+from fathom.spec import BalanceSpec, ModelSpec
+from fathom.spec.train import BatchSpec, TrainSpec
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 LENGTHS = (9, 4, 4, 12)
 
@@ -25,14 +25,14 @@ LENGTHS = (9, 4, 4, 12)
 def spec(model_spec: ModelSpec) -> ModelSpec:
     """Three layers, of which two are mixtures that one micro-batch cannot unbalance, and an MTP module."""
     assert model_spec.moe is not None
-    router = replace(model_spec.moe.router, balance=Balance(bias_update_rate=0.01))
+    router = replace(model_spec.moe.router, balance=BalanceSpec(bias_update_rate=0.01))
     moe = replace(model_spec.moe, router=router)
     return replace(model_spec, moe=moe, num_hidden_layers=3, initializer_range=0.2)
 
 
 def runner(spec: ModelSpec, train: TrainSpec, micro: int, *, replay: bool = False) -> StepRunner:
     model = build(spec).train()
-    train = replace(train, batch=Batch(size=16, micro_size=micro), sequence_length=9)
+    train = replace(train, batch=BatchSpec(size=16, micro_batch_size=micro), sequence_length=9)
     return StepRunner(model, make_optimizer(model, train.optimizer), train, replay_routing=replay)
 
 
@@ -79,7 +79,7 @@ def test_replay_learns_as_the_model_does_that_is_sent_there(spec: ModelSpec, tra
     given = drawn()
     found = take(step, batch(given), 1, observe=False)
     whole, model = batch(None), build(spec)
-    output = model(whole.tokens_N[None], lengths=LENGTHS, routes_BTLK=given[None])
+    output = model(whole.tokens_N[None], lengths=LENGTHS, routed_experts_BTLK=given[None])
     loss = torch.nn.functional.cross_entropy(model.logits(output.hidden_BTD[0]), whole.targets_N)
     loss.backward()
     assert found.objective == pytest.approx(loss.item(), rel=1e-5)

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from fathom.spec.train import AdamW, Batch, Constant, CosineDecay, StepDecay, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Constant, CosineDecay, StepDecay, TrainSpec
 from fathom.train.schedule import learning_rate, steps_left
 
 # V2: 2.4e-4, 2000 steps of warm-up, x0.316 at 60 % and again at 90 % of 8.1T tokens, batch 2304 to 9216 over 225B.
 V2 = TrainSpec(
     sequence_length=4096,
     total_tokens=8_100_000_000_000,
-    batch=Batch(size=9216, micro_size=1, initial_size=2304, ramp_tokens=225_000_000_000),
-    optimizer=AdamW(lr=2.4e-4),
+    batch=BatchSpec(size=9216, micro_batch_size=1, initial_size=2304, ramp_tokens=225_000_000_000),
+    optimizer=AdamWSpec(lr=2.4e-4),
     schedule=StepDecay(),
 )
 
@@ -44,8 +44,8 @@ def test_a_milestone_takes_effect_exactly_at_its_share_of_tokens(total: int, ten
     spec = TrainSpec(
         sequence_length=1,
         total_tokens=total,
-        batch=Batch(size=1, micro_size=1),
-        optimizer=AdamW(lr=1.0),
+        batch=BatchSpec(size=1, micro_batch_size=1),
+        optimizer=AdamWSpec(lr=1.0),
         schedule=StepDecay(warmup_steps=0, milestones=(tenths / 10,)),
     )
     edge = total * tenths // 10
@@ -76,8 +76,8 @@ def test_steps_left_counts_what_the_loop_does(total: int) -> None:
     spec = TrainSpec(
         sequence_length=8,
         total_tokens=total,
-        batch=Batch(size=20, micro_size=2, initial_size=4, ramp_tokens=700),
-        optimizer=AdamW(lr=1.0),
+        batch=BatchSpec(size=20, micro_batch_size=2, initial_size=4, ramp_tokens=700),
+        optimizer=AdamWSpec(lr=1.0),
     )
     tokens = steps = 0
     while tokens < total:

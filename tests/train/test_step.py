@@ -11,11 +11,11 @@ import torch
 
 from fathom.model.build import build
 from fathom.model.moe.balance import expert_counts
-from fathom.spec import Balance, ModelSpec
-from fathom.spec.train import Batch, TrainSpec
+from fathom.spec import BalanceSpec, ModelSpec
+from fathom.spec.train import BatchSpec, TrainSpec
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner, counter_seed
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 MakeLoader = Callable[..., Any]
 
@@ -23,7 +23,7 @@ MakeLoader = Callable[..., Any]
 def without_micro_effects(spec: ModelSpec) -> ModelSpec:
     """The model without capacity, the one thing that a micro-batch decides as a whole."""
     assert spec.moe is not None
-    balance = Balance(sequence_loss=0.01, bias_update_rate=0.01)
+    balance = BalanceSpec(sequence_loss=0.01, bias_update_rate=0.01)
     moe = replace(spec.moe, router=replace(spec.moe.router, balance=balance))
     return replace(spec, moe=moe, initializer_range=0.1)
 
@@ -39,8 +39,10 @@ def test_micro_batches_and_recomputation_change_nothing(
     model_spec: ModelSpec, train_spec: TrainSpec, make_loader: MakeLoader, micro: int, recompute: bool
 ) -> None:
     spec = without_micro_effects(model_spec)
-    whole = runner(spec, replace(train_spec, batch=Batch(size=4, micro_size=4)))
-    parts = runner(spec, replace(train_spec, batch=Batch(size=4, micro_size=micro), activation_checkpointing=recompute))
+    whole = runner(spec, replace(train_spec, batch=BatchSpec(size=4, micro_batch_size=4)))
+    parts = runner(
+        spec, replace(train_spec, batch=BatchSpec(size=4, micro_batch_size=micro), activation_checkpointing=recompute)
+    )
     batch = make_loader().next(4)
     one, two = (take(r, batch, 1, observe=True) for r in (whole, parts))
     assert two.loss == pytest.approx(one.loss, rel=1e-5)
@@ -95,7 +97,7 @@ def test_exemptions_depend_on_seed_and_step_only(
     model_spec: ModelSpec, train_spec: TrainSpec, make_loader: MakeLoader
 ) -> None:
     large = replace(train_spec, total_tokens=10_000)
-    one, two = (runner(model_spec, replace(large, batch=Batch(size=64, micro_size=m))) for m in (1, 64))
+    one, two = (runner(model_spec, replace(large, batch=BatchSpec(size=64, micro_batch_size=m))) for m in (1, 64))
     first, again, other = one._exempt(64, 5), two._exempt(64, 5), one._exempt(64, 6)
     assert first is not None
     assert again is not None

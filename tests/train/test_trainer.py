@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from fathom.checkpoint import store
 from fathom.errors import CheckpointError, DataError, Interrupted, ResourceError, SpecError, TrainError
 from fathom.spec import ModelSpec
-from fathom.spec.train import AdamW, Batch, Checkpointing, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, TrainSpec
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
 
@@ -73,7 +73,7 @@ def test_a_stage_learns_and_leaves_metrics_and_checkpoints(
     summary = make_trainer(tmp_path, on_progress=told).run()
     assert (summary.steps, summary.tokens) == (12, 768)
     assert summary.checkpoint == tmp_path / "checkpoints" / "step-00000012"
-    assert [p.name for p in store.published(tmp_path / "checkpoints")] == ["step-00000010", "step-00000012"]
+    assert [p.name for p in store.list_checkpoints(tmp_path / "checkpoints")] == ["step-00000010", "step-00000012"]
     written = read_json_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in written] == [1, 2, 4, 6, 8, 10, 12]
     first, last = written[0], written[-1]
@@ -188,7 +188,7 @@ def test_resuming_with_another_spec_is_refused_field_by_field(
     tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec, model_spec: ModelSpec
 ) -> None:
     make_trainer(tmp_path).run()
-    changed = replace(train_spec, optimizer=AdamW(lr=0.02), total_tokens=4096)
+    changed = replace(train_spec, optimizer=AdamWSpec(lr=0.02), total_tokens=4096)
     with pytest.raises(CheckpointError) as caught:
         make_trainer(tmp_path, train=changed).run(resume=True)
     assert "train.optimizer.lr was 0.01 and is 0.02" in str(caught.value)
@@ -284,7 +284,7 @@ def test_a_collapsed_router_raises_an_alarm_once(
 
 
 def test_the_batch_ramp_is_followed(tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec) -> None:
-    batch = Batch(size=6, micro_size=2, initial_size=2, ramp_tokens=200)
+    batch = BatchSpec(size=6, micro_batch_size=2, initial_size=2, ramp_tokens=200)
     summary = make_trainer(tmp_path, train=replace(train_spec, batch=batch, log_every_steps=1)).run()
     seen = [0] + [line["tokens"] for line in lines(tmp_path)]
     assert [later - before for before, later in pairwise(seen)] == [batch.at(tokens) * 16 for tokens in seen[:-1]]

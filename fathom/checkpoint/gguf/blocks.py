@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fathom.errors import CheckpointError
 
-QuantKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+QuantType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 )
@@ -30,7 +30,7 @@ _CHUNK_ELEMENTS = 2**15  # in the cache, and too small for torch to share out am
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockFormat:
     """A format: numbers and bytes of one block, and what turns rows of bytes (N, nbytes) into numbers (N, elements)."""
 
     elements: int
@@ -70,7 +70,7 @@ def dequantize_into(raw: Tensor, kind: str, out_NE: Tensor) -> None:
         block.unpack(raw_NB[start : start + step], out_NE[start : start + step])
 
 
-def quantize(tensor_RD: Tensor, kind: QuantKind) -> npt.NDArray[np.uint8]:
+def quantize(tensor_RD: Tensor, kind: QuantType) -> npt.NDArray[np.uint8]:
     """Return the bytes of a tensor, row by row: (R, bytes of a row).
 
     Raises:
@@ -92,10 +92,10 @@ def quantize(tensor_RD: Tensor, kind: QuantKind) -> npt.NDArray[np.uint8]:
     return np.asarray(packed_NB.view(*tensor_RD.shape[:-1], -1).numpy(), dtype=np.uint8)
 
 
-def _block(kind: str) -> Block:
-    if kind not in KINDS:
-        raise CheckpointError(f"{kind}: not a block format Fathom knows; use one of {', '.join(KINDS)}")
-    return KINDS[kind]
+def _block(kind: str) -> BlockFormat:
+    if kind not in BLOCK_FORMATS:
+        raise CheckpointError(f"{kind}: not a block format Fathom knows; use one of {', '.join(BLOCK_FORMATS)}")
+    return BLOCK_FORMATS[kind]
 
 
 def _half(raw_NB: Tensor, start: int) -> Tensor:
@@ -237,18 +237,18 @@ def _pack_q4_0(numbers_NE: Tensor, packed_NB: Tensor) -> None:
 
 
 _PACK: Mapping[str, Callable[[Tensor, Tensor], None]] = MappingProxyType({"Q8_0": _pack_q8_0, "Q4_0": _pack_q4_0})
-KINDS: Mapping[str, Block] = MappingProxyType(
+BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
     {
-        "Q8_0": Block(_SMALL, 34, _q8_0),
-        "Q4_0": Block(_SMALL, 18, _q4_0),
-        "Q4_1": Block(_SMALL, 20, _q4_1),
-        "Q5_0": Block(_SMALL, 22, _q5_0),
-        "Q5_1": Block(_SMALL, 24, _q5_1),
-        "Q2_K": Block(_LARGE, 84, _q2_k),
-        "Q3_K": Block(_LARGE, 110, _q3_k),
-        "Q4_K": Block(_LARGE, 144, _q4_k),
-        "Q5_K": Block(_LARGE, 176, _q5_k),
-        "Q6_K": Block(_LARGE, 210, _q6_k),
+        "Q8_0": BlockFormat(_SMALL, 34, _q8_0),
+        "Q4_0": BlockFormat(_SMALL, 18, _q4_0),
+        "Q4_1": BlockFormat(_SMALL, 20, _q4_1),
+        "Q5_0": BlockFormat(_SMALL, 22, _q5_0),
+        "Q5_1": BlockFormat(_SMALL, 24, _q5_1),
+        "Q2_K": BlockFormat(_LARGE, 84, _q2_k),
+        "Q3_K": BlockFormat(_LARGE, 110, _q3_k),
+        "Q4_K": BlockFormat(_LARGE, 144, _q4_k),
+        "Q5_K": BlockFormat(_LARGE, 176, _q5_k),
+        "Q6_K": BlockFormat(_LARGE, 210, _q6_k),
     }
 )
 """The block formats read, by ggml's names."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.gguf.blocks import FLOATS, KINDS, dequantize_into
+from fathom.checkpoint.allocation import empty_cpu_tensor
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize_into
 from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
-from fathom.checkpoint.room import room
 from fathom.errors import CheckpointError
 
 ALIGNMENT = "general.alignment"
@@ -85,16 +85,16 @@ class Container:
     def _read(self, file: FileIO, info: TensorInfo) -> Tensor:
         file.seek(info.offset)
         if info.kind in FLOATS:
-            tensor = room(info.shape, FLOATS[info.kind])
+            tensor = empty_cpu_tensor(info.shape, FLOATS[info.kind])
             self._fill(file, tensor.view(-1).view(torch.uint8), info.name)
             return tensor
-        if info.kind not in KINDS:
-            known = ", ".join([*FLOATS, *KINDS])
+        if info.kind not in BLOCK_FORMATS:
+            known = ", ".join([*FLOATS, *BLOCK_FORMATS])
             raise CheckpointError(
                 f"{self.path}: {info.name} is of type {info.kind}, which Fathom does not read; use one of {known}"
             )
-        block = KINDS[info.kind]
-        tensor = room(info.shape, torch.float32)
+        block = BLOCK_FORMATS[info.kind]
+        tensor = empty_cpu_tensor(info.shape, torch.float32)
         flat_NE = tensor.view(-1, block.elements)
         per_chunk = max(1, _CHUNK_BYTES // block.nbytes)
         buffer = torch.empty(min(per_chunk * block.nbytes, info.nbytes), dtype=torch.uint8)

@@ -21,7 +21,7 @@ from fathom.spec import (
     Llama3Scaling,
     MixtureOfExperts,
     ModelSpec,
-    Router,
+    RouterSpec,
     TopK,
 )
 
@@ -136,14 +136,14 @@ def _read_feed_forward(keys: Keys, shapes: Mapping[str, Shape], layers: int) -> 
     if keys.architecture == "qwen2":
         raise keys.error("expert_count", "qwen2 has no experts", "convert the model again")
     if keys.architecture == "llama":
-        router = Router(normalize=True)
+        router = RouterSpec(normalize=True)
         return {"moe": _moe(keys, experts, keys.integer("expert_feed_forward_length", width), router)}
     moe = _moe(keys, experts, keys.integer("expert_feed_forward_length"), _read_router(keys, shapes))
     dense = {"intermediate_size": width} if leading or width else {}
     return {"moe": moe, "first_k_dense_replace": leading} | dense
 
 
-def _moe(keys: Keys, experts: int, width: int, router: Router) -> MixtureOfExperts:
+def _moe(keys: Keys, experts: int, width: int, router: RouterSpec) -> MixtureOfExperts:
     return MixtureOfExperts(
         n_routed_experts=experts,
         num_experts_per_tok=keys.integer("expert_used_count"),
@@ -153,7 +153,7 @@ def _moe(keys: Keys, experts: int, width: int, router: Router) -> MixtureOfExper
     )
 
 
-def _read_router(keys: Keys, shapes: Mapping[str, Shape]) -> Router:
+def _read_router(keys: Keys, shapes: Mapping[str, Shape]) -> RouterSpec:
     gating = keys.integer("expert_gating_func", _SOFTMAX)
     if gating not in (0, _SOFTMAX, _SIGMOID):
         raise keys.error("expert_gating_func", f"{gating} is not supported", "choose a model with 1 or 2")
@@ -162,7 +162,7 @@ def _read_router(keys: Keys, shapes: Mapping[str, Shape]) -> Router:
     if groups > 1:
         best = "top2_sum" if gating == _SIGMOID else "max"
         select = GroupLimited(n_group=groups, topk_group=chosen, group_score=best)  # type: ignore[arg-type]
-    return Router(
+    return RouterSpec(
         score="sigmoid" if gating == _SIGMOID else "softmax",
         select=select,
         selection_bias=any(name.endswith(".exp_probs_b.bias") for name in shapes),
@@ -267,7 +267,7 @@ def _check(spec: ModelSpec, arch: Architecture) -> None:
     attention, moe = spec.attention, spec.moe
     latent = isinstance(attention, LatentAttention)
     bias = attention.bias if isinstance(attention, LatentAttention) else attention.out_bias
-    router = Router() if moe is None else moe.router
+    router = RouterSpec() if moe is None else moe.router
     known = router.score in ("softmax", "sigmoid") and isinstance(router.select, TopK | GroupLimited)
     plain = known and router.score == "softmax" and not router.selection_bias
     mixtral = plain and isinstance(router.select, TopK) and router.normalize and router.scale == 1

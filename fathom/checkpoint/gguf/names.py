@@ -17,16 +17,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.keys import architecture
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS
 from fathom.checkpoint.names import Shape, parameter_shapes
-from fathom.checkpoint.room import room
 from fathom.errors import CheckpointError
 from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec
 from fathom.spec.rope import RopeLayout
 
 Lookup = Callable[[str], Tensor]
-Cut = Literal["rows", "expert_rows", "experts", "latent"]
+SplitMode = Literal["rows", "expert_rows", "experts", "latent"]
 
 _LISTED = 5
 _OUTSIDE = {
@@ -64,7 +64,7 @@ _IGNORED = ("attn_rot_embd.weight", "nextn.embed_tokens.weight", "nextn.shared_h
 
 
 @dataclass(frozen=True, slots=True)
-class Rotary:
+class RotaryPermutation:
     """Of each of ``heads`` heads, the last ``rotated`` rows hold column pairs in another order than ours."""
 
     heads: int
@@ -91,8 +91,8 @@ class GGUFRule:
     ours: str
     shape: Shape
     shapes: Mapping[str, Shape]
-    cut: Cut = "rows"
-    rotary: Rotary | None = None
+    cut: SplitMode = "rows"
+    rotary: RotaryPermutation | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class GGUFRule:
         for number, name in enumerate(self.names):
             part = lookup(name)
             if whole is None:
-                whole = room(self.shape, part.dtype)
+                whole = empty_cpu_tensor(self.shape, part.dtype)
             elif whole.dtype != part.dtype:
                 whole = whole.to(torch.promote_types(whole.dtype, part.dtype))
             next(islice(self._places(whole), number, None)).copy_(part)
@@ -233,7 +233,7 @@ def _latent(spec: ModelSpec, ours: str, shape: Shape, name: str, found: frozense
     return GGUFRule(ours, shape, parts, cut="latent")
 
 
-def _rotary(spec: ModelSpec, stem: str) -> Rotary | None:
+def _rotary(spec: ModelSpec, stem: str) -> RotaryPermutation | None:
     """Return how rows change places, or None where llama.cpp pairs columns as our layout does."""
     stored: RopeLayout = "half" if architecture(spec) == "qwen2" else "interleaved"
     attention, layout = spec.attention, spec.rope.layout
@@ -244,7 +244,7 @@ def _rotary(spec: ModelSpec, stem: str) -> Rotary | None:
     else:
         queries = "self_attn.q_proj" if attention.q_lora_rank is None else "self_attn.q_b_proj"
         heads = {queries: attention.num_heads, "self_attn.kv_a_proj_with_mqa": 1}
-    return Rotary(heads[stem], attention.rope_dim, layout) if stem in heads else None
+    return RotaryPermutation(heads[stem], attention.rope_dim, layout) if stem in heads else None
 
 
 def _size(shape: Shape) -> str:

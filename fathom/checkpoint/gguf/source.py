@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.gguf.blocks import FLOATS, KINDS
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS
 from fathom.checkpoint.gguf.container import Container
 from fathom.checkpoint.gguf.metadata import spec_from_metadata
 from fathom.checkpoint.gguf.names import GGUFRule, check
@@ -19,7 +19,7 @@ from fathom.checkpoint.gguf.tokens import end_ids, tokenizer_from_metadata
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError, DataError, SpecError
 from fathom.spec import ModelSpec
-from fathom.spec.hf import Carried
+from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
 
 _LONGEST_FACTORS = 65536
@@ -37,7 +37,7 @@ class GGUFFile:
     container: Container = field(repr=False)
     rules: tuple[GGUFRule, ...] = field(repr=False)
     form: str = "gguf"
-    carried: Carried | None = None
+    carried: ExtraConfig | None = None
 
     @classmethod
     def open(cls, path: Path) -> GGUFFile:
@@ -50,8 +50,8 @@ class GGUFFile:
         container = Container.open(path)
         shapes = {name: info.shape for name, info in container.tensors.items()}
         for info in container.tensors.values():
-            if info.kind not in FLOATS and info.kind not in KINDS:
-                known = ", ".join([*FLOATS, *KINDS])
+            if info.kind not in FLOATS and info.kind not in BLOCK_FORMATS:
+                known = ", ".join([*FLOATS, *BLOCK_FORMATS])
                 raise CheckpointError(f"{path}: {info.name} is of type {info.kind}; use a file of {known}")
         layers = container.metadata.get(f"{container.metadata.get('general.architecture')}.block_count")
         if isinstance(layers, int) and layers > len(shapes):  # before anything is made for each of them

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from fathom.checkpoint.gguf.pre import pre_tokenizer, split_named
+from fathom.checkpoint.gguf.pre_tokenizers import pre_tokenizer, pre_tokenizer_by_name
 from fathom.errors import CheckpointError, DataError
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -126,7 +126,7 @@ class _Vocabulary:
     def byte_level(self) -> dict[str, Any]:
         """Return a tokenizer.json over bytes."""
         name = self._metadata.get(f"{PREFIX}pre", "default")
-        split = split_named(name if isinstance(name, str) else repr(name))
+        split = pre_tokenizer_by_name(name if isinstance(name, str) else repr(name))
         listed = self._list("merges", str)
         if listed is None:
             _refuse("merges", "is missing")

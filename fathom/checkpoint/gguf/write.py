@@ -15,17 +15,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.draft import sync
-from fathom.checkpoint.gguf.blocks import KINDS, QuantKind, quantize
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, QuantType, quantize
 from fathom.checkpoint.gguf.keys import Metadata
-from fathom.checkpoint.gguf.kinds import FILE_TYPES, stored_kinds
 from fathom.checkpoint.gguf.metadata import metadata_from_spec
 from fathom.checkpoint.gguf.names import gguf_rules
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
+from fathom.checkpoint.gguf.tensor_types import FILE_TYPES, stored_kinds
 from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.names import Shape
-from fathom.checkpoint.steady import SteadyFile
 from fathom.checkpoint.weights import Report, Weights, silent
+from fathom.checkpoint.writeback import WritebackFile
+from fathom.checkpoint.writer import sync
 from fathom.errors import CheckpointError, FathomError, ResourceError
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -39,7 +39,7 @@ _QUANTIZATION_VERSION = 2
 
 
 def write_gguf(
-    path: Path, weights: Weights, *, kind: QuantKind, tokenizer: Tokenizer | None = None, report: Report = silent
+    path: Path, weights: Weights, *, kind: QuantType, tokenizer: Tokenizer | None = None, report: Report = silent
 ) -> Path:
     """Write a file and return its path; ``losses`` says beforehand what it will not hold.
 
@@ -78,7 +78,7 @@ def write_gguf(
     return path
 
 
-def _metadata(spec: ModelSpec, kind: QuantKind, tokenizer: Tokenizer | None) -> Metadata:
+def _metadata(spec: ModelSpec, kind: QuantType, tokenizer: Tokenizer | None) -> Metadata:
     tokens: Metadata = {"tokenizer.ggml.model": ("STRING", "none")}
     if tokenizer is not None:
         tokens = metadata_from_tokenizer(tokenizer, spec)
@@ -90,12 +90,12 @@ def _metadata(spec: ModelSpec, kind: QuantKind, tokenizer: Tokenizer | None) -> 
     }
 
 
-def _write(path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str, QuantKind], report: Report) -> None:
+def _write(path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str, QuantType], report: Report) -> None:
     extra = _extra(weights.spec)
     total, start, alignment = _write_header(path, metadata, weights.spec, extra, kinds)
     done = 0
     with FileIO(path, "r+") as file:
-        steady, place = SteadyFile(file), start
+        steady, place = WritebackFile(file), start
         for name, tensor in _stored(weights, extra):
             packed = _packed(name, tensor, kinds.get(name, "F32"))
             steady.write(place, packed.reshape(-1).view(np.uint8).data)
@@ -107,7 +107,7 @@ def _write(path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str,
 
 
 def _write_header(
-    path: Path, metadata: Metadata, spec: ModelSpec, extra: Mapping[str, Tensor], kinds: Mapping[str, QuantKind]
+    path: Path, metadata: Metadata, spec: ModelSpec, extra: Mapping[str, Tensor], kinds: Mapping[str, QuantType]
 ) -> tuple[int, int, int]:
     """Write all that goes before the tensors; returns their bytes, the place of the first, and their alignment."""
     writer = _open(path, metadata)
@@ -149,11 +149,11 @@ def _extra(spec: ModelSpec) -> dict[str, Tensor]:
     return {ROPE_FACTORS: rope_factors(scaling, spec.rope.theta, spec.attention.rope_dim)}
 
 
-def _add(writer: GGUFWriter, name: str, shape: Shape, kind: QuantKind) -> int:
+def _add(writer: GGUFWriter, name: str, shape: Shape, kind: QuantType) -> int:
     """Announce a tensor; returns its bytes."""
     from gguf import GGMLQuantizationType
 
-    elements, width = _BYTES.get(kind) or (KINDS[kind].elements, KINDS[kind].nbytes)
+    elements, width = _BYTES.get(kind) or (BLOCK_FORMATS[kind].elements, BLOCK_FORMATS[kind].nbytes)
     nbytes = math.prod(shape) // elements * width
     writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=GGMLQuantizationType[kind])
     return nbytes
@@ -170,7 +170,7 @@ def _stored(weights: Weights, extra: Mapping[str, Tensor]) -> Iterator[tuple[str
         yield from rule.split(tensor)
 
 
-def _packed(name: str, tensor: Tensor, kind: QuantKind) -> npt.NDArray[Any]:
+def _packed(name: str, tensor: Tensor, kind: QuantType) -> npt.NDArray[Any]:
     """Return the bytes of one stored tensor."""
     tensor = tensor.detach()
     if kind == "F16" and max(map(abs, torch.stack(tensor.aminmax()).tolist())) > _LARGEST_HALF:

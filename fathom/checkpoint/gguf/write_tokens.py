@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from fathom.checkpoint.gguf.keys import Metadata
-from fathom.checkpoint.gguf.pre import SPLITS, Split, name_of, pre_tokenizer
+from fathom.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizerRules, pre_tokenizer, pre_tokenizer_name
 from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -50,7 +50,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
     if _is_byte_level(parsed):
         return written | {
             "tokenizer.ggml.model": ("STRING", "gpt2"),
-            "tokenizer.ggml.pre": ("STRING", name_of(parsed) or _nearest(parsed)),
+            "tokenizer.ggml.pre": ("STRING", pre_tokenizer_name(parsed) or _nearest(parsed)),
             "tokenizer.ggml.merges": ("STRING[]", merges),
         }
     unknown = parsed["model"].get("unk_token")
@@ -64,7 +64,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
     }
 
 
-def token_losses(tokenizer: Tokenizer) -> tuple[str, ...]:
+def tokenizer_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return one sentence for each way in which llama.cpp may give other ids."""
     parsed = json.loads(tokenizer.definition)
     found = []
@@ -72,7 +72,7 @@ def token_losses(tokenizer: Tokenizer) -> tuple[str, ...]:
         if not _joins_all(parsed):
             found.append("tokenizer: llama.cpp joins every pair that makes a token, also pairs its merges leave out")
         return tuple(found)
-    if name_of(parsed) is None:
+    if pre_tokenizer_name(parsed) is None:
         found.append(
             f"tokenizer: llama.cpp has no name for how it splits text; {_nearest(parsed)!r} is nearest, and some text "
             "gets other tokens"
@@ -150,8 +150,8 @@ def _joins_all(parsed: Mapping[str, Any]) -> bool:
 def _nearest(parsed: Mapping[str, Any]) -> str:
     """Return the name under which most pieces of the probes begin and end where they should."""
     wanted, ignores = _pieces(parsed), bool(parsed["model"].get("ignore_merges", False))
-    splits: dict[Split, str] = {}
-    for name, split in SPLITS.items():
+    splits: dict[PreTokenizerRules, str] = {}
+    for name, split in PRE_TOKENIZERS.items():
         if split.ignore_merges == ignores:
             splits.setdefault(split, name)
     nearest = min(splits, key=lambda split: len(wanted ^ _pieces({**parsed, "pre_tokenizer": pre_tokenizer(split)})))

@@ -12,28 +12,28 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fathom.checkpoint.hf.read import PublishedCheckpoint
+from fathom.checkpoint.hf.read import HFCheckpoint
 from fathom.checkpoint.hf.write import write_hf
 from fathom.checkpoint.names import name_table, parameter_shapes
 from fathom.checkpoint.weights import StateWeights
 from fathom.spec import ModelSpec
-from fathom.spec.hf import Carried
+from fathom.spec.hf import ExtraConfig
 
-__all__ = ["PublishedCheckpoint", "load_published", "save_published", "write_hf"]
+__all__ = ["HFCheckpoint", "load_hf", "save_hf", "write_hf"]
 
 
-def load_published(directory: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+def load_hf(directory: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read a published directory into a spec and a state for ``Decoder.load_state_dict``; errors as in ``open``."""
-    published = PublishedCheckpoint.open(directory)
+    published = HFCheckpoint.open(directory)
     return published.spec, dict(published.stream())
 
 
-def save_published(
+def save_hf(
     directory: Path,
     spec: ModelSpec,
     state: Mapping[str, Tensor],
     *,
-    carried: Carried | None = None,
+    carried: ExtraConfig | None = None,
     tokenizer: Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:

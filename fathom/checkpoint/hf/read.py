@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fathom.checkpoint import fp8
 from fathom.checkpoint.hf.files import CONFIG, GENERATION, TOKENIZER, read_json, tensor_files
-from fathom.checkpoint.hf.scales import Scales, find_scales
-from fathom.checkpoint.names import Shape, name_table, stream_from_published
+from fathom.checkpoint.hf.scales import FP8Scales, find_scales
+from fathom.checkpoint.names import Shape, name_table, stream_from_hf
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError, SpecError
 from fathom.spec import ModelSpec
-from fathom.spec.hf import Carried, HFConfig, spec_from_hf, spec_to_hf
+from fathom.spec.hf import ExtraConfig, HFConfig, spec_from_hf, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer
 
 _PREDICTION = "num_nextn_predict_layers"
@@ -26,7 +26,7 @@ _TIED, _HEAD = "tie_word_embeddings", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedCheckpoint:
+class HFCheckpoint:
     """A published directory whose config and file headers were read, but none of its tensors.
 
     ``carried`` holds the fields of config.json that a spec has no place for; ``write_hf`` writes them back.
@@ -38,14 +38,14 @@ class PublishedCheckpoint:
 
     path: Path
     spec: ModelSpec
-    carried: Carried
+    carried: ExtraConfig
     stored: tuple[StoredTensor, ...]
     files: Mapping[str, TensorFile] = field(repr=False)
-    scales: Scales = field(repr=False)
+    scales: FP8Scales = field(repr=False)
     form: str = "hf"
 
     @classmethod
-    def open(cls, directory: Path) -> PublishedCheckpoint:
+    def open(cls, directory: Path) -> HFCheckpoint:
         """Read config.json and the headers of all weight files.
 
         Raises:
@@ -65,7 +65,7 @@ class PublishedCheckpoint:
         try:
             scales = find_scales(stored, raw.get("quantization_config"))
             shapes = {entry.name: entry.shape for entry in stored if entry.name not in scales.names}
-            name_table(config.spec).check_published(shapes)
+            name_table(config.spec).check_hf(shapes)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
         return cls(directory, config.spec, config.carried, stored, files, scales)
@@ -103,7 +103,7 @@ class PublishedCheckpoint:
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Yield our tensors one by one, on the CPU, in the types they are stored in (FP8: bfloat16)."""
-        yield from stream_from_published(self.spec, self.shapes, self._read, self._dtype)
+        yield from stream_from_hf(self.spec, self.shapes, self._read, self._dtype)
 
     def _dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16 if name in self.scales.of else TYPES[self.files[name].entries[name].kind]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from fathom.checkpoint.fp8 import BLOCK, Block, scale_shape
+from fathom.checkpoint.fp8 import BLOCK_SHAPE, BlockShape, scale_shape
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError
 
 SUFFIX = "_scale_inv"
 """What a scale is called beyond its weight."""
 QUANTIZATION: Mapping[str, Any] = MappingProxyType(
-    {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": list(BLOCK)}
+    {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": list(BLOCK_SHAPE)}
 )
 """config.json's quantization_config of the released DeepSeek-V3."""
 _SCALE_KINDS = ("F32", "BF16", "F16", "F8_E8M0")
@@ -22,15 +22,15 @@ _WIDE = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
-class Scales:
+class FP8Scales:
     """The scale of each FP8 weight, by name, and the block that all have."""
 
     of: Mapping[str, str]
     names: frozenset[str]
-    block: Block
+    block: BlockShape
 
 
-def find_scales(stored: Iterable[StoredTensor], quantization: Any) -> Scales:
+def find_scales(stored: Iterable[StoredTensor], quantization: Any) -> FP8Scales:
     """Pair FP8 weights with their scales; ``quantization`` is config.json's quantization_config, or None.
 
     Raises:
@@ -56,18 +56,18 @@ def find_scales(stored: Iterable[StoredTensor], quantization: Any) -> Scales:
                 f"{scale_shape(entry.shape, block)}; use the config.json that belongs to these weights"
             )
         of[name] = scale.name
-    return Scales(of, frozenset(of.values()), block)
+    return FP8Scales(of, frozenset(of.values()), block)
 
 
-def _block(quantization: Any) -> Block:
+def _block(quantization: Any) -> BlockShape:
     if quantization is None:
-        return BLOCK
+        return BLOCK_SHAPE
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if not isinstance(quantization, dict) or method not in (None, "fp8"):
         raise CheckpointError(
             f"config.json: quantization_config: quant_method {method!r} is not read; use unquantized or FP8 weights"
         )
-    given = quantization.get("weight_block_size", list(BLOCK))
+    given = quantization.get("weight_block_size", list(BLOCK_SHAPE))
     if not isinstance(given, list) or len(given) != 2 or not all(type(n) is int and n > 0 for n in given):
         raise CheckpointError(
             f"config.json: quantization_config.weight_block_size: {given!r} is not read; use weights with 2-D blocks"

@@ -31,7 +31,7 @@ from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
 from fathom.checkpoint.weights import Report, Weights, silent
 from fathom.errors import CheckpointError, ResourceError, SpecError
 from fathom.spec import ModelSpec
-from fathom.spec.hf import Carried, spec_to_hf
+from fathom.spec.hf import ExtraConfig, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer
 
 DType = torch.dtype | Literal["fp8"]
@@ -41,7 +41,7 @@ _BIAS = "e_score_correction_bias"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WritePlan:
     """What will be written, known before the first tensor: one group of entries per published tensor."""
 
     rules: tuple[tuple[Rule, tuple[str, ...]], ...]
@@ -77,7 +77,7 @@ def write_hf(
     directory: Path,
     weights: Weights,
     *,
-    carried: Carried | None = None,
+    carried: ExtraConfig | None = None,
     tokenizer: Tokenizer | Path | None = None,
     dtype: DType | None = None,
     eos_ids: Iterable[int] = frozenset(),
@@ -91,7 +91,7 @@ def write_hf(
     Args:
         directory: where it appears; nothing may be there yet.
         weights: the model; its family says how tensors are named.
-        carried: fields of config.json beyond the spec, as ``PublishedCheckpoint.carried`` holds them.
+        carried: fields of config.json beyond the spec, as ``HFCheckpoint.carried`` holds them.
         tokenizer: it, or a directory whose tokenizer files and generation settings are copied.
         dtype: what weights are converted to; None keeps each. ``fp8`` stores the matrices of attention and
             feed-forward layers in blocks as DeepSeek-V3 does, and the rest in bfloat16. Selection biases stay float32
@@ -115,7 +115,7 @@ def write_hf(
     plan = plan_weights(weights, dtype)
     config = _config(weights.spec, plan, carried, quantized=dtype == "fp8")
     generation = _generation(weights.spec, tokenizer, eos_ids)
-    with _appearing(directory) as temporary:
+    with _atomic_directory(directory) as temporary:
         free = shutil.disk_usage(temporary).free
         if plan.total > free:
             raise OSError(f"{plan.total:,} bytes are needed and {free:,} are free")
@@ -128,7 +128,7 @@ def write_hf(
 
 
 @contextmanager
-def _appearing(directory: Path) -> Iterator[Path]:
+def _atomic_directory(directory: Path) -> Iterator[Path]:
     """Yield a hidden sibling that is forced to disk and takes the directory's name when the block succeeds."""
     temporary = directory.with_name(f".{directory.name}.saving")
     try:
@@ -148,7 +148,7 @@ def _appearing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def plan_weights(weights: Weights, dtype: DType | None) -> Plan:
+def plan_weights(weights: Weights, dtype: DType | None) -> WritePlan:
     """Plan the tensors of a published directory; ``CheckpointError`` where names are missing or unexpected."""
     table, types = name_table(weights.spec), weights.dtypes
     _check_whole(table, weights)
@@ -158,7 +158,7 @@ def plan_weights(weights: Weights, dtype: DType | None) -> Plan:
         rules.append((rule, repeats))
         for name in (*parts, *repeats):
             groups[name] = _entries(rule, name, types[rule.ours], dtype)
-    return Plan(tuple(rules), groups)
+    return WritePlan(tuple(rules), groups)
 
 
 def _check_whole(table: NameTable, weights: Weights) -> None:
@@ -190,7 +190,7 @@ def _nbytes(group: tuple[Entry, ...]) -> int:
     return sum(torch.Size(shape).numel() * dtype.itemsize for _, dtype, shape in group)
 
 
-def _config(spec: ModelSpec, plan: Plan, carried: Carried | None, *, quantized: bool) -> dict[str, Any]:
+def _config(spec: ModelSpec, plan: WritePlan, carried: ExtraConfig | None, *, quantized: bool) -> dict[str, Any]:
     """Make config.json; it names the type and quantization of the weights as they are now, not as they were."""
     config = dict(spec_to_hf(spec, carried))
     named = [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
@@ -225,7 +225,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | None) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def _write_weights(folder: Path, weights: Weights, plan: Plan, max_shard_bytes: int, report: Report) -> None:
+def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_bytes: int, report: Report) -> None:
     shards = list(plan.shards(max_shard_bytes))
     stream = _published(weights, plan)
     placed: dict[str, str] = {}
@@ -246,7 +246,7 @@ def _write_group(writer: TensorFileWriter, group: tuple[Entry, ...], tensors: tu
     return sum(writer.write(name, tensor) for (name, _, _), tensor in zip(group, tensors, strict=True))
 
 
-def _published(weights: Weights, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
+def _published(weights: Weights, plan: WritePlan) -> Iterator[tuple[Tensor, ...]]:
     """Yield what each group of the plan holds, converted."""
     stream = weights.stream()
     for rule, repeats in plan.rules:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from fathom.checkpoint.names.convert import (
     NameTable,
-    from_published,
+    from_hf,
     name_table,
-    stream_from_published,
-    stream_to_published,
-    to_published,
+    stream_from_hf,
+    stream_to_hf,
+    to_hf,
 )
-from fathom.checkpoint.names.rules import Copy, Rule
+from fathom.checkpoint.names.rules import DuplicateTensor, Rule
 from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 
 __all__ = [
-    "Copy",
+    "DuplicateTensor",
     "NameTable",
     "Rule",
     "Shape",
-    "from_published",
+    "from_hf",
     "name_table",
     "parameter_shapes",
-    "stream_from_published",
-    "stream_to_published",
-    "to_published",
+    "stream_from_hf",
+    "stream_to_hf",
+    "to_hf",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.names.rules import Copy, Lookup, Rule, copies, rules
+from fathom.checkpoint.names.rules import DuplicateTensor, Lookup, Rule, duplicate_tensors, rules
 from fathom.checkpoint.names.shapes import Shape
 from fathom.checkpoint.names.vision import FAMILIES as VISION_FAMILIES
 from fathom.checkpoint.names.vision import current_name
@@ -25,21 +25,21 @@ class NameTable:
 
     family: Family
     rules: tuple[Rule, ...]
-    copies: tuple[Copy, ...]
+    duplicates: tuple[DuplicateTensor, ...]
 
     def our_shapes(self) -> dict[str, Shape]:
         """Names and shapes on our side."""
         return {rule.ours: rule.shape for rule in self.rules}
 
-    def published_shapes(self) -> dict[str, Shape]:
+    def hf_shapes(self) -> dict[str, Shape]:
         """Names and shapes that a published checkpoint holds, written repeats included."""
         shapes = {name: rule.part_shape for rule in self.rules for name in rule.names}
-        return shapes | {copy.published: copy.shape for copy in self.copies if copy.written}
+        return shapes | {copy.published: copy.shape for copy in self.duplicates if copy.written}
 
     def pieces(self) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
         """Yield each rule with the names its tensor is written under: the parts, and whole repeats of it."""
         repeats: dict[str, tuple[str, ...]] = {}
-        for copy in self.copies:
+        for copy in self.duplicates:
             if copy.written:
                 repeats[copy.ours] = (*repeats.get(copy.ours, ()), copy.published)
         for rule in self.rules:
@@ -53,14 +53,14 @@ class NameTable:
                 f"the state does not fit this {self.family} spec: {faults}; build the model from the same spec"
             )
 
-    def check_published(self, shapes: Mapping[str, Shape]) -> None:
+    def check_hf(self, shapes: Mapping[str, Shape]) -> None:
         """Raise one ``CheckpointError`` listing all missing, unexpected and wrongly shaped published tensors.
 
         Repeats may be absent; stored rotary frequencies (``rotary_emb.inv_freq``) are ignored. Names that an older
         transformers wrote are as good as those of ``rules``.
         """
         needed = {name: rule.part_shape for rule in self.rules for name in rule.names}
-        optional = {copy.published: copy.shape for copy in self.copies}
+        optional = {copy.published: copy.shape for copy in self.duplicates}
         stored = self.stored_names(shapes)
         found = {name: shapes[old] for name, old in stored.items() if not name.endswith("rotary_emb.inv_freq")}
         faults = _faults(needed, optional, found)
@@ -87,22 +87,22 @@ class NameTable:
 
 def name_table(spec: ModelSpec) -> NameTable:
     """Make the table of one model; ``CheckpointError`` when its family cannot publish it."""
-    return NameTable(spec.family, rules(spec), copies(spec))
+    return NameTable(spec.family, rules(spec), duplicate_tensors(spec))
 
 
-def to_published(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_hf(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and split a state of ours into published tensors: views of it, no copies."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return dict(stream_to_published(spec, shapes, state.__getitem__))
+    return dict(stream_to_hf(spec, shapes, state.__getitem__))
 
 
-def from_published(spec: ModelSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename, join and stack published tensors into a state of ours; see ``stream_from_published``."""
+def from_hf(spec: ModelSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename, join and stack published tensors into a state of ours; see ``stream_from_hf``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
-    return dict(stream_from_published(spec, shapes, published.__getitem__, lambda name: published[name].dtype))
+    return dict(stream_from_hf(spec, shapes, published.__getitem__, lambda name: published[name].dtype))
 
 
-def stream_to_published(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lookup) -> Iterator[tuple[str, Tensor]]:
+def stream_to_hf(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lookup) -> Iterator[tuple[str, Tensor]]:
     """Yield published tensors one by one, after checking that ``shapes`` is the whole state of ours.
 
     ``lookup`` is called once per tensor of ours; its published repeats follow it.
@@ -116,7 +116,7 @@ def stream_to_published(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lo
         del tensor
 
 
-def stream_from_published(
+def stream_from_hf(
     spec: ModelSpec,
     shapes: Mapping[str, Shape],
     lookup: Lookup,
@@ -129,11 +129,11 @@ def stream_from_published(
     from what it repeats raises ``CheckpointError``.
     """
     table = name_table(spec)
-    table.check_published(shapes)
+    table.check_hf(shapes)
     stored = table.stored_names(shapes)
     for rule in table.rules:
         tensor = rule.assemble(lambda name: lookup(stored[name]), rule.dtype(lambda name: dtypes(stored[name])))
-        for copy in table.copies:
+        for copy in table.duplicates:
             if copy.ours == rule.ours and copy.published in shapes and not _equal(lookup(copy.published), tensor):
                 raise CheckpointError(
                     f"{copy.published}: differs from {rule.published[0][0]}, which the spec shares with it; "

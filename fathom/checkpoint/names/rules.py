@@ -9,11 +9,11 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 from fathom.checkpoint.names.tables import LAYERS, MTP, OUTSIDE
 from fathom.checkpoint.names.vision import FAMILIES as VISION_FAMILIES
 from fathom.checkpoint.names.vision import published_vision
-from fathom.checkpoint.room import room
 from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
 
@@ -77,11 +77,11 @@ class Rule:
 
 
 def _empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return room(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
+    return empty_cpu_tensor(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class DuplicateTensor:
     """A published tensor that repeats ``ours``: dropped on reading after comparison, written if ``written``."""
 
     published: str
@@ -109,15 +109,15 @@ def rules(spec: ModelSpec) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def copies(spec: ModelSpec) -> tuple[Copy, ...]:
+def duplicate_tensors(spec: ModelSpec) -> tuple[DuplicateTensor, ...]:
     """Published tensors that repeat others: the tied head, and what multi-token prediction shares with the model."""
     shape = (spec.vocab_size, spec.hidden_size)
     head = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-    found = [Copy("lm_head.weight", head, shape, written=False)] if spec.tie_word_embeddings else []
+    found = [DuplicateTensor("lm_head.weight", head, shape, written=False)] if spec.tie_word_embeddings else []
     for index in range(spec.num_nextn_predict_layers):
         prefix = f"model.layers.{spec.num_hidden_layers + index}"
-        found.append(Copy(f"{prefix}.embed_tokens.weight", "embed_tokens.weight", shape, written=True))
-        found.append(Copy(f"{prefix}.shared_head.head.weight", head, shape, written=True))
+        found.append(DuplicateTensor(f"{prefix}.embed_tokens.weight", "embed_tokens.weight", shape, written=True))
+        found.append(DuplicateTensor(f"{prefix}.shared_head.head.weight", head, shape, written=True))
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.data.conversations.loader import ConversationLoader
-from fathom.data.conversations.mask import Sample, encode_masked
+from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
 from fathom.data.conversations.read import (
     Conversation,
     ConversationProblem,
@@ -11,16 +11,16 @@ from fathom.data.conversations.read import (
     encode_conversations,
     read_conversations,
 )
-from fathom.data.conversations.turns import Thinking
+from fathom.data.conversations.templated import KeepThinking
 
 __all__ = [
     "Conversation",
     "ConversationLoader",
     "ConversationProblem",
     "ConversationReport",
+    "KeepThinking",
     "Sample",
-    "Thinking",
     "encode_conversations",
-    "encode_masked",
+    "encode_with_loss_mask",
     "read_conversations",
 ]

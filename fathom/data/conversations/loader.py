@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fathom.data.conversations.mask import Sample
-from fathom.data.conversations.pack import bins, laid_end_to_end, targets_of
-from fathom.data.loader import LoadedBatch
+from fathom.data.conversations.loss_mask import Sample
+from fathom.data.conversations.pack import next_token_targets, pack_into_bins, pack_samples
+from fathom.data.image_text import IGNORE_INDEX
+from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
-from fathom.data.pairs import IGNORED
 from fathom.errors import DataError
 
 Packing = Literal["masked", "joined"]
@@ -64,7 +64,7 @@ class ConversationLoader:
         """Passes given so far."""
         return self._epoch + self._place / self._places(self._epoch)
 
-    def next(self, batch_size: int) -> PackedBatch | LoadedBatch:
+    def next(self, batch_size: int) -> PackedBatch | TokenBatch:
         """Return the next ``batch_size`` sequences."""
         if batch_size < 1:
             raise DataError(f"batch_size: must be 1 or more, got {batch_size}; give a positive number")
@@ -104,13 +104,13 @@ class ConversationLoader:
             self._place += 1
             if self._place == len(packed):
                 self._epoch, self._place = self._epoch + 1, 0
-        return laid_end_to_end([self._tokens[i] for i in chosen], [self._learned[i] for i in chosen])
+        return pack_samples([self._tokens[i] for i in chosen], [self._learned[i] for i in chosen])
 
-    def _windows(self, batch_size: int) -> LoadedBatch:
+    def _windows(self, batch_size: int) -> TokenBatch:
         rows = [self._window() for _ in range(batch_size)]
         tokens_BT1 = torch.from_numpy(np.stack([tokens for tokens, _ in rows]))
         targets_BT = torch.from_numpy(np.stack([targets for _, targets in rows]))
-        return LoadedBatch(tokens_BT1, torch.zeros(batch_size, dtype=torch.int64), targets_BT=targets_BT)
+        return TokenBatch(tokens_BT1, torch.zeros(batch_size, dtype=torch.int64), targets_BT=targets_BT)
 
     def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return T + 1 tokens and T targets; the last token is the next window's first."""
@@ -139,7 +139,7 @@ class ConversationLoader:
         """Return the bins of a pass; packing sorts by length, so they are put in a new order again."""
         if self._order is None or self._order[0] != epoch:
             rng = self._rng(epoch)
-            packed = bins(rng.permutation(self.samples).tolist(), self._lengths, self._length)
+            packed = pack_into_bins(rng.permutation(self.samples).tolist(), self._lengths, self._length)
             self._order = epoch, [packed[i] for i in rng.permutation(len(packed))]
         return self._order[1]
 
@@ -147,8 +147,8 @@ class ConversationLoader:
         """Return the tokens of a pass, and at each what is predicted there; nothing at a sample's end."""
         if self._streamed is None or self._streamed[0] != epoch:
             order = self._rng(epoch).permutation(self.samples)
-            ends = np.full(1, IGNORED, dtype=np.int64)
-            targets = [part for i in order for part in (targets_of(self._tokens[i], self._learned[i]), ends)]
+            ends = np.full(1, IGNORE_INDEX, dtype=np.int64)
+            targets = [part for i in order for part in (next_token_targets(self._tokens[i], self._learned[i]), ends)]
             self._streamed = epoch, np.concatenate([self._tokens[i] for i in order]), np.concatenate(targets)
         return self._streamed[1:]
 

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fathom.data.image_text import IGNORE_INDEX
 from fathom.data.packed import PackedBatch
-from fathom.data.pairs import IGNORED
 
 Tokens = NDArray[np.int64]
-WINDOW = 1024
+PACKING_WINDOW = 1024
 """Samples that are packed together: more waste less room, fewer stay nearer the order of the epoch."""
 
 
-def bins(order: Sequence[int], lengths: Sequence[int], room: int, window: int = WINDOW) -> list[list[int]]:
+def pack_into_bins(
+    order: Sequence[int], lengths: Sequence[int], room: int, window: int = PACKING_WINDOW
+) -> list[list[int]]:
     """Put samples into as few bins of ``room`` tokens as a quick rule finds.
 
     ``order`` is cut into windows; in each, the longest sample goes first, into the bin with the least room that it fits
@@ -41,14 +43,14 @@ def bins(order: Sequence[int], lengths: Sequence[int], room: int, window: int = 
     return packed
 
 
-def laid_end_to_end(tokens: Sequence[Tokens], learned: Sequence[NDArray[np.bool_]]) -> PackedBatch:
+def pack_samples(tokens: Sequence[Tokens], learned: Sequence[NDArray[np.bool_]]) -> PackedBatch:
     """Return whole samples as one batch in which each sees nothing of the others."""
     inputs = np.concatenate([sample[:-1] for sample in tokens])
-    targets = np.concatenate([targets_of(sample, mask) for sample, mask in zip(tokens, learned, strict=True)])
+    targets = np.concatenate([next_token_targets(sample, mask) for sample, mask in zip(tokens, learned, strict=True)])
     lengths = tuple(len(sample) - 1 for sample in tokens)
     return PackedBatch(torch.from_numpy(inputs), torch.from_numpy(targets), lengths)
 
 
-def targets_of(tokens: Tokens, learned: NDArray[np.bool_]) -> Tokens:
+def next_token_targets(tokens: Tokens, learned: NDArray[np.bool_]) -> Tokens:
     """Return what is predicted at each position but the last: the next token where it is learned, -100 elsewhere."""
-    return np.where(learned[1:], tokens[1:], IGNORED)
+    return np.where(learned[1:], tokens[1:], IGNORE_INDEX)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fathom.chat.parts import checked_message
-from fathom.data.conversations.mask import Sample, encode_masked
-from fathom.data.conversations.turns import Thinking
+from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
+from fathom.data.conversations.templated import KeepThinking
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def encode_conversations(
     *,
     max_tokens: int,
     learn: Sequence[str] = ("assistant",),
-    thinking: Thinking = "keep",
+    thinking: KeepThinking = "keep",
     template: str | None = None,
 ) -> list[Sample]:
     """Return the conversations as samples of at most ``max_tokens`` + 1 tokens.
@@ -117,7 +117,7 @@ def encode_conversations(
     samples = []
     for conversation in conversations:
         try:
-            sample = encode_masked(
+            sample = encode_with_loss_mask(
                 tokenizer,
                 conversation.messages,
                 learn=learn,

@@ -9,11 +9,11 @@ from fathom.data.problems.split import held_out
 from fathom.errors import DataError
 from fathom.spec.problem import Problem, Split
 
-Draw = Callable[[Split, int, int, int], Problem]
+CandidateGenerator = Callable[[Split, int, int, int], Problem]
 """Makes a candidate from a split, a seed, the number of the attempt, and its index; depends on these four only."""
 
 _ATTEMPTS = 64
-_PATIENCE = 4096
+_MAX_CANDIDATES = 4096
 
 
 class ProblemSet(Protocol):
@@ -44,7 +44,7 @@ class GeneratedProblems:
     candidates each; they are kept.
     """
 
-    def __init__(self, name: str, task: str, draw: Draw) -> None:
+    def __init__(self, name: str, task: str, draw: CandidateGenerator) -> None:
         self.name = name
         self._task, self._draw = task, draw
         self._held_out: dict[int, _HeldOut] = {}
@@ -72,7 +72,7 @@ class GeneratedProblems:
 class _HeldOut:
     """The different held-out questions of one seed, found as they are asked for; repeated where there are no more."""
 
-    def __init__(self, name: str, task: str, draw: Draw, seed: int) -> None:
+    def __init__(self, name: str, task: str, draw: CandidateGenerator, seed: int) -> None:
         self._name, self._task, self._draw, self._seed = name, task, draw, seed
         self._found: list[Problem] = []
         self._questions: set[str] = set()
@@ -82,12 +82,12 @@ class _HeldOut:
         while index >= len(self._found) and not self._ended:
             self._search()
         if not self._found:
-            raise DataError(f"{self._name}: none of {_PATIENCE} questions is held out; allow more different ones")
+            raise DataError(f"{self._name}: none of {_MAX_CANDIDATES} questions is held out; allow more different ones")
         return self._found[index % len(self._found)]
 
     def _search(self) -> None:
         """Find one more, or learn that a long search finds none."""
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_CANDIDATES):
             problem = self._draw("held_out", self._seed, 0, self._next)
             self._next += 1
             if problem.question not in self._questions and held_out(self._task, problem.question):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fathom.data.problems.generated import GeneratedProblems
-from fathom.data.problems.solutions import worked
+from fathom.data.problems.solutions import worked_solution
 from fathom.data.problems.split import derived_seed
 from fathom.errors import DataError, SpecError
 from fathom.spec.problem import GymProblems, Problem, Split
@@ -25,7 +25,7 @@ _NO_ANSWER = "has no reference answer"
 _NOT_JSON = "is judged by values that JSON does not keep"
 _NOT_REPEATABLE = "draws other problems in every process"
 
-REFUSED: Mapping[str, str] = MappingProxyType(
+UNSUPPORTED_DATASETS: Mapping[str, str] = MappingProxyType(
     {
         "arc_agi": _NOT_JSON,
         "boxnet": _NO_ANSWER,
@@ -84,8 +84,10 @@ def _configuration(source: GymProblems) -> Any:
         near = difflib.get_close_matches(source.dataset, known, n=3)
         remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "use a data set of reasoning-gym"
         raise SpecError("dataset", f"there is no {source.dataset!r} in reasoning-gym", remedy)
-    if source.dataset in REFUSED:
-        raise SpecError("dataset", f"{source.dataset!r} {REFUSED[source.dataset]}", "choose another data set")
+    if source.dataset in UNSUPPORTED_DATASETS:
+        raise SpecError(
+            "dataset", f"{source.dataset!r} {UNSUPPORTED_DATASETS[source.dataset]}", "choose another data set"
+        )
     return known[source.dataset][1]
 
 
@@ -120,7 +122,7 @@ def _problem(source: GymProblems, entry: Mapping[str, Any], name: str) -> Proble
         answer=entry["answer"],
         details={"dataset": source.dataset, "metadata": metadata},
     )
-    solution = worked(problem)
+    solution = worked_solution(problem)
     if solution is None:
         return problem
     return dataclasses.replace(problem, details={**problem.details, "solution": solution})

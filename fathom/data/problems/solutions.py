@@ -20,7 +20,7 @@ from fathom.spec.problem import Problem
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def worked(problem: Problem) -> str | None:
+def worked_solution(problem: Problem) -> str | None:
     """Return a worked solution of a reasoning-gym problem; None where we write none, or none that ends with the answer.
 
     The last characters are the answer itself, after a space or a line's end.
@@ -240,5 +240,5 @@ _WRITERS: Mapping[str, Callable[[Mapping[str, Any], Problem], str | None]] = Map
         "word_sorting": _word_sorting,
     }
 )
-WORKED = frozenset(_WRITERS)
+SOLVED_DATASETS = frozenset(_WRITERS)
 """Data sets whose problems come with a worked solution."""

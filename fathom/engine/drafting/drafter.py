@@ -10,14 +10,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fathom.engine.scheduler import Work
+from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
 
 
 class Drafter(Protocol):
     """Proposes what may come next. Whatever it proposes, answers stay the same; good drafts make them come sooner."""
 
-    def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
+    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, at most as many as a work has room for, before the pass that tries them."""
         ...
 
@@ -32,7 +32,7 @@ class Drafter(Protocol):
 class NoDrafter:
     """Proposes nothing."""
 
-    def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
+    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return nothing."""
         return {}
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fathom.engine.scheduler import Work
+from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
-from fathom.model.cache import PagedStep, PagePool, Slice
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.decoder import Decoder
 
 
@@ -35,11 +35,11 @@ class MtpDrafter:
         # the hidden state of each page's last token, with which the first token after a shared page is paired
         self._last_PD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
 
-    def propose(self, works: Sequence[Work]) -> Mapping[int, Sequence[int]]:
+    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, after reading what the last step left."""
         for work in works:
-            work.state.unread_ND = self._held(work.state)
-        chosen = [work for work in works if work.room and work.state.unread_ND is not None]
+            work.state.pending_hidden_ND = self._held(work.state)
+        chosen = [work for work in works if work.room and work.state.pending_hidden_ND is not None]
         chosen.sort(key=lambda work: (_unread(work.state), work.state.computed))
         if not chosen:
             return {}
@@ -54,8 +54,8 @@ class MtpDrafter:
             if not further:
                 break
             chosen = [chosen[index] for index in further]
-            slices = [Slice(work.state.pages, work.state.computed + depth, 1) for work in chosen]
-            hidden_BD = self._look_ahead(slices, [tokens[index] for index in further], hidden_BD[further])
+            slices = [SequenceChunk(work.state.pages, work.state.computed + depth, 1) for work in chosen]
+            hidden_BD = self._forward_mtp(slices, [tokens[index] for index in further], hidden_BD[further])
         return drafts
 
     def observe(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
@@ -64,8 +64,8 @@ class MtpDrafter:
         behind, ends = [], []
         for state, new_ND in zip(states, hidden_ND, strict=True):
             held_ND = self._held(state)
-            state.unread_ND = new_ND.clone() if held_ND is None else torch.cat((held_ND, new_ND))
-            if len(state.unread_ND) > self._most_unread:
+            state.pending_hidden_ND = new_ND.clone() if held_ND is None else torch.cat((held_ND, new_ND))
+            if len(state.pending_hidden_ND) > self._most_unread:
                 behind.append(state)
                 ends.append(state.computed + len(new_ND))
         if behind:
@@ -73,8 +73,8 @@ class MtpDrafter:
 
     def _held(self, state: RequestState) -> Tensor | None:
         """The hidden states before the step's first: none at the beginning, a page's last one after a shared page."""
-        if state.unread_ND is not None or state.computed == 0:
-            return state.unread_ND
+        if state.pending_hidden_ND is not None or state.computed == 0:
+            return state.pending_hidden_ND
         page = state.pages[state.computed // self._pool.page_size - 1]
         return self._last_PD[page : page + 1]
 
@@ -85,19 +85,19 @@ class MtpDrafter:
         """
         slices, tokens, previous_ND = [], [], []
         for state, end, count in zip(states, ends, counts, strict=True):
-            assert state.unread_ND is not None
-            slices.append(Slice(state.pages, end - count, count))
+            assert state.pending_hidden_ND is not None
+            slices.append(SequenceChunk(state.pages, end - count, count))
             tokens += state.tokens[end - count : end]
-            previous_ND.append(state.unread_ND[:count])
-            state.unread_ND = state.unread_ND[count:].clone()
-        hidden_ND = self._look_ahead(slices, tokens, torch.cat(previous_ND))
+            previous_ND.append(state.pending_hidden_ND[:count])
+            state.pending_hidden_ND = state.pending_hidden_ND[count:].clone()
+        hidden_ND = self._forward_mtp(slices, tokens, torch.cat(previous_ND))
         last = torch.tensor(counts, device=hidden_ND.device).cumsum(0) - 1
         return hidden_ND[last]
 
-    def _look_ahead(self, slices: Sequence[Slice], tokens: Sequence[int], previous_ND: Tensor) -> Tensor:
+    def _forward_mtp(self, slices: Sequence[SequenceChunk], tokens: Sequence[int], previous_ND: Tensor) -> Tensor:
         step = PagedStep(self._pool, slices, first_layer=self._model.spec.num_hidden_layers, empty_slots=1)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        return self._model.look_ahead(tokens_1N, previous_ND[None], step)[0]
+        return self._model.forward_mtp(tokens_1N, previous_ND[None], step)[0]
 
     def _keep_page_ends(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
         size, pages, rows = self._pool.page_size, [], []
@@ -110,4 +110,4 @@ class MtpDrafter:
 
 
 def _unread(state: RequestState) -> int:
-    return 0 if state.unread_ND is None else len(state.unread_ND)
+    return 0 if state.pending_hidden_ND is None else len(state.pending_hidden_ND)

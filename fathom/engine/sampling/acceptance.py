@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fathom.engine.sampling.penalties import Row
+from fathom.engine.sampling.logits_processors import SamplingMetadata
 from fathom.spec.sampling import TokenLogprob
 
 
-def draft_rows(row: Row, drafts: Sequence[int]) -> list[Row]:
+def draft_metadata(row: SamplingMetadata, drafts: Sequence[int]) -> list[SamplingMetadata]:
     """Return what drawing needs at the next position and after each draft; the request's own row is the first.
 
     Drafts end early where the constraint forbids one, and before one that would end the answer: there is one draft
@@ -38,10 +38,10 @@ def draft_rows(row: Row, drafts: Sequence[int]) -> list[Row]:
     return rows
 
 
-def accepted(drawn: Sequence[TokenLogprob], drafts: Sequence[int]) -> list[TokenLogprob]:
+def accept_drafts(drawn: Sequence[TokenLogprob], drafts: Sequence[int]) -> list[TokenLogprob]:
     """Return the tokens of one step: drafts that were drawn, and the first that was not, or the one after all drafts.
 
-    ``drawn`` are ``draw``'s tokens for ``draft_rows``, one more than there are drafts. What was computed for the
+    ``drawn`` are ``draw``'s tokens for ``draft_metadata``, one more than there are drafts. What was computed for the
     positions after the last returned token is void.
     """
     hits = next((i for i, draft in enumerate(drafts) if drawn[i].token_id != draft), len(drafts))

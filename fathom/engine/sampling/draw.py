@@ -18,24 +18,41 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fathom.engine.sampling.filters import keep, leading, masses, pick_rows, select, weights, whole
-from fathom.engine.sampling.penalties import Row, adjust
+from fathom.engine.sampling.filters import (
+    filter_top_p_min_p,
+    is_unfiltered,
+    masses,
+    sample_filtered,
+    sample_unfiltered_rows,
+    top_k_ids,
+    weights,
+)
+from fathom.engine.sampling.logits_processors import SamplingMetadata, apply_logits_processors
 from fathom.engine.sampling.uniform import fresh_seed, uniform
 from fathom.errors import DataError, FathomError
 from fathom.spec.sampling import TokenLogprob
 
-__all__ = ["Row", "RowFailure", "distribution", "draw", "fresh_seed", "prompt_logprobs", "try_draw", "uniform"]
+__all__ = [
+    "SamplingFailure",
+    "SamplingMetadata",
+    "distribution",
+    "draw",
+    "fresh_seed",
+    "prompt_logprobs",
+    "try_draw",
+    "uniform",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class RowFailure:
+class SamplingFailure:
     """Why one row has no next token: its logits are not finite, nothing is allowed, or its request's fields."""
 
     kind: Literal["logits", "nothing allowed", "request"]
     message: str
 
 
-def draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob]:
+def draw(logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob]:
     """Draw one token per row; ``try_draw`` for callers that must tell good rows from bad ones.
 
     Raises:
@@ -43,12 +60,12 @@ def draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob]:
     """
     drawn = try_draw(logits_BV, rows)
     for index, token in enumerate(drawn):
-        if isinstance(token, RowFailure):
+        if isinstance(token, SamplingFailure):
             raise DataError(f"row {index}: {token.message}")
     return [token for token in drawn if isinstance(token, TokenLogprob)]
 
 
-def try_draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | RowFailure]:
+def try_draw(logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
     """Draw one token per row, or say why that row has none.
 
     Log-probabilities are of the unfiltered softmax at temperature 1, which a trainer computes for the same sequence.
@@ -56,45 +73,45 @@ def try_draw(logits_BV: Tensor, rows: Sequence[Row]) -> list[TokenLogprob | RowF
     four. None sorts the vocabulary.
     """
     logits_BV = logits_BV.float()
-    drawn: list[TokenLogprob | RowFailure] = []
-    for looked in _look(logits_BV):
+    drawn: list[TokenLogprob | SamplingFailure] = []
+    for looked in _softmax_rows(logits_BV):
         drawn += _draw_together(looked, rows[len(drawn) : len(drawn) + len(looked.norms_R)])
     return drawn
 
 
-def distribution(logits_V: Tensor, row: Row) -> Tensor:
+def distribution(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     """Return the probabilities (V,) in float64 by which ``draw`` draws, written plainly and at the cost of a sort.
 
     Raises:
         DataError: nothing is allowed, or the constraint cannot go on.
         SpecError: ``logit_bias`` names a token outside the vocabulary.
     """
-    logits_V = adjust(logits_V.float(), row)
+    logits_V = apply_logits_processors(logits_V.float(), row)
     best = float(logits_V.amax(-1))
     if best == -torch.inf:
         raise DataError(_NOTHING.message)
     params = row.params
-    kept = leading(logits_V, params.top_k) if 0 < params.top_k < len(logits_V) else None
+    kept = top_k_ids(logits_V, params.top_k) if 0 < params.top_k < len(logits_V) else None
     if params.temperature == 0:
         kept = logits_V.max(-1, keepdim=True).indices
     if kept is not None:
         logits_V = torch.full_like(logits_V, -torch.inf).scatter_(0, kept, logits_V[kept])
-    weights_V = keep(weights(logits_V, best, params.temperature), params)
+    weights_V = filter_top_p_min_p(weights(logits_V, best, params.temperature), params)
     return weights_V / weights_V.sum()
 
 
 def prompt_logprobs(logits_NV: Tensor, next_ids_N: Tensor, top: int) -> list[TokenLogprob]:
     """Return what the model thought of the tokens that did follow, each with ``top`` alternatives."""
     logits_NV = logits_NV.float()
-    norms_N = torch.cat([looked.norms_R for looked in _look(logits_NV)])
+    norms_N = torch.cat([looked.norms_R for looked in _softmax_rows(logits_NV)])
     logprobs_N = logits_NV.gather(-1, next_ids_N[:, None])[:, 0] - norms_N
     each = zip(logits_NV, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
     return [TokenLogprob(token, logprob, _alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
 
 
 _TOGETHER = 1 << 18  # logits
-_NOT_FINITE = RowFailure("logits", "the model's logits are not finite; its weights or its cache are damaged")
-_NOTHING = RowFailure(
+_NOT_FINITE = SamplingFailure("logits", "the model's logits are not finite; its weights or its cache are damaged")
+_NOTHING = SamplingFailure(
     "nothing allowed",
     "no token is allowed here: constraint, min_tokens and logit_bias forbid all of them together; "
     "lower min_tokens or loosen the constraint",
@@ -102,7 +119,7 @@ _NOTHING = RowFailure(
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
+class _SoftmaxRows:
     """Rows that were looked at together.
 
     Their best logits (R,), the exponentials of how far the others are below them (R, V), the masses of these (R, S),
@@ -116,7 +133,7 @@ class _Looked:
     norms_R: Tensor
 
 
-def _look(logits_BV: Tensor) -> Iterator[_Looked]:
+def _softmax_rows(logits_BV: Tensor) -> Iterator[_SoftmaxRows]:
     """Look at as many rows at a time as stay in a core's cache; what is yielded holds until the next."""
     size, vocab = logits_BV.shape
     together = min(max(_TOGETHER // vocab, 1), size)
@@ -126,33 +143,35 @@ def _look(logits_BV: Tensor) -> Iterator[_Looked]:
         best_R = logits_RV.amax(-1)
         shares_RV = weights(logits_RV, best_R[:, None], 1, out=room_RV[: len(logits_RV)])
         masses_RS = masses(shares_RV)
-        yield _Looked(logits_RV, best_R, shares_RV, masses_RS, masses_RS.sum(-1).log_().add_(best_R))
+        yield _SoftmaxRows(logits_RV, best_R, shares_RV, masses_RS, masses_RS.sum(-1).log_().add_(best_R))
 
 
-def _draw_together(looked: _Looked, rows: Sequence[Row]) -> list[TokenLogprob | RowFailure]:
+def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
     logits_RV, norms, bests = looked.logits_RV, looked.norms_R.tolist(), looked.best_R.tolist()
-    tokens: list[int | RowFailure] = [_NOT_FINITE] * len(rows)
+    tokens: list[int | SamplingFailure] = [_NOT_FINITE] * len(rows)
     alike: dict[float, list[int]] = {}
     for index, (row, norm) in enumerate(zip(rows, norms, strict=True)):
         if abs(norm) < torch.inf:
-            if row.plain and (row.params.temperature == 0 or whole(row.params, logits_RV.shape[-1])):
+            if row.plain and (row.params.temperature == 0 or is_unfiltered(row.params, logits_RV.shape[-1])):
                 alike.setdefault(row.params.temperature, []).append(index)
             else:
                 tokens[index] = _draw_one(logits_RV[index], row, bests[index])
     for temperature, chosen in alike.items():
-        for index, token in zip(chosen, _draw_alike(looked, rows, chosen, temperature), strict=True):
+        for index, token in zip(chosen, _draw_unfiltered(looked, rows, chosen, temperature), strict=True):
             tokens[index] = token
     ids_R = torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=logits_RV.device)
     values = logits_RV.gather(-1, ids_R[:, None])[:, 0].tolist()
     return [
         token
-        if isinstance(token, RowFailure)
+        if isinstance(token, SamplingFailure)
         else TokenLogprob(token, value - norm, _alternatives(logits_V, norm, row.params.logprobs or 0))
         for logits_V, row, norm, token, value in zip(logits_RV, rows, norms, tokens, values, strict=True)
     ]
 
 
-def _draw_alike(looked: _Looked, rows: Sequence[Row], chosen: Sequence[int], temperature: float) -> list[int]:
+def _draw_unfiltered(
+    looked: _SoftmaxRows, rows: Sequence[SamplingMetadata], chosen: Sequence[int], temperature: float
+) -> list[int]:
     """Draw for rows at which nothing but their temperature acts; each as ``_draw_one`` draws it."""
     logits_RV = looked.logits_RV
     at = slice(None) if len(chosen) == len(rows) else torch.tensor(chosen, device=logits_RV.device)
@@ -164,25 +183,25 @@ def _draw_alike(looked: _Looked, rows: Sequence[Row], chosen: Sequence[int], tem
     else:
         shares_RV = weights(logits_RV[at], looked.best_R[at][:, None], temperature)
         masses_RS = masses(shares_RV)
-    return [int(token) for token in pick_rows(shares_RV, masses_RS, numbers).tolist()]
+    return [int(token) for token in sample_unfiltered_rows(shares_RV, masses_RS, numbers).tolist()]
 
 
-def _draw_one(logits_V: Tensor, row: Row, best: float) -> int | RowFailure:
+def _draw_one(logits_V: Tensor, row: SamplingMetadata, best: float) -> int | SamplingFailure:
     if not row.plain:
         try:
-            logits_V = adjust(logits_V, row)
+            logits_V = apply_logits_processors(logits_V, row)
         except FathomError as error:
-            return RowFailure("request", str(error))
+            return SamplingFailure("request", str(error))
         best = float(logits_V.amax(-1))
         if best == -torch.inf:
             return _NOTHING
     if row.params.temperature == 0:
         return int(logits_V.max(-1).indices)  # of equal ones the first
-    return select(logits_V, best, row.params, partial(uniform, row.seed, len(row.drawn)))
+    return sample_filtered(logits_V, best, row.params, partial(uniform, row.seed, len(row.drawn)))
 
 
 def _alternatives(logits_V: Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:
     if count == 0:
         return ()
-    ids = leading(logits_V, min(count, len(logits_V)))
+    ids = top_k_ids(logits_V, min(count, len(logits_V)))
     return tuple((token, logit - norm) for token, logit in zip(ids.tolist(), logits_V[ids].tolist(), strict=True))

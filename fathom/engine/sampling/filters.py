@@ -19,11 +19,11 @@ from torch.nn.functional import threshold
 
 from fathom.spec.sampling import SamplingParams
 
-_BLOCK = 256
+_CHUNK = 256
 _SMALLEST_TEMPERATURE = 1e-30  # far below any difference of float32 logits, and no division by zero
 
 
-def leading(values_V: Tensor, count: int) -> Tensor:
+def top_k_ids(values_V: Tensor, count: int) -> Tensor:
     """Return the ids of the ``count`` highest float32 values, best first; of equal ones the lowest ids.
 
     Each of them lies in one of the ``count`` blocks with the highest maxima, ties going to the earlier block: that
@@ -37,7 +37,10 @@ def leading(values_V: Tensor, count: int) -> Tensor:
     maxima = head_V.view(whole, width).amax(-1)
     blocks = _first(maxima, torch.arange(whole, device=values_V.device), count)
     ids = torch.cat(
-        [(blocks[:, None] * width + offsets).flatten(), torch.arange(whole * width, size, device=values_V.device)]
+        [
+            (blocks[:, None] * width + offsets).flatten(),
+            torch.arange(whole * width, size, device=values_V.device),
+        ]
     )
     return _first(values_V[ids], ids, count)
 
@@ -59,21 +62,21 @@ def weights(logits_V: Tensor, best: float | Tensor, temperature: float, *, out: 
 
 def masses(weights_V: Tensor) -> Tensor:
     """Return the sum of each block in float64; the last may be shorter than the others. Of rows too."""
-    count, rest = divmod(weights_V.shape[-1], _BLOCK)
+    count, rest = divmod(weights_V.shape[-1], _CHUNK)
     head_V = weights_V[..., :-rest] if rest else weights_V
-    sums = head_V.view(*weights_V.shape[:-1], count, _BLOCK).sum(-1)
+    sums = head_V.view(*weights_V.shape[:-1], count, _CHUNK).sum(-1)
     if rest:
         sums = torch.cat([sums, weights_V[..., -rest:].sum(-1, keepdim=True)], -1)
     return sums.double()
 
 
-def whole(params: SamplingParams, vocab: int) -> bool:
-    """Whether ``params`` leave every token its weight, so that ``pick_rows`` draws as ``select`` does."""
+def is_unfiltered(params: SamplingParams, vocab: int) -> bool:
+    """Whether ``params`` filter no token out: ``sample_unfiltered_rows`` then samples as ``sample_filtered`` does."""
     return params.temperature > 0 and not 0 < params.top_k < vocab and params.top_p >= 1 and params.min_p <= 0
 
 
-def pick_rows(weights_RV: Tensor, masses_RS: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Return the ids (R,) that ``select`` draws with these numbers where no filter takes a token away.
+def sample_unfiltered_rows(weights_RV: Tensor, masses_RS: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Return the ids (R,) that ``sample_filtered`` draws with these numbers where no filter takes a token away.
 
     A row's id is that of the row alone, whatever is beside it.
     """
@@ -81,21 +84,21 @@ def pick_rows(weights_RV: Tensor, masses_RS: Tensor, numbers: Sequence[float]) -
     targets_R1 = torch.tensor(numbers, dtype=torch.float64, device=weights_RV.device)[:, None] * ends_RS[:, -1:]
     block_R1 = _holders(ends_RS, targets_R1)
     before_R1 = ends_RS.gather(-1, (block_R1 - 1).clamp_(min=0)).masked_fill_(block_R1 == 0, 0.0)
-    ids_RK = block_R1 * _BLOCK + torch.arange(_BLOCK, device=weights_RV.device)
+    ids_RK = block_R1 * _CHUNK + torch.arange(_CHUNK, device=weights_RV.device)
     vocab = weights_RV.shape[-1]
     held_RK = weights_RV.gather(-1, ids_RK.clamp(max=vocab - 1)).masked_fill_(ids_RK >= vocab, 0.0)
     inner_R1 = _holders(held_RK.double().cumsum(-1), targets_R1 - before_R1)
-    return (block_R1 * _BLOCK + inner_R1)[:, 0]
+    return (block_R1 * _CHUNK + inner_R1)[:, 0]
 
 
-def select(logits_V: Tensor, best: float, params: SamplingParams, number: Callable[[int], float]) -> int:
+def sample_filtered(logits_V: Tensor, best: float, params: SamplingParams, number: Callable[[int], float]) -> int:
     """Draw a token id; ``number(trial)`` gives as many random numbers as it takes, usually one.
 
     Filters act in the order temperature, top-k, top-p, min-p. Of equally likely tokens the lowest ids pass first.
     """
     ids = None
     if 0 < params.top_k < len(logits_V):
-        ids = leading(logits_V, params.top_k).sort().values
+        ids = top_k_ids(logits_V, params.top_k).sort().values
         logits_V = logits_V[ids]
     weights_V = weights(logits_V, best, params.temperature)
     enough = params.top_p * float(masses(weights_V).sum()) if params.top_p < 1 else torch.inf
@@ -115,8 +118,8 @@ def select(logits_V: Tensor, best: float, params: SamplingParams, number: Callab
     return index if ids is None else int(ids[index])
 
 
-def keep(weights_V: Tensor, params: SamplingParams) -> Tensor:
-    """Return float64 weights after top-p and min-p, by sorting: what ``select`` draws by, written plainly."""
+def filter_top_p_min_p(weights_V: Tensor, params: SamplingParams) -> Tensor:
+    """Return float64 weights after top-p and min-p, by sorting: what ``sample_filtered`` draws by, written plainly."""
     sorted_V, ids_V = weights_V.double().sort(descending=True, stable=True)
     passes_V = weights_V[ids_V] > _just_below(params.min_p)
     if params.top_p < 1:
@@ -133,19 +136,19 @@ def _pick(weights_V: Tensor, number: float) -> int:
     """Return the index in whose share of the cumulated weights ``number`` falls."""
     ends = masses(weights_V).cumsum(-1)
     target = number * float(ends[-1])
-    block = _holder(ends, target)
+    block = _bucket(ends, target)
     rest = target - float(ends[block - 1]) if block else target
-    start = block * _BLOCK
-    return start + _holder(weights_V[start : start + _BLOCK].double().cumsum(-1), rest)
+    start = block * _CHUNK
+    return start + _bucket(weights_V[start : start + _CHUNK].double().cumsum(-1), rest)
 
 
-def _holder(ends: Tensor, target: float) -> int:
+def _bucket(ends: Tensor, target: float) -> int:
     """Return the first index with ``target`` below its end; what rounding put outside goes to the nearest with mass."""
     at = int(torch.searchsorted(ends, max(target, 0.0), right=True))
     return min(at, int(torch.searchsorted(ends, float(ends[-1]))))
 
 
 def _holders(ends_RS: Tensor, targets_R1: Tensor) -> Tensor:
-    """``_holder`` of each row."""
+    """``_bucket`` of each row."""
     at_R1 = torch.searchsorted(ends_RS, targets_R1.clamp(min=0.0), right=True)
     return torch.minimum(at_R1, torch.searchsorted(ends_RS, ends_RS[:, -1:].contiguous()))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fathom.model.attention.context import AttentionContext, LatentForm
-from fathom.model.attention.grouped import GroupedQuery
-from fathom.model.attention.latent import Latent
+from fathom.model.attention.gqa import GQA
+from fathom.model.attention.mla import MLA
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
-__all__ = ["AttentionContext", "GroupedQuery", "Latent", "LatentForm", "make_attention"]
+__all__ = ["GQA", "MLA", "AttentionContext", "LatentForm", "make_attention"]
 
 
-def make_attention(spec: ModelSpec) -> GroupedQuery | Latent:
+def make_attention(spec: ModelSpec) -> GQA | MLA:
     """Return the attention module that the spec describes."""
     if isinstance(spec.attention, GroupedQueryAttention):
-        return GroupedQuery(spec, spec.attention)
-    return Latent(spec, spec.attention)
+        return GQA(spec, spec.attention)
+    return MLA(spec, spec.attention)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom import kernels
-from fathom.model.cache import Part, Span
+from fathom.model.cache import AttentionGroup, AttentionMetadata
 from fathom.model.rope import RopeTable
 from fathom.spec.rope import RopeLayout
 
@@ -24,7 +24,7 @@ LatentForm = Literal["auto", "expanded", "absorbed"]
 class AttentionContext:
     """One forward pass as attention sees it; ``form`` chooses how latent attention is computed."""
 
-    span: Span
+    span: AttentionMetadata
     rope: RopeTable
     layout: RopeLayout
     form: LatentForm = "auto"
@@ -57,11 +57,11 @@ class AttentionContext:
         return torch.cat([output.flatten(0, 1) for output in outputs])[None]
 
 
-def _attended(part: Part, own: Sequence[Tensor], first: Sequence[Tensor], scale: float) -> Tensor:
+def _attended(part: AttentionGroup, own: Sequence[Tensor], first: Sequence[Tensor], scale: float) -> Tensor:
     """One part's output, (b, t, H V), from its queries, keys and values (b, t, ...) and what is before them."""
     q_BHTK, k_BGTK, v_BGTV = (x.transpose(1, 2) for x in own)
     if part.beginning is None:
         out_BHTV = kernels.attention(q_BHTK, k_BGTK, v_BGTV, mask_B1TS=part.mask_B1TS, causal=part.causal, scale=scale)
     else:
-        out_BHTV = kernels.continued_attention(q_BHTK, k_BGTK, v_BGTV, *first, mask_1TS=part.mask_BTS, scale=scale)
+        out_BHTV = kernels.shared_prefix_attention(q_BHTK, k_BGTK, v_BGTV, *first, mask_1TS=part.mask_BTS, scale=scale)
     return out_BHTV.transpose(1, 2).flatten(2)

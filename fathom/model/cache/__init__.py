@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from fathom.model.cache.paged import PagedStep, Slice
-from fathom.model.cache.plain import Cache, LinearStore, RollingStore
+from fathom.model.cache.attention_metadata import (
+    AttentionGroup,
+    AttentionMetadata,
+    KeyValueCache,
+    LayerCache,
+    causal_metadata,
+    packed_metadata,
+)
+from fathom.model.cache.paged import PagedStep, SequenceChunk
 from fathom.model.cache.pool import PagePool, Scratch
-from fathom.model.cache.span import KeyValueCache, Part, Span, Store, fresh_span, packed_span
+from fathom.model.cache.static import FullLayerCache, SlidingWindowLayerCache, StaticCache
 
 __all__ = [
-    "Cache",
+    "AttentionGroup",
+    "AttentionMetadata",
+    "FullLayerCache",
     "KeyValueCache",
-    "LinearStore",
+    "LayerCache",
     "PagePool",
     "PagedStep",
-    "Part",
-    "RollingStore",
     "Scratch",
-    "Slice",
-    "Span",
-    "Store",
-    "fresh_span",
-    "packed_span",
+    "SequenceChunk",
+    "SlidingWindowLayerCache",
+    "StaticCache",
+    "causal_metadata",
+    "packed_metadata",
 ]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import ContextError
+from fathom.model.cache.attention_metadata import AttentionGroup, AttentionMetadata, attention_mask
 from fathom.model.cache.pool import PagePool, Pages
-from fathom.model.cache.span import Part, Span, visible
 
 # Sequences of one length of step attend together while padding them wastes little and their keys stay this few.
 _MOST_PADDING = 1.5
@@ -21,7 +21,7 @@ _MOST_KEYS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class SequenceChunk:
     """One sequence's share of a step: ``tokens`` new tokens after ``start``.
 
     ``pages`` hold its tokens from ``first`` on, a multiple of the page size: what a window has left behind needs no
@@ -52,7 +52,7 @@ class PagedStep:
     def __init__(
         self,
         pool: PagePool,
-        slices: Sequence[Slice],
+        slices: Sequence[SequenceChunk],
         *,
         window: int | None = None,
         first_layer: int = 0,
@@ -72,13 +72,13 @@ class PagedStep:
         self.device = pool.device
         self.slots_N = self._slots()
         self.tables: tuple[slice | Tensor, ...] = ()
-        self.layers = tuple(_PagedStore(self, layer) for layer in pool.layers[first_layer:])
+        self.layers = tuple(_PagedLayerCache(self, layer) for layer in pool.layers[first_layer:])
 
     def reach(self, tokens: int) -> int:
         """Return the most tokens any sequence will have."""
         return max(piece.end for piece in self.slices)
 
-    def advance(self, tokens: int) -> Span:
+    def advance(self, tokens: int) -> AttentionMetadata:
         """Say where the step's tokens stand and what they may attend to.
 
         Raises:
@@ -96,7 +96,7 @@ class PagedStep:
             tables.append(self._table(group))
             row += len(group) * group[0].tokens
         self.tables = tuple(tables)
-        return Span(torch.tensor([positions], device=self.device), tuple(parts))
+        return AttentionMetadata(torch.tensor([positions], device=self.device), tuple(parts))
 
     def _slots(self) -> Tensor:
         size, slots = self.pool.page_size, []
@@ -106,8 +106,8 @@ class PagedStep:
                 slots.append(piece.pages[page] * size + offset)
         return torch.tensor(slots, device=self.device)
 
-    def _groups(self) -> Iterator[list[Slice]]:
-        group: list[Slice] = []
+    def _groups(self) -> Iterator[list[SequenceChunk]]:
+        group: list[SequenceChunk] = []
         held = longest = 0
         for piece in self.slices:
             keys = piece.end - piece.first
@@ -121,24 +121,24 @@ class PagedStep:
         if group:
             yield group
 
-    def _part(self, group: Sequence[Slice], row: int) -> Part:
+    def _part(self, group: Sequence[SequenceChunk], row: int) -> AttentionGroup:
         tokens, empty = group[0].tokens, self.empty_slots
         end = max(piece.end - piece.first for piece in group)
         rows = slice(row, row + len(group) * tokens)
         alike = all(piece.end == group[0].end and piece.first == group[0].first for piece in group)
         windowed = self.window is not None and any(piece.end - self.window > piece.first for piece in group)
         if alike and not windowed and (tokens == 1 or group[0].start == group[0].first + empty):
-            return Part(tokens, end - empty, None, causal=tokens > 1, rows=rows)
+            return AttentionGroup(tokens, end - empty, None, causal=tokens > 1, rows=rows)
         keys_S = torch.arange(empty, end, device=self.device)
         queries_BT = torch.tensor([[piece.start] for piece in group], device=self.device)
         if tokens > 1:
             queries_BT = queries_BT + torch.arange(tokens, device=self.device)
         if self.window is None and not any(piece.first for piece in group):
-            return Part(tokens, end - empty, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
+            return AttentionGroup(tokens, end - empty, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
         keys_BS = torch.tensor([[piece.first] for piece in group], device=self.device) + keys_S
-        return Part(tokens, end, visible(queries_BT, keys_BS, self.window), causal=False, rows=rows)
+        return AttentionGroup(tokens, end, attention_mask(queries_BT, keys_BS, self.window), causal=False, rows=rows)
 
-    def _table(self, group: Sequence[Slice]) -> slice | Tensor:
+    def _table(self, group: Sequence[SequenceChunk]) -> slice | Tensor:
         """The pages of a group, each sequence's padded to the longest; a slice where they lie together."""
         size = self.pool.page_size
         count = max(-(-(piece.end - piece.first) // size) for piece in group)
@@ -151,13 +151,13 @@ class PagedStep:
         return torch.tensor(pages, device=self.device)
 
 
-class _PagedStore:
+class _PagedLayerCache:
     """One layer of the pool, as one step sees it."""
 
     def __init__(self, step: PagedStep, layer: tuple[Pages, ...]) -> None:
         self._step, self._layer = step, layer
 
-    def append(self, span: Span, *new_BTGK: Tensor) -> Iterator[tuple[Part, tuple[Tensor, ...]]]:
+    def append(self, span: AttentionMetadata, *new_BTGK: Tensor) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
         """Write the step's tokens, then read each part's pages: (B, G, S, K) for each kind of number."""
         step, pool, empty = self._step, self._step.pool, self._step.empty_slots
         for pages, new in zip(self._layer, new_BTGK, strict=True):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fathom import kernels
 from fathom.model.cache.pages import Scratch
-from fathom.plan.cache_rows import EIGHT_BITS, PAIRS, SCALE_BYTES, QuantizedRow, Segment
+from fathom.plan.cache_rows import EIGHT_BITS, PAIRED_MAX_CODE, SCALE_BYTES, QuantizedRow, Segment
 
-_LEVELS = 2 * PAIRS + 1
+_LEVELS = 2 * PAIRED_MAX_CODE + 1
 # Types as large as two numbers of so many bytes.
 _PAIR_TYPES = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 # A group of zeros still needs a scale; magnitudes below this are lost.
@@ -104,7 +104,7 @@ def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
 def _pair_table(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return both numbers of each pair, (2048, 2), by the low 11 bits of 45 times the first and the second."""
     table = torch.zeros(2048, 2, dtype=dtype)
-    numbers = torch.arange(-PAIRS, PAIRS + 1)
+    numbers = torch.arange(-PAIRED_MAX_CODE, PAIRED_MAX_CODE + 1)
     first, second = numbers.repeat_interleave(_LEVELS), numbers.repeat(_LEVELS)
     table[(_LEVELS * first + second) % 2048] = torch.stack((first, second), 1).to(dtype)
     return table.to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.drop import exempt_sequences
 from fathom.model.moe.layer import Experts, MoELayer
-from fathom.model.moe.replay import agreement_sums, chosen_experts
+from fathom.model.moe.replay import chosen_experts, routing_agreement_sums
 from fathom.model.moe.router import Router, Routing
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Router",
     "Routing",
     "RoutingContext",
-    "agreement_sums",
     "chosen_experts",
     "exempt_sequences",
+    "routing_agreement_sums",
 ]

@@ -18,7 +18,7 @@ from fathom.model.moe.router import Routing
 from fathom.spec.moe import BalanceScope, Counted, MixtureOfExperts
 
 
-def expert_loss(routing: Routing, *, scope: BalanceScope = "sequence", counted: Counted = "chosen") -> Tensor:
+def expert_balance_loss(routing: Routing, *, scope: BalanceScope = "sequence", counted: Counted = "chosen") -> Tensor:
     """Sum over experts of frequency times mean score (V2 eqs 23-25), per sequence and averaged, or over the batch.
 
     With one expert per token this is Switch's N sum f P (eq 4). ``counted`` "first" counts each token's first choice
@@ -94,7 +94,7 @@ def sequence_loss(routing: Routing) -> Tensor:
     """
     best_BTK = routing.scores_BTE.detach().topk(routing.indices_BTK.shape[-1], dim=-1).indices
     printed = Routing(routing.scores_BTE, best_BTK, routing.weights_BTK)
-    return expert_loss(printed, scope="sequence")
+    return expert_balance_loss(printed, scope="sequence")
 
 
 def balance_loss(routing: Routing, moe: MixtureOfExperts) -> Tensor:
@@ -102,7 +102,7 @@ def balance_loss(routing: Routing, moe: MixtureOfExperts) -> Tensor:
     balance = moe.router.balance
     total = routing.scores_BTE.new_zeros(())
     if balance.expert_loss:
-        total = total + balance.expert_loss * expert_loss(routing, scope=balance.scope, counted=balance.counted)
+        total = total + balance.expert_loss * expert_balance_loss(routing, scope=balance.scope, counted=balance.counted)
     if balance.device_loss:
         total = total + balance.device_loss * device_loss(routing, devices=balance.devices, scope=balance.scope)
     if balance.communication_loss:
@@ -126,7 +126,7 @@ def expert_counts(routing: Routing, num_experts: int) -> Tensor:
     return torch.bincount(routing.indices_BTK.reshape(-1), minlength=num_experts)
 
 
-def dropped(routing: Routing) -> Tensor:
+def num_dropped_pairs(routing: Routing) -> Tensor:
     """Pairs that were dropped for lack of capacity: an int64 scalar."""
     if routing.kept_BTK is None:
         return torch.zeros((), dtype=torch.int64, device=routing.indices_BTK.device)

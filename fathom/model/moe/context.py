@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fathom.model.moe import draws
+from fathom.model.moe import counter_rng as draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +31,5 @@ class RoutingContext:
         """The same pass as layer ``layer`` sees it: with draws, and forced experts, of its own."""
         if self.seeds_B is None and forced_BTK is self.forced_BTK:
             return self
-        seeds_B = None if self.seeds_B is None else draws.derive(self.seeds_B, layer)
+        seeds_B = None if self.seeds_B is None else draws.fold_in(self.seeds_B, layer)
         return replace(self, seeds_B=seeds_B, forced_BTK=forced_BTK)

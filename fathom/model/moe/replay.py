@@ -19,7 +19,7 @@ def chosen_experts(routing: Sequence[Routing]) -> Tensor:
     return torch.stack([routed.indices_BTK for routed in routing], dim=2)
 
 
-def agreement_sums(recorded_NLK: Tensor, used_NLK: Tensor) -> dict[str, Tensor]:
+def routing_agreement_sums(recorded_NLK: Tensor, used_NLK: Tensor) -> dict[str, Tensor]:
     """Count the tokens of which both passes are known, and of these what went alike; sums over parts add up.
 
     "routing_equal" adds each token's share of layers whose sets of experts are equal, "routing_shared" its share of

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.model.moe import draws
+from fathom.model.moe import counter_rng as draws
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.drop import keep_in_order, keep_within_budget
 from fathom.spec.moe import Capacity, GroupLimited, MixtureOfExperts
@@ -114,7 +114,7 @@ class Router(nn.Module):
         seeds_B = context.seeds_B if self.training and context is not None else None
         if seeds_B is not None and self.spec.jitter:
             factor_BTD = 1.0 + self.spec.jitter * (
-                2.0 * draws.uniform(draws.derive(seeds_B, _JITTER), *x_BTD.shape[1:]) - 1.0
+                2.0 * draws.uniform(draws.fold_in(seeds_B, _JITTER), *x_BTD.shape[1:]) - 1.0
             )
             x_BTD = x_BTD.float() * factor_BTD
         logits_BTE = self.project(x_BTD, self.weight)
@@ -123,7 +123,7 @@ class Router(nn.Module):
         scale_BTE = F.softplus(self.project(x_BTD, self.noise_weight))
         noisy_BTE = logits_BTE
         if seeds_B is not None:
-            noisy_BTE = logits_BTE + scale_BTE * draws.normal(draws.derive(seeds_B, _NOISE), *logits_BTE.shape[1:])
+            noisy_BTE = logits_BTE + scale_BTE * draws.normal(draws.fold_in(seeds_B, _NOISE), *logits_BTE.shape[1:])
         return noisy_BTE, Noise(logits_BTE, noisy_BTE, scale_BTE)
 
     def project(self, x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Router(nn.Module):
         """1 for the expert that each token id's hash names, 0 for all others."""
         if context is None or context.tokens_BT is None:
             raise SpecError("router.score", "hash routing was given no token ids", "pass RoutingContext(tokens_BT=...)")
-        expert_BT = draws.mix(context.tokens_BT) % self.num_experts
+        expert_BT = draws.splitmix64(context.tokens_BT) % self.num_experts
         return F.one_hot(expert_BT, self.num_experts).to(torch.float32)
 
     def _drop(
@@ -171,7 +171,7 @@ class Router(nn.Module):
         """True for every first expert, and for a second one with probability min(1, 2 g2) (GShard Alg. 1)."""
         if not self.training or context is None or context.seeds_B is None:
             return None
-        drawn_BT = draws.uniform(draws.derive(context.seeds_B, _SECOND), weights_BTK.shape[1])
+        drawn_BT = draws.uniform(draws.fold_in(context.seeds_B, _SECOND), weights_BTK.shape[1])
         second_BT = drawn_BT < 2.0 * weights_BTK[..., 1].detach() / self.spec.scale
         return torch.stack((torch.ones_like(second_BT), second_BT), dim=-1)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.inference.opening import open_source
+from fathom.inference.loading import open_source
 from fathom.inference.run_record import StepState, last_before, read_json, result_name
-from fathom.pipeline.context import base_model, model_step, stage_model
-from fathom.pipeline.report.aligned import online_curves, shown_problems, task_scores, tuning_losses
+from fathom.pipeline.context import base_model, model_step, spec_during
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
+from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
@@ -47,17 +47,17 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         cache_bytes_per_token=cache_kinds(spec),
         cache_kind=_cache_kind(spec),
         samples=_samples(_last(before, SampleStep, directory)),
-        tuning_losses=tuning_losses(before, directory),
+        sft_loss_curves=sft_loss_curves(before, directory),
         online=online_curves(before, directory),
         tasks=task_scores(before, directory),
-        problems=shown_problems(before, directory),
+        problems=example_problems(before, directory),
         commands=_commands(directory, base_model(recipe)),
     )
 
 
 def _spec(recipe: Recipe, directory: Path, report: Step, opened: OpenStep | None) -> ModelSpec:
     """Return the spec of the model a report is about: the recipe's own, or that of the model it began with."""
-    spec = stage_model(recipe, report) if opened is None else None
+    spec = spec_during(recipe, report) if opened is None else None
     if spec is not None:
         return spec
     return open_source(directory / result_name(model_step(recipe, report))).spec

@@ -70,7 +70,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownAnswer:
+class ExampleAnswer:
     """What a stage answered, thinking included."""
 
     stage: str
@@ -80,13 +80,13 @@ class ShownAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownProblem:
+class ExampleProblem:
     """A held-out problem and what each stage made of it."""
 
     task: str
     question: str
     expected: str
-    answers: Sequence[ShownAnswer]
+    answers: Sequence[ExampleAnswer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +117,10 @@ class RunData:
     cache_bytes_per_token: Mapping[str, float] = field(default_factory=dict)
     cache_kind: str = ""
     samples: Sequence[tuple[str, str]] = ()
-    tuning_losses: Sequence[Curve] = ()
+    sft_loss_curves: Sequence[Curve] = ()
     online: Sequence[OnlineCurves] = ()
     tasks: Mapping[str, Mapping[str, TaskScore]] = field(default_factory=dict)
-    problems: Sequence[ShownProblem] = ()
+    problems: Sequence[ExampleProblem] = ()
     commands: Sequence[tuple[str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import jinja2
 
-from fathom.pipeline.report import aligned_pictures, pictures
+from fathom.pipeline.report import charts as pictures
+from fathom.pipeline.report import posttraining_charts as aligned_pictures
 from fathom.pipeline.report.data import RunData, TaskScore, expert_summary
 
 MAX_SHOWN = 4000
@@ -52,8 +53,8 @@ def _charts(data: RunData) -> dict[str, str]:
         charts["needle"] = pictures.needle_chart(data.needle)
     if data.cache_bytes_per_token:
         charts["cache"] = pictures.cache_chart(data.cache_bytes_per_token, data.cache_kind)
-    if any(curve.x for curve in data.tuning_losses):
-        charts["tuning"] = pictures.loss_chart(data.tuning_losses)
+    if any(curve.x for curve in data.sft_loss_curves):
+        charts["tuning"] = pictures.loss_chart(data.sft_loss_curves)
     if data.tasks:
         charts["tasks"] = aligned_pictures.tasks_chart(data.tasks)
     return charts

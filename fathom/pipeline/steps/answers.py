@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from fathom.data.conversations.turns import REASONING
-from fathom.inference.solving import check_room, count_failures
+from fathom.data.conversations.templated import REASONING
+from fathom.inference.answer_sampling import check_prompt_lengths, count_failures
 from fathom.pipeline.context import StepContext, model_step
-from fathom.pipeline.judging import open_judge
-from fathom.pipeline.models import open_step
+from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions
+from fathom.pipeline.run_models import open_step
 from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.dpo import ANSWERS
 from fathom.pipeline.steps.sft import CONVERSATIONS
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.rewards.base import Answered, Judgement
-from fathom.posttrain.rewards.extract import Parts, parts
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import Judgement, RewardInput
+from fathom.posttrain.rewards.extract import ReasoningSplit, split_reasoning
 from fathom.posttrain.rewards.judge import Judge
 from fathom.posttrain.rewards.language import consistency
 from fathom.posttrain.rollout import Rollout, sample_rollouts
@@ -28,13 +28,13 @@ from fathom.spec.recipe import AnswersStep
 from fathom.spec.rollout import ChatPrompt, RolloutSpec
 
 SUMMARY = "summary.json"
-TOGETHER = 128
+BATCH_SIZE = 128
 """Answers that are drawn, judged and written together."""
 CODE = "```"
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _ScoredRollout:
     """An answer and what it is worth."""
 
     rollout: Rollout
@@ -43,18 +43,20 @@ class _Given:
 
 def run(step: AnswersStep, context: StepContext) -> None:
     """Write ``answers.jsonl``, one line an answer, ``conversations.jsonl``, one a kept answer, and ``summary.json``."""
-    engine = EngineSpec(max_batch=min(step.count * step.samples, TOGETHER), step_tokens=1024)
+    engine = EngineSpec(max_batch=min(step.count * step.samples, BATCH_SIZE), step_tokens=1024)
     model = open_step(context, model_step(context.recipe, step), engine=engine)
-    prompter = Prompter(model.tokenizer, step.prompt)
-    problems = _different(questions(context, step.problems, step.seed).next(step.count))
-    check_room(problems, [prompter.encode(problem) for problem in problems], model.spec.max_position_embeddings)
+    prompt_formatter = PromptFormatter(model.tokenizer, step.prompt)
+    problems = _unique_problems(questions(context, step.problems, step.seed).next(step.count))
+    check_prompt_lengths(
+        problems, [prompt_formatter.encode(problem) for problem in problems], model.spec.max_position_embeddings
+    )
     if len(problems) < step.count:
         context.progress.message(f"  {len(problems)} different problems, there are no more")
 
     def draw(first: int, chosen: Sequence[Problem]) -> list[Rollout]:
         return sample_rollouts(
             model.engine,
-            prompter,
+            prompt_formatter,
             chosen,
             _sampling(step, len(chosen)),
             seed=step.seed,
@@ -64,18 +66,18 @@ def run(step: AnswersStep, context: StepContext) -> None:
 
     directory = context.path(step)
     directory.mkdir(parents=True)
-    tally = _Tally()
+    tally = _AnswerCounts()
     with (
-        open_judge(context, step, step.rewards, seconds=step.judge_seconds) as judge,
+        open_judge(context, step, step.rewards, seconds=step.reward_timeout_seconds) as judge,
         (directory / ANSWERS).open("w", encoding="utf-8") as answers,
         (directory / CONVERSATIONS).open("w", encoding="utf-8") as conversations,
     ):
-        at_once = max(1, TOGETHER // step.samples)
+        at_once = max(1, BATCH_SIZE // step.samples)
         for first in range(0, len(problems), at_once):
             chosen = problems[first : first + at_once]
-            given = _judged(draw(first, chosen), prompter, judge)
-            _write(answers, (_line(each, prompter) for each in given))
-            _write(conversations, _conversations(step, chosen, given, prompter, tally))
+            given = _judged(draw(first, chosen), prompt_formatter, judge)
+            _write(answers, (_line(each, prompt_formatter) for each in given))
+            _write(conversations, _conversations(step, chosen, given, prompt_formatter, tally))
             done = (first + len(chosen)) * step.samples
             context.progress.update(done, len(problems) * step.samples, "answers", {"right": tally.share})
     write_json(directory / SUMMARY, tally.document())
@@ -83,7 +85,7 @@ def run(step: AnswersStep, context: StepContext) -> None:
         context.progress.message(f"  {line}")
 
 
-class _Tally:
+class _AnswerCounts:
     """Counts, task by task, what became of the answers."""
 
     def __init__(self) -> None:
@@ -121,7 +123,7 @@ class _Tally:
             yield "nothing is kept, for no reward says what is right; add accuracy, with weight 0 if it shall not count"
 
 
-def _different(problems: Sequence[Problem]) -> list[Problem]:
+def _unique_problems(problems: Sequence[Problem]) -> list[Problem]:
     """Return problems without those that come again: a file's cycle."""
     return list({(problem.task, problem.id): problem for problem in reversed(problems)}.values())[::-1]
 
@@ -137,10 +139,10 @@ def _sampling(step: AnswersStep, asked: int) -> RolloutSpec:
     )
 
 
-def _judged(rollouts: Sequence[Rollout], prompter: Prompter, judge: Judge) -> list[_Given]:
+def _judged(rollouts: Sequence[Rollout], prompt_formatter: PromptFormatter, judge: Judge) -> list[_ScoredRollout]:
     answered = [
-        Answered(
-            prompt=prompter.question(rollout.problem),
+        RewardInput(
+            prompt=prompt_formatter.question(rollout.problem),
             answer=rollout.text,
             problem=rollout.problem,
             finished=rollout.finished,
@@ -148,16 +150,16 @@ def _judged(rollouts: Sequence[Rollout], prompter: Prompter, judge: Judge) -> li
         for rollout in rollouts
     ]
     found = judge.judge(answered) if answered else []
-    return [_Given(rollout, judgement) for rollout, judgement in zip(rollouts, found, strict=True)]
+    return [_ScoredRollout(rollout, judgement) for rollout, judgement in zip(rollouts, found, strict=True)]
 
 
-def _line(given: _Given, prompter: Prompter) -> dict[str, Any]:
+def _line(given: _ScoredRollout, prompt_formatter: PromptFormatter) -> dict[str, Any]:
     rollout, judgement = given.rollout, given.judgement
     return {
         "id": rollout.problem.id,
         "task": rollout.problem.task,
         "question": rollout.problem.question,
-        "prompt": prompter.question(rollout.problem),
+        "prompt": prompt_formatter.question(rollout.problem),
         "answer": rollout.text,
         "prompt_ids": rollout.prompt_ids,
         "answer_ids": rollout.answer_ids,
@@ -169,10 +171,14 @@ def _line(given: _Given, prompter: Prompter) -> dict[str, Any]:
 
 
 def _conversations(
-    step: AnswersStep, problems: Sequence[Problem], given: Sequence[_Given], prompter: Prompter, tally: _Tally
+    step: AnswersStep,
+    problems: Sequence[Problem],
+    given: Sequence[_ScoredRollout],
+    prompt_formatter: PromptFormatter,
+    tally: _AnswerCounts,
 ) -> Iterator[dict[str, Any]]:
     """Yield the kept answers of each problem as conversations, and count what became of all."""
-    by_problem: dict[tuple[str, str], list[_Given]] = {}
+    by_problem: dict[tuple[str, str], list[_ScoredRollout]] = {}
     for each in given:
         by_problem.setdefault((each.rollout.problem.task, each.rollout.problem.id), []).append(each)
         tally.failures.append(each.judgement.failures)
@@ -181,19 +187,21 @@ def _conversations(
         answers = by_problem.get((problem.task, problem.id), [])
         right = [each for each in answers if each.judgement.correct]
         tally.add(problem.task, problems=1, answers=len(answers), correct=len(right), solved=bool(right))
-        kept = _kept(step, problem, right, tally)
+        kept = _select_kept(step, problem, right, tally)
         tally.add(problem.task, kept=len(kept))
         for split in kept:
             reasoning = {REASONING: split.thinking} if split.thinking else {}
             said = {"role": "assistant", "content": split.answer, **reasoning}
-            yield {"messages": [*_asked(step, problem, prompter), said]}
+            yield {"messages": [*_prompt_messages(step, problem, prompt_formatter), said]}
 
 
-def _kept(step: AnswersStep, problem: Problem, right: Sequence[_Given], tally: _Tally) -> list[Parts]:
+def _select_kept(
+    step: AnswersStep, problem: Problem, right: Sequence[_ScoredRollout], tally: _AnswerCounts
+) -> list[ReasoningSplit]:
     """Choose up to ``keep`` of a problem's right answers, the shortest first, no two of them alike."""
-    chosen: list[Parts] = []
+    chosen: list[ReasoningSplit] = []
     for each in sorted(right, key=lambda each: len(each.rollout.answer_ids)):
-        split = parts(each.rollout.text)
+        split = split_reasoning(each.rollout.text)
         if not each.rollout.finished or not split.answer:
             tally.add(problem.task, unfinished=1)
         elif consistency(split.thinking or split.answer, problem.language) < step.min_language:
@@ -207,10 +215,10 @@ def _kept(step: AnswersStep, problem: Problem, right: Sequence[_Given], tally: _
     return chosen
 
 
-def _asked(step: AnswersStep, problem: Problem, prompter: Prompter) -> list[dict[str, str]]:
+def _prompt_messages(step: AnswersStep, problem: Problem, prompt_formatter: PromptFormatter) -> list[dict[str, str]]:
     """Return what was asked as messages: of a plain text only the question, for others may put it otherwise."""
     if isinstance(step.prompt, ChatPrompt):
-        return prompter.messages(problem)
+        return prompt_formatter.messages(problem)
     return [{"role": "user", "content": problem.question}]
 
 

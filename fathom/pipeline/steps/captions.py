@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
+from fathom.data.image_text import ImageTextFile, ImageTextPair
 from fathom.data.images import open_image, preprocess
-from fathom.data.pairs import Pair, PairFile
-from fathom.data.pictures import PAIRS
+from fathom.data.synthetic_images import PAIR_FILES
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.prompt import Prompt, features_of
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.models import trained_model
+from fathom.pipeline.run_models import trained_model
 from fathom.spec.recipe import CaptionsStep, PicturesStep
 from fathom.spec.sampling import SamplingParams
 
@@ -20,7 +20,7 @@ EXAMPLES = 8
 def run(step: CaptionsStep, context: StepContext) -> None:
     """Write exact and word accuracy and some captions to ``context.path(step)``."""
     model = trained_model(context, step)
-    file = PairFile.open(context.path(context.before(step, PicturesStep)) / PAIRS["held_out"])
+    file = ImageTextFile.open(context.path(context.before(step, PicturesStep)) / PAIR_FILES["held_out"])
     pairs = file.pairs[: step.count]
     told = []
     for index, pair in enumerate(pairs):
@@ -41,7 +41,7 @@ def run(step: CaptionsStep, context: StepContext) -> None:
     context.progress.message(f"  {result['exact']:.0%} of {len(pairs)} captions right, {result['words']:.0%} of words")
 
 
-def caption(model: LanguageModel, pair: Pair) -> str:
+def caption(model: LanguageModel, pair: ImageTextPair) -> str:
     """Return what the model says of a pair's image after its prompt, greedily."""
     vision, tokenizer = model.spec.vision, model.tokenizer
     assert vision is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fathom.checkpoint import store
 from fathom.errors import SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.opening import CHECKPOINTS
+from fathom.inference.loading import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step, taught_by
-from fathom.pipeline.models import beside_recipe, open_step, starting_files
-from fathom.pipeline.rollouts import Told, questions, rollout_engine
+from fathom.pipeline.rollouts import RolloutProgress, questions, rollout_engine
+from fathom.pipeline.run_models import beside_recipe, initial_tokenizer_files, open_step
 from fathom.posttrain.distill import DistillTrainer
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.recipe import DistillStep
 
 
@@ -30,13 +30,13 @@ def run(step: DistillStep, context: StepContext) -> None:
         student.model,
         step.policy,
         student.engine,
-        Prompter(student.tokenizer, step.policy.rollout.prompt),
+        PromptFormatter(student.tokenizer, step.policy.rollout.prompt),
         questions(context, step.problems, step.policy.seed),
         directory,
         teacher=teacher.model,
-        listener=Told(context),
+        listener=RolloutProgress(context),
         note=lambda message: context.progress.message(f"  {message}"),
-        files=starting_files(context, step),
+        files=initial_tokenizer_files(context, step),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None)
 
 

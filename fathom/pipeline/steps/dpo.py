@@ -8,20 +8,20 @@ from fathom.data.conversations.read import ConversationReport
 from fathom.errors import DataError
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.models import trained_model
-from fathom.pipeline.steps.epochs import kept, made_from, tell_report, train_epochs
+from fathom.pipeline.run_models import trained_model
+from fathom.pipeline.steps.epoch_training import cache_key, cached_tensors, log_report, train_epochs
 from fathom.posttrain.preferences import (
     GroupLoader,
-    Pair,
     PreferenceObjective,
-    couples,
+    PreferencePair,
     encode_pairs,
-    exact_pairs,
+    pair_best_with_worst,
     pair_groups,
+    pairs_from_token_ids,
     read_judged,
     read_preferences,
     reference_logprobs,
-    share_of,
+    subset_of_problems,
 )
 from fathom.spec.alignment import AnswersStep, DpoStep, PairFile
 from fathom.tokenizer import Tokenizer
@@ -40,8 +40,8 @@ def run(step: DpoStep, context: StepContext) -> None:
     pairs = read_pairs(step, context, start.tokenizer)
     path = context.path(step) / REFERENCE_FILE
     lengths = [len(sample.tokens) - 1 for pair in pairs for sample in (pair.chosen, pair.rejected)]
-    key = made_from(step, context, step.train.precision, context.device, pairs)
-    found = kept(path, key, lambda: {"logprobs_N": _reference(step, start, pairs)})
+    key = cache_key(step, context, step.train.precision, context.device, pairs)
+    found = cached_tensors(path, key, lambda: {"logprobs_N": _reference(step, start, pairs)})
     reference = torch.split(found["logprobs_N"], lengths)
     loader = GroupLoader(
         pair_groups(pairs, reference), sequence_length=step.train.sequence_length, seed=step.train.seed
@@ -49,13 +49,13 @@ def run(step: DpoStep, context: StepContext) -> None:
     train_epochs(step, context, start, loader, PreferenceObjective(step.loss, step.train.loss_chunk_tokens))
 
 
-def read_pairs(step: DpoStep, context: StepContext, tokenizer: Tokenizer) -> list[Pair]:
+def read_pairs(step: DpoStep, context: StepContext, tokenizer: Tokenizer) -> list[PreferencePair]:
     """Return the pairs of all sources, those of an ``answers`` step as the very tokens that were drawn.
 
     Raises:
         DataError: a source cannot be read, or no pair can be used.
     """
-    pairs: list[Pair] = []
+    pairs: list[PreferencePair] = []
     for source in step.pairs:
         report, longest = ConversationReport(), step.train.sequence_length
         if isinstance(source, PairFile):
@@ -64,14 +64,14 @@ def read_pairs(step: DpoStep, context: StepContext, tokenizer: Tokenizer) -> lis
         else:
             answers = named_step(context.recipe, step, source.step, AnswersStep, "pairs.step")
             name, judged = source.step, read_judged(context.path(answers) / ANSWERS, report)
-            found = couples(share_of(judged, source.share), source.per_problem)
-            pairs += exact_pairs(found, report, max_tokens=longest)
-        tell_report(context, name, report, "pairs")
+            found = pair_best_with_worst(subset_of_problems(judged, source.share), source.per_problem)
+            pairs += pairs_from_token_ids(found, report, max_tokens=longest)
+        log_report(context, name, report, "pairs")
     if not pairs:
         raise DataError(f"steps.{step.name}.pairs: none can be used; the lines above say why")
     return pairs
 
 
-def _reference(step: DpoStep, start: LanguageModel, pairs: list[Pair]) -> torch.Tensor:
+def _reference(step: DpoStep, start: LanguageModel, pairs: list[PreferencePair]) -> torch.Tensor:
     dtype = resolve_precision(step.train, start.model.embed_tokens.weight.device)
     return torch.cat(reference_logprobs(start.model, pairs, chunk_tokens=step.train.loss_chunk_tokens, dtype=dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fathom.data.shards import open_shards
 from fathom.inference.held_out import bits_by_source
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.models import initial_model, trained_model
+from fathom.pipeline.run_models import initial_model, trained_model
 from fathom.pipeline.state import write_json
 from fathom.spec.recipe import EvaluateStep, ShardsStep
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fathom.checkpoint import store
-from fathom.inference.opening import CHECKPOINTS
+from fathom.inference.loading import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step
-from fathom.pipeline.judging import open_judge
-from fathom.pipeline.models import open_step, starting_files
-from fathom.pipeline.rollouts import Told, questions, rollout_engine
+from fathom.pipeline.reward_functions import open_judge
+from fathom.pipeline.rollouts import RolloutProgress, questions, rollout_engine
+from fathom.pipeline.run_models import initial_tokenizer_files, open_step
 from fathom.posttrain.grpo import PolicyTrainer
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.recipe import GrpoStep
 
 
@@ -18,16 +18,16 @@ def run(step: GrpoStep, context: StepContext) -> None:
     model = open_step(context, model_step(context.recipe, step), engine=rollout_engine(step.policy))
     model.model.requires_grad_(True)
     directory = context.path(step)
-    with open_judge(context, step, step.rewards, seconds=step.judge_seconds) as judge:
+    with open_judge(context, step, step.rewards, seconds=step.reward_timeout_seconds) as judge:
         PolicyTrainer(
             model.model,
             step.policy,
             model.engine,
-            Prompter(model.tokenizer, step.policy.rollout.prompt),
+            PromptFormatter(model.tokenizer, step.policy.rollout.prompt),
             questions(context, step.problems, step.policy.seed),
             directory,
             judge=judge.judge,
-            listener=Told(context),
+            listener=RolloutProgress(context),
             note=lambda message: context.progress.message(f"  {message}"),
-            files=starting_files(context, step),
+            files=initial_tokenizer_files(context, step),
         ).run(resume=store.latest(directory / CHECKPOINTS) is not None)

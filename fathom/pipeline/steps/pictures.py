@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fathom.data.pictures import draw_pictures
+from fathom.data.synthetic_images import write_synthetic_images
 from fathom.pipeline.context import StepContext
 from fathom.spec.recipe import PicturesStep
 
 
 def run(step: PicturesStep, context: StepContext) -> None:
     """Draw the pictures into ``context.path(step)``."""
-    draw_pictures(
+    write_synthetic_images(
         context.path(step),
         count=step.count,
         held_out=step.held_out,

@@ -15,43 +15,43 @@ from fathom.errors import DataError
 from fathom.evals.accuracy import Accuracy
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.models import trained_model
-from fathom.pipeline.scorers import REWARD_FILE
+from fathom.pipeline.reward_models import REWARD_FILE
+from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.dpo import ANSWERS
-from fathom.pipeline.steps.epochs import kept, made_from, tell, tell_report, train_epochs
+from fathom.pipeline.steps.epoch_training import cache_key, cached_tensors, log_lines, log_report, train_epochs
 from fathom.posttrain.preferences import (
-    Entry,
     GroupLoader,
     JudgedAnswer,
     Preference,
+    TrainingExample,
     as_preference,
-    couples,
     encode_pairs,
+    pair_best_with_worst,
     read_judged,
     read_preferences,
-    share_of,
+    subset_of_problems,
 )
 from fathom.posttrain.reward_model import (
-    Reasoning,
+    ReasoningGenerator,
     RewardObjective,
     choose_score_token,
     clear_score,
     conversation,
     score,
-    whole,
+    scoring_example,
 )
 from fathom.spec.alignment import AnswersStep, PairFile, RewardModelStep
 from fathom.spec.posttrain import PairwiseLoss
 from fathom.tokenizer import Tokenizer
 from fathom.train.step import resolve_precision
 
-HELD_OUT_SHARE = 10
+HELD_OUT_DIVISOR = 10
 """One prompt in so many is held out, whatever its answers."""
 
 
 @dataclass(slots=True)
-class _Rated:
+class _PreferenceData:
     """Conversations by what they answer: pairs as places of the better and the worse one, and single ones' scores."""
 
     tokens: list[list[int]]
@@ -84,39 +84,41 @@ def run(step: RewardModelStep, context: StepContext) -> None:
     after = _accuracy(step, start, rated, held_out, token)
     counts = {"loss": step.loss.kind, "learned": len(groups), "held_out": before.n, "held_out_prompts": len(held_out)}
     facts = {"score_token": token, "reasoning_tokens": step.reasoning_tokens, **counts}
-    write_json(context.path(step) / REWARD_FILE, facts | {"before": _told(before), "after": _told(after)})
+    write_json(
+        context.path(step) / REWARD_FILE, facts | {"before": _accuracy_json(before), "after": _accuracy_json(after)}
+    )
     if before.n:
         shares = f"{after.correct} of {after.n} held-out pairs are told apart (before: {before.correct})"
-        tell(context, [shares])
+        log_lines(context, [shares])
 
 
-def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> _Rated:
+def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> _PreferenceData:
     """Return what every source holds; lines that cannot be used are told."""
-    rated = _Rated([], [], [])
+    rated = _PreferenceData([], [], [])
     longest = step.train.sequence_length
     if step.reasoning_tokens:
-        longest -= Reasoning.room_of(tokenizer, step.reasoning_tokens)
+        longest -= ReasoningGenerator.room_of(tokenizer, step.reasoning_tokens)
     for source in step.pairs:
         report = ConversationReport()
         if isinstance(source, PairFile):
             found = read_preferences(context.plan.base / source.path, report)
             _add_pairs(rated, tokenizer, found, report, longest=longest, alone=True)
-            tell_report(context, source.path, report, "pairs")
+            log_report(context, source.path, report, "pairs")
             continue
         path = context.path(named_step(context.recipe, step, source.step, AnswersStep, "pairs.step")) / ANSWERS
-        judged = share_of(read_judged(path, report), source.share)
+        judged = subset_of_problems(read_judged(path, report), source.share)
         if not isinstance(step.loss, PairwiseLoss):
             _add_single(rated, tokenizer, judged, report, longest=longest)
-            tell_report(context, source.step, report, "answers")
+            log_report(context, source.step, report, "answers")
             report = ConversationReport()
-        drawn = [as_preference(better, worse) for better, worse in couples(judged, source.per_problem)]
+        drawn = [as_preference(better, worse) for better, worse in pair_best_with_worst(judged, source.per_problem)]
         _add_pairs(rated, tokenizer, drawn, report, longest=longest, alone=False)
-        tell_report(context, source.step, report, "pairs")
+        log_report(context, source.step, report, "pairs")
     return rated
 
 
 def _add_pairs(
-    rated: _Rated,
+    rated: _PreferenceData,
     tokenizer: Tokenizer,
     preferences: Iterable[Preference],
     report: ConversationReport,
@@ -133,7 +135,12 @@ def _add_pairs(
 
 
 def _add_single(
-    rated: _Rated, tokenizer: Tokenizer, judged: Sequence[JudgedAnswer], report: ConversationReport, *, longest: int
+    rated: _PreferenceData,
+    tokenizer: Tokenizer,
+    judged: Sequence[JudgedAnswer],
+    report: ConversationReport,
+    *,
+    longest: int,
 ) -> None:
     for answer in judged:
         asked = [{"role": "user", "content": answer.question}]
@@ -156,15 +163,15 @@ def _with_reasoning(
     """Return the conversations with what the model thinks of them; written once and kept beside the checkpoints."""
     if not step.reasoning_tokens:
         return tokens
-    reasoning = Reasoning(sampler=start.engine, tokenizer=start.tokenizer, max_tokens=step.reasoning_tokens)
-    key = made_from(step, context, step.reasoning_tokens, tokens)
+    reasoning = ReasoningGenerator(sampler=start.engine, tokenizer=start.tokenizer, max_tokens=step.reasoning_tokens)
+    key = cache_key(step, context, step.reasoning_tokens, tokens)
 
     def write() -> dict[str, torch.Tensor]:
         written = reasoning.extend(tokens)
         lengths = torch.tensor([len(sequence) for sequence in written])
         return {"tokens_N": torch.tensor([token for sequence in written for token in sequence]), "lengths_B": lengths}
 
-    found = kept(context.path(step) / "reasoning.safetensors", key, write)
+    found = cached_tensors(context.path(step) / "reasoning.safetensors", key, write)
     parts: Sequence[Any] = torch.split(found["tokens_N"], found["lengths_B"].tolist())
     return [part.tolist() for part in parts]
 
@@ -172,17 +179,23 @@ def _with_reasoning(
 def _held_out(prompts: set[str]) -> set[str]:
     """Choose a tenth of the prompts by their hashes, and one at least if another is left to learn from."""
     ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
-    return set(ranked[: max(1, len(ranked) // HELD_OUT_SHARE)]) if len(ranked) > 1 else set()
+    return set(ranked[: max(1, len(ranked) // HELD_OUT_DIVISOR)]) if len(ranked) > 1 else set()
 
 
-def _groups(step: RewardModelStep, rated: _Rated, held_out: set[str]) -> list[tuple[Entry, ...]]:
+def _groups(step: RewardModelStep, rated: _PreferenceData, held_out: set[str]) -> list[tuple[TrainingExample, ...]]:
     if isinstance(step.loss, PairwiseLoss):
         learned = [places for prompt, *places in rated.pairs if prompt not in held_out]
-        return [tuple(whole(rated.tokens[place]) for place in places) for places in learned]
-    return [(whole(rated.tokens[place], worth),) for prompt, place, worth in rated.single if prompt not in held_out]
+        return [tuple(scoring_example(rated.tokens[place]) for place in places) for places in learned]
+    return [
+        (scoring_example(rated.tokens[place], worth),)
+        for prompt, place, worth in rated.single
+        if prompt not in held_out
+    ]
 
 
-def _accuracy(step: RewardModelStep, model: LanguageModel, rated: _Rated, held_out: set[str], token: int) -> Accuracy:
+def _accuracy(
+    step: RewardModelStep, model: LanguageModel, rated: _PreferenceData, held_out: set[str], token: int
+) -> Accuracy:
     found = [places for prompt, *places in rated.pairs if prompt in held_out]
     sequences = [rated.tokens[place] for places in found for place in places]
     dtype = resolve_precision(step.train, model.model.embed_tokens.weight.device)
@@ -190,7 +203,7 @@ def _accuracy(step: RewardModelStep, model: LanguageModel, rated: _Rated, held_o
     return Accuracy.of(better > worse for better, worse in zip(scores[::2], scores[1::2], strict=True))
 
 
-def _told(accuracy: Accuracy) -> dict[str, Any] | None:
+def _accuracy_json(accuracy: Accuracy) -> dict[str, Any] | None:
     if not accuracy.n:
         return None
     low, high = accuracy.interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.models import trained_model
+from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.state import write_json
 from fathom.spec.recipe import SampleStep
 

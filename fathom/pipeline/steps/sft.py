@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fathom.data.conversations.loader import ConversationLoader
-from fathom.data.conversations.mask import Sample
+from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.read import (
     Conversation,
     ConversationProblem,
@@ -15,14 +15,14 @@ from fathom.data.conversations.read import (
     encode_conversations,
     read_conversations,
 )
-from fathom.data.conversations.turns import REASONING, uniform
+from fathom.data.conversations.templated import REASONING, normalize_messages
 from fathom.data.problems import open_problems
 from fathom.errors import DataError
 from fathom.pipeline.context import StepContext, named_step
-from fathom.pipeline.models import trained_model
+from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.state import write_json
-from fathom.pipeline.steps.epochs import tell_report, train_epochs
-from fathom.posttrain.prompts import R1_ZERO, Prompter
+from fathom.pipeline.steps.epoch_training import log_report, train_epochs
+from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
 from fathom.spec.alignment import (
     AnswersStep,
     ConversationFile,
@@ -32,7 +32,7 @@ from fathom.spec.alignment import (
     WorkedProblems,
 )
 from fathom.spec.problem import Problem
-from fathom.spec.rollout import ChatPrompt, Field, TextPrompt
+from fathom.spec.rollout import QUESTION_PLACEHOLDER, ChatPrompt, TextPrompt
 from fathom.tokenizer import Tokenizer, special
 
 DATA = "data.json"
@@ -50,7 +50,7 @@ def run(step: SftStep, context: StepContext) -> None:
     counts = []
     for source in step.data:
         found, report = read_source(source, step, context, start.tokenizer)
-        tell_report(context, _name(source), report, "conversations")
+        log_report(context, _name(source), report, "conversations")
         repeat = 1 if isinstance(source, WorkedProblems) else source.repeat
         samples += found * repeat
         counts.append(
@@ -103,12 +103,12 @@ def as_texts(
     Raises:
         DataError: none can be used.
     """
-    prompter = Prompter(tokenizer, prompting)
-    opened, ends_in_space = prompter.read(()), (prompting.text or R1_ZERO)[-1:].isspace()
+    prompt_formatter = PromptFormatter(tokenizer, prompting)
+    opened, ends_in_space = prompt_formatter.read(()), (prompting.text or R1_ZERO)[-1:].isspace()
     samples = []
     for conversation in conversations:
         question, text = _question_and_answer(conversation)
-        prompt = prompter.encode(Problem(id="0", task="sft", question=_bare(prompting, question), answer=""))
+        prompt = prompt_formatter.encode(Problem(id="0", task="sft", question=_bare(prompting, question), answer=""))
         if opened:
             text = text.removeprefix(special.THINK_BEGIN)
         text = text.lstrip() if ends_in_space else " " + text.lstrip()
@@ -135,11 +135,11 @@ def _conversations(
             answers = named_step(context.recipe, step, source.step, AnswersStep, "data.step")
             yield from read_conversations(context.path(answers) / CONVERSATIONS, report)
         case WorkedProblems():
-            yield from _worked(source, Prompter(tokenizer, step.prompt), context, report)
+            yield from _worked(source, PromptFormatter(tokenizer, step.prompt), context, report)
 
 
 def _worked(
-    source: WorkedProblems, prompter: Prompter, context: StepContext, report: ConversationReport
+    source: WorkedProblems, prompt_formatter: PromptFormatter, context: StepContext, report: ConversationReport
 ) -> Iterator[Conversation]:
     problems = open_problems(source.problems, cache_dir=context.cache_dir, base=context.plan.base)
     for problem in problems.problems("train", 0, source.count, seed=source.seed):
@@ -151,7 +151,7 @@ def _worked(
         answer = {"role": "assistant", "content": problem.answer}
         if _share(problem.id, source.seed) < source.reasoned:
             answer[REASONING] = solution
-        yield Conversation(messages=(*prompter.messages(problem), answer), place=problem.id)
+        yield Conversation(messages=(*prompt_formatter.messages(problem), answer), place=problem.id)
 
 
 def _share(name: str, seed: int) -> float:
@@ -162,7 +162,7 @@ def _share(name: str, seed: int) -> float:
 
 def _bare(prompting: TextPrompt, asked: str) -> str:
     """Return the question of a user's message that may be the whole prompt already."""
-    before, _, after = (prompting.text or R1_ZERO).partition(Field)
+    before, _, after = (prompting.text or R1_ZERO).partition(QUESTION_PLACEHOLDER)
     whole = asked.startswith(before) and asked.endswith(after)
     return asked[len(before) : len(asked) - len(after)] if whole else asked
 
@@ -170,7 +170,7 @@ def _bare(prompting: TextPrompt, asked: str) -> str:
 def _question_and_answer(conversation: Conversation) -> tuple[str, str]:
     """Return what the user asks, and the last answer as text with its reasoning and itself in their tags."""
     asked = next((str(m["content"]) for m in reversed(conversation.messages) if m["role"] == "user"), "")
-    answer = uniform(conversation.messages[-1:], "keep")[0]
+    answer = normalize_messages(conversation.messages[-1:], "keep")[0]
     reasoning, content = answer.get(REASONING), str(answer["content"])
     text = content if "<answer>" in content else f"<answer> {content} </answer>"
     return asked, f"{special.THINK_BEGIN} {reasoning} {special.THINK_END} {text}" if reasoning else text

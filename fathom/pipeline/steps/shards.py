@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fathom.data.shards import write_shards
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.models import run_tokenizer
+from fathom.pipeline.run_models import run_tokenizer
 from fathom.spec.recipe import CorpusStep, ShardsStep
 
 

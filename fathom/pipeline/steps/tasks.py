@@ -17,16 +17,16 @@ from typing import Any
 from fathom.checkpoint.store import MANIFEST
 from fathom.data.problems import open_problems
 from fathom.errors import CheckpointError, SpecError
+from fathom.inference.answer_sampling import SampledAnswer, check_prompt_lengths, sample_answers
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.opening import find_checkpoint, open_source
+from fathom.inference.loading import find_checkpoint, open_source
 from fathom.inference.run_record import read_json
-from fathom.inference.solving import Drawn, check_room, draw_answers
 from fathom.pipeline.context import StepContext, measured_steps
-from fathom.pipeline.judging import open_judge
+from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.state import write_json
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec.engine import EngineSpec
@@ -35,9 +35,9 @@ from fathom.spec.problem import Problem
 from fathom.spec.recipe import ModelStep, TasksStep
 
 ENGINE = EngineSpec(max_batch=128, step_tokens=1024)
-JUDGED_AT_ONCE = 32
+JUDGE_BATCH_SIZE = 32
 """Answers that go to the judge together."""
-ELSEWHERE = ("name", "stages", "problems", "count")
+IRRELEVANT_FIELDS = ("name", "stages", "problems", "count")
 """Fields of the step that do not change what a stage answers to a task's problems."""
 
 
@@ -45,10 +45,10 @@ def run(step: TasksStep, context: StepContext) -> None:
     """Write ``tasks`` (task -> stage -> figures) and ``examples`` to ``context.path(step)``."""
     tasks = {source.name: held_out_problems(step, index, context) for index, source in enumerate(step.problems)}
     named = measured_steps(context.recipe, step)
-    watch = _Watch(context, len(named) * step.samples * sum(map(len, tasks.values())))
+    watch = _StageProgress(context, len(named) * step.samples * sum(map(len, tasks.values())))
     records: dict[str, dict[str, Sequence[Record]]] = {task: {} for task in tasks}
     scores: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    with open_judge(context, step, step.rewards, seconds=step.judge_seconds) as judge:
+    with open_judge(context, step, step.rewards, seconds=step.reward_timeout_seconds) as judge:
         for problems in tasks.values():
             _check_judged(step, judge, problems[0])
         stages = [_Stage(step, stage, context, judge, watch, tasks) for stage in named]
@@ -78,7 +78,7 @@ def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list
 
 def _check_judged(step: TasksStep, judge: Judge, problem: Problem) -> None:
     """Refuse rewards that do not say whether an answer to a task's problems is right, before anything is drawn."""
-    (judgement,) = judge.judge([Answered(prompt=problem.question, answer="?", problem=problem)])
+    (judgement,) = judge.judge([RewardInput(prompt=problem.question, answer="?", problem=problem)])
     if judgement.correct is None:
         kind = "code" if "tests" in problem.details else "accuracy"
         where = f"steps.{step.name}.rewards"
@@ -95,7 +95,7 @@ def _scored(records: Sequence[Record], seconds: float, earlier: Mapping[str, Seq
     return score
 
 
-class _Watch:
+class _StageProgress:
     """Passes on how many answers are judged, of all stages and tasks, and how many of this one's are right."""
 
     def __init__(self, context: StepContext, total: int) -> None:
@@ -116,7 +116,7 @@ class _Stage:
         stage: ModelStep,
         context: StepContext,
         judge: Judge,
-        watch: _Watch,
+        watch: _StageProgress,
         tasks: Mapping[str, Sequence[Problem]],
     ) -> None:
         self.step, self.context, self.judge, self.watch, self.tasks = step, context, judge, watch, tasks
@@ -127,10 +127,10 @@ class _Stage:
         tokenizer = source.tokenizer()
         if tokenizer is None:
             raise CheckpointError(f"{self._path}: has no tokenizer; --restart the run")
-        self._prompter = Prompter(tokenizer, step.prompt)
+        self._prompter = PromptFormatter(tokenizer, step.prompt)
         for problems in tasks.values():
             prompts = [self._prompter.encode(problem) for problem in problems]
-            check_room(problems, prompts, source.spec.max_position_embeddings)
+            check_prompt_lengths(problems, prompts, source.spec.max_position_embeddings)
 
     def measured(self) -> Iterator[tuple[str, tuple[Sequence[Record], float]]]:
         """Yield every task with its records and the seconds they took; from disk where they are there."""
@@ -155,8 +155,8 @@ class _Stage:
     def _records(self, model: LanguageModel, task: str, problems: Sequence[Problem]) -> list[Record]:
         prompts = [self._prompter.question(problem) for problem in problems]
         judged: dict[tuple[int, int], dict[str, Any]] = {}
-        answers = draw_answers(model, self._prompter, problems, self.step)
-        while batch := list(islice(answers, JUDGED_AT_ONCE)):
+        answers = sample_answers(model, self._prompter, problems, self.step)
+        while batch := list(islice(answers, JUDGE_BATCH_SIZE)):
             judged |= self._judged(batch, problems, prompts)
             right = sum(answer["correct"] for answer in judged.values()) / len(judged)
             self.watch.add(self.name, task, len(batch), right)
@@ -171,11 +171,11 @@ class _Stage:
         ]
 
     def _judged(
-        self, batch: Sequence[Drawn], problems: Sequence[Problem], prompts: Sequence[str]
+        self, batch: Sequence[SampledAnswer], problems: Sequence[Problem], prompts: Sequence[str]
     ) -> dict[tuple[int, int], dict[str, Any]]:
         """Judge answers; one that the engine failed at is wrong."""
         answered = [
-            Answered(prompt=prompts[d.index], answer=d.text, problem=problems[d.index], finished=d.finished)
+            RewardInput(prompt=prompts[d.index], answer=d.text, problem=problems[d.index], finished=d.finished)
             for d in batch
         ]
         found = {}
@@ -193,7 +193,7 @@ class _Stage:
 
     def _key(self, problems: Sequence[Problem]) -> str:
         """Return a digest of all that the records depend on."""
-        step = {name: value for name, value in to_mapping(self.step).items() if name not in ELSEWHERE}
+        step = {name: value for name, value in to_mapping(self.step).items() if name not in IRRELEVANT_FIELDS}
         document = json.dumps([step, to_mapping(tuple(problems))], sort_keys=True).encode()
         return hashlib.sha256(document + self._checkpoint).hexdigest()
 

@@ -6,17 +6,17 @@ import importlib.util
 from collections.abc import Callable, Mapping
 
 from fathom.checkpoint import store
+from fathom.data.image_text import ImageTextFile, ImageTextLoader
 from fathom.data.loader import NeedleMixture, PackedLoader
-from fathom.data.pairs import ImageTextLoader, PairFile
-from fathom.data.pictures import PAIRS
 from fathom.data.shards import open_shards
+from fathom.data.synthetic_images import PAIR_FILES
 from fathom.errors import SpecError
 from fathom.inference.held_out import bits_by_source
-from fathom.inference.opening import CHECKPOINTS
+from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.models import run_tokenizer, run_tokenizer_files, starting_model
-from fathom.pipeline.steps.epochs import Told
+from fathom.pipeline.run_models import build_initial_model, run_tokenizer, run_tokenizer_files
+from fathom.pipeline.steps.epoch_training import TrainingProgress
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -29,7 +29,7 @@ EVALUATION_TOKENS = 2048
 def run(step: TrainStep, context: StepContext) -> None:
     """Train in ``context.path(step)``, from the latest checkpoint there if there is one."""
     tokenizer = run_tokenizer(context, step)
-    model = starting_model(context, step, tokenizer)
+    model = build_initial_model(context, step, tokenizer)
     shards = open_shards(context.path(context.before(step, ShardsStep)), "train", tokenizer)
     sources = context.plan.manifests[context.before(step, CorpusStep).name].sources
     text = PackedLoader(
@@ -48,7 +48,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         loader,
         directory,
         evaluate=_evaluation(step, context, tokenizer),
-        on_progress=Told(context),
+        on_progress=TrainingProgress(context),
         bytes_per_token=loader.bytes_per_token,
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=run_tokenizer_files(context, step),
@@ -67,11 +67,11 @@ def _with_images(
     if vision is None:
         raise SpecError(f"steps.{step.name}.images", "the model sees no images", "start from one that does")
     if images.pairs is None:
-        file = context.path(context.before(step, PicturesStep)) / PAIRS["train"]
+        file = context.path(context.before(step, PicturesStep)) / PAIR_FILES["train"]
     else:
         file = context.plan.base / images.pairs
     return ImageTextLoader(
-        PairFile.open(file),
+        ImageTextFile.open(file),
         text if images.fraction < 1 or images.warmup else None,
         tokenizer=tokenizer,
         vision=vision,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.posttrain.losses import answers, checks
+from fathom.posttrain.losses import checks
+from fathom.posttrain.losses import segments as answers
 from fathom.spec.posttrain import AdvantageSpec
 
 _OUTCOME = AdvantageSpec()
@@ -49,7 +50,7 @@ def group_advantages(rewards_B: Tensor, groups_B: Tensor, spec: AdvantageSpec = 
     """
     checks.same_length(rewards_B=rewards_B, groups_B=groups_B)
     checks.finite("rewards_B", rewards_B)
-    group_B, groups = answers.numbered(groups_B)
+    group_B, groups = answers.dense_ids(groups_B)
     values_B, varied_G = _normalised(_wide(rewards_B), group_B, groups, spec)
     return Advantages(values_B, varied_G[group_B], int((~varied_G).sum()), groups)
 
@@ -80,18 +81,18 @@ def process_advantages(
     if step_ends_S.numel() and not 0 <= int(step_ends_S.min()) <= int(step_ends_S.max()) < row_N.shape[0]:
         span = f"{int(step_ends_S.min())} to {int(step_ends_S.max())}"
         raise DataError(f"step_ends_S: {span} leave the {row_N.shape[0]} tokens; give indices of tokens")
-    group_B, groups = answers.numbered(groups_B)
-    kind_S, kinds = answers.numbered(torch.zeros_like(step_ends_S) if kinds_S is None else kinds_S)
+    group_B, groups = answers.dense_ids(groups_B)
+    kind_S, kinds = answers.dense_ids(torch.zeros_like(step_ends_S) if kinds_S is None else kinds_S)
     values_S, varied_G = _normalised(_wide(step_rewards_S), group_B[row_N[step_ends_S]], groups, spec, kind_S, kinds)
     ends_N = values_S.new_zeros(row_N.shape[0]).index_add_(0, step_ends_S, values_S)
-    values_N = _sums_from_here(ends_N, row_N)
+    values_N = _reward_to_go(ends_N, row_N)
     return TokenAdvantages(values_N, varied_G[group_B], int((~varied_G).sum()), groups)
 
 
-def _sums_from_here(values_N: Tensor, row_N: Tensor) -> Tensor:
+def _reward_to_go(values_N: Tensor, row_N: Tensor) -> Tensor:
     """Sum of each token and those after it in its answer."""
     starts = ((row_N[1:] != row_N[:-1]).nonzero()[:, 0] + 1).tolist()
-    if len(starts) >= max(1, answers.numbered(row_N)[1]):
+    if len(starts) >= max(1, answers.dense_ids(row_N)[1]):
         raise DataError("row_N: an answer's tokens do not lie together; lay the answers end to end")
     return torch.cat([piece_T.flip(0).cumsum(0).flip(0) for piece_T in torch.tensor_split(values_N, starts)])
 

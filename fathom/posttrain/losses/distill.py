@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.errors import DataError
-from fathom.kernels.cross_entropy import under_autocast
-from fathom.kernels.elementwise import widened
+from fathom.kernels.cross_entropy import cast_for_autocast
+from fathom.kernels.elementwise import accumulation_dtype
 from fathom.posttrain.losses import checks
 from fathom.spec.posttrain import DistillationLoss
 
@@ -42,8 +42,8 @@ def divergence(
     if hidden_ND.shape[0] != teacher_hidden_NE.shape[0]:
         counts = f"{teacher_hidden_NE.shape[0]} tokens, the student's {hidden_ND.shape[0]}"
         raise DataError(f"teacher_hidden_NE: holds {counts}; give both the same tokens")
-    student = under_autocast(hidden_ND, weight_VD)
-    teacher = under_autocast(teacher_hidden_NE.detach(), teacher_weight_VE.detach())
+    student = cast_for_autocast(hidden_ND, weight_VD)
+    teacher = cast_for_autocast(teacher_hidden_NE.detach(), teacher_weight_VE.detach())
     loss_N: Tensor = _Divergence.apply(*student, *teacher, spec, chunk_tokens)  # type: ignore[no-untyped-call]
     return loss_N
 
@@ -94,7 +94,7 @@ class _Chunk:
 
 def _logprobs(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
     logits_CV = torch.mm(hidden_CD, weight_VD.t())
-    return logits_CV.to(widened(logits_CV)).div_(temperature).log_softmax(1)
+    return logits_CV.to(accumulation_dtype(logits_CV)).div_(temperature).log_softmax(1)
 
 
 def _kl(first_CV: Tensor, second_CV: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE)
         ctx.spec, ctx.chunk = spec, chunk
-        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=widened(hidden_ND))
+        loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             teacher = (teacher_hidden_NE[rows], teacher_weight_VE)
@@ -128,7 +128,9 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden_ND, weight_VD, teacher_hidden_NE, teacher_weight_VE = ctx.saved_tensors
         grad_hidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=widened(weight_VD)) if ctx.needs_input_grad[1] else None
+        grad_weight_VD = (
+            torch.zeros_like(weight_VD, dtype=accumulation_dtype(weight_VD)) if ctx.needs_input_grad[1] else None
+        )
         for start in range(0, hidden_ND.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             teacher = (teacher_hidden_NE[rows], teacher_weight_VE)

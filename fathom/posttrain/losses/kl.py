@@ -20,7 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-from fathom.posttrain.losses import answers, checks
+from fathom.posttrain.losses import checks
+from fathom.posttrain.losses import segments as answers
 from fathom.spec.posttrain import KlEstimator, KlPenalty
 
 
@@ -48,7 +49,7 @@ def penalised_rewards(
     """
     checks.same_length(old_N=old_N, reference_N=reference_N, row_N=row_N)
     estimate_N = kl_estimate(old_N.detach(), reference_N.detach(), penalty.estimator)
-    return rewards_B - penalty.beta * answers.sums(estimate_N, row_N, rewards_B.shape[0]).to(rewards_B.dtype)
+    return rewards_B - penalty.beta * answers.segment_sum(estimate_N, row_N, rewards_B.shape[0]).to(rewards_B.dtype)
 
 
 def penalised_advantages(advantages_N: Tensor, old_N: Tensor, reference_N: Tensor, penalty: KlPenalty) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.posttrain.losses import answers, checks
+from fathom.posttrain.losses import checks
+from fathom.posttrain.losses import segments as answers
 from fathom.posttrain.losses.kl import bounded_exp, kl_estimate
 from fathom.spec.posttrain import KlPenalty, PolicyLoss
 
@@ -106,7 +107,7 @@ def policy_loss(
 def _ratio(logprobs_N: Tensor, old_N: Tensor, row_N: Tensor, spec: PolicyLoss) -> Tensor:
     log_ratio_N = logprobs_N - old_N
     if spec.ratio != "token":
-        log_ratio_N = answers.spread_sums(log_ratio_N, row_N, mean=spec.ratio == "sequence_mean")
+        log_ratio_N = answers.segment_broadcast(log_ratio_N, row_N, mean=spec.ratio == "sequence_mean")
     return bounded_exp(log_ratio_N)
 
 
@@ -121,7 +122,7 @@ def _clipped_gain(ratio_N: Tensor, advantages_N: Tensor, spec: PolicyLoss) -> Te
 
 def _penalty(logprobs_N: Tensor, reference_N: Tensor, row_N: Tensor, ratio_N: Tensor, spec: KlPenalty) -> Tensor:
     if spec.level == "sequence":
-        logprobs_N, reference_N = (answers.spread_sums(x_N, row_N) for x_N in (logprobs_N, reference_N))
+        logprobs_N, reference_N = (answers.segment_broadcast(x_N, row_N) for x_N in (logprobs_N, reference_N))
     estimate_N = kl_estimate(logprobs_N, reference_N, spec.estimator)
     return ratio_N * estimate_N if spec.corrected else estimate_N
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.posttrain.losses import answers, checks
+from fathom.posttrain.losses import checks
+from fathom.posttrain.losses import segments as answers
 from fathom.spec.posttrain import DpoLoss, PointwiseLoss
 
 
@@ -28,7 +29,7 @@ class PreferenceTerms:
 def answer_logprobs(logprobs_N: Tensor, row_N: Tensor, rows: int, *, average: bool = False) -> Tensor:
     """Log-probability of each whole answer, or its mean over the answer's tokens: (B,), 0 for one without tokens."""
     checks.same_length(logprobs_N=logprobs_N, row_N=row_N)
-    sum_B = answers.sums(logprobs_N, row_N, rows)
+    sum_B = answers.segment_sum(logprobs_N, row_N, rows)
     return sum_B / row_N.bincount(minlength=rows).clamp(min=1) if average else sum_B
 
 

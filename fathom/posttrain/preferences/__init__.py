@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from fathom.posttrain.preferences.batched_forward import batched_hidden_states
 from fathom.posttrain.preferences.dpo import PreferenceObjective, pair_groups, reference_logprobs
-from fathom.posttrain.preferences.judged import JudgedAnswer, as_preference, couples, exact_pairs, read_judged, share_of
-from fathom.posttrain.preferences.loader import Entry, GroupLoader
-from fathom.posttrain.preferences.pairs import Pair, Preference, encode_pairs, read_preferences, told
-from fathom.posttrain.preferences.passes import hidden_states
+from fathom.posttrain.preferences.judged import (
+    JudgedAnswer,
+    as_preference,
+    pair_best_with_worst,
+    pairs_from_token_ids,
+    read_judged,
+    subset_of_problems,
+)
+from fathom.posttrain.preferences.loader import GroupLoader, TrainingExample
+from fathom.posttrain.preferences.pairs import Preference, PreferencePair, encode_pairs, read_preferences, told
 
 __all__ = [
-    "Entry",
     "GroupLoader",
     "JudgedAnswer",
-    "Pair",
     "Preference",
     "PreferenceObjective",
+    "PreferencePair",
+    "TrainingExample",
     "as_preference",
-    "couples",
+    "batched_hidden_states",
     "encode_pairs",
-    "exact_pairs",
-    "hidden_states",
+    "pair_best_with_worst",
     "pair_groups",
+    "pairs_from_token_ids",
     "read_judged",
     "read_preferences",
     "reference_logprobs",
-    "share_of",
+    "subset_of_problems",
     "told",
 ]

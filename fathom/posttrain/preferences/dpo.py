@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.data.conversations.mask import Sample
+from fathom.data.conversations.loss_mask import Sample
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import answer_logprobs, chosen_logprobs, dpo_loss
-from fathom.posttrain.preferences.loader import SHARE, Entry
-from fathom.posttrain.preferences.pairs import Pair
-from fathom.posttrain.preferences.passes import PASS_TOKENS, hidden_states
+from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hidden_states
+from fathom.posttrain.preferences.loader import SHARE, TrainingExample
+from fathom.posttrain.preferences.pairs import PreferencePair
 from fathom.spec.posttrain import DpoLoss
 from fathom.train.loss import IGNORE_INDEX
-from fathom.train.micro import Micro
-from fathom.train.objective import Learned
+from fathom.train.micro_batch import MicroBatch
+from fathom.train.objective import ObjectiveOutput
 
 REFERENCE = "reference"
 
@@ -36,7 +36,7 @@ class PreferenceObjective:
     spec: DpoLoss
     chunk_tokens: int
 
-    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: Micro) -> Learned:
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
         assert micro.lengths is not None
         targets_N = micro.targets_BT[0]
@@ -61,7 +61,9 @@ class PreferenceObjective:
             "chosen_logprob": chosen_2P[0],
             "rejected_logprob": chosen_2P[1],
         }
-        return Learned(terms.loss_P.sum() * share, {name: value_P.sum() * share for name, value_P in told.items()})
+        return ObjectiveOutput(
+            terms.loss_P.sum() * share, {name: value_P.sum() * share for name, value_P in told.items()}
+        )
 
 
 def rows_of(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -69,18 +71,20 @@ def rows_of(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
 
 
-def entry(sample: Sample) -> Entry:
+def entry(sample: Sample) -> TrainingExample:
     """Return a sample as tokens that are read and tokens that are predicted."""
     tokens = torch.tensor(sample.tokens)
     learned = torch.tensor(sample.learned)
-    return Entry(tokens[:-1], torch.where(learned[1:], tokens[1:], IGNORE_INDEX))
+    return TrainingExample(tokens[:-1], torch.where(learned[1:], tokens[1:], IGNORE_INDEX))
 
 
-def pair_groups(pairs: Sequence[Pair], reference: Sequence[Tensor]) -> list[tuple[Entry, Entry]]:
+def pair_groups(
+    pairs: Sequence[PreferencePair], reference: Sequence[Tensor]
+) -> list[tuple[TrainingExample, TrainingExample]]:
     """Return pairs as a ``GroupLoader`` takes them; ``reference`` is what ``reference_logprobs`` gave."""
     entries = [entry(sample) for pair in pairs for sample in (pair.chosen, pair.rejected)]
     with_reference = [
-        Entry(made.tokens_T, made.targets_T, {REFERENCE: logprobs_T})
+        TrainingExample(made.tokens_T, made.targets_T, {REFERENCE: logprobs_T})
         for made, logprobs_T in zip(entries, reference, strict=True)
     ]
     return list(zip(with_reference[::2], with_reference[1::2], strict=True))
@@ -88,7 +92,7 @@ def pair_groups(pairs: Sequence[Pair], reference: Sequence[Tensor]) -> list[tupl
 
 def reference_logprobs(
     model: Decoder,
-    pairs: Sequence[Pair],
+    pairs: Sequence[PreferencePair],
     *,
     chunk_tokens: int,
     tokens: int = PASS_TOKENS,
@@ -100,7 +104,9 @@ def reference_logprobs(
     """
     entries = [entry(sample) for pair in pairs for sample in (pair.chosen, pair.rejected)]
     found = [torch.zeros(0)] * len(entries)
-    for indices, hidden_ND in hidden_states(model, [made.tokens_T for made in entries], tokens=tokens, dtype=dtype):
+    for indices, hidden_ND in batched_hidden_states(
+        model, [made.tokens_T for made in entries], tokens=tokens, dtype=dtype
+    ):
         targets_N = torch.cat([entries[index].targets_T for index in indices]).to(hidden_ND.device)
         with (
             torch.no_grad(),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.data.conversations.mask import Sample
+from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.read import ConversationProblem, ConversationReport
-from fathom.posttrain.preferences.pairs import Pair, Preference, read_lines, unusable
+from fathom.posttrain.preferences.pairs import Preference, PreferencePair, pair_error, read_lines
 
-Couple = tuple["JudgedAnswer", "JudgedAnswer"]
+AnswerPair = tuple["JudgedAnswer", "JudgedAnswer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ def read_judged(path: Path, report: ConversationReport) -> Iterator[JudgedAnswer
     yield from read_lines(path, report, _judged)
 
 
-def share_of(answers: Iterable[JudgedAnswer], share: float) -> list[JudgedAnswer]:
+def subset_of_problems(answers: Iterable[JudgedAnswer], share: float) -> list[JudgedAnswer]:
     """Return all answers to ``share`` of the problems, rounded up; the same ones however the answers are ordered."""
     given = list(answers)
     problems = {answer.problem for answer in given}
@@ -49,7 +49,7 @@ def share_of(answers: Iterable[JudgedAnswer], share: float) -> list[JudgedAnswer
     return [answer for answer in given if answer.problem in taken]
 
 
-def couples(answers: Iterable[JudgedAnswer], per_problem: int) -> list[Couple]:
+def pair_best_with_worst(answers: Iterable[JudgedAnswer], per_problem: int) -> list[AnswerPair]:
     """Return up to ``per_problem`` pairs of a better and a worse answer to each problem.
 
     The best goes with the worst, the next best with the next worst, as long as one is worth more than the other.
@@ -57,7 +57,7 @@ def couples(answers: Iterable[JudgedAnswer], per_problem: int) -> list[Couple]:
     by_problem: dict[str, list[JudgedAnswer]] = {}
     for answer in answers:
         by_problem.setdefault(answer.problem, []).append(answer)
-    found: list[Couple] = []
+    found: list[AnswerPair] = []
     for given in by_problem.values():
         ranked = sorted(given, key=lambda answer: -answer.total)
         chosen = zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False)
@@ -65,12 +65,14 @@ def couples(answers: Iterable[JudgedAnswer], per_problem: int) -> list[Couple]:
     return found
 
 
-def exact_pairs(found: Iterable[Couple], report: ConversationReport, *, max_tokens: int) -> list[Pair]:
+def pairs_from_token_ids(
+    found: Iterable[AnswerPair], report: ConversationReport, *, max_tokens: int
+) -> list[PreferencePair]:
     """Return couples as the very tokens that were drawn, at most ``max_tokens`` + 1 a side; others are reported."""
     pairs = []
     for better, worse in found:
-        pair = Pair(chosen=_sample(better), rejected=_sample(worse), prompt=better.question)
-        problem = unusable(pair, max_tokens, better.place)
+        pair = PreferencePair(chosen=_sample(better), rejected=_sample(worse), prompt=better.question)
+        problem = pair_error(pair, max_tokens, better.place)
         if problem is None:
             report.used += 1
             pairs.append(pair)

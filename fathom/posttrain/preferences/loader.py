@@ -23,7 +23,7 @@ SHARE = "share"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrainingExample:
     """One sequence to learn from: T tokens that are read, what is predicted at each, and further columns."""
 
     tokens_T: Tensor
@@ -42,7 +42,7 @@ class GroupLoader:
     ``sequence_length`` tokens have room for, and one at least.
     """
 
-    def __init__(self, groups: Sequence[Sequence[Entry]], *, sequence_length: int, seed: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[TrainingExample]], *, sequence_length: int, seed: int) -> None:
         if not groups or len({len(group) for group in groups}) != 1 or not groups[0]:
             raise DataError("groups: there are none, or they differ in size; give at least one")
         self._groups = [tuple(group) for group in groups]
@@ -117,7 +117,7 @@ class GroupLoader:
         return digest.hexdigest()[:16]
 
 
-def _in_common(first: Entry, other: Entry) -> int:
+def _in_common(first: TrainingExample, other: TrainingExample) -> int:
     """Count the tokens with which both begin, before any at which the other learns; its last stays its own."""
     if other is first:
         return 0

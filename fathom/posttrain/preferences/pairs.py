@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fathom.chat.parts import checked_message
-from fathom.data.conversations.mask import Sample, encode_masked
+from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
 from fathom.data.conversations.read import ROLES, ConversationProblem, ConversationReport
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class PreferencePair:
     """A preference as tokens; of each answer only its own turn is learned. ``prompt`` tells what both answer."""
 
     chosen: Sample
@@ -76,20 +76,22 @@ def read_lines(
 
 def encode_pairs(
     tokenizer: Tokenizer, preferences: Iterable[Preference], report: ConversationReport, *, max_tokens: int
-) -> list[Pair]:
+) -> list[PreferencePair]:
     """Return the pairs whose two sides have at most ``max_tokens`` + 1 tokens; the others are reported."""
     pairs = []
     for preference in preferences:
         try:
             chosen, rejected = (
-                _answer(encode_masked(tokenizer, [*preference.messages, answer]))
+                _answer(encode_with_loss_mask(tokenizer, [*preference.messages, answer]))
                 for answer in (preference.chosen, preference.rejected)
             )
         except DataError as error:
             report.add(ConversationProblem("template", preference.place, str(error)))
             continue
-        pair = Pair(chosen=chosen, rejected=rejected, prompt=json.dumps(preference.messages, ensure_ascii=False))
-        problem = unusable(pair, max_tokens, preference.place)
+        pair = PreferencePair(
+            chosen=chosen, rejected=rejected, prompt=json.dumps(preference.messages, ensure_ascii=False)
+        )
+        problem = pair_error(pair, max_tokens, preference.place)
         if problem is not None:
             report.add(problem)
             continue
@@ -98,7 +100,7 @@ def encode_pairs(
     return pairs
 
 
-def unusable(pair: Pair, max_tokens: int, place: str) -> ConversationProblem | None:
+def pair_error(pair: PreferencePair, max_tokens: int, place: str) -> ConversationProblem | None:
     """Return why nothing can be learned from a pair, or None."""
     longest = max(len(pair.chosen.tokens), len(pair.rejected.tokens))
     if longest > max_tokens + 1:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from fathom.errors import ResourceError, SpecError
-from fathom.posttrain.rewards.base import RIGHT, Answered
+from fathom.posttrain.rewards.base import RIGHT, RewardInput
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.spec.problem import Problem
 from fathom.spec.rewards import AccuracyMethod
@@ -30,7 +30,7 @@ class AccuracyScorer:
         self._method = method
         self._gym: dict[str, GymScore] = {}
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Import the libraries and open the data sets that the problems need.
 
         Raises:
@@ -45,7 +45,7 @@ class AccuracyScorer:
             for dataset in sorted(named - self._gym.keys()):
                 self._gym[dataset] = _gym_score(dataset)
 
-    def score(self, answered: Answered) -> float | None:
+    def score(self, answered: RewardInput) -> float | None:
         """Judge the final answer."""
         problem = answered.problem
         method = self._chosen(problem)

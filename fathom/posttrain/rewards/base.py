@@ -16,7 +16,7 @@ MAX_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class RewardInput:
     """A prompt and what a model wrote after it.
 
     ``answer`` is text with special tokens spelled, so that think tags are seen, without the end of sequence.
@@ -72,17 +72,17 @@ class Judgement:
 class Scorer(Protocol):
     """A reward as it runs inside its process."""
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Import and load what these answers' problems need; nothing that depends on what a model wrote.
 
         It has a long time limit of its own, and what it raises ends the run: an answer is not to blame.
         """
 
-    def score(self, answered: Answered) -> float | Sequence[StepScore] | None:
+    def score(self, answered: RewardInput) -> float | Sequence[StepScore] | None:
         """Return the reward, or what each step is worth, or None where it does not apply to the problem."""
 
 
-def stepped(steps: Sequence[StepScore], length: int) -> Score:
+def score_from_steps(steps: Sequence[StepScore], length: int) -> Score:
     """Return the score of an answer of ``length`` characters by its steps; without any it does not apply."""
     if len(steps) > MAX_STEPS:
         return Score(0.0, f"too many steps: {len(steps)}")

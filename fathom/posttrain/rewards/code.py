@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fathom.posttrain.rewards.base import RIGHT, Answered
-from fathom.posttrain.rewards.extract import ANSWER_BEGIN, THINK_BEGIN, THINK_END, parts
-from fathom.posttrain.sandbox import Limits, run_program
+from fathom.posttrain.rewards.base import RIGHT, RewardInput
+from fathom.posttrain.rewards.extract import ANSWER_BEGIN, THINK_BEGIN, THINK_END, split_reasoning
+from fathom.posttrain.sandbox import SandboxLimits, run_program
 from fathom.spec.rewards import CodeReward
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -18,13 +18,13 @@ class CodeScorer:
     """Runs one program per answer in the sandbox; problems without ``tests`` are not its concern."""
 
     def __init__(self, spec: CodeReward) -> None:
-        self._limits = Limits(seconds=spec.seconds, memory_mib=spec.memory_mib)
+        self._limits = SandboxLimits(seconds=spec.seconds, memory_mib=spec.memory_mib)
         self._unsandboxed = spec.unsandboxed
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
 
-    def score(self, answered: Answered) -> float | None:
+    def score(self, answered: RewardInput) -> float | None:
         """Run the program and its tests."""
         details = answered.problem.details
         if not details.get("tests"):
@@ -37,7 +37,7 @@ class CodeScorer:
 def code_of(answer: str) -> str:
     """The last fenced block of Python of an answer, one that is never closed included, else the whole answer."""
     tagged = any(tag in answer for tag in (THINK_BEGIN, THINK_END, ANSWER_BEGIN))
-    text = parts(answer).answer if tagged else answer
+    text = split_reasoning(answer).answer if tagged else answer
     blocks = _FENCE.findall(text)
     return str(blocks[-1]) if blocks else text
 

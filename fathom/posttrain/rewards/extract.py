@@ -15,14 +15,14 @@ _MARKER = "####"
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ReasoningSplit:
     """What a model thought and what it answered, both without tags and outer white space."""
 
     thinking: str
     answer: str
 
 
-def parts(text: str) -> Parts:
+def split_reasoning(text: str) -> ReasoningSplit:
     """Split a text; the last tags of each kind count.
 
     Without think tags everything before the answer's tags is thinking, and without any tag all is answer. Thinking
@@ -31,17 +31,17 @@ def parts(text: str) -> Parts:
     before, closed, after = text.rpartition(THINK_END)
     if closed:
         _, opened, inside = before.partition(THINK_BEGIN)
-        return Parts((inside if opened else before).strip(), _answer_inside(after))
+        return ReasoningSplit((inside if opened else before).strip(), _answer_inside(after))
     before, opened, after = text.partition(THINK_BEGIN)
     if opened:
-        return Parts(after.strip(), "")
+        return ReasoningSplit(after.strip(), "")
     if ANSWER_BEGIN in text:
-        return Parts(text.rpartition(ANSWER_BEGIN)[0].strip(), _answer_inside(text))
-    return Parts("", text.strip())
+        return ReasoningSplit(text.rpartition(ANSWER_BEGIN)[0].strip(), _answer_inside(text))
+    return ReasoningSplit("", text.strip())
 
 
 def thinking_span(text: str) -> tuple[int, int]:
-    """Return where a text's thinking begins and ends, as ``parts`` finds it; a text without any tag is all thinking."""
+    """Return where a text's thinking starts and ends (``split_reasoning``); a text without a tag is all thinking."""
     closed = text.rfind(THINK_END)
     opened = text.find(THINK_BEGIN, 0, len(text) if closed < 0 else closed)
     start = 0 if opened < 0 else opened + len(THINK_BEGIN)
@@ -58,7 +58,7 @@ def final_answer(text: str) -> str | None:
     It is looked for inside the last answer tags, else after the thinking, else everywhere: the last ``\\boxed{}``,
     else what follows the last ``####`` on its line, else all that stands in answer tags, else the last line.
     """
-    answer = parts(text).answer
+    answer = split_reasoning(text).answer
     region = answer[-MAX_FINAL_CHARS:]
     found = _boxed(region)
     if found is None and _MARKER in region:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.extract import ANSWER_BEGIN, ANSWER_END, TAGS, THINK_BEGIN, THINK_END
 from fathom.spec.rewards import FormatStyle
 
@@ -21,10 +21,10 @@ class FormatScorer:
     def __init__(self, style: FormatStyle) -> None:
         self._style = style
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
 
-    def score(self, answered: Answered) -> float:
+    def score(self, answered: RewardInput) -> float:
         """Judge the tags."""
         text = answered.answer.strip()
         if answered.prompt.rstrip().endswith(THINK_BEGIN) and not text.startswith(THINK_BEGIN):

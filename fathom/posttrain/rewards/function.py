@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fathom.errors import SpecError
-from fathom.posttrain.rewards.base import Answered, StepScore
+from fathom.posttrain.rewards.base import RewardInput, StepScore
 
 
 class FunctionScorer:
@@ -25,10 +25,10 @@ class FunctionScorer:
         if not callable(self._function):
             raise SpecError("target", f"{target!r} is no function", "name one of (prompt, answer, reference)")
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
 
-    def score(self, answered: Answered) -> Any:
+    def score(self, answered: RewardInput) -> Any:
         """Return whatever the function returns; the worker checks it. Of steps, the pairs are taken apart."""
         found = self._function(answered.prompt, answered.answer, answered.problem.answer)
         if not self._steps or found is None:

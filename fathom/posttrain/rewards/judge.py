@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from fathom.errors import FathomError, SpecError
-from fathom.posttrain.rewards.base import RIGHT, Answered, Judgement, Score, StepScore, stepped
-from fathom.posttrain.rewards.process import RewardProcess
+from fathom.posttrain.rewards.base import RIGHT, Judgement, RewardInput, Score, StepScore, score_from_steps
+from fathom.posttrain.rewards.worker_client import RewardWorkerClient
 from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec import check
 from fathom.spec.rewards import AccuracyReward, CodeReward, ModelReward, RewardSpec, check_rewards, scores_steps
@@ -21,7 +21,7 @@ MAX_ANSWER_CHARS = 400_000
 _CODE_MARGIN_SECONDS = 40.0
 _MEMORY_MIB = 4096
 
-External = Callable[[Sequence[Answered]], Sequence[float | Sequence[StepScore]]]
+ScoreFn = Callable[[Sequence[RewardInput]], Sequence[float | Sequence[StepScore]]]
 """What scores answers, or every step of each, in the process of the judge."""
 
 
@@ -39,14 +39,14 @@ class Judge:
     """
 
     def __init__(
-        self, rewards: Sequence[RewardSpec], *, seconds: float = 5.0, external: Mapping[str, External] | None = None
+        self, rewards: Sequence[RewardSpec], *, seconds: float = 5.0, external: Mapping[str, ScoreFn] | None = None
     ) -> None:
         check_rewards("rewards", rewards)
         check.positive("seconds", seconds)
         self.failures: Counter[str] = Counter()
         self._rewards = tuple(rewards)
         self._external = dict(external or {})
-        self._processes: dict[str, RewardProcess] = {}
+        self._processes: dict[str, RewardWorkerClient] = {}
         for reward in self._rewards:
             if isinstance(reward, ModelReward):
                 if reward.name not in self._external:
@@ -56,7 +56,7 @@ class Judge:
             if isinstance(reward, CodeReward):
                 check_sandbox(unsandboxed=reward.unsandboxed)
                 limit = reward.seconds + _CODE_MARGIN_SECONDS
-            self._processes[reward.name] = RewardProcess(reward, seconds=limit, memory_mib=_MEMORY_MIB)
+            self._processes[reward.name] = RewardWorkerClient(reward, seconds=limit, memory_mib=_MEMORY_MIB)
 
     def __enter__(self) -> Judge:
         return self
@@ -71,7 +71,7 @@ class Judge:
         for process in self._processes.values():
             process.close()
 
-    def judge(self, answers: Sequence[Answered]) -> list[Judgement]:
+    def judge(self, answers: Sequence[RewardInput]) -> list[Judgement]:
         """Judge every answer, in order; the rewards work side by side.
 
         Raises:
@@ -91,7 +91,7 @@ class Judge:
             scores[place] = {reward.name: heard[reward.name][index] for reward in self._rewards}
         return [self._judgement(each, len(answered.answer)) for each, answered in zip(scores, answers, strict=True)]
 
-    def _outside(self, reward: ModelReward, answers: Sequence[Answered]) -> list[Score]:
+    def _outside(self, reward: ModelReward, answers: Sequence[RewardInput]) -> list[Score]:
         """Ask a reward model; it may fail as any other reward, but it may also say that the run must end."""
         try:
             values = list(self._external[reward.name](answers)) if answers else []
@@ -136,7 +136,7 @@ def _checked(reward: ModelReward, value: float | Sequence[StepScore], length: in
     if isinstance(value, Sequence) != reward.steps:
         raise TypeError(f"{type(value).__name__} for an answer, but steps is {str(reward.steps).lower()}")
     if isinstance(value, Sequence):
-        return stepped(value, length)
+        return score_from_steps(value, length)
     return Score(float(value)) if math.isfinite(value) else Score(0.0, "not finite")
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fathom.posttrain.rewards.base import Answered
-from fathom.posttrain.rewards.extract import TAGS, parts
+from fathom.posttrain.rewards.base import RewardInput
+from fathom.posttrain.rewards.extract import TAGS, split_reasoning
 from fathom.spec.problem import ProblemLanguage
 
 _SPAN = 2000
@@ -34,12 +34,12 @@ _WORD = re.compile(
 class LanguageScorer:
     """A share between 0 and 1."""
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
 
-    def score(self, answered: Answered) -> float:
+    def score(self, answered: RewardInput) -> float:
         """Judge the thinking; a text without think tags is all thinking. No thinking at all scores 0."""
-        split = parts(answered.answer)
+        split = split_reasoning(answered.answer)
         return consistency(split.thinking or split.answer, answered.problem.language)
 
 

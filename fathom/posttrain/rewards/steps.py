@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fathom.data.problems.arithmetic import equation_holds
-from fathom.posttrain.rewards.base import MAX_STEPS, RIGHT, Answered, StepScore
+from fathom.posttrain.rewards.base import MAX_STEPS, RIGHT, RewardInput, StepScore
 from fathom.posttrain.rewards.extract import thinking_span
 
 MAX_STEP_CHARS = 1000
@@ -18,16 +18,16 @@ MAX_STEP_CHARS = 1000
 
 _STEP = re.compile(r"[^\n;]+")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-_AROUND = " \t\r.$`"
+_STRIP_CHARS = " \t\r.$`"
 
 
 class StepsScorer:
     """1 or 0 for each step that is an equation; of an answer's equations only the first 1,000 are looked at."""
 
-    def prepare(self, answers: Sequence[Answered]) -> None:
+    def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
 
-    def score(self, answered: Answered) -> list[StepScore]:
+    def score(self, answered: RewardInput) -> list[StepScore]:
         """Judge the steps."""
         found: list[StepScore] = []
         looked = 0
@@ -69,4 +69,4 @@ def _bare(piece: str) -> str:
     """Return an equation without what surrounds it: a label that has letters, marks of mathematics, a full stop."""
     label, colon, rest = piece.partition(":")
     labelled = bool(colon) and any(c.isalpha() for c in label)
-    return (rest if labelled else piece).strip(_AROUND)
+    return (rest if labelled else piece).strip(_STRIP_CHARS)

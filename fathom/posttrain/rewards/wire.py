@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.posttrain.rewards.base import Answered, Score, StepScore
+from fathom.posttrain.rewards.base import RewardInput, Score, StepScore
 from fathom.spec.mapping import from_mapping, to_mapping
 from fathom.spec.problem import Problem
 from fathom.spec.rewards import RewardSpec
@@ -29,13 +29,13 @@ class Setup:
     memory_mib: int
 
 
-def packed(message: Any) -> bytes:
+def frame_message(message: Any) -> bytes:
     """A message as it goes through a pipe; lone surrogates survive."""
     body = json.dumps(message).encode()
     return _LENGTH.pack(len(body)) + body
 
 
-def encode(answers: Sequence[Answered]) -> dict[str, Any]:
+def encode(answers: Sequence[RewardInput]) -> dict[str, Any]:
     """Answers as JSON, each problem once."""
     places: dict[int, int] = {}
     problems: list[Any] = []
@@ -49,11 +49,11 @@ def encode(answers: Sequence[Answered]) -> dict[str, Any]:
     return {"problems": problems, "answers": rows}
 
 
-def decode(message: Mapping[str, Any]) -> list[Answered]:
+def decode(message: Mapping[str, Any]) -> list[RewardInput]:
     """What ``encode`` was given."""
     problems = [from_mapping(Problem, problem) for problem in message["problems"]]
     return [
-        Answered(prompt=prompt, answer=answer, problem=problems[place], finished=finished)
+        RewardInput(prompt=prompt, answer=answer, problem=problems[place], finished=finished)
         for prompt, answer, place, finished in message["answers"]
     ]
 
@@ -69,7 +69,7 @@ def decode_score(message: Sequence[Any]) -> Score:
     return Score(value, failure, tuple(StepScore(end, worth) for end, worth in steps))
 
 
-class Reader:
+class MessageReader:
     """Takes messages out of a pipe."""
 
     def __init__(self, fd: int, *, max_bytes: int = (1 << 32) - 1) -> None:

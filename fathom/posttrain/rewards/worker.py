@@ -15,9 +15,9 @@ import signal
 from typing import Any
 
 from fathom.errors import FathomError
-from fathom.posttrain.rewards.base import Answered, Score, Scorer, stepped
+from fathom.posttrain.rewards.base import RewardInput, Score, Scorer, score_from_steps
 from fathom.posttrain.rewards.scorers import make_scorer
-from fathom.posttrain.rewards.wire import Reader, Setup, decode, encode_score, packed
+from fathom.posttrain.rewards.wire import MessageReader, Setup, decode, encode_score, frame_message
 from fathom.spec.mapping import from_mapping
 from fathom.spec.rewards import scores_steps
 
@@ -34,12 +34,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the judge decides when this ends
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would reserve the memory that is limited here
     try:
-        _serve(Reader(inward), outward)
+        _serve(MessageReader(inward), outward)
     except (EOFError, BrokenPipeError):
         return
 
 
-def _serve(reader: Reader, outward: int) -> None:
+def _serve(reader: MessageReader, outward: int) -> None:
     setup = from_mapping(Setup, reader.read())
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (setup.memory_mib << 20, hard))
@@ -59,7 +59,7 @@ def _serve(reader: Reader, outward: int) -> None:
         _write(outward, {"error": str(error)})
 
 
-def _scored(scorer: Scorer, answered: Answered, *, stepwise: bool) -> Score:
+def _scored(scorer: Scorer, answered: RewardInput, *, stepwise: bool) -> Score:
     """What a scorer says, or why it says nothing of use."""
     try:
         value: Any = scorer.score(answered)
@@ -68,13 +68,13 @@ def _scored(scorer: Scorer, answered: Answered, *, stepwise: bool) -> Score:
     if value is None:
         return Score(None)
     if stepwise:
-        return stepped(value, len(answered.answer))
+        return score_from_steps(value, len(answered.answer))
     if not isinstance(value, numbers.Real):
         return Score(0.0, f"crashed: returned {type(value).__name__}, not a number")
     return Score(float(value)) if math.isfinite(value) else Score(0.0, "not finite")
 
 
 def _write(fd: int, message: Any) -> None:
-    data = packed(message)
+    data = frame_message(message)
     while data:
         data = data[os.write(fd, data) :]

@@ -1,10 +1,10 @@
 // One answer from request to end: what is asked, and how its parts and times are gathered in a message.
 
 const TEXT = { type: "text" };
-const SHORTEST_MS = 50;
+const MIN_MS = 50;
 
 /** The conversation as the server reads it; thinking is not sent back. */
-export function asRequest(messages, system) {
+export function toMessages(messages, system) {
   const turns = system.trim() ? [{ role: "system", content: system }] : [];
   for (const { role, content, images } of messages) {
     if (role === "assistant" && !content) continue;
@@ -30,14 +30,14 @@ export async function fill(message, parts, signal, changed) {
     }
   } catch (error) {
     if (signal.aborted) message.finish = "stopped";
-    else message.error = asStored(error);
+    else message.error = toStoredError(error);
   }
   if (!message.finish && !message.error) message.finish = "stop";
   if (message.thinking && message.thinkingMs === undefined) message.thinkingMs = since() - message.firstMs;
   message.totalMs = since();
 }
 
-const asStored = ({ kind = "Server", detail = "", retryAfter = 0 }) => ({ kind, detail, retryAt: Date.now() + retryAfter * 1000 });
+const toStoredError = ({ kind = "Server", detail = "", retryAfter = 0 }) => ({ kind, detail, retryAt: Date.now() + retryAfter * 1000 });
 
 function take(message, part, now) {
   if (part.thinking || part.content) {
@@ -59,5 +59,5 @@ function take(message, part, now) {
 
 /** Tokens per second after the first; null while that is too short a time to tell. */
 export function speed({ tokens, firstMs, elapsedMs }) {
-  return tokens > 1 && elapsedMs - firstMs > SHORTEST_MS ? ((tokens - 1) * 1000) / (elapsedMs - firstMs) : null;
+  return tokens > 1 && elapsedMs - firstMs > MIN_MS ? ((tokens - 1) * 1000) / (elapsedMs - firstMs) : null;
 }

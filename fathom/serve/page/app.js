@@ -1,5 +1,5 @@
 // The page: puts the parts together and moves a conversation on.
-import { asRequest, emptyAnswer, fill } from "./answer.js";
+import { toMessages, emptyAnswer, fill } from "./answer.js";
 import { Api } from "./api.js";
 import { Chrome } from "./chrome.js";
 import { Composer } from "./composer.js";
@@ -8,7 +8,7 @@ import { say, t } from "./i18n.js";
 import { CacheMeter, ContextMeter, bytes } from "./meters.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { deleteChat, loadChat, newChat, recall, recallKey, remember, rememberKey, saveChat } from "./store.js";
+import { deleteChat, loadChat, newChat, loadSetting, loadApiKey, remember, saveApiKey, saveChat } from "./store.js";
 import { Thread } from "./thread.js";
 
 const SAVE_EVERY_MS = 1000;
@@ -29,7 +29,7 @@ class App {
   #leaving = false;
 
   async start() {
-    this.#api.key = recallKey();
+    this.#api.key = loadApiKey();
     byId("model").addEventListener("change", () => this.#choose(byId("model").value));
     byId("retry-models").addEventListener("click", () => this.#connect());
     byId("key-form").addEventListener("submit", (event) => this.#useKey(event));
@@ -37,7 +37,7 @@ class App {
     addEventListener("pagehide", () => this.#leave());
     addEventListener("pageshow", () => (this.#leaving = false));
     addEventListener("storage", () => this.#sidebar.show(this.#chat.id));
-    this.#open(loadChat(recall("current", "")) ?? newChat());
+    this.#open(loadChat(loadSetting("current", "")) ?? newChat());
     this.#composer.focusIfTyping();
     await this.#connect();
   }
@@ -107,7 +107,7 @@ class App {
 
   async #answer() {
     const chat = this.#chat;
-    const asked = asRequest(chat.messages, this.#settings.system);
+    const asked = toMessages(chat.messages, this.#settings.system);
     const body = { ...(this.#model ? { model: this.#model.id } : {}), messages: asked, ...this.#settings.request() };
     const message = emptyAnswer();
     this.#push(message);
@@ -197,14 +197,14 @@ class App {
     byId("model").hidden = this.#models.length < 2;
     byId("model-name").hidden = this.#models.length !== 1;
     byId("model-name").textContent = this.#models[0]?.id ?? "";
-    this.#choose(recall("model", ""));
+    this.#choose(loadSetting("model", ""));
     this.#cache.start();
   }
 
   #choose(id) {
     if (this.#models.some((model) => model.id === id)) byId("model").value = id;
     remember("model", byId("model").value);
-    const { sees_images: seesImages, can_think: canThink } = this.#model?.fathom ?? {};
+    const { supports_images: seesImages, supports_reasoning: canThink } = this.#model?.fathom ?? {};
     this.#composer.images.allow(Boolean(seesImages));
     this.#settings.allowThinking(Boolean(canThink));
     this.#showContext();
@@ -227,7 +227,7 @@ class App {
   async #useKey(event) {
     event.preventDefault();
     this.#api.key = byId("key").value.trim();
-    rememberKey(this.#api.key);
+    saveApiKey(this.#api.key);
     byId("key").value = "";
     byId("key-dialog").close();
     await this.#connect();

@@ -3,7 +3,7 @@
 // Where the standard and what chat models mean differ, the latter wins: a line of dashes is always a rule (no underlined
 // headings), two spaces nest a list item, and HTML is text.
 
-const DEEPEST = 16;
+const MAX_DEPTH = 16;
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
@@ -39,7 +39,7 @@ export function parseBlocks(lines, depth = 0) {
       at += 1;
       continue;
     }
-    const [block, next] = (depth < DEEPEST && special(lines, at, depth)) || paragraph(lines, at, depth);
+    const [block, next] = (depth < MAX_DEPTH && special(lines, at, depth)) || paragraph(lines, at, depth);
     blocks.push({ ...block, start: at });
     at = next;
   }
@@ -188,7 +188,7 @@ function indented(lines, at, depth) {
 
 /** Whether a line begins a block that may stand right under a paragraph. */
 function starts(lines, at, depth) {
-  if (depth >= DEEPEST) return false;
+  if (depth >= MAX_DEPTH) return false;
   const line = lines[at];
   const item = marker(line, depth);
   const interrupts = item && !blank(item.text) && (!item.ordered || item.number === 1);

@@ -1,7 +1,7 @@
 // What surrounds the conversation: theme and language, the settings drawer, and keys that work anywhere.
 import { byId } from "./dom.js";
 import { language, name, preferredLanguage, setLanguage } from "./i18n.js";
-import { recall, remember } from "./store.js";
+import { loadSetting, remember } from "./store.js";
 
 const THEMES = ["auto", "light", "dark"];
 const THEME_NAMES = { auto: "themeAuto", light: "themeLight", dark: "themeDark" };
@@ -18,10 +18,10 @@ export class Chrome {
     this.#app = app;
     this.#sidebar = sidebar;
     this.#composer = composer;
-    setLanguage(preferredLanguage(recall("language", ""), navigator.language));
-    this.#setTheme(recall("theme", "auto"));
+    setLanguage(preferredLanguage(loadSetting("language", ""), navigator.language));
+    this.#setTheme(loadSetting("theme", "auto"));
     byId("theme").addEventListener("click", () => {
-      this.#setTheme(THEMES[(THEMES.indexOf(recall("theme", "auto")) + 1) % THEMES.length]);
+      this.#setTheme(THEMES[(THEMES.indexOf(loadSetting("theme", "auto")) + 1) % THEMES.length]);
     });
     byId("language").addEventListener("click", () => {
       const next = language() === "en" ? "zh" : "en";

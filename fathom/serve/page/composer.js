@@ -2,7 +2,7 @@
 import { byId, icon } from "./dom.js";
 import { name, say } from "./i18n.js";
 import { Images } from "./images.js";
-import { recall, remember } from "./store.js";
+import { loadSetting, remember } from "./store.js";
 
 const COMPLAINT_MS = 8000;
 
@@ -17,7 +17,7 @@ export class Composer {
   constructor(act) {
     this.#act = act;
     this.images = new Images((key, parameters) => this.complain(key, parameters));
-    this.#input.value = recall("draft", "");
+    this.#input.value = loadSetting("draft", "");
     this.#input.addEventListener("input", () => this.#typed());
     this.#input.addEventListener("keydown", (event) => this.#key(event));
     this.#input.addEventListener("paste", (event) => this.#paste(event));

@@ -4,7 +4,7 @@ import { name } from "./i18n.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const MOST_BYTES = 5 * 1024 * 1024;
-const MOST_IMAGES = 4;
+const MAX_IMAGES = 4;
 
 export class Images {
   #list = [];
@@ -46,10 +46,10 @@ export class Images {
 
   async add(files) {
     for (const file of files) {
-      const parameters = { name: file.name, limit: this.#list.length < MOST_IMAGES ? `${MOST_BYTES >> 20} MB` : MOST_IMAGES };
+      const parameters = { name: file.name, limit: this.#list.length < MAX_IMAGES ? `${MOST_BYTES >> 20} MB` : MAX_IMAGES };
       if (!this.#allowed) this.#complain("imageBlind");
       else if (!KINDS.includes(file.type)) this.#complain("imageKind", parameters);
-      else if (this.#list.length >= MOST_IMAGES) this.#complain("imageTooMany", parameters);
+      else if (this.#list.length >= MAX_IMAGES) this.#complain("imageTooMany", parameters);
       else if (file.size > MOST_BYTES) this.#complain("imageTooLarge", parameters);
       else await this.#read(file);
     }

@@ -1,7 +1,7 @@
 // The drawer of sampling controls. An empty field is left to the server's default.
 import { byId, el } from "./dom.js";
 import { say } from "./i18n.js";
-import { recall, remember } from "./store.js";
+import { loadSetting, remember } from "./store.js";
 
 const FIELDS = {
   temperature: { min: 0, max: 2, step: 0.1 },
@@ -15,7 +15,7 @@ const FIELDS = {
 const EMPTY = { system: "", thinking: "auto" };
 
 export class Settings {
-  #values = { ...EMPTY, ...recall("settings", {}) };
+  #values = { ...EMPTY, ...loadSetting("settings", {}) };
   #inputs = new Map();
   #system = byId("system");
   #thinking = byId("thinking-choice");

@@ -25,10 +25,10 @@ function write(storage, key, value) {
   }
 }
 
-export const recall = (name, fallback) => read(localStorage, `fathom.${name}`, fallback);
+export const loadSetting = (name, fallback) => read(localStorage, `fathom.${name}`, fallback);
 export const remember = (name, value) => write(localStorage, `fathom.${name}`, value);
-export const recallKey = () => read(sessionStorage, "fathom.key", "");
-export const rememberKey = (key) => write(sessionStorage, "fathom.key", key);
+export const loadApiKey = () => read(sessionStorage, "fathom.key", "");
+export const saveApiKey = (key) => write(sessionStorage, "fathom.key", key);
 
 // Not crypto.randomUUID, which exists in secure contexts only.
 export const newChat = () => ({ id: `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`, title: "", messages: [] });

@@ -6,20 +6,20 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from fathom.serve.schemas.common import MOST_TOKENS, Body, Sampled
+from fathom.serve.schemas.common import MAX_TOKENS, RequestModel, SamplingRequest
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ImageUrl(Body):
+class ImageUrl(RequestModel):
     """Where an image is: a data: URI, or an address if the server fetches any."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
 
 
-class Part(Body):
+class Part(RequestModel):
     """A part of a message: text, or an image."""
 
     type: Literal["text", "image_url"]
@@ -27,7 +27,7 @@ class Part(Body):
     image_url: ImageUrl | None = None
 
 
-class Function(Body):
+class Function(RequestModel):
     """A function that the model may call; ``parameters`` is a JSON schema."""
 
     name: str = Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")
@@ -36,21 +36,21 @@ class Function(Body):
     strict: bool | None = Field(None, description="Constrain the arguments to the schema where a call is forced.")
 
 
-class Tool(Body):
+class Tool(RequestModel):
     """A tool on offer."""
 
     type: Literal["function"]
     function: Function
 
 
-class CalledFunction(Body):
+class CalledFunction(RequestModel):
     """A call made earlier; ``arguments`` is JSON as text."""
 
     name: str
     arguments: str
 
 
-class Call(Body):
+class Call(RequestModel):
     """A tool call of an earlier answer."""
 
     id: str
@@ -59,7 +59,7 @@ class Call(Body):
     index: int | None = Field(None, description="Accepted and ignored.")
 
 
-class Message(Body):
+class Message(RequestModel):
     """One turn. An assistant's reasoning is left out of the prompt unless the template asks for it."""
 
     role: Role
@@ -75,20 +75,20 @@ class Message(Body):
     function_call: None = None
 
 
-class NamedFunction(Body):
+class NamedFunction(RequestModel):
     """The name of a function."""
 
     name: str
 
 
-class NamedTool(Body):
+class NamedTool(RequestModel):
     """The one tool that must be called."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(Body):
+class JsonSchema(RequestModel):
     """A schema that the answer must satisfy."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -99,7 +99,7 @@ class JsonSchema(Body):
     strict: bool | None = None
 
 
-class ResponseFormat(Body):
+class ResponseFormat(RequestModel):
     """What the answer looks like: text, any JSON object, JSON of a schema, or a pattern's match."""
 
     type: Literal["text", "json_object", "json_schema", "regex"]
@@ -107,18 +107,18 @@ class ResponseFormat(Body):
     pattern: str | None = Field(None, description="Of type regex: what the whole answer must match.")
 
 
-class Thinking(Body):
+class Thinking(RequestModel):
     """Whether the model reasons first."""
 
     type: Literal["enabled", "disabled"]
-    budget_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
 
 
-class ChatRequest(Sampled):
+class ChatCompletionRequest(SamplingRequest):
     """A conversation to answer."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
     tools: list[Tool] | None = None
@@ -129,7 +129,7 @@ class ChatRequest(Sampled):
         None, description="'none' asks for no reasoning; the rest is the template's."
     )
     thinking: Thinking | None = None
-    thinking_budget: int | None = Field(None, ge=0, le=MOST_TOKENS, description="Tokens of reasoning at most.")
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Tokens of reasoning at most.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
     store: Any = Field(None, description="Accepted and ignored.")
     verbosity: Any = Field(None, description="Accepted and ignored.")

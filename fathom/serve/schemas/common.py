@@ -6,36 +6,36 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 24
 _INT64 = 1 << 63
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
-class Body(BaseModel):
+class RequestModel(BaseModel):
     """Read strictly: no value is turned into another type, and no field is overlooked."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestModel):
     """How an answer is streamed."""
 
     include_usage: bool | None = Field(None, description="Send a last chunk with the token counts.")
     include_obfuscation: bool | None = Field(None, description="Accepted and ignored.")
 
 
-class Sampled(Body):
+class SamplingRequest(RequestModel):
     """How tokens are drawn, and what is accepted and ignored."""
 
     model: str | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
     temperature: float | None = Field(None, ge=0, le=100, description="1 if left out; 0 takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=MOST_TOKENS, description="Draw from the k likeliest; 0 or -1 from all.")
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS, description="Draw from the k likeliest; 0 or -1 from all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest one.")
     n: int | None = Field(None, ge=1, description="Answers to each prompt.")
-    max_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS)
-    min_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS, description="No answer ends before as many tokens.")
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="No answer ends before as many tokens.")
     stop: str | list[str] | None = Field(None, description="Texts that end the answer and are not part of it.")
     stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
     ignore_eos: bool | None = Field(None, description="Go on after the model's end-of-sequence tokens.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from fathom.serve.schemas.chat import ResponseFormat
-from fathom.serve.schemas.common import Sampled, TokenId
+from fathom.serve.schemas.common import SamplingRequest, TokenId
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingRequest):
     """Texts to continue, or one text's hole to fill."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from fathom.serve.schemas.chat import Message, Tool
-from fathom.serve.schemas.common import Body, TokenId
+from fathom.serve.schemas.common import RequestModel, TokenId
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(RequestModel):
     """A text, or a conversation laid out by the chat template."""
 
     model: str | None = None
@@ -25,7 +25,7 @@ class TokenizeRequest(Body):
     return_token_strs: bool | None = None
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(RequestModel):
     """Token ids to spell."""
 
     model: str | None = None

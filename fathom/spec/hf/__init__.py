@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fathom.spec.hf.convert import Carried, HFConfig, spec_from_hf, spec_to_hf
+from fathom.spec.hf.convert import ExtraConfig, HFConfig, spec_from_hf, spec_to_hf
 
-__all__ = ["Carried", "HFConfig", "spec_from_hf", "spec_to_hf"]
+__all__ = ["ExtraConfig", "HFConfig", "spec_from_hf", "spec_to_hf"]

@@ -12,7 +12,7 @@ from fathom.spec.hf.fields import MISSING, Fields
 from fathom.spec.hf.rope import ConfigLayout, read_rope, write_rope
 from fathom.spec.mapping import from_mapping, to_mapping
 from fathom.spec.model import ModelSpec
-from fathom.spec.moe import Balance
+from fathom.spec.moe import BalanceSpec
 from fathom.spec.rope import RopeLayout
 
 Defaults = Mapping[str, Any]
@@ -115,10 +115,10 @@ def grouped(spec: ModelSpec) -> GroupedQueryAttention:
     return spec.attention
 
 
-def read_own_balance(fields: Fields) -> Balance | None:
+def read_fathom_balance(fields: Fields) -> BalanceSpec | None:
     """Return the balance settings of a config.json that this package wrote."""
     own = fields.table(OWN) or {}
-    return from_mapping(Balance, own["balance"], f"{OWN}.balance") if "balance" in own else None
+    return from_mapping(BalanceSpec, own["balance"], f"{OWN}.balance") if "balance" in own else None
 
 
 def read_name(fields: Fields) -> str:

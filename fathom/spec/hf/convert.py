@@ -1,7 +1,7 @@
 """ModelSpec from a Hugging Face config.json and back, losing nothing.
 
 A config.json says three kinds of things a spec does not: fields that change no number (software, storage), fields
-left out because their default was meant, and other spellings of the same value. ``Carried`` keeps all three, so
+left out because their default was meant, and other spellings of the same value. ``ExtraConfig`` keeps all three, so
 that writing an unchanged spec gives the file back exactly, and writing a changed one changes only what changed.
 """
 
@@ -49,7 +49,7 @@ _PUBLISHED_NAMES = {
 }
 
 
-Carried = Mapping[str, Any]
+ExtraConfig = Mapping[str, Any]
 """What one config.json says beyond its spec, as plain JSON; see ``HFConfig``."""
 
 
@@ -64,22 +64,22 @@ class HFConfig:
     """
 
     spec: ModelSpec
-    carried: Carried
+    carried: ExtraConfig
 
 
-def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_unknown: bool = False) -> HFConfig:
+def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, keep_unknown: bool = False) -> HFConfig:
     """Read a Hugging Face config.json into a spec and what must be carried along.
 
     A missing field means the default of transformers' config class of that model_type. ``name`` names the spec;
     without it the name we exported it under, the last part of ``_name_or_path``, or the model type does.
-    ``carry_unknown`` accepts fields that nobody knows.
+    ``keep_unknown`` accepts fields that nobody knows.
 
     Raises:
         SpecError: a field is unknown, mistyped, or asks for what is not built; the message says what to do.
     """
     if not isinstance(config, Mapping):
         raise SpecError("config.json", f"expected a table, got {config!r}", "give the parsed config.json")
-    spec = _read(config, carry_unknown=carry_unknown)
+    spec = _read(config, keep_unknown=keep_unknown)
     if name is not None:
         spec = replace(spec, name=name)
     layout = config_layout(config)
@@ -87,7 +87,7 @@ def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, carry_un
     return HFConfig(spec, {"family": spec.family, "layout": layout, **_carry(config, written)})
 
 
-def spec_to_hf(spec: ModelSpec, carried: Carried | None = None) -> dict[str, Any]:
+def spec_to_hf(spec: ModelSpec, carried: ExtraConfig | None = None) -> dict[str, Any]:
     """Write a spec as the config.json of its family.
 
     With what was ``carried`` from the file it came from, an unchanged spec gives that file back; without it, the
@@ -137,8 +137,8 @@ def _restore(written: dict[str, Any], carried: Mapping[str, Any]) -> dict[str, A
     return {**carried["fields"], **written}
 
 
-def _read(config: Mapping[str, Any], *, carry_unknown: bool) -> ModelSpec:
-    fields = Fields(config, carry_unknown=carry_unknown)
+def _read(config: Mapping[str, Any], *, keep_unknown: bool) -> ModelSpec:
+    fields = Fields(config, keep_unknown=keep_unknown)
     family = next((known for known in FAMILIES if known == fields.raw("model_type")), None)
     if family is None:
         problem = f"{config.get('model_type')!r} is not supported"
@@ -155,7 +155,7 @@ def _read(config: Mapping[str, Any], *, carry_unknown: bool) -> ModelSpec:
 
 def _check_readable(spec: ModelSpec, written: Mapping[str, Any]) -> None:
     try:
-        again = _read(written, carry_unknown=False)
+        again = _read(written, keep_unknown=False)
     except SpecError as error:
         raise SpecError(error.path, f"family {spec.family} cannot express it ({error.problem})", error.remedy) from None
     ours, theirs = _flat(to_mapping(spec)), _flat(to_mapping(again))

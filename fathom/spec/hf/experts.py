@@ -10,15 +10,15 @@ from fathom.spec.hf.common import (
     Defaults,
     grouped,
     read_common,
+    read_fathom_balance,
     read_grouped,
-    read_own_balance,
     write_common,
     write_grouped,
 )
 from fathom.spec.hf.fields import MISSING, Fields
 from fathom.spec.hf.rope import ConfigLayout
 from fathom.spec.model import ModelSpec
-from fathom.spec.moe import Balance, MixtureOfExperts, Router
+from fathom.spec.moe import BalanceSpec, MixtureOfExperts, RouterSpec
 
 _MIXTRAL: Defaults = {
     "vocab_size": 32000,
@@ -44,7 +44,7 @@ def read_mixtral(fields: Fields) -> dict[str, Any]:
         n_routed_experts=fields.integer("num_local_experts", 8),
         num_experts_per_tok=fields.integer("num_experts_per_tok", 2),
         moe_intermediate_size=fields.integer("intermediate_size", _MIXTRAL["intermediate_size"]),
-        router=Router(normalize=True, balance=read_own_balance(fields) or Balance()),
+        router=RouterSpec(normalize=True, balance=read_fathom_balance(fields) or BalanceSpec()),
     )
     attention = read_grouped(fields, _MIXTRAL, common["hidden_size"], sliding_window=window)
     return common | {"attention": attention, "moe": moe}
@@ -88,7 +88,9 @@ def write_deepseek(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
     }
 
 
-def read_experts(fields: Fields, defaults: Defaults, layers: int, router: Callable[[Fields], Router]) -> dict[str, Any]:
+def read_experts(
+    fields: Fields, defaults: Defaults, layers: int, router: Callable[[Fields], RouterSpec]
+) -> dict[str, Any]:
     """Read which layers are mixtures of experts, and the experts.
 
     No layer is one where ``n_routed_experts`` is null or ``first_k_dense_replace`` covers them all.
@@ -134,17 +136,17 @@ def write_experts(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def expert_balance(fields: Fields) -> Balance:
+def expert_balance(fields: Fields) -> BalanceSpec:
     """Read balance settings: our own where we wrote them, else the expert loss, the only one in public code."""
     alpha, per_sequence = fields.number("aux_loss_alpha", 0.0), fields.flag("seq_aux", True)
-    own = read_own_balance(fields)
-    return own or Balance(expert_loss=alpha, scope="sequence" if per_sequence else "batch")
+    own = read_fathom_balance(fields)
+    return own or BalanceSpec(expert_loss=alpha, scope="sequence" if per_sequence else "batch")
 
 
-def _router_16b(fields: Fields) -> Router:
+def _router_16b(fields: Fields) -> RouterSpec:
     fields.only("scoring_func", ("softmax", None), "deepseek gates are softmax; choose another model_type")
     fields.only("topk_method", ("greedy", None), "deepseek selects plain top-k; choose model_type deepseek_v2")
     fields.only("n_group", (1, None), "deepseek selects plain top-k; choose model_type deepseek_v2")
     fields.only("topk_group", (1, None), "deepseek selects plain top-k; choose model_type deepseek_v2")
     fields.only("routed_scaling_factor", (1, None), "deepseek gates are unscaled; choose model_type deepseek_v2")
-    return Router(normalize=fields.flag("norm_topk_prob", False), balance=expert_balance(fields))
+    return RouterSpec(normalize=fields.flag("norm_topk_prob", False), balance=expert_balance(fields))

@@ -55,10 +55,10 @@ MISSING: Any = object()
 class Fields:
     """The fields of one config.json, with a note of which were read."""
 
-    def __init__(self, config: Mapping[str, Any], *, carry_unknown: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], *, keep_unknown: bool) -> None:
         self._config = config
         self._read: set[str] = set()
-        self.carry_unknown = carry_unknown
+        self.keep_unknown = keep_unknown
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)
@@ -133,11 +133,11 @@ class Fields:
                 self.only(name, allowed, remedy)
         for name, value in self._config.items():
             known = name in self._read or name in _INERT
-            if not known and not self.carry_unknown and not is_empty(value):
+            if not known and not self.keep_unknown and not is_empty(value):
                 raise SpecError(
                     name,
                     f"unknown field with value {value!r}",
-                    "if it changes no number the model computes, read the config with carry_unknown=True",
+                    "if it changes no number the model computes, read the config with keep_unknown=True",
                 )
 
     def _value(self, name: str, default: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import Any
 
 from fathom.errors import SpecError
 from fathom.spec.attention import LatentAttention
-from fathom.spec.hf.common import Defaults, read_common, read_own_balance, write_common
+from fathom.spec.hf.common import Defaults, read_common, read_fathom_balance, write_common
 from fathom.spec.hf.experts import expert_balance, read_experts, write_experts
 from fathom.spec.hf.fields import Fields
 from fathom.spec.hf.rope import ConfigLayout
 from fathom.spec.model import ModelSpec
-from fathom.spec.moe import Balance, GroupLimited, Router, TopK
+from fathom.spec.moe import BalanceSpec, GroupLimited, RouterSpec, TopK
 from fathom.spec.rope import RopeLayout
 
 _V2: Defaults = {
@@ -144,7 +144,7 @@ def _write_latent(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
     }
 
 
-def _router_v2(fields: Fields) -> Router:
+def _router_v2(fields: Fields) -> RouterSpec:
     fields.only("scoring_func", ("softmax", None), "deepseek_v2 gates are softmax; choose model_type deepseek_v3")
     fields.only("norm_topk_prob", (False, None), "readers of deepseek_v2 disagree on its meaning; set it to false")
     method = fields.word("topk_method", "greedy")
@@ -156,20 +156,20 @@ def _router_v2(fields: Fields) -> Router:
         if groups is None or chosen is None:
             raise SpecError("n_group", "group_limited_greedy needs n_group and topk_group", "set both")
         select = GroupLimited(n_group=groups, topk_group=chosen, group_score="max")
-    return Router(select=select, scale=fields.number("routed_scaling_factor", 1.0), balance=expert_balance(fields))
+    return RouterSpec(select=select, scale=fields.number("routed_scaling_factor", 1.0), balance=expert_balance(fields))
 
 
-def _router_v3(fields: Fields) -> Router:
+def _router_v3(fields: Fields) -> RouterSpec:
     fields.only("scoring_func", ("sigmoid", None), "deepseek_v3 gates are sigmoid; choose model_type deepseek_v2")
     fields.only("topk_method", ("noaux_tc", None), "deepseek_v3 selects by noaux_tc; choose model_type deepseek_v2")
     groups, chosen = fields.integer("n_group", 8), fields.integer("topk_group", 4)
     alpha = fields.number("aux_loss_alpha", 0.0)
     fields.raw("seq_aux")
-    return Router(
+    return RouterSpec(
         score="sigmoid",
         select=TopK() if groups == 1 else GroupLimited(n_group=groups, topk_group=chosen, group_score="top2_sum"),
         selection_bias=True,
         normalize=fields.flag("norm_topk_prob", True),
         scale=fields.number("routed_scaling_factor", 2.5),
-        balance=read_own_balance(fields) or Balance(sequence_loss=alpha),
+        balance=read_fathom_balance(fields) or BalanceSpec(sequence_loss=alpha),
     )

@@ -45,7 +45,7 @@ def read_rope(fields: Fields, layout: RopeLayout, *, theta: float, context: int)
     if new is not None and old:
         raise SpecError("rope_scaling", "rope_parameters is given too", "keep one of the two")
     name = "rope_scaling" if new is None else "rope_parameters"
-    table = Fields((old if new is None else new) or {}, carry_unknown=fields.carry_unknown)
+    table = Fields((old if new is None else new) or {}, keep_unknown=fields.keep_unknown)
     try:
         base = table.number("rope_theta", base)
         scaling = _read_scaling(table, context)
@@ -63,8 +63,8 @@ def _read_scaling(table: Fields, context: int) -> RopeScaling | None:
         raise SpecError("rope_type", f"{kind!r} is not supported", f"use one of {', '.join(sorted(_KEYS))}")
     table.only("partial_rotary_factor", (1, None), "only heads rotated as a whole are built; choose a model without it")
     for key in table:
-        if key not in _KEYS[kind] | _COMMON and not is_empty(table.raw(key)) and not table.carry_unknown:
-            raise SpecError(key, f"unknown field of {kind} scaling", "remove it or read with carry_unknown=True")
+        if key not in _KEYS[kind] | _COMMON and not is_empty(table.raw(key)) and not table.keep_unknown:
+            raise SpecError(key, f"unknown field of {kind} scaling", "remove it or read with keep_unknown=True")
     if kind == "default":
         return None
     if kind == "linear":

@@ -13,16 +13,16 @@ import torch
 from fathom.study.jacobs.figure import draw_figure
 from fathom.study.jacobs.losses import LOSSES, cooperative
 from fathom.study.jacobs.measures import Measures, measure
-from fathom.study.jacobs.systems import Backprop, Descent, Mixture, System, descend, put
+from fathom.study.jacobs.systems import Backprop, Mixture, System, TrainingHistory, descend, set_weights
 from fathom.study.jacobs.table import make_table
 from fathom.study.jacobs.vowels import CORRELATION, GROUPS, SHARES, SPREAD, VOWELS, Cases, draw
-from fathom.study.outcome import environment, write_outcome
 from fathom.study.registry import Report
+from fathom.study.results import environment, write_results
 from fathom.study.threads import one_thread
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class StudyConfig:
     """``steps`` are tried with ``trial_runs`` runs each, and the fastest is used, as the paper chose its own.
 
     Initial weights are small, so that gates begin even as the paper's did.
@@ -38,18 +38,18 @@ class Settings:
     initial_scale: float = 0.1
 
 
-QUICK = Settings(runs=3, experts=(2, 4), hidden=(6,), steps=(10.0, 20.0), trial_runs=2, epochs=40)
+QUICK = StudyConfig(runs=3, experts=(2, 4), hidden=(6,), steps=(10.0, 20.0), trial_runs=2, epochs=40)
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class SystemResult:
     """One row of the table: ``error`` is a name in ``LOSSES`` or "backprop", ``system`` holds the last weights."""
 
     error: str
     size: int
     step: float
     tried: dict[str, int]
-    descent: Descent
+    descent: TrainingHistory
     system: System
     train_at_criterion: Measures
     test_at_criterion: Measures
@@ -68,7 +68,7 @@ def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str,
 
 
 def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, Any]:
-    settings = QUICK if quick else Settings()
+    settings = QUICK if quick else StudyConfig()
     train, test = draw(seed)
     asked = [(error, size) for error in LOSSES for size in settings.experts]
     asked += [("backprop", size) for size in settings.hidden]
@@ -92,18 +92,18 @@ def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, A
     }
     shown = max(size for size in settings.experts if size <= 4)
     figure = draw_figure([row for row in rows if row.error != "backprop" and row.size == shown], rows, test, settings)
-    write_outcome(directory, result, make_table(result), figure)
+    write_results(directory, result, make_table(result), figure)
     return result
 
 
 def _train(
     error: str,
     size: int,
-    settings: Settings,
+    settings: StudyConfig,
     seed: int,
     cases: tuple[Cases, Cases],
     heartbeat: Callable[[int], None],
-) -> Trained:
+) -> SystemResult:
     """Choose a step on a few runs, then train all runs with it."""
     train, test = cases
     loss = LOSSES.get(error, cooperative)
@@ -112,7 +112,7 @@ def _train(
         kind = Backprop if error == "backprop" else Mixture
         return kind(runs, size, settings.initial_scale, torch.Generator().manual_seed(seed))
 
-    def descended(system: System, step: float, done: int, stop: bool) -> Descent:
+    def descended(system: System, step: float, done: int, stop: bool) -> TrainingHistory:
         return descend(
             system,
             loss,
@@ -133,14 +133,14 @@ def _train(
     descent = descended(system, step, len(settings.steps), False)
     last = tuple(parameter.detach().clone() for parameter in system.parameters)
     at_end = measure(system, test)
-    put(system, descent.at_criterion)
+    set_weights(system, descent.at_criterion)
     at_criterion = measure(system, train), measure(system, test)
-    put(system, last)
+    set_weights(system, last)
     tried = {f"{tried:g}": total // settings.trial_runs for tried, total in epochs.items()}
-    return Trained(error, size, step, tried, descent, system, *at_criterion, at_end)
+    return SystemResult(error, size, step, tried, descent, system, *at_criterion, at_end)
 
 
-def _as_json(row: Trained) -> dict[str, Any]:
+def _as_json(row: SystemResult) -> dict[str, Any]:
     def plain(measures: Measures) -> dict[str, list[float]]:
         values = {field.name: getattr(measures, field.name) for field in dataclasses.fields(measures)}
         return {name: [round(v, 5) for v in tensor.tolist()] for name, tensor in values.items()}

@@ -15,9 +15,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from fathom.study.jacobs.measures import Measures
-from fathom.study.jacobs.systems import Descent, System
+from fathom.study.jacobs.systems import System, TrainingHistory
 from fathom.study.jacobs.vowels import VOWELS, Cases
-from fathom.study.picture import PALETTE, grid, house_style
+from fathom.study.plotting import PALETTE, grid, plot_style
 
 _MARKERS = ("o", "^", "s", "D")
 _SIDE = 240
@@ -40,7 +40,7 @@ class Row(Protocol):
         ...
 
     @property
-    def descent(self) -> Descent:
+    def descent(self) -> TrainingHistory:
         """How it was trained."""
         ...
 
@@ -71,7 +71,7 @@ class Sizes(Protocol):
 
 def draw_figure(planes: Sequence[Row], rows: Sequence[Row], test: Cases, sizes: Sizes) -> Figure:
     """Draw ``planes`` side by side above the learning curves and the specialisation of all ``rows``."""
-    with house_style():
+    with plot_style():
         figure = Figure(figsize=(11.0, 7.6), layout="constrained")
         rows_of_figure = figure.add_gridspec(2, 1, height_ratios=(1.15, 1.0))
         upper, lower = figure.add_subfigure(rows_of_figure[0]), figure.add_subfigure(rows_of_figure[1])

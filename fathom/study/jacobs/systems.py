@@ -58,7 +58,7 @@ class Backprop:
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
+class TrainingHistory:
     """What training did.
 
     ``reached_R`` is the first epoch whose mean squared error of the blend met the criterion, -1 where none did;
@@ -80,7 +80,7 @@ def descend(
     criterion: float,
     stop_when_reached: bool = False,
     heartbeat: Callable[[], None] = lambda: None,
-) -> Descent:
+) -> TrainingHistory:
     """Take one step of ``step`` times the gradient of the mean error an epoch, in place: no momentum, whole batches."""
     runs = system.parameters[0].shape[0]
     reached_R, errors = torch.full((runs,), -1), []
@@ -101,7 +101,7 @@ def descend(
         for parameter, slope in zip(system.parameters, torch.autograd.grad(total, system.parameters), strict=True):
             parameter.data.sub_(slope, alpha=step)
     _keep(kept, system.parameters, reached_R < 0)
-    return Descent(reached_R, torch.stack(errors), kept)
+    return TrainingHistory(reached_R, torch.stack(errors), kept)
 
 
 def with_constant(values: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def with_constant(values: Tensor) -> Tensor:
     return torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
 
 
-def put(system: System, weights: tuple[Tensor, ...]) -> None:
+def set_weights(system: System, weights: tuple[Tensor, ...]) -> None:
     """Set a system's weights."""
     for parameter, weight in zip(system.parameters, weights, strict=True):
         parameter.data.copy_(weight)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fathom.study.outcome import markdown_table, mean_spread
+from fathom.study.results import markdown_table, mean_spread
 
 PAPER = (
     ("4 experts, mixture", "88", "90", "1124 ± 23"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.study.outcome import environment, write_outcome
 from fathom.study.registry import Report
+from fathom.study.results import environment, write_results
 from fathom.study.shazeer.corpus import HELD_OUT_EVERY, Corpus
 from fathom.study.shazeer.figure import draw_figure
 from fathom.study.shazeer.layer import Layout
@@ -18,7 +18,7 @@ from fathom.study.threads import one_thread
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelVariant:
     """A model to train; ``ablation`` rows are compared by their losses, ``counts`` rows by their experts."""
 
     layout: Layout
@@ -29,21 +29,21 @@ class Model:
 
 
 MODELS = (
-    Model(Layout(4, 4)),
-    Model(Layout(32, 4)),
-    Model(Layout(256, 4), ablation=True),
-    Model(Layout(256, 2, groups=16)),
-    Model(Layout(256, 4), 0.0, 0.0, ablation=True, counts=False),
-    Model(Layout(256, 4), 0.2, 0.0, ablation=True, counts=False),
-    Model(Layout(256, 4), 0.0, 0.2, ablation=True, counts=False),
+    ModelVariant(Layout(4, 4)),
+    ModelVariant(Layout(32, 4)),
+    ModelVariant(Layout(256, 4), ablation=True),
+    ModelVariant(Layout(256, 2, groups=16)),
+    ModelVariant(Layout(256, 4), 0.0, 0.0, ablation=True, counts=False),
+    ModelVariant(Layout(256, 4), 0.2, 0.0, ablation=True, counts=False),
+    ModelVariant(Layout(256, 4), 0.0, 0.2, ablation=True, counts=False),
 )
 """The paper's MoE-4 to MoE-256-h (table 7) and its rows of losses (table 6)."""
 
 QUICK_MODELS = (
-    Model(Layout(4, 4)),
-    Model(Layout(16, 4), ablation=True),
-    Model(Layout(16, 2, groups=4)),
-    Model(Layout(16, 4), 0.0, 0.0, ablation=True, counts=False),
+    ModelVariant(Layout(4, 4)),
+    ModelVariant(Layout(16, 4), ablation=True),
+    ModelVariant(Layout(16, 2, groups=4)),
+    ModelVariant(Layout(16, 4), 0.0, 0.0, ablation=True, counts=False),
 )
 QUICK = Settings(vocabulary=300, width=16, hidden=16, steps=6, batch=4, length=12, warmup=3, evaluation_batches=2)
 
@@ -79,7 +79,7 @@ def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, A
         "environment": environment(),
         "models": rows,
     }
-    write_outcome(directory, result, make_table(result), draw_figure(rows))
+    write_results(directory, result, make_table(result), draw_figure(rows))
     return result
 
 

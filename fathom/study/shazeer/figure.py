@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fathom.study.picture import PALETTE, grid, house_style
+from fathom.study.plotting import PALETTE, grid, plot_style
 from fathom.study.shazeer.table import NOISE
 
 SMOOTHED = 0.05
@@ -18,7 +18,7 @@ def draw_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw loads above, perplexity and learning curves below."""
     ablation = sorted((row for row in rows if row["ablation"]), key=lambda row: -row["max_over_mean_load"])
     counts = [row for row in rows if row["counts"]]
-    with house_style():
+    with plot_style():
         figure = Figure(figsize=(11.0, 7.2), layout="constrained")
         halves = figure.add_gridspec(2, 1, height_ratios=(1.0, 1.1))
         upper = figure.add_subfigure(halves[0])

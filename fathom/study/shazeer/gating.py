@@ -34,11 +34,11 @@ def noisy_top_k(clean_NE: Tensor, scale_NE: Tensor, noise_NE: Tensor | None, k: 
     noisy_NE = clean_NE if noise_NE is None else clean_NE + scale_NE * noise_NE
     best_NK, indices_NK = noisy_NE.topk(k, dim=-1)
     weights_NK = best_NK.softmax(-1)
-    load_E = chance_of_choice(clean_NE, scale_NE, noisy_NE, k).sum(0)
+    load_E = load_probability(clean_NE, scale_NE, noisy_NE, k).sum(0)
     return Gates(weights_NK, indices_NK, importance(weights_NK, indices_NK, clean_NE.shape[-1]), load_E)
 
 
-def chance_of_choice(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
+def load_probability(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
     """P(x, i): how likely expert i is among the k best if its own noise alone were drawn again (eqs 8-9); (..., E).
 
     It is 1, without a gradient, where every expert is chosen.
@@ -60,12 +60,12 @@ def importance(weights_NK: Tensor, indices_NK: Tensor, experts: int) -> Tensor:
     return weights_NK.new_zeros(experts).index_add(0, indices_NK.flatten(), weights_NK.flatten())
 
 
-def squared_variation(values_E: Tensor) -> Tensor:
+def cv_squared(values_E: Tensor) -> Tensor:
     """CV^2, the variance of all experts over their squared mean (eqs 7 and 11 without their weights)."""
     return values_E.var(correction=0) / values_E.mean().square()
 
 
-def two_levels(
+def hierarchical_gating(
     primary: tuple[Tensor, Tensor, Tensor | None], secondary: tuple[Tensor, Tensor, Tensor | None], k: tuple[int, int]
 ) -> Gates:
     """Choose groups, then experts within each chosen group (App. B).
@@ -82,7 +82,7 @@ def two_levels(
     best_NPQ, inner_NPQ = noisy.topk(k[1], dim=-1)
     weights_NK = (groups.weights_NK.unsqueeze(-1) * best_NPQ.softmax(-1)).flatten(1)
     indices_NK = (groups.indices_NK.unsqueeze(-1) * members + inner_NPQ).flatten(1)
-    chances_NPB = chance_of_choice(clean, scale, noisy, k[1])
+    chances_NPB = load_probability(clean, scale, noisy, k[1])
     chosen_P = groups.indices_NK.flatten()
     inner_AB = clean.new_zeros(count, members).index_add(0, chosen_P, chances_NPB.flatten(0, 1))
     sizes_A1 = torch.bincount(chosen_P, minlength=count).clamp(min=1).unsqueeze(1)

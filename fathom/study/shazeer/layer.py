@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels.experts import sort_pairs
-from fathom.study.shazeer.gating import Gates, noisy_top_k, two_levels
+from fathom.kernels.experts import dispatch_by_expert
+from fathom.study.shazeer.gating import Gates, hierarchical_gating, noisy_top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ class Gate(nn.Module):
         shape = (x_ND.shape[0], self.layout.groups, -1)
         clean, scale, noise = logits
         secondary = clean.view(shape), scale.view(shape), None if noise is None else noise.view(shape)
-        return two_levels(self._logits(x_ND, self.primary_weight, generator), secondary, (self.layout.k, self.layout.k))
+        return hierarchical_gating(
+            self._logits(x_ND, self.primary_weight, generator), secondary, (self.layout.k, self.layout.k)
+        )
 
     def _logits(
         self, x_ND: Tensor, weight_2ED: Tensor, generator: torch.Generator | None
@@ -72,7 +74,7 @@ class Gate(nn.Module):
         return clean_NE, F.softplus(raw_NE), noise_NE
 
 
-class SparseMixture(nn.Module):
+class SparseMoE(nn.Module):
     """The gate and its experts, each relu(x up) down without biases."""
 
     def __init__(self, width: int, hidden: int, layout: Layout) -> None:
@@ -93,7 +95,7 @@ def grouped_relu(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, up_EDF: T
     The kernels' grouped products are for SwiGLU; these experts have one product less and are small, so autograd over
     one product an expert serves.
     """
-    plan = sort_pairs(indices_NK, None, up_EDF.shape[0])
+    plan = dispatch_by_expert(indices_NK, None, up_EDF.shape[0])
     rows = x_ND[plan.tokens_P].split_with_sizes(plan.counts)
     hidden_PF = torch.cat([x_CD @ up_DF for x_CD, up_DF in zip(rows, up_EDF.unbind(0), strict=True)]).relu()
     parts = zip(hidden_PF.split_with_sizes(plan.counts), down_EFD.unbind(0), strict=True)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.study.shazeer.gating import Gates
-from fathom.study.shazeer.layer import Layout, SparseMixture
+from fathom.study.shazeer.layer import Layout, SparseMoE
 
 
-class MixtureLanguageModel(nn.Module):
+class MoELanguageModel(nn.Module):
     """Every layer but the softmax has dropout on its output; the layers after the embedding then add their input.
 
     The mixture's output passes a sigmoid first. An LSTM begins each window with a state of zeros.
@@ -23,7 +23,7 @@ class MixtureLanguageModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.first = nn.LSTM(width, width, batch_first=True)
-        self.mixture = SparseMixture(width, hidden, layout)
+        self.mixture = SparseMoE(width, hidden, layout)
         self.second = nn.LSTM(width, width, batch_first=True)
         self.softmax = nn.Linear(width, vocabulary)
         self.dropout = nn.Dropout(dropout)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fathom.study.outcome import markdown_table
+from fathom.study.results import markdown_table
 
 PAPER_LOSSES = (
     ("0", "0", "39.8", "3.04", "3.01", "17.80"),

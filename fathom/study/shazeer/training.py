@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fathom.study.shazeer.corpus import Corpus, windows
-from fathom.study.shazeer.gating import squared_variation
+from fathom.study.shazeer.gating import cv_squared
 from fathom.study.shazeer.layer import Layout
-from fathom.study.shazeer.model import MixtureLanguageModel, cross_entropy
+from fathom.study.shazeer.model import MoELanguageModel, cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def train(
     ``weights`` are those of the importance and of the load loss. Models of one seed see the same windows.
     """
     torch.manual_seed(seed)  # initial weights and dropout
-    model = MixtureLanguageModel(corpus.vocabulary, settings.width, settings.hidden, layout, settings.dropout)
+    model = MoELanguageModel(corpus.vocabulary, settings.width, settings.hidden, layout, settings.dropout)
     data, noise = (torch.Generator().manual_seed(2 * seed + stream) for stream in (0, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     losses = []
@@ -71,7 +71,7 @@ def train(
         losses.append(loss.item())
         for weight, values_E in zip(weights, (gates.importance_E, gates.load_E), strict=True):
             if weight:
-                loss = loss + weight * squared_variation(values_E)
+                loss = loss + weight * cv_squared(values_E)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -80,9 +80,7 @@ def train(
 
 
 @torch.no_grad()
-def _measure(
-    model: MixtureLanguageModel, corpus: Corpus, settings: Settings, seed: int, losses: list[float]
-) -> Measured:
+def _measure(model: MoELanguageModel, corpus: Corpus, settings: Settings, seed: int, losses: list[float]) -> Measured:
     model.eval()
     data, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     surprise, figures, load_E = 0.0, torch.zeros(3), torch.zeros(())
@@ -105,7 +103,7 @@ def _measure(
 
 
 def _variation(values_E: Tensor) -> Tensor:
-    return squared_variation(values_E).sqrt()
+    return cv_squared(values_E).sqrt()
 
 
 def _peak(load_E: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fathom.study.switch_t5.spec import EncoderDecoderSpec
 
 
-class Memory:
+class KVCache:
     """Keys and values (B, H, S, K) that one attention layer has seen; new ones are put behind them."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from fathom.checkpoint.tensorfile import TensorFile, TensorFileWriter
 from fathom.errors import CheckpointError
 from fathom.study.switch_t5.model import EncoderDecoder, build
-from fathom.study.switch_t5.names import check_names, copies, from_published, to_published
+from fathom.study.switch_t5.names import check_names, copies, from_hf, to_hf
 from fathom.study.switch_t5.spec import spec_from_config, spec_to_config
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -40,7 +40,7 @@ def load(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Encode
     model = build(spec, seed=None, dtype=dtype)
     with torch.no_grad():
         state = model.state_dict()
-        for name, tensor in from_published(spec, published).items():
+        for name, tensor in from_hf(spec, published).items():
             state[name].copy_(tensor)
     return model.eval()
 
@@ -56,7 +56,7 @@ def save(directory: Path | str, model: EncoderDecoder) -> Path:
     config = spec_to_config(model.spec)
     if root.exists():
         raise CheckpointError(f"{root}: exists already; choose a new directory")
-    tensors = {name: tensor.contiguous() for name, tensor in to_published(model.spec, model.state_dict()).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in to_hf(model.spec, model.state_dict()).items()}
     config["dtype"] = str(model.shared.weight.dtype).removeprefix("torch.")
     hidden = root.with_name(f".{root.name}.part-{os.getpid()}")
     hidden.mkdir(parents=True)

@@ -10,14 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fathom.kernels.experts import sort_pairs
+from fathom.kernels.experts import dispatch_by_expert
 from fathom.model.moe import Router, Routing, RoutingContext
 from fathom.model.moe.drop import keep_in_order
 from fathom.spec import MixtureOfExperts
 from fathom.study.switch_t5.spec import EncoderDecoderSpec
 
 
-class Dense(nn.Module):
+class DenseMLP(nn.Module):
     """wo(relu(wi(x))), without biases."""
 
     def __init__(self, spec: EncoderDecoderSpec) -> None:
@@ -41,7 +41,7 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
         """Sum over each token's kept experts of weight times expert(token); zero for a token that found no place."""
-        plan = sort_pairs(indices_NK, kept_NK, self.wi.shape[0])
+        plan = dispatch_by_expert(indices_NK, kept_NK, self.wi.shape[0])
         if not plan.order_P.numel():
             return torch.zeros_like(x_ND)
         rows_PD = x_ND[plan.tokens_P]
@@ -50,7 +50,7 @@ class Experts(nn.Module):
         return torch.zeros_like(x_ND).index_add(0, plan.tokens_P, torch.cat(outputs) * weights_P1)
 
 
-class Mixture(nn.Module):
+class SparseMLP(nn.Module):
     """A router in float32 and its experts; a token without a place passes by the residual stream alone.
 
     With ``expert_capacity`` each sequence has that many places at every expert, served in the order of the text; else

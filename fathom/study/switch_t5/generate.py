@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fathom.spec import check
-from fathom.study.switch_t5.model import DecoderMemory, EncoderDecoder
+from fathom.study.switch_t5.model import EncoderDecoder, EncoderDecoderCache
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def generate(
     check.positive("max_new_tokens", max_new_tokens)
     spec = model.spec
     encoded_BSD, _ = model.encode(source_BS, source_mask_BS=source_mask_BS)
-    memory = DecoderMemory.empty(spec.num_decoder_layers)
+    memory = EncoderDecoderCache.empty(spec.num_decoder_layers)
     batch = source_BS.shape[0]
     last_B1 = torch.full((batch, 1), spec.decoder_start_token_id, device=source_BS.device)
     answers: list[list[int]] = [[] for _ in range(batch)]

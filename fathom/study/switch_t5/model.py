@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.norm import RMSNorm
-from fathom.study.switch_t5.attention import Attention, Memory, RelativeBias, padding_bias
-from fathom.study.switch_t5.feed_forward import Dense, Mixture
+from fathom.study.switch_t5.attention import Attention, KVCache, RelativeBias, padding_bias
+from fathom.study.switch_t5.feed_forward import DenseMLP, SparseMLP
 from fathom.study.switch_t5.spec import EncoderDecoderSpec
 
 _DECODER_DRAWS = 1 << 16  # the decoder's layers draw from streams behind all of the encoder's
@@ -33,16 +33,16 @@ class EncoderDecoderOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderMemory:
+class EncoderDecoderCache:
     """What decoding keeps from step to step: each layer's own keys and values, and those of the source."""
 
-    own: tuple[Memory, ...]
-    source: tuple[Memory, ...]
+    own: tuple[KVCache, ...]
+    source: tuple[KVCache, ...]
 
     @classmethod
-    def empty(cls, layers: int) -> DecoderMemory:
+    def empty(cls, layers: int) -> EncoderDecoderCache:
         """Nothing seen yet."""
-        return cls(tuple(Memory() for _ in range(layers)), tuple(Memory() for _ in range(layers)))
+        return cls(tuple(KVCache() for _ in range(layers)), tuple(KVCache() for _ in range(layers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,18 @@ class Layer(nn.Module):
         self.cross_attn_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon) if decoder else None
         self.cross_attn = Attention(spec) if decoder else None
         self.mlp_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
-        self.mlp: Dense | Mixture
+        self.mlp: DenseMLP | SparseMLP
         if sparse and spec.moe is not None:
-            self.mlp = Mixture(spec, spec.moe)
+            self.mlp = SparseMLP(spec, spec.moe)
         else:
-            self.mlp = Dense(spec)
+            self.mlp = DenseMLP(spec)
 
     def forward(
         self,
         x_BTD: Tensor,
         bias: Tensor,
         source: _Source | None,
-        memory: tuple[Memory, Memory] | None,
+        memory: tuple[KVCache, KVCache] | None,
         routing: RoutingContext | None,
     ) -> tuple[Tensor, Routing | None]:
         """Return the new residual stream and, for a mixture of experts, what its router decided."""
@@ -87,12 +87,12 @@ class Layer(nn.Module):
             keys, values = self._of_source(source, memory[1] if memory is not None else None)
             x_BTD = x_BTD + self.cross_attn(self.cross_attn_norm(x_BTD), keys, values, source.bias_B11S)
         normed_BTD = self.mlp_norm(x_BTD)
-        if isinstance(self.mlp, Mixture):
+        if isinstance(self.mlp, SparseMLP):
             mixed_BTD, routed = self.mlp(normed_BTD, routing)
             return x_BTD + mixed_BTD, routed
         return x_BTD + self.mlp(normed_BTD), None
 
-    def _of_source(self, source: _Source, memory: Memory | None) -> tuple[Tensor, Tensor]:
+    def _of_source(self, source: _Source, memory: KVCache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the source, projected once where there is a memory."""
         assert self.cross_attn is not None
         if memory is not None and memory.keys_BHSK is not None and memory.values_BHSK is not None:
@@ -120,7 +120,7 @@ class Stack(nn.Module):
         *,
         bias_B11T: Tensor | None = None,
         source: _Source | None = None,
-        memory: DecoderMemory | None = None,
+        memory: EncoderDecoderCache | None = None,
         seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """Run the layers; ``bias_B11T`` masks padding of the stack's own tokens."""
@@ -183,7 +183,7 @@ class EncoderDecoder(nn.Module):
         encoded_BSD: Tensor,
         *,
         source_mask_BS: Tensor | None = None,
-        memory: DecoderMemory | None = None,
+        memory: EncoderDecoderCache | None = None,
         seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """Run the decoder over new target tokens, after those ``memory`` holds: float32 logits (B, T, V)."""
@@ -197,9 +197,9 @@ class EncoderDecoder(nn.Module):
             logits_BTV = self.lm_head(hidden_BTD)
         return logits_BTV.float(), routing
 
-    def routers(self) -> Sequence[Mixture]:
+    def routers(self) -> Sequence[SparseMLP]:
         """All mixtures of experts, the encoder's first."""
-        return [module for module in self.modules() if isinstance(module, Mixture)]
+        return [module for module in self.modules() if isinstance(module, SparseMLP)]
 
 
 def build(

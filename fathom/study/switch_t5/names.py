@@ -71,7 +71,7 @@ def _layer(spec: EncoderDecoderSpec, stack: str, index: int) -> Iterator[Rule]:
             yield Rule(f"{ours}.mlp.{letter}.weight", (f"{mlp}.{letter}.weight",), shape)
 
 
-def to_published(spec: EncoderDecoderSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_hf(spec: EncoderDecoderSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state under the published names."""
     published: dict[str, Tensor] = {}
     for rule in rules(spec):
@@ -81,7 +81,7 @@ def to_published(spec: EncoderDecoderSpec, state: Mapping[str, Tensor]) -> dict[
     return published
 
 
-def from_published(spec: EncoderDecoderSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_hf(spec: EncoderDecoderSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors under our names; ``check_names`` says beforehand whether all are there."""
     return {
         rule.ours: torch.stack([published[name] for name in rule.theirs]) if rule.stacked else published[rule.theirs[0]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fathom.errors import SpecError
-from fathom.spec import Balance, Capacity, MixtureOfExperts, Router, check
+from fathom.spec import BalanceSpec, Capacity, MixtureOfExperts, RouterSpec, check
 from fathom.spec.hf.fields import Fields
 
 _MODEL_TYPE = "switch_transformers"
@@ -92,7 +92,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str = "switch") -> Enco
         raise SpecError("config.json", f"expected a table, got {config!r}", "give the parsed config.json")
     if config.get("model_type") != _MODEL_TYPE:
         raise SpecError("model_type", f"{config.get('model_type')!r} is not {_MODEL_TYPE}", "open it with fathom.load")
-    fields = Fields(config, carry_unknown=False)
+    fields = Fields(config, keep_unknown=False)
     layers = fields.integer("num_layers", 12)
     decoder_layers = fields.integer("num_decoder_layers", layers if "num_decoder_layers" in config else 12)
     width = fields.integer("d_ff", 2048)
@@ -122,7 +122,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str = "switch") -> Enco
 
 
 def _read_experts(fields: Fields, width: int) -> MixtureOfExperts:
-    balance = Balance(
+    balance = BalanceSpec(
         expert_loss=fields.number("router_aux_loss_coef", 0.001),
         z_loss=fields.number("router_z_loss_coef", 0.001),
         scope="sequence",
@@ -131,7 +131,7 @@ def _read_experts(fields: Fields, width: int) -> MixtureOfExperts:
         n_routed_experts=fields.integer("num_experts", 8),
         num_experts_per_tok=1,
         moe_intermediate_size=width,
-        router=Router(jitter=fields.number("router_jitter_noise", 0.01), balance=balance),
+        router=RouterSpec(jitter=fields.number("router_jitter_noise", 0.01), balance=balance),
     )
 
 

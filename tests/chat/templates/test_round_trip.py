@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from fathom.chat import encode_chat, render
-from fathom.chat.answers import AnswerParser, ToolCall
+from fathom.chat.output import OutputParser, ToolCall
 from fathom.chat.templates import TEMPLATES
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -55,7 +55,7 @@ def test_an_answer_reads_back_as_thinking_content_and_calls(tokenizer: Tokenizer
         tokenizer, [question, answer], template, tools=[TOOL], add_generation_prompt=False, keep_thinking=True
     )
     assert whole[: len(prompt)] == prompt
-    parser = AnswerParser(tokenizer, prompt, tools=[TOOL])
+    parser = OutputParser(tokenizer, prompt, tools=[TOOL])
     deltas = [delta for token in whole[len(prompt) :] for delta in parser.push_token(token)] + parser.flush()
     found = {
         channel: "".join(delta.text for delta in deltas if delta.channel == channel)

@@ -21,7 +21,7 @@ from fathom.spec import (
     MixtureOfExperts,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     YarnScaling,
 )
 
@@ -58,7 +58,7 @@ def _experts(**fields: Any) -> MixtureOfExperts:
 def _specs() -> dict[str, ModelSpec]:
     v3 = _experts(
         n_shared_experts=1,
-        router=Router(
+        router=RouterSpec(
             score="sigmoid",
             select=GroupLimited(n_group=4, topk_group=2, group_score="top2_sum"),
             selection_bias=True,
@@ -67,8 +67,8 @@ def _specs() -> dict[str, ModelSpec]:
         ),
     )
     full = replace(YARN, mscale=1.0, mscale_all_dim=1.0)
-    mixtral = _experts(n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=0, router=Router(normalize=True))
-    v2 = _spec("deepseek_v2", moe=_experts(router=Router(scale=16.0)))
+    mixtral = _experts(n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=0, router=RouterSpec(normalize=True))
+    v2 = _spec("deepseek_v2", moe=_experts(router=RouterSpec(scale=16.0)))
     biased = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=16, qkv_bias=True, out_bias=True)
     windowed = GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=16, sliding_window=24)
     return {

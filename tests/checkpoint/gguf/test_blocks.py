@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.checkpoint.gguf.blocks import FLOATS, KINDS, dequantize, quantize
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize, quantize
 from fathom.errors import CheckpointError
 
 SCALES = {
@@ -25,24 +25,26 @@ SCALES = {
 
 def random_blocks(kind: str, count: int) -> np.ndarray:
     rng = np.random.default_rng(count)
-    raw = rng.integers(0, 256, (count, KINDS[kind].nbytes), dtype=np.uint8)
+    raw = rng.integers(0, 256, (count, BLOCK_FORMATS[kind].nbytes), dtype=np.uint8)
     for place in SCALES[kind]:
         raw[:, place : place + 2] = rng.standard_normal((count, 1)).astype(np.float16).view(np.uint8)
     return raw
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BLOCK_FORMATS)
 def test_numbers_of_random_blocks_equal_the_librarys_to_the_bit(kind: str) -> None:
     raw = random_blocks(kind, 5000)  # several chunks, the last one not full
     wanted = gguf.dequantize(raw, gguf.GGMLQuantizationType[kind])
-    got = dequantize(torch.from_numpy(raw), kind, (50, 100 * KINDS[kind].elements))
+    got = dequantize(torch.from_numpy(raw), kind, (50, 100 * BLOCK_FORMATS[kind].elements))
     assert got.dtype == torch.float32
     assert np.array_equal(got.numpy().view(np.uint32).ravel(), wanted.view(np.uint32).ravel())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BLOCK_FORMATS)
 def test_blocks_are_as_large_as_the_library_says(kind: str) -> None:
-    assert (KINDS[kind].elements, KINDS[kind].nbytes) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    assert (BLOCK_FORMATS[kind].elements, BLOCK_FORMATS[kind].nbytes) == gguf.GGML_QUANT_SIZES[
+        gguf.GGMLQuantizationType[kind]
+    ]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])

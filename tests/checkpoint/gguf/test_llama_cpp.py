@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.checkpoint.gguf.container import Container
-from fathom.checkpoint.gguf.losses import losses
+from fathom.checkpoint.gguf.conversion_warnings import conversion_warnings
 from fathom.checkpoint.gguf.metadata import spec_from_metadata
 from fathom.checkpoint.gguf.names import check
 from fathom.checkpoint.gguf.write import write_gguf
@@ -160,7 +160,7 @@ def test_what_losses_say_llama_cpp_cannot_open_it_does_not_open(
         replace(moe16, attention=GroupedQueryAttention(num_heads=4, num_kv_heads=2, head_dim=8)),
     ]
     for number, spec in enumerate(specs):
-        assert any("llama.cpp cannot open the file" in sentence for sentence in losses(spec))
+        assert any("llama.cpp cannot open the file" in sentence for sentence in conversion_warnings(spec))
         with pytest.raises(RuntimeError, match="does not open"):
             _compared(spec, random_model(spec), tmp_path / f"{number}.gguf")
 
@@ -180,7 +180,7 @@ def test_what_losses_say_llama_cpp_computes_differently_it_does(
         replace(moe16, moe=replace(moe16.moe, router=replace(moe16.moe.router, normalize=True))),
     ]
     for number, spec in enumerate(specs):
-        assert any("llama.cpp" in sentence for sentence in losses(spec))
+        assert any("llama.cpp" in sentence for sentence in conversion_warnings(spec))
         ours, theirs = _compared(spec, random_model(spec), tmp_path / f"{number}.gguf")
         assert (ours - theirs).abs().max() > 1e-2
 

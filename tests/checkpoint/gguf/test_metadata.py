@@ -16,13 +16,13 @@ from fathom.checkpoint.names import Shape
 from fathom.errors import CheckpointError, SpecError
 from fathom.families import preset
 from fathom.spec import (
-    Balance,
+    BalanceSpec,
     GroupLimited,
     LatentAttention,
     Llama3Scaling,
     ModelSpec,
     RopeSpec,
-    Router,
+    RouterSpec,
     TopK,
     YarnScaling,
 )
@@ -53,7 +53,7 @@ def _untrained(spec: ModelSpec, name: str) -> ModelSpec:
     """Without the settings of training, which a file does not hold."""
     moe = spec.moe
     if moe is not None:
-        moe = replace(moe, router=replace(moe.router, balance=Balance()))
+        moe = replace(moe, router=replace(moe.router, balance=BalanceSpec()))
     return replace(spec, name=name, moe=moe, initializer_range=0.006)
 
 
@@ -210,7 +210,7 @@ def test_what_an_architecture_has_no_place_for_is_refused(spec_of: SpecOf) -> No
         (replace(llama, num_nextn_predict_layers=1), "num_nextn_predict_layers"),
         (replace(mixtral, moe=replace(mixtral.moe, router=groups)), "moe.router"),
         (replace(mixtral, moe=replace(mixtral.moe, n_shared_experts=1)), "moe.n_shared_experts"),
-        (replace(moe16, moe=replace(moe16.moe, router=Router(score="sigmoid"))), "moe.router"),
+        (replace(moe16, moe=replace(moe16.moe, router=RouterSpec(score="sigmoid"))), "moe.router"),
         (replace(llama, attention=v2.attention), "attention"),
     ]
     for spec, path in cases:

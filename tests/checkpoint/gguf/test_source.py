@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fathom.checkpoint.gguf import GGUFFile
 from fathom.checkpoint.names import parameter_shapes
-from fathom.checkpoint.weights import fill
+from fathom.checkpoint.weights import load_weights
 from fathom.errors import CheckpointError, SpecError
 from fathom.model.build import build
 from tests.fuzz import gguf_files as files
@@ -27,7 +27,7 @@ def test_logits_are_those_of_transformers_reading_the_same_file(
     path = files.write_model(tmp_path / "tiny.gguf", kind=kind)
     source = GGUFFile.open(path)
     model = build(source.spec, device=torch.device("cpu"), dtype=torch.float32, seed=None).eval()
-    fill(model, source)
+    load_weights(model, source)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
     tokens_BT = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer, GPT2TokenizerFast, LlamaTokenizer
 
 from fathom.chat import encode_chat
-from fathom.checkpoint.gguf.pre import SPLITS, name_of, pre_tokenizer
+from fathom.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer, pre_tokenizer_name
 from fathom.checkpoint.gguf.tokens import end_ids, tokenizer_from_metadata
 from fathom.errors import FathomError
 from fathom.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ def byte_level_metadata(pre: str = "gpt-2", **changes: Any) -> dict[str, Any]:
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[pre].patterns),
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre].patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -141,12 +141,12 @@ def test_merges_come_in_the_order_of_scores_and_never_make_a_control_token() -> 
     assert merges == [("▁", "a"), ("a", "a"), ("s", ">"), ("aa", "a"), ("a", "aa")]
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_a_split_comes_back_by_a_name_that_stands_for_the_same(name: str) -> None:
-    split = SPLITS[name]
-    found = name_of({"pre_tokenizer": pre_tokenizer(split), "model": {"ignore_merges": split.ignore_merges}})
+    split = PRE_TOKENIZERS[name]
+    found = pre_tokenizer_name({"pre_tokenizer": pre_tokenizer(split), "model": {"ignore_merges": split.ignore_merges}})
     assert found is not None
-    assert SPLITS[found] == split
+    assert PRE_TOKENIZERS[found] == split
 
 
 SENTENCE = "It's 12345 DOG'S\n\n 天下a+1， x_1\r\n"
@@ -168,13 +168,13 @@ PIECES = {
 @pytest.mark.parametrize("name", PIECES)
 def test_a_name_cuts_a_sentence_where_it_should(name: str) -> None:
     parsed = json.loads(Library(models.BPE()).to_str())
-    *splits, _ = pre_tokenizer(SPLITS[name])["pretokenizers"]
+    *splits, _ = pre_tokenizer(PRE_TOKENIZERS[name])["pretokenizers"]
     parsed["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splits}
     cutter = Library.from_str(json.dumps(parsed)).pre_tokenizer
     assert [piece for piece, _ in cutter.pre_tokenize_str(SENTENCE)] == PIECES[name].split("|")
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_a_split_is_one_the_library_takes(name: str) -> None:
     tokenizer = made(byte_level_metadata("gpt-2", **{"ggml.pre": name}))
     for text in [*SAMPLES, *TEXTS]:
@@ -192,14 +192,17 @@ def test_a_split_is_one_the_library_takes(name: str) -> None:
 )
 def test_published_ways_to_write_a_split_are_recognised(parts: list[dict[str, Any]], name: str | None) -> None:
     document = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}, "model": {}}
-    assert name_of(document) == name
+    assert pre_tokenizer_name(document) == name
 
 
 def test_deepseek_llms_published_split_is_recognised_with_its_single_digits() -> None:
-    parts = pre_tokenizer(SPLITS["deepseek-llm"])["pretokenizers"]
+    parts = pre_tokenizer(PRE_TOKENIZERS["deepseek-llm"])["pretokenizers"]
     parts[0]["pattern"]["Regex"] = "[\r\n]"
     parts[-2] = {"type": "Digits", "individual_digits": True}
-    assert name_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}, "model": {}}) == "deepseek-llm"
+    assert (
+        pre_tokenizer_name({"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}, "model": {}})
+        == "deepseek-llm"
+    )
 
 
 def test_special_tokens_and_ids_are_those_of_the_metadata() -> None:
@@ -304,7 +307,7 @@ def test_a_broken_tokenizer_is_refused_by_its_key(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", *SPLITS])
+@pytest.mark.parametrize("kind", ["llama", *PRE_TOKENIZERS])
 def test_llama_cpp_gives_the_same_ids(tmp_path: Path, kind: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     metadata = sentence_piece_metadata() if kind == "llama" else byte_level_metadata("gpt-2", **{"ggml.pre": kind})

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fathom.checkpoint.gguf.kinds import stored_kinds
 from fathom.checkpoint.gguf.metadata import metadata_from_spec, spec_from_metadata
 from fathom.checkpoint.gguf.names import gguf_rules
+from fathom.checkpoint.gguf.tensor_types import stored_kinds
 from fathom.checkpoint.gguf.write import write_gguf
-from fathom.checkpoint.steady import SteadyFile
 from fathom.checkpoint.weights import StateWeights
+from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, ResourceError
 from fathom.model import Decoder
 from fathom.spec import ModelSpec
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_nothing(
     def full(self: object, place: int, data: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(SteadyFile, "write", full)
+    monkeypatch.setattr(WritebackFile, "write", full)
     spec = spec_of("llama")
     with pytest.raises(ResourceError, match="No space left"):
         write_gguf(tmp_path / "m.gguf", StateWeights(spec, random_state(spec)), kind="F32")

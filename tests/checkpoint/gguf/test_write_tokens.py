@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers
 
-from fathom.checkpoint.gguf.pre import SPLITS, pre_tokenizer
+from fathom.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer
 from fathom.checkpoint.gguf.tokens import tokenizer_from_metadata
-from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer, token_losses
+from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer, tokenizer_warnings
 from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
@@ -55,7 +55,7 @@ def test_our_tokenizers_come_back_with_the_same_ids(ours: Tokenizer, spec: Model
     assert (again.bos_id, again.eos_id, again.pad_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
     assert again.prefix_ids == ours.prefix_ids == (0,)
     assert again.chat_template == ours.chat_template
-    assert token_losses(ours) == ()
+    assert tokenizer_warnings(ours) == ()
 
 
 def test_ids_without_a_token_are_unused_and_special_ones_are_control(ours: Tokenizer, spec: ModelSpec) -> None:
@@ -88,11 +88,11 @@ def test_a_vocabulary_larger_than_the_model_is_refused(ours: Tokenizer, spec: Mo
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder"])
 def test_published_splits_are_written_by_name(name: str, ours: Tokenizer, spec: ModelSpec) -> None:
-    split = SPLITS[name]
+    split = PRE_TOKENIZERS[name]
     model = json.loads(ours.definition)["model"] | {"ignore_merges": split.ignore_merges}
     known = _changed(ours, pre_tokenizer=pre_tokenizer(split), model=model)
     assert _plain(known, spec)["tokenizer.ggml.pre"] == name
-    assert token_losses(known) == ()
+    assert tokenizer_warnings(known) == ()
 
 
 def test_an_unknown_split_takes_the_nearest_name_and_says_so(ours: Tokenizer, spec: ModelSpec) -> None:
@@ -100,10 +100,10 @@ def test_an_unknown_split_takes_the_nearest_name_and_says_so(ours: Tokenizer, sp
     parts[0]["pattern"]["Regex"] = r"\p{N}{1,2}"
     unknown = _changed(ours, pre_tokenizer={"type": "Sequence", "pretokenizers": parts})
     assert _plain(unknown, spec)["tokenizer.ggml.pre"] == "deepseek-v3"
-    (sentence,) = token_losses(unknown)
+    (sentence,) = tokenizer_warnings(unknown)
     assert "no name for how it splits text; 'deepseek-v3' is nearest" in sentence
     composed = _changed(ours, normalizer={"type": "NFC"})
-    assert token_losses(composed) == ("tokenizer: llama.cpp does not normalise text (NFC)",)
+    assert tokenizer_warnings(composed) == ("tokenizer: llama.cpp does not normalise text (NFC)",)
 
 
 def _sentence_piece(path: Path) -> Tokenizer:
@@ -136,7 +136,7 @@ def test_sentence_piece_tokenizers_come_back_with_the_same_ids(tmp_path: Path, s
     assert metadata["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
     scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
     assert scores["th"] > scores["▁t"] > scores["he"] > scores["▁cat"] > scores["▁"]
-    assert token_losses(tokenizer) == ()
+    assert tokenizer_warnings(tokenizer) == ()
     again = tokenizer_from_metadata(metadata)
     assert again is not None
     for text in ("the cat", "cathe  the", "天 é the\n", "tthh", ""):
@@ -149,7 +149,7 @@ def test_merges_that_sentence_piece_would_not_know_are_named(tmp_path: Path) -> 
     tokenizer = _sentence_piece(tmp_path)
     model = json.loads(tokenizer.definition)["model"]
     fewer = _changed(tokenizer, model={**model, "merges": model["merges"][:-1]})
-    assert token_losses(fewer) == (
+    assert tokenizer_warnings(fewer) == (
         "tokenizer: llama.cpp joins every pair that makes a token, also pairs its merges leave out",
     )
 

@@ -18,7 +18,7 @@ def ours() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def everyones(ours: Tokenizer) -> Tokenizer:
+def all_markers_tokenizer(ours: Tokenizer) -> Tokenizer:
     """Return a tokenizer that has the markers of every family as special tokens."""
     library = Library.from_str(ours.definition)
     library.add_special_tokens(MARKERS)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.data.conversations import ConversationLoader, Sample
-from fathom.data.loader import LoadedBatch
+from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
 
@@ -33,7 +33,7 @@ def loader(samples: list[Sample] | None = None, **settings: Any) -> Conversation
     return ConversationLoader(samples or made(), **{"sequence_length": 12, "seed": 3} | settings)
 
 
-def parts(batch: PackedBatch | LoadedBatch) -> list[tuple[int, int]]:
+def parts(batch: PackedBatch | TokenBatch) -> list[tuple[int, int]]:
     """Return every position's token and target."""
     if isinstance(batch, PackedBatch):
         return list(zip(batch.tokens_N.tolist(), batch.targets_N.tolist(), strict=True))
@@ -90,8 +90,8 @@ def test_a_joined_pass_gives_every_token_once_and_windows_overlap_by_one(length:
     for epoch in range(min(length, 3)):
         assert Counter(stream[epoch * total : (epoch + 1) * total]) == expected
     for before, after in itertools.pairwise(batches):
-        assert isinstance(before, LoadedBatch)
-        assert isinstance(after, LoadedBatch)
+        assert isinstance(before, TokenBatch)
+        assert isinstance(after, TokenBatch)
         assert before.tokens_BT1.shape == (1, length + 1)
         assert before.tokens_BT1[0, -1] == after.tokens_BT1[0, 0]
 

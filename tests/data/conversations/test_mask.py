@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from fathom.chat import encode_chat
 from fathom.chat.templates import TEMPLATES
-from fathom.data.conversations import encode_masked
+from fathom.data.conversations import encode_with_loss_mask
 from fathom.errors import DataError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
-from tests.data.conversations.spelling import shown
+from tests.data.conversations.rendering import shown
 
 DIALOGUE = [
     {"role": "system", "content": "Brief."},
@@ -55,28 +55,30 @@ ALWAYS_THINKS = (
 
 
 @pytest.mark.parametrize("family", sorted(TEMPLATES))
-def test_answers_and_their_ends_are_learned_and_no_headers(everyones: Tokenizer, family: str) -> None:
-    sample = encode_masked(everyones, DIALOGUE, template=TEMPLATES[family])
-    assert shown(everyones, sample) == EXPECTED[family]
+def test_answers_and_their_ends_are_learned_and_no_headers(all_markers_tokenizer: Tokenizer, family: str) -> None:
+    sample = encode_with_loss_mask(all_markers_tokenizer, DIALOGUE, template=TEMPLATES[family])
+    assert shown(all_markers_tokenizer, sample) == EXPECTED[family]
     assert sample.left_out == 0
-    assert sample.tokens == encode_chat(everyones, DIALOGUE, TEMPLATES[family], add_generation_prompt=False)
+    assert sample.tokens == encode_chat(all_markers_tokenizer, DIALOGUE, TEMPLATES[family], add_generation_prompt=False)
 
 
 @pytest.mark.parametrize("family", sorted(TEMPLATES))
-def test_the_last_answer_begins_with_its_reasoning(everyones: Tokenizer, family: str) -> None:
-    sample = encode_masked(everyones, REASONED, template=TEMPLATES[family])
+def test_the_last_answer_begins_with_its_reasoning(all_markers_tokenizer: Tokenizer, family: str) -> None:
+    sample = encode_with_loss_mask(all_markers_tokenizer, REASONED, template=TEMPLATES[family])
     head, opening, answer = EXPECTED[family].rpartition("⟦")
     thought = "<think>\ntwo and two\n</think>\n\n"
     whole = f"{head}<think>\n⟦{thought[8:]}{answer}" if family == "deepseek-r1" else f"{head}{opening}{thought}{answer}"
-    assert shown(everyones, sample) == whole
-    dropped = encode_masked(everyones, REASONED, template=TEMPLATES[family], thinking="drop")
-    assert shown(everyones, dropped) == EXPECTED[family]
+    assert shown(all_markers_tokenizer, sample) == whole
+    dropped = encode_with_loss_mask(all_markers_tokenizer, REASONED, template=TEMPLATES[family], thinking="drop")
+    assert shown(all_markers_tokenizer, dropped) == EXPECTED[family]
 
 
 @pytest.mark.parametrize("family", ["fathom", "deepseek-v3", "deepseek-r1", "chatml"])
-def test_a_template_that_knows_reasoning_writes_it_itself(everyones: Tokenizer, family: str) -> None:
-    sample = encode_masked(everyones, REASONED, template=TEMPLATES[family])
-    theirs = encode_chat(everyones, REASONED, TEMPLATES[family], add_generation_prompt=False, keep_thinking=True)
+def test_a_template_that_knows_reasoning_writes_it_itself(all_markers_tokenizer: Tokenizer, family: str) -> None:
+    sample = encode_with_loss_mask(all_markers_tokenizer, REASONED, template=TEMPLATES[family])
+    theirs = encode_chat(
+        all_markers_tokenizer, REASONED, TEMPLATES[family], add_generation_prompt=False, keep_thinking=True
+    )
     assert sample.tokens == theirs
 
 
@@ -87,13 +89,13 @@ def test_reasoning_may_stand_under_either_name_or_in_the_content(ours: Tokenizer
         "content": {"content": "<think>\ntwo and two\n</think>\n\nYes."},
         "closed": {"content": "two and two</think>Yes."},
     }[written]
-    given_as = encode_masked(ours, [*DIALOGUE[:4], {"role": "assistant", **answer}])
-    assert given_as == encode_masked(ours, REASONED)
+    given_as = encode_with_loss_mask(ours, [*DIALOGUE[:4], {"role": "assistant", **answer}])
+    assert given_as == encode_with_loss_mask(ours, REASONED)
     assert shown(ours, given_as).endswith(f"⟦<think>\ntwo and two\n</think>\n\nYes.{E}⟧")
 
 
 def test_a_prompt_that_opens_the_reasoning_is_no_part_of_what_is_learned(ours: Tokenizer) -> None:
-    sample = encode_masked(ours, REASONED[1:], template=FOREIGN)
+    sample = encode_with_loss_mask(ours, REASONED[1:], template=FOREIGN)
     prompt = encode_chat(ours, REASONED[1:4], FOREIGN)
     assert sample.tokens[: len(prompt)] == prompt
     assert shown(ours, sample) == (
@@ -103,29 +105,29 @@ def test_a_prompt_that_opens_the_reasoning_is_no_part_of_what_is_learned(ours: T
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES.values(), FOREIGN])
-def test_an_earlier_answer_that_lost_its_reasoning_is_left_out(everyones: Tokenizer, template: str) -> None:
+def test_an_earlier_answer_that_lost_its_reasoning_is_left_out(all_markers_tokenizer: Tokenizer, template: str) -> None:
     earlier = [*DIALOGUE[:2], {**DIALOGUE[2], "reasoning_content": "long ago"}, *DIALOGUE[3:]]
-    sample = encode_masked(everyones, earlier, template=template)
+    sample = encode_with_loss_mask(all_markers_tokenizer, earlier, template=template)
     assert sample.left_out == 1
-    assert shown(everyones, sample).count("⟦") == 1
-    assert "long ago" not in everyones.decode(sample.tokens)
-    assert encode_masked(everyones, earlier, template=template, thinking="drop").left_out == 0
+    assert shown(all_markers_tokenizer, sample).count("⟦") == 1
+    assert "long ago" not in all_markers_tokenizer.decode(sample.tokens)
+    assert encode_with_loss_mask(all_markers_tokenizer, earlier, template=template, thinking="drop").left_out == 0
 
 
-def test_an_answer_shown_otherwise_than_it_would_be_written_is_left_out(everyones: Tokenizer) -> None:
-    sample = encode_masked(everyones, DIALOGUE[1:], template=ALWAYS_THINKS)
+def test_an_answer_shown_otherwise_than_it_would_be_written_is_left_out(all_markers_tokenizer: Tokenizer) -> None:
+    sample = encode_with_loss_mask(all_markers_tokenizer, DIALOGUE[1:], template=ALWAYS_THINKS)
     assert sample.left_out == 1
-    assert shown(everyones, sample) == (
+    assert shown(all_markers_tokenizer, sample) == (
         "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
         "<|im_start|>assistant\n⟦<think>\n\n</think>\n\nYes.<|im_end|>⟧\n"
     )
 
 
 def test_an_answer_behind_text_that_moved_is_found_only_by_what_nobody_can_forge(
-    ours: Tokenizer, everyones: Tokenizer
+    ours: Tokenizer, all_markers_tokenizer: Tokenizer
 ) -> None:
-    assert encode_masked(everyones, DIALOGUE, template=TEMPLATES["mistral"]).left_out == 0
-    assert encode_masked(ours, DIALOGUE, template=TEMPLATES["mistral"]).left_out == 1
+    assert encode_with_loss_mask(all_markers_tokenizer, DIALOGUE, template=TEMPLATES["mistral"]).left_out == 0
+    assert encode_with_loss_mask(ours, DIALOGUE, template=TEMPLATES["mistral"]).left_out == 1
 
 
 def test_an_answer_whose_prompt_the_template_takes_back_is_left_out(ours: Tokenizer) -> None:
@@ -134,15 +136,17 @@ def test_an_answer_whose_prompt_the_template_takes_back_is_left_out(ours: Tokeni
         "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ messages[0].content if loop.last else '' }}"
         "{{ m.content }}[/INST]{% elif m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     )
-    sample = encode_masked(ours, DIALOGUE, template=template)
+    sample = encode_with_loss_mask(ours, DIALOGUE, template=template)
     assert sample.left_out == 2
     assert not any(sample.learned)
-    assert encode_masked(ours, [{"role": "system", "content": ""}, *DIALOGUE[1:]], template=template).left_out == 0
+    assert (
+        encode_with_loss_mask(ours, [{"role": "system", "content": ""}, *DIALOGUE[1:]], template=template).left_out == 0
+    )
 
 
 def test_the_first_token_is_never_learned_for_nothing_predicts_it(ours: Tokenizer) -> None:
     bare = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-    sample = encode_masked(ours, [DIALOGUE[4]], template=bare)
+    sample = encode_with_loss_mask(ours, [DIALOGUE[4]], template=bare)
     assert sample.tokens == [*ours.encode("Yes."), ours.eos_id]
     assert sample.learned == [False, *[True] * (len(sample.tokens) - 1)]
 
@@ -157,12 +161,12 @@ def test_calls_are_learned_and_results_are_not(ours: Tokenizer) -> None:
     ]
     call = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": "Ulm"}\n```<｜tool▁call▁end｜>'
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    text = shown(ours, encode_masked(ours, messages, tools=tools))
+    text = shown(ours, encode_with_loss_mask(ours, messages, tools=tools))
     assert text.partition("\n\n<｜User｜>")[2] == (
         f"Rain?<｜Assistant｜>⟦<think>\nlook\n</think>\n\n<｜tool▁calls▁begin｜>{call}<｜tool▁calls▁end｜>{E}⟧"
         f"<｜tool▁output▁begin｜>rain<｜tool▁output▁end｜><｜Assistant｜>⟦Yes.{E}⟧"
     )
-    plain = encode_masked(ours, messages, tools=tools, template=TEMPLATES["deepseek-v2"], thinking="drop")
+    plain = encode_with_loss_mask(ours, messages, tools=tools, template=TEMPLATES["deepseek-v2"], thinking="drop")
     assert shown(ours, plain).partition("User: Rain?\n\nAssistant:")[2] == (
         f'⟦ <tool_call>\n{{"name": "weather", "arguments": {{"city": "Ulm"}}}}\n</tool_call>{E}⟧'
         f"User: <tool_response>\nrain\n</tool_response>\n\nAssistant:⟦ Yes.{E}⟧"
@@ -170,19 +174,19 @@ def test_calls_are_learned_and_results_are_not(ours: Tokenizer) -> None:
 
 
 def test_other_roles_can_be_learned(ours: Tokenizer) -> None:
-    assert shown(ours, encode_masked(ours, DIALOGUE, learn=("user",))) == (
+    assert shown(ours, encode_with_loss_mask(ours, DIALOGUE, learn=("user",))) == (
         f"{B}Brief.<｜User｜>⟦2+2?⟧<｜Assistant｜>4{E}<｜User｜>⟦Sure?⟧<｜Assistant｜>Yes.{E}"
     )
-    everything = encode_masked(ours, DIALOGUE, learn=("system", "user", "assistant"))
+    everything = encode_with_loss_mask(ours, DIALOGUE, learn=("system", "user", "assistant"))
     assert shown(ours, everything) == (
         f"{B}⟦Brief.⟧<｜User｜>⟦2+2?⟧<｜Assistant｜>⟦4{E}⟧<｜User｜>⟦Sure?⟧<｜Assistant｜>⟦Yes.{E}⟧"
     )
-    assert not any(encode_masked(ours, DIALOGUE, learn=()).learned)
+    assert not any(encode_with_loss_mask(ours, DIALOGUE, learn=()).learned)
 
 
 def test_a_developer_is_a_system_message_where_the_template_knows_none(ours: Tokenizer) -> None:
     developer = [{**DIALOGUE[0], "role": "developer"}, *DIALOGUE[1:]]
-    assert encode_masked(ours, developer) == encode_masked(ours, DIALOGUE)
+    assert encode_with_loss_mask(ours, developer) == encode_with_loss_mask(ours, DIALOGUE)
 
 
 texts = st.text("天下势大 \n:<｜", max_size=8)
@@ -197,11 +201,11 @@ CHINESE_OR_MARKER = [*"天下势大", "Instruction", "im_start", "INST]", "<｜U
 @pytest.mark.parametrize("family", sorted(set(TEMPLATES) - {"deepseek-llm"}))
 @given(messages=st.lists(turns, min_size=1, max_size=6), thinking=st.sampled_from(["keep", "drop"]))
 def test_every_learned_token_lies_in_an_assistants_turn(
-    ours: Tokenizer, everyones: Tokenizer, family: str, messages: list[dict[str, Any]], thinking: Any
+    ours: Tokenizer, all_markers_tokenizer: Tokenizer, family: str, messages: list[dict[str, Any]], thinking: Any
 ) -> None:
-    for tokenizer in (ours, everyones):
+    for tokenizer in (ours, all_markers_tokenizer):
         try:
-            sample = encode_masked(tokenizer, messages, template=TEMPLATES[family], thinking=thinking)
+            sample = encode_with_loss_mask(tokenizer, messages, template=TEMPLATES[family], thinking=thinking)
         except DataError:
             continue
         assert len(sample.learned) == len(sample.tokens)
@@ -220,7 +224,7 @@ def test_what_is_learned_begins_after_the_prompt_even_where_a_token_spans_both(
 ) -> None:
     question = [{"role": "user", "content": "2+2?"}]
     answered = [*question, {"role": "assistant", "content": content}]
-    sample = encode_masked(ours, answered, template=TEMPLATES[family])
+    sample = encode_with_loss_mask(ours, answered, template=TEMPLATES[family])
     prompt = encode_chat(ours, question, TEMPLATES[family])
     if family == "deepseek-r1":
         prompt = encode_chat(ours, question, TEMPLATES["deepseek-v3"])
@@ -233,7 +237,7 @@ def test_what_is_learned_begins_after_the_prompt_even_where_a_token_spans_both(
 def test_special_tokens_in_texts_stay_text(ours: Tokenizer, said: str) -> None:
     def specials(text: str, template: str) -> list[int]:
         answer = {"role": "assistant", "content": f"a{text}" if text != "</think>" else "a", "reasoning_content": text}
-        sample = encode_masked(ours, [{"role": "user", "content": text}, answer], template=template)
+        sample = encode_with_loss_mask(ours, [{"role": "user", "content": text}, answer], template=template)
         return [token for token in sample.tokens if token in ours.special_ids]
 
     for template in (TEMPLATES["fathom"], TEMPLATES["deepseek-v2"], FOREIGN):
@@ -251,4 +255,4 @@ def test_special_tokens_in_texts_stay_text(ours: Tokenizer, said: str) -> None:
 )
 def test_malformed_messages_name_the_field(ours: Tokenizer, messages: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        encode_masked(ours, messages)
+        encode_with_loss_mask(ours, messages)

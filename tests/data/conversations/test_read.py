@@ -13,7 +13,7 @@ from fathom.data.conversations import (
     Conversation,
     ConversationReport,
     encode_conversations,
-    encode_masked,
+    encode_with_loss_mask,
     read_conversations,
 )
 from fathom.errors import DataError
@@ -116,5 +116,5 @@ def test_tools_reach_the_template_and_conversations_need_no_file(ours: Tokenizer
     (found,) = read_conversations(path, report)
     made = Conversation(messages=tuple(GOOD["messages"]), tools=tuple(tools))
     samples = encode_conversations(ours, [found, made], report, max_tokens=512)
-    assert samples == [encode_masked(ours, GOOD["messages"], tools=tools)] * 2
+    assert samples == [encode_with_loss_mask(ours, GOOD["messages"], tools=tools)] * 2
     assert "weather" in ours.decode(samples[0].tokens)

@@ -9,13 +9,13 @@ from dataclasses import asdict
 import pytest
 
 from fathom.data.problems import open_problems
-from fathom.data.problems.gym import CHUNK, REFUSED, open_gym
+from fathom.data.problems.gym import CHUNK, UNSUPPORTED_DATASETS, open_gym
 from fathom.errors import DataError, SpecError
 from fathom.spec.problem import GymProblems, Split
 
 gym = pytest.importorskip("reasoning_gym")
 SLOW = {"acre", "futoshiki", "puzzle24", "sokoban", "zebra_puzzles"}
-OFFERED = sorted(set(gym.factory.DATASETS) - set(REFUSED))
+OFFERED = sorted(set(gym.factory.DATASETS) - set(UNSUPPORTED_DATASETS))
 
 
 @pytest.mark.parametrize("dataset", OFFERED)
@@ -29,8 +29,8 @@ def test_scorers_take_the_reference_answer_of_problems_that_went_through_json(da
 
 
 def test_every_refused_data_set_exists_and_is_told_why() -> None:
-    assert set(REFUSED) <= set(gym.factory.DATASETS)
-    for dataset, why in REFUSED.items():
+    assert set(UNSUPPORTED_DATASETS) <= set(gym.factory.DATASETS)
+    for dataset, why in UNSUPPORTED_DATASETS.items():
         with pytest.raises(SpecError, match="choose another data set") as caught:
             open_gym(GymProblems(dataset=dataset))
         assert str(caught.value).startswith(f"dataset: {dataset!r} {why}; ")

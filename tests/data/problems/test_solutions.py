@@ -7,7 +7,7 @@ import pytest
 
 from fathom.data.problems.arithmetic import linear_steps, tree_steps
 from fathom.data.problems.gym import open_gym
-from fathom.data.problems.solutions import WORKED, worked
+from fathom.data.problems.solutions import SOLVED_DATASETS, worked_solution
 from fathom.evals.word_problems import final_number, same_number
 from fathom.spec.problem import GymProblems
 
@@ -19,7 +19,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dataset", sorted(WORKED))
+@pytest.mark.parametrize("dataset", sorted(SOLVED_DATASETS))
 def test_worked_solutions_end_with_the_answer(dataset: str) -> None:
     problems = open_gym(GymProblems(dataset=dataset)).problems("train", 0, 50, seed=11)
     texts = [problem.details.get("solution") for problem in problems]
@@ -64,7 +64,7 @@ def test_solutions_show_their_work() -> None:
     def solution(dataset: str, metadata: dict, answer: str, question: str = "q") -> str | None:
         problem = open_gym(GymProblems(dataset=dataset)).problems("train", 0, 1)[0]
         details = {"dataset": dataset, "metadata": metadata}
-        return worked(replace(problem, question=question, answer=answer, details=details))
+        return worked_solution(replace(problem, question=question, answer=answer, details=details))
 
     assert solution("chain_sum", {"expression": "4 - 1 + 7"}, "10") == "4 - 1 = 3; 3 + 7 = 10"
     assert solution("chain_sum", {"expression": "4 - 1 + 7"}, "11") is None

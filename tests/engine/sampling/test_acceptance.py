@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
-from fathom.engine.sampling.acceptance import accepted, draft_rows
-from fathom.engine.sampling.draw import Row, distribution, draw
+from fathom.engine.sampling.acceptance import accept_drafts, draft_metadata
+from fathom.engine.sampling.draw import SamplingMetadata, distribution, draw
 from fathom.spec.sampling import SamplingParams, TokenLogprob
 from fathom.tokenizer import train_bpe
 
@@ -27,7 +27,7 @@ def logits_after(tokens: Sequence[int]) -> Tensor:
     return TABLE[tokens[-1]]
 
 
-def plain(row: Row, count: int) -> list[int]:
+def plain(row: SamplingMetadata, count: int) -> list[int]:
     tokens = list(row.drawn)
     for _ in range(count):
         later = row.after(tokens[len(row.drawn) :], None)
@@ -35,11 +35,13 @@ def plain(row: Row, count: int) -> list[int]:
     return tokens
 
 
-def drafted(row: Row, count: int, drafts: Sequence[Sequence[int]], rule: Rule = accepted) -> tuple[list[int], int]:
+def drafted(
+    row: SamplingMetadata, count: int, drafts: Sequence[Sequence[int]], rule: Rule = accept_drafts
+) -> tuple[list[int], int]:
     """Draw ``count`` tokens with drafts given step by step; return them and the steps it took."""
     tokens, steps = list[int](), 0
     while len(tokens) < count:
-        rows = draft_rows(row.after(tokens, None), drafts[steps % len(drafts)] if drafts else ())
+        rows = draft_metadata(row.after(tokens, None), drafts[steps % len(drafts)] if drafts else ())
         tried = list(rows[-1].drawn[len(tokens) :])
         logits = torch.stack([logits_after([*row.prompt, *r.drawn]) for r in rows])
         tokens += [token.token_id for token in rule(draw(logits, rows), tried)]
@@ -56,13 +58,13 @@ def drafted(row: Row, count: int, drafts: Sequence[Sequence[int]], rule: Rule = 
 @settings(max_examples=60, deadline=None)
 def test_drafts_change_no_token(seed: int, temperature: float, top_p: float, drafts: list[list[int]]) -> None:
     params = SamplingParams(temperature=temperature, top_p=top_p, frequency_penalty=0.3)
-    row = Row(params=params, prompt=(2,), drawn=(), seed=seed)
+    row = SamplingMetadata(params=params, prompt=(2,), drawn=(), seed=seed)
     tokens, _ = drafted(row, 8, drafts)
     assert tokens == plain(row, 8)
 
 
 def test_right_drafts_save_steps() -> None:
-    row = Row(params=SamplingParams(temperature=0.0), prompt=(2,), drawn=(), seed=0)
+    row = SamplingMetadata(params=SamplingParams(temperature=0.0), prompt=(2,), drawn=(), seed=0)
     wanted = plain(row, 8)
     tokens, steps = drafted(row, 8, [wanted[:3], wanted[4:7]])
     assert (tokens, steps) == (wanted, 2)
@@ -75,7 +77,7 @@ def redraws_the_refused_too() -> Rule:
 
     def rule(drawn: Sequence[TokenLogprob], drafts: Sequence[int]) -> list[TokenLogprob]:
         if not drafts or drawn[0].token_id == drafts[0]:
-            return accepted(drawn, drafts)
+            return accept_drafts(drawn, drafts)
         shares = TABLE[2].double().softmax(-1).numpy()
         return [TokenLogprob(int(numbers.choice(VOCAB, p=shares)), 0.0)]
 
@@ -87,10 +89,10 @@ def chi_square(rule: Rule, draft: int, count: int = 1500) -> float:
     params = SamplingParams()
     seen = np.zeros((VOCAB, VOCAB))
     for seed in range(count):
-        row = Row(params=params, prompt=(2,), drawn=(), seed=seed)
+        row = SamplingMetadata(params=params, prompt=(2,), drawn=(), seed=seed)
         (first, second), _ = drafted(row, 2, [[draft, 1], [draft]], rule)
         seen[first, second] += 1
-    start = Row(params=params, prompt=(2,), drawn=(), seed=0)
+    start = SamplingMetadata(params=params, prompt=(2,), drawn=(), seed=0)
     first_V = distribution(TABLE[2], start)
     wanted = (first_V[:, None] * torch.stack([distribution(TABLE[i], start) for i in range(VOCAB)])).numpy() * count
     return float(((seen - wanted) ** 2 / wanted).sum())
@@ -98,25 +100,31 @@ def chi_square(rule: Rule, draft: int, count: int = 1500) -> float:
 
 @pytest.mark.parametrize("draft", [0, 3])
 def test_frequencies_are_the_targets_whatever_is_drafted(draft: int) -> None:
-    assert chi_square(accepted, draft) < 54.0  # the 99.96th percentile for 24 degrees of freedom
+    assert chi_square(accept_drafts, draft) < 54.0  # the 99.96th percentile for 24 degrees of freedom
 
 
 def test_the_chi_square_test_sees_a_wrong_rule() -> None:
     assert chi_square(redraws_the_refused_too(), 3) > 100.0
-    assert chi_square(lambda drawn, drafts: accepted(drawn, drafts)[:1] * 2, 3) > 100.0
+    assert chi_square(lambda drawn, drafts: accept_drafts(drawn, drafts)[:1] * 2, 3) > 100.0
 
 
 def test_drafts_end_before_an_end_and_where_the_grammar_forbids() -> None:
-    row = Row(params=SamplingParams(stop_token_ids=(4,)), prompt=(0,), drawn=[1], seed=0, eos_ids=frozenset({3}))
-    assert [list(r.drawn) for r in draft_rows(row, [2, 2, 3, 2])] == [[1], [1, 2], [1, 2, 2]]
-    assert len(draft_rows(row, [4, 2])) == 1
-    ignoring = Row(params=SamplingParams(ignore_eos=True), prompt=(0,), drawn=[1], seed=0, eos_ids=frozenset({3}))
-    assert len(draft_rows(ignoring, [2, 3, 2])) == 4
+    row = SamplingMetadata(
+        params=SamplingParams(stop_token_ids=(4,)), prompt=(0,), drawn=[1], seed=0, eos_ids=frozenset({3})
+    )
+    assert [list(r.drawn) for r in draft_metadata(row, [2, 2, 3, 2])] == [[1], [1, 2], [1, 2, 2]]
+    assert len(draft_metadata(row, [4, 2])) == 1
+    ignoring = SamplingMetadata(
+        params=SamplingParams(ignore_eos=True), prompt=(0,), drawn=[1], seed=0, eos_ids=frozenset({3})
+    )
+    assert len(draft_metadata(ignoring, [2, 3, 2])) == 4
 
     tokenizer = train_bpe(["ab ba abc\n"] * 4, vocab_size=300)
     a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
     constraint = GrammarCompiler(tokenizer).regex("ab[ab]")
-    rows = draft_rows(Row(params=SamplingParams(), prompt=(0,), drawn=[], seed=0, constraint=constraint), [a, b, c, a])
+    rows = draft_metadata(
+        SamplingMetadata(params=SamplingParams(), prompt=(0,), drawn=[], seed=0, constraint=constraint), [a, b, c, a]
+    )
     assert [list(r.drawn) for r in rows] == [[], [a], [a, b]]
     constraint.accept(a)  # the request's own constraint was told nothing of the drafts
     tokens = [draw(torch.zeros(1, tokenizer.vocab_size), [rows[2]])[0].token_id for _ in range(3)]

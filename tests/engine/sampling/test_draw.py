@@ -17,8 +17,8 @@ from torch import Tensor
 from fathom.engine.constraint import TokenConstraint
 from fathom.engine.sampling import draw as sampling
 from fathom.engine.sampling.draw import (
-    Row,
-    RowFailure,
+    SamplingFailure,
+    SamplingMetadata,
     distribution,
     draw,
     fresh_seed,
@@ -26,7 +26,7 @@ from fathom.engine.sampling.draw import (
     try_draw,
     uniform,
 )
-from fathom.engine.sampling.filters import leading, masses, pick_rows, select, weights
+from fathom.engine.sampling.filters import masses, sample_filtered, sample_unfiltered_rows, top_k_ids, weights
 from fathom.errors import DataError, SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -55,11 +55,11 @@ class Only:
         return self
 
 
-def row(params: SamplingParams | None = None, **fields: Any) -> Row:
-    return Row(**{"params": params or SamplingParams(), "prompt": (0,), "drawn": [], "seed": 0} | fields)
+def row(params: SamplingParams | None = None, **fields: Any) -> SamplingMetadata:
+    return SamplingMetadata(**{"params": params or SamplingParams(), "prompt": (0,), "drawn": [], "seed": 0} | fields)
 
 
-def plain(logits: Tensor, r: Row) -> np.ndarray:
+def plain(logits: Tensor, r: SamplingMetadata) -> np.ndarray:
     """The whole definition, token by token."""
     p, drawn = r.params, list(r.drawn)
     values = [float(v) for v in logits]
@@ -188,7 +188,7 @@ def test_a_large_vocabulary_is_drawn_from_by_its_cumulated_shares(vocab: int, pa
 def test_the_leading_values_are_those_of_a_stable_sort(seed: int, count: int, coarse: bool) -> None:
     values = torch.randn(5003, generator=torch.Generator().manual_seed(seed))
     values = values.mul(2).round().clamp(max=0.0) if coarse else values  # many ties, zeros of both signs among them
-    assert leading(values, count).tolist() == values.sort(descending=True, stable=True).indices[:count].tolist()
+    assert top_k_ids(values, count).tolist() == values.sort(descending=True, stable=True).indices[:count].tolist()
 
 
 @pytest.mark.parametrize("vocab", [3, 256, 700, 5003])
@@ -198,7 +198,7 @@ def test_the_ends_of_the_random_numbers_are_the_ends_of_what_may_be_drawn(vocab:
         logits[: vocab // 3], logits[-(vocab // 3) :] = -torch.inf, -torch.inf
         best = float(logits.max())
         for number, token in ((0.0, vocab // 3), (1 - 2.0**-53, vocab - vocab // 3 - 1)):
-            picked = select(logits, best, SamplingParams(), lambda _, number=number: number)
+            picked = sample_filtered(logits, best, SamplingParams(), lambda _, number=number: number)
             assert picked == token
 
 
@@ -211,7 +211,7 @@ def test_a_narrow_top_p_takes_few_random_numbers() -> None:
             asked.append(trial)
             return uniform(seed, trial)
 
-        assert select(logits, float(logits.max()), SamplingParams(top_p=1e-9), number) == int(logits.argmax())
+        assert sample_filtered(logits, float(logits.max()), SamplingParams(top_p=1e-9), number) == int(logits.argmax())
         assert asked == list(range(len(asked)))
         assert len(asked) < 40
 
@@ -258,7 +258,7 @@ def test_rows_that_are_drawn_together_are_drawn_as_each_is_alone(
     for i, (token, r) in enumerate(zip(together, rows, strict=True)):
         best = float(logits[i].max())
         number = partial(uniform, r.seed, i)
-        wanted = select(logits[i], best, r.params, number) if r.params.temperature else int(logits[i].argmax())
+        wanted = sample_filtered(logits[i], best, r.params, number) if r.params.temperature else int(logits[i].argmax())
         assert token.token_id == wanted
         assert token.logprob == pytest.approx(float(logits[i].double().log_softmax(-1)[wanted]), abs=1e-6)
         assert draw(logits[i : i + 1], [r]) == [token]
@@ -274,10 +274,12 @@ def test_rows_are_picked_from_at_the_ends_of_their_shares_too(vocab: int, cut: b
     share = shares[:, : vocab // 2].double().sum(-1) / shares.double().sum(-1)
     ends = [0.0] + [1 - 2.0**-53] * 19
     numbers = [*ends, *share[20:].tolist()]  # both ends, and where one token's share ends
-    picked = pick_rows(shares, masses(shares), numbers).tolist()
+    picked = sample_unfiltered_rows(shares, masses(shares), numbers).tolist()
     assert picked[:20] == ([vocab // 3] + [vocab - vocab // 3 - 1] * 19 if cut else [0] + [vocab - 1] * 19)
     for logits_V, number, token in zip(logits, numbers, picked, strict=True):
-        assert token == select(logits_V, float(logits_V.max()), SamplingParams(), lambda _, number=number: number)
+        assert token == sample_filtered(
+            logits_V, float(logits_V.max()), SamplingParams(), lambda _, number=number: number
+        )
 
 
 def test_rows_that_do_not_fit_together_are_drawn_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +364,7 @@ def test_a_bad_row_fails_alone_and_says_why() -> None:
     rows[3] = row(constraint=Only())
     rows[4] = row(SamplingParams(logit_bias=((5, 1.0),)))
     drawn = try_draw(logits, rows)
-    kinds = [token.kind if isinstance(token, RowFailure) else "" for token in drawn]
+    kinds = [token.kind if isinstance(token, SamplingFailure) else "" for token in drawn]
     assert kinds == ["", "logits", "logits", "nothing allowed", "request"]
     assert "token 5 is outside the vocabulary of 5" in str(drawn[4])
     with pytest.raises(DataError, match="row 1: the model's logits are not finite"):

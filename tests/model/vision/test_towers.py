@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fathom.errors import SpecError
-from fathom.model import Cache, build
+from fathom.model import StaticCache, build
 from fathom.model.vision import ImageBatch
 from fathom.model.vision import sam as sam_module
 from fathom.model.vision.sam import SamAttention, SamTower, join_windows, split_windows
@@ -136,7 +136,7 @@ class Operators(TorchDispatchMode):
 def test_decoding_text_runs_the_same_operators_with_and_without_towers() -> None:
     seen = []
     for spec in (LLAMA, BOTH):
-        model, cache = build(spec).eval(), Cache.allocate(spec, batch_size=1, max_length=8)
+        model, cache = build(spec).eval(), StaticCache.allocate(spec, batch_size=1, max_length=8)
         with torch.no_grad(), Operators() as operators:
             model(torch.tensor([[3, 4]]), cache=cache)
             model(torch.tensor([[5]]), cache=cache)
@@ -212,7 +212,7 @@ def test_images_that_do_not_fit_the_towers_are_refused(batch: ImageBatch, vision
 def test_features_that_do_not_fit_the_text_are_refused_before_the_cache_moves(
     spec: ModelSpec, features: Tensor, message: str
 ) -> None:
-    model, cache = build(spec), Cache.allocate(spec, batch_size=1, max_length=16)
+    model, cache = build(spec), StaticCache.allocate(spec, batch_size=1, max_length=16)
     with pytest.raises(SpecError, match=message):
         model(torch.tensor([[7] * 9 + [1]]), features_ND=features, cache=cache)
     assert max(cache.lengths) == 0

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from fathom.checkpoint import store
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.model import build
-from fathom.pipeline.context import Plan
+from fathom.pipeline.context import RunPlan
 from fathom.pipeline.run import run
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec.alignment import EpochsSpec, OpenStep
 from fathom.spec.recipe import Recipe, Step
-from fathom.spec.train import AdamW, Batch, Checkpointing
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing
 from fathom.tokenizer import Tokenizer, train_bpe
 
 SPEC = ModelSpec(
@@ -44,15 +44,15 @@ def epochs(count: float, **fields: Any) -> EpochsSpec:
     """Return passes with settings that a tiny model learns with."""
     given: dict[str, Any] = {
         "sequence_length": 64,
-        "batch": Batch(size=2, micro_size=1),
-        "optimizer": AdamW(lr=4e-3, weight_decay=0.0),
+        "batch": BatchSpec(size=2, micro_batch_size=1),
+        "optimizer": AdamWSpec(lr=4e-3, weight_decay=0.0),
         "log_every_steps": 1,
         "checkpoint": Checkpointing(every_steps=5, every_seconds=None),
     }
     return EpochsSpec(epochs=count, **(given | fields))
 
 
-class Watching:
+class RecordingProgress:
     """A progress that remembers lines, and stops the run as a user would once a step has come so far."""
 
     def __init__(self, stop_at: int | None = None) -> None:
@@ -80,14 +80,14 @@ class Bench:
     base: Path
     published: Path
     tokenizer: Tokenizer
-    watching: Watching = field(default_factory=Watching)
+    watching: RecordingProgress = field(default_factory=RecordingProgress)
 
     def run(self, out: str, *steps: Step, resume: bool = False, stop_at: int | None = None) -> Path:
         torch.set_num_threads(1)
         recipe = Recipe(name="bench", steps=(OpenStep(model=str(self.published)), *steps))
-        self.watching = Watching(stop_at)
+        self.watching = RecordingProgress(stop_at)
         run(
-            Plan(recipe=recipe, manifests={}, base=self.base),
+            RunPlan(recipe=recipe, manifests={}, base=self.base),
             self.base / out,
             cache_dir=self.base / "cache",
             resume=resume,
@@ -125,7 +125,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     text = "What is two plus three? It is five, since three follows two. A user asks and the assistant answers.\n"
     train_bpe([text * 4], vocab_size=SPEC.vocab_size).save(root / "tokenizer")
-    save_published(root / "model", SPEC, build(SPEC, seed=6).state_dict(), tokenizer=root / "tokenizer")
+    save_hf(root / "model", SPEC, build(SPEC, seed=6).state_dict(), tokenizer=root / "tokenizer")
     return root / "model"
 
 

@@ -12,10 +12,10 @@ import pytest
 from fathom.data.conversations.read import ConversationReport, read_conversations
 from fathom.errors import ContextError, SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.pipeline.steps.answers import _conversations, _Given, _Tally
-from fathom.posttrain.preferences import couples, read_judged, share_of
-from fathom.posttrain.prompts import Prompter
-from fathom.posttrain.rewards.base import Answered, Judgement
+from fathom.pipeline.steps.answers import _AnswerCounts, _conversations, _ScoredRollout
+from fathom.posttrain.preferences import pair_best_with_worst, read_judged, subset_of_problems
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.posttrain.rewards.judge import Judge
 from fathom.posttrain.rollout import Rollout
@@ -77,16 +77,16 @@ def test_every_answer_is_written_with_what_it_is_worth(bench: Any, known: str) -
     lines = rows(out / "answers.jsonl")
     assert [line["id"] for line in lines] == [str(i) for i in range(5) for _ in range(6)]
     tokenizer = LanguageModel.open(bench.published, device="cpu").tokenizer
-    prompter = Prompter(tokenizer, CLOSED)
+    prompt_formatter = PromptFormatter(tokenizer, CLOSED)
     with Judge(step.rewards, seconds=5.0) as judge:
         for line in lines:
             problem = Problem(id=line["id"], task="sums", question=line["question"], answer=_answer(bench, line))
             assert line["task"] == "sums"
-            assert line["prompt_ids"] == prompter.encode(problem)
+            assert line["prompt_ids"] == prompt_formatter.encode(problem)
             assert line["prompt"] == tokenizer.decode(line["prompt_ids"], skip_special=False)
-            assert line["answer"] == prompter.read(line["answer_ids"])
+            assert line["answer"] == prompt_formatter.read(line["answer_ids"])
             assert line["finished"] == (line["answer_ids"][-1] == tokenizer.eos_id)
-            (judged,) = judge.judge([Answered(prompt=line["prompt"], answer=line["answer"], problem=problem)])
+            (judged,) = judge.judge([RewardInput(prompt=line["prompt"], answer=line["answer"], problem=problem)])
             assert (line["total"], line["correct"], line["parts"]) == (judged.total, judged.correct, judged.parts)
     assert len({tuple(line["answer_ids"]) for line in lines}) > 20
     counts = json.loads((out / "summary.json").read_text())["tasks"]["sums"]
@@ -110,7 +110,7 @@ def _answer(bench: Any, line: dict[str, Any]) -> str:
 
 def test_two_runs_draw_alike_whatever_is_drawn_together(bench: Any, known: str, monkeypatch: Any) -> None:
     whole = bench.run("whole", drawing(known))
-    monkeypatch.setattr("fathom.pipeline.steps.answers.TOGETHER", 7)
+    monkeypatch.setattr("fathom.pipeline.steps.answers.BATCH_SIZE", 7)
     parts = bench.run("parts", drawing(known))
     for name in ("answers.jsonl", "conversations.jsonl", "summary.json"):
         assert (whole / "drawn" / name).read_bytes() == (parts / "drawn" / name).read_bytes()
@@ -134,7 +134,7 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
     assert json.loads((out / "sft" / "data.json").read_text())["samples"] == kept
     report = ConversationReport()
     judged = list(read_judged(out / "drawn" / "answers.jsonl", report))
-    found = couples(judged, 2)
+    found = pair_best_with_worst(judged, 2)
     assert report.read == 0
     assert len(judged) == 30
     assert f"drawn: {len(found)} of {len(found)} pairs are used" in told
@@ -146,11 +146,11 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
 def test_a_share_of_the_problems_is_the_same_whatever_their_order(bench: Any, known: str) -> None:
     out = bench.run("out", drawing(known))
     judged = list(read_judged(out / "drawn" / "answers.jsonl", ConversationReport()))
-    taken = {answer.problem for answer in share_of(judged, 0.4)}
+    taken = {answer.problem for answer in subset_of_problems(judged, 0.4)}
     assert len(taken) == 2
-    assert {answer.problem for answer in share_of(judged[::-1], 0.4)} == taken
-    assert len(share_of(judged, 0.4)) == 12
-    assert share_of(judged, 1.0) == judged
+    assert {answer.problem for answer in subset_of_problems(judged[::-1], 0.4)} == taken
+    assert len(subset_of_problems(judged, 0.4)) == 12
+    assert subset_of_problems(judged, 1.0) == judged
     with pytest.raises(SpecError, match="share"):
         JudgedPairs(step="drawn", share=1.5)
 
@@ -173,7 +173,7 @@ def test_without_a_verdict_nothing_is_kept_and_that_is_said(bench: Any, known: s
     assert any("nothing is kept, for no reward says what is right" in line for line in bench.watching.lines)
 
 
-def given(text: str, tokens: int, *, correct: bool = True, finished: bool = True, id: str = "0") -> _Given:
+def given(text: str, tokens: int, *, correct: bool = True, finished: bool = True, id: str = "0") -> _ScoredRollout:
     problem = Problem(id=id, task="sums", question="What?", answer="5")
     rollout = Rollout(
         problem=problem,
@@ -184,14 +184,14 @@ def given(text: str, tokens: int, *, correct: bool = True, finished: bool = True
         text=text,
         finished=finished,
     )
-    return _Given(rollout, Judgement(total=float(correct), parts={}, correct=correct))
+    return _ScoredRollout(rollout, Judgement(total=float(correct), parts={}, correct=correct))
 
 
-def kept(bench: Any, answers: list[_Given], **fields: Any) -> tuple[list[Any], dict[str, int]]:
-    step, tally = drawing("x.jsonl", **fields), _Tally()
-    prompter = Prompter(bench.tokenizer, step.prompt)
+def kept(bench: Any, answers: list[_ScoredRollout], **fields: Any) -> tuple[list[Any], dict[str, int]]:
+    step, tally = drawing("x.jsonl", **fields), _AnswerCounts()
+    prompt_formatter = PromptFormatter(bench.tokenizer, step.prompt)
     asked = list({each.rollout.problem.id: each.rollout.problem for each in answers}.values())
-    found: Iterator[Any] = _conversations(step, asked, answers, prompter, tally)
+    found: Iterator[Any] = _conversations(step, asked, answers, prompt_formatter, tally)
     return list(found), tally.tasks["sums"]
 
 

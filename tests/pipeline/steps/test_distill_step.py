@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from fathom.checkpoint import store
-from fathom.checkpoint.hf import save_published
+from fathom.checkpoint.hf import save_hf
 from fathom.errors import CheckpointError, SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.model import build
-from fathom.pipeline.order import check_order
+from fathom.pipeline.validation import check_order
 from fathom.spec.alignment import DistillStep, OpenStep
 from fathom.spec.problem import FileProblems
 from fathom.spec.recipe import Recipe
 from fathom.spec.rollout import ChatPrompt, DistillSpec, RolloutSpec
-from fathom.spec.train import AdamW, Checkpointing
+from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
 from tests.pipeline.steps.conftest import SPEC
@@ -30,7 +30,7 @@ ROLLOUT = RolloutSpec(questions=4, group_size=2, max_tokens=6, prompt=ChatPrompt
 
 def distilling(teacher: str, path: str, **fields: Any) -> DistillStep:
     policy = DistillSpec(
-        optimizer=AdamW(lr=3e-3, weight_decay=0.0),
+        optimizer=AdamWSpec(lr=3e-3, weight_decay=0.0),
         rollouts=6,
         rollout=ROLLOUT,
         checkpoint=Checkpointing(every_steps=2, every_seconds=None),
@@ -48,7 +48,7 @@ def asked(bench: Any) -> str:
 def teacher(bench: Any) -> str:
     """Another model with the same tokenizer, in the recipe's folder."""
     shape = dataclasses.replace(SPEC, hidden_size=32, num_hidden_layers=1, name="teacher")
-    save_published(bench.base / "teacher", shape, build(shape, seed=9).state_dict(), tokenizer=bench.published)
+    save_hf(bench.base / "teacher", shape, build(shape, seed=9).state_dict(), tokenizer=bench.published)
     return "teacher"
 
 
@@ -70,7 +70,7 @@ def test_a_step_and_a_path_teach_alike(bench: Any, asked: str, teacher: str) -> 
 
 def test_a_stopped_step_goes_on(bench: Any, asked: str, teacher: str, monkeypatch: Any) -> None:
     whole = bench.run("whole", distilling(teacher, asked))
-    learn, calls = fathom_trainer().learn_from, []
+    learn, calls = fathom_trainer().collect_rollouts, []
 
     def once(self: Any, number: int) -> Any:
         calls.append(number)
@@ -78,7 +78,7 @@ def test_a_stopped_step_goes_on(bench: Any, asked: str, teacher: str, monkeypatc
             raise KeyboardInterrupt
         return learn(self, number)
 
-    monkeypatch.setattr(fathom_trainer(), "learn_from", once)
+    monkeypatch.setattr(fathom_trainer(), "collect_rollouts", once)
     with pytest.raises(KeyboardInterrupt):
         bench.run("cut", distilling(teacher, asked))
     bench.run("cut", distilling(teacher, asked), resume=True)
@@ -99,7 +99,7 @@ def fathom_trainer() -> Any:
 def test_a_teacher_with_another_tokenizer_is_refused(bench: Any, asked: str) -> None:
     train_bpe(["other words altogether, of other letters " * 4], vocab_size=330).save(bench.base / "words")
     spec = dataclasses.replace(SPEC, num_hidden_layers=1)
-    save_published(bench.base / "stranger", spec, build(spec).state_dict(), tokenizer=bench.base / "words")
+    save_hf(bench.base / "stranger", spec, build(spec).state_dict(), tokenizer=bench.base / "words")
     with pytest.raises(SpecError, match=r"steps\.distill\.teacher: stranger reads text by another tokenizer"):
         bench.run("out", distilling("stranger", asked))
 

@@ -9,7 +9,7 @@ import pytest
 
 from fathom.checkpoint import store
 from fathom.errors import SpecError
-from fathom.pipeline.recipe import load_plan
+from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
 from fathom.train.metrics import read_json_lines
 
@@ -31,7 +31,7 @@ data = [{{ kind = "worked", problems = "sums", count = 12 }}]
 [steps.train]
 sequence_length = 64
 epochs = 20.0
-batch = {{ size = 2, micro_size = 1 }}
+batch = {{ size = 2, micro_batch_size = 1 }}
 optimizer = {{ lr = 4e-3, weight_decay = 0.0 }}
 
 [[steps]]
@@ -44,7 +44,7 @@ pairs = [{{ kind = "file", path = "pairs.jsonl" }}]
 [steps.train]
 sequence_length = 64
 epochs = 1.0
-batch = {{ size = 2, micro_size = 1 }}
+batch = {{ size = 2, micro_batch_size = 1 }}
 optimizer = {{ lr = 4e-3 }}
 
 [[steps]]
@@ -91,7 +91,7 @@ def recipe(bench: Any) -> Path:
 
 def test_a_recipe_learns_from_the_steps_of_its_answers(bench: Any, recipe: Path) -> None:
     out = bench.base / "out"
-    run(load_plan(recipe), out, cache_dir=bench.base / "cache")
+    run(load_run_plan(recipe), out, cache_dir=bench.base / "cache")
     lines = read_json_lines(out / "grpo" / "metrics.jsonl")
     assert len(lines) == 3
     assert set(lines[0]["rewards"]) == {"steps", "model", "accuracy"}
@@ -107,4 +107,4 @@ def test_a_recipe_learns_from_the_steps_of_its_answers(bench: Any, recipe: Path)
 )
 def test_without_scores_of_steps_the_recipe_is_refused_by_name(recipe: Path, rewards: str) -> None:
     with pytest.raises(SpecError, match=r"steps\[3\]\.policy\.loss\.advantage\.supervision: process needs a reward"):
-        load_plan(recipe, overrides=[f"grpo.rewards={rewards}"])
+        load_run_plan(recipe, overrides=[f"grpo.rewards={rewards}"])

@@ -12,9 +12,9 @@ import pytest
 from fathom.checkpoint import store
 from fathom.errors import DataError, Interrupted, SpecError
 from fathom.inference.run_record import read_json
-from fathom.pipeline.context import Plan, StepContext
-from fathom.pipeline.scorers import external_scorers
-from fathom.posttrain.rewards.base import Answered
+from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.reward_models import external_scorers
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.progress import Silent
 from fathom.spec.alignment import AnswersStep, JudgedPairs, OpenStep, PairFile, RewardModelStep, TasksStep
 from fathom.spec.posttrain import PairwiseLoss, PointwiseLoss
@@ -42,12 +42,12 @@ def make_step(path: str, passes: Passes, **fields: Any) -> RewardModelStep:
 
 def context_of(bench: Any, out: Path, *steps: Any) -> StepContext:
     recipe = Recipe(name="bench", steps=(OpenStep(model=str(bench.published)), *steps))
-    plan = Plan(recipe=recipe, manifests={}, base=bench.base)
+    plan = RunPlan(recipe=recipe, manifests={}, base=bench.base)
     return StepContext(plan=plan, directory=out, cache_dir=bench.base / "cache", device="cpu", progress=Silent())
 
 
-def answered(question: str, answer: str) -> Answered:
-    return Answered(prompt="", answer=answer, problem=Problem(id="1", task="t", question=question, answer=""))
+def answered(question: str, answer: str) -> RewardInput:
+    return RewardInput(prompt="", answer=answer, problem=Problem(id="1", task="t", question=question, answer=""))
 
 
 @pytest.mark.parametrize("loss", [PairwiseLoss(), PointwiseLoss(form="mse")])
@@ -139,7 +139,7 @@ def test_with_reasoning_the_model_writes_before_it_scores(bench: Any, passes: Pa
         raise AssertionError("the reasoning was written again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fathom.posttrain.reward_model.Reasoning.extend", never)
+        patched.setattr("fathom.posttrain.reward_model.ReasoningGenerator.extend", never)
         out = bench.run("out", step, resume=True)
     assert (out / "reward-model" / "reasoning.safetensors").read_bytes() == written
     assert read_json(out / "reward-model" / "reward.json")["reasoning_tokens"] == 4

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 
 import fathom
-from fathom.data.conversations import mask
+from fathom.data.conversations import loss_mask as mask
 from fathom.data.conversations.read import Conversation, ConversationReport
 from fathom.errors import DataError, Interrupted, SpecError
 from fathom.inference.run_record import read_json
 from fathom.pipeline.steps.sft import as_texts
-from fathom.posttrain.prompts import Prompter
+from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.alignment import AnswersStep, ConversationFile, KeptAnswers, SftStep, WorkedProblems
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.rollout import ChatPrompt, TextPrompt
-from fathom.spec.train import Batch
+from fathom.spec.train import BatchSpec
 from fathom.train.metrics import read_json_lines
 
 Passes = Callable[..., Any]
@@ -51,7 +51,7 @@ def test_answers_are_learned_by_heart_and_questions_are_not(bench: Any, passes: 
     model = fathom.load(out, device="cpu", dtype="float32")
     if packing == "masked":
         for row in rows:
-            sample = mask.encode_masked(bench.tokenizer, row["messages"])
+            sample = mask.encode_with_loss_mask(bench.tokenizer, row["messages"])
             learned = torch.tensor(sample.learned[1:])
             of_token = losses(model, sample.tokens)
             assert of_token[learned].max() < 0.1
@@ -95,7 +95,7 @@ def test_nothing_to_learn_or_too_little_is_refused(bench: Any, passes: Passes) -
     with pytest.raises(DataError, match="none of 1 can be used"):
         bench.run("a", SftStep(train=passes(1), data=(ConversationFile(path=bench.write("bad.jsonl", ["{"])),)))
     good = bench.write("good.jsonl", [talk("two?", "It is.")])
-    step = SftStep(train=passes(1, batch=Batch(size=8, micro_size=8)), data=(ConversationFile(path=good),))
+    step = SftStep(train=passes(1, batch=BatchSpec(size=8, micro_batch_size=8)), data=(ConversationFile(path=good),))
     with pytest.raises(SpecError, match=r"steps\.sft\.train\.batch\.size: 1 x \d+ tokens do not fill one batch of 512"):
         bench.run("b", step)
 
@@ -126,14 +126,16 @@ def test_worked_problems_are_asked_as_they_will_be(
     )
     source = WorkedProblems(problems=worked_file(bench), count=4)
     step = SftStep(
-        train=passes(6, sequence_length=400, batch=Batch(size=1, micro_size=1)), data=(source,), prompt=prompting
+        train=passes(6, sequence_length=400, batch=BatchSpec(size=1, micro_batch_size=1)),
+        data=(source,),
+        prompt=prompting,
     )
     out = bench.run("out", step)
     (counted,) = read_json(out / "sft" / "data.json")["sources"]
     assert counted == {"source": "sums", "used": 3, "repeat": 1, "left_out": {"nothing_learned": 1}}
-    prompter = Prompter(bench.tokenizer, prompting)
+    prompt_formatter = PromptFormatter(bench.tokenizer, prompting)
     for number, sample in enumerate(seen, start=1):
-        prompt = prompter.encode(Problem(id="1", task="sums", question=ASKED[number], answer=""))
+        prompt = prompt_formatter.encode(Problem(id="1", task="sums", question=ASKED[number], answer=""))
         assert sample.tokens[: len(prompt)] == prompt
         written = [token for token, on in zip(sample.tokens, sample.learned, strict=True) if on]
         text = bench.tokenizer.decode(written, skip_special=False)
@@ -183,12 +185,12 @@ def test_kept_answers_of_a_step_before_are_read(bench: Any, passes: Passes, monk
 )
 def test_a_text_goes_on_where_its_prompt_ends(bench: Any, text: str, begins: str) -> None:
     prompting, tokenizer = TextPrompt(text=text), bench.tokenizer
-    prompter = Prompter(tokenizer, prompting)
-    (whole,) = prompter.messages(Problem(id="1", task="t", question=ASKED[0], answer=""))
+    prompt_formatter = PromptFormatter(tokenizer, prompting)
+    (whole,) = prompt_formatter.messages(Problem(id="1", task="t", question=ASKED[0], answer=""))
     for asked in (ASKED[0], whole["content"]):
         talked = Conversation(messages=tuple(talk(asked, ANSWERS[0], reasoning_content="I count.")["messages"]))
         (sample,) = as_texts(tokenizer, prompting, [talked], ConversationReport(), max_tokens=500)
-        prompt = prompter.encode(Problem(id="1", task="t", question=ASKED[0], answer=""))
+        prompt = prompt_formatter.encode(Problem(id="1", task="t", question=ASKED[0], answer=""))
         assert sample.tokens[: len(prompt)] == prompt
         assert sample.learned == [False] * len(prompt) + [True] * (len(sample.tokens) - len(prompt))
         assert tokenizer.decode(sample.tokens[len(prompt) :]) == begins

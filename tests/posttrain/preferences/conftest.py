@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from fathom.data.conversations.mask import Sample
+from fathom.data.conversations.loss_mask import Sample
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.posttrain.preferences import Pair
+from fathom.posttrain.preferences import PreferencePair
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
 SPEC = ModelSpec(
@@ -31,7 +31,7 @@ def model() -> Decoder:
 
 
 @pytest.fixture
-def pairs() -> list[Pair]:
+def pairs() -> list[PreferencePair]:
     """Twelve prompts of 2 to 6 tokens; good answers go up, bad ones go down."""
     draw, made = random.Random(5), []
     for number in range(12):
@@ -41,5 +41,5 @@ def pairs() -> list[Pair]:
         chosen, rejected = (
             Sample([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for answer in (up, [*down, 2])
         )
-        made.append(Pair(chosen=chosen, rejected=rejected, prompt=str(number)))
+        made.append(PreferencePair(chosen=chosen, rejected=rejected, prompt=str(number)))
     return made

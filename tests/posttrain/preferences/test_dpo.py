@@ -14,20 +14,26 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.model.decoder import Decoder
-from fathom.posttrain.preferences import GroupLoader, Pair, PreferenceObjective, pair_groups, reference_logprobs
+from fathom.posttrain.preferences import (
+    GroupLoader,
+    PreferenceObjective,
+    PreferencePair,
+    pair_groups,
+    reference_logprobs,
+)
 from fathom.spec.posttrain import DpoLoss
-from fathom.spec.train import AdamW, Batch, Checkpointing, Constant, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, TrainSpec
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
-from tests.train.taking import take
+from tests.train.accumulate import take
 
 SPEC = TrainSpec(
     sequence_length=16,
     total_tokens=16 * 4 * 40,
-    batch=Batch(size=4, micro_size=1),
-    optimizer=AdamW(lr=1e-3, weight_decay=0.0),
+    batch=BatchSpec(size=4, micro_batch_size=1),
+    optimizer=AdamWSpec(lr=1e-3, weight_decay=0.0),
     schedule=Constant(),
     log_every_steps=1,
     max_grad_norm=1e9,
@@ -38,7 +44,7 @@ TOKENS = 162
 """Of all twelve pairs."""
 
 
-def make_loader(model: Decoder, pairs: list[Pair], *, tokens: int = 8192, length: int = 16) -> GroupLoader:
+def make_loader(model: Decoder, pairs: list[PreferencePair], *, tokens: int = 8192, length: int = 16) -> GroupLoader:
     reference = reference_logprobs(model, pairs, chunk_tokens=7, tokens=tokens)
     return GroupLoader(pair_groups(pairs, reference), sequence_length=length, seed=1)
 
@@ -60,9 +66,9 @@ def answer_logprob(model: Decoder, tokens: list[int], learned: list[bool], *, av
 
 
 @pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("micro_size", [1, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_loss_and_gradient_equal_two_plain_forward_passes(
-    model: Decoder, pairs: list[Pair], micro_size: int, average: bool
+    model: Decoder, pairs: list[PreferencePair], micro_batch_size: int, average: bool
 ) -> None:
     policy = moved(model)
     loss_spec = DpoLoss(beta=BETA, label_smoothing=0.1, average=average)
@@ -70,7 +76,7 @@ def test_loss_and_gradient_equal_two_plain_forward_passes(
     assert len(batch.lengths) == 24
     assert batch.shared is not None
     assert sum(batch.shared) > 0.2 * TOKENS
-    spec = replace(SPEC, batch=Batch(size=4, micro_size=micro_size))
+    spec = replace(SPEC, batch=BatchSpec(size=4, micro_batch_size=micro_batch_size))
     runner = StepRunner(
         policy, make_optimizer(policy, spec.optimizer), spec, objective=PreferenceObjective(loss_spec, 5)
     )
@@ -99,7 +105,9 @@ def test_loss_and_gradient_equal_two_plain_forward_passes(
     assert gradients.sums["accuracy"] == pytest.approx(sum(x > 0 for x in ahead) / 12)
 
 
-def test_the_first_loss_is_log_2_and_accuracy_then_rises(model: Decoder, pairs: list[Pair], tmp_path: Path) -> None:
+def test_the_first_loss_is_log_2_and_accuracy_then_rises(
+    model: Decoder, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
     loader = make_loader(model, pairs)
     Trainer(model, SPEC, loader, tmp_path, objective=PreferenceObjective(DpoLoss(beta=BETA), 64)).run()
     lines = read_json_lines(tmp_path / "metrics.jsonl")
@@ -112,14 +120,16 @@ def test_the_first_loss_is_log_2_and_accuracy_then_rises(model: Decoder, pairs: 
     assert last["chosen_logprob"] > last["rejected_logprob"]
 
 
-def test_a_resumed_stage_ends_as_one_that_was_not_stopped(model: Decoder, pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_resumed_stage_ends_as_one_that_was_not_stopped(
+    model: Decoder, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
     objective = PreferenceObjective(DpoLoss(beta=BETA), 64)
     short = replace(SPEC, total_tokens=16 * 4 * 12)
     whole = copy.deepcopy(model)
     Trainer(whole, short, make_loader(model, pairs), tmp_path / "whole", objective=objective).run()
     kept = tmp_path / "cut" / "checkpoints"
     kept.mkdir(parents=True)
-    before_last = store.published(tmp_path / "whole" / "checkpoints")[0]
+    before_last = store.list_checkpoints(tmp_path / "whole" / "checkpoints")[0]
     before_last.rename(kept / before_last.name)
     resumed = copy.deepcopy(model)
     Trainer(resumed, short, make_loader(model, pairs), tmp_path / "cut", objective=objective).run(resume=True)
@@ -127,7 +137,7 @@ def test_a_resumed_stage_ends_as_one_that_was_not_stopped(model: Decoder, pairs:
         assert torch.equal(one, other), name
 
 
-def test_the_reference_does_not_depend_on_how_passes_are_cut(model: Decoder, pairs: list[Pair]) -> None:
+def test_the_reference_does_not_depend_on_how_passes_are_cut(model: Decoder, pairs: list[PreferencePair]) -> None:
     model.train()
     one, many = (reference_logprobs(model, pairs, chunk_tokens=9, tokens=tokens) for tokens in (1, 10**6))
     assert model.training

@@ -9,12 +9,12 @@ import torch
 
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
-from fathom.posttrain.preferences import Entry, GroupLoader
+from fathom.posttrain.preferences import GroupLoader, TrainingExample
 
 
-def entry(value: int, length: int) -> Entry:
+def entry(value: int, length: int) -> TrainingExample:
     tokens_T = torch.full((length,), value)
-    return Entry(tokens_T, tokens_T + 100, {"place": torch.arange(length)})
+    return TrainingExample(tokens_T, tokens_T + 100, {"place": torch.arange(length)})
 
 
 def make_loader(seed: int = 1, extra: int = 0) -> GroupLoader:
@@ -45,10 +45,10 @@ def test_every_pass_holds_each_pair_once_and_pairs_stand_together() -> None:
 
 
 def test_a_group_shares_what_it_begins_with_until_one_learns() -> None:
-    def one(tokens: list[int], learned_from: int) -> Entry:
+    def one(tokens: list[int], learned_from: int) -> TrainingExample:
         tokens_T = torch.tensor(tokens)
         targets_T = torch.where(torch.arange(len(tokens)) < learned_from, -100, tokens_T)
-        return Entry(tokens_T, targets_T, {})
+        return TrainingExample(tokens_T, targets_T, {})
 
     chosen = one([1, 2, 3, 4, 5], 2)
     others = [one([1, 2, 3, 4, 6], 2), one([1, 2, 3, 9], 4), one([1, 2], 2), one([7, 2, 3], 3)]

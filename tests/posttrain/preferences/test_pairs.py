@@ -14,9 +14,9 @@ from fathom.data.conversations.read import ConversationReport
 from fathom.errors import DataError
 from fathom.posttrain.preferences import (
     as_preference,
-    couples,
     encode_pairs,
-    exact_pairs,
+    pair_best_with_worst,
+    pairs_from_token_ids,
     read_judged,
     read_preferences,
     told,
@@ -133,14 +133,14 @@ def test_judged_answers_pair_best_with_worst_by_problem(tmp_path: Path) -> None:
     report = ConversationReport()
     answers = list(read_judged(write(tmp_path / "answers.jsonl", rows), report))
     assert dict(report.problems) == {"malformed": 3}
-    assert [(a.answer, b.answer) for a, b in couples(answers, 1)] == [("11", "12")]
-    both = couples(answers, 5)
+    assert [(a.answer, b.answer) for a, b in pair_best_with_worst(answers, 1)] == [("11", "12")]
+    both = pair_best_with_worst(answers, 5)
     assert [(a.answer, b.answer) for a, b in both] == [("11", "12"), ("13", "10")]
-    first, second = exact_pairs(both, report, max_tokens=8)
+    first, second = pairs_from_token_ids(both, report, max_tokens=8)
     assert first.chosen.tokens == [5, 6, 11, 1]
     assert first.chosen.learned == second.rejected.learned == [False, False, True, True]
     assert report.used == 2
-    assert exact_pairs(both, report, max_tokens=2) == []
+    assert pairs_from_token_ids(both, report, max_tokens=2) == []
     assert report.problems["too_long"] == 2
     preference = as_preference(*both[0])
     assert preference.messages == ({"role": "user", "content": "a?"},)

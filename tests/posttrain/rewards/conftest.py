@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.spec.problem import Problem
 
-Ask = Callable[..., Answered]
+Ask = Callable[..., RewardInput]
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def ask() -> Ask:
 
     def make(
         answer: str, reference: str = "r", *, prompt: str = "p", language: Any = "en", details: Any = None
-    ) -> Answered:
+    ) -> RewardInput:
         problem = Problem(id="1", task="t", question="q", answer=reference, language=language, details=details or {})
-        return Answered(prompt=prompt, answer=answer, problem=problem)
+        return RewardInput(prompt=prompt, answer=answer, problem=problem)
 
     return make

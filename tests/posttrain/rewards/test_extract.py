@@ -1,6 +1,6 @@
 import pytest
 
-from fathom.posttrain.rewards.extract import Parts, final_answer, parts
+from fathom.posttrain.rewards.extract import ReasoningSplit, final_answer, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from fathom.posttrain.rewards.extract import Parts, final_answer, parts
     ],
 )
 def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: str) -> None:
-    assert parts(text) == Parts(thinking, answer)
+    assert split_reasoning(text) == ReasoningSplit(thinking, answer)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from fathom.cli.options import cache_directory
 from fathom.data.problems.human_eval import open_human_eval
 from fathom.errors import ResourceError, SourceError
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec.problem import CodeProblems, Problem
 from fathom.spec.rewards import CodeReward
@@ -23,7 +23,7 @@ def problems() -> list[Problem]:
 
 def correct(problems: list[Problem], answers: list[str]) -> int:
     asked = [
-        Answered(prompt=problem.question, answer=answer, problem=problem)
+        RewardInput(prompt=problem.question, answer=answer, problem=problem)
         for problem, answer in zip(problems, answers, strict=True)
     ]
     try:

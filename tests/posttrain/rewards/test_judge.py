@@ -10,7 +10,7 @@ import pytest
 
 from fathom.errors import Interrupted, ResourceError, SpecError
 from fathom.posttrain import sandbox
-from fathom.posttrain.rewards.base import Answered
+from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.judge import MAX_ANSWER_CHARS, Judge
 from fathom.spec.rewards import AccuracyReward, CodeReward, FormatReward, FunctionReward, LanguageReward, ModelReward
 from tests.posttrain.rewards.conftest import Ask
@@ -99,7 +99,7 @@ class TestSums:
         assert (bare.parts["format"], bare.correct) == (0.0, True)
 
     def test_reward_models_of_any_name_join_a_rule(self, ask: Ask) -> None:
-        def helpful(answers: Sequence[Answered]) -> Sequence[float]:
+        def helpful(answers: Sequence[RewardInput]) -> Sequence[float]:
             return [float(len(answered.answer)) for answered in answers]
 
         rewards = [
@@ -115,10 +115,10 @@ class TestSums:
         assert two.total == 0.5 * len(GOOD) + 4.0
 
     def test_a_reward_model_that_fails_is_counted_and_one_that_ends_the_run_ends_it(self, ask: Ask) -> None:
-        def broken(answers: Sequence[Answered]) -> Sequence[float]:
+        def broken(answers: Sequence[RewardInput]) -> Sequence[float]:
             raise RuntimeError("no model")
 
-        def interrupted(answers: Sequence[Answered]) -> Sequence[float]:
+        def interrupted(answers: Sequence[RewardInput]) -> Sequence[float]:
             raise Interrupted("stop")
 
         spec = [ModelReward(step="a")]
@@ -148,7 +148,7 @@ class TestLongAnswers:
     def test_an_answer_of_a_megabyte_counts_zero_and_the_run_goes_on(self, ask: Ask) -> None:
         seen: list[int] = []
 
-        def length(answers: Sequence[Answered]) -> Sequence[float]:
+        def length(answers: Sequence[RewardInput]) -> Sequence[float]:
             seen.extend(len(answered.answer) for answered in answers)
             return [1.0] * len(answers)
 
@@ -185,13 +185,13 @@ class TestProcesses:
         program = (
             "import os, sys, threading\n"
             f"sys.path.insert(0, {str(HERE)!r})\n"
-            "from fathom.posttrain.rewards.base import Answered\n"
+            "from fathom.posttrain.rewards.base import RewardInput\n"
             "from fathom.posttrain.rewards.judge import Judge\n"
             "from fathom.spec.problem import Problem\n"
             "from fathom.spec.rewards import FunctionReward\n"
             "problem = Problem(id='1', task='t', question='q', answer='r')\n"
             "judge = Judge([FunctionReward(target='misbehaving:process_id')], seconds=1.0)\n"
-            "answers = [Answered(prompt='p', answer=a, problem=problem) for a in ('fine', %r)]\n"
+            "answers = [RewardInput(prompt='p', answer=a, problem=problem) for a in ('fine', %r)]\n"
             "print(int(judge.judge(answers[:1])[0].total), flush=True)\n"
             "threading.Timer(0.3, os._exit, [0]).start()\n"
             "judge.judge(answers[1:])\n"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from fathom.posttrain.rewards.base import MAX_STEPS, Answered, StepScore, stepped
-from fathom.posttrain.rewards.extract import parts, thinking_span
+from fathom.posttrain.rewards.base import MAX_STEPS, RewardInput, StepScore, score_from_steps
+from fathom.posttrain.rewards.extract import split_reasoning, thinking_span
 from fathom.posttrain.rewards.judge import MAX_ANSWER_CHARS, Judge
 from fathom.posttrain.rewards.steps import StepsScorer, is_right, steps_of
 from fathom.spec.rewards import AccuracyReward, FormatReward, FunctionReward, ModelReward, StepsReward
@@ -86,7 +86,7 @@ def test_steps_end_at_newlines_and_semicolons_of_the_thinking() -> None:
 )
 def test_a_span_of_thinking_is_the_thinking_of_parts(text: str, thinking: str) -> None:
     start, end = thinking_span(text)
-    assert text[start:end].strip() == parts(text).thinking == thinking
+    assert text[start:end].strip() == split_reasoning(text).thinking == thinking
 
 
 def test_a_text_without_tags_is_all_thinking(ask: Ask) -> None:
@@ -163,7 +163,7 @@ def test_only_so_many_equations_are_looked_at(ask: Ask) -> None:
     ],
 )
 def test_scores_of_steps_that_cannot_be_are_failures(steps: list[StepScore], failure: str) -> None:
-    assert stepped(steps, 3).failure == failure
+    assert score_from_steps(steps, 3).failure == failure
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_function_that_does_not_say_so_scores_no_steps(ask: Ask, monkeypatch: 
 
 
 def test_a_reward_model_scores_steps_where_it_is_asked_to(ask: Ask) -> None:
-    def steps(answers: Sequence[Answered]) -> list[list[StepScore]]:
+    def steps(answers: Sequence[RewardInput]) -> list[list[StepScore]]:
         return [[StepScore(1, 2.0), StepScore(2, -4.0)], [StepScore(2, math.nan)]]
 
     reward = ModelReward(step="rm", steps=True, weight=0.5)

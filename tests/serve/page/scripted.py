@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from fathom.serve.page import page_router
 
-FACTS = {"context": 1000, "sees_images": True, "cache_bytes_per_token": 27648, "can_think": True}
+FACTS = {"context": 1000, "supports_images": True, "cache_bytes_per_token": 27648, "supports_reasoning": True}
 METRICS = (
     "# TYPE fathom_pages_used gauge\nfathom_pages_used 12.0\nfathom_pages_cached 30.0\nfathom_pages_total 120.0\n"
     "fathom_requests_running 1.0\nfathom_requests_waiting 2.0\n"

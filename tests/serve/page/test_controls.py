@@ -97,7 +97,7 @@ def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: S
 
 
 def test_what_the_model_cannot_do_is_not_offered(visit: Visit, script: Script) -> None:
-    script.facts = {"context": 1000, "sees_images": False, "can_think": False}
+    script.facts = {"context": 1000, "supports_images": False, "supports_reasoning": False}
     page = visit()
     expect(page.locator("#model-name")).to_be_visible()
     page.click("#open-drawer")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import SpecError
 from fathom.families import PRESETS
-from fathom.spec import FAMILIES, Balance, GroupLimited, MixtureOfExperts, RopeSpec, Router, TopK
+from fathom.spec import FAMILIES, BalanceSpec, GroupLimited, MixtureOfExperts, RopeSpec, RouterSpec, TopK
 from fathom.spec.hf import spec_from_hf, spec_to_hf
 
 RELEASED = [json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "released").glob("*.json"))]
@@ -82,17 +82,19 @@ def test_any_field_may_be_missing(data: st.DataObject) -> None:
     select=st.sampled_from([TopK(), GroupLimited(n_group=4, topk_group=2), GroupLimited(n_group=1, topk_group=1)]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
     layout=st.sampled_from(["half", "interleaved"]),
-    balance=st.sampled_from([Balance(), Balance(expert_loss=0.1, scope="batch"), Balance(sequence_loss=0.2)]),
+    balance=st.sampled_from(
+        [BalanceSpec(), BalanceSpec(expert_loss=0.1, scope="batch"), BalanceSpec(sequence_loss=0.2)]
+    ),
 )
 def test_a_spec_is_written_whole_or_not_at_all(
-    spec: Any, family: Any, score: Any, select: Any, flags: tuple[bool, ...], layout: Any, balance: Balance
+    spec: Any, family: Any, score: Any, select: Any, flags: tuple[bool, ...], layout: Any, balance: BalanceSpec
 ) -> None:
     bias, normalize, tied, dense = flags
     moe = MixtureOfExperts(
         n_routed_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
-        router=Router(score=score, select=select, selection_bias=bias, normalize=normalize, balance=balance),
+        router=RouterSpec(score=score, select=select, selection_bias=bias, normalize=normalize, balance=balance),
     )
     spec = replace(
         spec,

@@ -7,7 +7,7 @@ import pytest
 
 from fathom.errors import SpecError
 from fathom.families import preset
-from fathom.spec import GroupedQueryAttention, GroupLimited, ModelSpec, RopeSpec, Router, YarnScaling
+from fathom.spec import GroupedQueryAttention, GroupLimited, ModelSpec, RopeSpec, RouterSpec, YarnScaling
 from fathom.spec.hf import spec_from_hf, spec_to_hf
 
 RELEASED = Path(__file__).parent / "released"
@@ -39,7 +39,7 @@ YARN = released("deepseek-v2")["rope_scaling"]
         ("mistral-7b", {"num_attention_heads": 0}, "num_attention_heads: must be above 0"),
         ("mistral-7b", {"num_key_value_heads": 5}, "num_attention_heads: 32 is not a multiple of 5"),
         ("mistral-7b", {"num_attention_heads": 24}, "hidden_size: 4096 is not a multiple of 24"),
-        ("mistral-7b", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: unknown field.*carry_unknown"),
+        ("mistral-7b", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: unknown field.*keep_unknown"),
         ("mistral-7b", {"n_new_things": 0}, "n_new_things: unknown field"),
         ("mistral-7b", {"rope_scaling": "yarn"}, "rope_scaling: expected a table"),
         ("mistral-7b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type: 'dynamic'"),
@@ -101,7 +101,7 @@ def test_an_unknown_field_that_says_nothing_is_carried(empty: Any) -> None:
 
 def test_an_unknown_field_is_carried_when_asked() -> None:
     config = released("mistral-7b") | {"brand_new": {"deep": [1]}}
-    read = spec_from_hf(config, carry_unknown=True)
+    read = spec_from_hf(config, keep_unknown=True)
     assert spec_to_hf(read.spec, read.carried) == config
 
 
@@ -136,11 +136,11 @@ assert _V3.moe is not None
             "attention.sliding_window: family llama cannot express 64",
         ),
         (
-            replace(_V2, moe=replace(_V2.moe, router=Router(normalize=True))),
+            replace(_V2, moe=replace(_V2.moe, router=RouterSpec(normalize=True))),
             "moe.router.normalize: family deepseek_v2 cannot express True",
         ),
         (
-            replace(_V2, moe=replace(_V2.moe, router=Router(score="sigmoid"))),
+            replace(_V2, moe=replace(_V2.moe, router=RouterSpec(score="sigmoid"))),
             "moe.router.score: family deepseek_v2 cannot express 'sigmoid'",
         ),
         (

@@ -214,7 +214,7 @@ def test_what_is_not_built_is_refused_with_its_place(config: dict[str, Any], mes
 
 def test_unknown_fields_of_a_tower_are_carried_when_asked() -> None:
     config = refused("vision_config", patches="all")
-    read = spec_from_hf(config, carry_unknown=True)
+    read = spec_from_hf(config, keep_unknown=True)
     assert spec_to_hf(read.spec, read.carried) == config
 
 

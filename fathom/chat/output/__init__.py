@@ -1,0 +1,20 @@
+"""Answers as text: stop strings, thinking, tool calls and the thinking budget."""
+
+from __future__ import annotations
+
+from fathom.chat.output.answer import Channel, Delta, OutputParser
+from fathom.chat.output.stops import StopStrings
+from fathom.chat.output.thinking import ReasoningParser
+from fathom.chat.output.tool_arguments import validate_arguments
+from fathom.chat.output.tools import ToolCall, ToolCallParser
+
+__all__ = [
+    "Channel",
+    "Delta",
+    "OutputParser",
+    "ReasoningParser",
+    "StopStrings",
+    "ToolCall",
+    "ToolCallParser",
+    "validate_arguments",
+]

@@ -1,0 +1,109 @@
+"""From drawn tokens to what a caller gets: thinking, content and tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from fathom.chat.output.stops import StopStrings
+from fathom.chat.output.thinking import ReasoningParser, ends_inside_reasoning
+from fathom.chat.output.tools import MARKERS, ToolCall, ToolCallParser
+from fathom.tokenizer import special
+
+if TYPE_CHECKING:
+    from fathom.tokenizer.bpe import Tokenizer
+
+Channel = Literal["thinking", "content", "tool_call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A part of an answer: ``text`` of the thinking or the content, or one whole ``tool_call``."""
+
+    channel: Channel
+    text: str = ""
+    tool_call: ToolCall | None = None
+
+
+class OutputParser:
+    """Reads one answer token by token, or piece of text by piece of text.
+
+    It is seeded by ``prompt_ids``: after a prompt that ends with an open think tag the answer begins inside. ``tools``
+    are the tools on offer, in OpenAI's form; without any, no call is looked for. ``stops`` end the content, and only
+    that: reasoning and the arguments of calls are not the caller's text. Special tokens are hidden, but those that
+    mark thinking and calls. With ``plain`` the text is taken as it is: no thinking, no calls.
+
+    All deltas of a channel, joined, are the same however the answer is cut into pieces. Once ``stopped``, nothing
+    more comes: the caller should cancel the request.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        stops: Sequence[str] = (),
+        include_stop: bool = False,
+        plain: bool = False,
+    ) -> None:
+        shown = () if plain else (special.THINK_BEGIN, special.THINK_END, *(MARKERS if tools else ()))
+        self._hidden = tokenizer.special_ids - {tokenizer.special_tokens.get(name) for name in shown}
+        self._decoder = tokenizer.stream(skip_special=False, continues=plain)
+        self._thinking = None if plain else ReasoningParser(ends_inside_reasoning(tokenizer, prompt_ids))
+        self._tools = ToolCallParser(tools) if tools and not plain else None
+        self._stops = StopStrings(stops, include_stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stops.found
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the answer is inside its reasoning now."""
+        return self._thinking is not None and self._thinking.inside
+
+    def push_token(self, token_id: int) -> list[Delta]:
+        """Take one drawn token."""
+        return [] if token_id in self._hidden else self.push(self._decoder.push(token_id))
+
+    def push(self, text: str) -> list[Delta]:
+        """Take a piece of the answer's text."""
+        if self.stopped is not None or not text:
+            return []
+        parts = [("content", text)] if self._thinking is None else self._thinking.push(text)
+        return self._routed(parts)
+
+    def flush(self) -> list[Delta]:
+        """End the answer: whatever was held back is text after all."""
+        deltas = self.push(self._decoder.flush())
+        if self._thinking is not None and self.stopped is None:
+            deltas += self._routed(self._thinking.flush())
+        if self._tools is not None and self.stopped is None:
+            deltas += self._ended(self._tools.flush())
+        rest = self._stops.flush()
+        return deltas + ([Delta("content", rest)] if rest else [])
+
+    def _routed(self, parts: Sequence[tuple[str, str]]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for voice, text in parts:
+            if voice == "thinking":
+                deltas.append(Delta("thinking", text))
+            else:
+                deltas += self._ended([text] if self._tools is None else self._tools.push(text))
+        return deltas
+
+    def _ended(self, parts: Sequence[str | ToolCall]) -> list[Delta]:
+        """Cut content at a stop string; a call ends what could have become one."""
+        deltas: list[Delta] = []
+        for part in parts:
+            if self.stopped is not None:
+                break
+            text = self._stops.flush() if isinstance(part, ToolCall) else self._stops.push(part)[0]
+            if text:
+                deltas.append(Delta("content", text))
+            if isinstance(part, ToolCall):
+                deltas.append(Delta("tool_call", tool_call=part))
+        return deltas

@@ -1,0 +1,67 @@
+"""Tools for chat templates that know of none: schemas, calls and results as text, in Hermes's form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
+from fathom.chat.parts import checked_message
+
+_INTRODUCTION = (
+    "You can call the tools below, given with the JSON Schema of their parameters. To call one, answer with\n"
+    f'{HERMES_BEGIN}\n{{"name": NAME, "arguments": OBJECT}}\n{HERMES_END}\n\n'
+)
+
+
+def fit_messages_to_template(
+    template: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return messages in which nothing is left that ``template`` cannot show.
+
+    Where it reads ``tools`` or ``tool_calls`` by itself, the messages that have them stay as they are.
+    """
+    shown = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    if re.search(r"\btool_calls\b", template):
+        fitted: list[Mapping[str, Any]] = list(messages)
+    else:
+        fitted = [_spelled(message, checked) for message, checked in zip(messages, shown, strict=True)]
+    return _introduced(fitted, tools) if tools and not reads_tools(template) else fitted
+
+
+def reads_tools(template: str) -> bool:
+    """Whether a chat template shows the tools it is given."""
+    return re.search(r"\btools\b", template) is not None
+
+
+def _spelled(message: Mapping[str, Any], checked: Mapping[str, Any]) -> Mapping[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": _around(message["content"], "<tool_response>\n", "\n</tool_response>")}
+    calls = checked.get("tool_calls")
+    if message["role"] != "assistant" or not calls:
+        return message
+    text = "\n".join(f"{HERMES_BEGIN}\n{_call(call['function'])}\n{HERMES_END}" for call in calls)
+    content = message.get("content")
+    return {"role": "assistant", "content": _around(content, "", "\n" + text) if content else text}
+
+
+def _call(function: Mapping[str, Any]) -> str:
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {text}}}'
+
+
+def _introduced(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    section = _INTRODUCTION + "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    if messages and messages[0]["role"] == "system":
+        first = {**messages[0], "content": _around(messages[0]["content"], "", "\n\n" + section)}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": section}, *messages]
+
+
+def _around(content: Any, before: str, after: str) -> Any:
+    if isinstance(content, str):
+        return before + content + after
+    return [{"type": "text", "text": before}, *content, {"type": "text", "text": after}]

@@ -1,0 +1,198 @@
+"""The weights of a checkpoint of our own, as ``Weights``: read tensor by tensor, and written from any other form."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fathom.checkpoint import store
+from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES
+from fathom.checkpoint.names import parameter_shapes
+from fathom.checkpoint.tensorfile import TYPES, TensorFile
+from fathom.checkpoint.weights import Report, StoredTensor, Weights, silent
+from fathom.checkpoint.writer import CheckpointWriter
+from fathom.errors import CheckpointError, SpecError
+from fathom.spec import ModelSpec, from_mapping, to_mapping
+from fathom.spec.hf import ExtraConfig
+from fathom.tokenizer.bpe import Tokenizer
+
+STEM = "model"
+_BIAS = "e_score_correction_bias"
+
+
+@dataclass(frozen=True, slots=True)
+class FathomCheckpoint:
+    """A checkpoint of ours whose manifest, spec and header were read; ``stream`` compares the checksum.
+
+    ``tokenizer_directory`` is where its tokenizer lies. ``ends`` are the tokens that end an answer, where the
+    checkpoint names them.
+    """
+
+    path: Path
+    spec: ModelSpec
+    checkpoint: store.Checkpoint
+    file: TensorFile
+    tokenizer_directory: Path | None = None
+    carried: ExtraConfig | None = None
+    ends: frozenset[int] | None = None
+    form: str = "fathom"
+
+    @classmethod
+    def open(cls, path: Path, tokenizer_directory: Path | None = None) -> FathomCheckpoint:
+        """Open one; its own tokenizer.json comes before ``tokenizer_directory``.
+
+        Raises:
+            CheckpointError: it is missing or cut short, or holds a spec that cannot be used.
+        """
+        opened = store.Checkpoint.open(path, verify=False)
+        opened.verify("spec.json")
+        document = opened.document("spec")
+        try:
+            spec = from_mapping(ModelSpec, document["model"])
+            ends = frozenset(map(int, document["eos_token_ids"])) if "eos_token_ids" in document else None
+        except (SpecError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its spec cannot be used ({error}); use a newer Fathom") from None
+        file = TensorFile.open(opened.directory / f"{STEM}.safetensors")
+        own = path if (path / TOKENIZER).is_file() else tokenizer_directory
+        return cls(path, spec, opened, file, own, document.get("carried"), ends)
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Our names and types."""
+        return {ours: TYPES[self.file.entries[name].kind] for ours, name in self._names().items()}
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """Our tensors as stored."""
+        return tuple(self.file.entries.values())
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Those the checkpoint names, else the spec's token, else the tokenizer's."""
+        if self.ends is not None:
+            return self.ends
+        if self.spec.eos_token_id is not None:
+            return frozenset({self.spec.eos_token_id})
+        tokenizer = self.tokenizer()
+        return frozenset() if tokenizer is None else frozenset({tokenizer.eos_id})
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors in the order of the state.
+
+        The file's checksum is taken on another thread meanwhile and compared before the last tensor is handed out,
+        so that nobody has all of a damaged file.
+        """
+        names = list(self._names().items())
+        with _checked(self.checkpoint) as sound:
+            for ours, name in names[:-1]:
+                yield ours, self.file.read(name)
+            for ours, name in names[-1:]:
+                last = self.file.read(name)
+                sound.result()
+                yield ours, last
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None."""
+        return None if self.tokenizer_directory is None else Tokenizer.load(self.tokenizer_directory)
+
+    def _names(self) -> dict[str, str]:
+        """Say under which name of the file each of our tensors lies; one that is missing is left out."""
+        aliases, held = self.checkpoint.aliases(STEM), self.file.entries
+        named = {ours: aliases.get(ours, ours) for ours in parameter_shapes(self.spec)}
+        return {ours: name for ours, name in named.items() if name in held}
+
+
+def write_fathom(
+    directory: Path,
+    weights: Weights,
+    *,
+    tokenizer: Tokenizer | Path | None = None,
+    carried: ExtraConfig | None = None,
+    eos_ids: frozenset[int] = frozenset(),
+    dtype: torch.dtype | None = None,
+    report: Report = silent,
+) -> Path:
+    """Write a checkpoint of ours that needs nothing beside it, and return it; one tensor is held at a time.
+
+    Args:
+        directory: where it appears; nothing may be there yet.
+        weights: what is written, in its own types.
+        tokenizer: a tokenizer, or a directory whose tokenizer files are copied.
+        carried: fields of a config.json beyond the spec, kept so that writing one gives them back.
+        eos_ids: tokens that end an answer, where they are more than the spec's.
+        dtype: the type all tensors are converted to, but selection biases to float32; None keeps each.
+        report: hears of the bytes written.
+
+    Raises:
+        CheckpointError: the directory exists, the weights are not whole, or there is no tokenizer.json.
+        ResourceError: the disk is full or refuses; nothing appears.
+    """
+    if directory.exists():
+        raise CheckpointError(f"{directory}: already exists; choose a new directory or remove it first")
+    types = {name: _type(name, kind, dtype) for name, kind in weights.dtypes.items()}
+    shapes = parameter_shapes(weights.spec)
+    if types.keys() != shapes.keys():
+        absent = next(iter(shapes.keys() ^ types.keys()))
+        raise CheckpointError(f"{absent}: the weights and their spec disagree about it; use a complete checkpoint")
+    total = sum(math.prod(shapes[name]) * kind.itemsize for name, kind in types.items())
+    document: dict[str, Any] = {"model": to_mapping(weights.spec)}
+    document |= {"eos_token_ids": sorted(eos_ids)} if eos_ids else {}
+    document |= {"carried": carried} if carried is not None else {}
+    with store.atomic_checkpoint(directory) as draft:
+        draft.document("spec", document)
+        _write_tokenizer(draft, tokenizer)
+        done = 0
+
+        def wrote(count: int) -> None:
+            nonlocal done
+            done += count
+            report("write", done, total, "bytes")
+
+        entries = [(name, kind, shapes[name]) for name, kind in types.items()]
+        draft.stream(STEM, entries, _converted(weights, types), wrote)
+    return directory
+
+
+def _type(name: str, stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    if asked is None:
+        return stored
+    return torch.float32 if name.endswith(_BIAS) else asked
+
+
+def _converted(weights: Weights, types: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights.stream():
+        yield name, tensor.to(types[name])
+        del tensor  # else it would lie beside the next one
+
+
+def _write_tokenizer(draft: CheckpointWriter, tokenizer: Tokenizer | Path | None) -> None:
+    if isinstance(tokenizer, Path):
+        if not (tokenizer / TOKENIZER).is_file():
+            raise CheckpointError(f"{tokenizer}: holds no {TOKENIZER}; name the directory of the tokenizer")
+        for name in (*TOKENIZER_FILES, GENERATION):
+            if (tokenizer / name).is_file():
+                draft.copy(tokenizer / name)
+    elif tokenizer is not None:
+        tokenizer.save(draft.folder)
+        for name in TOKENIZER_FILES[:2]:
+            draft.add_file(name)
+
+
+@contextmanager
+def _checked(checkpoint: store.Checkpoint) -> Iterator[Future[None]]:
+    """Verify the weights' checksum on another thread while the context lasts."""
+    left = threading.Event()
+    with ThreadPoolExecutor(1, "checksum") as pool:
+        try:
+            yield pool.submit(checkpoint.verify, f"{STEM}.safetensors", left.is_set)
+        finally:
+            left.set()

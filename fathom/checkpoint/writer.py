@@ -1,0 +1,187 @@
+"""A checkpoint of our own form while it is written: a hidden folder whose files are hashed as they grow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
+from fathom.errors import CheckpointError
+
+FORMAT = "fathom-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 18
+
+
+class CheckpointWriter:
+    """The files of a checkpoint in the making; ``write_manifest`` lists them in the manifest and forces all to disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, dict[str, Any]] = {}
+        self._aliases: dict[str, dict[str, str]] = {}
+
+    def document(self, stem: str, content: Any) -> None:
+        """Write ``STEM.json``; ``CheckpointError`` where it holds what JSON cannot."""
+        path = self.folder / f"{stem}.json"
+        path.write_text(_json(path, content), encoding="utf-8")
+        self.add_file(path.name)
+
+    def add_file(self, name: str) -> None:
+        """List a file that was written into the folder."""
+        path = self.folder / name
+        sync(path)
+        self._files[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+
+    def copy(self, path: Path) -> None:
+        """Take a file over under its own name."""
+        shutil.copyfile(path, self.folder / path.name)
+        self.add_file(path.name)
+
+    def tensors(self, stem: str, named: Mapping[str, Tensor]) -> None:
+        """Write ``STEM.safetensors``; tensors that are the same memory are written once."""
+        distinct, self._aliases[f"{stem}.safetensors"] = _without_sharing(named)
+        entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in distinct.items()]
+        self.stream(stem, entries, distinct.items())
+
+    def stream(
+        self,
+        stem: str,
+        entries: Sequence[Entry],
+        tensors: Iterable[tuple[str, Tensor]],
+        wrote: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Write ``STEM.safetensors`` from tensors as they come, in the order of ``entries``.
+
+        The checksum is taken on another thread from what is written already, so that no tensor is held for it.
+        ``wrote`` hears the bytes of each tensor.
+        """
+        path = self.folder / f"{stem}.safetensors"
+        with _hashing(path) as follower:
+            with TensorFileWriter(path, entries) as writer:
+                for name, tensor in tensors:
+                    count = writer.write(name, tensor)
+                    del tensor
+                    follower.advance(writer.settled)
+                    wrote(count)
+            size = path.stat().st_size
+            follower.advance(size)
+            self._files[path.name] = {"bytes": size, "sha256": follower.result()}
+
+    def write_manifest(self) -> None:
+        """Write the manifest."""
+        manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, "files": self._files}
+        manifest["aliases"] = {name: same for name, same in self._aliases.items() if same}
+        path = self.folder / MANIFEST
+        path.write_text(_json(path, manifest), encoding="utf-8")
+        sync(path)
+        sync(self.folder)
+
+
+class StreamingHasher:
+    """Hashes a growing file on a thread of its own, up to where its bytes will not change any more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._marks: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._digest = hashlib.sha256()
+        self._error: OSError | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._work, name="checksum", daemon=True)
+        self._thread.start()
+
+    def advance(self, size: int) -> None:
+        """Say that the first ``size`` bytes are final."""
+        self._marks.put(size)
+
+    def result(self) -> str:
+        """Wait and return the SHA-256 of all bytes announced, as hexadecimal digits."""
+        self._marks.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """End the thread, whatever is left to hash."""
+        self._abandoned = True
+        self._marks.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        place, block = 0, memoryview(bytearray(_BLOCK))
+        while (size := self._marks.get()) is not None:
+            try:
+                with self._path.open("rb", buffering=0) as file:
+                    file.seek(place)
+                    while place < size and not self._abandoned:
+                        count = file.readinto(block[: size - place])
+                        if not count:
+                            raise OSError(f"{self._path.name} became shorter while it was written")
+                        self._digest.update(block[:count])
+                        place += count
+            except OSError as error:
+                self._error = error
+                return
+
+
+@contextmanager
+def _hashing(path: Path) -> Iterator[StreamingHasher]:
+    follower = StreamingHasher(path)
+    try:
+        yield follower
+    finally:
+        follower.close()
+
+
+def digest(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    """Return a file's SHA-256 as hexadecimal digits; unfinished where ``stop`` says so."""
+    found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while not stop() and (count := file.readinto(block)):
+            found.update(block[:count])
+    return found.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or a directory's entries to disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split into tensors of their own and names that stand for one of them; views that merely overlap are kept."""
+    distinct: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in named.items():
+        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and identity in first:
+            aliases[name] = first[identity]
+            continue
+        first[identity] = name
+        distinct[name] = tensor
+    return distinct, aliases
+
+
+def _json(path: Path, document: Any) -> str:
+    try:
+        return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: cannot be written as JSON ({error}); keep to plain values") from error

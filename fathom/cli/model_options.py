@@ -1,0 +1,80 @@
+"""Options of every verb that runs an engine: precision, packed weights and cache, drafts; and opening a model so."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from fathom.cli import options
+from fathom.cli.load_progress import LoadProgress
+from fathom.spec import check
+from fathom.spec.engine import (
+    CACHE_FORMATS,
+    DRAFTING,
+    WEIGHT_FORMATS,
+    CacheFormat,
+    Drafting,
+    EngineSpec,
+    WeightFormat,
+)
+
+if TYPE_CHECKING:
+    from fathom.inference.language_model import LanguageModel
+
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+Weights = Annotated[str, typer.Option("--weights", help=f"How weights are kept: {', '.join(WEIGHT_FORMATS)}.")]
+Cache = Annotated[str, typer.Option("--cache", help=f"How numbers lie in the cache: {', '.join(CACHE_FORMATS)}.")]
+Draft = Annotated[
+    str, typer.Option("--draft", help=f"How tokens are guessed ahead: {', '.join(DRAFTING)} (mtp if there is one).")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Make one program of a lone request's step; takes half a minute at first.")
+]
+
+
+def engine_spec(cache: str, draft: str, compiled: bool, **others: int | bool | None) -> EngineSpec:
+    """Return how the engine is laid out; ``SpecError`` names the option that is wrong."""
+    check.one_of("--cache", cache, CACHE_FORMATS)
+    check.one_of("--draft", draft, DRAFTING)
+    return EngineSpec(
+        cache_format=cast(CacheFormat, cache),
+        drafting=cast(Drafting, draft),
+        compiled=compiled,
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def open_model(
+    name: str, device: str, dtype: str, weights: str = "plain", engine: EngineSpec | None = None
+) -> LanguageModel:
+    """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
+    check.one_of("--weights", weights, WEIGHT_FORMATS)
+    from fathom.inference.language_model import LanguageModel
+
+    with LoadProgress(name) as report:
+        model = LanguageModel.open(
+            name,
+            device=device,
+            dtype=dtype,
+            weights=cast(WeightFormat, weights),
+            report=report,
+            cache_dir=options.cache_directory(),
+            engine=engine,
+        )
+    _ = model.tokenizer
+    if engine is not None and engine.compiled:
+        print("compiling the decoding step (half a minute the first time)", file=sys.stderr, flush=True)
+        _ = model.engine
+    return model
+
+
+def announce(model: LanguageModel) -> None:
+    """Say on stderr what the model is and what a token costs in its cache."""
+    spec = model.spec
+    print(
+        f"{spec.name}: {spec.attention.label}, context {spec.max_position_embeddings}, "
+        f"cache {model.cache_bytes_per_token:,.12g} bytes per token",
+        file=sys.stderr,
+    )

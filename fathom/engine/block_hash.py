@@ -1,0 +1,70 @@
+"""Names of pages by what is in them: equal names mean equal tokens, equal images and an equal past.
+
+A page's name is a SHA-256 over fields that each carry a type and a length, so that no two different contents can be
+written the same way. It begins with its parent's, and the first parent's with the request's salt.
+
+N image tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _digest(*fields: tuple[bytes, bytes]) -> bytes:
+    whole = hashlib.sha256()
+    for kind, content in fields:
+        whole.update(kind)
+        whole.update(len(content).to_bytes(8, "little"))
+        whole.update(content)
+    return whole.digest()
+
+
+class BlockHasher:
+    """The names of one sequence's whole pages, made as its tokens become known."""
+
+    def __init__(self, page_size: int, *, salt: str = "", images: ImageTokenFeatures | None = None) -> None:
+        self._size = page_size
+        self._images = images
+        self._parent = _digest((b"R", b"fathom page"), (b"S", salt.encode()))
+        self._names: list[bytes] = []
+
+    def hashes(self, tokens: Sequence[int], pages: int) -> Sequence[bytes]:
+        """Return the names of at least the first ``pages`` pages of ``tokens``, which reach as far and only grow."""
+        while len(self._names) < pages:
+            start = len(self._names) * self._size
+            ids = array("q", tokens[start : start + self._size])
+            fields = [(b"P", self._parent), (b"T", ids.tobytes())]
+            seen = b"" if self._images is None else self._images.content(start, start + self._size)
+            if seen:
+                fields.append((b"I", seen))
+            self._parent = _digest(*fields)
+            self._names.append(self._parent)
+        return self._names
+
+
+class ImageTokenFeatures:
+    """Which tokens of a prompt are an image's, and their features: row n belongs to the n-th of them."""
+
+    def __init__(self, prompt: Sequence[int], image_token_id: int, features_ND: Tensor) -> None:
+        self._places = [index for index, token in enumerate(prompt) if token == image_token_id]
+        self._features_ND = features_ND
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the features of the image tokens among tokens ``start`` to ``stop``."""
+        return self._features_ND[bisect_left(self._places, start) : bisect_left(self._places, stop)]
+
+    def content(self, start: int, stop: int) -> bytes:
+        """Return a digest of these features, and nothing where there are none."""
+        rows_ND = self.rows(start, stop)
+        if not len(rows_ND):
+            return b""
+        values = rows_ND.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        kind = f"{rows_ND.dtype} {tuple(rows_ND.shape)}".encode()
+        return _digest((b"K", kind), (b"V", values))

@@ -1,0 +1,49 @@
+"""How large an engine's pool is."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fathom.model.cache import PagePool
+from fathom.model.decoder import Decoder
+from fathom.spec.engine import EngineSpec
+
+_DEFAULT_MAX_LEN_REQUESTS = 4
+_TOKENS_OF_A_SHORT_REQUEST = 256
+_SHARE_OF_MEMORY = 4
+
+
+def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> PagePool:
+    """Reserve an engine's pages where the model lies, at its precision unless the spec asks for another.
+
+    On a CPU the operating system gives the memory as it is first written.
+    """
+    weight = model.embed_tokens.weight
+
+    def allocate(pages: int) -> PagePool:
+        return PagePool.allocate(
+            model.spec,
+            pages=pages,
+            page_size=spec.page_size,
+            extra_layers=extra_layers,
+            cache_format=spec.cache_format,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    if spec.cache_tokens is not None:
+        return allocate(-(-spec.cache_tokens // spec.page_size))
+    wanted = max(
+        _DEFAULT_MAX_LEN_REQUESTS * model.spec.max_position_embeddings, spec.max_batch * _TOKENS_OF_A_SHORT_REQUEST
+    )
+    most = memory_bytes(weight.device) // _SHARE_OF_MEMORY / allocate(1).bytes_per_token
+    return allocate(max(int(min(-(-wanted // spec.page_size), most // spec.page_size)), 1))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return a device's memory: what is free of a GPU's, all of the machine's for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

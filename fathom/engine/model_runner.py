@@ -1,0 +1,220 @@
+"""One step's forward pass: requests' tokens laid end to end, and what is read off its end.
+
+N tokens of the step, D hidden size, B rows that draw, V vocabulary, L mixture-of-experts layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.engine.drafting.drafter import Drafter
+from fathom.engine.routed_experts import RoutedExpertsRecorder
+from fathom.engine.sampling.acceptance import accept_drafts, draft_metadata
+from fathom.engine.sampling.draw import SamplingFailure, SamplingMetadata, prompt_logprobs, try_draw
+from fathom.engine.scheduler import ScheduledRequest
+from fathom.engine.state import RequestState
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
+from fathom.model.compiled import CompiledDecoding
+from fathom.model.decoder import Decoder, DecoderOutput
+from fathom.model.moe import chosen_experts
+from fathom.spec.sampling import TokenLogprob
+
+_PROMPT_LOGPROB_CHUNK = 64  # rows of a prompt whose logits exist at one time
+_NOT_FINITE = "the model's hidden states are not finite; its weights are damaged or their precision is too low"
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchEntry:
+    """One request's share of a pass: ``ids`` are its tokens, then drafts.
+
+    ``rows`` are what drawing needs behind its last token and behind each draft; none while it reads its prompt.
+    """
+
+    work: ScheduledRequest
+    ids: list[int]
+    rows: list[SamplingMetadata]
+
+    @property
+    def state(self) -> RequestState:
+        return self.work.state
+
+    @property
+    def drafts(self) -> list[int]:
+        return self.ids[self.work.tokens :]
+
+    def stays(self, drawn: Sequence[TokenLogprob]) -> int:
+        """Tokens of the piece that the request keeps: its own, and the drafts before the last that was drawn."""
+        return self.work.tokens + max(len(drawn) - 1, 0)
+
+
+class ModelRunner:
+    """Runs a step's work on the model and draws where a request has come to its end."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        pool: PagePool,
+        drafter: Drafter,
+        *,
+        compiled: CompiledDecoding | None = None,
+        record_routing: bool = False,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._drafter = drafter
+        self._compiled = compiled
+        self._record_routing = record_routing
+        self.drafted = self.accepted = 0
+
+    def run(self, works: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
+        """Return the next tokens, or what is wrong, by request id; requests with more prompt to read have neither.
+
+        They are several where drafts were accepted: as many more of the request's tokens are computed then.
+        """
+        pieces = self._pieces(works)
+        slices = [
+            SequenceChunk(piece.state.pages, piece.state.computed, len(piece.ids), piece.state.first)
+            for piece in pieces
+        ]
+        tokens = [token for piece in pieces for token in piece.ids]
+        hidden_ND, routes_NLK = self._hidden(tokens, slices, self._features(pieces))
+        parts = hidden_ND.split_with_sizes([len(piece.ids) for piece in pieces])
+        result = self._find_nonfinite(pieces, hidden_ND, parts)
+        drawing: list[_BatchEntry] = []
+        rows: list[int] = []
+        row = 0
+        for piece, part_ND in zip(pieces, parts, strict=True):
+            row += len(piece.ids)
+            if piece.state.id in result:
+                continue
+            if piece.state.needs_prompt_logprobs:
+                self._score_prompt(piece.work, part_ND)
+            if piece.rows:
+                rows += range(row - len(piece.rows), row)
+                drawing.append(piece)
+        if drawing:
+            last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
+            drawn = iter(try_draw(self._model.logits(last_BD), [row for piece in drawing for row in piece.rows]))
+            for piece in drawing:
+                result[piece.state.id] = self._accept(piece, [next(drawn) for _ in piece.rows])
+        self._update_drafter(pieces, parts, result)
+        if routes_NLK is not None:
+            self._record(pieces, routes_NLK, result)
+        return result
+
+    def _pieces(self, works: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
+        """Add drafts to the works and put them into the order of the pass."""
+        drafts = self._drafter.propose(works)
+        pieces = []
+        for work in works:
+            state = work.state
+            ids, rows = state.tokens[state.computed : work.end], []
+            if work.end == len(state.tokens):
+                proposed = drafts.get(state.id, ())
+                rows = draft_metadata(state.row, proposed)
+                ids += proposed[: len(rows) - 1]
+            pieces.append(_BatchEntry(work, ids, rows))
+        return sorted(pieces, key=lambda piece: (len(piece.ids), piece.work.end))
+
+    def _accept(
+        self, piece: _BatchEntry, drawn: Sequence[TokenLogprob | SamplingFailure]
+    ) -> Sequence[TokenLogprob] | SamplingFailure:
+        """Return the tokens that stay. Where one cannot be drawn, those before it do, and the next step tells why."""
+        good: list[TokenLogprob] = []
+        for each in drawn:
+            if isinstance(each, SamplingFailure):
+                break
+            good.append(each)
+        if not good:
+            return drawn[0] if isinstance(drawn[0], SamplingFailure) else good
+        kept = accept_drafts(good, piece.drafts[: len(good) - 1])
+        self.drafted += len(piece.drafts)
+        self.accepted += len(kept) - 1
+        return kept
+
+    def _update_drafter(
+        self,
+        pieces: Sequence[_BatchEntry],
+        parts: Sequence[Tensor],
+        result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
+    ) -> None:
+        states, hidden_ND = [], []
+        for piece, part_ND in zip(pieces, parts, strict=True):
+            drawn = result.get(piece.state.id, ())
+            if not isinstance(drawn, SamplingFailure):
+                states.append(piece.state)
+                hidden_ND.append(part_ND[: piece.stays(drawn)])
+        self._drafter.observe(states, hidden_ND)
+
+    def _record(
+        self,
+        pieces: Sequence[_BatchEntry],
+        routes_NLK: Tensor,
+        result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
+    ) -> None:
+        """Write down where the tokens that stay went."""
+        for piece, part_NLK in zip(pieces, routes_NLK.split_with_sizes([len(p.ids) for p in pieces]), strict=True):
+            state, drawn = piece.state, result.get(piece.state.id, ())
+            if isinstance(drawn, SamplingFailure):
+                continue
+            if state.routes is None:
+                state.routes = RoutedExpertsRecorder(*part_NLK.shape[1:])
+            state.routes.write(state.computed, part_NLK[: piece.stays(drawn)])
+
+    def _hidden(
+        self, tokens: Sequence[int], slices: Sequence[SequenceChunk], features_ND: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the model over a step's tokens; returns (N, D) and, if it is recorded, where they went, (N, L, K)."""
+        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
+            return self._compiled(tokens[0], slices[0]), None
+        step = PagedStep(self._pool, slices, window=self._model.window)
+        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        output: DecoderOutput = self._model(tokens_1N, cache=step, features_ND=features_ND)
+        routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
+        return output.hidden_BTD[0], routes_NLK
+
+    def _find_nonfinite(
+        self, pieces: Sequence[_BatchEntry], hidden_ND: Tensor, parts: Sequence[Tensor]
+    ) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
+        """Find requests that left numbers in the pool which are not finite: each token attends to itself."""
+        result: dict[int, Sequence[TokenLogprob] | SamplingFailure] = {}
+        if not hidden_ND.sum(dtype=torch.float32).isfinite():
+            for piece, part_ND in zip(pieces, parts, strict=True):
+                if not part_ND.isfinite().all():
+                    result[piece.state.id] = SamplingFailure("logits", _NOT_FINITE)
+        return result
+
+    def _score_prompt(self, work: ScheduledRequest, hidden_ND: Tensor) -> None:
+        """Append the log-probabilities of the prompt's tokens that this chunk predicts."""
+        state = work.state
+        prompt, top = state.request.prompt, state.request.params.prompt_logprobs or 0
+        start, stop = len(state.prompt_logprobs) - 1, min(work.end, len(prompt) - 1)
+        for low in range(start, stop, _PROMPT_LOGPROB_CHUNK):
+            high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
+            next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
+            logits_NV = self._model.logits(hidden_ND[low - state.computed : high - state.computed])
+            state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top)
+
+    def _features(self, pieces: Sequence[_BatchEntry]) -> Tensor | None:
+        """Return a row for every image token of the step, None where no prompt has its images in it.
+
+        An image token that was drawn or drafted is a token like any other: its row is its embedding.
+        """
+        vision = self._model.spec.vision
+        each = [piece.work for piece in pieces]
+        given = [w.state.images.rows(w.state.computed, w.end) for w in each if w.state.images is not None]
+        if vision is None or not any(len(rows_ND) for rows_ND in given):
+            return None
+        drawn_1D = self._model.embed_tokens.weight[vision.image_token_id][None].to(given[0])
+        rows, images = [], iter(given)
+        for piece in pieces:
+            state = piece.state
+            if state.images is not None:
+                rows.append(next(images))
+            prompt_left = max(len(state.request.prompt) - state.computed, 0)
+            rows += [drawn_1D] * piece.ids[prompt_left:].count(vision.image_token_id)
+        return torch.cat(rows)

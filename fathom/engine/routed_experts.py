@@ -1,0 +1,32 @@
+"""Where one request's tokens went: the experts that every mixture of experts chose for each.
+
+P tokens of prompt and answer that were run, N tokens of one step, L mixture-of-experts layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_UNKNOWN = -1
+_ROOM = 64  # rows at first; doubled when they are full
+
+
+class RoutedExpertsRecorder:
+    """Grows with the request; rows that nothing was written for, such as those of shared pages, are -1."""
+
+    def __init__(self, layers: int, chosen: int) -> None:
+        self._rows = torch.full((_ROOM, layers, chosen), _UNKNOWN, dtype=torch.int16, device="cpu")
+        self._end = 0
+
+    def write(self, start: int, routes_NLK: Tensor) -> None:
+        """Take note of tokens ``start`` and following, over what is there."""
+        end = start + len(routes_NLK)
+        self._end = max(self._end, end)
+        while end > len(self._rows):
+            self._rows = torch.cat((self._rows, torch.full_like(self._rows, _UNKNOWN)))
+        self._rows[start:end] = routes_NLK
+
+    def first(self, tokens: int) -> Tensor:
+        """Return the rows (P, L, K) of the first ``tokens`` tokens, up to the last that was run: a copy, int16."""
+        return self._rows[: min(tokens, self._end)].clone()

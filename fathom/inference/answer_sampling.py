@@ -1,0 +1,143 @@
+"""Answers of a model to problems: drawn by its engine, all of them at once, and handed out as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fathom.data.problems.split import derived_seed
+from fathom.engine.engine import Engine
+from fathom.engine.request import Output, Request
+from fathom.errors import ContextError
+from fathom.inference.language_model import LanguageModel
+from fathom.posttrain.prompts import PromptFormatter
+from fathom.spec.problem import Problem
+from fathom.spec.recipe import AnswersStep, TasksStep
+from fathom.spec.sampling import SamplingParams
+
+STOP_CHECK_INTERVAL = 16
+"""Tokens between two looks for a stop string: later tokens than its own are cut off, so this only saves work."""
+MAX_LISTED = 3
+"""Problems that an error names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledAnswer:
+    """Answer ``copy`` to problem ``index``: its text as rewards read it, its tokens, and whether it ended by itself.
+
+    ``error`` is one line where the engine failed at it.
+    """
+
+    index: int
+    copy: int
+    text: str
+    tokens: int
+    finished: bool
+    error: str | None = None
+
+
+def sample_answers(
+    model: LanguageModel,
+    prompt_formatter: PromptFormatter,
+    problems: Sequence[Problem],
+    asking: TasksStep | AnswersStep,
+) -> Iterator[SampledAnswer]:
+    """Yield ``samples`` answers to every problem as they end; each draws with a seed of its problem and its number.
+
+    An answer ends where the context does, if it has not before.
+
+    Raises:
+        ContextError: a problem leaves no room for an answer.
+    """
+    prompts = [prompt_formatter.encode(problem) for problem in problems]
+    check_prompt_lengths(problems, prompts, model.spec.max_position_embeddings)
+    engine = model.engine
+    waiting: dict[int, _PendingAnswer] = {}
+    try:
+        for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
+            for copy in range(asking.samples):
+                params = SamplingParams(
+                    max_tokens=min(asking.max_tokens, model.spec.max_position_embeddings - len(prompt)),
+                    temperature=asking.temperature,
+                    top_p=asking.top_p,
+                    seed=derived_seed(problem.id, copy),
+                )
+                waiting[engine.submit(Request(prompt=tuple(prompt), params=params))] = _PendingAnswer(index, copy)
+        while waiting:
+            yield from _step_engine(engine, prompt_formatter, waiting)
+    finally:
+        for request in waiting:
+            engine.cancel(request)
+
+
+def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Refuse problems whose prompts leave no room for an answer; ``ContextError`` names them."""
+    long = [(p, len(prompt)) for p, prompt in zip(problems, prompts, strict=True) if len(prompt) >= context]
+    if long:
+        named = ", ".join(f"{problem.id} ({tokens} tokens)" for problem, tokens in long[:MAX_LISTED])
+        more = f" and {len(long) - MAX_LISTED} more" if len(long) > MAX_LISTED else ""
+        raise ContextError(
+            f"{long[0][0].task}: {named}{more} leave no room for an answer in the context of {context}; "
+            "stretch the context or take shorter problems"
+        )
+
+
+@dataclass(slots=True)
+class _PendingAnswer:
+    """An answer under way."""
+
+    index: int
+    copy: int
+    ids: list[int] = field(default_factory=list)
+
+    def drawn(self, prompt_formatter: PromptFormatter, *, finished: bool, error: str | None = None) -> SampledAnswer:
+        cut = prompt_formatter.cut(self.ids)
+        ids = self.ids if cut is None else self.ids[:cut]
+        return SampledAnswer(
+            index=self.index,
+            copy=self.copy,
+            text=prompt_formatter.read(ids),
+            tokens=len(ids),
+            finished=finished or cut is not None,
+            error=error,
+        )
+
+
+def _step_engine(
+    engine: Engine, prompt_formatter: PromptFormatter, waiting: dict[int, _PendingAnswer]
+) -> Iterator[SampledAnswer]:
+    """Run one step of the engine and yield the answers that ended in it."""
+    outputs = engine.step()
+    if engine.last_error is not None:
+        raise engine.last_error
+    for output in outputs:
+        answer = waiting.get(output.request_id)
+        if answer is None:
+            continue
+        answer.ids += [token.token_id for token in output.tokens]
+        if output.finish_reason is None and not _stops(prompt_formatter, answer, output):
+            continue
+        engine.cancel(output.request_id)
+        del waiting[output.request_id]
+        yield answer.drawn(prompt_formatter, finished=output.finish_reason == "stop", error=output.error)
+
+
+def _stops(prompt_formatter: PromptFormatter, answer: _PendingAnswer, output: Output) -> bool:
+    before = len(answer.ids) - len(output.tokens)
+    due = before // STOP_CHECK_INTERVAL != len(answer.ids) // STOP_CHECK_INTERVAL
+    return due and prompt_formatter.cut(answer.ids) is not None
+
+
+def failure_kind(message: str) -> str:
+    """Return what kind of failure a message tells of, without what is different every time."""
+    return message.partition(":")[0].strip() or "failed"
+
+
+def count_failures(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Count failures by part and kind, e.g. ``accuracy: timed out``, the most frequent first."""
+    counts: dict[str, int] = {}
+    for each in failures:
+        for part, message in each.items():
+            name = f"{part}: {failure_kind(message)}"
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,118 @@
+"""From what a user names to weights: a run, a checkpoint, a published directory, a GGUF file, or a name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from fathom.checkpoint import store
+from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
+from fathom.checkpoint.hf import HFCheckpoint
+from fathom.checkpoint.hub import fetch_model
+from fathom.checkpoint.weights import Report, WeightSource, silent
+from fathom.errors import CheckpointError
+from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
+from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, last_before, read_recipe, read_state, result_name
+from fathom.spec.recipe import ModelStep, TokenizerStep
+
+CHECKPOINTS = "checkpoints"
+GGUF = ".gguf"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def open_source(path: str | Path, report: Report = silent, *, cache_dir: Path = DEFAULT_CACHE) -> WeightSource:
+    """Read the headers of the model that ``path`` names, but none of its tensors.
+
+    What lies on disk comes first: a run (its last step that has a checkpoint), a step, a checkpoint, a
+    directory with config.json, a .gguf file or a directory with one. Then the names of the catalog, then
+    ``owner/name`` of the hub; what these download is kept in ``cache_dir`` and ``report`` hears of it.
+
+    Raises:
+        CheckpointError: nothing loadable there; the message says what may be given.
+        SourceError: a name could not be fetched.
+    """
+    place, name = Path(path), str(path)
+    if place.is_file():
+        return _open_file(place)
+    if place.is_dir():
+        return _open_directory(place)
+    if name in catalog():
+        return _open_file(fetch_named(catalog()[name], cache_dir, report))
+    if _HUB_ID.fullmatch(name) and not name.endswith(GGUF) and not Path(name.split("/")[0]).exists():
+        return _open_directory(_fetch_from_hub(name, cache_dir, report))
+    raise _unknown(name)
+
+
+def _open_file(file: Path) -> WeightSource:
+    if file.suffix != GGUF:
+        raise CheckpointError(f"{file}: is not a model; give a .gguf file, or the directory the file lies in")
+    from fathom.checkpoint.gguf import GGUFFile
+
+    return GGUFFile.open(file)
+
+
+def _open_directory(directory: Path) -> WeightSource:
+    if (directory / "config.json").is_file():
+        return HFCheckpoint.open(directory)
+    files = sorted(path for path in directory.glob(f"*{GGUF}") if path.is_file())
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files[:5])
+        raise CheckpointError(f"{directory}: holds {len(files)} {GGUF} files ({listed}); give one of them")
+    if files:
+        return _open_file(files[0])
+    checkpoint = find_checkpoint(directory)
+    return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
+
+
+def _fetch_from_hub(name: str, cache_dir: Path, report: Report) -> Path:
+    return fetch_model(name, report, cache_dir=cache_dir / "hub")
+
+
+def _unknown(name: str) -> CheckpointError:
+    known = list(catalog())
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return CheckpointError(
+        f"{name}: no such file, directory or model{meant}; give a run, a checkpoint, a directory with config.json, "
+        f"a {GGUF} file, owner/name on the hub, or one of {', '.join(known)}"
+    )
+
+
+def find_checkpoint(directory: Path) -> Path:
+    """Return the checkpoint a run, a step or a checkpoint directory stands for; else ``CheckpointError``."""
+    if (directory / store.MANIFEST).is_file():
+        return directory
+    if (directory / STATE_FILE).is_file() and (directory / RECIPE_FILE).is_file():
+        recipe, states = read_recipe(directory), read_state(directory)
+        stages = [step for step in recipe.steps if isinstance(step, ModelStep)]
+        for step in reversed(stages):
+            found = store.latest(directory / step.name / CHECKPOINTS)
+            if found is not None:
+                return found
+        done = ", ".join(name for name, state in states.items() if state.status == "done") or "none"
+        raise CheckpointError(
+            f"{directory}: has no trained weights yet (steps done: {done}); fathom train ... --resume"
+        )
+    for root in (directory / CHECKPOINTS, directory):
+        found = store.latest(root)
+        if found is not None:
+            return found
+    raise CheckpointError(f"{directory}: holds no run, checkpoint or config.json; give the directory of one")
+
+
+def find_run(directory: Path) -> Path | None:
+    """Return the run directory that ``directory`` is or lies in, or None."""
+    for candidate in (directory.resolve(), *list(directory.resolve().parents)[:3]):
+        if (candidate / STATE_FILE).is_file() and (candidate / RECIPE_FILE).is_file():
+            return candidate
+    return None
+
+
+def _tokenizer_of_run(checkpoint: Path) -> Path | None:
+    run = find_run(checkpoint)
+    if run is None:
+        return None
+    recipe = read_recipe(run)
+    step = last_before(recipe, recipe.steps[-1], TokenizerStep)
+    return run / result_name(step) if step is not None else None

@@ -1,0 +1,237 @@
+"""Text in, text out: what a chat or a completion asks for, laid out for the engine, and its tokens read as an answer.
+
+The command line, ``LanguageModel.chat`` and the server all come this way: ``prepare_chat`` or ``prepare_text`` makes
+the prompt, the constraint and a parser, and whoever runs the engine feeds the drawn tokens to the parser.
+
+N image tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from fathom.chat.fim import fim_prompt, fim_stop_ids
+from fathom.chat.output import OutputParser
+from fathom.chat.output.budget import Constraint, ThinkingBudget, think_tag_ids
+from fathom.chat.output.hermes import fit_messages_to_template
+from fathom.chat.output.thinking import ends_inside_reasoning
+from fathom.errors import DataError, SpecError
+from fathom.tokenizer.bpe import Tokenizer
+
+if TYPE_CHECKING:
+    from fathom.chat.grammar import GrammarCompiler
+    from fathom.engine.engine import Engine
+    from fathom.inference.prompt import Prompt
+    from fathom.spec.model import ModelSpec
+
+_RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "image_token",
+        "image_token_id",
+        "max_chars",
+        "messages",
+        "template",
+        "tokenizer",
+        "tokens_per_image",
+        "tools",
+    }
+)
+_OPEN = "<think>\n"
+_CLOSE = "\n</think>\n\n"
+
+
+class ChatModel(Protocol):
+    """What answering needs of a model; ``LanguageModel`` is one."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """What continues its prompts."""
+        ...
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """What makes structured output of its tokens."""
+        ...
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+        """Encode a conversation by its chat template."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """What a text must be. At most one of ``schema``, ``json_object``, ``regex`` and ``grammar`` (Lark) may be given.
+
+    ``stop`` strings end the text, and are part of it only with ``include_stop``.
+    """
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    schema: Mapping[str, Any] | None = None
+    json_object: bool = False
+    regex: str | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("schema", "regex", "grammar") if getattr(self, n) is not None]
+        given += ["json_object"] * self.json_object
+        if len(given) > 1:
+            raise SpecError(given[1], f"excludes {given[0]}", "give one of the two")
+        if any(not stop for stop in self.stop):
+            raise SpecError("stop", "a stop string is empty", "give at least one character, or leave it out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions(TextOptions):
+    """What an answer in a conversation may and must be.
+
+    ``tools`` are in OpenAI's form. ``thinking`` true opens the reasoning in the prompt, false closes it there, None
+    leaves it to the template. ``thinking_budget`` closes the reasoning after so many tokens. ``variables`` reach the
+    chat template. Stop strings act on the content alone, and a schema is obeyed once the reasoning has ended.
+    """
+
+    tools: tuple[Mapping[str, Any], ...] = ()
+    thinking: bool | None = None
+    thinking_budget: int | None = None
+    variables: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        super(ChatOptions, self).__post_init__()
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise SpecError(
+                "thinking_budget", f"must not be negative, got {self.thinking_budget}", "give a number of tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """A request as the engine reads it, and how its answer is read.
+
+    ``constraint`` belongs to one request: each further choice takes a ``copy()`` of it, before the first token is
+    drawn. ``stop_token_ids`` are added to those the caller asks for.
+    """
+
+    tokenizer: Tokenizer
+    prompt_ids: tuple[int, ...]
+    features_ND: Tensor | None = None
+    constraint: Constraint | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    options: TextOptions = TextOptions()
+
+    def parser_factory(self) -> OutputParser:
+        """Return a parser for one answer."""
+        chat = self.options if isinstance(self.options, ChatOptions) else None
+        return OutputParser(
+            self.tokenizer,
+            self.prompt_ids,
+            tools=() if chat is None else chat.tools,
+            stops=self.options.stop,
+            include_stop=self.options.include_stop,
+            plain=chat is None,
+        )
+
+
+def prepare_chat(
+    model: ChatModel, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+) -> PreparedRequest:
+    """Lay a conversation out for the engine.
+
+    Images are part of messages' contents, as ``make_prompt`` takes them. Running them through the vision towers is the
+    costly part; call this from a thread if that matters.
+
+    Raises:
+        DataError: a message, tool or image cannot be read, the model has no chat template, or a schema cannot be
+            followed.
+        SpecError: an option is out of range.
+    """
+    chosen = options or ChatOptions()
+    tokenizer = model.tokenizer
+    fitted = fit_messages_to_template(tokenizer.chat_template, messages, chosen.tools)
+    prompt = model.prompt(fitted, **_variables(chosen))
+    ids = _with_thinking(tokenizer, prompt.token_ids, chosen.thinking)
+    inner = _constraint(model, chosen)
+    inside = ends_inside_reasoning(tokenizer, ids)
+    if chosen.thinking_budget is not None or (inside and inner is not None):
+        inner = ThinkingBudget(tokenizer, chosen.thinking_budget, inside, inner)
+    return PreparedRequest(
+        tokenizer=tokenizer, prompt_ids=ids, features_ND=prompt.features_ND, constraint=inner, options=chosen
+    )
+
+
+def prepare_text(
+    model: ChatModel,
+    prompt: str | Sequence[int],
+    suffix: str | None = None,
+    options: TextOptions | None = None,
+) -> PreparedRequest:
+    """Lay a text to continue out for the engine: a text or token ids; with ``suffix``, a middle to fill in.
+
+    A text gets what the tokenizer puts before texts; token ids are taken as they are.
+
+    Raises:
+        DataError: the vocabulary cannot fill in the middle, ``suffix`` comes with token ids, or a schema cannot be
+            followed.
+    """
+    tokenizer, chosen = model.tokenizer, options or TextOptions()
+    stop_token_ids: tuple[int, ...] = ()
+    if suffix is not None:
+        if not isinstance(prompt, str):
+            raise DataError("suffix: the prompt is token ids; give it as text, or put the markers in and no suffix")
+        ids, stop_token_ids = fim_prompt(tokenizer, prompt, suffix), fim_stop_ids(tokenizer)
+    elif isinstance(prompt, str):
+        ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt)]
+    else:
+        ids = list(prompt)
+    return PreparedRequest(
+        tokenizer=tokenizer,
+        prompt_ids=tuple(ids),
+        constraint=_constraint(model, chosen),
+        stop_token_ids=stop_token_ids,
+        options=chosen,
+    )
+
+
+def _with_thinking(tokenizer: Tokenizer, ids: tuple[int, ...], thinking: bool | None) -> tuple[int, ...]:
+    """Open or close the reasoning at the end of a prompt whose template did not."""
+    if thinking is None or thinking == ends_inside_reasoning(tokenizer, ids):
+        return ids
+    return (*ids, *think_tag_ids(tokenizer, _OPEN if thinking else _CLOSE))
+
+
+def _constraint(model: ChatModel, options: TextOptions) -> Constraint | None:
+    if options.schema is not None:
+        return model.grammars.json_schema(options.schema)
+    if options.json_object:
+        return model.grammars.json_object()
+    if options.regex is not None:
+        return model.grammars.regex(options.regex)
+    return None if options.grammar is None else model.grammars.lark(options.grammar)
+
+
+def _variables(options: ChatOptions) -> dict[str, Any]:
+    """Return what the template is told beside the messages; templates call the switch for reasoning by two names."""
+    reserved = sorted(_RESERVED & options.variables.keys())
+    if reserved:
+        raise SpecError("variables", f"{reserved[0]!r} is not the caller's to set", "leave it out")
+    variables: dict[str, Any] = {"tools": list(options.tools)} if options.tools else {}
+    if options.thinking is not None:
+        variables |= {"thinking": options.thinking, "enable_thinking": options.thinking}
+    return variables | dict(options.variables)

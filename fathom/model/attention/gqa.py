@@ -1,0 +1,54 @@
+"""Grouped-query attention: MHA, GQA and MQA, with optional biases and window.
+
+B batch, T new tokens, S keys, D hidden size, H heads, G key-value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fathom import kernels
+from fathom.model.attention.context import AttentionContext
+from fathom.model.cache import AttentionGroup, LayerCache
+from fathom.model.linear import Linear
+from fathom.spec import GroupedQueryAttention, ModelSpec
+
+
+class GQA(nn.Module):
+    """Softmax attention in which H / G query heads share each key-value head."""
+
+    def __init__(self, spec: ModelSpec, attention: GroupedQueryAttention) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self.scale = self.width**-0.5
+        hidden, bias = spec.hidden_size, attention.qkv_bias
+        self.q_proj = Linear(hidden, self.heads * self.width, bias=bias)
+        self.k_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.v_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.o_proj = Linear(self.heads * self.width, hidden, bias=attention.out_bias)
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LayerCache | None) -> Tensor:
+        """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
+        batch, tokens, _ = x_BTD.shape
+        cos, sin = context.rope
+        q_BTHK = self.q_proj(x_BTD).view(batch, tokens, self.heads, self.width)
+        k_BTGK = self.k_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
+        v_BTGK = self.v_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
+        q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
+        k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
+        if store is None:
+            out_BTX = context.attend(q_BTHK, k_BTGK, v_BTGK, self.scale)
+        else:
+            out_BTX = context.join(
+                [
+                    self._attend(part, part.select(q_BTHK).transpose(1, 2), *seen)
+                    for part, seen in store.append(context.span, k_BTGK, v_BTGK)
+                ]
+            )
+        return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _attend(self, part: AttentionGroup, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+        out_BHTK = kernels.attention(
+            q_BHTK, k_BGSK, v_BGSK, mask_B1TS=part.mask_B1TS, causal=part.causal, scale=self.scale
+        )
+        return out_BHTK.transpose(1, 2).flatten(2)

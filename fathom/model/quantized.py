@@ -1,0 +1,69 @@
+"""Modules that stand where plain matrices stood, with weights in 8 or 4 bits: for inference only.
+
+N tokens, K inputs or experts per token, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from torch import Tensor, nn
+
+from fathom import kernels
+from fathom.errors import SpecError
+from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
+
+
+class _QuantizedModule(nn.Module):
+    """What both share: they hold no parameters, and refuse to train."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is for ``mode`` False.
+
+        Raises:
+            SpecError: ``mode`` is True.
+        """
+        if mode:
+            raise SpecError("weights", "packed in 8 or 4 bits cannot be trained", "open the model with plain weights")
+        return super().train(False)
+
+
+class QuantizedLinear(_QuantizedModule):
+    """A linear layer by ``quantized_linear``; ``bias`` stays plain."""
+
+    def __init__(self, packed: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.packed, self.bias = packed, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights unpacked, float32: a new tensor at each call."""
+        return dequantize(self.packed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., K) to (..., N), like ``x`` in dtype."""
+        y = kernels.quantized_linear(x, self.packed)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.packed = self.packed.map(lambda tensor: fn(tensor).to(tensor.dtype))
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class QuantizedExperts(_QuantizedModule):
+    """Routed experts by ``quantized_grouped_swiglu``."""
+
+    def __init__(self, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights) -> None:
+        super().__init__()
+        self.gate_up, self.down = gate_up, down
+
+    def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
+        """Sum over each token's experts of weight times expert(token), (N, D)."""
+        return kernels.quantized_grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up, self.down, kept_NK)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.gate_up, self.down = (
+            experts.map(lambda tensor: fn(tensor).to(tensor.dtype)) for experts in (self.gate_up, self.down)
+        )
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]

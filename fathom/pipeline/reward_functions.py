@@ -1,0 +1,16 @@
+"""Rewards at work in a recipe: rules in processes of their own, and reward models that steps before have trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fathom.pipeline.context import StepContext
+from fathom.pipeline.reward_models import external_scorers
+from fathom.posttrain.rewards.judge import Judge
+from fathom.spec.recipe import Step
+from fathom.spec.rewards import RewardSpec
+
+
+def open_judge(context: StepContext, step: Step, rewards: Sequence[RewardSpec], *, seconds: float) -> Judge:
+    """Make a step's judge; enter it as a context, or close it when the step ends."""
+    return Judge(rewards, seconds=seconds, external=external_scorers(context, step, rewards))

@@ -1,0 +1,144 @@
+"""What the steps share that pass over a set of samples: their training stage, what it tells, and what it keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fathom.checkpoint import store
+from fathom.data.conversations.read import ConversationReport
+from fathom.errors import SpecError
+from fathom.inference.language_model import LanguageModel
+from fathom.inference.loading import CHECKPOINTS, find_checkpoint
+from fathom.pipeline.context import StepContext, model_step
+from fathom.pipeline.run_models import initial_tokenizer_files
+from fathom.posttrain.preferences import told
+from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
+from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.train.loop import Trainer, TrainSummary
+from fathom.train.objective import Objective
+from fathom.train.protocols import Loader
+
+EpochsStep = SftStep | DpoStep | RewardModelStep
+
+
+class EpochLoader(Loader, Protocol):
+    """A loader that knows how many tokens a pass over its samples has."""
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens that its batches of one pass hold."""
+        ...
+
+
+def train_epochs(
+    step: EpochsStep,
+    context: StepContext,
+    start: LanguageModel,
+    loader: EpochLoader,
+    objective: Objective | None = None,
+) -> TrainSummary:
+    """Train ``start``'s model in ``context.path(step)``, from the latest checkpoint there if there is one."""
+    directory = context.path(step)
+    trainer = Trainer(
+        start.model,
+        stage_spec(step, loader.tokens_per_epoch),
+        loader,
+        directory,
+        on_progress=TrainingProgress(context),
+        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+        files=initial_tokenizer_files(context, step),
+        objective=objective,
+    )
+    return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None)
+
+
+def stage_spec(step: EpochsStep, tokens_per_epoch: int) -> TrainSpec:
+    """Return passes over a set of so many tokens as a stage of training.
+
+    Raises:
+        SpecError: they do not fill one batch.
+    """
+    train: EpochsSpec = step.train
+    total = round(train.epochs * tokens_per_epoch)
+    batch = train.batch.at(0) * train.sequence_length
+    if total < batch:
+        raise SpecError(
+            f"steps.{step.name}.train.batch.size",
+            f"{train.epochs:g} x {tokens_per_epoch} tokens do not fill one batch of {batch}",
+            "lower it or sequence_length, or raise epochs",
+        )
+    shared: dict[str, Any] = {field.name: getattr(train, field.name) for field in dataclasses.fields(UpdateSpec)}
+    return TrainSpec(**shared, sequence_length=train.sequence_length, total_tokens=total, batch=train.batch)
+
+
+def cached_tensors(path: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors that are computed once for a step and kept in its directory, so that a resume finds them.
+
+    ``key`` says what they were computed from; a file of another key is computed anew.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        pass
+    tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, {"key": key})
+    partial.replace(path)
+    return tensors
+
+
+def cache_key(step: EpochsStep, context: StepContext, *parts: object) -> str:
+    """Return a ``key`` for ``cached_tensors``: the checkpoint that a step begins with, and whatever else counts."""
+    checkpoint = find_checkpoint(context.path(model_step(context.recipe, step)))
+    return hashlib.sha256(repr((str(checkpoint.relative_to(context.directory)), parts)).encode()).hexdigest()
+
+
+def log_lines(context: StepContext, lines: Sequence[str]) -> None:
+    """Show lines that are worth keeping."""
+    for line in lines:
+        context.progress.message(f"  {line}")
+
+
+def log_report(context: StepContext, source: str, report: ConversationReport, what: str) -> None:
+    """Show how much of a source is used, and why the rest is not."""
+    first, *rest = told(report, what)
+    log_lines(context, [f"{source}: {first}", *rest])
+
+
+class TrainingProgress:
+    """Passes the trainer's news on to whoever watches the run."""
+
+    def __init__(self, context: StepContext) -> None:
+        self.progress = context.progress
+
+    def update(
+        self,
+        *,
+        step: int,
+        total_steps: int,
+        tokens: int,
+        total_tokens: int,
+        loss: float,
+        learning_rate: float,
+        tokens_per_second: float,
+        seconds_left: float,
+    ) -> None:
+        """Show a step."""
+        facts = {"step": f"{step}/{total_steps}", "loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"}
+        self.progress.update(tokens, total_tokens, "tokens", facts)
+
+    def note(self, message: str) -> None:
+        """Show a line."""
+        self.progress.message(f"  {message}")

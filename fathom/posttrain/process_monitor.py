@@ -1,0 +1,184 @@
+"""Following a program's process to its end: bounded time and output, and what its end means."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import IO, Literal
+
+from fathom.errors import ResourceError
+from fathom.posttrain import harness
+
+ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "output"]
+
+_TAIL_BYTES = 4096
+_REPORT_BYTES = 4096
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxLimits:
+    """What a program may use. ``memory_mib`` is of each of its ``processes`` (threads count), ``file_mib`` of /tmp."""
+
+    seconds: float = 5.0
+    memory_mib: int = 512
+    output_bytes: int = 1 << 20
+    file_mib: int = 16
+    processes: int = 16
+    open_files: int = 64
+
+    def of_process(self) -> dict[str, int]:
+        """The limits as ``resource`` names them."""
+        return {
+            "RLIMIT_CPU": math.ceil(self.seconds),
+            "RLIMIT_AS": self.memory_mib << 20,
+            "RLIMIT_FSIZE": self.file_mib << 20,
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_NOFILE": self.open_files,
+            "RLIMIT_CORE": 0,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionResult:
+    """How a program ended, and the last 4 KiB of what it wrote.
+
+    ``exit_code`` is None where it was killed from without, and minus the signal that ended it otherwise.
+    """
+
+    reason: ExitReason
+    detail: str = ""
+    exit_code: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether program and tests ran to their end."""
+        return self.reason == "passed"
+
+
+@dataclass(slots=True)
+class _Pipe:
+    """What came out of one pipe: how much, and its end or its beginning."""
+
+    limit: int
+    beginning: bool = False
+    kept: bytes = b""
+    size: int = 0
+
+    def take(self, piece: bytes) -> None:
+        self.size += len(piece)
+        both = self.kept + piece
+        self.kept = both[: self.limit] if self.beginning else both[-self.limit :]
+
+    @property
+    def text(self) -> str:
+        return self.kept.decode(errors="replace")
+
+
+@dataclass(slots=True)
+class ProcessMonitor:
+    """Reads a process's pipes until it ends, takes too long or writes too much."""
+
+    process: subprocess.Popen[bytes]
+    report: IO[bytes]
+    limits: SandboxLimits
+    pipes: dict[str, _Pipe] = field(
+        default_factory=lambda: {
+            "out": _Pipe(_TAIL_BYTES),
+            "err": _Pipe(_TAIL_BYTES),
+            "report": _Pipe(_REPORT_BYTES, beginning=True),
+        }
+    )
+    stopped: ExitReason | None = None
+
+    def follow(self) -> None:
+        """Read until there is nothing more to read, or a limit is passed; ``stopped`` then says which."""
+        deadline = time.monotonic() + _START_SECONDS
+        started = False
+        with selectors.DefaultSelector() as selector:
+            assert self.process.stdout is not None
+            assert self.process.stderr is not None
+            for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr), ("report", self.report)):
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe, selectors.EVENT_READ, name)
+            while selector.get_map() and self.stopped is None:
+                ended = self.process.poll() is not None
+                events = selector.select(0 if ended else _POLL_SECONDS)
+                for key, _ in events:
+                    piece = os.read(key.fd, 65_536)
+                    self.pipes[key.data].take(piece)
+                    if not piece:
+                        selector.unregister(key.fileobj)
+                if self.pipes["report"].size and not started:
+                    started, deadline = True, time.monotonic() + self.limits.seconds
+                if sum(pipe.size for pipe in self.pipes.values()) > self.limits.output_bytes:
+                    self.stopped = "output"
+                elif time.monotonic() > deadline:
+                    self.stopped = "time"
+                elif ended and not events:  # what it left behind may hold the pipes open
+                    break
+            if self.stopped is None and not selector.get_map():
+                self._wait(deadline)
+
+    def _wait(self, deadline: float) -> None:
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.stopped = "time"
+
+    def outcome(self, pass_code: bytes) -> ExecutionResult:
+        """Say how the program ended; ``ResourceError`` where not even the harness began."""
+        report = self.pipes["report"].kept
+        if not report.startswith(harness.STARTED):
+            why = " ".join(self.pipes["err"].text.split()) or "it did not start in time"
+            raise ResourceError(
+                f"sandbox: Python did not start inside it ({why[-300:]}); allow user namespaces to bubblewrap, "
+                "or set unsandboxed = true on a machine made to be thrown away"
+            )
+        said = report[len(harness.STARTED) :]
+        reason, detail, code = self._reason(said, pass_code)
+        return ExecutionResult(
+            reason=reason,
+            detail=detail,
+            exit_code=code,
+            stdout=self.pipes["out"].text,
+            stderr=self.pipes["err"].text,
+        )
+
+    def _reason(self, said: bytes, pass_code: bytes) -> tuple[ExitReason, str, int | None]:
+        code: int | None = self.process.returncode
+        if said == pass_code:
+            return "passed", "", 0
+        if self.stopped == "time":
+            return "time", f"longer than {self.limits.seconds:g} s", None
+        if self.stopped == "output":
+            return "output", f"wrote more than {self.limits.output_bytes} bytes", None
+        raised = _parse_report(said)
+        if raised is not None:
+            return raised[0], raised[1], code
+        if code is not None and code > 128:
+            code = 128 - code  # bubblewrap's way of telling a signal
+        if code is not None and code < 0:
+            if -code == signal.SIGXCPU:
+                return "time", f"more than {math.ceil(self.limits.seconds)} s of processor", code
+            return "signal", f"ended by signal {-code}", code
+        return "exit", f"ended with status {code} before its tests did", code
+
+
+def _parse_report(said: bytes) -> tuple[ExitReason, str] | None:
+    """What the harness reported; None where that is no report, whoever wrote it."""
+    try:
+        report = json.loads(said.partition(b"\n")[0])  # the first of several processes that failed
+        kinds: dict[str, ExitReason] = {"raised": "raised", "memory": "memory", "exit": "exit"}
+        return kinds[report["kind"]], str(report["detail"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,232 @@
+"""What every request passes first: who asks, by which name, and how much is sent.
+
+Pure ASGI, so that an answer's chunks pass through without a task or a queue of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fathom.serve.errors import ApiError, ClientDisconnected
+from fathom.serve.metrics import Metrics
+from fathom.serve.settings import ServeSettings
+
+access = logging.getLogger("fathom.serve.access")
+faults = logging.getLogger("fathom.serve")
+UNAUTHENTICATED_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
+UNAUTHENTICATED_PREFIX = "/page/"
+CLIENT_CLOSED_REQUEST = 499
+"""What the log gives as the status of a request whose client left before an answer began."""
+_DISCARD_SECONDS = 2.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestMiddleware:
+    """Checks keys, hosts and sizes, names each request, writes the access log and counts answers."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self.app = app
+        self.settings = settings
+        self.metrics = metrics
+        self._digests = [_digest(key.encode()) for key in settings.api_keys]
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it here."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1003})
+                return
+            await self.app(scope, receive, send)
+            return
+        await _HttpExchange(self, scope, receive, send).run()
+
+    def check(self, scope: Scope) -> None:
+        """Refuse a request by its head alone.
+
+        Raises:
+            ApiError: 431, 400, 401, 415 or 413, checked in this order.
+        """
+        headers = dict(scope["headers"])
+        limits = self.settings.limits
+        size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["raw_path"])
+        if size + len(scope["query_string"]) > limits.header_bytes:
+            raise ApiError(431, f"headers: {size} bytes exceed {limits.header_bytes}; send fewer", code="headers_large")
+        host = _without_port(headers.get(b"host", b"").decode("latin-1")).lower()
+        if self._hosts and host not in self._hosts:
+            raise ApiError(
+                400, f"Host: {host[:80]!r} is not served here; start the server with --allowed-host", code="wrong_host"
+            )
+        path = scope["path"]
+        if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
+            self._check_key(headers.get(b"authorization", b""))
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            _check_body(headers, limits.body_bytes)
+
+    def _check_key(self, header: bytes) -> None:
+        scheme, _, key = header.partition(b" ")
+        given = _digest(key.strip())
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever matches
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise ApiError(401, "Authorization: no valid key; send 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+
+class _HttpExchange:
+    """One request and its answer."""
+
+    def __init__(self, guard: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.guard, self.scope = guard, scope
+        self._receive, self._send = receive, send
+        self.began = time.monotonic()
+        self.request_id = _request_id(scope["headers"])
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        self.status, self.sent = 0, 0
+        self.received = 0
+        self.deadline = self.began + guard.settings.limits.body_timeout_seconds
+        self.body_open = True
+
+    async def run(self) -> None:
+        """Answer, whatever happens, and write it down."""
+        try:
+            self.guard.check(self.scope)
+            await self.guard.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            self.status = CLIENT_CLOSED_REQUEST
+        except ApiError as error:
+            await self.fail(error)
+        except Exception:
+            faults.exception("request %s failed", self.request_id)
+            await self.fail(ApiError(500, f"internal error in request {self.request_id}", code="internal_error"))
+        finally:
+            self.log()
+
+    async def receive(self) -> Message:
+        """Pass the body on, counting its bytes and the time it takes."""
+        if not self.body_open:
+            return await self._receive()
+        limits = self.guard.settings.limits
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                408, f"body: not sent within {limits.body_timeout_seconds:g} s; send it at once", code="slow_body"
+            ) from None
+        self.received += len(message.get("body", b""))
+        self.body_open = message["type"] == "http.request" and message.get("more_body", False)
+        if self.received > limits.body_bytes:
+            raise too_large(limits.body_bytes)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass the answer on; its head gets the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra: list[tuple[bytes, bytes]] = [
+                (b"x-request-id", self.request_id.encode()),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if self.body_open and self.scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                extra.append((b"connection", b"close"))  # the rest of the body is not read
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        else:
+            self.sent += len(message.get("body", b""))
+        await self._send(message)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer has begun."""
+        if self.status:
+            raise RuntimeError(
+                "the answer had begun"
+            ) from error  # the connection is cut, so that it is not taken whole
+        if error.status != 408:
+            await self._discard()
+        body = json.dumps(error.body).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        with suppress(OSError):
+            await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})
+            await self.send({"type": "http.response.body", "body": body})
+
+    async def _discard(self) -> None:
+        """Read on for a moment: a client that is still sending would not hear why it is cut off."""
+        if any(name == b"expect" for name, _ in self.scope["headers"]):
+            return
+        left = self.guard.settings.limits.body_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while self.body_open and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self.body_open = message["type"] == "http.request" and message.get("more_body", False)
+
+    def log(self) -> None:
+        """Write one line, which holds nothing of what was asked or answered."""
+        route = getattr(self.scope.get("route"), "path", "none")
+        self.guard.metrics.requests.labels(route, str(self.status)).inc()
+        client = self.scope.get("client") or ("unknown", 0)
+        line = {
+            "id": self.request_id,
+            "client": client[0],
+            "method": self.scope["method"],
+            "route": route,
+            "status": self.status,
+            "seconds": round(time.monotonic() - self.began, 4),
+            "received": self.received,
+            "sent": self.sent,
+        } | self.scope["state"].get("facts", {})
+        access.info(json.dumps(line))
+
+
+def too_large(most: int) -> ApiError:
+    """Return the error of a body beyond the limit."""
+    return ApiError(413, f"body: exceeds {most} bytes; send less, images smaller", code="body_too_large")
+
+
+def loopback_hosts(host: str, more: Iterable[str]) -> tuple[str, ...]:
+    """Return the names a server bound to ``host`` answers to.
+
+    Empty stands for all: for a server that others reach, by names not known here, unless ``more`` says some.
+    """
+    extra = tuple(more)
+    local = ("localhost", "127.0.0.1", "[::1]")
+    bound = f"[{host}]" if ":" in host else host
+    if bound in local:
+        return (*local, *extra)
+    return (*local, bound, *extra) if extra else ()
+
+
+def _check_body(headers: dict[bytes, bytes], most: int) -> None:
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        shown = kind.decode("latin-1")[:80]
+        raise ApiError(415, f"Content-Type: {shown!r} is not read here; send application/json", code="not_json")
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > most:
+        raise too_large(most)
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,157 @@
+"""Tools on offer, and answers that must call one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from fathom.chat.output.budget import Constraint
+from fathom.chat.output.hermes import reads_tools
+from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
+from fathom.errors import DataError
+from fathom.serve.errors import refuse
+from fathom.serve.params import at_most
+from fathom.serve.schemas.chat import ChatCompletionRequest, NamedTool, Tool
+from fathom.serve.settings import Limits
+from fathom.tokenizer import special
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fathom.inference.language_model import LanguageModel
+
+_BEFORE = f"{special.TOOL_CALLS_BEGIN}{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}"
+_AFTER = f"{special.TOOL_CALL_END}{special.TOOL_CALLS_END}"
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def available_tools(body: ChatCompletionRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
+    """Return the tools the model is told of: all, or none with ``tool_choice`` none.
+
+    Raises:
+        ApiError: too many, two of one name, or a choice that is not among them.
+    """
+    tools = body.tools or []
+    at_most("tools", len(tools), limits.tools)
+    names = [tool.function.name for tool in tools]
+    for index, tool in enumerate(tools):
+        if names.index(tool.function.name) != index:
+            raise refuse(f"tools[{index}].function.name", f"{tool.function.name!r} is given twice", "rename one")
+        size = len(json.dumps(tool.function.parameters or {}))
+        if size > limits.schema_bytes:
+            where = f"tools[{index}].function.parameters"
+            raise refuse(where, f"{size} bytes exceed {limits.schema_bytes}", "give a smaller schema")
+    choice = body.tool_choice
+    if not tools and (choice == "required" or isinstance(choice, NamedTool)):
+        raise refuse("tool_choice", "asks for a call, but there are no tools", "give tools")
+    if isinstance(choice, NamedTool) and choice.function.name not in names:
+        raise refuse(
+            "tool_choice.function.name", f"{choice.function.name[:64]!r} is not among the tools", "name one of them"
+        )
+    return () if choice == "none" else tuple(_plain(tool) for tool in tools)
+
+
+def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> ToolCallConstraint | None:
+    """Return what makes an answer one call of a tool that may be called, or None where none must be.
+
+    The call has DeepSeek's form where the template shows tools and the vocabulary has its markers, else Hermes's.
+
+    Raises:
+        DataError: the parameters' schema cannot be followed.
+    """
+    choice = body.tool_choice
+    if choice != "required" and not isinstance(choice, NamedTool):
+        return None
+    named = choice.function.name if isinstance(choice, NamedTool) else None
+    tools = [tool for tool in body.tools or [] if named in (None, tool.function.name)]
+    tokenizer = model.tokenizer
+    if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.chat_template):
+        before, after, rules = _BEFORE, _AFTER, [_fenced(tool) for tool in tools]
+    else:
+        before, after, rules = f"{HERMES_BEGIN}\n", f"\n{HERMES_END}", [_object(tool) for tool in tools]
+    return ToolCallConstraint(
+        tokenizer.encode(before, allow_special=True, continues=True),
+        model.grammars.lark(f"start: {' | '.join(rules)}\n"),
+        tokenizer.encode(after, allow_special=True, continues=True),
+        sorted(model.eos_ids) or [tokenizer.eos_id],
+    )
+
+
+class ToolCallConstraint:
+    """Markers, then a text in a grammar, then markers, then the end; satisfies the engine's ``TokenConstraint``.
+
+    The grammar's texts must not be beginnings of one another.
+    """
+
+    def __init__(self, before: Sequence[int], inner: Constraint, after: Sequence[int], ends: Sequence[int]) -> None:
+        self._before, self._after, self._ends = tuple(before), tuple(after), tuple(ends)
+        self._inner = inner
+
+    def fill(self, words_W: Tensor) -> bool:
+        """Allow what the current part does."""
+        allowed = self._forced()
+        if allowed is None:
+            return self._inner.fill(words_W)
+        words_W[:] = 0
+        for token_id in allowed:
+            word, bit = divmod(token_id, 32)
+            words_W[word] |= (1 << bit) if bit < 31 else -(1 << 31)
+        return True
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came; ``DataError`` if it was not allowed."""
+        allowed = self._forced()
+        if allowed is None:
+            self._inner.accept(token_id)
+        elif token_id not in allowed:
+            raise DataError(f"token {token_id}: the form of a tool call forbids it here; draw from what fill allows")
+        elif self._before:
+            self._before = self._before[1:]
+        else:
+            self._after = self._after[1:]
+
+    @property
+    def finished(self) -> bool:
+        """Whether only the end may come."""
+        return not self._before and self._inner.finished and not self._after
+
+    def copy(self) -> Self:
+        """Return one in the same state that goes its own way."""
+        return type(self)(self._before, self._inner.copy(), self._after, self._ends)
+
+    def _forced(self) -> tuple[int, ...] | None:
+        """The ids that may come now, or None where the grammar decides."""
+        if self._before:
+            return self._before[:1]
+        if not self._inner.finished:
+            return None
+        return self._after[:1] or self._ends
+
+
+def _fenced(tool: Tool) -> str:
+    head, tail = f"{tool.function.name}\n```json\n", "\n```"
+    return f"{_literal(head)} %json {_arguments(tool)} {_literal(tail)}"
+
+
+def _object(tool: Tool) -> str:
+    head = f'{{"name": {json.dumps(tool.function.name)}, "arguments": '
+    return f"{_literal(head)} %json {_arguments(tool)} {_literal('}')}"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)
+
+
+def _arguments(tool: Tool) -> str:
+    """The parameters' schema, closed as far as it does not say otherwise, and without idle white space."""
+    schema = {"type": "object", **(tool.function.parameters or {}), "x-guidance": _COMPACT}
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
+    return json.dumps(schema)
+
+
+def _plain(tool: Tool) -> dict[str, Any]:
+    function = tool.function.model_dump(exclude_none=True)
+    function.setdefault("parameters", {"type": "object", "properties": {}})
+    return {"type": "function", "function": function}

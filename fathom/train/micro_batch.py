@@ -1,0 +1,161 @@
+"""Batches cut into what one forward pass takes.
+
+B sequences of the whole batch, T tokens, N tokens of sequences laid end to end, I images, L mixture-of-experts layers,
+K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from fathom.data.packed import PackedBatch
+from fathom.errors import DataError
+from fathom.model.vision import ImageBatch
+from fathom.train.loss import IGNORE_INDEX
+from fathom.train.protocols import TokenBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Some of a batch's sequences, on the device: rows (B, T), or laid end to end as (1, N) with their ``lengths``.
+
+    ``share`` is their part of what the whole batch predicts, and ``weight`` their part of its tokens. ``sequences``
+    says which of the batch's they are, ``source_B`` where rows come from. ``columns`` have one row a token, (N, ...).
+    ``shared`` says how many first tokens each sequence leaves out and goes on from (``Decoder.forward``): a beginning
+    that sequences share is computed once, and counts once in ``weight`` and whatever else is taken over tokens, such as
+    balance losses and agreement of routing.
+    """
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    share: float
+    weight: float
+    sequences: slice
+    lengths: tuple[int, ...] | None = None
+    shared: tuple[int, ...] | None = None
+    tokens_BT1: Tensor | None = None
+    source_B: Tensor | None = None
+    images: ImageBatch | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def routes_NLK(self) -> Tensor | None:
+        """The experts each token went to when it was sampled, int16, -1 where unknown; column "routes"."""
+        return self.columns.get("routes")
+
+
+def split(
+    batch: TokenBatch | PackedBatch, micro_batch_size: int, sequence_length: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """Cut a batch into micro-batches: ``micro_batch_size`` rows of T tokens, or as many tokens of whole sequences.
+
+    A sequence laid end to end that is longer than a micro-batch comes alone. Beginnings that sequences of a micro-batch
+    share are laid once in it.
+
+    Raises:
+        DataError: rows of another length than ``sequence_length``.
+    """
+    if isinstance(batch, PackedBatch):
+        return _split_packed(batch, micro_batch_size * sequence_length, device)
+    return _split_rows(batch, micro_batch_size, sequence_length, device)
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary, which an embedding would read past its end for."""
+    low, high = (int(end) for end in torch.aminmax(tokens))
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise DataError(f"batch: token {wrong} is outside the vocabulary of {vocab_size}; make the shards again")
+
+
+def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, device: torch.device) -> Iterator[MicroBatch]:
+    tokens_BT1 = batch.tokens_BT1
+    if tokens_BT1.dim() != 2 or tokens_BT1.shape[1] != length + 1 or not tokens_BT1.shape[0]:
+        raise DataError(
+            f"batch: tokens of shape {tuple(tokens_BT1.shape)} instead of (B, {length + 1}); "
+            "make the loader with the stage's sequence_length"
+        )
+    given, size = batch.targets_BT, tokens_BT1.shape[0]
+    targets_BT = tokens_BT1[:, 1:] if given is None else given
+    learned_B = (targets_BT != IGNORE_INDEX).sum(1)
+    learned = max(int(learned_B.sum()), 1)
+    for start in range(0, size, micro_batch_size):
+        rows = slice(start, min(start + micro_batch_size, size))
+        micro_BT1 = tokens_BT1[rows].to(device, non_blocking=True)
+        yield MicroBatch(
+            tokens_BT=micro_BT1[:, :-1],
+            targets_BT=targets_BT[rows].to(device),
+            share=int(learned_B[rows].sum()) / learned,
+            weight=(rows.stop - rows.start) / size,
+            sequences=rows,
+            tokens_BT1=micro_BT1,
+            source_B=batch.source_B[rows],
+            images=None if batch.images is None else batch.images.part(rows, device),
+        )
+
+
+def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iterator[MicroBatch]:
+    learned = max(int((batch.targets_N != IGNORE_INDEX).sum()), 1)
+    runs = list(_sequence_runs(batch, tokens))
+    whole = sum(length for run in runs for length in run.lengths)
+    index = start = 0
+    for run in runs:
+        sequences, pieces = slice(index, index + len(run.lengths)), []
+        for length, first in zip(batch.lengths[sequences], run.shared, strict=True):
+            pieces.append(torch.arange(start + first, start + length))
+            start += length
+        index, rows_N = sequences.stop, torch.cat(pieces)
+        targets_N = batch.targets_N[rows_N]
+        yield MicroBatch(
+            tokens_BT=batch.tokens_N[rows_N].to(device)[None],
+            targets_BT=targets_N.to(device)[None],
+            share=int((targets_N != IGNORE_INDEX).sum()) / learned,
+            weight=len(rows_N) / whole,
+            sequences=sequences,
+            lengths=run.lengths,
+            shared=run.shared if any(run.shared) else None,
+            columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _SequenceRun:
+    """Neighbours of a batch as one micro-batch lays them: the tokens of each, and those it leaves out.
+
+    ``prefix_length`` is how much of the last sequence laid whole is a beginning that others may share.
+    """
+
+    lengths: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
+    prefix_length: int = 0
+
+    def with_next(self, length: int, first: int) -> _SequenceRun:
+        """Lay one more sequence, without what it shares where that is here already."""
+        left_out = min(first, self.prefix_length)
+        prefix_length = self.prefix_length if left_out else first or length
+        return _SequenceRun((*self.lengths, length - left_out), (*self.shared, left_out), prefix_length)
+
+
+def _sequence_runs(batch: PackedBatch, tokens: int) -> Iterator[_SequenceRun]:
+    """Yield runs of as many sequences as ``tokens`` hold, in order."""
+    each = list(zip(batch.lengths, batch.shared or repeat(0), strict=False))
+    run = _SequenceRun()
+    for index in range(0, len(each), batch.together):
+        unit = each[index : index + batch.together]
+        longer = _joined(run, unit)
+        if run.lengths and sum(longer.lengths) > tokens:
+            yield run
+            longer = _joined(_SequenceRun(), unit)
+        run = longer
+    yield run
+
+
+def _joined(run: _SequenceRun, unit: Sequence[tuple[int, int]]) -> _SequenceRun:
+    for length, first in unit:
+        run = run.with_next(length, first)
+    return run
