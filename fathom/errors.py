@@ -20,6 +20,8 @@ A message names the field, the value and the remedy on one line. The command lin
 
 from __future__ import annotations
 
+import errno
+
 
 class FathomError(Exception):
     """Base of all errors that a user can act on."""
@@ -92,3 +94,40 @@ class ResourceError(FathomError):
 
 class Interrupted(FathomError):
     """SIGINT or SIGTERM arrived; the state was saved before this was raised."""
+
+
+_CHOOSE = "choose another folder"
+_EXPLANATIONS = {
+    "ENOSPC": "the disk is full; free disk space or choose another disk",
+    "EDQUOT": "the disk quota is used up; free disk space, have the quota raised or choose another disk",
+    "EFBIG": "the file exceeds a size limit (ulimit -f, or the file system's); raise it or choose another disk",
+    "EACCES": f"permission is denied; change the permissions or {_CHOOSE}",
+    "EPERM": f"the operation is not permitted; change the owner or the permissions, or {_CHOOSE}",
+    "EROFS": f"the file system is read-only; {_CHOOSE}",
+    "ENOENT": "there is no such file or folder; check the path",
+    "ENOTDIR": f"a part of the path is a file and no folder; {_CHOOSE}",
+    "EISDIR": "it is a folder; name a file",
+    "EEXIST": "it exists already; remove it or choose another name",
+    "ENOTEMPTY": "the folder is not empty; remove it or choose another name",
+    "ENAMETOOLONG": "the name is too long; choose a shorter one",
+    "ELOOP": "the symbolic links of the path form a loop; correct them",
+    "EMFILE": "the process has too many files open; raise the limit (ulimit -n)",
+    "ENFILE": "the system has too many files open; close other programs or raise the limit (fs.file-max)",
+    "EBUSY": "it is in use; close the program that uses it",
+    "EIO": "the device reports an input/output error; check the disk or choose another one",
+    "ESTALE": "the network file system lost the file; mount it again",
+    "ENXIO": "the device is gone; check the disk or choose another one",
+    "ENODEV": "the device is gone; check the disk or choose another one",
+}
+_BY_NUMBER = {getattr(errno, name): text for name, text in _EXPLANATIONS.items() if hasattr(errno, name)}
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return the cause of an ``OSError`` with its remedy, e.g. "the disk is full; free disk space or ...".
+
+    An error whose number has no explanation is quoted.
+    """
+    if error.errno in _BY_NUMBER:
+        return _BY_NUMBER[error.errno]
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return f"{reason}; check the path and its disk"
