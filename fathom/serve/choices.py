@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from fathom.chat.output import Delta, OutputParser
+from fathom.chat.output import Channel, Delta, OutputParser
 from fathom.chat.output.tools import ToolCall
 from fathom.engine.request import Output
 from fathom.serve.errors import ApiError
@@ -86,7 +86,7 @@ class ChatChoiceBuilder(Choice):
         self._texts: dict[str, list[str]] = {"thinking": [], "content": []}
         self._calls: list[dict[str, Any]] = []
         self._problems: list[str] = []
-        self._pending: list[Delta] = []
+        self._pending: list[tuple[Channel, str]] = []
         self._logprobs: list[dict[str, Any]] | None = [] if logprobs else None
         self._sent_logprobs = 0
         self._begun = self._ended = False
@@ -101,13 +101,15 @@ class ChatChoiceBuilder(Choice):
         self.push_deltas(deltas)
 
     def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Take what was added."""
+        """Take what was added. A call gets its index and id here, so that equal calls stay apart."""
         for delta in deltas:
-            self._pending.append(delta)
             if delta.tool_call is None:
                 self._texts[delta.channel].append(delta.text)
+                self._pending.append((delta.channel, delta.text))
             else:
-                self._calls.append(_call(delta.tool_call))
+                call = _call(delta.tool_call)
+                self._pending.append(("tool_call", json.dumps({"index": len(self._calls), **call})))
+                self._calls.append(call)
                 self._problems += [f"{delta.tool_call.name}: {problem}" for problem in delta.tool_call.problems]
 
     def close(self, reason: str) -> None:
@@ -118,7 +120,7 @@ class ChatChoiceBuilder(Choice):
         """Return what came since the last call."""
         deltas = [] if self._begun else ['{"role":"assistant","content":""}']
         self._begun = True
-        deltas += [self._delta(delta) for delta in _joined(self._pending)]
+        deltas += [_delta(channel, text) for channel, text in _joined(self._pending)]
         self._pending = []
         pieces = [self._piece(delta) for delta in deltas]
         if self.finish_reason is not None and not self._ended:
@@ -147,16 +149,6 @@ class ChatChoiceBuilder(Choice):
             "logprobs": None if self._logprobs is None else {"content": self._logprobs, "refusal": None},
             "finish_reason": self.finish_reason,
         }
-
-    def _delta(self, delta: Delta) -> str:
-        if delta.channel == "content":
-            return f'{{"content":{quoted(delta.text)}}}'
-        if delta.channel == "thinking":
-            text = quoted(delta.text)
-            return f'{{"reasoning_content":{text},"reasoning":{text}}}'
-        position = sum(other.tool_call is not None for other in self._pending[: self._pending.index(delta)])
-        index = len(self._calls) - sum(other.tool_call is not None for other in self._pending) + position
-        return json.dumps({"tool_calls": [{"index": index, **self._calls[index]}]})
 
     def _piece(self, delta: str, reason: str | None = None) -> str:
         logprobs = "null"
@@ -254,14 +246,24 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
 
-def _joined(deltas: Sequence[Delta]) -> list[Delta]:
-    """Join neighbouring texts of one channel."""
-    if len(deltas) < 2:
-        return list(deltas)
-    joined: list[Delta] = []
-    for delta in deltas:
-        if joined and delta.tool_call is None and joined[-1].channel == delta.channel:
-            joined[-1] = Delta(delta.channel, joined[-1].text + delta.text)
+def _delta(channel: Channel, text: str) -> str:
+    """Return the JSON of a chunk's ``delta``; ``text`` is the text of its channel, or a call's JSON."""
+    if channel == "tool_call":
+        return f'{{"tool_calls":[{text}]}}'
+    value = quoted(text)
+    if channel == "thinking":
+        return f'{{"reasoning_content":{value},"reasoning":{value}}}'
+    return f'{{"content":{value}}}'
+
+
+def _joined(pending: Sequence[tuple[Channel, str]]) -> list[tuple[Channel, str]]:
+    """Join neighbouring texts of one channel; calls stay one each."""
+    if len(pending) < 2:
+        return list(pending)
+    joined: list[tuple[Channel, str]] = []
+    for channel, text in pending:
+        if joined and channel != "tool_call" and joined[-1][0] == channel:
+            joined[-1] = (channel, joined[-1][1] + text)
         else:
-            joined.append(delta)
+            joined.append((channel, text))
     return joined
