@@ -51,7 +51,7 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.bridge.attach(asyncio.get_running_loop())
         yield
-        service.workshop.close()
+        service.executor.close()
 
     app = FastAPI(
         title="Fathom",

@@ -30,11 +30,16 @@ from fathom.serve.tool_calls import available_tools, tool_call_constraint
 async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
     """Answer a conversation."""
     began = time.monotonic()
-    body = await read(http, ChatCompletionRequest, service.workshop)
+    body = await read(http, ChatCompletionRequest, service.executor)
     service.check_model(body.model)
-    job = await service.prepare(lambda: _job(service, body))
-    return await service.answer(
-        http, body, job, prefix="chatcmpl", kind="chat.completion", chunk_kind="chat.completion.chunk", began=began
+    return await service.respond(
+        http,
+        body,
+        lambda: _job(service, body),
+        prefix="chatcmpl",
+        kind="chat.completion",
+        chunk_kind="chat.completion.chunk",
+        began=began,
     )
 
 

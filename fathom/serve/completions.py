@@ -24,11 +24,16 @@ Prompt = str | Sequence[int]
 async def create_completion(service: Service, http: HttpRequest) -> Response:
     """Continue texts, or fill a hole."""
     began = time.monotonic()
-    body = await read(http, CompletionRequest, service.workshop)
+    body = await read(http, CompletionRequest, service.executor)
     service.check_model(body.model)
-    job = await service.prepare(lambda: _job(service, body))
-    return await service.answer(
-        http, body, job, prefix="cmpl", kind="text_completion", chunk_kind="text_completion", began=began
+    return await service.respond(
+        http,
+        body,
+        lambda: _job(service, body),
+        prefix="cmpl",
+        kind="text_completion",
+        chunk_kind="text_completion",
+        began=began,
     )
 
 

@@ -15,7 +15,6 @@ from fathom.engine.worker import EngineWorker
 from fathom.serve.errors import ApiError, ClientDisconnected
 
 T = TypeVar("T")
-_THREADS = 2
 _MAX_STREAMS_UNBATCHED = 4
 """As many streams are told of every step."""
 
@@ -131,11 +130,11 @@ class EngineClient:
 class PreprocessExecutor:
     """A few threads for heavy work, with bounds on how much waits and how long it may take."""
 
-    def __init__(self, *, jobs: int, seconds: float) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fathom-serve")
-        self._jobs = jobs
+    def __init__(self, *, threads: int, max_jobs: int, seconds: float) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fathom-serve")
+        self._max_jobs = max_jobs
         self._seconds = seconds
-        self._open = 0
+        self.pending = 0
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread and return what it returns.
@@ -143,11 +142,11 @@ class PreprocessExecutor:
         Raises:
             ApiError: too much is waiting already, or it took too long; then the thread finishes on its own.
         """
-        if self._open >= self._jobs:
+        if self.pending >= self._max_jobs:
             raise ApiError(
-                429, f"{self._open} requests are being prepared; try again in 1 s", code="busy", retry_after=1
+                429, f"{self.pending} requests are being prepared; try again in 1 s", code="busy", retry_after=1
             )
-        self._open += 1
+        self.pending += 1
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         future.add_done_callback(self._done)
         try:
@@ -162,6 +161,6 @@ class PreprocessExecutor:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, future: asyncio.Future[T]) -> None:
-        self._open -= 1
+        self.pending -= 1
         if not future.cancelled():
             future.exception()  # read, so that the work of a client that left is not reported as lost

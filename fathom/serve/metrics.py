@@ -68,20 +68,21 @@ class Metrics:
             buckets=_ITL_BUCKETS,
             registry=self.registry,
         )
-        self.open = Gauge("fathom_http_streams", "Requests in progress.", registry=self.registry)
-        self.streams = 0
+        self._gauge = Gauge("fathom_http_requests_in_progress", "Requests in progress.", registry=self.registry)
+        self.in_progress = 0
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def begin(self) -> None:
-        """A request for an answer was taken."""
-        self.streams += 1
-        self.open.set(self.streams)
+        """Count a request that was taken."""
+        self.in_progress += 1
+        self._gauge.set(self.in_progress)
 
-    def end(self) -> None:
-        """It was answered, or its client left."""
-        self.streams -= 1
-        self.open.set(self.streams)
-        self._ends.append(time.monotonic())
+    def end(self, *, answered: bool = True) -> None:
+        """Count its end; ``answered`` unless it never reached the engine."""
+        self.in_progress -= 1
+        self._gauge.set(self.in_progress)
+        if answered:
+            self._ends.append(time.monotonic())
 
     def retry_after(self, waiting: int) -> int:
         """Seconds until ``waiting`` requests are likely done, going by those that ended last; 1 to a minute."""

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -95,6 +95,8 @@ class _HttpExchange:
         self.received = 0
         self.deadline = self.began + guard.settings.limits.body_timeout_seconds
         self.body_open = True
+        self.cleanup = scope["state"]["cleanup"] = ExitStack()
+        """What must be released at the end of the request, however it ends; the routes add to it."""
 
     async def run(self) -> None:
         """Answer, whatever happens, and write it down."""
@@ -109,6 +111,7 @@ class _HttpExchange:
             faults.exception("request %s failed", self.request_id)
             await self.fail(ApiError(500, f"internal error in request {self.request_id}", code="internal_error"))
         finally:
+            self.cleanup.close()
             self.log()
 
     async def receive(self) -> Message:

@@ -18,7 +18,7 @@ _INLINE_BYTES = 32_768
 _SHOWN = 80
 
 
-async def read(request: Request, model: type[B], workshop: PreprocessExecutor) -> B:
+async def read(request: Request, model: type[B], executor: PreprocessExecutor) -> B:
     """Return a request's body.
 
     Raises:
@@ -34,7 +34,7 @@ async def read(request: Request, model: type[B], workshop: PreprocessExecutor) -
         content += message.get("body", b"")
         more = message.get("more_body", False)
     parse: Callable[[], B] = lambda: parsed(bytes(content), model)  # noqa: E731  one expression, run here or there
-    return parse() if len(content) <= _INLINE_BYTES else await workshop.run(parse)
+    return parse() if len(content) <= _INLINE_BYTES else await executor.run(parse)
 
 
 def parsed(content: bytes, model: type[B]) -> B:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from fathom.engine.request import Request
 from fathom.engine.worker import EngineWorker
 from fathom.errors import FathomError
+from fathom.serve.admission import AdmissionControl
 from fathom.serve.choices import Choice
 from fathom.serve.engine_client import EngineClient, PreprocessExecutor
 from fathom.serve.errors import ApiError, as_api_error, draining
@@ -21,7 +23,7 @@ from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import ServeSettings
-from fathom.serve.streams import EventStream, ResponseMetadata, ResponseState, collect
+from fathom.serve.streams import EventStream, ResponseMetadata, ResponseState, collect, run_until_disconnect
 from fathom.serve.token_format import TokenFormatter
 
 if TYPE_CHECKING:
@@ -46,11 +48,15 @@ class Service:
         self.model, self.worker, self.settings = model, worker, settings
         self.created = int(time.time())
         self.bridge = EngineClient(worker, interval=settings.stream_interval_seconds)
-        self.workshop = PreprocessExecutor(
-            jobs=settings.limits.jobs, seconds=settings.limits.preprocess_timeout_seconds
+        limits = settings.limits
+        self.executor = PreprocessExecutor(
+            threads=limits.preprocess_threads,
+            max_jobs=limits.max_preprocessing,
+            seconds=limits.preprocess_timeout_seconds,
         )
         self.lifecycle = Lifecycle(worker)
         self.metrics = Metrics(lambda: worker.stats)
+        self.admission = AdmissionControl(settings.limits.max_concurrent_requests, self.metrics, self.retry_after)
         self.token_formatter = TokenFormatter(model.tokenizer)
 
     @property
@@ -71,39 +77,47 @@ class Service:
                 code="model_not_found",
             )
 
-    async def prepare(self, work: Callable[[], GenerationJob]) -> GenerationJob:
-        """Run heavy work in a thread; whatever it raises is an answer."""
-        if self.lifecycle.draining:
-            raise draining(self.retry_after())
-        if self.metrics.streams >= self.settings.limits.streams:
-            seconds = self.retry_after()
-            raise ApiError(
-                429,
-                f"{self.metrics.streams} requests are in progress; try again in {seconds} s",
-                code="too_many_streams",
-                retry_after=seconds,
-            )
-        return await self.workshop.run(lambda: self._translated(work))
-
-    async def answer(
+    async def respond(
         self,
         http: HttpRequest,
         body: SamplingRequest,
-        job: GenerationJob,
+        preprocess: Callable[[], GenerationJob],
         *,
         prefix: str,
         kind: str,
         chunk_kind: str,
         began: float,
     ) -> Response:
-        """Hand a job to the engine, and return its answer as one body or as a stream."""
+        """Run ``preprocess`` in a thread, submit its job, and return the answer as one body or as a stream.
+
+        The request counts as in progress from here on. Its slot is released and its work in the engine cancelled at
+        the end of the HTTP exchange at the latest: the client may leave at any point.
+
+        Raises:
+            ApiError: the server is draining, too much is in progress, or what ``preprocess`` or the engine refuses.
+            ClientDisconnected: the client left before an answer began.
+        """
+        if self.lifecycle.draining:
+            raise draining(self.retry_after())
+        slot = self.admission.acquire()
+        cleanup: ExitStack = http.state.cleanup
+        cleanup.callback(slot.release)
+        job = await run_until_disconnect(self.executor.run(lambda: self._translated(preprocess)), http.receive)
         output_queue = self._translated(lambda: self.bridge.submit(job.requests))
         label = ResponseMetadata(
             answer_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
         )
         answer = ResponseState(
-            job.choices, output_queue, label, self.metrics, self.lifecycle, began=began, per_prompt=job.per_prompt
+            job.choices,
+            output_queue,
+            label,
+            self.metrics,
+            self.lifecycle,
+            slot=slot,
+            began=began,
+            per_prompt=job.per_prompt,
         )
+        cleanup.callback(answer.close)
         if body.stream:
             seconds = self.settings.limits.write_timeout_seconds
             return EventStream(answer, chunk_kind, usage=body.wants_usage, write_timeout_seconds=seconds)

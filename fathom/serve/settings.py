@@ -13,8 +13,9 @@ class Limits:
     """The most one request, or all together, may ask for; whatever exceeds one is refused and told which.
 
     ``choices`` bounds the answers of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
-    ``streams`` bounds the requests in progress, waiting ones included; ``jobs`` those being prepared at once, each for
-    at most ``preprocess_timeout_seconds``. A client has ``body_timeout_seconds`` to send its request and
+    ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
+    whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
+    ``preprocess_timeout_seconds``. A client has ``body_timeout_seconds`` to send its request and
     ``write_timeout_seconds`` to take what it was sent.
     """
 
@@ -32,8 +33,9 @@ class Limits:
     logit_bias: int = 1024
     images: int = 16
     image_bytes: int = 16 << 20
-    streams: int = 512
-    jobs: int = 64
+    max_concurrent_requests: int = 512
+    max_preprocessing: int = 64
+    preprocess_threads: int = 2
     preprocess_timeout_seconds: float = 30.0
     body_timeout_seconds: float = 60.0
     write_timeout_seconds: float = 60.0

@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from fathom.serve.admission import RequestSlot
 from fathom.serve.choices import Choice
 from fathom.serve.engine_client import OutputQueue
 from fathom.serve.errors import ApiError, ClientDisconnected, draining
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
 
+T = TypeVar("T")
 _HEAD = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -54,6 +56,7 @@ class ResponseState:
         metrics: Metrics,
         lifecycle: Lifecycle,
         *,
+        slot: RequestSlot,
         began: float,
         per_prompt: int,
     ) -> None:
@@ -64,7 +67,8 @@ class ResponseState:
         self._began = began
         self._timed: dict[int, tuple[int, float]] = {}
         self._per_prompt = per_prompt
-        metrics.begin()
+        self._slot = slot
+        self._closed = False
 
     @property
     def ended(self) -> bool:
@@ -111,9 +115,11 @@ class ResponseState:
         }
 
     def close(self) -> None:
-        """End whatever still runs; its pages come back at once."""
-        self.output_queue.cancel()
-        self.metrics.end()
+        """Cancel whatever still runs, which frees its pages, and release the slot; once is enough."""
+        if not self._closed:
+            self._closed = True
+            self.output_queue.cancel()
+            self._slot.release(answered=True)
 
     def _time(self, choice: Choice) -> None:
         """Note how long a choice's new tokens took."""
@@ -137,6 +143,23 @@ async def cancel_on_disconnect(answer: ResponseState, receive: Receive) -> Async
     finally:
         watcher.cancel()
         answer.close()
+
+
+async def run_until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Return what ``work`` returns, but wait no longer than the client does. The body must have been read.
+
+    Raises:
+        ClientDisconnected: the client left before; ``work`` is cancelled.
+    """
+    running, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((running, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientDisconnected
+        return running.result()
+    finally:
+        watcher.cancel()
+        running.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -20,22 +20,22 @@ _MOST_TOKENS = 1 << 22
 
 async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     """Return the tokens of a text or of a conversation."""
-    body = await read(http, TokenizeRequest, service.workshop)
+    body = await read(http, TokenizeRequest, service.executor)
     service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
-    ids = await service.workshop.run(lambda: _ids(service, body))
+    ids = await service.executor.run(lambda: _ids(service, body))
     names = [service.token_formatter.name(token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": service.context, "tokens": ids, "token_strs": names}
 
 
 async def detokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     """Return the text of tokens, special ones spelled out."""
-    body = await read(http, DetokenizeRequest, service.workshop)
+    body = await read(http, DetokenizeRequest, service.executor)
     service.check_model(body.model)
     at_most("tokens", len(body.tokens), _MOST_TOKENS)
     tokenizer = service.model.tokenizer
-    text = await service.workshop.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
+    text = await service.executor.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
     return {"prompt": text}
 
 

@@ -71,7 +71,7 @@ class Running:
     def idle(self, seconds: float = 20.0) -> bool:
         """Wait until no request holds pages; False if that never happens."""
         return wait_until(lambda: self.service.worker.engine.stats.pages_used == 0, seconds) and wait_until(
-            lambda: self.service.metrics.streams == 0, seconds
+            lambda: self.service.metrics.in_progress == 0, seconds
         )
 
 

@@ -18,9 +18,7 @@ from fathom.tokenizer import Tokenizer, special, train_bpe
 from tests.serve.serving import TEXT
 
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")]
-V3 = "{b}function{s}f\n```json\n{{}}\n```{e}".format(
-    b=special.TOOL_CALL_BEGIN, s=special.TOOL_SEPARATOR, e=special.TOOL_CALL_END
-)
+V3 = f"{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}f\n```json\n{{}}\n```{special.TOOL_CALL_END}"
 HERMES = '<tool_call>\n{"name": "g", "arguments": {"a": 1}}\n</tool_call>'
 UNKNOWN = '<tool_call>{"name": "h", "arguments": {}}</tool_call>'
 SECTION = f"{special.TOOL_CALLS_BEGIN}{V3}{V3}{special.TOOL_CALLS_END}"
@@ -33,9 +31,7 @@ def tokenizer() -> Tokenizer:
 
 
 def choice(*, logprobs: bool = False) -> ChatChoiceBuilder:
-    return ChatChoiceBuilder(
-        0, OutputParser(tokenizer(), tools=TOOLS), TokenFormatter(tokenizer()), logprobs=logprobs
-    )
+    return ChatChoiceBuilder(0, OutputParser(tokenizer(), tools=TOOLS), TokenFormatter(tokenizer()), logprobs=logprobs)
 
 
 def outputs(text: str) -> list[Output]:

@@ -66,7 +66,7 @@ def check_nothing_leaked(server: Running) -> None:
     engine = server.service.worker.engine
     assert engine.leaked_pages == 0
     assert engine.stats.running == engine.stats.waiting == 0
-    assert server.metric("fathom_http_streams") == 0
+    assert server.metric("fathom_http_requests_in_progress") == 0
 
 
 def test_two_thousand_visits_leave_no_page_behind_and_memory_as_it_was(serve: Serve) -> None:
@@ -119,7 +119,9 @@ def post_all(server: Running, count: int) -> tuple[list[str], list[threading.Thr
 def test_fifty_streams_end_whole_or_with_an_error_when_the_server_is_told_to_stop(directory: Path) -> None:
     with process(directory, "--drain-seconds", "3", "--max-batch", "16") as (running, port):
         found, threads = streams(port, 50, LONG)
-        assert wait_until(lambda: "fathom_http_streams 50.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+        assert wait_until(
+            lambda: "fathom_http_requests_in_progress 50.0" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        )
         time.sleep(1)
         os.kill(running.pid, signal.SIGTERM)
         for thread in threads:

@@ -109,20 +109,20 @@ def test_heavy_work_is_bounded_in_number_and_time() -> None:
     free = threading.Event()
 
     async def run() -> None:
-        shop = PreprocessExecutor(jobs=1, seconds=0.05)
+        executor = PreprocessExecutor(threads=2, max_jobs=1, seconds=0.05)
         with pytest.raises(ApiError, match="over") as slow:
-            await shop.run(lambda: free.wait(20))
+            await executor.run(lambda: free.wait(20))
         assert slow.value.status == 400
         with pytest.raises(ApiError, match="prepared") as busy:
-            await shop.run(lambda: None)
+            await executor.run(lambda: None)
         assert (busy.value.status, busy.value.retry_after) == (429, 1)
         free.set()
-        while shop._open:
+        while executor.pending:
             await asyncio.sleep(0.01)
-        assert await shop.run(lambda: 3) == 3
+        assert await executor.run(lambda: 3) == 3
         with pytest.raises(ZeroDivisionError):
-            await shop.run(lambda: 1 // 0)
-        shop.close()
+            await executor.run(lambda: 1 // 0)
+        executor.close()
 
     asyncio.run(run())
 
@@ -210,8 +210,8 @@ def test_settings_are_checked_and_keep_keys_to_themselves() -> None:
     ):
         with pytest.raises(SpecError):
             ServeSettings(**{"name": "a", **wrong})  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="streams"):
-        Limits(streams=0)
+    with pytest.raises(SpecError, match="max_concurrent_requests"):
+        Limits(max_concurrent_requests=0)
 
 
 class Stepping:

@@ -243,12 +243,12 @@ def test_a_full_queue_is_told_with_when_to_come_again(serve: Serve) -> None:
 
 
 def test_more_requests_at_once_than_allowed_are_told_to_wait(serve: Serve) -> None:
-    with serve(limits=Limits(streams=1)) as server, server.http() as http:
+    with serve(limits=Limits(max_concurrent_requests=1)) as server, server.http() as http:
         stream = open_stream(server, {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True})
-        assert wait_until(lambda: server.service.metrics.streams == 1)
+        assert wait_until(lambda: server.service.metrics.in_progress == 1)
         answer = http.post("/v1/completions", json={"prompt": "a"})
         assert answer.status_code == 429
-        assert answer.json()["error"]["code"] == "too_many_streams"
+        assert answer.json()["error"]["code"] == "too_many_requests"
         stream.close()
         assert server.idle()
         assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
