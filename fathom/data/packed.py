@@ -20,42 +20,43 @@ class PackedBatch:
 
     ``tokens_N`` (int64) are read and ``targets_N`` (int64) predicted, -100 where nothing is learned: of a text of T + 1
     tokens, the first T and the last T. ``lengths`` are the T of each sequence. ``columns`` are further tensors with one
-    row a token. ``together`` sequences, such as the two of a pair, are never parted.
+    row a token. Examples of ``sequences_per_example`` sequences, such as the two of a pair, are never parted.
 
-    ``shared``, where given, says of each sequence how many of its first tokens are also those of the last one before it
-    that has 0: answers share their prompt. Nothing is learned there, so that a pass may compute them once for all
-    (``fathom.train.micro_batch.split``); columns are then those of the sequence that lays them.
+    ``shared_prefix_lengths``, where given, says of each sequence how many of its first tokens are also those of the
+    last one before it that has 0: answers share their prompt. Nothing is learned there, so that a pass may compute them
+    once for all (``fathom.train.micro_batch.split``); columns are then those of the sequence that lays them.
     """
 
     tokens_N: Tensor
     targets_N: Tensor
     lengths: tuple[int, ...]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    together: int = 1
-    shared: tuple[int, ...] | None = None
+    sequences_per_example: int = 1
+    shared_prefix_lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         tokens = sum(self.lengths)
-        if not self.lengths or min(self.lengths) < 1 or len(self.lengths) % self.together:
+        if not self.lengths or min(self.lengths) < 1 or len(self.lengths) % self.sequences_per_example:
             raise DataError(
                 f"batch: {len(self.lengths)} sequences of {min(self.lengths, default=0)} tokens or more cannot be laid "
-                f"end to end {self.together} at a time; leave empty ones out"
+                f"end to end {self.sequences_per_example} at a time; leave empty ones out"
             )
         for name, column in {"tokens": self.tokens_N, "targets": self.targets_N, **self.columns}.items():
             if column.shape[:1] != (tokens,):
                 raise DataError(f"batch: {name} have shape {tuple(column.shape)} instead of ({tokens}, ...)")
-        self._check_shared()
+        self._check_shared_prefixes()
 
-    def _check_shared(self) -> None:
+    def _check_shared_prefixes(self) -> None:
         """Refuse beginnings that are not what they are said to be, or learn."""
-        if self.shared is None:
+        if self.shared_prefix_lengths is None:
             return
-        if len(self.shared) != len(self.lengths):
+        if len(self.shared_prefix_lengths) != len(self.lengths):
             raise DataError(
-                f"batch: shared has {len(self.shared)} numbers for {len(self.lengths)} sequences; give each"
+                f"batch: shared_prefix_lengths has {len(self.shared_prefix_lengths)} numbers for {len(self.lengths)} "
+                "sequences; give each"
             )
         base = start = room = 0
-        for index, (length, first) in enumerate(zip(self.lengths, self.shared, strict=True)):
+        for index, (length, first) in enumerate(zip(self.lengths, self.shared_prefix_lengths, strict=True)):
             base, room = (base, room) if first else (start, length)
             own_N, base_N = (self.tokens_N[at : at + first] for at in (start, base))
             learns = bool((self.targets_N[start : start + first] != -100).any())

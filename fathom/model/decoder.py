@@ -5,9 +5,7 @@ B batch, T new tokens, D hidden size, V vocabulary, N image tokens, L mixture-of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import repeat
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from fathom.errors import ContextError, SpecError
 from fathom.model.attention import AttentionContext, LatentForm
 from fathom.model.cache import KeyValueCache, causal_metadata, packed_metadata
 from fathom.model.decoder_layer import DecoderLayer
+from fathom.model.forward_options import PackedSequences, RoutingOptions
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
@@ -71,62 +70,99 @@ class Decoder(nn.Module):
         self,
         tokens_BT: Tensor,
         *,
-        features_ND: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        lengths: Sequence[int] | None = None,
-        shared: Sequence[int] | None = None,
-        drop_exempt_B: Tensor | None = None,
-        routing_seeds_B: Tensor | None = None,
-        routed_experts_BTLK: Tensor | None = None,
+        packed: PackedSequences | None = None,
+        features_ND: Tensor | None = None,
+        routing: RoutingOptions | None = None,
         checkpoint_activations: bool = False,
         mtp: bool = False,
         form: LatentForm = "auto",
     ) -> DecoderOutput:
-        """Run ``tokens_BT`` (int64), after what the cache holds if one is given.
+        """Compute the hidden states of ``tokens_BT`` (int64): ``embed``, all of ``run_layers``, the final norm.
 
-        ``features_ND`` are embeddings of image tokens, as ``vision`` makes them: row n takes the place of the n-th
-        ``image_token_id`` of ``tokens_BT``, counted along each sequence and then from sequence to sequence.
-        ``lengths`` says that ``tokens_BT`` is (1, N), whole sequences laid end to end: each starts at position 0 and
-        sees nothing of the others. It goes with neither a cache nor ``mtp``. ``shared`` then says how many of its first
-        tokens each sequence leaves out because they are those of the last sequence before it that leaves out none; it
-        goes on from these, as if they were its own. ``lengths`` count what is laid.
-        ``drop_exempt_B`` marks sequences whose tokens no expert may drop; without it nothing is dropped.
-        ``routing_seeds_B`` (int64) is what routers draw from while training, one a sequence; without it they draw
-        nothing. ``routed_experts_BTLK`` (integers) sends each token to these experts, as ``chosen_experts`` gives
-        them; where a layer's are not all known (-1), its router chooses. MTP modules always choose for themselves.
-        ``checkpoint_activations`` recomputes each layer in the backward pass. ``mtp`` also runs the MTP modules,
-        which need the whole sequence and thus no cache.
+        ``cache`` holds the keys and values of earlier tokens and receives those of the new ones. ``packed`` says that
+        ``tokens_BT`` is (1, N), sequences packed without padding; it goes with neither ``cache`` nor ``mtp``.
+        ``features_ND`` are embeddings of image tokens, see ``embed``. ``checkpoint_activations`` recomputes each layer
+        in the backward pass. ``mtp`` also runs the MTP modules, which need whole sequences and thus no cache. ``form``
+        chooses how latent attention is computed.
 
         Raises:
             ContextError: more tokens than the model's or the cache's context.
-            SpecError: not as many rows of ``features_ND`` as image tokens, or ``lengths`` or routes that do not fit.
+            SpecError: ``features_ND``, ``packed`` or ``routing`` do not fit the tokens.
         """
-        if lengths is not None:
-            _check_lengths(lengths, tokens_BT, shared, alone=cache is None and not mtp)
-        placed_BT = None if features_ND is None else self._places(tokens_BT, features_ND)
-        context = self._context(tokens_BT, cache, form, lengths, shared)
-        routes = self._routes(tokens_BT, routed_experts_BTLK)
-        guide = self._routing_context(tokens_BT, drop_exempt_B, routing_seeds_B, replay=bool(routes))
-        x_BTD = self.embed_tokens(tokens_BT)
-        if features_ND is not None and placed_BT is not None:
-            x_BTD = x_BTD.masked_scatter(placed_BT[..., None], features_ND.to(x_BTD.dtype))
-        routing: list[Routing] = []
-        for index, layer in enumerate(self.layers):
-            store = cache.layers[index] if cache is not None else None
-            guided = guide.at(index, routes.get(index)) if guide is not None else None
+        if mtp and packed is not None:
+            raise SpecError("packed", "goes with neither a cache nor mtp", "leave one of them out")
+        self._check_length(tokens_BT.shape, cache, packed)
+        x_BTD = self.embed(tokens_BT, features_ND)
+        x_BTD, routed = self.run_layers(
+            x_BTD,
+            tokens_BT=tokens_BT,
+            cache=cache,
+            packed=packed,
+            routing=routing,
+            checkpoint_activations=checkpoint_activations,
+            form=form,
+        )
+        hidden_BTD = self.norm(x_BTD)
+        if not mtp or not self.mtp:
+            return DecoderOutput(hidden_BTD, routed)
+        mtp_hidden, mtp_routed = self._forward_mtp_modules(tokens_BT, hidden_BTD, routing)
+        return DecoderOutput(hidden_BTD, routed + mtp_routed, mtp_hidden)
+
+    def embed(self, tokens_BT: Tensor, features_ND: Tensor | None = None) -> Tensor:
+        """Look tokens up in the embedding, (B, T, D); image tokens take rows of ``features_ND`` instead.
+
+        ``features_ND`` are made by ``vision``: row n replaces the n-th ``image_token_id`` of ``tokens_BT``, counted
+        along each sequence and then from sequence to sequence.
+
+        Raises:
+            SpecError: not as many rows of ``features_ND`` as image tokens, or a model without vision towers.
+        """
+        if features_ND is None:
+            return self.embed_tokens(tokens_BT)  # type: ignore[no-any-return]
+        image_BT = self._image_positions(tokens_BT, features_ND)
+        x_BTD: Tensor = self.embed_tokens(tokens_BT)
+        return x_BTD.masked_scatter(image_BT[..., None], features_ND.to(x_BTD.dtype))
+
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        *,
+        layers: range | None = None,
+        tokens_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        packed: PackedSequences | None = None,
+        routing: RoutingOptions | None = None,
+        checkpoint_activations: bool = False,
+        form: LatentForm = "auto",
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Run consecutive decoder layers, all by default; return the residual stream and the layers' routing.
+
+        With ``layers`` a pipeline stage runs its part of the model, counted from 0 over the whole model; ``cache`` then
+        has the layers of this part alone. ``tokens_BT`` are the token ids, which only hash routing reads.
+
+        Raises:
+            ContextError: more tokens than the model's or the cache's context.
+            SpecError: ``packed`` or ``routing`` do not fit the tokens.
+        """
+        self._check_length(x_BTD.shape, cache, packed)
+        replayed = self._replayed_experts(x_BTD, routing)
+        context = self._context(x_BTD, cache, packed, form)
+        guide = self._routing_context(routing, tokens_BT, replay=bool(replayed))
+        routings: list[Routing] = []
+        for place, index in enumerate(range(len(self.layers)) if layers is None else layers):
+            layer_cache = cache.layers[place] if cache is not None else None
+            guided = guide.at(index, replayed.get(index)) if guide is not None else None
+            layer = self.layers[index]
             if checkpoint_activations:
                 x_BTD, routed = checkpoint(
-                    layer, x_BTD, context, store, guided, use_reentrant=False, preserve_rng_state=False
+                    layer, x_BTD, context, layer_cache, guided, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                x_BTD, routed = layer(x_BTD, context, store, guided)
+                x_BTD, routed = layer(x_BTD, context, layer_cache, guided)
             if routed is not None:
-                routing.append(routed)
-        hidden_BTD = self.norm(x_BTD)
-        further: tuple[Tensor, ...] = ()
-        if mtp and self.mtp:
-            further = self._forward_mtp_modules(tokens_BT, hidden_BTD, guide, routing)
-        return DecoderOutput(hidden_BTD, tuple(routing), further)
+                routings.append(routed)
+        return x_BTD, tuple(routings)
 
     def forward_mtp(self, tokens_BT: Tensor, previous_BTD: Tensor, cache: KeyValueCache) -> Tensor:
         """Run the first MTP module, after what the cache holds of it; returns normalised (B, T, D).
@@ -135,8 +171,9 @@ class Decoder(nn.Module):
         ``logits``, the result predicts the token after each: as ``mtp_hidden[0]`` does, one position later. It may
         take the place of the hidden state that the next token is paired with, to look one token further.
         """
-        context = self._context(tokens_BT, cache, "auto")
-        guide = RoutingContext(tokens_BT=tokens_BT) if self.uses_hash_routing else None
+        self._check_length(tokens_BT.shape, cache, None)
+        context = self._context(previous_BTD, cache, None, "auto")
+        guide = self._routing_context(None, tokens_BT, replay=False)
         hidden_BTD, _ = self.mtp[0](self.embed_tokens(tokens_BT), previous_BTD, context, guide, cache.layers[0])
         return hidden_BTD  # type: ignore[no-any-return]
 
@@ -145,116 +182,104 @@ class Decoder(nn.Module):
         logits: Tensor = F.linear(hidden, self.head_weight) if self.lm_head is None else self.lm_head(hidden)
         return logits.float()
 
-    def _places(self, tokens_BT: Tensor, features_ND: Tensor) -> Tensor:
-        """Say where image tokens stand, (B, T)."""
+    def _image_positions(self, tokens_BT: Tensor, features_ND: Tensor) -> Tensor:
+        """Return where image tokens are, bool (B, T), after checking that there is a row of features for each."""
         vision, width = self.spec.vision, self.spec.hidden_size
         if vision is None:
             raise SpecError("features_ND", f"{self.spec.name} has no vision towers", "leave features out")
         if features_ND.dim() != 2 or features_ND.shape[1] != width:
             problem = f"is {tuple(features_ND.shape)} instead of (N, {width})"
             raise SpecError("features_ND", problem, "flatten the towers' output over images and tokens")
-        placed_BT = tokens_BT == vision.image_token_id
-        places = int(placed_BT.sum())
-        if places != len(features_ND):
+        image_BT = tokens_BT == vision.image_token_id
+        count = int(image_BT.sum())
+        if count != len(features_ND):
             raise SpecError(
                 "features_ND",
-                f"has {len(features_ND)} rows for {places} image tokens ({vision.image_token_id}) in the text",
+                f"has {len(features_ND)} rows for {count} image tokens ({vision.image_token_id}) in the text",
                 f"place {vision.tokens_per_image} image tokens for each image",
             )
-        return placed_BT
+        return image_BT
 
-    def _context(
-        self,
-        tokens_BT: Tensor,
-        cache: KeyValueCache | None,
-        form: LatentForm,
-        lengths: Sequence[int] | None = None,
-        shared: Sequence[int] | None = None,
-    ) -> AttentionContext:
-        tokens, limit = tokens_BT.shape[1], self.spec.max_position_embeddings
-        if cache is not None:
-            reach = cache.reach(tokens)
+    def _check_length(self, shape: torch.Size, cache: KeyValueCache | None, packed: PackedSequences | None) -> None:
+        """Refuse packing that does not fit tokens of shape (B, T, ...), and more context than the model has."""
+        batch, tokens, limit = shape[0], shape[1], self.spec.max_position_embeddings
+        if packed is None:
+            length = tokens if cache is None else cache.reach(tokens)
         else:
-            reach = max(map(sum, zip(lengths, shared or repeat(0), strict=False))) if lengths else tokens
-        if reach > limit:
+            if cache is not None:
+                raise SpecError("packed", "goes with neither a cache nor mtp", "leave one of them out")
+            if batch != 1 or packed.num_tokens != tokens:
+                given = f"{len(packed.lengths)} sequences of {packed.num_tokens} tokens"
+                problem = f"{given} do not make tokens of shape ({batch}, {tokens})"
+                raise SpecError("packed.lengths", problem, "pack the sequences one after another as (1, N)")
+            length = packed.max_context
+        if length > limit:
             raise ContextError(
-                f"tokens: {reach} exceed the model's context of {limit}; shorten the text or stretch the "
+                f"tokens: {length} exceed the model's context of {limit}; shorten the text or stretch the "
                 "context with YaRN (rope.scaling)"
             )
-        if cache is not None:
-            span = cache.advance(tokens)
-        elif lengths is not None:
-            span = packed_metadata(lengths, self.window, tokens_BT.device, shared)
-        else:
-            span = causal_metadata(tokens, self.window, tokens_BT.device)
-        return AttentionContext(span, self.rope.table(span.positions_BT), self.rope.layout, form)
 
-    def _routes(self, tokens_BT: Tensor, routed_experts_BTLK: Tensor | None) -> dict[int, Tensor]:
-        """Return the forced experts (B, T, K) of each mixture of experts by its layer's index."""
-        if routed_experts_BTLK is None:
+    def _context(
+        self, x_BTD: Tensor, cache: KeyValueCache | None, packed: PackedSequences | None, form: LatentForm
+    ) -> AttentionContext:
+        """Return positions, masks and rotary tables of a pass; reserves the new tokens' slots in the cache."""
+        tokens, device = x_BTD.shape[1], x_BTD.device
+        if cache is not None:
+            metadata = cache.advance(tokens)
+        elif packed is not None:
+            metadata = packed_metadata(packed.lengths, self.window, device, packed.shared_prefix_lengths)
+        else:
+            metadata = causal_metadata(tokens, self.window, device)
+        return AttentionContext(metadata, self.rope.table(metadata.positions_BT), self.rope.layout, form)
+
+    def _replayed_experts(self, x_BTD: Tensor, routing: RoutingOptions | None) -> dict[int, Tensor]:
+        """Return the replayed experts (B, T, K) of each mixture of experts by its layer's index."""
+        if routing is None or routing.replayed_experts_BTLK is None:
             return {}
-        moe, name = self.spec.moe, "routed_experts_BTLK"
+        experts_BTLK = routing.replayed_experts_BTLK
+        moe, name = self.spec.moe, "routing.replayed_experts_BTLK"
         if moe is None or not self.spec.num_moe_layers:
-            raise SpecError(name, f"{self.spec.name} has no mixture of experts", "leave routes out")
-        shape = (*tokens_BT.shape, self.spec.num_moe_layers, moe.num_experts_per_tok)
-        if tuple(routed_experts_BTLK.shape) != shape or routed_experts_BTLK.is_floating_point():
-            given = f"{routed_experts_BTLK.dtype} of shape {tuple(routed_experts_BTLK.shape)}"
+            raise SpecError(name, f"{self.spec.name} has no mixture of experts", "leave replayed experts out")
+        shape = (*x_BTD.shape[:2], self.spec.num_moe_layers, moe.num_experts_per_tok)
+        if tuple(experts_BTLK.shape) != shape or experts_BTLK.is_floating_point():
+            given = f"{experts_BTLK.dtype} of shape {tuple(experts_BTLK.shape)}"
             problem = f"is {given} instead of integers of shape {shape}"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
-        if int(routed_experts_BTLK.max()) >= moe.n_routed_experts:
-            problem = f"names expert {int(routed_experts_BTLK.max())} of {moe.n_routed_experts}, which count from 0"
+        if int(experts_BTLK.max()) >= moe.n_routed_experts:
+            problem = f"names expert {int(experts_BTLK.max())} of {moe.n_routed_experts}, which count from 0"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
         layers = [index for index in range(len(self.layers)) if self.spec.is_moe_layer(index)]
-        return dict(zip(layers, routed_experts_BTLK.to(tokens_BT.device, torch.int64).unbind(2), strict=True))
+        return dict(zip(layers, experts_BTLK.to(x_BTD.device, torch.int64).unbind(2), strict=True))
 
     def _routing_context(
-        self, tokens_BT: Tensor, exempt_B: Tensor | None, seeds_B: Tensor | None, *, replay: bool
+        self, routing: RoutingOptions | None, tokens_BT: Tensor | None, *, replay: bool
     ) -> RoutingContext | None:
-        if exempt_B is None and seeds_B is None and not self.uses_hash_routing and not replay:
+        """Return what routers see of the pass; None where the router's input decides alone."""
+        options = routing if routing is not None else RoutingOptions()
+        if options.drop_exempt_B is None and options.seeds_B is None and not self.uses_hash_routing and not replay:
             return None
-        return RoutingContext(exempt_B, seeds_B, tokens_BT if self.uses_hash_routing else None)
+        return RoutingContext(options.drop_exempt_B, options.seeds_B, tokens_BT if self.uses_hash_routing else None)
 
     def _forward_mtp_modules(
-        self, tokens_BT: Tensor, hidden_BTD: Tensor, guide: RoutingContext | None, routing: list[Routing]
-    ) -> tuple[Tensor, ...]:
-        further: list[Tensor] = []
+        self, tokens_BT: Tensor, hidden_BTD: Tensor, routing: RoutingOptions | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Routing, ...]]:
+        """Run the MTP modules one after another; returns the hidden state (B, T - k, D) and the routing of each."""
+        outputs: list[Tensor] = []
+        routings: list[Routing] = []
         previous_BTD = hidden_BTD
-        for module in self.mtp:
-            depth = len(further) + 1
+        for depth, module in enumerate(self.mtp, start=1):
             if tokens_BT.shape[1] <= depth:
                 break
             later_BT = tokens_BT[:, depth:]
             previous_BTD = previous_BTD[:, : later_BT.shape[1]]
-            context = self._context(later_BT, None, "expanded")
-            guided = None
-            if guide is not None:
-                ids_BT = later_BT if self.uses_hash_routing else None
-                guided = replace(guide, tokens_BT=ids_BT).at(len(self.layers) + depth)
+            context = self._context(previous_BTD, None, None, "expanded")
+            guide = self._routing_context(routing, later_BT, replay=False)
+            guided = guide.at(len(self.layers) + depth) if guide is not None else None
             previous_BTD, routed = module(self.embed_tokens(later_BT), previous_BTD, context, guided)
             if routed is not None:
-                routing.append(routed)
-            further.append(previous_BTD)
-        return tuple(further)
-
-
-def _check_lengths(lengths: Sequence[int], tokens_BT: Tensor, shared: Sequence[int] | None, *, alone: bool) -> None:
-    batch, tokens = tokens_BT.shape
-    if not alone:
-        raise SpecError("lengths", "go with neither a cache nor mtp", "leave one of them out")
-    if batch != 1 or sum(lengths) != tokens or min(lengths, default=0) < 1:
-        problem = f"{len(lengths)} sequences of {sum(lengths)} tokens do not make tokens of shape ({batch}, {tokens})"
-        raise SpecError("lengths", problem, "lay the sequences end to end as (1, N), none of them empty")
-    if shared is None:
-        return
-    if len(shared) != len(lengths):
-        problem = f"has {len(shared)} numbers for {len(lengths)} sequences"
-        raise SpecError("shared", problem, "give one a sequence, 0 where it is laid whole")
-    base = 0
-    for length, first in zip(lengths, shared, strict=True):
-        base = base if first else length
-        if not 0 <= first <= base:
-            problem = f"{first} tokens are left out, the last sequence laid whole before them has {base}"
-            raise SpecError("shared", problem, "leave out the beginning of that sequence, or nothing")
+                routings.append(routed)
+            outputs.append(previous_BTD)
+        return tuple(outputs), tuple(routings)
 
 
 def initialize(model: Decoder, seed: int) -> None:

@@ -47,7 +47,7 @@ class DistillObjective:
         """Return the micro-batch's part of the mean, and sums over its tokens."""
         hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
         with torch.no_grad():
-            taught_BTD = self.teacher(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
+            taught_BTD = self.teacher(micro.tokens_BT, packed=micro.packed).hidden_BTD
         taught_ND, _, _ = select_target_tokens(taught_BTD, micro)
         head_VD, teacher_VD, chunk = model.head_weight, self.teacher.head_weight, self.chunk_tokens
         loss_N = divergence(hidden_ND, head_VD, taught_ND, teacher_VD, self.loss, chunk_tokens=chunk)

@@ -55,8 +55,8 @@ class RewardObjective:
 
     def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
-        assert micro.lengths is not None
-        last_B = _last(micro.lengths, hidden_BTD.device)
+        assert micro.packed is not None
+        last_B = _last(micro.packed.lengths, hidden_BTD.device)
         scores_B = _scores(hidden_BTD[0], last_B, model, self.score_token)
         share = micro.columns[SHARE][0]
         told: dict[str, Tensor]

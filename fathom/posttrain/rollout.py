@@ -129,13 +129,13 @@ def pack_rollouts(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Se
     tokens: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
-    shared: list[int] = []
+    shared_prefix_lengths: list[int] = []
     for index, rollout in enumerate(rollouts):
         tokens += [*rollout.prompt_ids, *rollout.answer_ids[:-1]]
         targets += [IGNORE_INDEX] * (len(rollout.prompt_ids) - 1) + list(rollout.answer_ids)
         rows += [index] * rollout.tokens
         same = index > 0 and rollouts[index - 1].prompt_ids == rollout.prompt_ids
-        shared.append(len(rollout.prompt_ids) - 1 if same else 0)
+        shared_prefix_lengths.append(len(rollout.prompt_ids) - 1 if same else 0)
     laid = {name: _packed_column(rollouts, column) for name, column in columns.items()}
     routed = [rollout.routing for rollout in rollouts if rollout.routing is not None]
     if len(routed) == len(rollouts):
@@ -145,7 +145,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Se
         targets_N=torch.tensor(targets),
         lengths=tuple(rollout.tokens for rollout in rollouts),
         columns={"row": torch.tensor(rows), **laid},
-        shared=tuple(shared),
+        shared_prefix_lengths=tuple(shared_prefix_lengths),
     )
 
 

@@ -35,7 +35,7 @@ def rollout_logprobs(
         batch = pack_rollouts([rollouts[index] for index in order], {})
         for micro in split(batch, 1, micro_batch_tokens, device):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
-                hidden_BTD = model(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
+                hidden_BTD = model(micro.tokens_BT, packed=micro.packed).hidden_BTD
                 hidden_ND, targets_N, _ = select_target_tokens(hidden_BTD, micro)
                 chunk = spec.loss_chunk_tokens
                 found.append(

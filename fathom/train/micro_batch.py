@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
+from fathom.model.forward_options import PackedSequences
 from fathom.model.vision import ImageBatch
 from fathom.train.loss import IGNORE_INDEX
 from fathom.train.protocols import TokenBatch
@@ -22,13 +23,12 @@ from fathom.train.protocols import TokenBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Some of a batch's sequences, on the device: rows (B, T), or laid end to end as (1, N) with their ``lengths``.
+    """Some of a batch's sequences, on the device: rows (B, T), or ``packed`` as (1, N).
 
     ``share`` is their part of what the whole batch predicts, and ``weight`` their part of its tokens. ``sequences``
     says which of the batch's they are, ``source_B`` where rows come from. ``columns`` have one row a token, (N, ...).
-    ``shared`` says how many first tokens each sequence leaves out and goes on from (``Decoder.forward``): a beginning
-    that sequences share is computed once, and counts once in ``weight`` and whatever else is taken over tokens, such as
-    balance losses and agreement of routing.
+    A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
+    in ``weight`` and whatever else is taken over tokens, such as balance losses and agreement of routing.
     """
 
     tokens_BT: Tensor
@@ -36,8 +36,7 @@ class MicroBatch:
     share: float
     weight: float
     sequences: slice
-    lengths: tuple[int, ...] | None = None
-    shared: tuple[int, ...] | None = None
+    packed: PackedSequences | None = None
     tokens_BT1: Tensor | None = None
     source_B: Tensor | None = None
     images: ImageBatch | None = None
@@ -106,7 +105,7 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iter
     index = start = 0
     for run in runs:
         sequences, pieces = slice(index, index + len(run.lengths)), []
-        for length, first in zip(batch.lengths[sequences], run.shared, strict=True):
+        for length, first in zip(batch.lengths[sequences], run.shared_prefix_lengths, strict=True):
             pieces.append(torch.arange(start + first, start + length))
             start += length
         index, rows_N = sequences.stop, torch.cat(pieces)
@@ -117,8 +116,7 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iter
             share=int((targets_N != IGNORE_INDEX).sum()) / learned,
             weight=len(rows_N) / whole,
             sequences=sequences,
-            lengths=run.lengths,
-            shared=run.shared if any(run.shared) else None,
+            packed=run.packed,
             columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
         )
 
@@ -131,22 +129,28 @@ class _SequenceRun:
     """
 
     lengths: tuple[int, ...] = ()
-    shared: tuple[int, ...] = ()
+    shared_prefix_lengths: tuple[int, ...] = ()
     prefix_length: int = 0
+
+    @property
+    def packed(self) -> PackedSequences:
+        """The run as one row of a forward pass."""
+        prefixes = self.shared_prefix_lengths
+        return PackedSequences(self.lengths, prefixes if any(prefixes) else None)
 
     def with_next(self, length: int, first: int) -> _SequenceRun:
         """Lay one more sequence, without what it shares where that is here already."""
         left_out = min(first, self.prefix_length)
         prefix_length = self.prefix_length if left_out else first or length
-        return _SequenceRun((*self.lengths, length - left_out), (*self.shared, left_out), prefix_length)
+        return _SequenceRun((*self.lengths, length - left_out), (*self.shared_prefix_lengths, left_out), prefix_length)
 
 
 def _sequence_runs(batch: PackedBatch, tokens: int) -> Iterator[_SequenceRun]:
     """Yield runs of as many sequences as ``tokens`` hold, in order."""
-    each = list(zip(batch.lengths, batch.shared or repeat(0), strict=False))
+    each = list(zip(batch.lengths, batch.shared_prefix_lengths or repeat(0), strict=False))
     run = _SequenceRun()
-    for index in range(0, len(each), batch.together):
-        unit = each[index : index + batch.together]
+    for index in range(0, len(each), batch.sequences_per_example):
+        unit = each[index : index + batch.sequences_per_example]
         longer = _joined(run, unit)
         if run.lengths and sum(longer.lengths) > tokens:
             yield run

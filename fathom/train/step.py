@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fathom.errors import DataError, ResourceError, TrainError
 from fathom.model.decoder import Decoder, DecoderOutput
+from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
 from fathom.model.moe.balance import expert_counts, num_dropped_pairs, updated_bias
 from fathom.model.vision import ImageBatch
@@ -116,18 +117,19 @@ class StepRunner:
         self, micro: MicroBatch, exempt_B: Tensor | None, seeds_B: Tensor | None, sums: MicroBatchSums, observe: bool
     ) -> ObjectiveOutput:
         """Add one micro-batch's gradients and sums; nothing of its graph outlives the call."""
-        packed, routes_NLK = micro.lengths is not None, micro.routes_NLK
+        packed, routes_NLK = micro.packed is not None, micro.routes_NLK
         if self._replay and routes_NLK is None:
             raise DataError('batch: has no routes to replay; give column "routes", or leave replay_routing out')
         with self.autocast():
             output = self.model(
                 micro.tokens_BT,
                 features_ND=self._features(micro.images),
-                lengths=micro.lengths,
-                shared=micro.shared,
-                drop_exempt_B=None if packed else exempt_B,
-                routing_seeds_B=None if packed else seeds_B,
-                routed_experts_BTLK=routes_NLK[None] if self._replay and routes_NLK is not None else None,
+                packed=micro.packed,
+                routing=RoutingOptions(
+                    drop_exempt_B=None if packed else exempt_B,
+                    seeds_B=None if packed else seeds_B,
+                    replayed_experts_BTLK=routes_NLK[None] if self._replay and routes_NLK is not None else None,
+                ),
                 checkpoint_activations=self.spec.activation_checkpointing,
                 mtp=self._with_mtp and not packed,
             )

@@ -29,7 +29,7 @@ def test_latent_attention_follows_the_paper_head_by_head(latent_spec) -> None:  
     layer = model.layers[0].self_attn
     assert isinstance(layer, MLA)
     hidden = torch.randn(1, 9, 32, dtype=torch.float64)
-    context = model._context(torch.zeros(1, 9, dtype=torch.long), None, "auto")
+    context = model._context(hidden, None, None, "auto")
     ours = layer(hidden, context, None)[0]
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:

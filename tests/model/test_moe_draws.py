@@ -13,6 +13,7 @@ from torch import Tensor
 from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.model.cache import StaticCache
+from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, RoutingContext
 from fathom.model.moe import counter_rng as draws
 from fathom.model.moe.balance import importance_loss, load_loss, z_loss
@@ -212,7 +213,7 @@ def test_recomputed_layers_route_as_they_did_at_first(name: str) -> None:
     gradients = []
     for recompute in (False, True):
         decoder = build(SPECS[name]).train()
-        output = decoder(tokens, routing_seeds_B=SEEDS, checkpoint_activations=recompute)
+        output = decoder(tokens, routing=RoutingOptions(seeds_B=SEEDS), checkpoint_activations=recompute)
         decoder.logits(output.hidden_BTD).square().mean().backward()
         gradients.append({n: p.grad for n, p in decoder.named_parameters()})
     for key, gradient in gradients[0].items():

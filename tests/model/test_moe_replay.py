@@ -16,6 +16,7 @@ from torch import Tensor
 from fathom.errors import DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
+from fathom.model.forward_options import PackedSequences, RoutingOptions
 from fathom.model.moe import MoELayer, Router, Routing, RoutingContext, chosen_experts, routing_agreement_sums
 from fathom.model.moe.balance import expert_balance_loss, expert_counts
 from fathom.spec import ModelSpec
@@ -174,6 +175,10 @@ def perturbed(model: Decoder) -> Decoder:
     return other
 
 
+def replaying(experts_BTLK: Tensor) -> RoutingOptions:
+    return RoutingOptions(replayed_experts_BTLK=experts_BTLK)
+
+
 TOKENS = torch.randint(0, 100, (1, 14), generator=torch.Generator().manual_seed(4))
 
 
@@ -191,11 +196,11 @@ def test_a_recording_replayed_by_another_model_equals_that_model_written_out(
     for place, index in enumerate((2, 4)):
         mixture = oracle.layers[index].mlp
         mixture.forward = partial(written_out, mixture, routed_experts_BTLK[0, :, place])
-    for lengths in (None, (9, 5)):
+    for packed in (None, PackedSequences((9, 5))):
         found = later(
-            TOKENS, routed_experts_BTLK=routed_experts_BTLK.short(), lengths=lengths, checkpoint_activations=recompute
+            TOKENS, routing=replaying(routed_experts_BTLK.short()), packed=packed, checkpoint_activations=recompute
         )
-        expected = oracle(TOKENS, lengths=lengths)
+        expected = oracle(TOKENS, packed=packed)
         assert torch.equal(chosen_experts(found.routing), routed_experts_BTLK)
         torch.testing.assert_close(found.hidden_BTD, expected.hidden_BTD, rtol=1e-4, atol=1e-5)
         for decoder, output in ((later, found), (oracle, expected)):
@@ -215,7 +220,7 @@ def test_a_model_that_replays_itself_is_the_same_to_the_bit(
     one = left(TOKENS, mtp=True)
     routes = chosen_experts(one.routing[:2])
     routes[0, 3:6] = -1
-    two = right(TOKENS, mtp=True, routed_experts_BTLK=routes, checkpoint_activations=recompute)
+    two = right(TOKENS, mtp=True, routing=replaying(routes), checkpoint_activations=recompute)
     assert torch.equal(one.hidden_BTD, two.hidden_BTD)
     for output in (one, two):
         (output.hidden_BTD.square().sum() + output.mtp_hidden[0].square().sum()).backward()
@@ -226,7 +231,7 @@ def test_a_model_that_replays_itself_is_the_same_to_the_bit(
 def test_mtp_modules_choose_for_themselves(latent_spec: Callable[..., ModelSpec]) -> None:
     model = build(every_other(latent_spec, num_nextn_predict_layers=1), seed=0)
     forced = others(1, 14, 2)
-    output = model(TOKENS, mtp=True, routed_experts_BTLK=forced)
+    output = model(TOKENS, mtp=True, routing=replaying(forced))
     assert torch.equal(chosen_experts(output.routing[:2]), forced)
     gate, last = model.mtp[0].block.mlp.gate, output.routing[2]
     assert torch.equal(last.indices_BTK, gate._choice(last.scores_BTE).topk(CHOSEN, dim=-1).indices)
@@ -235,14 +240,14 @@ def test_mtp_modules_choose_for_themselves(latent_spec: Callable[..., ModelSpec]
 def test_routes_that_are_not_this_models_are_refused(latent_spec: Callable[..., ModelSpec]) -> None:
     model = build(every_other(latent_spec), seed=0)
     with pytest.raises(SpecError, match=r"of shape \(1, 14, 1, 2\) instead of integers of shape \(1, 14, 2, 2\)"):
-        model(TOKENS, routed_experts_BTLK=others(1, 14, 1))
+        model(TOKENS, routing=replaying(others(1, 14, 1)))
     with pytest.raises(SpecError, match=r"torch.float32 of shape"):
-        model(TOKENS, routed_experts_BTLK=others(1, 14, 2).float())
+        model(TOKENS, routing=replaying(others(1, 14, 2).float()))
     with pytest.raises(SpecError, match="names expert 8 of 8"):
-        model(TOKENS, routed_experts_BTLK=others(1, 14, 2) + 1)
+        model(TOKENS, routing=replaying(others(1, 14, 2) + 1))
     dense = build(replace(every_other(latent_spec), moe=None, moe_layer_freq=1, first_k_dense_replace=0), seed=0)
     with pytest.raises(SpecError, match="has no mixture of experts"):
-        dense(TOKENS, routed_experts_BTLK=others(1, 14, 2))
+        dense(TOKENS, routing=replaying(others(1, 14, 2)))
 
 
 def test_agreement_counts_sets_and_leaves_the_unknown_out() -> None:

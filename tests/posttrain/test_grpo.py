@@ -90,7 +90,7 @@ def test_answers_of_a_group_learn_behind_one_prompt_what_they_do_behind_their_ow
     assert sorted(length for batch in batches for length in batch.lengths) == sorted(rows)
     for batch in batches:
         found = []
-        for laid in (batch, replace(batch, shared=None)):
+        for laid in (batch, replace(batch, shared_prefix_lengths=None)):
             trainer.model.zero_grad()
             optimizer = make_optimizer(trainer.model, spec.optimizer)
             runner = StepRunner(trainer.model, optimizer, spec, objective=trainer.objective(), balanced=False)

@@ -10,9 +10,10 @@ from fathom.data.packed import PackedBatch
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
+from fathom.model.forward_options import PackedSequences
 from fathom.spec import BalanceSpec, GroupedQueryAttention, ModelSpec
 from fathom.spec.train import BatchSpec, TrainSpec
-from fathom.train.micro_batch import split
+from fathom.train.micro_batch import MicroBatch, split
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
 from tests.train.accumulate import take
@@ -20,11 +21,21 @@ from tests.train.accumulate import take
 CPU = torch.device("cpu")
 
 
-def packed(lengths: tuple[int, ...], *, ignored: int = 0, together: int = 1) -> PackedBatch:
+def packed(lengths: tuple[int, ...], *, ignored: int = 0, per_example: int = 1) -> PackedBatch:
     tokens_N = torch.randint(3, 64, (sum(lengths),), generator=torch.Generator().manual_seed(len(lengths)))
     targets_N = tokens_N.roll(-1)
     targets_N[:ignored] = -100
-    return PackedBatch(tokens_N, targets_N, lengths, {"place": torch.arange(sum(lengths))}, together)
+    return PackedBatch(tokens_N, targets_N, lengths, {"place": torch.arange(sum(lengths))}, per_example)
+
+
+def lengths_of(micro: MicroBatch) -> tuple[int, ...]:
+    assert micro.packed is not None
+    return micro.packed.lengths
+
+
+def prefixes_of(micro: MicroBatch) -> tuple[int, ...] | None:
+    assert micro.packed is not None
+    return micro.packed.shared_prefix_lengths
 
 
 def unbalanced(spec: ModelSpec) -> ModelSpec:
@@ -39,15 +50,15 @@ def test_packed_micro_batches_hold_every_sequence_once_and_add_up(micro: int) ->
     micros = list(split(batch, micro, 10, CPU))
     assert torch.equal(torch.cat([m.tokens_BT[0] for m in micros]), batch.tokens_N)
     assert torch.equal(torch.cat([m.columns["place"] for m in micros]), torch.arange(42))
-    assert [length for m in micros for length in m.lengths or ()] == [5, 5, 9, 3, 20]
+    assert [length for m in micros for length in lengths_of(m)] == [5, 5, 9, 3, 20]
     assert sum(m.share for m in micros) == pytest.approx(1)
     assert sum(m.weight for m in micros) == pytest.approx(1)
-    assert all(m.tokens_BT.shape[1] <= 10 * micro or len(m.lengths or ()) == 1 for m in micros)
+    assert all(m.tokens_BT.shape[1] <= 10 * micro or len(lengths_of(m)) == 1 for m in micros)
 
 
 def test_pairs_are_never_parted() -> None:
-    micros = list(split(packed((5, 6, 7, 8, 2, 3), together=2), 1, 12, CPU))
-    assert [m.lengths for m in micros] == [(5, 6), (7, 8), (2, 3)]
+    micros = list(split(packed((5, 6, 7, 8, 2, 3), per_example=2), 1, 12, CPU))
+    assert [lengths_of(m) for m in micros] == [(5, 6), (7, 8), (2, 3)]
 
 
 def test_sequences_that_do_not_fit_their_tokens_are_refused() -> None:
@@ -69,7 +80,7 @@ def test_sequences_laid_end_to_end_answer_as_each_does_alone(
     model: Decoder = build(spec if attention is None else replace(spec, attention=attention))
     lengths = (4, 4, 9, 1, 4, 7)
     batch = packed(lengths)
-    together_1ND = model(batch.tokens_N[None], lengths=lengths).hidden_BTD
+    together_1ND = model(batch.tokens_N[None], packed=PackedSequences(lengths)).hidden_BTD
     for whole, tokens in zip(together_1ND[0].split(lengths), batch.tokens_N.split(lengths), strict=True):
         torch.testing.assert_close(whole, model(tokens[None]).hidden_BTD[0], rtol=1e-5, atol=1e-5)
 
@@ -106,7 +117,7 @@ def sharing(lengths: tuple[int, ...], shared: tuple[int, ...]) -> PackedBatch:
         tokens_N[start : start + first] = tokens_N[base : base + first]
         targets_N[start : start + max(shared)] = -100
         start += length
-    return replace(plain, shared=shared)
+    return replace(plain, shared_prefix_lengths=shared)
 
 
 LENGTHS, SHARED = (7, 8, 8, 6, 9, 9, 4), (0, 5, 5, 0, 3, 3, 0)
@@ -115,14 +126,14 @@ LENGTHS, SHARED = (7, 8, 8, 6, 9, 9, 4), (0, 5, 5, 0, 3, 3, 0)
 def test_a_shared_beginning_is_laid_once_in_every_micro_batch() -> None:
     batch = sharing(LENGTHS, SHARED)
     (whole,) = split(batch, 1, 100, CPU)
-    assert (whole.lengths, whole.shared) == ((7, 3, 3, 6, 6, 6, 4), SHARED)
+    assert (lengths_of(whole), prefixes_of(whole)) == ((7, 3, 3, 6, 6, 6, 4), SHARED)
     assert whole.columns["place"].tolist()[7:13] == [12, 13, 14, 20, 21, 22]
     micros = list(split(batch, 1, 12, CPU))
-    assert [m.lengths for m in micros] == [(7, 3), (8,), (6, 6), (9,), (4,)]
-    assert [m.shared for m in micros] == [(0, 5), None, (0, 3), None, None]
+    assert [lengths_of(m) for m in micros] == [(7, 3), (8,), (6, 6), (9,), (4,)]
+    assert [prefixes_of(m) for m in micros] == [(0, 5), None, (0, 3), None, None]
     assert [m.sequences for m in micros] == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6), slice(6, 7)]
     micros = list(split(batch, 1, 17, CPU))
-    assert [(m.lengths, m.shared) for m in micros] == [
+    assert [(lengths_of(m), prefixes_of(m)) for m in micros] == [
         ((7, 3, 3), (0, 5, 5)),
         ((6, 6), (0, 3)),
         ((9, 4), None),
@@ -134,23 +145,23 @@ def test_a_shared_beginning_is_laid_once_in_every_micro_batch() -> None:
 
 def test_the_first_of_a_micro_batch_lends_its_beginning_to_the_rest() -> None:
     micros = list(split(sharing((7, 8, 8, 9), (0, 5, 5, 2)), 1, 12, CPU))
-    assert [(m.lengths, m.shared) for m in micros] == [((7, 3), (0, 5)), ((8,), None), ((9,), None)]
+    assert [(lengths_of(m), prefixes_of(m)) for m in micros] == [((7, 3), (0, 5)), ((8,), None), ((9,), None)]
     micros = list(split(sharing((7, 8, 8, 9), (0, 5, 4, 2)), 1, 19, CPU))
-    assert [(m.lengths, m.shared) for m in micros] == [((7, 3, 4), (0, 5, 4)), ((9,), None)]
+    assert [(lengths_of(m), prefixes_of(m)) for m in micros] == [((7, 3, 4), (0, 5, 4)), ((9,), None)]
     micros = list(split(sharing((12, 8, 8, 9), (0, 5, 6, 2)), 1, 16, CPU))
-    assert [(m.lengths, m.shared) for m in micros] == [((12, 3), (0, 5)), ((8, 7), (0, 2))]
+    assert [(lengths_of(m), prefixes_of(m)) for m in micros] == [((12, 3), (0, 5)), ((8, 7), (0, 2))]
 
 
 def test_beginnings_that_differ_or_learn_are_refused() -> None:
     batch = sharing((4, 5), (0, 3))
     with pytest.raises(DataError, match="sequence 1 of 5 tokens does not share its first 4"):
-        replace(batch, shared=(0, 4))
+        replace(batch, shared_prefix_lengths=(0, 4))
     with pytest.raises(DataError, match="sequence 1 of 5 tokens does not share its first 3"):
         replace(batch, targets_N=torch.zeros(9).long())
     with pytest.raises(DataError, match="sequence 0 of 4 tokens does not share its first 1"):
-        replace(batch, shared=(1, 3))
-    with pytest.raises(DataError, match="shared has 1 numbers for 2 sequences"):
-        replace(batch, shared=(0,))
+        replace(batch, shared_prefix_lengths=(1, 3))
+    with pytest.raises(DataError, match="shared_prefix_lengths has 1 numbers for 2 sequences"):
+        replace(batch, shared_prefix_lengths=(0,))
 
 
 def gradients_of(spec: ModelSpec, step: TrainSpec, batch: PackedBatch) -> tuple[float, dict[str, Tensor]]:
@@ -170,15 +181,15 @@ def test_sequences_behind_a_shared_beginning_answer_and_learn_as_each_does_whole
     batch = sharing(LENGTHS, SHARED)
     model: Decoder = build(spec)
     (micro,) = split(batch, 1, 100, CPU)
-    laid_1ND = model(micro.tokens_BT, lengths=micro.lengths, shared=micro.shared).hidden_BTD
-    each = zip(laid_1ND[0].split(micro.lengths), batch.tokens_N.split(LENGTHS), SHARED, strict=True)
+    laid_1ND = model(micro.tokens_BT, packed=micro.packed).hidden_BTD
+    each = zip(laid_1ND[0].split(lengths_of(micro)), batch.tokens_N.split(LENGTHS), SHARED, strict=True)
     for own, tokens, first in each:
         torch.testing.assert_close(own, model(tokens[None]).hidden_BTD[0, first:], rtol=1e-5, atol=1e-5)
     step = replace(
         train_spec, batch=BatchSpec(size=4, micro_batch_size=2), sequence_length=9, activation_checkpointing=recompute
     )
     loss, found = gradients_of(spec, step, batch)
-    plain, expected = gradients_of(spec, step, replace(batch, shared=None))
+    plain, expected = gradients_of(spec, step, replace(batch, shared_prefix_lengths=None))
     assert loss == pytest.approx(plain, rel=1e-6)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -188,11 +199,11 @@ def test_sequences_behind_a_shared_beginning_answer_and_learn_as_each_does_whole
 def test_a_beginning_that_was_not_laid_is_refused(model_spec: ModelSpec) -> None:
     model = build(replace(model_spec, num_nextn_predict_layers=0))
     tokens_1N = torch.ones(1, 7).long()
-    with pytest.raises(SpecError, match="4 tokens are left out, the last sequence laid whole before them has 3"):
-        model(tokens_1N, lengths=(3, 4), shared=(0, 4))
-    with pytest.raises(SpecError, match="1 tokens are left out"):
-        model(tokens_1N, lengths=(3, 4), shared=(1, 1))
+    with pytest.raises(SpecError, match="4 tokens are omitted, but the last complete sequence before them has 3"):
+        model(tokens_1N, packed=PackedSequences((3, 4), (0, 4)))
+    with pytest.raises(SpecError, match="1 tokens are omitted"):
+        model(tokens_1N, packed=PackedSequences((3, 4), (1, 1)))
     with pytest.raises(SpecError, match="has 1 numbers for 2 sequences"):
-        model(tokens_1N, lengths=(3, 4), shared=(0,))
+        model(tokens_1N, packed=PackedSequences((3, 4), (0,)))
     with pytest.raises(ContextError, match="33 exceed the model's context of 32"):
-        model(torch.ones(1, 36).long(), lengths=(20, 16), shared=(0, 17))
+        model(torch.ones(1, 36).long(), packed=PackedSequences((20, 16), (0, 17)))

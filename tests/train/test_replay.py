@@ -11,6 +11,7 @@ from torch import Tensor
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
 from fathom.model.build import build
+from fathom.model.forward_options import PackedSequences, RoutingOptions
 from fathom.model.moe import chosen_experts
 from fathom.spec import BalanceSpec, ModelSpec
 from fathom.spec.train import BatchSpec, TrainSpec
@@ -51,7 +52,7 @@ def drawn(layers: int = 2) -> Tensor:
 
 @torch.no_grad()
 def own(runner: StepRunner) -> Tensor:
-    return chosen_experts(runner.model(batch(None).tokens_N[None], lengths=LENGTHS).routing)[0]
+    return chosen_experts(runner.model(batch(None).tokens_N[None], packed=PackedSequences(LENGTHS)).routing)[0]
 
 
 @pytest.mark.parametrize("micro", [1, 16])
@@ -79,7 +80,9 @@ def test_replay_learns_as_the_model_does_that_is_sent_there(spec: ModelSpec, tra
     given = drawn()
     found = take(step, batch(given), 1, observe=False)
     whole, model = batch(None), build(spec)
-    output = model(whole.tokens_N[None], lengths=LENGTHS, routed_experts_BTLK=given[None])
+    output = model(
+        whole.tokens_N[None], packed=PackedSequences(LENGTHS), routing=RoutingOptions(replayed_experts_BTLK=given[None])
+    )
     loss = torch.nn.functional.cross_entropy(model.logits(output.hidden_BTD[0]), whole.targets_N)
     loss.backward()
     assert found.objective == pytest.approx(loss.item(), rel=1e-5)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.model.forward_options import PackedSequences
 
 PASS_TOKENS = 8192
 
@@ -28,9 +29,9 @@ def batched_hidden_states(
     try:
         for indices in _passes([len(sequence) for sequence in sequences], tokens):
             laid_1N = torch.cat([sequences[index] for index in indices]).to(device)[None]
-            lengths = [len(sequences[index]) for index in indices]
+            packed = PackedSequences(tuple(len(sequences[index]) for index in indices))
             with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                hidden_ND = model(laid_1N, lengths=lengths).hidden_BTD[0]
+                hidden_ND = model(laid_1N, packed=packed).hidden_BTD[0]
             yield indices, hidden_ND
     finally:
         model.train(training)

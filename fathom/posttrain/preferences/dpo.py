@@ -38,15 +38,15 @@ class PreferenceObjective:
 
     def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
-        assert micro.lengths is not None
+        assert micro.packed is not None
         targets_N = micro.targets_BT[0]
         learned_N = targets_N != IGNORE_INDEX
-        row_N = rows_of(micro.lengths, targets_N.device)[learned_N]
+        row_N = rows_of(micro.packed.lengths, targets_N.device)[learned_N]
         logprobs_N = chosen_logprobs(
             hidden_BTD[0][learned_N], model.head_weight, targets_N[learned_N], chunk_tokens=self.chunk_tokens
         )
         policy_B, reference_B = (
-            answer_logprobs(values_N, row_N, len(micro.lengths), average=self.spec.average)
+            answer_logprobs(values_N, row_N, len(micro.packed.lengths), average=self.spec.average)
             for values_N in (logprobs_N, micro.columns[REFERENCE][learned_N].to(logprobs_N.dtype))
         )
         terms = dpo_loss(policy_B, reference_B, self.spec)

@@ -70,14 +70,14 @@ class GroupLoader:
         entries = [entry for index in chosen for entry in self._groups[index]]
         columns = {name: torch.cat([entry.columns[name] for entry in entries]) for name in entries[0].columns}
         tokens_N = torch.cat([entry.tokens_T for entry in entries])
-        shared = [_in_common(self._groups[index][0], entry) for index in chosen for entry in self._groups[index]]
+        prefixes = [_in_common(self._groups[index][0], entry) for index in chosen for entry in self._groups[index]]
         return PackedBatch(
             tokens_N=tokens_N,
             targets_N=torch.cat([entry.targets_T for entry in entries]),
             lengths=tuple(map(len, entries)),
             columns=columns | {SHARE: torch.full(tokens_N.shape, 1 / len(chosen))},
-            together=len(self._groups[0]),
-            shared=tuple(shared),
+            sequences_per_example=len(self._groups[0]),
+            shared_prefix_lengths=tuple(prefixes),
         )
 
     def state(self) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def test_loss_and_gradient_equal_two_plain_forward_passes(
     loss_spec = DpoLoss(beta=BETA, label_smoothing=0.1, average=average)
     batch = make_loader(model, pairs, tokens=30, length=TOKENS).next(1)
     assert len(batch.lengths) == 24
-    assert batch.shared is not None
-    assert sum(batch.shared) > 0.2 * TOKENS
+    assert batch.shared_prefix_lengths is not None
+    assert sum(batch.shared_prefix_lengths) > 0.2 * TOKENS
     spec = replace(SPEC, batch=BatchSpec(size=4, micro_batch_size=micro_batch_size))
     runner = StepRunner(
         policy, make_optimizer(policy, spec.optimizer), spec, objective=PreferenceObjective(loss_spec, 5)

@@ -31,7 +31,7 @@ def test_every_pass_holds_each_pair_once_and_pairs_stand_together() -> None:
     loader, seen = make_loader(), []
     while len(seen) < 44:
         batch = loader.next(2)
-        assert batch.together == 2
+        assert batch.sequences_per_example == 2
         assert sum(batch.lengths) <= 20 or len(batch.lengths) == 2
         assert torch.equal(batch.targets_N, batch.tokens_N + 100)
         assert batch.columns["share"].tolist() == [pytest.approx(2 / len(batch.lengths))] * sum(batch.lengths)
@@ -53,7 +53,7 @@ def test_a_group_shares_what_it_begins_with_until_one_learns() -> None:
     chosen = one([1, 2, 3, 4, 5], 2)
     others = [one([1, 2, 3, 4, 6], 2), one([1, 2, 3, 9], 4), one([1, 2], 2), one([7, 2, 3], 3)]
     loader = GroupLoader([(chosen, *others)], sequence_length=32, seed=0)
-    assert loader.next(1).shared == (0, 2, 3, 1, 0)
+    assert loader.next(1).shared_prefix_lengths == (0, 2, 3, 1, 0)
 
 
 def test_a_restored_loader_goes_on_with_the_same_batches() -> None:
