@@ -128,6 +128,9 @@ def test_schemas_without_end_and_numbers_without_measure_are_survived() -> None:
     assert validate_arguments({"x": huge}, {"properties": {"x": {"multipleOf": 0.5, "maximum": 1e300}}}) != []
     odd: dict[str, Any] = {"type": 3, "enum": 1, "required": [[], 1], "properties": [], "minItems": "x", "items": 2}
     assert validate_arguments({"x": []}, odd) != []
+    twofold = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(30)}  # 2**30 paths
+    assert validate_arguments({}, {"$defs": twofold, "$ref": "#/$defs/a0"})[-1].endswith("too involved to check")
+    assert validate_arguments({"x": "a" * 60 + "b"}, {"properties": {"x": {"pattern": "^(a+)+$"}}}) == []
     many = validate_arguments({str(i): 0 for i in range(50)}, {"properties": {}})
     assert len(many) == 20
 
