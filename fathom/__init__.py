@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from fathom.errors import FathomError
+from fathom.openmp import limit_spinning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["FathomError", "__version__", "load"]
+
+limit_spinning(os.environ)
 
 
 def load(

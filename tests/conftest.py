@@ -10,6 +10,8 @@ from tests.published import publish
 
 __all__ = ["publish"]
 
+pytest_plugins = ["tests.plugins.leftovers", "tests.plugins.skips"]
+
 settings.register_profile("fathom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fathom")
 

