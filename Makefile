@@ -1,7 +1,9 @@
 # make quickstart   from nothing to a trained model and runs/quickstart/report.html
 # make test         lint, types, layers and every fast test
 # make test-all     the slow tests too
+# make coverage     the fast tests with coverage, and its floor
 # make fuzz         five minutes of damaged GGUF files
+# make wheel        the wheel, in dist/
 # make lint | bench | constraints | clean
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test test-all fuzz lint bench constraints clean
+.PHONY: quickstart test test-all coverage fuzz wheel lint bench constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -36,6 +38,13 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
+
+coverage: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --cov --cov-report=term:skip-covered
+
+wheel: $(VENV)/.installed
+	@$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz.gguf --seconds 300
