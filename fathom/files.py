@@ -9,6 +9,7 @@ at most the temporary. It is locked (flock) while its process lives, so the next
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -97,6 +98,14 @@ def json_text(value: Any, *, indent: int = 1, allow_nan: bool = True) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=allow_nan) + "\n"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they are missing; ``OSError`` where the file system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # what mkdir says of a file where a folder should be
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+
+
 def remove_directory(path: Path) -> None:
     """Remove a folder so that no reader ever sees it half removed; ``OSError`` where it cannot be renamed."""
     partial = _partial(path)
@@ -164,7 +173,7 @@ def _explained(path: Path) -> Iterator[None]:
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Make a locked temporary beside ``path``; whatever still has its name at the end is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_leftovers(path.parent, path.name)
     partial, lock = _make_locked(path, make)
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter, digest, sync
+from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter
 from fathom.checkpoint.writer import MANIFEST as MANIFEST
-from fathom.errors import CheckpointError, ResourceError
+from fathom.errors import CheckpointError
+from fathom.files import file_sha256, publish_directory, remove_directory, remove_leftovers
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NUMBERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-(\d+)")
@@ -74,22 +74,10 @@ def atomic_checkpoint(directory: Path) -> Iterator[CheckpointWriter]:
     Raises:
         ResourceError: the disk is full or refuses; the temporary is removed and what was published before stays.
     """
-    temporary = _hidden(directory, "saving")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        temporary.mkdir()
+    with publish_directory(directory, replace=True) as temporary:
         draft = CheckpointWriter(temporary)
         yield draft
         draft.write_manifest()
-        _publish(temporary, directory)
-    except OSError as error:
-        raise ResourceError(
-            f"{directory}: checkpoint not saved ({error.strerror or error}); free disk space or choose another "
-            "directory, earlier checkpoints are intact"
-        ) from error
-    finally:
-        _remove(temporary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +121,7 @@ class Checkpoint:
         """Compare one file with its checksum; ``CheckpointError`` where it differs. ``stop`` ends it early."""
         path = self._path(name)
         try:
-            found = digest(path, stop)
+            found = file_sha256(path, stop)
         except OSError as error:
             raise _damaged(path, f"cannot be read ({error})") from error
         if not stop() and found != self.manifest["files"][name]["sha256"]:
@@ -179,39 +167,9 @@ def prune(root: Path, keep: int) -> None:
     if keep < 1:
         raise ValueError(f"keep must be 1 or more, got {keep}")
     for path in list_checkpoints(root)[:-keep]:
-        hidden = _hidden(path, "removing")
-        _remove(hidden)
         with suppress(OSError):
-            path.rename(hidden)
-    for path in root.glob(".*.replaced"):
-        _put_back(path)
-    for pattern in (".*.saving", ".*.removing"):
-        for path in root.glob(pattern):
-            _remove(path)
-
-
-def _publish(temporary: Path, directory: Path) -> None:
-    replaced = _hidden(directory, "replaced")
-    if directory.exists():
-        _remove(replaced)
-        directory.rename(replaced)
-    try:
-        temporary.replace(directory)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(directory)
-        raise
-    sync(directory.parent)
-    _remove(replaced)
-
-
-def _put_back(replaced: Path) -> None:
-    """Undo a replacement whose process died between its two renames."""
-    directory = replaced.with_name(replaced.name.removeprefix(".").removesuffix(".replaced"))
-    if directory.exists():
-        _remove(replaced)
-    else:
-        replaced.rename(directory)
+            remove_directory(path)
+    remove_leftovers(root)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -241,7 +199,7 @@ def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
     size = path.stat().st_size
     if size != entry["bytes"]:
         raise _damaged(path, f"has {size} bytes instead of {entry['bytes']}")
-    if verify and digest(path) != entry["sha256"]:
+    if verify and file_sha256(path) != entry["sha256"]:
         raise _damaged(path, "has the wrong SHA-256")
 
 
@@ -249,11 +207,3 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: {problem}; restore the file, or delete {path.parent} to go on from an earlier checkpoint"
     )
-
-
-def _hidden(directory: Path, purpose: str) -> Path:
-    return directory.with_name(f".{directory.name}.{purpose}")
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

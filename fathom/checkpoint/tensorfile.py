@@ -26,6 +26,7 @@ from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.weights import StoredTensor
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
+from fathom.files import publish_file
 
 TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -105,8 +106,8 @@ class TensorFile:
 class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
     """Writes a safetensors file; its tensors' names, types and shapes are known beforehand.
 
-    Leaving the context forces the file to disk, and raises ``CheckpointError`` where a tensor was not written. A file
-    whose writing failed is removed. An ``OSError`` of the disk passes through: the caller knows what is published.
+    Leaving the context raises ``CheckpointError`` where a tensor was not written. A file whose writing failed is
+    removed. An ``OSError`` passes through: whoever publishes the file explains it, and forces it to disk.
     """
 
     def __init__(self, path: Path, entries: Sequence[Entry], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -146,9 +147,7 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
         try:
             if kind is None and self._left:
                 raise CheckpointError(f"{self.path}: lacks {self._left[-1][0]}; write every tensor announced")
-            if kind is None:
-                os.fsync(self._file.fileno())
-                whole = True
+            whole = kind is None
         finally:
             self._file.close()
             if not whole:
@@ -156,6 +155,14 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
 
     def __enter__(self) -> Self:
         return self
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Publish a safetensors file of tensors on any device; ``ResourceError`` where the file system refuses."""
+    entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with publish_file(path) as partial, TensorFileWriter(partial, entries, metadata=metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
 
 
 def _header(prefix: bytes, size: int, file: Any) -> tuple[dict[str, Any], int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import queue
 import shutil
 import threading
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
 from fathom.errors import CheckpointError
+from fathom.files import file_sha256, json_text
 
 FORMAT = "fathom-checkpoint"
 VERSION = 1
@@ -41,8 +40,7 @@ class CheckpointWriter:
     def add_file(self, name: str) -> None:
         """List a file that was written into the folder."""
         path = self.folder / name
-        sync(path)
-        self._files[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        self._files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
     def copy(self, path: Path) -> None:
         """Take a file over under its own name."""
@@ -85,8 +83,6 @@ class CheckpointWriter:
         manifest["aliases"] = {name: same for name, same in self._aliases.items() if same}
         path = self.folder / MANIFEST
         path.write_text(_json(path, manifest), encoding="utf-8")
-        sync(path)
-        sync(self.folder)
 
 
 class StreamingHasher:
@@ -145,26 +141,6 @@ def _hashing(path: Path) -> Iterator[StreamingHasher]:
         follower.close()
 
 
-def digest(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
-    """Return a file's SHA-256 as hexadecimal digits; unfinished where ``stop`` says so."""
-    found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while not stop() and (count := file.readinto(block)):
-            found.update(block[:count])
-    return found.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or a directory's entries to disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Split into tensors of their own and names that stand for one of them; views that merely overlap are kept."""
     distinct: dict[str, Tensor] = {}
@@ -182,6 +158,6 @@ def _without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 def _json(path: Path, document: Any) -> str:
     try:
-        return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        return json_text(document, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path.name}: cannot be written as JSON ({error}); keep to plain values") from error

@@ -16,8 +16,8 @@ from fathom.data.extract import extract
 from fathom.data.fetch import DEFAULT_CACHE, fetch_all
 from fathom.data.folder import FolderReading
 from fathom.data.problem_documents import read_problem_documents
-from fathom.data.publish import publishing
 from fathom.errors import DataError
+from fathom.files import json_text, publish_directory
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
 from fathom.spec.recipe import CorpusStep
 
@@ -101,7 +101,7 @@ def build_corpus(
     exact = ExactDeduplicator()
     near = NearDeduplicator(step.deduplication) if step.deduplication.threshold < 1 else None
     summary = CorpusSummary({})
-    with publishing(out_dir) as temporary:
+    with publish_directory(out_dir) as temporary:
         for split in SPLITS:
             (temporary / split).mkdir()
         for source in sources:
@@ -112,7 +112,7 @@ def build_corpus(
             kept = _without_near(chosen, alike, result, source.name, on_progress)
             _write(source, kept, step, temporary, result)
             summary.sources[source.name] = result
-        (temporary / "summary.json").write_text(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n")
+        (temporary / "summary.json").write_text(json_text(summary.to_json()), encoding="utf-8")
     return summary
 
 

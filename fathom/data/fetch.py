@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fathom.data.document import Progress, silent
-from fathom.data.publish import publishing, resource_error
-from fathom.errors import ResourceError, SourceError
+from fathom.errors import ResourceError, SourceError, explain_os_error
+from fathom.files import file_sha256, publish_directory
 
 DEFAULT_CACHE = Path("~/.cache/fathom/sources")
 _TIMEOUT_SECONDS = 1800
@@ -63,14 +62,14 @@ def fetch(
     """
     home = cache_dir.expanduser() / source.sha256
     cached = _only_file(home)
-    if cached is None or _sha256(cached) != source.sha256:
+    if cached is None or file_sha256(cached) != source.sha256:
         try:
             shutil.rmtree(home, ignore_errors=False)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise resource_error(home, error) from None
-        with publishing(home) as temporary:
+            raise ResourceError(f"{home}: not removed, {explain_os_error(error)}") from None
+        with publish_directory(home) as temporary:
             _download(source, temporary, pip_arguments)
             _check(source, temporary)
         cached = _only_file(home)
@@ -146,7 +145,7 @@ def _check(source: Package, directory: Path) -> None:
     archive = _only_file(directory)
     if archive is None:
         raise SourceError(f"{source.name}: pip left no single archive of {source.package}; correct the manifest")
-    found = _sha256(archive)
+    found = file_sha256(archive)
     if found != source.sha256:
         raise SourceError(f"{source.name}: {archive.name} has SHA-256 {found}, not {source.sha256}; correct sha256")
 
@@ -154,8 +153,3 @@ def _check(source: Package, directory: Path) -> None:
 def _only_file(directory: Path) -> Path | None:
     files = [path for path in directory.iterdir() if path.is_file()] if directory.is_dir() else []
     return files[0] if len(files) == 1 else None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

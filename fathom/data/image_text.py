@@ -5,7 +5,6 @@ B sequences of a batch, T tokens, 1 in ``BT1`` the one token more that shifts in
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from fathom.data.images import open_image, preprocess
 from fathom.data.loader import PackedLoader, TokenBatch
 from fathom.errors import DataError
+from fathom.files import sha256
 from fathom.spec.images import ImageProcessing
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class ImageTextFile:
         pairs = tuple(_pair(line, f"{path}, line {number}", path.parent) for number, line in lines)
         if not pairs:
             raise DataError(f"{path}: holds no pairs; write one JSON object a line")
-        return cls(path, pairs, hashlib.sha256(content).hexdigest())
+        return cls(path, pairs, sha256(content))
 
 
 class ImageTextLoader:
@@ -121,7 +121,7 @@ class ImageTextLoader:
         return {
             "sequences": self._sequences,
             "pairs": self._pairs,
-            "data": hashlib.sha256(settings.encode()).hexdigest()[:16],
+            "data": sha256(settings)[:16],
             "text": self.text.state() if self.text is not None else None,
         }
 

@@ -5,7 +5,6 @@ Legend: B sequences of a batch, 1 in ``BT1`` the one token more than T that shif
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from fathom.data.needle import make_needle
 from fathom.data.shards import TokenShards
 from fathom.errors import DataError
+from fathom.files import sha256
 from fathom.model.vision import ImageBatch
 from fathom.tokenizer import Tokenizer
 
@@ -160,7 +160,7 @@ class PackedLoader:
         parts = [[s.sha256 for s in walk.shards.index.shards] for walk in self._walks]
         fraction = self._needle.fraction if self._needle else 0.0
         told = repr((self.sources, parts, [float(c) for c in self._cumulative], fraction))
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return sha256(told)[:16]
 
 
 class _SourceWindows:
@@ -170,7 +170,7 @@ class _SourceWindows:
         self.shards = shards
         self.windows = (len(shards) - 1) // sequence_length
         self._length = sequence_length
-        self._key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16])
+        self._key = int(sha256(f"{seed} {name}")[:32], 16)
         self._epoch = -1
         self._offset = 0
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
 from fathom.data.document import Progress, silent
-from fathom.data.publish import publishing
 from fathom.errors import ShardError
+from fathom.files import file_sha256, json_text, publish_directory
 from fathom.tokenizer import Tokenizer
 
 _BATCH = 256
@@ -84,7 +84,7 @@ def write_shards(
     total = summary.bytes
     done = 0
     indexes: dict[Split, dict[str, ShardIndex]] = {split: {} for split in SPLITS}
-    with publishing(out_dir) as temporary:
+    with publish_directory(out_dir) as temporary:
         for split in SPLITS:
             for source in summary.sources:
                 with _Writer(temporary / split / source, tokenizer, shard_tokens) as writer:
@@ -164,7 +164,7 @@ class _Writer:
         index = ShardIndex(
             source, split, self._dtype, self._tokenizer.vocab_size, self._tokenizer.fingerprint, tuple(self._done)
         )
-        (self._directory / "index.json").write_text(json.dumps(asdict(index), indent=2) + "\n")
+        (self._directory / "index.json").write_text(json_text(asdict(index)), encoding="utf-8")
         return index
 
 
@@ -227,8 +227,7 @@ class TokenShards:
         """Check every file against its SHA-256; a mismatch raises ``ShardError``."""
         for shard in self.index.shards:
             path = self.directory / shard.file
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_sha256(path)
             if found != shard.sha256:
                 problem = f"SHA-256 {shard.sha256[:12]}... expected, {found[:12]}... found"
                 raise ShardError(f"{path}: {problem}; delete {self.directory.parent.parent} and run again")

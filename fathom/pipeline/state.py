@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fathom.errors import SpecError
+from fathom.files import fingerprint, write_json
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, last_before, read_json, read_recipe
 from fathom.pipeline.context import RunPlan, TokenizerSource, init_step, model_step, train_chain
 from fathom.spec.mapping import to_mapping
@@ -26,16 +25,6 @@ from fathom.spec.recipe import (
 
 INTERVAL_FIELDS = ("checkpoint", "log_every_steps", "evaluate_every_steps")
 """Fields of a step that trains which may change between calls: they say how often, not what."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename, so that a reader sees the old file or the new one and never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_state(directory: Path, states: Mapping[str, StepState]) -> None:
@@ -81,11 +70,6 @@ def _parent_step(recipe: Recipe, step: Step) -> ModelStep | None:
         return line[-2] if len(line) > 1 else init_step(recipe, step)
     found: ModelStep | None = last_before(recipe, step, ModelStep)
     return found
-
-
-def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Return a digest of a step's inputs."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_plan_mapping(plan: RunPlan) -> dict[str, Any]:

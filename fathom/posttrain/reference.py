@@ -6,9 +6,11 @@ import copy
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from fathom.errors import CheckpointError, ResourceError
+from fathom.checkpoint.tensorfile import write_tensors
+from fathom.errors import CheckpointError
+from fathom.files import remove_leftovers
 from fathom.model.decoder import Decoder
 from fathom.train.state import load_model_tensors
 
@@ -46,15 +48,8 @@ class ReferenceModel:
 
     def _sync(self, done: int) -> None:
         path = self._path(done)
-        temporary = path.with_suffix(".writing")
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in self._policy.state_dict().items()}, temporary
-            )
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise ResourceError(f"{path}: the reference model cannot be kept ({error}); free some space") from None
+        remove_leftovers(self._directory)
+        write_tensors(path, self._policy.state_dict())
         self.model.load_state_dict(self._policy.state_dict())
         for old in sorted(self._directory.glob("reference-*.safetensors"))[:-_KEPT]:
             old.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ Pure ASGI, so that an answer's chunks pass through without a task or a queue of 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import logging
@@ -18,6 +17,7 @@ from contextlib import ExitStack, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fathom.files import sha256
 from fathom.serve.errors import ApiError, ClientDisconnected
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import ServeSettings
@@ -39,7 +39,7 @@ class RequestMiddleware:
         self.app = app
         self.settings = settings
         self.metrics = metrics
-        self._digests = [_digest(key.encode()) for key in settings.api_keys]
+        self._digests = [sha256(key) for key in settings.api_keys]
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +76,7 @@ class RequestMiddleware:
 
     def _check_key(self, header: bytes) -> None:
         scheme, _, key = header.partition(b" ")
-        given = _digest(key.strip())
+        given = sha256(key.strip())
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever matches
         if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError(401, "Authorization: no valid key; send 'Authorization: Bearer KEY'", code="invalid_api_key")
@@ -229,7 +229,3 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
 from fastapi import APIRouter, HTTPException, Request, Response
+
+from fathom.files import sha256
 
 INDEX = "index.html"
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -61,7 +62,7 @@ def page_files() -> Mapping[str, PageFile]:
         content_type = _TYPES.get("." + file.name.rpartition(".")[2])
         if content_type is not None:
             body = file.read_bytes()
-            found[file.name] = PageFile(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+            found[file.name] = PageFile(body, content_type, f'"{sha256(body)[:32]}"')
     return found
 
 

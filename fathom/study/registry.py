@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from fathom.errors import SpecError
+from fathom.files import publish_directory
 
 
 class Report(Protocol):
@@ -106,7 +107,5 @@ def run_experiment(
     experiment = find(name)
     if seed < 0:
         raise SpecError("seed", f"got {seed}", "use 0 or more")
-    from fathom.data.publish import publishing
-
-    with publishing(directory) as temporary:
+    with publish_directory(directory) as temporary:
         return experiment.load()(temporary, seed=seed, quick=quick, report=report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fathom.files import json_text
+
 RESULT, TABLE, PICTURE = "result.json", "table.md", "picture.png"
 PIXELS_PER_INCH = 130
 
 
 def write_results(directory: Path, result: Mapping[str, Any], table: str, figure: Figure) -> None:
     """Write the three files; the picture carries no date, so that equal runs give equal files."""
-    (directory / RESULT).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (directory / RESULT).write_text(json_text(result), encoding="utf-8")
     (directory / TABLE).write_text(table.rstrip() + "\n", encoding="utf-8")
     figure.savefig(directory / PICTURE, dpi=PIXELS_PER_INCH, metadata={"Software": None})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from fathom.errors import DataError, ResourceError
+from fathom.errors import DataError
+from fathom.files import json_text, sha256, write_text
 from fathom.tokenizer import special
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
@@ -80,7 +80,11 @@ class Tokenizer:
             raise DataError(f"{file}: not a usable tokenizer ({reason}); get the file again or train anew") from None
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens too."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens too.
+
+        Raises:
+            ResourceError: the file system refuses.
+        """
         folder = Path(directory)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -91,12 +95,8 @@ class Tokenizer:
         } | self._config
         if self.can_chat:
             config.setdefault("chat_template", DEFAULT_TEMPLATE)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "tokenizer.json", self._json)
-            _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
-        except OSError as error:
-            raise ResourceError(f"{folder}: tokenizer not saved ({error.strerror}); free space or rights") from None
+        write_text(folder / "tokenizer.json", self._json)
+        write_text(folder / "tokenizer_config.json", json_text(config, indent=2))
 
     @property
     def chat_template(self) -> str:
@@ -145,7 +145,7 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer.json text, to tell whether token shards belong to it."""
-        return hashlib.sha256(self._json.encode()).hexdigest()
+        return sha256(self._json)
 
     def encode(self, text: str, *, allow_special: bool = False, continues: bool = False) -> list[int]:
         """Return the ids of one text.
@@ -237,12 +237,3 @@ def _sharing(library: tokenizers.Tokenizer, added: Sequence[Mapping[str, Any]]) 
 
 def _merged(merge: str | Sequence[str]) -> str:
     return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

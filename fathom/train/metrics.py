@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from fathom.errors import ResourceError
+from fathom.errors import ResourceError, explain_os_error
+from fathom.files import make_folder, write_bytes
 
 
 class JsonLines:
@@ -24,7 +25,7 @@ class JsonLines:
         self.path = path
         self._waiting = b""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._truncate(after_step)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             self._size = os.fstat(self._file).st_size
@@ -59,27 +60,24 @@ class JsonLines:
     def _flush(self) -> None:
         if not self._waiting:
             return
+        left = memoryview(self._waiting)
         try:
-            written = os.write(self._file, self._waiting)
-            if written < len(self._waiting):
-                raise OSError("written in part")
+            while left:  # a disk that fills takes a part first, and says why when given the rest
+                left = left[os.write(self._file, left) :]
         except OSError:
             os.ftruncate(self._file, self._size)
             raise
-        self._size += written
+        self._size += len(self._waiting)
         self._waiting = b""
 
     def _truncate(self, after_step: int) -> None:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _belongs(line, after_step)]
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(self.path)
+        write_bytes(self.path, b"".join(kept))
 
     def _refused(self, error: OSError) -> ResourceError:
-        reason = error.strerror or error
-        return ResourceError(f"{self.path}: metrics not written ({reason}); free disk space or change the directory")
+        return ResourceError(f"{self.path}: metrics not written, {explain_os_error(error)}")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

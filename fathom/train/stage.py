@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.checkpoint import store
+from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, Interrupted, ResourceError, TrainError
+from fathom.files import write_json
 from fathom.model.decoder import Decoder
 from fathom.spec.train import UpdateSpec
 from fathom.train.freeze import freeze
@@ -113,10 +112,10 @@ class Stage:
             "grad_norm": repr(gradients.norm_value),
         }
         try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
-            path.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            write_tensors(path, tensors)
+            write_json(path.with_suffix(".json"), described)
             kept = f"its batch is kept in {path}"
-        except (OSError, SafetensorError) as error:
+        except ResourceError as error:
             kept = f"its batch could not be kept ({error})"
         raise TrainError(
             f"step {number}: loss is {gradients.loss}, gradient norm {gradients.norm_value}; the step was not taken "

@@ -301,7 +301,7 @@ def test_a_type_that_is_not_published_is_refused(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_said_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 1000))
-    with pytest.raises(ResourceError, match=r"not written \([\d,]+ bytes are needed and 1,000 are free\)"):
+    with pytest.raises(ResourceError, match=r"needs [\d,]+ bytes and 1,000 are free; free disk space"):
         write_hf(tmp_path / "model", Source(V3))
     assert list(tmp_path.iterdir()) == []
 

@@ -165,7 +165,7 @@ def test_nothing_is_replaced_and_nothing_partial_appears(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fathom.checkpoint.tensorfile.TensorFileWriter.write", full)
-    with pytest.raises(ResourceError, match=r"not saved \(No space left on device\); free disk space"):
+    with pytest.raises(ResourceError, match="not written, the disk is full; free disk space"):
         write_fathom(tmp_path / "full", StateWeights(SPEC, state()))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from fathom.data.fetch import fetch, fetch_all
-from fathom.data.publish import publishing
-from fathom.errors import DataError, ResourceError, SourceError
+from fathom.errors import ResourceError, SourceError
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -80,17 +78,6 @@ def test_several_sources_are_fetched_together_and_a_shared_package_once(make_pac
         )
 
 
-def test_a_full_disk_is_a_resource_error_and_nothing_is_published(tmp_path: Path) -> None:
-    def fill() -> None:
-        with publishing(tmp_path / "made") as temporary:
-            (temporary / "part").write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(ResourceError, match="the disk is full; free some space"):
-        fill()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_disk_that_fills_while_downloading_is_a_resource_error(
     make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,18 +87,6 @@ def test_a_disk_that_fills_while_downloading_is_a_resource_error(
     with pytest.raises(ResourceError, match=r"tinytexts==1\.0 does not fit on the disk; free some space"):
         fetch(source, tmp_path / "cache")
     assert leftovers(tmp_path / "cache") == []
-
-
-def test_publishing_appears_whole_and_never_over_something_else(tmp_path: Path) -> None:
-    target = tmp_path / "made"
-    target.mkdir()
-    with publishing(target) as temporary:
-        (temporary / "file").write_text("all")
-        assert list(target.iterdir()) == []
-    assert (target / "file").read_text() == "all"
-    with pytest.raises(DataError, match="exists and is not empty"), publishing(target):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_a_package_for_another_python_is_fetched_all_the_same(make_package, tmp_path: Path) -> None:

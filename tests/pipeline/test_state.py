@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import CheckpointError, ResourceError, SpecError
+from fathom.files import write_json
 from fathom.inference.run_record import StepState, read_json, read_state
 from fathom.pipeline.run import _locked, _translated
-from fathom.pipeline.state import write_json, write_state
+from fathom.pipeline.state import write_state
 
 
 def test_states_survive_a_round_trip(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_full_disk_is_noted_between_and_fatal_at_the_end(
     tmp_path: Path, make_trainer: MakeTrainer, told: Any
 ) -> None:
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(ResourceError, match=r"step-00000012: checkpoint not saved \(.*\); free disk space"):
+    with pytest.raises(ResourceError, match="step-00000012: not written, a part of the path is a file"):
         make_trainer(tmp_path, on_progress=told).run()
     assert [note.partition(":")[0] for note in told.notes] == ["step 5", "step 10"]
     assert all("training goes on" in note for note in told.notes)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +23,8 @@ from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.names import Shape
 from fathom.checkpoint.weights import Report, Weights, silent
 from fathom.checkpoint.writeback import WritebackFile
-from fathom.checkpoint.writer import sync
-from fathom.errors import CheckpointError, FathomError, ResourceError
+from fathom.errors import CheckpointError, FathomError
+from fathom.files import publish_file
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -62,19 +60,8 @@ def write_gguf(
     spec = weights.spec
     metadata = _metadata(spec, kind, tokenizer)
     kinds = stored_kinds(spec, kind)
-    temporary = path.with_name(f".{path.name}.saving")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with publish_file(path) as temporary:
         _write(temporary, metadata, weights, kinds, report)
-        sync(temporary)
-        os.rename(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ResourceError(f"{path}: not written ({reason}); free disk space or choose another place") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 

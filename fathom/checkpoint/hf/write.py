@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +21,13 @@ from fathom.checkpoint.hf.files import (
     TOKENIZER_FILES,
     read_json,
     shard_name,
-    sync,
-    write_json,
 )
 from fathom.checkpoint.hf.scales import QUANTIZATION, SUFFIX
 from fathom.checkpoint.names import NameTable, Rule, name_table
 from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
 from fathom.checkpoint.weights import Report, Weights, silent
 from fathom.errors import CheckpointError, ResourceError, SpecError
+from fathom.files import json_text, publish_directory
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer
@@ -115,37 +113,22 @@ def write_hf(
     plan = plan_weights(weights, dtype)
     config = _config(weights.spec, plan, carried, quantized=dtype == "fp8")
     generation = _generation(weights.spec, tokenizer, eos_ids)
-    with _atomic_directory(directory) as temporary:
+    with publish_directory(directory) as temporary:
         free = shutil.disk_usage(temporary).free
         if plan.total > free:
-            raise OSError(f"{plan.total:,} bytes are needed and {free:,} are free")
-        write_json(temporary / CONFIG, config)
+            raise ResourceError(
+                f"{directory}: needs {plan.total:,} bytes and {free:,} are free; free disk space or choose another disk"
+            )
+        _write_json(temporary / CONFIG, config)
         if generation:
-            write_json(temporary / GENERATION, generation)
+            _write_json(temporary / GENERATION, generation)
         _write_tokenizer(temporary, tokenizer)
         _write_weights(temporary, weights, plan, max_shard_bytes, report)
     return directory
 
 
-@contextmanager
-def _atomic_directory(directory: Path) -> Iterator[Path]:
-    """Yield a hidden sibling that is forced to disk and takes the directory's name when the block succeeds."""
-    temporary = directory.with_name(f".{directory.name}.saving")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        temporary.rename(directory)
-        sync(directory.parent)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ResourceError(
-            f"{directory}: not written ({reason}); free disk space or choose another directory"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json_text(content, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def plan_weights(weights: Weights, dtype: DType | None) -> WritePlan:
@@ -239,7 +222,7 @@ def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_by
                 done += _write_group(writer, plan.groups[name], next(stream))
                 report("save", done, total, "bytes")
     if len(shards) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": plan.total}, "weight_map": placed})
+        _write_json(folder / INDEX, {"metadata": {"total_size": plan.total}, "weight_map": placed})
 
 
 def _write_group(writer: TensorFileWriter, group: tuple[Entry, ...], tensors: tuple[Tensor, ...]) -> int:

@@ -7,8 +7,9 @@ training, even where a task has few different questions.
 
 from __future__ import annotations
 
-import hashlib
 import json
+
+from fathom.files import sha256
 
 _HELD_OUT_ONE_IN = 10
 _SEED_BYTES = 7
@@ -31,5 +32,4 @@ def derived_seed(*parts: str | int) -> int:
 
 def _number(*parts: str | int) -> int:
     spelled = json.dumps([str(part) for part in parts])
-    digest = hashlib.sha256(spelled.encode()).digest()
-    return int.from_bytes(digest[:_SEED_BYTES], "big")
+    return int(sha256(spelled)[: 2 * _SEED_BYTES], 16)

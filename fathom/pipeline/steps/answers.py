@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from fathom.data.conversations.templated import REASONING
+from fathom.files import write_json
 from fathom.inference.answer_sampling import check_prompt_lengths, count_failures
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions
 from fathom.pipeline.run_models import open_step
-from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.dpo import ANSWERS
 from fathom.pipeline.steps.sft import CONVERSATIONS
 from fathom.posttrain.prompts import PromptFormatter

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from fathom.data.image_text import ImageTextFile, ImageTextPair
 from fathom.data.images import open_image, preprocess
 from fathom.data.synthetic_images import PAIR_FILES
+from fathom.files import write_json
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.prompt import Prompt, features_of
 from fathom.pipeline.context import StepContext
@@ -37,7 +36,7 @@ def run(step: CaptionsStep, context: StepContext) -> None:
             for said, pair in list(zip(told, pairs, strict=True))[:EXAMPLES]
         ],
     }
-    context.path(step).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(context.path(step), result)
     context.progress.message(f"  {result['exact']:.0%} of {len(pairs)} captions right, {result['words']:.0%} of words")
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.checkpoint import store
+from fathom.checkpoint.tensorfile import write_tensors
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import SpecError
+from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
@@ -92,17 +92,14 @@ def cached_tensors(path: Path, key: str, compute: Callable[[], Mapping[str, Tens
     except (OSError, SafetensorError):
         pass
     tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, {"key": key})
-    partial.replace(path)
+    write_tensors(path, tensors, metadata={"key": key})
     return tensors
 
 
 def cache_key(step: EpochsStep, context: StepContext, *parts: object) -> str:
     """Return a ``key`` for ``cached_tensors``: the checkpoint that a step begins with, and whatever else counts."""
     checkpoint = find_checkpoint(context.path(model_step(context.recipe, step)))
-    return hashlib.sha256(repr((str(checkpoint.relative_to(context.directory)), parts)).encode()).hexdigest()
+    return sha256(repr((str(checkpoint.relative_to(context.directory)), parts)))
 
 
 def log_lines(context: StepContext, lines: Sequence[str]) -> None:

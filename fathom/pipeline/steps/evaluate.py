@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fathom.data.shards import open_shards
+from fathom.files import write_json
 from fathom.inference.held_out import bits_by_source
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import initial_model, trained_model
-from fathom.pipeline.state import write_json
 from fathom.spec.recipe import EvaluateStep, ShardsStep
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from fathom.data.needle import make_needle
 from fathom.data.shards import open_shards
 from fathom.evals.needle import NeedleTrial, needle_in_haystack
+from fathom.files import write_json
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.state import write_json
 from fathom.spec.recipe import NeedleStep, ShardsStep
 from fathom.tokenizer.bpe import Tokenizer
 

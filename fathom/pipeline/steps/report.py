@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from fathom.files import write_json, write_text
 from fathom.inference.run_record import read_state
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.report import render_page
 from fathom.pipeline.report.collect import collect
-from fathom.pipeline.state import write_json
 from fathom.spec.recipe import ReportStep
 
 
@@ -15,6 +15,4 @@ def run(step: ReportStep, context: StepContext) -> None:
     data = collect(context.recipe, context.directory, read_state(context.directory), step)
     page = context.path(step)
     write_json(page.with_suffix(".json"), data.to_json())
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(render_page(data), encoding="utf-8")
-    temporary.replace(page)
+    write_text(page, render_page(data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import torch
 from fathom.data.conversations.read import ConversationProblem, ConversationReport
 from fathom.errors import DataError
 from fathom.evals.accuracy import Accuracy
+from fathom.files import sha256, write_json
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.reward_models import REWARD_FILE
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.dpo import ANSWERS
 from fathom.pipeline.steps.epoch_training import cache_key, cached_tensors, log_lines, log_report, train_epochs
 from fathom.posttrain.preferences import (
@@ -178,7 +177,7 @@ def _with_reasoning(
 
 def _held_out(prompts: set[str]) -> set[str]:
     """Choose a tenth of the prompts by their hashes, and one at least if another is left to learn from."""
-    ranked = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    ranked = sorted(prompts, key=lambda prompt: sha256(prompt))
     return set(ranked[: max(1, len(ranked) // HELD_OUT_DIVISOR)]) if len(ranked) > 1 else set()
 
 

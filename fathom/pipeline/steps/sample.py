@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from fathom.files import write_json
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.state import write_json
 from fathom.spec.recipe import SampleStep
 
 

@@ -18,9 +18,9 @@ from fathom.data.conversations.read import (
 from fathom.data.conversations.templated import REASONING, normalize_messages
 from fathom.data.problems import open_problems
 from fathom.errors import DataError
+from fathom.files import write_json
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.state import write_json
 from fathom.pipeline.steps.epoch_training import log_report, train_epochs
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
 from fathom.spec.alignment import (

@@ -6,7 +6,6 @@ what is there, of the same model and the same problems, is not measured again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,13 @@ from typing import Any
 from fathom.checkpoint.store import MANIFEST
 from fathom.data.problems import open_problems
 from fathom.errors import CheckpointError, SpecError
+from fathom.files import sha256, write_json
 from fathom.inference.answer_sampling import SampledAnswer, check_prompt_lengths, sample_answers
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import find_checkpoint, open_source
 from fathom.inference.run_record import read_json
 from fathom.pipeline.context import StepContext, measured_steps
 from fathom.pipeline.reward_functions import open_judge
-from fathom.pipeline.state import write_json
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import RewardInput
@@ -195,7 +194,7 @@ class _Stage:
         """Return a digest of all that the records depend on."""
         step = {name: value for name, value in to_mapping(self.step).items() if name not in IRRELEVANT_FIELDS}
         document = json.dumps([step, to_mapping(tuple(problems))], sort_keys=True).encode()
-        return hashlib.sha256(document + self._checkpoint).hexdigest()
+        return sha256(document + self._checkpoint)
 
 
 def _kept(path: Path, key: str) -> Any:

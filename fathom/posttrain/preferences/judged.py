@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.read import ConversationProblem, ConversationReport
+from fathom.files import sha256
 from fathom.posttrain.preferences.pairs import Preference, PreferencePair, pair_error, read_lines
 
 AnswerPair = tuple["JudgedAnswer", "JudgedAnswer"]
@@ -44,7 +44,7 @@ def subset_of_problems(answers: Iterable[JudgedAnswer], share: float) -> list[Ju
     """Return all answers to ``share`` of the problems, rounded up; the same ones however the answers are ordered."""
     given = list(answers)
     problems = {answer.problem for answer in given}
-    ranked = sorted(problems, key=lambda problem: hashlib.sha256(problem.encode()).digest())
+    ranked = sorted(problems, key=lambda problem: sha256(problem))
     taken = set(ranked[: math.ceil(share * len(ranked))])
     return [answer for answer in given if answer.problem in taken]
 

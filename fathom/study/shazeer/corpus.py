@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
+from fathom.files import sha256
 from fathom.tokenizer import train_bpe
 
 HELD_OUT_EVERY = 10
@@ -47,7 +47,7 @@ class Corpus:
         tokenizer = train_bpe(train, vocab_size=vocabulary)
         read = [torch.tensor([i for ids in tokenizer.encode_batch(part) for i in ids]) for part in (train, held_out)]
         whole = "".join(train).encode(), "".join(held_out).encode()
-        digest = hashlib.sha256(b"".join(whole)).hexdigest()
+        digest = sha256(b"".join(whole))
         return cls(read[0], read[1], tokenizer.vocab_size, len(paths), len(whole[0]), digest)
 
 

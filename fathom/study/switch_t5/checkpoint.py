@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from fathom.checkpoint.tensorfile import TensorFile, TensorFileWriter
 from fathom.errors import CheckpointError
+from fathom.files import json_text, publish_directory
 from fathom.study.switch_t5.model import EncoderDecoder, build
 from fathom.study.switch_t5.names import check_names, copies, from_hf, to_hf
 from fathom.study.switch_t5.spec import spec_from_config, spec_to_config
@@ -58,17 +57,12 @@ def save(directory: Path | str, model: EncoderDecoder) -> Path:
         raise CheckpointError(f"{root}: exists already; choose a new directory")
     tensors = {name: tensor.contiguous() for name, tensor in to_hf(model.spec, model.state_dict()).items()}
     config["dtype"] = str(model.shared.weight.dtype).removeprefix("torch.")
-    hidden = root.with_name(f".{root.name}.part-{os.getpid()}")
-    hidden.mkdir(parents=True)
-    try:
-        (hidden / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with publish_directory(root) as hidden:
+        (hidden / _CONFIG).write_text(json_text(config, indent=2), encoding="utf-8")
         entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
         with TensorFileWriter(hidden / _WEIGHTS, entries) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
-        hidden.rename(root)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
     return root
 
 
