@@ -11,6 +11,7 @@ import jinja2
 from fathom.pipeline.report import charts as pictures
 from fathom.pipeline.report import posttraining_charts as aligned_pictures
 from fathom.pipeline.report.data import RunData, TaskScore, expert_summary
+from fathom.pipeline.report.summary import summary
 
 MAX_SHOWN = 4000
 """Characters of an answer that a page shows."""
@@ -29,6 +30,7 @@ def render_page(data: RunData) -> str:
     total = sum(seconds for _, seconds in data.stages)
     return environment.from_string(source).render(
         data=data,
+        summary=summary(data),
         total=total,
         longest=max((seconds for _, seconds in data.stages), default=1.0) or 1.0,
         experts=expert_summary(data.expert_loads, data.dropped_fraction),
