@@ -6,7 +6,7 @@
     │   ├── SourceError    a source is missing, unreachable or has the wrong hash
     │   └── ShardError     a token shard is cut short or fails its checksum
     ├── CheckpointError    a checkpoint is missing, incomplete, or of another shape
-    ├── TrainError         a training step cannot go on (loss or gradient not finite)
+    ├── TrainError         a training step cannot continue (loss or gradient not finite)
     ├── ContextError       a prompt does not fit the model's context
     ├── BusyError          the engine takes no request now; the same one may be sent again later
     │   ├── QueueFull      as many requests wait as may
@@ -62,7 +62,7 @@ class CheckpointError(FathomError):
 
 
 class TrainError(FathomError):
-    """A training step cannot go on; the state before the step is intact."""
+    """A training step cannot continue; the state before the step is intact."""
 
 
 class ContextError(FathomError, ValueError):

@@ -79,7 +79,7 @@ def chat(
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Show this image with the first message; may be repeated.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told before everything.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
     think: Annotated[
         bool | None,
         typer.Option("--think/--no-think", help="Reason first, or not at all; the model's own way if left out."),

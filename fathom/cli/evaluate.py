@@ -133,7 +133,7 @@ def _print_tasks(results: Sequence[TaskResult]) -> None:
     console.print(table)
     shortened = sum(result.truncated for result in results)
     if shortened:
-        console.print(f"{shortened} contexts lost their beginning to fit the model")
+        console.print(f"{shortened} contexts were truncated on the left to fit the model")
 
 
 def _share(accuracy: Accuracy) -> str:

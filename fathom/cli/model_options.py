@@ -35,7 +35,7 @@ Compile = Annotated[
 
 
 def engine_spec(cache: str, draft: str, compiled: bool, **others: int | bool | None) -> EngineSpec:
-    """Return how the engine is laid out; ``SpecError`` names the option that is wrong."""
+    """Return the engine's configuration; ``SpecError`` names the option that is wrong."""
     check.one_of("--cache", cache, CACHE_FORMATS)
     check.one_of("--draft", draft, DRAFTING)
     return EngineSpec(

@@ -39,7 +39,7 @@ def read_schema(path: Path | None) -> dict[str, Any] | None:
     except OSError as error:
         raise DataError(f"--schema {path}: cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"--schema {path}: is not JSON ({error}); mend it") from None
+        raise DataError(f"--schema {path}: is not JSON ({error}); correct it") from None
     if not isinstance(schema, dict):
         raise DataError(f'--schema {path}: holds no object; give a JSON Schema such as {{"type": "object"}}')
     return schema

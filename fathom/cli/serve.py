@@ -53,7 +53,7 @@ PrefixCache = Annotated[
 ]
 MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.", min=1)]
 DrainSeconds = Annotated[
-    float, typer.Option("--drain-seconds", help="Time for running answers once the server is told to stop.")
+    float, typer.Option("--drain-seconds", help="Time that running requests get to finish after SIGTERM or Ctrl+C.")
 ]
 
 

@@ -25,7 +25,9 @@ __all__ = ["PRESETS", "Preset", "preset"]
 
 _ALL = (deepseek_llm, deepseek_moe, deepseek_vl, deepseek_v2, deepseek_v3, r1_distill, mistral, moe_history, bench)
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({entry.spec.name: entry for room in _ALL for entry in room.PRESETS})
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {entry.spec.name: entry for module in _ALL for entry in module.PRESETS}
+)
 """Every preset by name, in the order of publication within a family."""
 
 

@@ -71,10 +71,10 @@ ConversationSource = ConversationFile | KeptAnswers | WorkedProblems
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochsSpec(UpdateSpec):
-    """Passes over a set of samples: ``batch.size`` x ``sequence_length`` tokens a step, ``epochs`` times.
+    """Training for ``epochs`` epochs over a set of samples, ``batch.size`` x ``sequence_length`` tokens a step.
 
-    ``packing`` masked keeps samples of one sequence from seeing each other; joined lays them one after another as in
-    pretraining. ``learn`` names the roles whose turns are learned.
+    ``packing`` masked keeps the samples of one sequence from attending to each other; joined concatenates them as in
+    pretraining. ``learn`` names the roles whose turns count in the loss.
     """
 
     sequence_length: int

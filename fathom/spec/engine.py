@@ -1,4 +1,4 @@
-"""How an engine is laid out: the pool of pages, what fits a step, how numbers are kept."""
+"""Configuration of an engine: its page pool, the size of a step, the formats of weights and cache."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DRAFTING: tuple[Drafting, ...] = ("none", "auto", "mtp", "ngram")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One engine's room and habits.
+    """Configuration of one engine.
 
     The pool holds ``cache_tokens`` tokens in pages of ``page_size``; None takes four contexts, and at least one
     ``max_batch`` of short requests, but no more than a quarter of the memory. A step runs at most ``max_batch``
     sequences and ``step_tokens`` new tokens: decoding comes first, prompts fill what is left, in chunks.
-    ``prefix_cache`` keeps the pages of finished requests until their room is needed. ``cache_format`` is how numbers
+    ``prefix_cache`` keeps the pages of finished requests until the pool needs them. ``cache_format`` is how numbers
     lie in the pages: as the model computes them, or in 8 or about 6 bits. ``drafting`` proposes tokens ahead,
     ``draft_tokens`` at a time: by the MTP module, by repetition in the text itself, or auto: MTP where the model has
     one, else none. ``compiled`` makes a program of a lone request's decoding step, which takes up to half a minute once

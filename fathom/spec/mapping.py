@@ -35,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(str(path), f"cannot be read ({error})", "check the file and its permissions") from None
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(str(path), f"is not valid TOML: {error}", "mend that line") from None
+        raise SpecError(str(path), f"is not valid TOML: {error}", "correct that line") from None
 
 
 def from_mapping(cls: type[S], mapping: Mapping[str, Any], path: str = "") -> S:

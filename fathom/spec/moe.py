@@ -45,7 +45,7 @@ class GroupLimited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """Select the k best experts, each with room for a fixed share of a group's tokens (GShard Alg. 1, Switch §2.2).
+    """Select the k best experts, each with capacity for a fixed share of a group's tokens (GShard Alg. 1, Switch §2.2).
 
     Of a group of S tokens an expert takes the first ``capacity_factor * S / n_routed_experts`` (rounded down, at
     least 1) in the order of the text, all first choices before all second ones; the rest pass by the residual stream

@@ -81,7 +81,7 @@ Step = (
 ModelStep = TrainStep | OpenStep | SftStep | GrpoStep | DpoStep | DistillStep
 """A step that leaves a language model."""
 LearningStep = TrainStep | SftStep | GrpoStep | DpoStep | DistillStep | RewardModelStep
-"""A step that changes weights: it leaves checkpoints, and goes on from the latest where it was stopped."""
+"""A step that changes weights: it writes checkpoints and resumes from the latest one."""
 StartingStep = SftStep | AnswersStep | GrpoStep | DpoStep | DistillStep | RewardModelStep
 """A step that begins with the model of ``start``, or of the last step before it that leaves one."""
 
@@ -119,7 +119,7 @@ class Recipe:
 
     def _check_stages(self) -> None:
         model, context, vocabulary = self.model, 0, 0
-        known = True  # until a step goes on with a model that only the run knows
+        known = True  # until a step continues from a model that only the run knows
         for index, step in enumerate(self.steps):
             if isinstance(step, TokenizerStep):
                 vocabulary = step.vocab_size

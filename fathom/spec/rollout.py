@@ -1,4 +1,4 @@
-"""How a model is asked while it learns from its own answers, and how it learns from them."""
+"""Rollouts and the online training on them: GRPO and on-policy distillation."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class TokenizerStep:
     def __post_init__(self) -> None:
         check.positive("sample_bytes", self.sample_bytes)
         if self.vocab_size < 320:
-            raise SpecError("vocab_size", f"{self.vocab_size} leaves no room for merges", "use at least 320")
+            raise SpecError("vocab_size", f"{self.vocab_size} leaves no ids for merges", "use at least 320")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +116,10 @@ class CaptionsStep:
 class TrainStep:
     """A training stage; it starts from the train step before it, or from random weights if there is none.
 
-    ``start`` names a step that leaves a model, an ``open`` step for one, and training goes on with its weights:
+    ``start`` names a step that leaves a model, an ``open`` step for one, and training continues from its weights:
     continued pretraining, as DeepSeekMath §2.3 begins at Coder-Base. A ``model`` of its own is drawn at random whatever
     came before; it shares the recipe's tokenizer and shards, so that a student has its teacher's vocabulary. Train
-    steps after either go on with that one.
+    steps after either continue from that one.
     ``rope_scaling`` and ``max_position_embeddings``, when given, stretch the context first (V2 §3.1.4).
     ``needle_fraction`` of the sequences are synthetic retrieval documents for the long-context stage; their keys
     and numbers never occur in the needle evaluation. ``images`` mixes in image-text pairs.

@@ -131,11 +131,12 @@ class Checkpointing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSpec:
-    """How weights are changed, whatever they learn from.
+    """An optimizer step: what pretraining, fine-tuning and reinforcement learning have in common.
 
     ``precision`` auto is float32 on CPU and bfloat16 autocast on GPU. ``loss_chunk_tokens`` bounds how many rows of
-    logits exist at once. ``mtp_loss_weight`` is V3's lambda; MTP modules keep still where sequences are laid end to
-    end. ``frozen`` parts keep still: names of the model's state, or what they begin with, as ``vision.low``.
+    logits exist at once. ``mtp_loss_weight`` is V3's lambda; MTP modules are not trained where
+    sequences are packed. ``frozen`` lists parts that are not trained, as names or prefixes of names of the model's
+    state, for instance ``vision.low``.
     """
 
     optimizer: AdamWSpec

@@ -41,7 +41,7 @@ def _text(data: RunData) -> str:
     if data.needle is not None:
         row = data.needle.accuracy[-1]
         needle = f"; it finds a needle in {data.needle.lengths[-1]:,} tokens in {sum(row) / len(row):.0%} of trials"
-    return f"Held-out text takes it {said}{before}{needle}."
+    return f"On held-out text it needs {said}{before}{needle}."
 
 
 def _answers(data: RunData) -> str:

@@ -72,7 +72,7 @@ def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, keep_unk
 
     A missing field means the default of transformers' config class of that model_type. ``name`` names the spec;
     without it the name we exported it under, the last part of ``_name_or_path``, or the model type does.
-    ``keep_unknown`` accepts fields that nobody knows.
+    ``keep_unknown`` accepts unknown fields.
 
     Raises:
         SpecError: a field is unknown, mistyped, or asks for what is not built; the message says what to do.

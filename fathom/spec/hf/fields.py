@@ -1,7 +1,7 @@
-"""Reading a config.json field by field: typed, located, and aware of what nobody read.
+"""Reading a config.json field by field: typed, located, and with unread fields reported.
 
 Three kinds of fields are not part of a spec: those that change no number of the model (carried along), those of which
-only one value is supported (checked, then carried), and those nobody knows (refused unless they are empty).
+only one value is supported (checked, then carried), and unknown ones (refused unless they are empty).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Fields:
             raise SpecError(name, f"{self._config[name]!r} is not supported", remedy)
 
     def check_rest(self) -> None:
-        """Check fields of one supported value, and refuse fields that nobody read unless they are empty."""
+        """Check fields of one supported value, and refuse unread fields unless they are empty."""
         for name, (allowed, remedy) in _FIXED.items():
             if name not in self._read:
                 self.only(name, allowed, remedy)

@@ -32,7 +32,7 @@ _COMMON = frozenset({"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 
 
 def config_layout(config: Mapping[str, Any]) -> ConfigLayout:
-    """Tell which of the two forms a config.json, or the text_config in it, is written in."""
+    """Return which of the two forms a config.json, or the text_config in it, is written in."""
     text = config.get("text_config")
     tables = (config, text) if isinstance(text, Mapping) else (config,)
     return "transformers5" if any(table.get("rope_parameters") is not None for table in tables) else "released"

@@ -80,7 +80,7 @@ def write_vl_hybrid(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
 
 
 def _read_sub(fields: Fields, name: str, read: Callable[[Fields], T]) -> T:
-    """Read a sub config and refuse what nobody knows in it; a missing one has nothing but defaults."""
+    """Read a sub config and refuse unknown fields in it; a missing one has nothing but defaults."""
     table = Fields(fields.table(name) or {}, keep_unknown=fields.keep_unknown)
     try:
         found = read(table)
