@@ -6,6 +6,7 @@ T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -20,6 +21,7 @@ from fathom.inference.catalog import DEFAULT_CACHE
 from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, start_chat
 from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
+from fathom.inference.suggestions import Suggestions, suggestions_for
 from fathom.model.build import build
 from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
@@ -114,6 +116,11 @@ class LanguageModel:
         if self._grammars is None:
             self._grammars = GrammarCompiler(self.tokenizer, eos_ids=self.eos_ids or None)
         return self._grammars
+
+    @cached_property
+    def suggestions(self) -> Suggestions:
+        """What to ask it first, by what its run directory records; no prompts for a model that is no run's."""
+        return suggestions_for(self.path, self.tokenizer)
 
     @property
     def cache_bytes_per_token(self) -> float:

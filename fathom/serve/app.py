@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,7 @@ def _model(service: Service) -> dict[str, Any]:
             "supports_reasoning": tokenizer.can_chat and "think" in tokenizer.chat_template,
             "cache_bytes_per_token": service.model.cache_bytes_per_token,
             "cache_pages": stats.pages_total,
+            "suggestions": dataclasses.asdict(service.model.suggestions),
         },
     }
 

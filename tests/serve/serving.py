@@ -94,7 +94,7 @@ def running(model: LanguageModel, *, max_waiting: int = 256, **settings: object)
     app = create_app(model, worker, ServeSettings(**({"name": NAME, "drain_seconds": 5.0} | settings)))  # type: ignore[arg-type]
     bound = listen("127.0.0.1", 0)
     server = Server(app)
-    thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
+    thread = threading.Thread(target=lambda: server.run(sockets=[bound]), name="fathom-serve-test")
     worker.start()
     thread.start()
     try:

@@ -17,6 +17,9 @@ export function toMessages(messages, system) {
   return turns;
 }
 
+/** All turns as one text, which the model continues. */
+export const toText = (messages) => messages.map(({ content }) => content).join("");
+
 export const emptyAnswer = () => ({ role: "assistant", content: "", thinking: "", tokens: 0, finish: null, error: null });
 
 /** Fill `message` as the answer arrives, calling `changed` after each part; errors end up in the message. */
@@ -40,7 +43,7 @@ export async function fill(message, parts, signal, changed) {
 const toStoredError = ({ kind = "Server", detail = "", retryAfter = 0 }) => ({ kind, detail, retryAt: Date.now() + retryAfter * 1000 });
 
 function take(message, part, now) {
-  if (part.thinking || part.content) {
+  if (part.thinking || part.content || part.text) {
     message.firstMs ??= now;
     message.elapsedMs = now;
     message.tokens += 1;
@@ -50,6 +53,7 @@ function take(message, part, now) {
     if (message.thinking && message.thinkingMs === undefined) message.thinkingMs = now - message.firstMs;
     message.content += message.content ? part.content : part.content.trimStart();
   }
+  if (part.text) message.content += part.text;
   if (part.finish) message.finish = part.finish;
   if (part.usage) {
     message.usage = part.usage;

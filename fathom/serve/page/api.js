@@ -53,11 +53,20 @@ export class Api {
     return found.length ? Object.fromEntries(found.map(([, name, value]) => [name, Number(value)])) : null;
   }
 
-  /** Yield the parts of an answer: {thinking}, {content}, {finish}, {usage}. */
-  async *chat(body, signal) {
+  /** Yield the parts of an answer to a conversation: {thinking}, {content}, {finish}, {usage}. */
+  chat(body, signal) {
+    return this.#streamed("/v1/chat/completions", body, signal);
+  }
+
+  /** Yield the parts of a text's continuation: {text}, {finish}, {usage}. */
+  complete(body, signal) {
+    return this.#streamed("/v1/completions", body, signal);
+  }
+
+  async *#streamed(path, body, signal) {
     const asked = { ...body, stream: true, stream_options: { include_usage: true } };
     const headers = { "Content-Type": "application/json" };
-    const response = await this.#ask("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(asked), signal });
+    const response = await this.#ask(path, { method: "POST", headers, body: JSON.stringify(asked), signal });
     let finished = false;
     for await (const { data } of events(response.body)) {
       if (data === "[DONE]") return;
@@ -100,6 +109,7 @@ function partsOf(data) {
   const thinking = choice?.delta?.reasoning_content ?? choice?.delta?.reasoning;
   if (thinking) parts.push({ thinking });
   if (choice?.delta?.content) parts.push({ content: choice.delta.content });
+  if (choice?.text) parts.push({ text: choice.text });
   if (choice?.finish_reason) parts.push({ finish: choice.finish_reason });
   if (chunk.usage) parts.push({ usage: chunk.usage });
   return parts;

@@ -1,5 +1,5 @@
 // The page: puts the parts together and moves a conversation on.
-import { toMessages, emptyAnswer, fill } from "./answer.js";
+import { emptyAnswer, fill, toMessages, toText } from "./answer.js";
 import { Api } from "./api.js";
 import { Chrome } from "./chrome.js";
 import { Composer } from "./composer.js";
@@ -13,6 +13,7 @@ import { Thread } from "./thread.js";
 
 const SAVE_EVERY_MS = 1000;
 const ANNOUNCED_CHARS = 4000;
+const CONTINUED_TOKENS = 256; // where the settings name no limit
 
 class App {
   #api = new Api();
@@ -107,8 +108,11 @@ class App {
 
   async #answer() {
     const chat = this.#chat;
-    const asked = toMessages(chat.messages, this.#settings.system);
-    const body = { ...(this.#model ? { model: this.#model.id } : {}), messages: asked, ...this.#settings.request() };
+    const model = this.#model ? { model: this.#model.id } : {};
+    const asked = this.#completes
+      ? { max_tokens: CONTINUED_TOKENS, prompt: toText(chat.messages) }
+      : { messages: toMessages(chat.messages, this.#settings.system) };
+    const body = { ...model, ...asked, ...this.#settings.request() };
     const message = emptyAnswer();
     this.#push(message);
     const abort = new AbortController();
@@ -117,7 +121,8 @@ class App {
     this.#keep(chat);
     say(byId("announcer"), "answering");
     const painter = this.#paint(message);
-    await fill(message, this.#api.chat(body, abort.signal), abort.signal, () => painter.changed(chat));
+    const parts = this.#completes ? this.#api.complete(body, abort.signal) : this.#api.chat(body, abort.signal);
+    await fill(message, parts, abort.signal, () => painter.changed(chat));
     painter.end();
     if (this.#running?.message === message) this.#finish(message);
     this.#keep(chat);
@@ -183,6 +188,11 @@ class App {
     return this.#models.find((model) => model.id === byId("model").value) ?? this.#models[0];
   }
 
+  /** Whether the model continues texts and has not been trained to converse. */
+  get #completes() {
+    return this.#model?.fathom?.suggestions?.kind === "completion";
+  }
+
   async #connect() {
     try {
       this.#models = await this.#api.models();
@@ -204,9 +214,11 @@ class App {
   #choose(id) {
     if (this.#models.some((model) => model.id === id)) byId("model").value = id;
     remember("model", byId("model").value);
-    const { supports_images: seesImages, supports_reasoning: canThink } = this.#model?.fathom ?? {};
-    this.#composer.images.allow(Boolean(seesImages));
-    this.#settings.allowThinking(Boolean(canThink));
+    const { supports_images: images, supports_reasoning: reasoning, suggestions } = this.#model?.fathom ?? {};
+    this.#composer.images.allow(Boolean(images) && !this.#completes);
+    this.#composer.ask(this.#completes ? "placeholderText" : "placeholder");
+    this.#settings.allow({ thinking: Boolean(reasoning) && !this.#completes, system: !this.#completes });
+    this.#thread.suggest(suggestions);
     this.#showContext();
     this.#showFacts();
   }

@@ -34,6 +34,11 @@ export class Composer {
     this.#input.focus();
   }
 
+  /** Say what the field is for, by the key of a sentence. */
+  ask(key) {
+    say(this.#input, key, {}, "i18nPlaceholder");
+  }
+
   /** Where a keyboard would cover the page, wait for a tap. */
   focusIfTyping() {
     if (matchMedia("(hover: hover)").matches) this.focus();

@@ -39,9 +39,11 @@ export class Settings {
     return this.#values.system;
   }
 
-  allowThinking(canThink) {
-    this.#canThink = canThink;
-    byId("thinking-fields").hidden = !canThink;
+  /** Show the controls that the model has a use for. */
+  allow({ thinking, system }) {
+    this.#canThink = thinking;
+    byId("thinking-fields").hidden = !thinking;
+    byId("system-field").hidden = !system;
   }
 
   /** What the request carries beside the messages. */

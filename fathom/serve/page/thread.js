@@ -4,7 +4,7 @@ import { say } from "./i18n.js";
 import { AnswerView, UserView } from "./message.js";
 
 const NEAR_END = 64;
-const EXAMPLES = ["example1", "example2", "example3"];
+const NEUTRAL = { chat: ["question1", "question2", "question3"], completion: ["start1", "start2", "start3"] };
 
 export class Thread {
   #scroller = byId("thread");
@@ -21,10 +21,15 @@ export class Thread {
     this.#jump.addEventListener("click", () => this.follow());
     new ResizeObserver(() => this.#keep()).observe(this.#turns);
     new ResizeObserver(() => this.#keep()).observe(this.#scroller);
-    for (const key of EXAMPLES) {
-      const button = say(el("button", { type: "button", click: () => act.say(button.textContent) }), key);
-      byId("examples").append(el("li", {}, button));
-    }
+  }
+
+  /** Offer prompts of the model's own, or neutral ones where it has none. */
+  suggest({ kind = "chat", prompts = [] } = {}) {
+    const button = (text) => el("button", { type: "button", click: ({ target }) => this.#act.say(text ?? target.textContent) });
+    const own = prompts.map(({ label, text }) => Object.assign(button(text), { textContent: label }));
+    const shown = own.length ? own : NEUTRAL[kind].map((key) => say(button(), key));
+    byId("suggestions").replaceChildren(...shown.map((each) => el("li", {}, each)));
+    byId("continues").hidden = kind !== "completion";
   }
 
   show(messages) {

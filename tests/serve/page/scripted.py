@@ -16,7 +16,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from fathom.serve.page import page_router
 
-FACTS = {"context": 1000, "supports_images": True, "cache_bytes_per_token": 27648, "supports_reasoning": True}
+FACTS: dict[str, Any] = {
+    "context": 1000,
+    "supports_images": True,
+    "cache_bytes_per_token": 27648,
+    "supports_reasoning": True,
+}
 METRICS = (
     "# TYPE fathom_pages_used gauge\nfathom_pages_used 12.0\nfathom_pages_cached 30.0\nfathom_pages_total 120.0\n"
     "fathom_requests_running 1.0\nfathom_requests_waiting 2.0\n"
@@ -26,6 +31,11 @@ METRICS = (
 def delta(**fields: Any) -> dict[str, Any]:
     """A chunk that carries part of a message."""
     return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def text(piece: str) -> dict[str, Any]:
+    """A chunk that carries part of a continued text."""
+    return {"object": "text_completion", "choices": [{"index": 0, "text": piece, "finish_reason": None}]}
 
 
 def end(reason: str = "stop", *, total: int = 250) -> list[dict[str, Any]]:
@@ -89,6 +99,7 @@ def scripted_app(script: Script) -> FastAPI:
     async def metrics(request: Request) -> Response:
         return locked(request) or Response(METRICS, media_type="text/plain")
 
+    @app.post("/v1/completions")
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         script.asked.append(await request.json())

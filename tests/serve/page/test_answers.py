@@ -153,13 +153,13 @@ def test_an_answer_and_its_code_can_be_copied(visit: Visit, script: Script) -> N
     assert page.locator(".code-comment").text_content() == "# one"
 
 
-def test_an_example_begins_a_conversation_and_the_reader_may_scroll_away(page: Page, script: Script) -> None:
+def test_a_suggestion_begins_a_conversation_and_the_reader_may_scroll_away(page: Page, script: Script) -> None:
     lines = [f"Line {i}\n\n" for i in range(60)]
     script.answers.append(
         [*(delta(content=line) for line in lines), None, *(delta(content=line) for line in lines), *end()]
     )
-    page.locator("#examples button").first.click()
-    expect(page.locator(".bubble")).to_contain_text("latent attention")
+    page.locator("#suggestions button").first.click()
+    expect(page.locator(".bubble")).to_contain_text("capital of France")
     expect(page.get_by_text("Line 59")).to_be_in_viewport()
     page.locator("#thread").evaluate("node => node.scrollTo(0, 0)")
     expect(page.locator("#jump")).to_be_visible()
