@@ -28,10 +28,10 @@ _SPARE = 80
 
 
 def engine_for(model: Decoder, prompts: Prompts, steps: int, **changes: Any) -> Engine:
-    """Make an engine with room for the prompts and their answers."""
+    """Make an engine with a cache for the prompts and their answers."""
     longest = max(map(len, prompts)) + steps + _SPARE
-    room = len(prompts) * (longest + 64)
-    given = {"max_batch": len(prompts), "cache_tokens": room, "step_tokens": max(512, len(prompts))} | changes
+    cache_tokens = len(prompts) * (longest + 64)
+    given = {"max_batch": len(prompts), "cache_tokens": cache_tokens, "step_tokens": max(512, len(prompts))} | changes
     return Engine(model, spec=EngineSpec(**given))
 
 

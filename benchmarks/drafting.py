@@ -1,6 +1,6 @@
 """Drafting: how often drafts are right, and tokens per second with and without them, one engine each.
 
-Prompts are beginnings of a run's held-out documents, equally many of each source. ``same`` is the share of answers
+Prompts are prefixes of a run's held-out documents, equally many of each source. ``same`` is the share of answers
 that equal those without drafts, token for token: less than all where two tokens are equally likely to rounding.
 """
 
@@ -48,12 +48,14 @@ def measure(model: LanguageModel, prompts: dict[str, list[list[int]]], a: argpar
         SamplingParams(max_tokens=a.max_tokens, temperature=a.temperature, seed=seed, ignore_eos=True)
         for seed in range(len(flat))
     ]
-    room = (a.prompt_tokens + a.max_tokens + 32) * a.batch
+    cache_tokens = (a.prompt_tokens + a.max_tokens + 32) * a.batch
     contestants: dict[str, Backend] = {}
     for kind, count in [("none", 1), *((kind, count) for kind in ("mtp", "ngram") for count in a.draft_tokens)]:
         if kind == "mtp" and not len(model.model.mtp):
             continue
-        spec = EngineSpec(max_batch=a.batch, cache_tokens=room, prefix_cache=False, drafting=kind, draft_tokens=count)
+        spec = EngineSpec(
+            max_batch=a.batch, cache_tokens=cache_tokens, prefix_cache=False, drafting=kind, draft_tokens=count
+        )
         name = kind if kind == "none" else f"{kind} {count}"
         contestants[name] = Backend(Engine(model.model, spec=spec), flat, params)
     seconds = rounds.interleave({name: one.run for name, one in contestants.items()}, rounds=a.rounds)

@@ -3,7 +3,7 @@
     python -m benchmarks.recipes recipes/quickstart.toml --seeds 1 2 3
     python -m benchmarks.recipes recipes/smollm2.toml --runs runs/smollm2
 
-The first trains (a run that is there goes on where it stopped), the second only collects. A seed is every training
+The first trains (an existing run is resumed), the second only collects. A seed is every training
 step's: weights, order of the data, problems drawn and answers sampled; held-out problems are the same. Result and
 picture are named after the recipe. ``change`` is a task's rise over the stage before, on the same problems.
 """

@@ -10,12 +10,12 @@ What is counted in which phase:
     rollout  ours: ``PolicyTrainer.collect_rollouts``; TRL: ``_generate_and_score_completions``. Both encode the
     prompts,
              draw the answers, decode them, judge them and compute advantages; ours also records which experts the
-             tokens went to, and lays out the numbers the loss needs.
-    update   all else from the beginning of a step to its end: packing or padding, forward, log-probabilities and
+             tokens went to, and packs what the loss needs.
+    update   all else from the start of a step to its end: packing or padding, forward, log-probabilities and
              entropies, loss, backward, clipping and AdamW. Neither side logs, saves or evaluates in it. Ours computes
              a prompt once for the answers of a pass, which then holds more of them; tokens are counted as TRL's.
 
-Unless told otherwise a step has TRL's own defaults: answers of up to 512 tokens, groups of 8, 8 answers a pass; and
+By default a step has TRL's own defaults: answers of up to 512 tokens, groups of 8, 8 answers a pass; and
 prompts as long as the answers. The ratio of updates grows with the prompt's share of the tokens.
 
 TRL does without the gradient checkpointing and the bfloat16 it has by default, which would slow it down or make it
@@ -136,7 +136,7 @@ def alternating(answers: Sequence[RewardInput]) -> list[Judgement]:
 def our_trainer(
     a: argparse.Namespace, steps: int, directory: Path, listener: Callable[[IterationReport], None]
 ) -> PolicyTrainer:
-    """Lay out what the grpo step of a recipe would, with an engine that has no end of sequence."""
+    """Make what the grpo step of a recipe would, with an engine that has no end of sequence."""
     spec = PolicySpec(
         optimizer=AdamWSpec(lr=RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY),
         rollouts=steps,

@@ -3,7 +3,7 @@
     decode   tokens/s after the prompts are read: transformers' loop inside ``generate``, and the bare products
     requests tokens/s of whole calls, prompts included: transformers' ``generate`` and its continuous batching
     prefill  seconds to the first token of a long prompt, and the memory it takes beyond the loaded model
-    prefix   seconds to the first token when a prompt's beginning was read before, against a prompt of which nothing was
+    prefix   seconds to the first token with a cached prefix, against a prompt of which nothing was
 
 Shapes s, m and l are ``bench-*`` of ``fathom models``; ``smollm2`` is the named model. ``--llama`` adds llama.cpp: its
 reading of DeepSeek-V2 asks for compressed queries, so all contestants then get a q_lora_rank.
@@ -116,8 +116,8 @@ def prefill(a: argparse.Namespace) -> dict[str, object]:
     command = [sys.executable, "-m", "benchmarks.serve", "prefill", "--shape", a.shape, "--context", str(a.context)]
     peaks = {}
     for name in ("fathom", "transformers"):
-        told = subprocess.run([*command, "--alone", name], check=True, capture_output=True, text=True).stdout
-        peaks[name] = json.loads(told)["peak_mib"]
+        printed = subprocess.run([*command, "--alone", name], check=True, capture_output=True, text=True).stdout
+        peaks[name] = json.loads(printed)["peak_mib"]
     return result | {"peak_mib_beyond_model": peaks}
 
 
@@ -164,8 +164,8 @@ def prefix(a: argparse.Namespace) -> dict[str, object]:
     model = our_model(a.shape, "float32", None)
     (shared,) = contestants.prompts_for(model.spec.vocab_size, 1, a.context)
     endings = contestants.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
-    room = (a.rounds + 2) * (a.context + 128)  # of every cold prompt, so that none takes the shared one's place
-    engine = contestants.engine_for(model, [shared], 1, cache_tokens=room)
+    cache_tokens = (a.rounds + 2) * (a.context + 128)  # holds every cold prompt, so that none evicts the shared one
+    engine = contestants.engine_for(model, [shared], 1, cache_tokens=cache_tokens)
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for turn in range(a.rounds + 1):

@@ -35,7 +35,7 @@ WORDS = {
         "Greedy decoding, {shape}, batch {batch}, context {context}, {form}, tokens/s",
         "Reading a prompt of {context} tokens, {shape}, tokens/s",
         "the same, memory beyond the model, MiB",
-        "Time to the first token after a beginning of {context} tokens read before, share of the first time",
+        "Time to the first token after a cached prefix of {context} tokens, share of the first time",
         "Through HTTP, {streams} streams of {model}, share of the engine's own tokens/s",
         "SmolLM2-135M's GGUF file, from starting Python to the first token, seconds",
         "Float32, the same weights, alternating rounds of one run on {processor} ({threads} threads), medians; shapes "
@@ -49,7 +49,7 @@ WORDS = {
         "贪心解码，{shape}，批量 {batch}，上下文 {context}，{form}，词元/秒",
         "读入 {context} 个词元的提示，{shape}，词元/秒",
         "同上，模型之外的内存，MiB",
-        "已读过的 {context} 个词元开头之后，首个词元所需时间占第一次的比例",
+        "命中 {context} 个词元的前缀缓存后，首个词元所需时间占第一次的比例",
         "经过 HTTP，{model} 的 {streams} 路流式输出，占引擎自身词元/秒的比例",
         "SmolLM2-135M 的 GGUF 文件，从启动 Python 到第一个词元，秒",
         "float32，相同的权重，在 {processor}（{threads} 线程）上同一次运行的交替轮次，取中位数；"
