@@ -11,6 +11,7 @@
     ├── BusyError          the engine takes no request now; the same one may be sent again later
     │   ├── QueueFull      as many requests wait as may
     │   └── Draining       the engine is being closed
+    ├── EngineError        the engine can run none of its requests, or its thread ended
     ├── ResourceError      disk or memory ran out; nothing published was lost
     └── Interrupted        SIGINT or SIGTERM arrived; the state was saved first
 
@@ -86,6 +87,10 @@ class Draining(BusyError):
 
     def __init__(self) -> None:
         super().__init__("requests: refused while the engine closes; send it to another, or again after a restart")
+
+
+class EngineError(FathomError):
+    """The engine can run none of its requests, or its thread ended: a fault of Fathom, not of a request."""
 
 
 class ResourceError(FathomError):

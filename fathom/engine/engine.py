@@ -20,7 +20,7 @@ from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.sampling.draw import SamplingFailure
 from fathom.engine.scheduler import ScheduledRequest, Scheduler
 from fathom.engine.state import RequestState
-from fathom.errors import SpecError
+from fathom.errors import EngineError, SpecError
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
@@ -131,12 +131,17 @@ class Engine:
     def step(self) -> list[Output]:
         """Run one forward pass and return what each request in it got; empty when there is nothing to do.
 
-        A pass that raises ends its requests with an error and is kept in ``last_error``; the engine goes on.
+        A pass that raises ends its requests with an error and is kept in ``last_error``; the engine continues.
+
+        Raises:
+            EngineError: requests are under way and the scheduler ran none of them, a fault of the engine.
         """
         outputs, self._undelivered = self._undelivered, []
         self.last_error = None
         works = self.scheduler.plan()
         if not works:
+            if self._states and not outputs:
+                raise EngineError(self._no_progress())
             return outputs
         self._steps += 1
         try:
@@ -147,6 +152,14 @@ class Engine:
             return [*outputs, *(self._fail(work.state, one_line(error)) for work in works)]
         settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
         return [*outputs, *(output for output in settled if output is not None)]
+
+    def _no_progress(self) -> str:
+        stats = self.stats
+        return (
+            f"scheduler: runs none of {stats.running} running and {stats.waiting} waiting requests, with "
+            f"{stats.pages_used} of {stats.pages_total} pages in use; cancel them, and report this with the requests' "
+            "lengths, since it is a fault of Fathom"
+        )
 
     def _settle(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob] | SamplingFailure | None) -> Output | None:
         """Take note of what a step did for one request; None while it reads its prompt."""
@@ -298,7 +311,7 @@ class Engine:
             raise self.last_error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Say what an error is in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

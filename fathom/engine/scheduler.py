@@ -77,7 +77,13 @@ class Scheduler:
         state.pending_hidden_ND = None
 
     def plan(self) -> list[ScheduledRequest]:
-        """Choose the next step's work and give it its pages."""
+        """Choose the next step's work and give it its pages; never empty while there is a request.
+
+        Each step runs at least one token of the first running request in order: decoding leaves a token of the step to
+        prompts, pages are taken from the last request in order, and a waiting request that does not fit stops
+        admission only. So running requests end one after another without being preempted by later ones, and the first
+        waiting request, behind which none is admitted, fits the empty pool at the latest.
+        """
         self._planned = {}
         for state in tuple(self.running):
             if state.running and state.remaining == 1:
@@ -101,15 +107,17 @@ class Scheduler:
         else:
             queued = []
         pending = self._pending(reading) if queued else {}
+        admitting = True
         for state in list(merge(reading, queued, key=_rank)):
             left = self.spec.step_tokens - sum(work.tokens for work in self._planned.values())
             if left < 1:
                 return
             if not state.running:
-                if self._waits_for_prefix(state, pending):
+                if not admitting or self._waits_for_prefix(state, pending):
                     continue
-                if not self._admit(state):
-                    return
+                admitting = self._admit(state)
+                if not admitting:
+                    continue
                 self._add_pending(pending, state)
             self._run(state, min(left, state.remaining, self.window or left))
 

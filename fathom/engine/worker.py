@@ -6,11 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from fathom.engine.engine import Engine, one_line
 from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.state import RequestState
-from fathom.errors import Draining, QueueFull
+from fathom.errors import Draining, EngineError, QueueFull
 
 OutputCallback = Callable[[Output], None]
 
@@ -20,15 +21,22 @@ _FAILURES_IN_A_ROW = 3
 class EngineWorker:
     """Owns an engine; every method may be called from any thread.
 
-    A request's listener hears each of its outputs in order, the last of which has a ``finish_reason``, whatever
-    happens. Listeners and step callbacks run on the worker's thread and must not block; one that raises has its
-    request cancelled. ``last_error`` is what a step or a listener last raised, in one line.
+    A request's listener is called with each of its outputs in order, the last of which has a ``finish_reason``,
+    whatever happens. Listeners and step callbacks run on the worker's thread and must not block; one that raises has
+    its request cancelled. ``last_error`` is what a step or a listener last raised, in one line.
+
+    A step that raises ends the requests under way with an error, and the worker continues. Where a request cannot be
+    ended either, the engine's state is not known any more: every request gets an error, the thread ends, ``healthy`` is
+    False, and new requests are refused. ``clock`` counts seconds.
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
+    def __init__(self, engine: Engine, *, max_waiting: int = 256, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine = engine
         self.max_waiting = max_waiting
         self.last_error: str | None = None
+        self._clock = clock
+        self._progress_at: float | None = None  # None while idle
+        self._fatal: str | None = None
         self._changed = threading.Condition()
         self._arrived: deque[tuple[RequestState, OutputCallback]] = deque()
         self._cancelled: deque[int] = deque()
@@ -44,6 +52,15 @@ class EngineWorker:
     def healthy(self) -> bool:
         """Whether the thread lives and the engine does not fail step after step."""
         return self._thread.is_alive() and self._failures < _FAILURES_IN_A_ROW
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Seconds since requests last made progress: since the last step that did not fail, or since work arrived.
+
+        0.0 while there is no request. It grows while a step takes long, steps fail, or the thread has ended.
+        """
+        since = self._progress_at
+        return 0.0 if since is None else max(self._clock() - since, 0.0)
 
     @property
     def stats(self) -> EngineStats:
@@ -62,7 +79,7 @@ class EngineWorker:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        else:
+        elif self._fatal is None:
             self._cancel_all()
 
     def submit(self, request: Request, listener: OutputCallback) -> int:
@@ -71,6 +88,7 @@ class EngineWorker:
         Raises:
             QueueFull: as many requests wait as may.
             Draining: the worker is being closed.
+            EngineError: the worker's thread ended because of a fault.
             ContextError, SpecError: as ``Engine.submit``.
         """
         return self.submit_all([request], listener)[0]
@@ -81,6 +99,8 @@ class EngineWorker:
         states = [self.engine.prepare(request) for request in requests]
         with self._changed:
             self._check_room(len(states))
+            if self._progress_at is None:
+                self._progress_at = self._clock()
             self._arrived.extend((state, listener) for state in states)
             self._changed.notify_all()
         return [state.id for state in states]
@@ -97,6 +117,8 @@ class EngineWorker:
             self._callbacks = [*self._callbacks, callback]
 
     def _check_room(self, more: int) -> None:
+        if self._fatal is not None:
+            raise EngineError(f"engine: its thread ended after {self._fatal}; restart the process")
         if self._draining:
             raise Draining
         waiting = len(self._arrived) + self._stats.waiting
@@ -104,11 +126,14 @@ class EngineWorker:
             raise QueueFull(waiting, self.max_waiting)
 
     def _serve(self) -> None:
-        while self._take_in():
-            outputs = self._step()
-            self._stats = self.engine.stats
-            self._deliver(outputs)
-        self._cancel_all()
+        try:
+            while self._take_in():
+                outputs = self._step()
+                self._stats = self.engine.stats
+                self._deliver(outputs)
+            self._cancel_all()
+        except BaseException as error:  # the thread ends: whatever it was, every listener must be called
+            self._end_without_engine(error)
 
     def _take_in(self) -> bool:
         """Wait for something to do and let new requests in; False when it is time to end."""
@@ -134,6 +159,11 @@ class EngineWorker:
         self._failures = 0 if failure is None else self._failures + 1
         if failure is not None:
             self.last_error = one_line(failure)
+        with self._changed:
+            if not (self.engine.has_work or self._arrived):
+                self._progress_at = None
+            elif failure is None:
+                self._progress_at = self._clock()
         return outputs
 
     def _enqueue_arrived(self) -> None:
@@ -147,6 +177,23 @@ class EngineWorker:
         ended = [self.engine.end(request_id, "cancelled") for request_id in tuple(self._listeners)]
         self._deliver([output for output in ended if output is not None])
         self._stats = self.engine.stats
+        self._progress_at = None
+
+    def _end_without_engine(self, error: BaseException) -> None:
+        """End every request with an error, without asking the engine, whose state is not known any more."""
+        message = one_line(error)
+        with self._changed:
+            self._fatal = self.last_error = message
+            listeners = {**self._listeners, **{state.id: listener for state, listener in self._arrived}}
+            self._listeners.clear()
+            self._arrived.clear()
+        outputs = [Output(request_id=request_id, finish_reason="error", error=message) for request_id in listeners]
+        for output in outputs:
+            with suppress(Exception):
+                listeners[output.request_id](output)
+        for callback in self._callbacks if outputs else ():
+            with suppress(Exception):
+                callback()
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         for output in outputs:

@@ -11,7 +11,7 @@ import torch
 from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
-from fathom.errors import ContextError, Draining, QueueFull
+from fathom.errors import ContextError, Draining, EngineError, QueueFull
 from fathom.spec import EngineSpec, SamplingParams
 from tests.engine.reference import alone, ids, tiny
 
@@ -224,3 +224,129 @@ def test_the_models_thread_records_no_gradients(worker: EngineWorker, monkeypatc
     worker.start()
     ear.wait()
     assert set(modes) == {True}
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_stalled_seconds_count_from_the_last_step_that_succeeded_and_are_zero_when_idle(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, inside, go_on, step = Clock(), threading.Semaphore(0), threading.Semaphore(0), engine.step
+    worker, ear = EngineWorker(engine, clock=clock), Ear()
+
+    def blocked() -> list[Output]:
+        inside.release()
+        assert go_on.acquire(timeout=PATIENCE)
+        return step()
+
+    monkeypatch.setattr(engine, "step", blocked)
+    assert worker.stalled_seconds == 0.0
+    worker.submit(greedy(1, 2, max_tokens=3), ear)
+    clock.now += 5
+    assert worker.stalled_seconds == 5.0
+    worker.start()
+    for _ in range(3):
+        assert inside.acquire(timeout=PATIENCE)
+        before = worker.stalled_seconds
+        clock.now += 7
+        assert worker.stalled_seconds == before + 7
+        go_on.release()
+    ear.wait()
+    worker.close()
+    clock.now += 1000
+    assert worker.stalled_seconds == 0.0
+
+
+def test_an_idle_worker_is_not_stalled(worker: EngineWorker) -> None:
+    clock = worker._clock = Clock()
+    worker.start()
+    for _ in range(3):
+        ear = Ear()
+        worker.submit(greedy(1), ear)
+        ear.wait()
+        clock.now += 1000
+        assert worker.stalled_seconds == 0.0
+
+
+def test_steps_that_fail_are_no_progress(worker: EngineWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails ends its requests; one that arrives meanwhile has waited since before."""
+    clock, first, second = Clock(), Ear(), Ear()
+    worker._clock = clock
+    step, seen = worker.engine.step, []
+
+    def failing() -> list[Output]:
+        worker.submit(greedy(3, max_tokens=1), second)
+        clock.now += 3
+        monkeypatch.setattr(worker.engine, "step", step)
+        raise RuntimeError("no step")
+
+    def heard(output: Output) -> None:
+        seen.append(worker.stalled_seconds)
+        first(output)
+
+    monkeypatch.setattr(worker.engine, "step", failing)
+    worker.submit(greedy(1, 2), heard)
+    worker.start()
+    assert first.wait()[-1].error == "RuntimeError: no step"
+    assert second.wait()[-1].finish_reason == "length"
+    assert seen == [3.0]
+    assert worker.stalled_seconds == 0.0
+
+
+def test_an_engine_that_plans_nothing_fails_its_requests_instead_of_spinning(
+    worker: EngineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.engine.scheduler, "plan", lambda: [])
+    for _ in range(3):
+        ear = Ear()
+        worker.submit(greedy(1, 2), ear)
+        if not worker._thread.is_alive():
+            worker.start()
+        assert (ear.wait()[-1].error or "").startswith("EngineError: scheduler: runs none of 0 running and 1 waiting")
+    worker.close()
+    assert not worker.healthy
+    assert worker._failures == 3
+
+
+@pytest.mark.parametrize("during", ["cancellation", "failed step", "closing"])
+def test_where_a_request_cannot_be_ended_every_listener_gets_an_error_and_health_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    worker, ears, steps = EngineWorker(engine, max_waiting=8), [Ear() for _ in range(3)], []
+    called: list[None] = []
+    worker.on_step(lambda: called.append(None))
+
+    def end(request_id: int, *_: object) -> Output:
+        raise IndexError("books of pages")
+
+    def failing() -> list[Output]:
+        steps.append(None)
+        raise RuntimeError("no step")
+
+    monkeypatch.setattr(engine, "end", end)
+    monkeypatch.setattr(engine, "step", failing if during == "failed step" else lambda: [])
+    names = [worker.submit(greedy(1, 2, max_tokens=90), ear) for ear in ears]
+    if during == "cancellation":
+        worker.cancel(names[1])
+    if during == "closing":
+        worker._draining, worker._deadline = True, 0.0
+    worker.start()
+    for name, ear in zip(names, ears, strict=True):
+        assert [(output.request_id, output.finish_reason, output.error) for output in ear.wait()] == [
+            (name, "error", "IndexError: books of pages")
+        ]
+    worker._thread.join(PATIENCE)
+    assert not worker.healthy
+    assert worker.last_error == "IndexError: books of pages"
+    assert called == [None]
+    with pytest.raises(EngineError, match="thread ended after IndexError: books of pages; restart the process"):
+        worker.submit(greedy(1), Ear())
+    worker.close()
