@@ -113,7 +113,7 @@ def matmuls_only(model: Decoder, steps: int) -> Backend:
     moe = model.spec.moe
     assert moe is not None
     draw = random.Random(0)
-    weights = [[p for p in layer.parameters() if p.dim() == 2] for layer in model.layers]
+    weights = [[w for w in map(_matrix, layer.named_parameters()) if w is not None] for layer in model.layers]
     inputs = {width: torch.randn(1, width) for group in weights for p in group for width in p.shape}
     experts = [layer.mlp.experts if isinstance(layer.mlp, MoELayer) else None for layer in model.layers]
     inputs[moe.moe_intermediate_size] = torch.randn(1, moe.moe_intermediate_size)
@@ -125,11 +125,19 @@ def matmuls_only(model: Decoder, steps: int) -> Backend:
                 for weight in group:
                     F.linear(inputs[weight.shape[1]], weight)
                 for expert in draw.sample(range(moe.n_routed_experts), moe.num_experts_per_tok) if routed else ():
-                    torch.mv(routed.gate_up_proj[expert], inputs[model.spec.hidden_size][0])
+                    torch.mv(routed.gate_up_proj[expert].flatten(0, 1), inputs[model.spec.hidden_size][0])
                     torch.mv(routed.down_proj[expert], inputs[moe.moe_intermediate_size][0])
             model.logits(inputs[model.spec.hidden_size])
 
     return Backend(run)
+
+
+def _matrix(named: tuple[str, torch.Tensor]) -> torch.Tensor | None:
+    """A parameter as the matrix that one product reads; None for vectors and stacked experts."""
+    name, parameter = named
+    if name.endswith("gate_up_proj.weight"):
+        return parameter.flatten(0, 1)
+    return parameter if parameter.dim() == 2 and not name.endswith(".bias") else None
 
 
 class LlamaCpp:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES
-from fathom.checkpoint.names import parameter_shapes
+from fathom.checkpoint.names import current_layout, parameter_shapes
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import Report, StoredTensor, Weights, silent
 from fathom.checkpoint.writer import CheckpointWriter
@@ -94,11 +94,11 @@ class FathomCheckpoint:
         names = list(self._names().items())
         with _checked(self.checkpoint) as sound:
             for ours, name in names[:-1]:
-                yield ours, self.file.read(name)
+                yield ours, current_layout(ours, self.file.read(name))
             for ours, name in names[-1:]:
                 last = self.file.read(name)
                 sound.result()
-                yield ours, last
+                yield ours, current_layout(ours, last)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None."""

@@ -18,7 +18,7 @@ from fathom.errors import CheckpointError
 from fathom.files import file_sha256, json_text
 
 FORMAT = "fathom-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 18
 

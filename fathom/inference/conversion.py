@@ -157,7 +157,7 @@ class _CheckedWeights:
 
     def _check(self, name: str, tensor: Tensor) -> None:
         limit = largest(self.kind)
-        kept_whole = self.form == "gguf" and tensor.dim() < 2
+        kept_whole = self.form == "gguf" and (tensor.dim() < 2 or name.endswith(".bias"))
         if limit is None or kept_whole or not tensor.numel():
             return
         low, high = (float(end) for end in torch.aminmax(tensor))

@@ -1,19 +1,45 @@
-"""The dense feed-forward layer."""
+"""The dense feed-forward layer.
+
+D hidden size, F intermediate size.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
+from fathom import kernels
 from fathom.kernels import swiglu
 from fathom.model.linear import Linear
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one product: ``gate_up_proj`` is (2F, D), gate first."""
+class GateUpLinear(nn.Module):
+    """The gate and up projections of a SwiGLU as one product, gate first: ``weight`` (2, F, D), ``bias`` (2, F).
+
+    They have a dimension of their own, so that a shard along F holds the same rows of both.
+    """
 
     def __init__(self, hidden: int, intermediate: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(hidden, 2 * intermediate, bias=bias)
+        self.weight = nn.Parameter(torch.empty(2, intermediate, hidden))
+        self.bias = nn.Parameter(torch.empty(2, intermediate)) if bias else None
+        nn.init.kaiming_uniform_(self.weight.detach().flatten(0, 1), a=math.sqrt(5))  # as nn.Linear's
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., 2F), the gate's F columns first."""
+        return kernels.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, hidden: int, intermediate: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up_proj = GateUpLinear(hidden, intermediate, bias=bias)
         self.down_proj = Linear(intermediate, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from fathom.kernels.weight_formats import (
 )
 from fathom.model.attention.mla import MLA
 from fathom.model.decoder import Decoder
+from fathom.model.ffn import GateUpLinear
 from fathom.model.moe.layer import Experts
 from fathom.model.moe.router import Router
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
@@ -90,7 +91,7 @@ def quantize(
     reasons = dict(_plain(model, format, group_size))
     packed = [*_pack_modules(model, format, group_size, reasons), *_pack_head(model, head, group_size, reasons)]
     kept = [
-        SkippedParameter(name, p.nbytes, reasons.get(name, "is a vector" if p.dim() == 1 else "is no linear layer"))
+        SkippedParameter(name, p.nbytes, reasons.get(name, _not_a_matrix(name, p)))
         for name, p in model.named_parameters()
     ]
     return QuantizationReport(format, bytes_before, tuple(packed), tuple(kept))
@@ -99,7 +100,7 @@ def quantize(
 def _plain(model: Decoder, format: QuantFormat, group_size: int) -> Iterator[tuple[str, str]]:
     """Say why matrices stay plain, by the name of the parameter. The head is not asked about."""
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or name == f"{_HEAD}.weight":
+        if parameter.dim() < 2 or name.endswith(".bias") or name == f"{_HEAD}.weight":
             continue
         problem = _problem(parameter, format, group_size)
         if name.startswith("vision."):
@@ -122,9 +123,9 @@ def _pack_modules(
     for name in [name for name, _ in model.named_modules()]:  # names only: what is replaced must not be held
         place, _, own = name.rpartition(".")
         module, parent = model.get_submodule(name), model.get_submodule(place)
-        if isinstance(module, nn.Linear) and name != _HEAD and f"{name}.weight" not in reasons:
-            bias = module.bias if isinstance(module.bias, nn.Parameter) else None
-            packed = _pack(module.weight, format, group_size)
+        if isinstance(module, nn.Linear | GateUpLinear) and name != _HEAD and f"{name}.weight" not in reasons:
+            bias = nn.Parameter(module.bias.flatten(), requires_grad=False) if module.bias is not None else None
+            packed = _pack(module.weight.flatten(0, -2), format, group_size)
             setattr(parent, own, QuantizedLinear(packed, bias))
             yield _replaced(name, packed)
         elif isinstance(module, Experts):
@@ -134,7 +135,7 @@ def _pack_modules(
                 continue
             gate_up, down = (
                 quantize_experts(weight, format, best_group_size(weight.shape[-1], group_size))
-                for weight in (module.gate_up_proj, module.down_proj)
+                for weight in (module.gate_up_proj.flatten(1, 2), module.down_proj)
             )
             setattr(parent, own, QuantizedExperts(gate_up, down))
             yield _replaced(name, *gate_up.each, *down.each)
@@ -154,6 +155,10 @@ def _pack_head(
     packed = _pack(weight_VD, head, group_size)
     model.lm_head = QuantizedLinear(packed)
     yield _replaced(_HEAD, packed)
+
+
+def _not_a_matrix(name: str, parameter: Tensor) -> str:
+    return "is a vector" if parameter.dim() == 1 or name.endswith(".bias") else "is no linear layer"
 
 
 def _problem(weight: Tensor, format: QuantFormat, group_size: int) -> str | None:

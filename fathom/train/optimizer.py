@@ -1,7 +1,7 @@
 """AdamW over a decoder's parameters, its state by parameter name, and gradient clipping.
 
-Weight decay applies to matrices (every parameter of two or more dimensions: projections, experts, embedding, router)
-and not to norms and biases. The papers give 0.1 and do not say which tensors; this is the field's custom.
+Weight decay applies to matrices (every parameter of two or more dimensions that is no bias: projections, experts,
+embedding, router) and not to norms and biases. The papers give 0.1 and do not say which tensors; this is customary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fathom.checkpoint.names import current_layout
 from fathom.errors import CheckpointError
 from fathom.spec.train import AdamWSpec
 
@@ -20,17 +21,18 @@ _FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
 def make_optimizer(model: nn.Module, spec: AdamWSpec) -> torch.optim.AdamW:
     """AdamW with decay on matrices only, fused into one pass over memory where the device allows."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = {name for name, p in named if p.dim() >= 2 and not name.endswith("bias")}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name in matrices], "weight_decay": spec.weight_decay},
+        {"params": [p for name, p in named if name not in matrices], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=spec.lr,
         betas=(spec.beta1, spec.beta2),
         eps=spec.eps,
-        fused=all(parameter.device.type in _FUSED for parameter in parameters),
+        fused=all(parameter.device.type in _FUSED for _, parameter in named),
     )
 
 
@@ -69,6 +71,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tenso
     Raises:
         CheckpointError: a tensor is missing, belongs to no parameter, or has another shape.
     """
+    tensors = {name: current_layout(name, tensor) for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
     owners = {name.rpartition("/")[0] for name in tensors}
     problems = [f"{owner} is no parameter of the model" for owner in sorted(owners - set(parameters))]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.checkpoint import store
+from fathom.checkpoint.names import current_layout
 from fathom.errors import CheckpointError
 from fathom.model.decoder import Decoder
 from fathom.spec import to_mapping
@@ -91,6 +92,7 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], director
     Raises:
         CheckpointError: listing all that are missing, unexpected or of another shape.
     """
+    tensors = {name: current_layout(name, tensor) for name, tensor in tensors.items()}
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in own]

@@ -165,9 +165,9 @@ def test_llama_writes_gate_before_up() -> None:
     state = random_state(small)
     published = to_hf(small, state)
     prefix = "model.layers.1.mlp"
-    assert torch.equal(published[f"{prefix}.gate_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][:12])
-    assert torch.equal(published[f"{prefix}.up_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][12:])
-    assert torch.equal(published[f"{prefix}.up_proj.bias"], state["layers.1.mlp.gate_up_proj.bias"][12:])
+    assert torch.equal(published[f"{prefix}.gate_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][0])
+    assert torch.equal(published[f"{prefix}.up_proj.weight"], state["layers.1.mlp.gate_up_proj.weight"][1])
+    assert torch.equal(published[f"{prefix}.up_proj.bias"], state["layers.1.mlp.gate_up_proj.bias"][1])
     attention = {name.removeprefix("model.layers.0.self_attn.") for name in published if ".0.self_attn." in name}
     assert attention == {f"{p}_proj.{kind}" for p in "qkvo" for kind in ("weight", "bias")}
     assert published.keys() >= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
@@ -183,8 +183,8 @@ def test_mixtral_writes_w1_w3_w2_under_block_sparse_moe() -> None:
     norms = {"input_layernorm.weight", "post_attention_layernorm.weight"}
     assert inside == experts | attention | norms | {"block_sparse_moe.gate.weight"}
     stacked = state["layers.1.mlp.experts.gate_up_proj"]
-    assert torch.equal(published["model.layers.1.block_sparse_moe.experts.2.w1.weight"], stacked[2, :3])
-    assert torch.equal(published["model.layers.1.block_sparse_moe.experts.2.w3.weight"], stacked[2, 3:])
+    assert torch.equal(published["model.layers.1.block_sparse_moe.experts.2.w1.weight"], stacked[2, 0])
+    assert torch.equal(published["model.layers.1.block_sparse_moe.experts.2.w3.weight"], stacked[2, 1])
     down = state["layers.1.mlp.experts.down_proj"]
     assert torch.equal(published["model.layers.1.block_sparse_moe.experts.3.w2.weight"], down[3])
 

@@ -54,10 +54,10 @@ V3 = {
 def copy_weights(layer: MoELayer, theirs: nn.Module) -> None:
     with torch.no_grad():
         theirs.gate.weight.copy_(layer.gate.weight)
-        theirs.experts.gate_up_proj.copy_(layer.experts.gate_up_proj)
+        theirs.experts.gate_up_proj.copy_(layer.experts.gate_up_proj.flatten(1, 2))
         theirs.experts.down_proj.copy_(layer.experts.down_proj)
         if layer.shared_experts is not None:
-            gate, up = layer.shared_experts.gate_up_proj.weight.chunk(2)
+            gate, up = layer.shared_experts.gate_up_proj.weight
             theirs.shared_experts.gate_proj.weight.copy_(gate)
             theirs.shared_experts.up_proj.weight.copy_(up)
             theirs.shared_experts.down_proj.weight.copy_(layer.shared_experts.down_proj.weight)
@@ -149,7 +149,7 @@ def test_a_dropped_pair_contributes_nothing_and_shared_experts_see_every_token()
     expected = layer.shared_experts(x).detach()
     for b, t, k in torch.nonzero(routing.kept_BTK).tolist():
         expert = int(routing.indices_BTK[b, t, k])
-        gate, up = F.linear(x[b, t], layer.experts.gate_up_proj[expert]).chunk(2)
+        gate, up = layer.experts.gate_up_proj[expert] @ x[b, t]
         output = F.linear(F.silu(gate) * up, layer.experts.down_proj[expert])
         expected[b, t] += (routing.weights_BTK[b, t, k] * output).detach()
     torch.testing.assert_close(y, expected)
@@ -168,9 +168,9 @@ def test_parameter_names_and_shapes_are_the_published_ones() -> None:
     assert shapes == {
         "gate.weight": (EXPERTS, HIDDEN),
         "gate.e_score_correction_bias": (EXPERTS,),
-        "experts.gate_up_proj": (EXPERTS, 2 * WIDTH, HIDDEN),
+        "experts.gate_up_proj": (EXPERTS, 2, WIDTH, HIDDEN),
         "experts.down_proj": (EXPERTS, HIDDEN, WIDTH),
-        "shared_experts.gate_up_proj.weight": (4 * WIDTH, HIDDEN),
+        "shared_experts.gate_up_proj.weight": (2, 2 * WIDTH, HIDDEN),
         "shared_experts.down_proj.weight": (HIDDEN, 2 * WIDTH),
     }
     assert make(shared=0).shared_experts is None

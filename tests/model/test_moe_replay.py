@@ -147,7 +147,7 @@ def written_out(layer: MoELayer, chosen_NK: Tensor, x_BTD: Tensor, _: object = N
         picked = gate.spec.scale * (picked / picked.sum() if gate.spec.normalize else picked)
         y = layer.shared_experts(x)
         for value, expert in zip(picked, chosen, strict=True):
-            a, b = (layer.experts.gate_up_proj[expert] @ x).chunk(2)
+            a, b = layer.experts.gate_up_proj[expert] @ x
             y = y + value * (layer.experts.down_proj[expert] @ (F.silu(a) * b))
         rows.append(y)
         weights.append(scores)

@@ -45,11 +45,12 @@ def unpacked(model: Decoder, original: Decoder) -> Decoder:
             if isinstance(module, QuantizedLinear):
                 if name == "lm_head" and plain.lm_head is None:
                     plain.lm_head = nn.Linear(plain.spec.hidden_size, plain.spec.vocab_size, bias=False)
-                plain.get_submodule(name).weight.copy_(module.weight)
+                whole = plain.get_submodule(name).weight
+                whole.copy_(module.weight.view_as(whole))
             elif isinstance(module, QuantizedExperts):
                 experts = plain.get_submodule(name)
                 for part, matrices in ((experts.gate_up_proj, module.gate_up), (experts.down_proj, module.down)):
-                    part.copy_(torch.stack([dequantize(each) for each in matrices.each]))
+                    part.copy_(torch.stack([dequantize(each) for each in matrices.each]).view_as(part))
     return plain
 
 

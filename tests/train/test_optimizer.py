@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fathom.errors import CheckpointError
+from fathom.model.ffn import SwiGLU
 from fathom.spec.train import AdamWSpec
 from fathom.train.optimizer import (
     clip_gradients,
@@ -36,6 +37,14 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, seed: int) -> None:
             generator = torch.Generator().manual_seed(seed + len(name))
             parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer.step()
+
+
+def test_biases_of_two_dimensions_are_not_decayed() -> None:
+    layer = SwiGLU(4, 3, bias=True)
+    decayed, plain = make_optimizer(layer, SPEC).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (SPEC.weight_decay, 0.0)
+    assert {id(p) for p in plain["params"]} == {id(layer.gate_up_proj.bias), id(layer.down_proj.bias)}
+    assert {id(p) for p in decayed["params"]} == {id(layer.gate_up_proj.weight), id(layer.down_proj.weight)}
 
 
 def test_adamw_decays_matrices_and_leaves_vectors() -> None:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from fathom.checkpoint import store
+from fathom.checkpoint.names import joined_shape
 from fathom.errors import CheckpointError, DataError, Interrupted, ResourceError, SpecError, TrainError
 from fathom.spec import ModelSpec
 from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, TrainSpec
@@ -115,6 +116,27 @@ def test_a_resumed_stage_equals_one_that_never_stopped(tmp_path: Path, make_trai
     again = make_trainer(broken).run(resume=True)
     assert (again.steps, again.loss, again.checkpoint) == (12, summary.loss, summary.checkpoint)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_run_whose_checkpoint_holds_gate_and_up_joined_resumes_bit_for_bit(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    """Checkpoints of format version 1, weights and optimizer state alike."""
+    make_trainer(tmp_path / "straight").run()
+    broken = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        make_trainer(broken, on_progress=StopAfter(7)).run()
+    saved = store.Checkpoint.open(broken / "checkpoints" / "step-00000007")
+    stems = {
+        stem: {n: t.reshape(joined_shape(n.partition("/")[0], tuple(t.shape))) for n, t in saved.tensors(stem).items()}
+        for stem in ("model", "optimizer", "random")
+    }
+    assert stems["optimizer"]["layers.1.mlp.experts.gate_up_proj/exp_avg"].shape == (8, 16, 16)
+    documents = {stem: saved.document(stem) for stem in ("spec", "state")}
+    store.save(saved.directory, tensors=stems, documents=documents)
+    make_trainer(broken).run(resume=True)
+    name = "checkpoints/step-00000012"
+    assert_same_checkpoint(tmp_path / "straight" / name, broken / name)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(

@@ -20,7 +20,7 @@ from torch import Tensor
 from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.keys import architecture
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS
-from fathom.checkpoint.names import Shape, parameter_shapes
+from fathom.checkpoint.names import Shape, joined_shape, parameter_shapes
 from fathom.errors import CheckpointError
 from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec
 from fathom.spec.rope import RopeLayout
@@ -84,8 +84,9 @@ class RotaryPermutation:
 class GGUFRule:
     """Our tensor ``ours`` of ``shape`` is the stored tensors ``shapes``, cut out of ours as ``cut`` says.
 
-    ``rows`` follow one another along our first dimension, ``expert_rows`` along our second, ``experts`` follow one
-    another expert by expert (Mixtral's files of 2023), ``latent`` are kv_b_proj's keys (H, C, N) and values (H, V, C).
+    ``rows`` follow one another along our first dimension and ``expert_rows`` along our second, both with gate and up
+    joined (``joined_shape``); ``experts`` follow one another expert by expert (Mixtral's files of 2023); ``latent`` are
+    kv_b_proj's keys (H, C, N) and values (H, V, C).
     """
 
     ours: str
@@ -116,7 +117,7 @@ class GGUFRule:
             whole = self._filled(lookup)
         if self.rotary is not None:
             whole = whole.index_select(0, self.rotary.order(self.shape[0]).argsort())
-        return whole
+        return whole.reshape(self.shape)
 
     def _filled(self, lookup: Lookup) -> Tensor:
         whole: Tensor | None = None
@@ -133,7 +134,7 @@ class GGUFRule:
 
     def _places(self, tensor: Tensor) -> Iterator[Tensor]:
         """Yield the view of ours that each stored tensor fills."""
-        count = len(self.shapes)
+        count, tensor = len(self.shapes), tensor.reshape(joined_shape(self.ours, self.shape))
         if self.cut == "rows":
             yield from tensor.chunk(count)
         elif self.cut == "expert_rows":
@@ -203,16 +204,18 @@ def _rule(spec: ModelSpec, ours: str, shape: Shape, found: frozenset[str]) -> GG
         return _experts(ours, shape, names, found)
     if stem == "self_attn.kv_b_proj":
         return _latent(spec, ours, shape, names[0], found)
-    rows = (shape[0] // len(names), *shape[1:])
+    height, *columns = joined_shape(ours, shape)
+    rows = (height // len(names), *columns)
     return GGUFRule(ours, shape, dict.fromkeys(names, rows), rotary=_rotary(spec, stem))
 
 
 def _experts(ours: str, shape: Shape, names: list[str], found: frozenset[str]) -> GGUFRule:
     """Gate and up as two stacks (what is written), as one, or expert by expert."""
-    experts, rows, columns = shape[0], shape[1] // len(names), shape[2]
+    joined = joined_shape(ours, shape)
+    experts, rows, columns = joined[0], joined[1] // len(names), joined[2]
     fused = names[0].replace("ffn_gate_exps", "ffn_gate_up_exps")
     if len(names) == 2 and fused in found:
-        return GGUFRule(ours, shape, {fused: shape})
+        return GGUFRule(ours, shape, {fused: joined})
     single = [name.replace("_exps.", ".{}.") for name in names]
     if single[0].format(0) in found and experts <= len(found):
         alone = {name.format(expert): (rows, columns) for expert in range(experts) for name in single}

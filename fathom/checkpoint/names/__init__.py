@@ -10,6 +10,7 @@ from fathom.checkpoint.names.convert import (
     stream_to_hf,
     to_hf,
 )
+from fathom.checkpoint.names.gate_up import current_layout, joined_shape
 from fathom.checkpoint.names.rules import DuplicateTensor, Rule
 from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 
@@ -18,7 +19,9 @@ __all__ = [
     "NameTable",
     "Rule",
     "Shape",
+    "current_layout",
     "from_hf",
+    "joined_shape",
     "name_table",
     "parameter_shapes",
     "stream_from_hf",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
+from fathom.checkpoint.names.gate_up import joined_shape
 from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 from fathom.checkpoint.names.tables import LAYERS, MTP, OUTSIDE
 from fathom.checkpoint.names.vision import FAMILIES as VISION_FAMILIES
@@ -36,7 +37,8 @@ class Rule:
     @property
     def part_shape(self) -> Shape:
         """Shape of each published tensor."""
-        slab = self.shape[1:] if self.stacked else self.shape
+        joined = joined_shape(self.ours, self.shape)
+        slab = joined[1:] if self.stacked else joined
         return (slab[0] // len(self.published[0]), *slab[1:])
 
     @property
@@ -46,6 +48,7 @@ class Rule:
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield published names with views of our tensor: no copies."""
+        tensor = tensor.reshape(joined_shape(self.ours, self.shape))
         for index, row in enumerate(self.published):
             slab = tensor[index] if self.stacked else tensor
             rows = self.part_shape[0]
@@ -64,7 +67,8 @@ class Rule:
                 part = lookup(name)
                 if whole is None:
                     whole = _empty(self.shape, dtype, part.device)
-                slab = whole[index] if self.stacked else whole
+                joined = whole.view(joined_shape(self.ours, self.shape))
+                slab = joined[index] if self.stacked else joined
                 slab.narrow(0, place * part.shape[0], part.shape[0]).copy_(part)
                 del part
         if whole is None:

@@ -81,9 +81,9 @@ def _latent(hidden: int, attention: LatentAttention) -> dict[str, Shape]:
 
 
 def _swiglu(hidden: int, width: int, *, bias: bool) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {"gate_up_proj.weight": (2 * width, hidden)}
+    shapes: dict[str, Shape] = {"gate_up_proj.weight": (2, width, hidden)}
     if bias:
-        shapes["gate_up_proj.bias"] = (2 * width,)
+        shapes["gate_up_proj.bias"] = (2, width)
     shapes["down_proj.weight"] = (hidden, width)
     return shapes | ({"down_proj.bias": (hidden,)} if bias else {})
 
@@ -95,7 +95,7 @@ def _experts(spec: ModelSpec, moe: MixtureOfExperts) -> dict[str, Shape]:
         shapes["gate.noise_weight"] = (e, d)
     if moe.router.selection_bias:
         shapes["gate.e_score_correction_bias"] = (e,)
-    shapes |= {"experts.gate_up_proj": (e, 2 * f, d), "experts.down_proj": (e, d, f)}
+    shapes |= {"experts.gate_up_proj": (e, 2, f, d), "experts.down_proj": (e, d, f)}
     if moe.n_shared_experts:
         shapes |= _under("shared_experts", _swiglu(d, moe.shared_intermediate_size, bias=False))
     return shapes

@@ -13,19 +13,19 @@ from fathom.spec.moe import MixtureOfExperts
 
 
 class Experts(nn.Module):
-    """The routed experts' weights, stacked: ``gate_up_proj`` (E, 2F, D), gate first, and ``down_proj`` (E, D, F)."""
+    """The routed experts' weights, stacked: ``gate_up_proj`` (E, 2, F, D), gate first, and ``down_proj`` (E, D, F)."""
 
     def __init__(self, hidden_size: int, moe: MixtureOfExperts) -> None:
         super().__init__()
         experts, width = moe.n_routed_experts, moe.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden_size))
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2, width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden_size, width))
         nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
         nn.init.normal_(self.down_proj, std=width**-0.5)
 
     def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
         """Sum over each token's experts of weight times expert(token), (N, D); pairs not kept contribute nothing."""
-        return grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up_proj, self.down_proj, kept_NK)
+        return grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up_proj.flatten(1, 2), self.down_proj, kept_NK)
 
 
 class MoELayer(nn.Module):

@@ -108,8 +108,8 @@ def test_experts_are_stacked_with_gate_and_up_apart(spec_of: SpecOf, random_stat
     state = random_state(spec)
     stored = _stored(spec, state)
     both = state["layers.0.mlp.experts.gate_up_proj"]
-    assert torch.equal(stored["blk.0.ffn_gate_exps.weight"], both[:, :32])
-    assert torch.equal(stored["blk.0.ffn_up_exps.weight"], both[:, 32:])
+    assert torch.equal(stored["blk.0.ffn_gate_exps.weight"], both[:, 0])
+    assert torch.equal(stored["blk.0.ffn_up_exps.weight"], both[:, 1])
 
 
 def test_files_of_earlier_years_are_read_too(spec_of: SpecOf, random_state: Make) -> None:
@@ -135,7 +135,7 @@ def test_gate_and_up_in_one_stack_are_read_and_repeats_are_passed_over(spec_of: 
     stored = _stored(spec, state)
     for layer in (1, 2):
         del stored[f"blk.{layer}.ffn_gate_exps.weight"], stored[f"blk.{layer}.ffn_up_exps.weight"]
-        stored[f"blk.{layer}.ffn_gate_up_exps.weight"] = state[f"layers.{layer}.mlp.experts.gate_up_proj"]
+        stored[f"blk.{layer}.ffn_gate_up_exps.weight"] = state[f"layers.{layer}.mlp.experts.gate_up_proj"].flatten(1, 2)
         stored[f"blk.{layer}.attn_kv_b.weight"] = state[f"layers.{layer}.self_attn.kv_b_proj.weight"]
     stored["rope_freqs.weight"] = torch.ones(8)
     _assert_reads(spec, stored, state)
@@ -155,8 +155,8 @@ def test_parts_of_different_types_are_joined_in_the_type_that_holds_both(spec_of
         mixed = stored | {narrow: stored[narrow].to(torch.bfloat16)}
         joined = rule.assemble(mixed.__getitem__)
         assert joined.dtype == torch.float32
-        assert torch.equal(joined[:96], mixed["blk.0.ffn_gate.weight"].float())
-        assert torch.equal(joined[96:], mixed["blk.0.ffn_up.weight"].float())
+        assert torch.equal(joined[0], mixed["blk.0.ffn_gate.weight"].float())
+        assert torch.equal(joined[1], mixed["blk.0.ffn_up.weight"].float())
 
 
 def test_all_faults_are_listed_at_once(spec_of: SpecOf, random_state: Make) -> None:
