@@ -52,6 +52,19 @@ PrefixCache = Annotated[
     bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Keep prompts for others that begin alike.")
 ]
 MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.", min=1)]
+MaxConcurrentRequests = Annotated[
+    int, typer.Option("--max-concurrent-requests", help="Requests in progress at once, waiting ones included.")
+]
+MaxPreprocessing = Annotated[
+    int, typer.Option("--max-preprocessing", help="Requests whose prompts are prepared at once; more are refused.")
+]
+PreprocessThreads = Annotated[
+    int, typer.Option("--preprocess-threads", help="Threads that render templates, tokenize and decode images.")
+]
+StallTimeoutSeconds = Annotated[
+    float,
+    typer.Option("--stall-timeout-seconds", help="/health fails once the engine has requests but no step for as long."),
+]
 DrainSeconds = Annotated[
     float, typer.Option("--drain-seconds", help="Time that running requests get to finish after SIGTERM or Ctrl+C.")
 ]
@@ -71,6 +84,10 @@ def serve(
     cache_tokens: CacheTokens = None,
     prefix_cache: PrefixCache = True,
     max_waiting: MaxWaiting = 256,
+    max_concurrent_requests: MaxConcurrentRequests = 512,
+    max_preprocessing: MaxPreprocessing = 64,
+    preprocess_threads: PreprocessThreads = 2,
+    stall_timeout_seconds: StallTimeoutSeconds = 300.0,
     drain_seconds: DrainSeconds = 30.0,
     cache: opening.Cache = "plain",
     weights: opening.Weights = "plain",
@@ -84,7 +101,7 @@ def serve(
     POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
     """
     from fathom.serve.middleware import loopback_hosts
-    from fathom.serve.settings import ServeSettings
+    from fathom.serve.settings import Limits, ServeSettings
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
     engine = opening.engine_spec(
@@ -97,7 +114,11 @@ def serve(
         prefix_cache=prefix_cache,
     )
     _check_packages()
-    opened = opening.open_model(model, device, dtype, weights, engine)
+    limits = Limits(
+        max_concurrent_requests=max_concurrent_requests,
+        max_preprocessing=max_preprocessing,
+        preprocess_threads=preprocess_threads,
+    )
     settings = ServeSettings(
         name=served_name or Path(model).name.removesuffix(GGUF),
         api_keys=keys,
@@ -105,10 +126,10 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
         image_hosts=tuple(name.lower() for name in allow_image_host or ()),
         drain_seconds=drain_seconds,
+        stall_timeout_seconds=stall_timeout_seconds,
+        limits=limits,
     )
-    if not keys and host not in LOOPBACK:
-        print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
-    _run(opened, settings, host, port, max_waiting)
+    _run(opening.open_model(model, device, dtype, weights, engine), settings, host, port, max_waiting)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
@@ -130,6 +151,8 @@ def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, ma
     from fathom.serve.app import create_app
     from fathom.serve.run import listen, run
 
+    if not settings.api_keys and host not in LOOPBACK:
+        print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
     worker = EngineWorker(model.engine, max_waiting=max_waiting)
     bound = listen(host, port)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

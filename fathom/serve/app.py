@@ -143,9 +143,9 @@ def _add_states(app: FastAPI, service: Service) -> None:
         tags=["state"],
     )
     async def health() -> Response:
-        """Say whether the engine steps."""
-        alive = service.lifecycle.healthy
-        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+        """Say whether the engine lives and makes progress; the status is the reason where it does not."""
+        fault = service.lifecycle.fault
+        return JSONResponse({"status": fault or "ok"}, 503 if fault else 200)
 
     @app.get(
         "/ready",
@@ -155,9 +155,8 @@ def _add_states(app: FastAPI, service: Service) -> None:
     )
     async def ready() -> Response:
         """Say whether requests are taken."""
-        words = "shutting down" if service.lifecycle.draining else "not ready"
-        taken = service.lifecycle.ready
-        return JSONResponse({"status": "ready" if taken else words}, 200 if taken else 503)
+        fault = "shutting down" if service.lifecycle.draining else service.lifecycle.fault
+        return JSONResponse({"status": fault or "ready"}, 503 if fault else 200)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["state"])
     async def metrics() -> Response:

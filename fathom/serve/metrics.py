@@ -50,8 +50,14 @@ class _EngineCollector(Collector):
 class Metrics:
     """Counts of one server. All methods are called on the event loop."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], stalled_seconds: Callable[[], float] = lambda: 0.0) -> None:
         self.registry = CollectorRegistry()
+        stalled = Gauge(
+            "fathom_engine_stalled_seconds",
+            "Seconds since the engine's latest step while it has requests; 0 when it has none.",
+            registry=self.registry,
+        )
+        stalled.set_function(stalled_seconds)
         self.registry.register(_EngineCollector(stats))
         self.requests = Counter(
             "fathom_http_requests", "Requests answered.", ("route", "status"), registry=self.registry

@@ -54,8 +54,8 @@ class Service:
             max_jobs=limits.max_preprocessing,
             seconds=limits.preprocess_timeout_seconds,
         )
-        self.lifecycle = Lifecycle(worker)
-        self.metrics = Metrics(lambda: worker.stats)
+        self.lifecycle = Lifecycle(worker, stall_timeout_seconds=settings.stall_timeout_seconds)
+        self.metrics = Metrics(lambda: worker.stats, lambda: worker.stalled_seconds)
         self.admission = AdmissionControl(settings.limits.max_concurrent_requests, self.metrics, self.retry_after)
         self.token_formatter = TokenFormatter(model.tokenizer)
 

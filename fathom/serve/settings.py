@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from fathom.errors import SpecError
 from fathom.spec import check
 
+MAX_PREPROCESS_THREADS = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -45,6 +47,12 @@ class Limits:
             value = getattr(self, each.name)
             if value is not None:
                 check.positive(each.name, value)
+        if self.preprocess_threads > MAX_PREPROCESS_THREADS:
+            raise SpecError(
+                "preprocess_threads",
+                f"{self.preprocess_threads} exceed {MAX_PREPROCESS_THREADS}",
+                "give about as many as there are CPU cores",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +63,8 @@ class ServeSettings:
     request's Host header may hold, all where empty: a page elsewhere that has its own name point at this machine is
     then not answered. ``cors_origins`` are the pages elsewhere that may ask from a browser. ``image_hosts`` are those
     images may be fetched from; without any, they must come as ``data:`` URIs. Requests running at the end are given
-    ``drain_seconds``. Where many streams are open, each has an event every ``stream_interval_seconds`` at most.
+    ``drain_seconds``. An engine that has requests but has not stepped for ``stall_timeout_seconds`` is unhealthy. Where
+    many streams are open, each has an event every ``stream_interval_seconds`` at most.
     """
 
     name: str
@@ -64,6 +73,7 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     drain_seconds: float = 30.0
+    stall_timeout_seconds: float = 300.0
     stream_interval_seconds: float = 0.025
     limits: Limits = Limits()
 
@@ -71,6 +81,7 @@ class ServeSettings:
         if not self.name.strip():
             raise SpecError("name", "is empty", "give the name that requests call the model by")
         check.not_negative("drain_seconds", self.drain_seconds)
+        check.positive("stall_timeout_seconds", self.stall_timeout_seconds)
         check.not_negative("stream_interval_seconds", self.stream_interval_seconds)
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fathom.cli.main import guarded, make_app
+from fathom.serve.settings import ServeSettings
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -35,6 +36,11 @@ def test_a_port_in_use_is_told_before_the_model_answers(capsys: pytest.CaptureFi
         (["--api-key-file", "/nowhere/keys"], "--api-key-file"),
         (["--host", "no.such.host.invalid"], "--host"),
         (["--drain-seconds", "-1"], "drain_seconds"),
+        (["--max-concurrent-requests", "0"], "max_concurrent_requests: must be above 0, got 0"),
+        (["--max-preprocessing", "-3"], "max_preprocessing: must be above 0, got -3"),
+        (["--preprocess-threads", "0"], "preprocess_threads: must be above 0, got 0"),
+        (["--preprocess-threads", "100000"], "preprocess_threads: 100000 exceed 256"),
+        (["--stall-timeout-seconds", "nan"], "stall_timeout_seconds: must be above 0, got nan"),
     ],
 )
 def test_options_are_checked(
@@ -43,3 +49,24 @@ def test_options_are_checked(
     error = refused(capsys, str(directory), "--port", "0", "--device", "cpu", *arguments)
     assert error.count("error: ") == 1
     assert words in error
+
+
+def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeSettings] = []
+    monkeypatch.setattr("fathom.cli.serve._run", lambda model, settings, *others: seen.append(settings))
+    limits = ["--max-concurrent-requests", "7", "--max-preprocessing", "5", "--preprocess-threads", "3"]
+    arguments = [str(directory), "--device", "cpu", *limits, "--stall-timeout-seconds", "9.5"]
+    with pytest.raises(SystemExit) as ended:
+        guarded(lambda: make_app()(["serve", *arguments]))
+    assert not ended.value.code
+    (settings,) = seen
+    found = settings.limits
+    assert (found.max_concurrent_requests, found.max_preprocessing, found.preprocess_threads) == (7, 5, 3)
+    assert settings.stall_timeout_seconds == 9.5
+
+
+def test_nonsense_is_refused_before_a_model_is_opened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    monkeypatch.setattr("fathom.cli.model_options.open_model", lambda *arguments: pytest.fail("opened"))
+    assert "preprocess_threads" in refused(capsys, str(directory), "--preprocess-threads", "0")
