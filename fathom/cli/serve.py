@@ -100,7 +100,7 @@ def serve(
 
     POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
     """
-    from fathom.serve.middleware import loopback_hosts
+    from fathom.serve.http.middleware import loopback_hosts
     from fathom.serve.settings import Limits, ServeSettings
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))

@@ -15,19 +15,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from fathom.engine.worker import EngineWorker
-from fathom.serve.chat import create_chat_completion
-from fathom.serve.completions import create_completion
-from fathom.serve.description import describe
+from fathom.serve.api.chat import create_chat_completion
+from fathom.serve.api.completions import create_completion
+from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
 from fathom.serve.errors import ApiError
-from fathom.serve.middleware import RequestMiddleware
-from fathom.serve.page import page_router
+from fathom.serve.http.middleware import RequestMiddleware
+from fathom.serve.http.openapi import describe
+from fathom.serve.http.page_files import page_router
 from fathom.serve.schemas import response_models as answers
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 from fathom.serve.settings import ServeSettings
-from fathom.serve.tokens import detokenize, tokenize, tokenizer_info
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel

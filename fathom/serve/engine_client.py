@@ -1,20 +1,14 @@
-"""Between the engine's thread and the event loop: what a step drew crosses over in one call.
-
-Heavy work that is no step, such as rendering a template, has a small pool of threads.
-"""
+"""The engine's thread to the event loop: outputs of a step are delivered to their requests' queues in one call."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
 from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
-from fathom.serve.errors import ApiError, ClientDisconnected
+from fathom.serve.errors import ClientDisconnected
 
-T = TypeVar("T")
 _MAX_STREAMS_UNBATCHED = 4
 """As many streams are told of every step."""
 
@@ -125,42 +119,3 @@ class EngineClient:
         for output_queue in self._queues_to_notify:
             output_queue.wake()
         self._queues_to_notify.clear()
-
-
-class PreprocessExecutor:
-    """A few threads for heavy work, with bounds on how much waits and how long it may take."""
-
-    def __init__(self, *, threads: int, max_jobs: int, seconds: float) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fathom-serve")
-        self._max_jobs = max_jobs
-        self._seconds = seconds
-        self.pending = 0
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in a thread and return what it returns.
-
-        Raises:
-            ApiError: too much is waiting already, or it took too long; then the thread finishes on its own.
-        """
-        if self.pending >= self._max_jobs:
-            raise ApiError(
-                429, f"{self.pending} requests are being prepared; try again in 1 s", code="busy", retry_after=1
-            )
-        self.pending += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._done)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), self._seconds)
-        except TimeoutError:
-            raise ApiError(
-                400, f"preparing the prompt took over {self._seconds:g} s; shorten it", code="too_slow"
-            ) from None
-
-    def close(self) -> None:
-        """Take no more work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self, future: asyncio.Future[T]) -> None:
-        self.pending -= 1
-        if not future.cancelled():
-            future.exception()  # read, so that the work of a client that left is not reported as lost

@@ -16,15 +16,16 @@ from fathom.engine.request import Request
 from fathom.engine.worker import EngineWorker
 from fathom.errors import FathomError
 from fathom.serve.admission import AdmissionControl
-from fathom.serve.choices import Choice
-from fathom.serve.engine_client import EngineClient, PreprocessExecutor
+from fathom.serve.engine_client import EngineClient
 from fathom.serve.errors import ApiError, as_api_error, draining
+from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
+from fathom.serve.response.choices import Choice
+from fathom.serve.response.streams import EventStream, ResponseMetadata, ResponseState, collect, run_until_disconnect
+from fathom.serve.response.token_format import TokenFormatter
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import ServeSettings
-from fathom.serve.streams import EventStream, ResponseMetadata, ResponseState, collect, run_until_disconnect
-from fathom.serve.token_format import TokenFormatter
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel

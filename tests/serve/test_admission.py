@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from fathom.engine.request import EngineStats
-from fathom.serve import chat, completions
 from fathom.serve.admission import AdmissionControl
+from fathom.serve.api import chat, completions
 from fathom.serve.errors import ApiError, ClientDisconnected
+from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.metrics import Metrics
-from fathom.serve.middleware import RequestMiddleware
 from fathom.serve.settings import Limits, ServeSettings
 from tests.serve.serving import Running, Serve, wait_until
-from tests.serve.test_leaving import LONG, ask
+from tests.serve.test_disconnect import LONG, ask
 
 ROUTES = {
     "/v1/completions": {"prompt": "The river", "max_tokens": 2},

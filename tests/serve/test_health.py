@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serve.serving import Running, Serve, wait_until
-from tests.serve.test_leaving import LONG, ask
+from tests.serve.test_disconnect import LONG, ask
 
 
 def statuses(server: Running) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import pytest
 
 from fathom.spec.engine import EngineSpec
 from tests.serve.serving import Running, Serve, wait_until
-from tests.serve.test_leaving import LONG, process, settled, streams
+from tests.serve.test_disconnect import LONG, process, settled, streams
 
 pytestmark = pytest.mark.slow
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fathom.cli.main import guarded, make_app
+from fathom.cli.serve import read_keys
+from fathom.errors import DataError
 from fathom.serve.settings import ServeSettings
 
 
@@ -70,3 +73,15 @@ def test_nonsense_is_refused_before_a_model_is_opened(
 ) -> None:
     monkeypatch.setattr("fathom.cli.model_options.open_model", lambda *arguments: pytest.fail("opened"))
     assert "preprocess_threads" in refused(capsys, str(directory), "--preprocess-threads", "0")
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Any) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\nfirst-key-1\n\n second-key \n")
+    assert read_keys(path, "third-key-3, first-key-1,") == ("first-key-1", "second-key", "third-key-3")
+    assert read_keys(None, "") == ()
+    path.write_text("# none\n")
+    with pytest.raises(DataError, match="holds no keys"):
+        read_keys(path, "")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_keys(tmp_path / "missing", "")

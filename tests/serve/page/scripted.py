@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from fathom.serve.page import page_router
+from fathom.serve.http.page_files import page_router
 
 FACTS: dict[str, Any] = {
     "context": 1000,

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from fathom.serve.page import CONTENT_SECURITY_POLICY, page_files
+from fathom.serve.http.page_files import CONTENT_SECURITY_POLICY, page_files
 
 pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 

@@ -12,7 +12,7 @@ from fathom.chat.output import Channel, Delta, OutputParser
 from fathom.chat.output.tools import ToolCall
 from fathom.engine.request import Output
 from fathom.serve.errors import ApiError
-from fathom.serve.token_format import TokenFormatter
+from fathom.serve.response.token_format import TokenFormatter
 from fathom.spec.sampling import TokenLogprob
 from fathom.tokenizer.pieces import StreamDecoder
 

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import PreparedRequest, TextOptions, prepare_text
-from fathom.serve.chat import structured_output_options
-from fathom.serve.choices import CompletionChoiceBuilder
+from fathom.serve.api.chat import structured_output_options
+from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
 from fathom.serve.errors import refuse
-from fathom.serve.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
-from fathom.serve.request_body import read
+from fathom.serve.http.request_body import read
+from fathom.serve.response.choices import CompletionChoiceBuilder
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.service import GenerationJob, Service
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 
+from fathom.engine.request import EngineStats
+from fathom.serve.metrics import MAX_RETRY_SECONDS, Metrics
 from tests.serve.serving import Running, Serve, wait_until
 
 
@@ -61,3 +64,16 @@ def test_each_request_is_one_line_without_its_text_or_key(serve: Serve, caplog: 
     assert facts[0]["id"] == answer.headers["x-request-id"]
     assert facts[0]["tokens"] <= 3
     assert not any(word in line for line in lines for word in (key, "unmistakable"))
+
+
+def test_the_advice_when_to_come_again_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    metrics = Metrics(EngineStats)
+    assert metrics.retry_after(50) == 1
+    for _ in range(10):
+        metrics.begin()
+        metrics.end()
+        now += 2.0
+    assert metrics.retry_after(5) == 10
+    assert metrics.retry_after(1000) == MAX_RETRY_SECONDS

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from fathom.serve.engine_client import PreprocessExecutor
 from fathom.serve.errors import ApiError, ClientDisconnected
+from fathom.serve.executor import PreprocessExecutor
 
 B = TypeVar("B", bound=BaseModel)
 _INLINE_BYTES = 32_768

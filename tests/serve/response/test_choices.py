@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fathom.chat.output import OutputParser
 from fathom.engine.request import Output
-from fathom.serve.choices import ChatChoiceBuilder
-from fathom.serve.token_format import TokenFormatter
+from fathom.serve.response.choices import ChatChoiceBuilder
+from fathom.serve.response.token_format import TokenFormatter
 from fathom.spec.sampling import TokenLogprob
 from fathom.tokenizer import Tokenizer, special, train_bpe
 from tests.serve.serving import TEXT

@@ -17,11 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from fathom.serve.admission import RequestSlot
-from fathom.serve.choices import Choice
 from fathom.serve.engine_client import OutputQueue
 from fathom.serve.errors import ApiError, ClientDisconnected, draining
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
+from fathom.serve.response.choices import Choice
 
 T = TypeVar("T")
 _HEAD = [

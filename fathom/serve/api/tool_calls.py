@@ -10,8 +10,8 @@ from fathom.chat.output.budget import Constraint
 from fathom.chat.output.hermes import reads_tools
 from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
 from fathom.errors import DataError
+from fathom.serve.api.params import at_most
 from fathom.serve.errors import refuse
-from fathom.serve.params import at_most
 from fathom.serve.schemas.chat import ChatCompletionRequest, NamedTool, Tool
 from fathom.serve.settings import Limits
 from fathom.tokenizer import special

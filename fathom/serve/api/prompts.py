@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fathom.serve.api.image_fetch import fetch_image
+from fathom.serve.api.params import at_most
 from fathom.serve.errors import ApiError, refuse
-from fathom.serve.fetch import fetch_image
-from fathom.serve.params import at_most
 from fathom.serve.schemas.chat import Message, Part
 from fathom.serve.settings import ServeSettings
 

@@ -8,10 +8,10 @@ from starlette.requests import Request as HttpRequest
 
 from fathom.errors import DataError
 from fathom.inference.request_preparation import ChatOptions, prepare_chat
+from fathom.serve.api.params import at_most
+from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.errors import as_api_error, refuse
-from fathom.serve.params import at_most
-from fathom.serve.prompts import to_template_messages
-from fathom.serve.request_body import read
+from fathom.serve.http.request_body import read
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 

@@ -15,16 +15,16 @@ from fathom.chat.output.budget import Constraint, ThinkingBudget
 from fathom.chat.output.thinking import ends_inside_reasoning
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
-from fathom.serve.choices import ChatChoiceBuilder
+from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.api.prompts import to_template_messages
+from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
 from fathom.serve.errors import refuse
-from fathom.serve.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
-from fathom.serve.prompts import to_template_messages
-from fathom.serve.request_body import read
+from fathom.serve.http.request_body import read
+from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.service import GenerationJob, Service
 from fathom.serve.settings import Limits
-from fathom.serve.tool_calls import available_tools, tool_call_constraint
 
 
 async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
