@@ -32,7 +32,7 @@ import cProfile
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,17 @@ from fathom.engine.engine import Engine
 from fathom.model import Decoder, build
 from fathom.pipeline.rollouts import rollout_engine
 from fathom.posttrain.grpo import PolicyTrainer
-from fathom.posttrain.online import IterationReport
+from fathom.posttrain.online import METRICS
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout
+from fathom.progress import NO_METRICS, NullProgress
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 from fathom.spec.problem import Problem, Split
 from fathom.spec.rollout import PolicySpec, RolloutSpec
 from fathom.spec.train import AdamWSpec, Checkpointing
+from fathom.train.metrics import read_json_lines
 
 BOUND = 1e-3  # by how much the two sides' log-probabilities of a token may differ
 RATE, BETAS, DECAY = 1e-6, (0.9, 0.95), 0.1
@@ -133,9 +135,23 @@ def alternating(answers: Sequence[RewardInput]) -> list[Judgement]:
     return [Judgement(total=float(i % 2), parts={}, correct=None) for i in range(len(answers))]
 
 
-def our_trainer(
-    a: argparse.Namespace, steps: int, directory: Path, listener: Callable[[IterationReport], None]
-) -> PolicyTrainer:
+Turn = Callable[[int, Mapping[str, Any]], None]
+"""Called after a rollout's updates with its number, from 1, and its line of metrics."""
+
+
+class AfterRollout(NullProgress):
+    """Calls ``turn`` after every rollout."""
+
+    def __init__(self, directory: Path, turn: Turn) -> None:
+        self._metrics, self._turn = directory / METRICS, turn
+
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
+        self._turn(round(done), read_json_lines(self._metrics)[-1])
+
+
+def our_trainer(a: argparse.Namespace, steps: int, directory: Path, turn: Turn) -> PolicyTrainer:
     """Make what the grpo step of a recipe would, with an engine that has no end of sequence."""
     spec = PolicySpec(
         optimizer=AdamWSpec(lr=RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY),
@@ -150,7 +166,14 @@ def our_trainer(
     questions = ProblemStream([RepeatedProblems(texts)], seed=0)
     prompt_formatter = WordLevelPrompter(words)
     return PolicyTrainer(
-        model, spec, engine, prompt_formatter, questions, directory, judge=alternating, listener=listener
+        model,
+        spec,
+        engine,
+        prompt_formatter,
+        questions,
+        directory,
+        judge=alternating,
+        progress=AfterRollout(directory, turn),
     )
 
 
@@ -240,11 +263,11 @@ def compare(a: argparse.Namespace, folder: Path) -> dict[str, object]:
     theirs = trl_trainer(a, folder / "trl")
     ours: dict[str, list[float]] = {"rollout": [], "update": []}
 
-    def turn(report: IterationReport) -> None:
+    def turn(number: int, values: Mapping[str, Any]) -> None:
         for phase, seconds in ours.items():
-            seconds.append(report.values[f"{phase}_seconds"])
-        if report.values["logprob_difference"] > BOUND:
-            raise RuntimeError(f"we draw with other log-probabilities than we learn: {report.values}")
+            seconds.append(values[f"{phase}_seconds"])
+        if values["logprob_difference"] > BOUND:
+            raise RuntimeError(f"we draw with other log-probabilities than we learn: {values}")
         theirs.train()
 
     trainer = our_trainer(a, a.warmup + a.rounds, folder / "ours", turn)
@@ -277,12 +300,12 @@ def profile(a: argparse.Namespace, folder: Path) -> None:
     """Print where the time of our second step goes."""
     profiler = cProfile.Profile()
 
-    def turn(report: IterationReport) -> None:
+    def turn(number: int, values: Mapping[str, Any]) -> None:
         profiler.disable()
-        if report.number == 1:
+        if number == 1:
             profiler.enable()
         else:
-            seconds = {name: round(report.values[f"{name}_seconds"], 3) for name in ("rollout", "update")}
+            seconds = {name: round(values[f"{name}_seconds"], 3) for name in ("rollout", "update")}
             print(f"seconds while profiled: {seconds}")
             for order in ("tottime", "cumulative"):
                 pstats.Stats(profiler).sort_stats(order).print_stats(25)

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""The protocol by which long work reports its progress; every ``progress`` argument of the package takes it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,56 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-NO_FACTS: Mapping[str, str] = MappingProxyType({})
+NO_METRICS: Mapping[str, str] = MappingProxyType({})
 
 
 class Progress(Protocol):
-    """Receives news of a run; the command line draws it, tests and libraries ignore it."""
+    """Receives progress reports; the command line draws them with an estimate of the time left.
+
+    Calls return quickly and may come from several threads, one at a time. An implementation may raise from ``update``
+    to stop the work, which then publishes nothing. Derive from ``NullProgress`` to implement some of the methods.
+    """
 
     def stage(self, name: str, index: int, total: int) -> None:
-        """Step ``name`` begins; it is number ``index`` (from 1) of ``total``."""
+        """Step ``name`` of a run starts, number ``index`` (from 1) of ``total``; ``finish`` ends it."""
         ...
 
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
-        """``done`` of ``total`` units are finished; ``facts`` are short values to show, e.g. loss."""
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
+        """Report that ``done`` of ``total`` units (None: unknown) are finished.
+
+        ``phase`` names the part of the work that is counted, e.g. "fetch"; ``metrics`` are short values to show by
+        name, e.g. the loss.
+        """
         ...
 
     def message(self, text: str) -> None:
-        """One line worth keeping."""
+        """Report one line to be kept, e.g. a warning."""
         ...
 
     def finish(self, seconds: float) -> None:
-        """The current step is done."""
+        """The current stage is done after so many seconds."""
         ...
 
 
-class Silent:
-    """Ignores everything."""
+class NullProgress:
+    """A ``Progress`` that ignores every report."""
 
     def stage(self, name: str, index: int, total: int) -> None:
-        """Ignore."""
+        """Ignore the report."""
 
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
-        """Ignore."""
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
+        """Ignore the report."""
 
     def message(self, text: str) -> None:
-        """Ignore."""
+        """Ignore the report."""
 
     def finish(self, seconds: float) -> None:
-        """Ignore."""
+        """Ignore the report."""
+
+
+NULL_PROGRESS = NullProgress()
+"""The default of every ``progress`` argument."""

@@ -18,9 +18,10 @@ from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES
 from fathom.checkpoint.names import current_layout, parameter_shapes
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
-from fathom.checkpoint.weights import Report, StoredTensor, Weights, silent
+from fathom.checkpoint.weights import StoredTensor, Weights
 from fathom.checkpoint.writer import CheckpointWriter
 from fathom.errors import CheckpointError, SpecError
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec, from_mapping, to_mapping
 from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
@@ -119,7 +120,7 @@ def write_fathom(
     carried: ExtraConfig | None = None,
     eos_ids: frozenset[int] = frozenset(),
     dtype: torch.dtype | None = None,
-    report: Report = silent,
+    progress: Progress = NULL_PROGRESS,
 ) -> Path:
     """Write a checkpoint of ours that needs nothing beside it, and return it; one tensor is held at a time.
 
@@ -130,7 +131,7 @@ def write_fathom(
         carried: fields of a config.json beyond the spec, kept so that writing one gives them back.
         eos_ids: tokens that end an answer, where they are more than the spec's.
         dtype: the type all tensors are converted to, but selection biases to float32; None keeps each.
-        report: hears of the bytes written.
+        progress: receives the bytes written.
 
     Raises:
         CheckpointError: the directory exists, the weights are not whole, or there is no tokenizer.json.
@@ -155,7 +156,7 @@ def write_fathom(
         def wrote(count: int) -> None:
             nonlocal done
             done += count
-            report("write", done, total, "bytes")
+            progress.update(done, total, "bytes", phase="write")
 
         entries = [(name, kind, shapes[name]) for name, kind in types.items()]
         draft.stream(STEM, entries, _converted(weights, types), wrote)

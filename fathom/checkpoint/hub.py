@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fathom.checkpoint.weights import Report, silent
 from fathom.errors import CheckpointError, ResourceError
+from fathom.progress import NULL_PROGRESS, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 UNWANTED = ("*/*", "consolidated*")
@@ -22,7 +22,7 @@ _ELSEWHERE = "or download it by other means and give its directory"
 
 def fetch_model(
     repo_id: str,
-    report: Report = silent,
+    progress: Progress = NULL_PROGRESS,
     *,
     revision: str | None = None,
     cache_dir: Path | None = None,
@@ -30,8 +30,8 @@ def fetch_model(
 ) -> Path:
     """Fetch what is not cached yet and return the directory; offline, what was fetched before is found.
 
-    ``cache_dir`` and ``endpoint`` stand for huggingface_hub's own, which HF_HOME and HF_ENDPOINT set. ``report`` hears
-    of the bytes fetched.
+    ``cache_dir`` and ``endpoint`` stand for huggingface_hub's own, which HF_HOME and HF_ENDPOINT set. ``progress``
+    receives the bytes fetched.
 
     Raises:
         CheckpointError: the library is missing, the hub cannot be reached, or has no such model to read.
@@ -51,7 +51,7 @@ def fetch_model(
             endpoint=endpoint,
             allow_patterns=list(WANTED),
             ignore_patterns=list(UNWANTED),
-            tqdm_class=_bars(report),
+            tqdm_class=_bars(progress),
         )
     except Exception as error:  # the library's HTTP client raises errors of its own
         raise _explained(repo_id, revision, error) from error
@@ -84,8 +84,8 @@ def _explained(repo_id: str, revision: str | None, error: Exception) -> Checkpoi
     return CheckpointError(f"{repo_id}: the hub cannot be reached ({reason}); check the network, {_ELSEWHERE}")
 
 
-def _bars(report: Report) -> Any:
-    """Make the progress-bar class that the library counts bytes with, drawing nothing and telling ``report``."""
+def _bars(progress: Progress) -> Any:
+    """Make the progress-bar class that the library counts bytes with, drawing nothing and reporting to ``progress``."""
     from huggingface_hub.utils.tqdm import tqdm
 
     lock, told = threading.Lock(), [0]
@@ -101,6 +101,6 @@ def _bars(report: Report) -> Any:
                 self.n += n or 0
                 if self._counts_bytes and self.n > told[0]:
                     told[0] = int(self.n)
-                    report("download", told[0], int(self.total) if self.total else None, "bytes")
+                    progress.update(told[0], int(self.total) if self.total else None, "bytes", phase="download")
 
     return Bar

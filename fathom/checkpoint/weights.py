@@ -16,21 +16,10 @@ from torch import Tensor
 
 from fathom.errors import CheckpointError
 from fathom.model.decoder import Decoder
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
-
-
-class Report(Protocol):
-    """Told how far reading or writing has come: ``done`` of ``total`` bytes of ``stage``."""
-
-    def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """Take note."""
-        ...
-
-
-def silent(stage: str, done: int, total: int | None, unit: str) -> None:
-    """Ignore progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +101,7 @@ class StateWeights:
             yield name, tensor.detach().cpu()
 
 
-def load_weights(model: Decoder, weights: Weights, report: Report = silent) -> None:
+def load_weights(model: Decoder, weights: Weights, progress: Progress = NULL_PROGRESS) -> None:
     """Copy streamed weights into a model's parameters and buffers, converting to their types.
 
     Raises:
@@ -130,7 +119,7 @@ def load_weights(model: Decoder, weights: Weights, report: Report = silent) -> N
             own[name].copy_(tensor)
         del left[name]
         done += own[name].nbytes
-        report("load", done, total, "bytes")
+        progress.update(done, total, "bytes", phase="load")
         del tensor  # the stream makes the next one before the loop would let this one go
     if left:
         raise CheckpointError(f"{next(iter(left))}: is missing, and {len(left) - 1} more; use a complete checkpoint")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fathom.cli import options
-from fathom.cli.display import LiveDisplay, PlainDisplay, amount, make_display
+from fathom.cli.display import amount, make_display
 from fathom.cli.load_progress import LoadProgress
 
 
@@ -35,34 +34,17 @@ def convert(
     from fathom.inference.conversion import Conversion
     from fathom.inference.loading import open_source
 
-    with LoadProgress(model) as report:
-        source = open_source(model, report, cache_dir=options.cache_directory())
+    with LoadProgress(model) as progress:
+        source = open_source(model, progress, cache_dir=options.cache_directory())
     planned = Conversion.plan(source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
     display = make_display(Console(stderr=True))
-    progress = _ThroughputBar(display, str(destination))
     try:
-        written = planned.run(progress)
+        display.stage("convert", 1, 1)
+        written = planned.run(display)
     finally:
         display.close()
     files = [written] if written.is_file() else [path for path in written.iterdir() if path.is_file()]
     kind = f", {planned.kind}" if planned.kind is not None else ""
     print(f"{written}: form {planned.form}{kind}, {amount(sum(path.stat().st_size for path in files))}B")
-
-
-class _ThroughputBar:
-    """A ``Report`` that draws a bar with the bytes written each second."""
-
-    def __init__(self, display: LiveDisplay | PlainDisplay, name: str) -> None:
-        self.display = display
-        self.name = name
-        self.began: float | None = None
-
-    def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        now = time.monotonic()
-        if self.began is None:
-            self.began = now
-            self.display.stage("convert", 1, 1)
-        speed = f"{amount(done / (now - self.began))}B/s" if now > self.began else ""
-        self.display.update(done, total, unit, {"": speed} if speed else {})

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from fathom.progress import NO_FACTS
+from fathom.progress import NO_METRICS
 
 LOG_INTERVAL_SECONDS = 10.0
-RATE_WINDOW = 6
-"""Lines that the time left is reckoned over, so that it follows the pace of the last minute, resumed or not."""
+_MARK_SECONDS = 10.0
+_MARKS = 6
+"""Counts kept, one every ``_MARK_SECONDS``: the time left follows the pace since the oldest of them."""
 
 
 def make_display(console: Console) -> LiveDisplay | PlainDisplay:
@@ -40,39 +41,83 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
-class LiveDisplay:
-    """One bar per step, redrawn in place."""
+class TimeLeft:
+    """Estimates the time left of a count from its pace of the last minute, resumed or not."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float]] = deque(maxlen=_MARKS)
+        self.rate = 0.0
+        """Units a second; 0 where it is not known yet."""
+
+    def update(self, now: float, done: float) -> None:
+        """Take note of a count at a time in seconds; one that falls begins anew."""
+        if self._marks and done < self._marks[-1][1]:
+            self._marks.clear()
+            self.rate = 0.0
+        if not self._marks:
+            self._marks.append((now, done))
+        since, before = self._marks[0]
+        if now > since:
+            self.rate = (done - before) / (now - since)
+        if now - self._marks[-1][0] >= _MARK_SECONDS:
+            self._marks.append((now, done))
+
+    def text(self, done: float, total: float | None) -> str:
+        """Return the time left as text; empty where it is not known or nothing is left."""
+        if not total or not self.rate or done >= total:
+            return ""
+        return f"about {duration((total - done) / self.rate)} left"
+
+
+class LiveDisplay:
+    """One bar per stage, redrawn in place."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.name = ""
+        self._clock = clock
+        self._time_left, self._counted = TimeLeft(), ("", "")
 
     def stage(self, name: str, index: int, total: int) -> None:
-        """Begin a bar."""
+        """Start a bar."""
         self.close()
         self.name = name
+        self._time_left = TimeLeft()
         self.bar = Progress(
             TextColumn(f"[dim]{index}/{total}[/dim] [bold]{name:<12}[/bold]"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[count]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[facts]}[/dim]"),
+            TextColumn("[cyan]{task.fields[left]}[/cyan]"),
+            TextColumn("[dim]{task.fields[metrics]}[/dim]"),
             console=self.console,
             transient=True,
         )
-        self.task = self.bar.add_task(name, total=None, count="", facts="")
+        self.task = self.bar.add_task(name, total=None, count="", left="", metrics="")
         self.bar.start()
 
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
         """Move the bar."""
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, total=total, count=_count(done, total, unit), facts=_line(facts))
+        if self.bar is None or self.task is None:
+            return
+        if self._counted != (phase, unit):
+            self._counted, self._time_left = (phase, unit), TimeLeft()
+        self._time_left.update(self._clock(), done)
+        self.bar.update(
+            self.task,
+            completed=done,
+            total=total,
+            count=_count(done, total, unit, self._time_left.rate),
+            left=self._time_left.text(done, total),
+            metrics=_line(phase, metrics),
+        )
 
     def message(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, markup=False, highlight=False)
+        """Print a line above the bar; indented where it belongs to a stage."""
+        self.console.print(text if self.bar is None else f"  {text}", markup=False, highlight=False)
 
     def finish(self, seconds: float) -> None:
         """Replace the bar by one line."""
@@ -89,53 +134,60 @@ class LiveDisplay:
 class PlainDisplay:
     """Plain lines for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self.name = ""
-        self.printed = 0.0
-        self.marks: deque[tuple[float, float]] = deque(maxlen=RATE_WINDOW)
+        self._clock = clock
+        self._printed = 0.0
+        self._time_left, self._counted = TimeLeft(), ("", "")
 
     def stage(self, name: str, index: int, total: int) -> None:
-        """Name the step."""
+        """Name the stage."""
+        self._print(f"[{index}/{total}] {name}")
         self.name = name
-        self.printed = time.monotonic()
-        self.marks.clear()
-        self.message(f"[{index}/{total}] {name}")
+        self._printed = self._clock()
+        self._time_left = TimeLeft()
 
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
         """Print a line when the last one is old enough."""
-        now = time.monotonic()
-        if self.marks and done < self.marks[-1][1]:  # another count began
-            self.marks.clear()
-        if not self.marks:
-            self.marks.append((now, done))
-        if now - self.printed < LOG_INTERVAL_SECONDS:
+        now = self._clock()
+        if self._counted != (phase, unit):
+            self._counted, self._time_left = (phase, unit), TimeLeft()
+        self._time_left.update(now, done)
+        if now - self._printed < LOG_INTERVAL_SECONDS:
             return
-        self.printed = now
-        since, then = self.marks[0]
-        left = ""
-        if total and then < done < total:
-            left = f", about {duration((now - since) * (total - done) / (done - then))} left"
-        self.marks.append((now, done))
-        shown = _line(facts)
-        self.message(f"  {self.name}: {_count(done, total, unit)}{', ' + shown if shown else ''}{left}")
+        self._printed = now
+        parts = (
+            _count(done, total, unit, self._time_left.rate),
+            _line(phase, metrics),
+            self._time_left.text(done, total),
+        )
+        self._print(f"  {self.name}: {', '.join(part for part in parts if part)}")
 
     def message(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line; indented where it belongs to a stage."""
+        self._print(f"  {text}" if self.name else text)
 
     def finish(self, seconds: float) -> None:
-        """Say how long the step took."""
-        self.message(f"  {self.name}: done in {duration(seconds)}")
+        """Say how long the stage took."""
+        self._print(f"  {self.name}: done in {duration(seconds)}")
+        self.name = ""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End the stage, if one is open."""
+        self.name = ""
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _count(done: float, total: float | None, unit: str) -> str:
+def _count(done: float, total: float | None, unit: str, rate: float) -> str:
     of = f" of {amount(total)}" if total else ""
-    return f"{amount(done)}{of} {unit}"
+    speed = f", {amount(rate)}B/s" if unit == "bytes" and rate else ""
+    return f"{amount(done)}{of} {unit}{speed}"
 
 
-def _line(facts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}".strip() for name, value in facts.items())
+def _line(phase: str, metrics: Mapping[str, str]) -> str:
+    return ", ".join([*([phase] if phase else []), *(f"{name} {value}" for name, value in metrics.items())])

@@ -30,8 +30,8 @@ def inspect(
     from fathom.inference.inspection import inspect_source
     from fathom.inference.loading import open_source
 
-    with LoadProgress(model) as report:
-        found = inspect_source(open_source(model, report, cache_dir=options.cache_directory()))
+    with LoadProgress(model) as progress:
+        found = inspect_source(open_source(model, progress, cache_dir=options.cache_directory()))
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fathom.progress import NO_METRICS, NullProgress
+
 DOWNLOADS = frozenset({"fetch", "download"})
 
 
-class LoadProgress:
-    """A ``Report`` to be used in a ``with`` block; writes to stderr, so that pipes carry the answer alone."""
+class LoadProgress(NullProgress):
+    """A ``Progress`` to be used in a ``with`` block; writes to stderr, so that pipes carry the answer alone."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.stage = ""
+        self.phase = ""
 
     def __enter__(self) -> LoadProgress:
         return self
@@ -26,16 +29,18 @@ class LoadProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """Show how far a stage is; a new stage replaces the one before."""
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
+        """Show the progress of a phase; a new phase replaces the one before."""
         if not self.console.is_terminal:
-            if stage != self.stage and stage in DOWNLOADS:
+            if phase != self.phase and phase in DOWNLOADS:
                 line = f"fetching {self.name}{_size(total)} ..."
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            self.stage = stage
+            self.phase = phase
             return
-        if stage != self.stage or self.bar is None or self.task is None:
-            self._begin(stage, total)
+        if phase != self.phase or self.bar is None or self.task is None:
+            self._start(phase, total)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, total=total if done else None)  # a bar of nothing yet pulses
 
@@ -45,20 +50,20 @@ class LoadProgress:
             self.bar.stop()
             self.bar = None
 
-    def _begin(self, stage: str, total: int | None) -> None:
+    def _start(self, phase: str, total: float | None) -> None:
         self.close()
-        self.stage = stage
+        self.phase = phase
         self.bar = Progress(
-            TextColumn(f"{stage} [bold]{self.name}[/bold]{_size(total) if stage in DOWNLOADS else ''}"),
+            TextColumn(f"{phase} [bold]{self.name}[/bold]{_size(total) if phase in DOWNLOADS else ''}"),
             BarColumn(bar_width=24),
             DownloadColumn(),
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
         )
-        self.task = self.bar.add_task(stage, total=None)
+        self.task = self.bar.add_task(phase, total=None)
         self.bar.start()
 
 
-def _size(total: int | None) -> str:
+def _size(total: float | None) -> str:
     return f" ({total / 1e6:.0f} MB)" if total else ""

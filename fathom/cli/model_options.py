@@ -53,13 +53,13 @@ def open_model(
     check.one_of("--weights", weights, WEIGHT_FORMATS)
     from fathom.inference.language_model import LanguageModel
 
-    with LoadProgress(name) as report:
+    with LoadProgress(name) as progress:
         model = LanguageModel.open(
             name,
             device=device,
             dtype=dtype,
             weights=cast(WeightFormat, weights),
-            report=report,
+            progress=progress,
             cache_dir=options.cache_directory(),
             engine=engine,
         )

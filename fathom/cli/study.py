@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fathom.errors import Interrupted, SpecError
+from fathom.progress import NO_METRICS, NullProgress, Progress
+
+if TYPE_CHECKING:
+    from fathom.train.signals import StopRequest
 
 
 def study(
@@ -31,6 +36,20 @@ def study(
     _run(name, out, seed, quick)
 
 
+class _Stoppable(NullProgress):
+    """Draws an experiment's progress, and stops the experiment once a signal has arrived."""
+
+    def __init__(self, display: Progress, stop: StopRequest, out: Path) -> None:
+        self.display, self.stop, self.out = display, stop, out
+
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
+        if self.stop.signal_name is not None:
+            raise Interrupted(f"stopped by {self.stop.signal_name}; nothing was written to {self.out}, run it again")
+        self.display.update(done, total, unit, phase=phase, metrics=metrics)
+
+
 def _list() -> None:
     from fathom.study.registry import EXPERIMENTS
 
@@ -49,18 +68,12 @@ def _run(name: str, out: Path, seed: int, quick: bool) -> None:
     from fathom.train.signals import StopRequest
 
     display = make_display(Console())
-    begun = time.monotonic()
+    started = time.monotonic()
     with StopRequest() as stop:
-
-        def report(stage: str, done: int, total: int | None, unit: str) -> None:
-            if stop.signal_name is not None:
-                raise Interrupted(f"stopped by {stop.signal_name}; nothing was written to {out}, run it again")
-            display.update(done, total, unit, {"": stage})
-
         display.stage(name, 1, 1)
         try:
-            run_experiment(name, out, seed=seed, quick=quick, report=report)
-            display.finish(time.monotonic() - begun)
+            run_experiment(name, out, seed=seed, quick=quick, progress=_Stoppable(display, stop, out))
+            display.finish(time.monotonic() - started)
         finally:
             display.close()
     typer.echo(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from fathom.data.clean import clean
 from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
-from fathom.data.document import Document, Progress, silent
+from fathom.data.document import Document
 from fathom.data.extract import extract
 from fathom.data.fetch import DEFAULT_CACHE, fetch_all
 from fathom.data.folder import FolderReading
 from fathom.data.problem_documents import read_problem_documents
 from fathom.errors import DataError
 from fathom.files import json_text, publish_directory
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
 from fathom.spec.recipe import CorpusStep
 
@@ -84,7 +85,7 @@ def build_corpus(
     sources: Sequence[Source],
     out_dir: Path,
     cache_dir: Path = DEFAULT_CACHE,
-    on_progress: Progress = silent,
+    progress: Progress = NULL_PROGRESS,
     *,
     pip_arguments: Sequence[str] = (),
 ) -> CorpusSummary:
@@ -97,7 +98,7 @@ def build_corpus(
     raises ``DataError``.
     """
     packages = [source for source in sources if isinstance(source, PackageSource)]
-    archives = fetch_all(packages, cache_dir, on_progress, pip_arguments=pip_arguments) if packages else {}
+    archives = fetch_all(packages, cache_dir, progress, pip_arguments=pip_arguments) if packages else {}
     exact = ExactDeduplicator()
     near = NearDeduplicator(step.deduplication) if step.deduplication.threshold < 1 else None
     summary = CorpusSummary({})
@@ -109,7 +110,7 @@ def build_corpus(
             documents = _raw(source, archives, cache_dir, result)
             chosen = _capped(_clean_new(documents, step, exact, result), source.max_bytes, result)
             alike = None if isinstance(source, ExerciseSource) else near
-            kept = _without_near(chosen, alike, result, source.name, on_progress)
+            kept = _without_near(chosen, alike, result, source.name, progress)
             _write(source, kept, step, temporary, result)
             summary.sources[source.name] = result
         (temporary / "summary.json").write_text(json_text(summary.to_json()), encoding="utf-8")
@@ -182,14 +183,14 @@ def _without_near(
     near: NearDeduplicator | None,
     result: SourceSummary,
     name: str,
-    on_progress: Progress,
+    progress: Progress,
 ) -> list[_Candidate]:
     kept: list[_Candidate] = []
     for start in range(0, len(candidates), _BATCH):
         batch = candidates[start : start + _BATCH]
         verdicts = near.keep([c.document.text for c in batch]) if near else [True] * len(batch)
         kept.extend(candidate for candidate, is_new in zip(batch, verdicts, strict=True) if is_new)
-        on_progress(f"corpus: {name}", start + len(batch), len(candidates), "documents")
+        progress.update(start + len(batch), len(candidates), "documents", phase=f"corpus: {name}")
     result.near_duplicates = len(candidates) - len(kept)
     return kept
 

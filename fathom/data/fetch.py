@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 
-from fathom.data.document import Progress, silent
 from fathom.errors import ResourceError, SourceError, explain_os_error
 from fathom.files import file_sha256, publish_directory
+from fathom.progress import NULL_PROGRESS, Progress
 
 DEFAULT_CACHE = Path("~/.cache/fathom/sources")
 _TIMEOUT_SECONDS = 1800
@@ -46,7 +46,7 @@ class Package(Protocol):
 def fetch(
     source: Package,
     cache_dir: Path = DEFAULT_CACHE,
-    progress: Progress = silent,
+    progress: Progress = NULL_PROGRESS,
     *,
     pip_arguments: Sequence[str] = (),
 ) -> Path:
@@ -75,14 +75,14 @@ def fetch(
         cached = _only_file(home)
     if cached is None:
         raise SourceError(f"{home}: vanished while in use; run again")
-    progress("fetch", cached.stat().st_size, cached.stat().st_size, "bytes")
+    progress.update(cached.stat().st_size, cached.stat().st_size, "bytes", phase="fetch")
     return cached
 
 
 def fetch_all(
     sources: Sequence[Package],
     cache_dir: Path = DEFAULT_CACHE,
-    progress: Progress = silent,
+    progress: Progress = NULL_PROGRESS,
     *,
     workers: int = 4,
     pip_arguments: Sequence[str] = (),
@@ -97,7 +97,7 @@ def fetch_all(
         try:
             for future in as_completed(running):
                 archives[running[future]] = future.result()
-                progress("fetch", len(archives), len(unique), "packages")
+                progress.update(len(archives), len(unique), "packages", phase="fetch")
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
-from fathom.data.document import Progress, silent
 from fathom.errors import ShardError
 from fathom.files import file_sha256, json_text, publish_directory
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.tokenizer import Tokenizer
 
 _BATCH = 256
@@ -73,7 +73,7 @@ def write_shards(
     out_dir: Path,
     *,
     shard_tokens: int = 16_777_216,
-    on_progress: Progress = silent,
+    progress: Progress = NULL_PROGRESS,
 ) -> dict[Split, dict[str, ShardIndex]]:
     """Tokenize a corpus into ``out_dir/SPLIT/SOURCE/{NNNNN.bin, index.json}``, or leave nothing.
 
@@ -91,7 +91,7 @@ def write_shards(
                     for text_bytes, tokens in _tokenized(corpus_dir, source, split, tokenizer):
                         writer.write(tokens, text_bytes)
                         done += sum(text_bytes)
-                        on_progress("shards", done, total, "bytes")
+                        progress.update(done, total, "bytes", phase="shards")
                     indexes[split][source] = writer.close(source, split)
     return indexes
 

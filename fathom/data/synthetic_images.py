@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fathom.data.document import Progress, silent
 from fathom.errors import DataError
 from fathom.files import publish_directory
+from fathom.progress import NULL_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ SCENES = tuple(Scene(*words) for words in itertools.product(SIZES, COLOURS, SHAP
 
 
 def write_synthetic_images(
-    directory: Path, *, count: int, held_out: int, size: int, seed: int, progress: Progress = silent
+    directory: Path, *, count: int, held_out: int, size: int, seed: int, progress: Progress = NULL_PROGRESS
 ) -> None:
     """Draw both splits into ``directory``, which appears when all are done: PNG files and a JSONL of pairs for each."""
     with publish_directory(directory) as temporary:
@@ -73,7 +73,7 @@ def write_synthetic_images(
                     lines.write(json.dumps({"image": name, "text": scene.sentence}) + "\n")
                     done += 1
                     if done % 100 == 0 or done == count + held_out:
-                        progress("draw", done, count + held_out, "pictures")
+                        progress.update(done, count + held_out, "pictures", phase="draw")
 
 
 def _pictures(split: str, number: int, size: int, seed: int) -> Iterator[tuple[Scene, Image]]:

@@ -6,13 +6,14 @@ B prompts, T tokens, A answer tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.progress import NULL_PROGRESS, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def needle_in_haystack(
     trials: Sequence[NeedleTrial],
     *,
     batch_tokens: int = 8192,
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> NeedleResult:
     """Measure all trials; those of one length run together, at most ``batch_tokens`` tokens at once.
 
@@ -65,7 +66,7 @@ def needle_in_haystack(
     """
     answers = [trial.answer_ids for trial in trials]
     prompts = [trial.prompt_ids for trial in trials] + [trial.blank_prompt_ids for trial in trials]
-    scored = score_answers(model, prompts, answers * 2, batch_tokens=batch_tokens, on_progress=on_progress)
+    scored = score_answers(model, prompts, answers * 2, batch_tokens=batch_tokens, progress=progress)
     found, blank = scored[: len(trials)], scored[len(trials) :]
     lengths, depths = sorted({t.length for t in trials}), sorted({t.depth for t in trials})
     cells: dict[tuple[int, float], list[tuple[float, float]]] = {}
@@ -85,7 +86,7 @@ def score_answers(
     answers: Sequence[Sequence[int]],
     *,
     batch_tokens: int = 8192,
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> list[AnswerScore]:
     """Score each answer after its prompt in one pass over both.
 
@@ -106,8 +107,7 @@ def score_answers(
                 rows = [[*prompts[i], *answers[i]] for i in batch]
                 for index, answered in zip(batch, _score(model, rows, answer_tokens), strict=True):
                     results[index] = answered
-                if on_progress is not None:
-                    on_progress(len(results), len(prompts))
+                progress.update(len(results), len(prompts), "prompts")
     model.train(was_training)
     return [results[index] for index in range(len(prompts))]
 

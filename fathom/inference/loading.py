@@ -10,10 +10,11 @@ from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hub import fetch_model
-from fathom.checkpoint.weights import Report, WeightSource, silent
+from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
 from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, last_before, read_recipe, read_state, result_name
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import ModelStep, TokenizerStep
 
 CHECKPOINTS = "checkpoints"
@@ -21,12 +22,14 @@ GGUF = ".gguf"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def open_source(path: str | Path, report: Report = silent, *, cache_dir: Path = DEFAULT_CACHE) -> WeightSource:
+def open_source(
+    path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_dir: Path = DEFAULT_CACHE
+) -> WeightSource:
     """Read the headers of the model that ``path`` names, but none of its tensors.
 
     What lies on disk comes first: a run (its last step that has a checkpoint), a step, a checkpoint, a
     directory with config.json, a .gguf file or a directory with one. Then the names of the catalog, then
-    ``owner/name`` of the hub; what these download is kept in ``cache_dir`` and ``report`` hears of it.
+    ``owner/name`` of the hub; what these download is kept in ``cache_dir`` and ``progress`` receives the bytes.
 
     Raises:
         CheckpointError: nothing loadable there; the message says what may be given.
@@ -38,9 +41,9 @@ def open_source(path: str | Path, report: Report = silent, *, cache_dir: Path = 
     if place.is_dir():
         return _open_directory(place)
     if name in catalog():
-        return _open_file(fetch_named(catalog()[name], cache_dir, report))
+        return _open_file(fetch_named(catalog()[name], cache_dir, progress))
     if _HUB_ID.fullmatch(name) and not name.endswith(GGUF) and not Path(name.split("/")[0]).exists():
-        return _open_directory(_fetch_from_hub(name, cache_dir, report))
+        return _open_directory(_fetch_from_hub(name, cache_dir, progress))
     raise _unknown(name)
 
 
@@ -65,8 +68,8 @@ def _open_directory(directory: Path) -> WeightSource:
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
 
 
-def _fetch_from_hub(name: str, cache_dir: Path, report: Report) -> Path:
-    return fetch_model(name, report, cache_dir=cache_dir / "hub")
+def _fetch_from_hub(name: str, cache_dir: Path, progress: Progress) -> Path:
+    return fetch_model(name, progress, cache_dir=cache_dir / "hub")
 
 
 def _unknown(name: str) -> CheckpointError:

@@ -17,7 +17,7 @@ from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
 from fathom.evals.word_problems import ProblemResult, solve
 from fathom.files import publish_file
 from fathom.inference.language_model import LanguageModel
-from fathom.progress import Progress, Silent
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -58,7 +58,7 @@ class TaskResult:
 
 
 def run_task(
-    model: LanguageModel, task: Task, *, cache_dir: Path, limit: int | None = None, progress: Progress | None = None
+    model: LanguageModel, task: Task, *, cache_dir: Path, limit: int | None = None, progress: Progress = NULL_PROGRESS
 ) -> TaskResult:
     """Measure a model on a task's cases, or on the first ``limit`` of them.
 
@@ -69,7 +69,7 @@ def run_task(
     if limit is not None and limit < 1:
         raise SpecError("--limit", f"{limit} cases", "give at least 1")
     cases = read_cases(task, cache_dir)[:limit]
-    watch = _TaskProgress(progress or Silent(), len(cases))
+    watch = _TaskProgress(progress, len(cases))
     started = time.perf_counter()
     if task.form == "word_problems":
         problems = [case for case in cases if isinstance(case, ProblemCase)]
@@ -86,7 +86,7 @@ class _TaskProgress:
     def __call__(self, correct: bool) -> None:
         self.done += 1
         self.right += correct
-        self.progress.update(self.done, self.total, "answers", {"right": f"{self.right / self.done:.0%}"})
+        self.progress.update(self.done, self.total, "answers", metrics={"right": f"{self.right / self.done:.0%}"})
 
 
 def choice_questions(tokenizer: Tokenizer, cases: Sequence[ChoiceCase]) -> list[Question]:

@@ -62,10 +62,6 @@ class StepContext:
         """Where a step leaves its result: a folder of its own name, or a file for steps that leave one."""
         return self.directory / result_name(step)
 
-    def report(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """Pass on the progress of a room below."""
-        self.progress.update(done, total, unit, {"": stage} if stage else {})
-
     def before(self, step: Step, kind: type[S]) -> S:
         """Return the last step of a kind before ``step``; ``SpecError`` if there is none."""
         found: S | None = last_before(self.recipe, step, kind)

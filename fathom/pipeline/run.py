@@ -24,7 +24,7 @@ from fathom.pipeline.state import (
     write_run_plan,
     write_state,
 )
-from fathom.progress import Progress, Silent
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import LearningStep, Step
 
 LOCK_FILE = ".lock"
@@ -39,7 +39,7 @@ def run(
     restart: bool = False,
     until: str | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> list[str]:
     """Run the steps of ``plan`` in ``directory`` that are not done yet; return their names.
 
@@ -60,7 +60,6 @@ def run(
     last = len(names) if until is None else names.index(until) + 1
     runners = _runners(plan)
     states = _prepare(directory, plan, resume=resume, restart=restart)
-    progress = progress or Silent()
     context = StepContext(plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress)
     ran = []
     with _locked(directory), _signals():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import Rollout, RolloutSampler, pack_rollouts, packing_order, sample_rollouts
 from fathom.posttrain.routing import RoutingAgreement
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
 from fathom.train.loop import check_dtype
@@ -32,19 +33,8 @@ from fathom.train.state import Position
 from fathom.train.step import StepRunner, counter_seed
 
 METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IterationReport:
-    """One rollout and its updates, as whoever watches hears of it: how far, how long still, and what was measured."""
-
-    number: int
-    total: int
-    seconds_left: float
-    values: Mapping[str, Any]
-
-
-RolloutCallback = Callable[[IterationReport], None]
+_SHOWN = {"reward": "reward", "accuracy": "right", "loss": "loss", "length": "tokens each"}
+"""Metrics that are reported as progress, and what they are called there."""
 
 
 @dataclass(slots=True)
@@ -84,16 +74,14 @@ class OnlineTrainer(ABC):
         questions: ProblemStream,
         directory: Path,
         *,
-        listener: RolloutCallback | None = None,
-        note: Callable[[str], None] | None = None,
+        progress: Progress = NULL_PROGRESS,
         files: Sequence[Path] = (),
     ) -> None:
         check_dtype(model)
         self.model, self.spec, self.sampler, self.prompt_formatter = model, spec, sampler, prompt_formatter
         self.questions, self.directory = questions, directory
         self.watch = LogprobMonitor()
-        self._listener = listener
-        self._note = note if note is not None else _silent
+        self._progress = progress
         self._files = files
 
     @property
@@ -136,7 +124,7 @@ class OnlineTrainer(ABC):
             spec=self.spec,
             source=self.questions,
             files=self._files,
-            note=self._note,
+            note=self._progress.message,
         )
         position = stage.start(resume)
         self.begin(position)
@@ -187,7 +175,6 @@ class _Run:
     ) -> None:
         self.trainer, self.stage, self.runner, self.metrics, self.samples = trainer, stage, runner, metrics, samples
         self.spec = trainer.spec
-        self.first = stage.position
 
     def step(self, before: Position) -> Position:
         """Sample, update, report."""
@@ -211,7 +198,7 @@ class _Run:
         self.metrics.write(number, values)
         self._keep_samples(lesson, number)
         self.trainer.end(position)
-        self._tell(position, values)
+        self._report(position, values)
         return position
 
     def _update(self, lesson: RolloutBatch, number: int, before: Position) -> tuple[dict[str, Any], int, float]:
@@ -260,14 +247,9 @@ class _Run:
         problem = {"task": first.problem.task, "question": first.problem.question, "expected": first.problem.answer}
         self.samples.write(number, {**problem, "answers": shown})
 
-    def _tell(self, position: Position, values: Mapping[str, Any]) -> None:
-        done = position.step - self.first.step
-        per_rollout = (position.seconds - self.first.seconds) / done
-        left = (self.spec.rollouts - position.step) * per_rollout
-        if self.trainer._listener is not None:
-            self.trainer._listener(
-                IterationReport(number=position.step, total=self.spec.rollouts, seconds_left=left, values=values)
-            )
+    def _report(self, position: Position, values: Mapping[str, Any]) -> None:
+        metrics = {label: f"{values[name]:.3g}" for name, label in _SHOWN.items() if name in values}
+        self.trainer._progress.update(position.step, self.spec.rollouts, "rollouts", metrics=metrics)
 
 
 def minibatches(lesson: RolloutBatch, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
@@ -295,7 +277,3 @@ def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: sum(values[name] for values in found if name in values) / sum(name in values for values in found)
         for name in names
     }
-
-
-def _silent(message: str) -> None:
-    """Tell nobody."""

@@ -14,9 +14,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fathom.progress import Progress
 from fathom.study.gshard_train import QUICK, StudyConfig, TrainingResult, train, variants
 from fathom.study.plotting import PALETTE, grid, plot_style
-from fathom.study.registry import Report
 from fathom.study.results import environment, markdown_table, write_results
 
 # GShard Table 1: experts per layer, layers, weights, average BLEU over 100 languages to English.
@@ -31,7 +31,7 @@ PUBLISHED = (
 DENSE_96_LAYERS = 30.8 + 6.1
 
 
-def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def run(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     """Train every variant on the same sentences, and write table and picture."""
     sizes = QUICK if quick else StudyConfig()
     listed = variants(sizes)
@@ -42,7 +42,7 @@ def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str,
         def tick(stage: str = name) -> None:
             nonlocal done
             done += 1
-            report(stage, done, total, "steps")
+            progress.update(done, total, "steps", phase=stage)
 
         outcomes[name] = train(spec, sizes, seed=seed, tick=tick)
     result = {

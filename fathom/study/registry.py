@@ -1,9 +1,9 @@
 """The experiments by name. Listing them imports neither torch nor matplotlib; a module loads when it runs.
 
-An experiment is a module with ``run(directory, *, seed, quick, report)``. It writes result.json (every setting and
+An experiment is a module with ``run(directory, *, seed, quick, progress)``. It writes result.json (every setting and
 figure), table.md and picture.png into ``directory``, which exists and is empty, and returns what result.json holds. The
 same seed gives the same files on the same machine. ``quick`` asks for sizes that take seconds and prove nothing. It
-calls ``report`` between steps, often enough that whoever watches can stop it by raising there.
+reports between steps, often enough that an implementation of ``Progress`` can stop it by raising.
 """
 
 from __future__ import annotations
@@ -17,24 +17,13 @@ from typing import Any, Protocol, cast
 
 from fathom.errors import SpecError
 from fathom.files import publish_directory
-
-
-class Report(Protocol):
-    """Told how far an experiment has come: ``done`` of ``total`` units of the whole, working on ``stage``."""
-
-    def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
-        """Take note, or raise to stop the experiment."""
-        ...
-
-
-def silent(stage: str, done: int, total: int | None, unit: str) -> None:
-    """Ignore progress."""
+from fathom.progress import NULL_PROGRESS, Progress
 
 
 class ExperimentFn(Protocol):
     """An experiment's entry."""
 
-    def __call__(self, directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+    def __call__(self, directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
         """Run it, write its three files into ``directory``, and return what result.json holds."""
         ...
 
@@ -95,7 +84,7 @@ def find(name: str) -> Experiment:
 
 
 def run_experiment(
-    name: str, directory: Path, *, seed: int = 0, quick: bool = False, report: Report = silent
+    name: str, directory: Path, *, seed: int = 0, quick: bool = False, progress: Progress = NULL_PROGRESS
 ) -> dict[str, Any]:
     """Run an experiment into ``directory``, which appears whole or not at all, and return its result.
 
@@ -108,4 +97,4 @@ def run_experiment(
     if seed < 0:
         raise SpecError("seed", f"got {seed}", "use 0 or more")
     with publish_directory(directory) as temporary:
-        return experiment.load()(temporary, seed=seed, quick=quick, report=report)
+        return experiment.load()(temporary, seed=seed, quick=quick, progress=progress)

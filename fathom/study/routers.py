@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fathom.progress import Progress
 from fathom.study.plotting import PALETTE, grid, plot_style
-from fathom.study.registry import Report
 from fathom.study.results import environment, markdown_table, mean_spread, write_results
 from fathom.study.routers_data import standard_library
 from fathom.study.routers_train import QUICK, StudyConfig, TrainingResult, train, variants
@@ -25,7 +25,7 @@ PUBLISHED_CAPACITY = {
 PUBLISHED_PRECISION = {"float32": -1.718, "bfloat16": -3.780, "selective precision": -1.716}
 
 
-def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def run(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     """Train every variant from the same seeds on the same windows; the loss is of held-out files, nothing dropped."""
     sizes = QUICK if quick else StudyConfig()
     text, listed = standard_library(sizes.text_bytes), variants(sizes)
@@ -37,7 +37,7 @@ def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str,
             def tick(name: str = variant.name) -> None:
                 nonlocal done
                 done += 1
-                report(name, done, total, "steps")
+                progress.update(done, total, "steps", phase=name)
 
             outcome = train(variant, sizes, text, seed=seed + repeat, tick=tick)
             outcomes.setdefault(variant.name, []).append(outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.moe import MoELayer, Router
 from fathom.plan import count_parameters
+from fathom.progress import NO_METRICS, NullProgress
 from fathom.spec import ModelSpec
 from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, CosineDecay, Precision, TrainSpec
 from fathom.study.routers_data import ByteCorpus, RandomWindows, even_windows
@@ -114,17 +115,16 @@ class TrainingResult:
         return asdict(self)
 
 
-class _StepProgress:
-    """Passes a trainer's steps on."""
+class _StepCallback(NullProgress):
+    """Calls ``tick`` after every step of a trainer; its warnings are dropped, for the table shows a collapse."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self._tick = tick
 
-    def update(self, **_: float) -> None:
+    def update(
+        self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
+    ) -> None:
         self._tick()
-
-    def note(self, message: str) -> None:
-        """Collapse shows in the table; there is no one to warn."""
 
 
 def train(
@@ -148,7 +148,7 @@ def train(
     )
     with tempfile.TemporaryDirectory() as temporary:
         loader = RandomWindows(text.train_N, sizes.length, seed)
-        summary = Trainer(model, spec, loader, Path(temporary), on_progress=_StepProgress(tick)).run()
+        summary = Trainer(model, spec, loader, Path(temporary), progress=_StepCallback(tick)).run()
         lines = [json.loads(line) for line in (Path(temporary) / "metrics.jsonl").read_text().splitlines()]
     later = lines[len(lines) // 2 :]
     count = count_parameters(variant.spec)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from fathom.errors import DataError, SpecError
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -28,7 +29,7 @@ def train_bpe(
     texts: Iterable[str],
     *,
     vocab_size: int,
-    on_progress: Callable[[str, int, int | None, str], None] | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> Tokenizer:
     """Learn a vocabulary of at most ``vocab_size`` tokens, special ones included.
 
@@ -52,7 +53,7 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=_MAX_TOKEN_BYTES,
     )
-    counted = _Counted(texts, on_progress)
+    counted = _Counted(texts, progress)
     library.train_from_iterator(counted, trainer=trainer)
     library.pre_tokenizer = _splitting(SPLIT_PATTERNS)
     if not counted.bytes:
@@ -74,11 +75,9 @@ def _splitting(patterns: Sequence[str]) -> pre_tokenizers.PreTokenizer:
 class _Counted:
     """Passes texts on in batches and reports the bytes taken so far."""
 
-    def __init__(
-        self, texts: Iterable[str], on_progress: Callable[[str, int, int | None, str], None] | None, batch: int = 256
-    ) -> None:
+    def __init__(self, texts: Iterable[str], progress: Progress, batch: int = 256) -> None:
         self._texts = texts
-        self._on_progress = on_progress
+        self._progress = progress
         self._batch = batch
         self.bytes = 0
 
@@ -95,5 +94,4 @@ class _Counted:
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress:
-            self._on_progress("tokenizer", self.bytes, None, "bytes")
+        self._progress.update(self.bytes, None, "bytes", phase="tokenizer")

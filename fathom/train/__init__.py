@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fathom.train.loop import Trainer, TrainSummary
-from fathom.train.protocols import Loader, Progress, TokenBatch
+from fathom.train.protocols import Loader, TokenBatch
 
-__all__ = ["Loader", "Progress", "TokenBatch", "TrainSummary", "Trainer"]
+__all__ = ["Loader", "TokenBatch", "TrainSummary", "Trainer"]

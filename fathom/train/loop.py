@@ -16,11 +16,12 @@ import torch
 from fathom.data.packed import PackedBatch
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.train import TrainSpec
 from fathom.train.gradients import Gradients
 from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
-from fathom.train.protocols import Loader, Progress, Silent, TokenBatch
+from fathom.train.protocols import Loader, TokenBatch
 from fathom.train.record import Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
 from fathom.train.signals import StopRequest
@@ -63,7 +64,7 @@ class Trainer:
         directory: Path,
         *,
         evaluate: Evaluate | None = None,
-        on_progress: Progress | None = None,
+        progress: Progress = NULL_PROGRESS,
         bytes_per_token: Mapping[str, float] | None = None,
         tensorboard: bool = False,
         files: Sequence[Path] = (),
@@ -81,7 +82,7 @@ class Trainer:
         self.loader = loader
         self.directory = directory
         self._evaluate = evaluate
-        self._progress: Progress = on_progress if on_progress is not None else Silent()
+        self._progress = progress
         self._bytes_per_token = dict(bytes_per_token or {})
         self._tensorboard = tensorboard
         self._files = tuple(files)
@@ -106,7 +107,7 @@ class Trainer:
             spec=self.spec,
             source=self.loader,
             files=self._files,
-            note=self._progress.note,
+            note=self._progress.message,
         )
         position = stage.start(resume)
         sources = len(self._bytes_per_token)
@@ -118,7 +119,7 @@ class Trainer:
             after_step=position.step,
             bytes_per_token=self._bytes_per_token,
             tensorboard=self._tensorboard,
-            note=self._progress.note,
+            note=self._progress.message,
         )
         try:
             with StopRequest() as stop:
@@ -176,23 +177,18 @@ class _Run:
         seconds = time.perf_counter() - started
         position = Position(number, before.tokens + tokens, before.seconds + seconds, gradients.loss)
         self.pace.add(tokens, seconds)
-        self._report(position, rate)
+        self._report(position)
         if gradients.observation is not None:
             self._record(position, gradients, rate)
         return position
 
-    def _report(self, position: Position, rate: float) -> None:
-        speed = self.pace.recent
-        self.trainer._progress.update(
-            step=position.step,
-            total_steps=self.total_steps,
-            tokens=position.tokens,
-            total_tokens=self.spec.total_tokens,
-            loss=position.loss or 0.0,
-            learning_rate=rate,
-            tokens_per_second=speed,
-            seconds_left=max(0, self.spec.total_tokens - position.tokens) / speed,
-        )
+    def _report(self, position: Position) -> None:
+        metrics = {
+            "step": f"{position.step}/{self.total_steps}",
+            "loss": f"{position.loss or 0.0:.3f}",
+            "tokens/s": f"{self.pace.recent:,.0f}",
+        }
+        self.trainer._progress.update(position.tokens, self.spec.total_tokens, "tokens", metrics=metrics)
 
     def _record(self, position: Position, gradients: Gradients, rate: float) -> None:
         assert gradients.observation is not None

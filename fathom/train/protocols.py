@@ -1,4 +1,4 @@
-"""What the trainer needs of its surroundings: batches to learn from, and someone to tell."""
+"""The protocols of the batches and loaders that a trainer takes."""
 
 from __future__ import annotations
 
@@ -52,36 +52,3 @@ class Loader(Resumable, Protocol):
     def next(self, batch_size: int) -> TokenBatch | PackedBatch:
         """Return the next ``batch_size`` sequences, or what of whole sequences laid end to end fills their room."""
         ...
-
-
-class Progress(Protocol):
-    """Receives news of a training stage; the command line draws it, libraries and tests may ignore it."""
-
-    def update(
-        self,
-        *,
-        step: int,
-        total_steps: int,
-        tokens: int,
-        total_tokens: int,
-        loss: float,
-        learning_rate: float,
-        tokens_per_second: float,
-        seconds_left: float,
-    ) -> None:
-        """A step is done; called after every one."""
-        ...
-
-    def note(self, message: str) -> None:
-        """One line worth keeping: a checkpoint that could not be saved, a router that collapses."""
-        ...
-
-
-class Silent:
-    """A ``Progress`` that tells nobody."""
-
-    def update(self, **_: float) -> None:
-        """Ignore."""
-
-    def note(self, message: str) -> None:
-        """Ignore."""

@@ -27,6 +27,7 @@ from fathom.model import build
 from fathom.spec import GroupedQueryAttention, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, RouterSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.training import train_bpe
+from tests.recording_progress import RecordingProgress
 
 V3 = ModelSpec(
     name="small",
@@ -255,11 +256,11 @@ def test_filling_a_model_lets_each_tensor_go_before_the_next_is_made() -> None:
 
 
 def test_progress_is_in_bytes_and_ends_at_the_total(tmp_path: Path) -> None:
-    heard: list[tuple[str, int, int | None, str]] = []
-    write_hf(tmp_path / "model", Source(V3), dtype="fp8", report=lambda *given: heard.append(given))
+    progress = RecordingProgress()
+    write_hf(tmp_path / "model", Source(V3), dtype="fp8", progress=progress)
     total = sum(entry.nbytes for entry in TensorFile.open(tmp_path / "model/model.safetensors").entries.values())
-    assert {(stage, whole, unit) for stage, _, whole, unit in heard} == {("save", total, "bytes")}
-    done = [count for _, count, _, _ in heard]
+    assert {(u.phase, u.total, u.unit) for u in progress.updates} == {("save", total, "bytes")}
+    done = [update.done for update in progress.updates]
     assert done == sorted(done)
     assert done[-1] == total
     assert len(done) > 20

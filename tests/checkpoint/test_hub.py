@@ -19,6 +19,7 @@ from fathom.checkpoint.hub import fetch_model
 from fathom.errors import CheckpointError, ResourceError
 from fathom.model import build
 from fathom.spec import GroupedQueryAttention, ModelSpec
+from tests.recording_progress import RecordingProgress, Update
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPEC = ModelSpec(
@@ -113,9 +114,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_weights_and_what_describes_them_are_fetched_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
-    heard: list[tuple[str, int, int | None, str]] = []
-    report = lambda *given: heard.append(given)  # noqa: E731
-    directory = fetch_model("owner/tiny", report, cache_dir=tmp_path / "cache", endpoint=hub.url)
+    progress = RecordingProgress()
+    directory = fetch_model("owner/tiny", progress, cache_dir=tmp_path / "cache", endpoint=hub.url)
     wanted = {name for name in hub.files if name.startswith(("model-", "model."))} | {
         "config.json",
         "chat_template.jinja",
@@ -126,8 +126,9 @@ def test_weights_and_what_describes_them_are_fetched_and_nothing_else(hub: Hub, 
     assert source.spec == SPEC
     assert all(torch.equal(tensor, expected[name]) for name, tensor in source.stream())
     total = sum(len(hub.files[name]) for name in wanted)
-    assert heard[-1] == ("download", total, total, "bytes")
-    assert [done for _, done, _, _ in heard] == sorted(done for _, done, _, _ in heard)
+    assert progress.updates[-1] == Update(total, total, "bytes", "download")
+    done = [update.done for update in progress.updates]
+    assert done == sorted(done)
 
 
 def test_what_was_fetched_is_found_again_without_the_hub(hub: Hub, tmp_path: Path) -> None:

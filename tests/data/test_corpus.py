@@ -12,6 +12,7 @@ from fathom.data.manifest import load_manifest
 from fathom.errors import DataError, SpecError
 from fathom.spec.data import Deduplication, ExerciseSource, FolderSource, PackageSource
 from fathom.spec.recipe import CorpusStep
+from tests.recording_progress import RecordingProgress, Update
 
 SOURCES = Path(__file__).parents[2] / "recipes" / "sources"
 STEP = CorpusStep(manifest="-", held_out_fraction=0.2, min_chars=10)
@@ -107,9 +108,9 @@ def test_progress_skipped_files_and_an_occupied_folder_are_told(tmp_path: Path) 
     folder(source_folder, "rows", texts(40))
     (source_folder / "bad.txt").write_bytes(b"\xff")
     source = FolderSource(name="mine", path=str(source_folder))
-    seen: list[tuple[str, int, int | None, str]] = []
-    summary = build_corpus(STEP, [source], tmp_path / "out", on_progress=lambda *event: seen.append(event))
-    assert seen[-1] == ("corpus: mine", 40, 40, "documents")
+    progress = RecordingProgress()
+    summary = build_corpus(STEP, [source], tmp_path / "out", progress=progress)
+    assert progress.updates[-1] == Update(40, 40, "documents", "corpus: mine")
     assert "bad.txt: not UTF-8" in summary.sources["mine"].skipped_files[0]
     with pytest.raises(DataError, match="exists and is not empty; delete it"):
         build([source], tmp_path / "out")

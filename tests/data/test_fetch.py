@@ -9,6 +9,7 @@ import pytest
 
 from fathom.data.fetch import fetch, fetch_all
 from fathom.errors import ResourceError, SourceError
+from tests.recording_progress import RecordingProgress, Update
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -18,11 +19,12 @@ def leftovers(cache: Path) -> list[Path]:
 def test_a_package_is_fetched_by_hash_then_served_from_the_cache_unless_damaged(make_package, tmp_path: Path) -> None:
     source, pip_arguments = make_package({"a.txt": "hello"})
     cache = tmp_path / "cache"
-    seen: list[tuple[str, int, int | None, str]] = []
-    archive = fetch(source, cache, lambda *event: seen.append(event), pip_arguments=pip_arguments)
+    progress = RecordingProgress()
+    archive = fetch(source, cache, progress, pip_arguments=pip_arguments)
     assert archive == cache / source.sha256 / "tinytexts-1.0-py3-none-any.whl"
     assert leftovers(cache) == [cache / source.sha256, archive]
-    assert seen == [("fetch", archive.stat().st_size, archive.stat().st_size, "bytes")]
+    size = archive.stat().st_size
+    assert progress.updates == [Update(size, size, "bytes", "fetch")]
     good = archive.read_bytes()
     archive.write_bytes(good[:-1])
     assert fetch(source, cache, pip_arguments=pip_arguments).read_bytes() == good
@@ -62,16 +64,16 @@ def test_several_sources_are_fetched_together_and_a_shared_package_once(make_pac
     first, pip_arguments = make_package({"a.txt": "one"}, "firstpack")
     second, _ = make_package({"a.txt": "two"}, "secondpack")
     twin = dataclasses.replace(first, name="twin")
-    seen: list[int] = []
+    progress = RecordingProgress()
     archives = fetch_all(
         [first, second, twin],
         tmp_path / "cache",
-        lambda stage, done, total, unit: seen.append(done),
+        progress,
         pip_arguments=pip_arguments,
     )
     assert set(archives) == {"firstpack", "secondpack", "twin"}
     assert archives["twin"] == archives["firstpack"]
-    assert seen == [1, 2]
+    assert [update.done for update in progress.updates] == [1, 2]
     with pytest.raises(SourceError, match="secondpack"):
         fetch_all(
             [first, dataclasses.replace(second, sha256="1" * 64)], tmp_path / "cache", pip_arguments=pip_arguments

@@ -11,6 +11,7 @@ from fathom.data.corpus import read_documents
 from fathom.data.shards import TokenShards, open_shards, write_shards
 from fathom.errors import DataError, ShardError
 from fathom.tokenizer import Tokenizer, train_bpe
+from tests.recording_progress import RecordingProgress
 
 
 def expected_tokens(corpus: Path, source: str, split: str, tokenizer: Tokenizer) -> list[int]:
@@ -131,8 +132,8 @@ def test_a_failure_half_way_publishes_nothing(tiny_corpus: Path, tiny_tokenizer:
 
 
 def test_progress_ends_at_the_corpus_size(tiny_corpus: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int | None, str]] = []
-    write_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", on_progress=lambda *event: seen.append(event))
-    stage, done, total, unit = seen[-1]
-    assert (stage, unit) == ("shards", "bytes")
-    assert done == total
+    progress = RecordingProgress()
+    write_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", progress=progress)
+    end = progress.updates[-1]
+    assert (end.phase, end.unit) == ("shards", "bytes")
+    assert end.done == end.total

@@ -12,6 +12,7 @@ from fathom.evals.needle import NeedleTrial, needle_in_haystack, score_answers
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.spec import GroupedQueryAttention, ModelSpec
+from tests.recording_progress import RecordingProgress, Update
 
 
 def model() -> Decoder:
@@ -70,8 +71,8 @@ def test_table_holds_means_by_length_and_depth() -> None:
         )
     trials.append(NeedleTrial(length=8, depth=1.0, prompt_ids=[1], blank_prompt_ids=[1], answer_ids=[3]))
     trials.append(NeedleTrial(length=16, depth=0.0, prompt_ids=[1], blank_prompt_ids=[1], answer_ids=[3]))
-    seen: list[tuple[int, int]] = []
-    result = needle_in_haystack(decoder, trials, on_progress=lambda done, total: seen.append((done, total)))
+    progress = RecordingProgress()
+    result = needle_in_haystack(decoder, trials, progress=progress)
     assert (result.lengths, result.depths) == ((8, 16), (0.0, 1.0))
     assert result.accuracy[0][0] == 1.0
     assert result.accuracy[1][1] == 0.5
@@ -81,7 +82,7 @@ def test_table_holds_means_by_length_and_depth() -> None:
         gains.append((pair[0].logprob - pair[1].logprob) / math.log(2) / 2)
     assert result.gain_bits[1][1] == pytest.approx(sum(gains) / 2, rel=1e-4)
     assert result.gain_bits[0][1] == result.gain_bits[1][0] == 0.0
-    assert seen[-1] == (10, 10)
+    assert progress.updates[-1] == Update(10, 10, "prompts")
 
 
 def test_a_prompt_beyond_the_context_is_refused() -> None:

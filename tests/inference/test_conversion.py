@@ -26,6 +26,7 @@ from fathom.inference.loading import open_source
 from fathom.model import build
 from fathom.spec import SamplingParams
 from tests.published import SPECS, Publish
+from tests.recording_progress import RecordingProgress
 
 PROMPT = "the river sees"
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -232,9 +233,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("form", ["hf", "gguf", "fathom"])
 def test_a_signal_ends_it_and_nothing_stays(publish: Publish, tmp_path: Path, form: str) -> None:
-    def interrupt(stage: str, done: int, total: int | None, unit: str) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
+    interrupt = RecordingProgress(lambda update: os.kill(os.getpid(), signal.SIGINT))
     planned = Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "out", form)
     with pytest.raises(Interrupted, match="SIGINT: conversion stopped; nothing was written"):
         planned.run(interrupt)

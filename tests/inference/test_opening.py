@@ -62,7 +62,7 @@ def test_a_name_of_the_catalog_is_fetched_unless_a_path_has_that_name(
 ) -> None:
     asked = []
 
-    def fetch_named(model, cache_dir, report):
+    def fetch_named(model, cache_dir, progress):
         asked.append((model.name, cache_dir))
         return places / "gguf" / "tiny.gguf"
 
@@ -107,5 +107,5 @@ def test_a_mistyped_path_below_a_real_directory_is_no_name_on_the_hub(
 
 
 def test_owner_and_name_are_fetched_from_the_hub(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_fetch_from_hub", lambda name, cache_dir, report: places / "hf")
+    monkeypatch.setattr(opening, "_fetch_from_hub", lambda name, cache_dir, progress: places / "hf")
     assert open_source("owner/some-model.v1") == open_source(places / "hf")

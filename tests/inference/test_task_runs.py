@@ -18,9 +18,9 @@ from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, TaskPackage
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.task_runs import choice_questions, problem_prompts, run_task, write_records
 from fathom.model.build import build
-from fathom.progress import NO_FACTS, Silent
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.tokenizer import Tokenizer, train_bpe
+from tests.recording_progress import RecordingProgress
 
 HELLASWAG = [
     {
@@ -83,20 +83,9 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Task]
     return {task.name: task for task in listed}
 
 
-class Heard(Silent):
-    """Remembers how far a task was."""
-
-    def __init__(self) -> None:
-        self.updates: list[tuple[float, float | None, Mapping[str, str]]] = []
-
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] = NO_FACTS) -> None:
-        """Take note."""
-        self.updates.append((done, total, facts))
-
-
 def test_endings_are_scored_as_the_text_that_follows_a_space(tasks, tokenizer, tmp_path: Path) -> None:
-    model, heard = language_model(tokenizer), Heard()
-    result = run_task(model, tasks["hellaswag"], cache_dir=tmp_path / "cache", progress=heard)
+    model, progress = language_model(tokenizer), RecordingProgress()
+    result = run_task(model, tasks["hellaswag"], cache_dir=tmp_path / "cache", progress=progress)
     right = right_by_bytes = 0
     for row, record in zip(HELLASWAG, result.records, strict=True):
         context = f"Music: {row['ctx'][:-7]}The man"
@@ -115,8 +104,8 @@ def test_endings_are_scored_as_the_text_that_follows_a_space(tasks, tokenizer, t
     assert (result.accuracy.correct, result.accuracy.n) == (right, 6)
     assert result.normalised is not None
     assert result.normalised.correct == right_by_bytes
-    assert [(done, total) for done, total, _ in heard.updates] == [(i + 1, 6) for i in range(6)]
-    assert heard.updates[-1][2] == {"right": f"{right / 6:.0%}"}
+    assert [(update.done, update.total) for update in progress.updates] == [(i + 1, 6) for i in range(6)]
+    assert progress.updates[-1].metrics == {"right": f"{right / 6:.0%}"}
 
 
 def test_problems_go_through_the_chat_template_and_are_answered_greedily(tasks, tokenizer, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from fathom.pipeline.run import run
 from fathom.pipeline.steps import tasks as tasks_module
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.extract import final_answer
-from fathom.progress import Silent
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.recipe import OpenStep, Recipe, ReportStep, TasksStep
 from fathom.spec.rewards import AccuracyReward, FormatReward, FunctionReward
 from fathom.spec.rollout import ChatPrompt, TextPrompt
 from fathom.spec.sampling import SamplingParams
+from tests.recording_progress import RecordingProgress
 
 PROMPT = TextPrompt(text="the {question} see", stop=())
 EXACT = (AccuracyReward(method="exact"),)
@@ -295,16 +295,9 @@ def test_problems_of_reasoning_gym_are_asked_by_chat_and_judged(base: Path, publ
 
 
 def test_progress_counts_all_answers_of_all_stages(base: Path, publish: Publish, tmp_path: Path) -> None:
-    seen: list[tuple[float, float | None]] = []
-    facts_seen: list[dict[str, str]] = []
-
-    class Told(Silent):
-        def update(self, done: float, total: float | None, unit: str, facts: Any = None) -> None:
-            if unit == "answers":
-                seen.append((done, total))
-                facts_seen.append(dict(facts or {}))
-
+    progress = RecordingProgress()
     step = asked(samples=3, temperature=1.0)
-    measure(plan_of(base, publish, step), tmp_path / "run", progress=Told())
-    assert seen == [(32, 72), (36, 72), (68, 72), (72, 72)]
-    assert [facts[""] for facts in facts_seen] == ["before rivers"] * 2 + ["after rivers"] * 2
+    measure(plan_of(base, publish, step), tmp_path / "run", progress=progress)
+    answers = [update for update in progress.updates if update.unit == "answers"]
+    assert [(update.done, update.total) for update in answers] == [(32, 72), (36, 72), (68, 72), (72, 72)]
+    assert [update.phase for update in answers] == ["before rivers"] * 2 + ["after rivers"] * 2

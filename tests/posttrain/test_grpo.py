@@ -25,6 +25,7 @@ from fathom.train.optimizer import make_optimizer
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
 from tests.posttrain.conftest import MODEL, SPEC, MakePolicy, even_characters
+from tests.recording_progress import RecordingProgress
 
 
 def metrics(directory: Path) -> list[dict[str, object]]:
@@ -113,9 +114,8 @@ def _answered(rollout: Rollout) -> RewardInput:
 
 def test_a_policy_learns_what_is_rewarded_and_reports_it(tmp_path: Path, make_policy: MakePolicy) -> None:
     spec = replace(SPEC, rollouts=25, loss=PolicyLoss(), reference_every=None)
-    heard = []
-    trainer = make_policy(tmp_path, spec)
-    trainer._listener = heard.append
+    trainer, progress = make_policy(tmp_path, spec), RecordingProgress()
+    trainer._progress = progress
     trainer.run()
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 26))
@@ -125,8 +125,8 @@ def test_a_policy_learns_what_is_rewarded_and_reports_it(tmp_path: Path, make_po
     assert lines[0]["routing_equal"] == 1.0
     for name in ("length", "entropy", "accuracy", "zero_variance", "clipped_low", "rollout_tokens_per_second"):
         assert isinstance(lines[0][name], float), name
-    assert [report.number for report in heard] == list(range(1, 26))
-    assert heard[-1].seconds_left == 0
+    assert [(update.done, update.total) for update in progress.updates] == [(n, 25) for n in range(1, 26)]
+    assert progress.updates[-1].metrics["reward"] == f"{lines[-1]['reward']:.3g}"
     shown = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(shown) == 25
     assert len(shown[0]["answers"]) == 4

@@ -11,6 +11,7 @@ import torch
 
 from fathom.errors import SpecError
 from fathom.model.moe.balance import expert_balance_loss
+from fathom.progress import NULL_PROGRESS
 from fathom.spec import Capacity
 from fathom.study.gshard import PUBLISHED, run
 from fathom.study.gshard_task import EOS, PAD, Languages
@@ -24,9 +25,9 @@ from fathom.study.gshard_train import (
     train,
     variants,
 )
-from fathom.study.registry import silent
 from fathom.study.switch_t5 import build, generate
 from fathom.study.switch_t5.names import check_names, from_hf, to_hf
+from tests.recording_progress import RecordingProgress
 
 TASK = Languages(languages=4, parts=3, words=5, seed=3)
 
@@ -145,16 +146,14 @@ def test_generation_stops_at_the_end_of_the_sentence() -> None:
 
 
 def test_a_quick_run_leaves_its_three_files_and_is_reproducible(tmp_path: Path) -> None:
-    told: list[tuple[str, int]] = []
+    progress = RecordingProgress()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    result = run(
-        tmp_path / "one", seed=1, quick=True, report=lambda stage, done, total, unit: told.append((stage, done))
-    )
-    run(tmp_path / "two", seed=1, quick=True, report=silent)
+    result = run(tmp_path / "one", seed=1, quick=True, progress=progress)
+    run(tmp_path / "two", seed=1, quick=True, progress=NULL_PROGRESS)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"result.json", "table.md", "picture.png"}
     assert json.loads((tmp_path / "one" / "result.json").read_text())["outcomes"].keys() == result["outcomes"].keys()
-    assert told[-1] == ("switch", 4 * QUICK.steps)
+    assert (progress.updates[-1].phase, progress.updates[-1].done) == ("switch", 4 * QUICK.steps)
     table = (tmp_path / "one" / "table.md").read_text()
     measured, published = table.split("## Published")
     assert all(bleu in published and bleu not in measured for *_, bleu in PUBLISHED)

@@ -16,6 +16,7 @@ from fathom.study.jacobs.measures import measure
 from fathom.study.jacobs.systems import Backprop, Mixture, descend, set_weights
 from fathom.study.jacobs.table import claims
 from fathom.study.jacobs.vowels import GROUPS, Cases, draw
+from tests.recording_progress import RecordingProgress
 
 
 @pytest.fixture
@@ -177,12 +178,8 @@ def test_claims_follow_the_figures() -> None:
 
 
 def test_the_experiment_writes_three_files_and_repeats_itself(tmp_path: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
-
-    def report(stage: str, done: int, total: int | None, unit: str) -> None:
-        seen.append((done, total))
-
-    first = registry.run_experiment("jacobs", tmp_path / "a", seed=5, quick=True, report=report)
+    progress = RecordingProgress()
+    first = registry.run_experiment("jacobs", tmp_path / "a", seed=5, quick=True, progress=progress)
     registry.run_experiment("jacobs", tmp_path / "b", seed=5, quick=True)
     names = ["picture.png", "result.json", "table.md"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
@@ -190,5 +187,6 @@ def test_the_experiment_writes_three_files_and_repeats_itself(tmp_path: Path) ->
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads((tmp_path / "a" / "result.json").read_text())["seed"] == first["seed"] == 5
     assert "prove nothing" in (tmp_path / "a" / "table.md").read_text()
+    seen = [(update.done, update.total or 0) for update in progress.updates]
     assert seen == sorted(seen)
     assert seen[-1][0] < seen[-1][1]

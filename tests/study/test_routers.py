@@ -27,6 +27,7 @@ from fathom.study.routers_train import (
 )
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
+from tests.recording_progress import RecordingProgress
 from tests.train.accumulate import take
 
 LISTED = {variant.name: variant for variant in variants(QUICK)}
@@ -124,10 +125,10 @@ def test_held_out_loss_is_the_mean_over_all_windows() -> None:
 
 
 def test_a_quick_run_leaves_its_files_with_published_figures_apart(tmp_path: Path) -> None:
-    told: list[int] = []
-    result = run(tmp_path, seed=0, quick=True, report=lambda stage, done, total, unit: told.append(done))
+    progress = RecordingProgress()
+    result = run(tmp_path, seed=0, quick=True, progress=progress)
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "table.md", "picture.png"}
-    assert told == list(range(1, len(LISTED) * QUICK.steps * QUICK.repeats + 1))
+    assert [update.done for update in progress.updates] == list(range(1, len(LISTED) * QUICK.steps * QUICK.repeats + 1))
     assert set(result["outcomes"]) == set(LISTED)
     measured, published = (tmp_path / "table.md").read_text().split("## Published")
     assert all(f"{loss:.3f}" in published for loss in PUBLISHED_LOSS.values())

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fathom.cli.main import guarded, make_app
+from fathom.progress import Progress
 from fathom.study import registry
-from fathom.study.registry import EXPERIMENTS, Experiment, Report
+from fathom.study.registry import EXPERIMENTS, Experiment
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def install(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType(only))
 
 
-def write(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
-    report("step", 0, 2, "steps")
+def write(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
+    progress.update(0, 2, "steps", phase="step")
     for name in ("result.json", "picture.png"):
         (directory / name).write_text("{}")
     (directory / "table.md").write_text(f"seed {seed}, quick {quick}\n")
@@ -116,10 +117,10 @@ def test_an_empty_folder_is_used(
 def test_a_signal_stops_a_run_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+    def interrupted(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
         (directory / "half").write_text("")
         os.kill(os.getpid(), signal.SIGINT)
-        report("step", 1, 2, "steps")
+        progress.update(1, 2, "steps", phase="step")
         raise AssertionError("went on")
 
     install(monkeypatch, interrupted)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fathom.errors import DataError, SpecError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+from tests.recording_progress import RecordingProgress, Update
 
 pieces_of_trouble = st.one_of(
     st.text(),
@@ -151,9 +152,9 @@ def test_training_learns_common_words_and_is_reproducible(tokenizer: Tokenizer) 
 
 
 def test_training_reports_bytes_and_refuses_nothing_or_too_small_a_vocabulary() -> None:
-    seen: list[tuple[str, int, int | None, str]] = []
-    train_bpe(["ééé"] * 300, vocab_size=280, on_progress=lambda *event: seen.append(event))
-    assert seen[-1] == ("tokenizer", 1800, None, "bytes")
+    progress = RecordingProgress()
+    train_bpe(["ééé"] * 300, vocab_size=280, progress=progress)
+    assert progress.updates[-1] == Update(1800, None, "bytes", "tokenizer")
     with pytest.raises(DataError, match="nothing to train"):
         train_bpe(["", ""], vocab_size=300)
     with pytest.raises(SpecError, match="use at least 274"):

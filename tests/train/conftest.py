@@ -81,20 +81,6 @@ class FakeLoader:
         self.number = state["number"]
 
 
-class Told:
-    """A progress that remembers."""
-
-    def __init__(self) -> None:
-        self.updates: list[dict[str, float]] = []
-        self.notes: list[str] = []
-
-    def update(self, **values: float) -> None:
-        self.updates.append(values)
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 def new_trainer(directory: Path, *, model: ModelSpec = MODEL, train: TrainSpec = TRAIN, **options: Any) -> Trainer:
     torch.set_num_threads(1)
     spec = replace(model, initializer_range=0.1)
@@ -111,11 +97,6 @@ def make_trainer() -> Callable[..., Trainer]:
 @pytest.fixture
 def make_loader() -> Callable[..., FakeLoader]:
     return FakeLoader
-
-
-@pytest.fixture
-def told() -> Told:
-    return Told()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 from fathom.checkpoint import store
 from fathom.checkpoint.names import joined_shape
 from fathom.errors import CheckpointError, DataError, Interrupted, ResourceError, SpecError, TrainError
+from fathom.progress import NO_METRICS, NullProgress
 from fathom.spec import ModelSpec
 from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, TrainSpec
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
+from tests.recording_progress import RecordingProgress
 
 MakeTrainer = Callable[..., Trainer]
 TIMED = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
@@ -53,25 +55,24 @@ def assert_same_checkpoint(one: Path, two: Path) -> None:
     assert first.document("spec") == second.document("spec")
 
 
-class StopAfter:
+class StopAfter(NullProgress):
     """Asks the trainer to stop as a user would: a signal to its own process, from within step N."""
 
     def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
         self.step, self.number = step, number
 
-    def update(self, **values: float) -> None:
-        if values["step"] == self.step:
+    def update(self, *counts: object, metrics: Mapping[str, str] = NO_METRICS, **options: object) -> None:
+        if metrics["step"].startswith(f"{self.step}/"):
             os.kill(os.getpid(), self.number)
             os.kill(os.getpid(), self.number)
 
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
+    def message(self, text: str) -> None:
+        raise AssertionError(text)
 
 
-def test_a_stage_learns_and_leaves_metrics_and_checkpoints(
-    tmp_path: Path, make_trainer: MakeTrainer, told: Any
-) -> None:
-    summary = make_trainer(tmp_path, on_progress=told).run()
+def test_a_stage_learns_and_leaves_metrics_and_checkpoints(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    progress = RecordingProgress()
+    summary = make_trainer(tmp_path, progress=progress).run()
     assert (summary.steps, summary.tokens) == (12, 768)
     assert summary.checkpoint == tmp_path / "checkpoints" / "step-00000012"
     assert [p.name for p in store.list_checkpoints(tmp_path / "checkpoints")] == ["step-00000010", "step-00000012"]
@@ -94,18 +95,21 @@ def test_a_stage_learns_and_leaves_metrics_and_checkpoints(
     shares = read_json_lines(tmp_path / "experts.jsonl")[-1]["layers"]
     assert list(shares) == ["layers.1", "mtp.0.block"]
     assert all(sum(row) == pytest.approx(1, abs=1e-3) and len(row) == 8 for row in shares.values())
-    assert [update["step"] for update in told.updates] == list(range(1, 13))
-    assert told.updates[-1]["seconds_left"] == 0
-    assert told.updates[-1]["total_steps"] == 12
+    assert [update.step for update in progress.updates] == list(range(1, 13))
+    assert [update.done for update in progress.updates] == list(range(64, 769, 64))
+    end = progress.updates[-1]
+    assert (end.done, end.total, end.unit) == (768, 768, "tokens")
+    assert (end.metrics["step"], end.metrics["loss"]) == ("12/12", f"{summary.loss:.3f}")
+    assert end.metrics.keys() == {"step", "loss", "tokens/s"}
 
 
 def test_a_resumed_stage_equals_one_that_never_stopped(tmp_path: Path, make_trainer: MakeTrainer) -> None:
     make_trainer(tmp_path / "straight").run()
     broken = tmp_path / "broken"
     with pytest.raises(Interrupted, match=r"SIGTERM after step 7: the state is saved in .*step-00000007"):
-        make_trainer(broken, on_progress=StopAfter(7)).run()
+        make_trainer(broken, progress=StopAfter(7)).run()
     with pytest.raises(Interrupted, match="SIGINT after step 8"):
-        make_trainer(broken, on_progress=StopAfter(8, signal.SIGINT)).run(resume=True)
+        make_trainer(broken, progress=StopAfter(8, signal.SIGINT)).run(resume=True)
     torch.manual_seed(99)
     summary = make_trainer(broken).run(resume=True)
     assert summary.steps == 12
@@ -167,15 +171,15 @@ def test_a_process_stopped_from_outside_resumes_bit_for_bit(
         import runpy, sys
         from pathlib import Path
         from fathom.errors import Interrupted
+        from fathom.progress import NullProgress
         tools = runpy.run_path(sys.argv[1])
-        class Waiting:
-            def update(self, **values):
-                if values["step"] == 7:
+        class Waiting(NullProgress):
+            def update(self, *counts, metrics, **options):
+                if metrics["step"].startswith("7/"):
                     print("seven", flush=True)
                     sys.stdin.readline()
-            def note(self, message): pass
         try:
-            tools["new_trainer"](Path(sys.argv[2]), on_progress=Waiting()).run()
+            tools["new_trainer"](Path(sys.argv[2]), progress=Waiting()).run()
         except Interrupted as stopped:
             print(stopped)
     """
@@ -225,7 +229,7 @@ def test_resuming_with_another_spec_is_refused_field_by_field(
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path: Path, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(tmp_path, on_progress=Poison(tmp_path, 7))
+    trainer = make_trainer(tmp_path, progress=Poison(tmp_path, 7))
     trainer._progress.model = trainer.model  # type: ignore[attr-defined]
     with pytest.raises(TrainError) as caught:
         trainer.run()
@@ -244,7 +248,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path: Path, make_tra
     assert store.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000005"
 
 
-class Poison:
+class Poison(NullProgress):
     """Puts one NaN into a weight after a step."""
 
     model: torch.nn.Module
@@ -252,13 +256,10 @@ class Poison:
     def __init__(self, directory: Path, step: int) -> None:
         self.directory, self.step = directory, step
 
-    def update(self, **values: float) -> None:
-        if values["step"] == self.step:
+    def update(self, *counts: object, metrics: Mapping[str, str] = NO_METRICS, **options: object) -> None:
+        if metrics["step"].startswith(f"{self.step}/"):
             with torch.no_grad():
                 self.model.get_parameter("layers.0.self_attn.o_proj.weight")[0, 0] = math.nan
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def test_evaluation_joins_its_step_and_leaves_training_unchanged(
@@ -281,26 +282,26 @@ def test_evaluation_joins_its_step_and_leaves_training_unchanged(
     assert_same_checkpoint(tmp_path / "a" / name, tmp_path / "b" / name)
 
 
-def test_a_full_disk_is_noted_between_and_fatal_at_the_end(
-    tmp_path: Path, make_trainer: MakeTrainer, told: Any
-) -> None:
+def test_a_full_disk_is_noted_between_and_fatal_at_the_end(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    progress = RecordingProgress()
     (tmp_path / "checkpoints").touch()
     with pytest.raises(ResourceError, match="step-00000012: not written, a part of the path is a file"):
-        make_trainer(tmp_path, on_progress=told).run()
-    assert [note.partition(":")[0] for note in told.notes] == ["step 5", "step 10"]
-    assert all("training goes on" in note for note in told.notes)
+        make_trainer(tmp_path, progress=progress).run()
+    assert [note.partition(":")[0] for note in progress.messages] == ["step 5", "step 10"]
+    assert all("training goes on" in note for note in progress.messages)
     assert lines(tmp_path)[-1]["step"] == 12
 
 
 def test_a_collapsed_router_raises_an_alarm_once(
-    tmp_path: Path, make_trainer: MakeTrainer, told: Any, model_spec: ModelSpec
+    tmp_path: Path, make_trainer: MakeTrainer, model_spec: ModelSpec
 ) -> None:
-    trainer = make_trainer(tmp_path, on_progress=told)
+    progress = RecordingProgress()
+    trainer = make_trainer(tmp_path, progress=progress)
     bias = trainer.model.get_buffer("layers.1.mlp.gate.e_score_correction_bias")
     bias[:2] = 100.0
     trainer.run()
-    assert len(told.notes) == 1
-    assert "step 1: few experts do all the work in layers.1 (router collapse); raise" in told.notes[0]
+    assert len(progress.messages) == 1
+    assert "step 1: few experts do all the work in layers.1 (router collapse); raise" in progress.messages[0]
     assert all(line["collapsed_layers"] == ["layers.1"] for line in lines(tmp_path))
     assert lines(tmp_path)[0]["load_entropy_min"] == pytest.approx(math.log(2) / math.log(8))
 

@@ -21,10 +21,11 @@ from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
 from fathom.checkpoint.gguf.tensor_types import FILE_TYPES, stored_kinds
 from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.names import Shape
-from fathom.checkpoint.weights import Report, Weights, silent
+from fathom.checkpoint.weights import Weights
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, FathomError
 from fathom.files import publish_file
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -37,7 +38,12 @@ _QUANTIZATION_VERSION = 2
 
 
 def write_gguf(
-    path: Path, weights: Weights, *, kind: QuantType, tokenizer: Tokenizer | None = None, report: Report = silent
+    path: Path,
+    weights: Weights,
+    *,
+    kind: QuantType,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> Path:
     """Write a file and return its path; ``losses`` says beforehand what it will not hold.
 
@@ -48,7 +54,7 @@ def write_gguf(
         weights: the model, read once.
         kind: the type of most tensors; see ``stored_kinds`` for the others.
         tokenizer: stored inside; without one the file holds ids only.
-        report: told the bytes written.
+        progress: receives the bytes written.
 
     Raises:
         CheckpointError: the file exists, a weight is beyond float16, the gguf package is missing.
@@ -61,7 +67,7 @@ def write_gguf(
     metadata = _metadata(spec, kind, tokenizer)
     kinds = stored_kinds(spec, kind)
     with publish_file(path) as temporary:
-        _write(temporary, metadata, weights, kinds, report)
+        _write(temporary, metadata, weights, kinds, progress)
     return path
 
 
@@ -77,7 +83,9 @@ def _metadata(spec: ModelSpec, kind: QuantType, tokenizer: Tokenizer | None) -> 
     }
 
 
-def _write(path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str, QuantType], report: Report) -> None:
+def _write(
+    path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str, QuantType], progress: Progress
+) -> None:
     extra = _extra(weights.spec)
     total, start, alignment = _write_header(path, metadata, weights.spec, extra, kinds)
     done = 0
@@ -88,7 +96,7 @@ def _write(path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str,
             steady.write(place, packed.reshape(-1).view(np.uint8).data)
             place += -(-packed.nbytes // alignment) * alignment
             done += packed.nbytes
-            report("write", done, total, "bytes")
+            progress.update(done, total, "bytes", phase="write")
             del packed, tensor  # else they would lie beside the next ones
         file.truncate(place)
 

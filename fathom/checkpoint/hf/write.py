@@ -25,9 +25,10 @@ from fathom.checkpoint.hf.files import (
 from fathom.checkpoint.hf.scales import QUANTIZATION, SUFFIX
 from fathom.checkpoint.names import NameTable, Rule, name_table
 from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
-from fathom.checkpoint.weights import Report, Weights, silent
+from fathom.checkpoint.weights import Weights
 from fathom.errors import CheckpointError, ResourceError, SpecError
 from fathom.files import json_text, publish_directory
+from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer
@@ -80,7 +81,7 @@ def write_hf(
     dtype: DType | None = None,
     eos_ids: Iterable[int] = frozenset(),
     max_shard_bytes: int = 5_000_000_000,
-    report: Report = silent,
+    progress: Progress = NULL_PROGRESS,
 ) -> Path:
     """Write a directory that other programs load, and return it.
 
@@ -96,7 +97,7 @@ def write_hf(
             wherever a type is given.
         eos_ids: tokens that end an answer; without any, those of the spec or the tokenizer.
         max_shard_bytes: weights beyond this many bytes are split over several files with an index.
-        report: told of the bytes written.
+        progress: receives the bytes written.
 
     Raises:
         CheckpointError: the directory exists, the weights are not whole or not finite, or there is no tokenizer.json.
@@ -123,7 +124,7 @@ def write_hf(
         if generation:
             _write_json(temporary / GENERATION, generation)
         _write_tokenizer(temporary, tokenizer)
-        _write_weights(temporary, weights, plan, max_shard_bytes, report)
+        _write_weights(temporary, weights, plan, max_shard_bytes, progress)
     return directory
 
 
@@ -208,7 +209,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | None) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_bytes: int, report: Report) -> None:
+def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_bytes: int, progress: Progress) -> None:
     shards = list(plan.shards(max_shard_bytes))
     stream = _published(weights, plan)
     placed: dict[str, str] = {}
@@ -220,7 +221,7 @@ def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_by
         with TensorFileWriter(folder / file, entries) as writer:
             for name in members:
                 done += _write_group(writer, plan.groups[name], next(stream))
-                report("save", done, total, "bytes")
+                progress.update(done, total, "bytes", phase="save")
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": plan.total}, "weight_map": placed})
 

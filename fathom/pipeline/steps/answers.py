@@ -51,7 +51,7 @@ def run(step: AnswersStep, context: StepContext) -> None:
         problems, [prompt_formatter.encode(problem) for problem in problems], model.spec.max_position_embeddings
     )
     if len(problems) < step.count:
-        context.progress.message(f"  {len(problems)} different problems, there are no more")
+        context.progress.message(f"{len(problems)} different problems, there are no more")
 
     def draw(first: int, chosen: Sequence[Problem]) -> list[Rollout]:
         return sample_rollouts(
@@ -79,10 +79,10 @@ def run(step: AnswersStep, context: StepContext) -> None:
             _write(answers, (_line(each, prompt_formatter) for each in given))
             _write(conversations, _conversations(step, chosen, given, prompt_formatter, tally))
             done = (first + len(chosen)) * step.samples
-            context.progress.update(done, len(problems) * step.samples, "answers", {"right": tally.share})
+            context.progress.update(done, len(problems) * step.samples, "answers", metrics={"right": tally.share})
     write_json(directory / SUMMARY, tally.document())
     for line in tally.lines():
-        context.progress.message(f"  {line}")
+        context.progress.message(line)
 
 
 class _AnswerCounts:

@@ -24,7 +24,7 @@ def run(step: CaptionsStep, context: StepContext) -> None:
     told = []
     for index, pair in enumerate(pairs):
         told.append(caption(model, pair))
-        context.report("captions", index + 1, len(pairs), "pictures")
+        context.progress.update(index + 1, len(pairs), "pictures", phase="captions")
     right = [said.strip() == pair.text.strip() for said, pair in zip(told, pairs, strict=True)]
     words = [_word_share(said, pair.text) for said, pair in zip(told, pairs, strict=True)]
     result = {
@@ -37,7 +37,7 @@ def run(step: CaptionsStep, context: StepContext) -> None:
         ],
     }
     write_json(context.path(step), result)
-    context.progress.message(f"  {result['exact']:.0%} of {len(pairs)} captions right, {result['words']:.0%} of words")
+    context.progress.message(f"{result['exact']:.0%} of {len(pairs)} captions right, {result['words']:.0%} of words")
 
 
 def caption(model: LanguageModel, pair: ImageTextPair) -> str:

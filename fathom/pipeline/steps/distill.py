@@ -7,7 +7,7 @@ from fathom.errors import SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step, taught_by
-from fathom.pipeline.rollouts import RolloutProgress, questions, rollout_engine
+from fathom.pipeline.rollouts import questions, rollout_engine
 from fathom.pipeline.run_models import beside_recipe, initial_tokenizer_files, open_step
 from fathom.posttrain.distill import DistillTrainer
 from fathom.posttrain.prompts import PromptFormatter
@@ -34,8 +34,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         questions(context, step.problems, step.policy.seed),
         directory,
         teacher=teacher.model,
-        listener=RolloutProgress(context),
-        note=lambda message: context.progress.message(f"  {message}"),
+        progress=context.progress,
         files=initial_tokenizer_files(context, step),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None)
 
@@ -52,6 +51,6 @@ def open_teacher(step: DistillStep, context: StepContext) -> LanguageModel:
         beside_recipe(context, step.teacher),
         device=context.device,
         dtype="float32",
-        report=context.report,
+        progress=context.progress,
         cache_dir=context.cache_dir,
     )

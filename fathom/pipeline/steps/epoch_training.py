@@ -53,7 +53,7 @@ def train_epochs(
         stage_spec(step, loader.tokens_per_epoch),
         loader,
         directory,
-        on_progress=TrainingProgress(context),
+        progress=context.progress,
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=initial_tokenizer_files(context, step),
         objective=objective,
@@ -105,37 +105,10 @@ def cache_key(step: EpochsStep, context: StepContext, *parts: object) -> str:
 def log_lines(context: StepContext, lines: Sequence[str]) -> None:
     """Show lines that are worth keeping."""
     for line in lines:
-        context.progress.message(f"  {line}")
+        context.progress.message(line)
 
 
 def log_report(context: StepContext, source: str, report: ConversationReport, what: str) -> None:
     """Show how much of a source is used, and why the rest is not."""
     first, *rest = told(report, what)
     log_lines(context, [f"{source}: {first}", *rest])
-
-
-class TrainingProgress:
-    """Passes the trainer's news on to whoever watches the run."""
-
-    def __init__(self, context: StepContext) -> None:
-        self.progress = context.progress
-
-    def update(
-        self,
-        *,
-        step: int,
-        total_steps: int,
-        tokens: int,
-        total_tokens: int,
-        loss: float,
-        learning_rate: float,
-        tokens_per_second: float,
-        seconds_left: float,
-    ) -> None:
-        """Show a step."""
-        facts = {"step": f"{step}/{total_steps}", "loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"}
-        self.progress.update(tokens, total_tokens, "tokens", facts)
-
-    def note(self, message: str) -> None:
-        """Show a line."""
-        self.progress.message(f"  {message}")

@@ -31,4 +31,4 @@ def run(step: EvaluateStep, context: StepContext) -> None:
     }
     write_json(context.path(step), document)
     for source, result in end.items():
-        context.progress.message(f"  {source}: {result.value:.3f} bits per byte (random {start[source].value:.3f})")
+        context.progress.message(f"{source}: {result.value:.3f} bits per byte (random {start[source].value:.3f})")

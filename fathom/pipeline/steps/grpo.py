@@ -6,7 +6,7 @@ from fathom.checkpoint import store
 from fathom.inference.loading import CHECKPOINTS
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
-from fathom.pipeline.rollouts import RolloutProgress, questions, rollout_engine
+from fathom.pipeline.rollouts import questions, rollout_engine
 from fathom.pipeline.run_models import initial_tokenizer_files, open_step
 from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.prompts import PromptFormatter
@@ -27,7 +27,6 @@ def run(step: GrpoStep, context: StepContext) -> None:
             questions(context, step.problems, step.policy.seed),
             directory,
             judge=judge.judge,
-            listener=RolloutProgress(context),
-            note=lambda message: context.progress.message(f"  {message}"),
+            progress=context.progress,
             files=initial_tokenizer_files(context, step),
         ).run(resume=store.latest(directory / CHECKPOINTS) is not None)

@@ -27,9 +27,7 @@ def run(step: NeedleStep, context: StepContext) -> None:
     shards = open_shards(context.path(context.before(step, ShardsStep)), "held_out", model.tokenizer)
     haystack = np.concatenate([source.read(0, min(len(source), HAYSTACK_TOKENS)) for source in shards.values()])
     trials = make_trials(step, model.tokenizer, haystack)
-    result = needle_in_haystack(
-        model.model, trials, on_progress=lambda done, total: context.report("", done, total, "prompts")
-    )
+    result = needle_in_haystack(model.model, trials, progress=context.progress)
     write_json(context.path(step), dataclasses.asdict(result) | {"trials": step.trials})
 
 

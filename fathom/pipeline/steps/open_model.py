@@ -18,12 +18,12 @@ def run(step: OpenStep, context: StepContext) -> None:
 
     A path is taken from the recipe's folder where it leads somewhere from there.
     """
-    source = open_source(beside_recipe(context, step.model), context.report, cache_dir=context.cache_dir)
+    source = open_source(beside_recipe(context, step.model), context.progress, cache_dir=context.cache_dir)
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise SpecError(f"steps.{step.name}.model", f"{step.model} has no tokenizer", "use a model that has one")
     directory = store.step_directory(context.path(step) / CHECKPOINTS, 0)
     directory.parent.mkdir(parents=True)
     write_fathom(
-        directory, source, tokenizer=tokenizer, eos_ids=source.eos_ids, dtype=torch.float32, report=context.report
+        directory, source, tokenizer=tokenizer, eos_ids=source.eos_ids, dtype=torch.float32, progress=context.progress
     )

@@ -15,5 +15,5 @@ def run(step: PicturesStep, context: StepContext) -> None:
         held_out=step.held_out,
         size=step.size,
         seed=step.seed,
-        progress=context.report,
+        progress=context.progress,
     )

@@ -13,7 +13,7 @@ def run(step: ShardsStep, context: StepContext) -> None:
     corpus = context.path(context.before(step, CorpusStep))
     tokenizer = run_tokenizer(context, step)
     indexes = write_shards(
-        corpus, tokenizer, context.path(step), shard_tokens=step.shard_tokens, on_progress=context.report
+        corpus, tokenizer, context.path(step), shard_tokens=step.shard_tokens, progress=context.progress
     )
     counts = {split: sum(index.tokens for index in sources.values()) for split, sources in indexes.items()}
-    context.progress.message(f"  {counts['train']:,} tokens to train on, {counts['held_out']:,} held out")
+    context.progress.message(f"{counts['train']:,} tokens to train on, {counts['held_out']:,} held out")

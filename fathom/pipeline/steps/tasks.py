@@ -59,7 +59,7 @@ def run(step: TasksStep, context: StepContext) -> None:
     write_json(context.path(step), {"tasks": scores, "examples": shown})
     for task, of in scores.items():
         line = ", ".join(f"{stage} {score['accuracy']:.0%}" for stage, score in of.items())
-        context.progress.message(f"  {task}: {line} of {len(tasks[task])} problems")
+        context.progress.message(f"{task}: {line} of {len(tasks[task])} problems")
 
 
 def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list[Problem]:
@@ -71,7 +71,7 @@ def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list
     if not different:
         raise SpecError(f"steps.{step.name}.problems[{index}]", f"{opened.name} holds nothing out", "take another")
     if len(different) < step.count:
-        context.progress.message(f"  {opened.name}: {len(different)} held-out problems, there are no more")
+        context.progress.message(f"{opened.name}: {len(different)} held-out problems, there are no more")
     return different
 
 
@@ -102,8 +102,8 @@ class _StageProgress:
 
     def add(self, stage: str, task: str, answers: int, right: float | None = None) -> None:
         self.done += answers
-        facts = {"": f"{stage} {task}"} | ({} if right is None else {"right": f"{right:.0%}"})
-        self.context.progress.update(self.done, self.total, "answers", facts)
+        metrics = {} if right is None else {"right": f"{right:.0%}"}
+        self.context.progress.update(self.done, self.total, "answers", phase=f"{stage} {task}", metrics=metrics)
 
 
 class _Stage:

@@ -17,9 +17,9 @@ def run(step: TokenizerStep, context: StepContext) -> None:
     corpus = context.before(step, CorpusStep)
     sources = context.plan.manifests[corpus.name].sources
     texts = sample_texts(context.path(corpus), sources, step.sample_bytes)
-    tokenizer = train_bpe(texts, vocab_size=step.vocab_size, on_progress=context.report)
+    tokenizer = train_bpe(texts, vocab_size=step.vocab_size, progress=context.progress)
     tokenizer.save(context.path(step))
-    context.progress.message(f"  {tokenizer.vocab_size:,} tokens learned")
+    context.progress.message(f"{tokenizer.vocab_size:,} tokens learned")
 
 
 def sample_texts(corpus: Path, sources: Sequence[Source], sample_bytes: int) -> Iterator[str]:

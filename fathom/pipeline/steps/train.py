@@ -16,7 +16,6 @@ from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import build_initial_model, run_tokenizer, run_tokenizer_files
-from fathom.pipeline.steps.epoch_training import TrainingProgress
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -48,7 +47,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         loader,
         directory,
         evaluate=_evaluation(step, context, tokenizer),
-        on_progress=TrainingProgress(context),
+        progress=context.progress,
         bytes_per_token=loader.bytes_per_token,
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=run_tokenizer_files(context, step),

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from fathom.progress import Progress
 from fathom.study.jacobs.figure import draw_figure
 from fathom.study.jacobs.losses import LOSSES, cooperative
 from fathom.study.jacobs.measures import Measures, measure
 from fathom.study.jacobs.systems import Backprop, Mixture, System, TrainingHistory, descend, set_weights
 from fathom.study.jacobs.table import make_table
 from fathom.study.jacobs.vowels import CORRELATION, GROUPS, SHARES, SPREAD, VOWELS, Cases, draw
-from fathom.study.registry import Report
 from fathom.study.results import environment, write_results
 from fathom.study.threads import one_thread
 
@@ -61,13 +61,13 @@ class SystemResult:
         return sum(parameter[0].numel() for parameter in self.system.parameters)
 
 
-def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def run(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     """Train every system and write what came of it."""
     with one_thread():
-        return _run(directory, seed, quick, report)
+        return _run(directory, seed, quick, progress)
 
 
-def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def _run(directory: Path, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     settings = QUICK if quick else StudyConfig()
     train, test = draw(seed)
     asked = [(error, size) for error in LOSSES for size in settings.experts]
@@ -76,7 +76,7 @@ def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, A
     for index, (error, size) in enumerate(asked):
 
         def heartbeat(done: int, name: str = f"{error} {size}", before: int = index * per_system) -> None:
-            report(name, before + done, len(asked) * per_system, "trainings")
+            progress.update(before + done, len(asked) * per_system, "trainings", phase=name)
 
         rows.append(_train(error, size, settings, seed, (train, test), heartbeat))
     result = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.study.registry import Report
+from fathom.progress import Progress
 from fathom.study.results import environment, write_results
 from fathom.study.shazeer.corpus import HELD_OUT_EVERY, Corpus
 from fathom.study.shazeer.figure import draw_figure
@@ -48,22 +48,22 @@ QUICK_MODELS = (
 QUICK = Settings(vocabulary=300, width=16, hidden=16, steps=6, batch=4, length=12, warmup=3, evaluation_batches=2)
 
 
-def run(directory: Path, *, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def run(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     """Train every model and write what came of it."""
     with one_thread():
-        return _run(directory, seed, quick, report)
+        return _run(directory, seed, quick, progress)
 
 
-def _run(directory: Path, seed: int, quick: bool, report: Report) -> dict[str, Any]:
+def _run(directory: Path, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
     settings, models = (QUICK, QUICK_MODELS) if quick else (Settings(), MODELS)
     rows, total, done = [], settings.steps * len(models), 0
-    report("learning a vocabulary", 0, total, "steps")
+    progress.update(0, total, "steps", phase="learning a vocabulary")
     corpus = Corpus.read(settings.vocabulary, files=2 * HELD_OUT_EVERY if quick else None)
     for model in models:
         name = f"{model.layout.name}, weights {model.importance_weight:g} and {model.load_weight:g}"
 
         def tick(step: int, name: str = name, before: int = done) -> None:
-            report(name, before + step, total, "steps")
+            progress.update(before + step, total, "steps", phase=name)
 
         weights = (model.importance_weight, model.load_weight)
         measured = train(corpus, model.layout, weights, settings, seed, tick)

@@ -24,6 +24,7 @@ from fathom.errors import CheckpointError, ResourceError
 from fathom.model import Decoder
 from fathom.spec import ModelSpec
 from fathom.tokenizer import train_bpe
+from tests.recording_progress import RecordingProgress
 
 SpecOf = Callable[[str], ModelSpec]
 MakeState = Callable[[ModelSpec], dict[str, Tensor]]
@@ -116,16 +117,16 @@ def test_llama_3_scaling_goes_as_a_tensor_and_comes_back(
 
 def test_progress_ends_at_the_bytes_written(spec_of: SpecOf, random_state: MakeState, tmp_path: Path) -> None:
     spec = spec_of("mixtral")
-    seen: list[tuple[str, int, int | None, str]] = []
+    progress = RecordingProgress()
     path = write_gguf(
         tmp_path / "m.gguf",
         StateWeights(spec, random_state(spec)),
         kind="Q8_0",
-        report=lambda *event: seen.append(event),
+        progress=progress,
     )
-    done = [event[1] for event in seen]
+    done = [update.done for update in progress.updates]
     assert done == sorted(done)
-    assert {event[2] for event in seen} == {done[-1]}
+    assert {update.total for update in progress.updates} == {done[-1]}
     assert done[-1] == sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
 
 

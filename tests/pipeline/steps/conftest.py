@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fathom.spec.alignment import EpochsSpec, OpenStep
 from fathom.spec.recipe import Recipe, Step
 from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing
 from fathom.tokenizer import Tokenizer, train_bpe
+from tests.recording_progress import RecordingProgress, Update
 
 SPEC = ModelSpec(
     name="tiny",
@@ -52,27 +53,6 @@ def epochs(count: float, **fields: Any) -> EpochsSpec:
     return EpochsSpec(epochs=count, **(given | fields))
 
 
-class RecordingProgress:
-    """A progress that remembers lines, and stops the run as a user would once a step has come so far."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.lines: list[str] = []
-        self.stop_at = stop_at
-
-    def stage(self, name: str, index: int, total: int) -> None:
-        self.lines.append(f"[{name}]")
-
-    def update(self, done: float, total: float | None, unit: str, facts: Mapping[str, str] | None = None) -> None:
-        if self.stop_at is not None and (facts or {}).get("step", "").startswith(f"{self.stop_at}/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-    def finish(self, seconds: float) -> None:
-        pass
-
-
 @dataclass
 class Bench:
     """Runs steps after one that opens the tiny model; ``base`` is the recipe's folder."""
@@ -85,7 +65,13 @@ class Bench:
     def run(self, out: str, *steps: Step, resume: bool = False, stop_at: int | None = None) -> Path:
         torch.set_num_threads(1)
         recipe = Recipe(name="bench", steps=(OpenStep(model=str(self.published)), *steps))
-        self.watching = RecordingProgress(stop_at)
+
+        def stop(update: Update) -> None:
+            """Stop the run as a user would, once a step has come so far."""
+            if stop_at is not None and "step" in update.metrics and update.step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        self.watching = RecordingProgress(stop)
         run(
             RunPlan(recipe=recipe, manifests={}, base=self.base),
             self.base / out,

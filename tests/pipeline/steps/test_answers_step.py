@@ -129,7 +129,7 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
     )
     out = bench.run("out", drawing(known, max_tokens=60), sft, dpo, reward)
     kept = len(rows(out / "drawn" / "conversations.jsonl"))
-    told = "\n".join(bench.watching.lines)
+    told = "\n".join(bench.watching.messages)
     assert f"drawn: {kept} of {kept} conversations are used" in told
     assert json.loads((out / "sft" / "data.json").read_text())["samples"] == kept
     report = ConversationReport()
@@ -158,7 +158,7 @@ def test_a_share_of_the_problems_is_the_same_whatever_their_order(bench: Any, kn
 def test_a_file_that_is_shorter_is_asked_once(bench: Any, known: str) -> None:
     out = bench.run("out", drawing(known, count=12, samples=1))
     assert len(rows(out / "drawn" / "answers.jsonl")) == 5
-    assert any("5 different problems, there are no more" in line for line in bench.watching.lines)
+    assert any("5 different problems, there are no more" in line for line in bench.watching.messages)
 
 
 def test_a_question_without_room_is_refused_before_anything_is_drawn(bench: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_question_without_room_is_refused_before_anything_is_drawn(bench: Any)
 def test_without_a_verdict_nothing_is_kept_and_that_is_said(bench: Any, known: str) -> None:
     out = bench.run("out", drawing(known, rewards=(FormatReward(),)))
     assert rows(out / "drawn" / "conversations.jsonl") == []
-    assert any("nothing is kept, for no reward says what is right" in line for line in bench.watching.lines)
+    assert any("nothing is kept, for no reward says what is right" in line for line in bench.watching.messages)
 
 
 def given(text: str, tokens: int, *, correct: bool = True, finished: bool = True, id: str = "0") -> _ScoredRollout:

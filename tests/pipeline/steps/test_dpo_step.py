@@ -36,7 +36,7 @@ def test_preferences_are_learned_and_told(bench: Any, passes: Passes) -> None:
     assert lines[-1]["accuracy"] == 1
     assert lines[-1]["loss"] < 0.1
     assert lines[-1]["chosen_reward"] > lines[-1]["rejected_reward"]
-    told = "\n".join(bench.watching.lines)
+    told = "\n".join(bench.watching.messages)
     assert "pairs.jsonl: 4 of 6 pairs are used" in told
     assert "pairs.jsonl, line 5: is no JSON" in told
 
@@ -101,7 +101,7 @@ def test_judged_answers_make_pairs_of_the_very_tokens_drawn(
         ([0, 40 + problem, 52, 1], [0, 40 + problem, 50, 1]) for problem in (1, 2, 3)
     ]
     assert all(each.chosen.learned == [False, False, True, True] for each in seen_pairs)
-    assert "  drawn: 3 of 3 pairs are used" in bench.watching.lines
+    assert "drawn: 3 of 3 pairs are used" in bench.watching.messages
 
 
 @pytest.fixture

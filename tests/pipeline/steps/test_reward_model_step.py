@@ -15,7 +15,7 @@ from fathom.inference.run_record import read_json
 from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.reward_models import external_scorers
 from fathom.posttrain.rewards.base import RewardInput
-from fathom.progress import Silent
+from fathom.progress import NULL_PROGRESS
 from fathom.spec.alignment import AnswersStep, JudgedPairs, OpenStep, PairFile, RewardModelStep, TasksStep
 from fathom.spec.posttrain import PairwiseLoss, PointwiseLoss
 from fathom.spec.problem import GymProblems, Problem
@@ -43,7 +43,7 @@ def make_step(path: str, passes: Passes, **fields: Any) -> RewardModelStep:
 def context_of(bench: Any, out: Path, *steps: Any) -> StepContext:
     recipe = Recipe(name="bench", steps=(OpenStep(model=str(bench.published)), *steps))
     plan = RunPlan(recipe=recipe, manifests={}, base=bench.base)
-    return StepContext(plan=plan, directory=out, cache_dir=bench.base / "cache", device="cpu", progress=Silent())
+    return StepContext(plan=plan, directory=out, cache_dir=bench.base / "cache", device="cpu", progress=NULL_PROGRESS)
 
 
 def answered(question: str, answer: str) -> RewardInput:
@@ -61,7 +61,7 @@ def test_it_tells_held_out_pairs_apart_and_scores_for_a_judge(bench: Any, passes
     assert told["after"]["accuracy"] == 1
     assert told["after"]["low"] < 1 == told["after"]["high"]
     assert told["before"]["n"] == 4
-    assert "  pairs.jsonl: 40 of 41 pairs are used" in bench.watching.lines
+    assert "pairs.jsonl: 40 of 41 pairs are used" in bench.watching.messages
     later = TasksStep(
         problems=(GymProblems(dataset="chain_sum"),),
         max_tokens=4,
@@ -126,7 +126,7 @@ def test_judged_answers_teach_pairs_or_single_scores(bench: Any, passes: Passes,
     assert one["after"]["accuracy"] == other["after"]["accuracy"] == 1
     last = read_json_lines(out / "pointwise" / "metrics.jsonl")[-1]
     assert last["error"] < 0.2
-    assert "  drawn: 80 of 120 answers are used" in bench.watching.lines
+    assert "drawn: 80 of 120 answers are used" in bench.watching.messages
 
 
 def test_with_reasoning_the_model_writes_before_it_scores(bench: Any, passes: Passes, monkeypatch: Any) -> None:
