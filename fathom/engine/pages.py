@@ -6,11 +6,10 @@ its content (``prefix``). Owned pages may be named too: then others may share th
 
 from __future__ import annotations
 
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
-_FREE_RUN = re.compile(b"\0+")
+from fathom.engine.free_runs import FreeRuns
 
 
 class PageAllocator:
@@ -25,8 +24,7 @@ class PageAllocator:
         self._names: list[bytes | None] = [None] * pages
         self._page_by_hash: dict[bytes, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # the longest unused first
-        self._taken = bytearray(pages)  # 0 where a page is free
-        self._free = pages
+        self._free = FreeRuns(pages)
 
     @property
     def total(self) -> int:
@@ -36,7 +34,7 @@ class PageAllocator:
     @property
     def available(self) -> int:
         """Pages that can be taken: free ones, and cached ones after eviction."""
-        return self._free + len(self._cached)
+        return len(self._free) + len(self._cached)
 
     @property
     def cached(self) -> int:
@@ -54,17 +52,22 @@ class PageAllocator:
         Neighbouring pages are read in place. ``count`` must be available.
         """
         assert count <= self.available, f"{count} pages wanted, {self.available} available"
-        while self._free < count:
+        while len(self._free) < count:
             self._evict()
         pages: list[int] = []
-        for left in range(count, 0, -1):
-            page = self.total if after is None else after + 1
-            if page >= self.total or self._taken[page]:
-                page = self._beginning(left)
-            self._taken[page], self._holders[page] = 1, 1
-            self._free -= 1
-            pages.append(page)
-            after = page
+        while len(pages) < count:
+            left = count - len(pages)
+            run_start = start = self.total if after is None else after + 1
+            run_end = self._free.end_of(run_start)
+            if run_end is None:
+                run_start, run_end = self._free.longest()
+                start = self._start_within(run_start, run_end, left)
+            end = min(start + left, run_end)
+            self._free.take(run_start, start, end)
+            pages += range(start, end)
+            after = end - 1
+        for page in pages:
+            self._holders[page] = 1
         return pages
 
     def find(self, names: Iterable[bytes]) -> list[int]:
@@ -107,8 +110,7 @@ class PageAllocator:
             if self._holders[page]:
                 continue
             if self._names[page] is None:
-                self._taken[page] = 0
-                self._free += 1
+                self._free.free(page)
             else:
                 self._cached[page] = None
 
@@ -136,15 +138,16 @@ class PageAllocator:
     def verify(self, page_tables: Iterable[Sequence[int]]) -> None:
         """Check that all books agree, given the pages of every sequence there is; ``AssertionError`` where not."""
         counts = Counter(page for pages in page_tables for page in pages)
+        free = self._free.pages()
         for page, held in enumerate(self._holders):
             name = self._names[page]
             assert held == counts[page], f"page {page}: {held} holders counted, {counts[page]} hold it"
             assert name is None or self._page_by_hash[name] == page, f"page {page}: another has its name"
-            states = (not self._taken[page], held > 0, page in self._cached)
+            states = (page in free, held > 0, page in self._cached)
             assert sum(states) == 1, f"page {page}: (free, owned, cached) is {states}"
             assert not states[2] or name is not None, f"page {page}: cached without a name"
             assert not states[0] or name is None, f"page {page}: free with a name"
-        assert self._free == self._taken.count(0), f"{self._free} free pages counted"
+        assert len(self._free) == len(free), f"{len(self._free)} free pages counted, there are {len(free)}"
         assert len(self._page_by_hash) == sum(name is not None for name in self._names), "a name without a page"
 
     def _evict(self) -> None:
@@ -153,14 +156,10 @@ class PageAllocator:
         assert name is not None
         del self._page_by_hash[name]
         self._names[page] = None
-        self._taken[page] = 0
-        self._free += 1
+        self._free.free(page)
 
-    def _beginning(self, count: int) -> int:
-        """Choose where to begin with ``count`` pages: in the longest free run, leaving room to the one before it."""
-        if self._free == 1:
-            return self._taken.find(0)
-        start, end = max((run.span() for run in _FREE_RUN.finditer(self._taken)), key=lambda span: span[1] - span[0])
+    def _start_within(self, start: int, end: int, count: int) -> int:
+        """Choose where in a free run to start with ``count`` pages; a sequence before it keeps half of the run."""
         if start and self._holders[start - 1]:
             start += max(min((end - start) // 2, end - start - count), 0)
         return start
