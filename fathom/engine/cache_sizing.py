@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from fathom.model.cache import PagePool
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
+from fathom.system import available_memory
 
 _DEFAULT_MAX_LEN_REQUESTS = 4
 _TOKENS_OF_A_SHORT_REQUEST = 256
@@ -43,7 +42,5 @@ def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> Pag
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return a device's memory: what is free of a GPU's, all of the machine's for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes that can still be had: of a GPU's memory, or of what this process may use of the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

@@ -21,8 +21,8 @@ class EngineSpec:
     """Configuration of one engine.
 
     The pool holds ``cache_tokens`` tokens in pages of ``page_size``; None takes four contexts, and at least one
-    ``max_batch`` of short requests, but no more than a quarter of the memory. A step runs at most ``max_batch``
-    sequences and ``step_tokens`` new tokens: decoding comes first, prompts fill what is left, in chunks.
+    ``max_batch`` of short requests, but no more than a quarter of the memory that is available. A step runs at most
+    ``max_batch`` sequences and ``step_tokens`` new tokens: decoding comes first, prompts fill what is left, in chunks.
     ``prefix_cache`` keeps the pages of finished requests until the pool needs them. ``cache_format`` is how numbers
     lie in the pages: as the model computes them, or in 8 or about 6 bits. ``drafting`` proposes tokens ahead,
     ``draft_tokens`` at a time: by the MTP module, by repetition in the text itself, or auto: MTP where the model has

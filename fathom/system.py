@@ -1,0 +1,128 @@
+"""What this process may use of the machine: memory, within the limits of its control groups."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 where there is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of one version's memory controller, and the line of ``memory.stat`` that counts droppable cache."""
+
+    limit: str
+    usage: str
+    inactive: str
+
+
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files("memory.max", "memory.current", "inactive_file")
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may use at most: the machine's, or a control group's limit.
+
+    cgroup v1 and v2 are read, and of nested groups the smallest limit counts. ``root`` is where the file system
+    begins; tests give another.
+    """
+    limits = [limit for directory, files in _groups(root) if (limit := _number(directory / files.limit)) is not None]
+    return min([_physical_memory(root), *limits])
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process can still take without swapping.
+
+    That is what the machine has available and what each control group has left below its limit. The page cache that
+    the kernel would drop counts as free.
+    """
+    free = [_free_memory(root)]
+    for directory, files in _groups(root):
+        limit, usage = _number(directory / files.limit), _number(directory / files.usage)
+        if limit is not None:
+            free.append(max(limit - max((usage or 0) - _droppable(directory, files), 0), 0))
+    return min(free)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
+    """Yield the directory of each control group that this process is in and that may limit its memory."""
+    mounts = list(_mounts(root))
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        version = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else None
+        for kind, mounted, point in mounts:
+            if kind is not version:
+                continue
+            parts = PurePosixPath(path).parts[1:]
+            skipped = PurePosixPath(mounted).parts[1:]
+            if parts[: len(skipped)] == skipped:  # a container may see only the part of the tree below its own group
+                parts = parts[len(skipped) :]
+            for depth in range(len(parts), -1, -1):
+                yield root.joinpath(point.lstrip("/"), *parts[:depth]), kind
+
+
+def _mounts(root: Path) -> Iterator[tuple[_Files, str, str]]:
+    """Yield each mounted tree of memory controllers: its version, what part of it is mounted, and where."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, described = before.split(), after.split()
+        if len(fields) < 5 or len(described) < 3:
+            continue
+        if described[0] == "cgroup2":
+            yield _V2, fields[3], fields[4]
+        elif described[0] == "cgroup" and "memory" in described[2].split(","):
+            yield _V1, fields[3], fields[4]
+
+
+def _droppable(directory: Path, files: _Files) -> int:
+    for line in _lines(directory / "memory.stat"):
+        name, _, value = line.partition(" ")
+        if name == files.inactive and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    """Read a number of bytes; None where there is none, or no limit."""
+    text = next(iter(_lines(path)), "").strip()
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _meminfo(root: Path, name: str) -> int | None:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _physical_memory(root: Path) -> int:
+    return _meminfo(root, "MemTotal") or _of_system(available=False)
+
+
+def _free_memory(root: Path) -> int:
+    return _meminfo(root, "MemAvailable") or _of_system(available=True)
+
+
+def _of_system(*, available: bool) -> int:
+    """Ask the operating system where there is no /proc; what is available is known on Windows only."""
+    if sys.platform == "win32":
+        import ctypes
+
+        # MEMORYSTATUSEX: two 32-bit fields, then total and available physical memory and five more of 64 bits
+        status = (ctypes.c_uint64 * 8)()
+        ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return int(status[2 if available else 1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
