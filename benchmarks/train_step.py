@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,9 @@ def fathom_step(shape: str, tokens_BT: Tensor) -> Callable[[], None]:
 
     def run() -> None:
         hidden_BTD = model(tokens_BT[:, :-1]).hidden_BTD
-        loss, _ = language_model_loss(hidden_BTD, model.head_weight, tokens_BT[:, 1:], chunk_tokens=1024)
+        loss, _ = model.apply_head(
+            hidden_BTD, partial(language_model_loss, targets_BT=tokens_BT[:, 1:], chunk_tokens=1024)
+        )
         del hidden_BTD
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,11 +5,12 @@ B batch, T new tokens, D hidden size, V vocabulary, N image tokens, L mixture-of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fathom.errors import ContextError, SpecError
@@ -17,6 +18,7 @@ from fathom.model.attention import AttentionContext, LatentForm
 from fathom.model.cache import KeyValueCache, causal_metadata, packed_metadata
 from fathom.model.decoder_layer import DecoderLayer
 from fathom.model.forward_options import PackedSequences, RoutingOptions
+from fathom.model.head import OutputHead
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
@@ -24,6 +26,9 @@ from fathom.model.quantized import QuantizedLinear
 from fathom.model.rope import Rope
 from fathom.model.vision import VisionTowers
 from fathom.spec import GroupedQueryAttention, ModelSpec
+
+H = TypeVar("H", bound=Tensor | tuple[Tensor, ...])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +53,14 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        tied = spec.tie_word_embeddings
-        self.lm_head: nn.Linear | QuantizedLinear | None = None
-        if not tied:
-            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        tied = self.embed_tokens if spec.tie_word_embeddings else None
+        self.lm_head: OutputHead | QuantizedLinear = OutputHead(spec.hidden_size, spec.vocab_size, tied)
         self.mtp = nn.ModuleList(MultiTokenPrediction(spec) for _ in range(spec.num_nextn_predict_layers))
         self.vision = None if spec.vision is None else VisionTowers(spec.vision, spec.hidden_size)
         self.rope = Rope(spec.rope, spec.attention.rope_dim)
         attention = spec.attention
         self.window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
         self.uses_hash_routing = spec.moe is not None and spec.moe.router.score == "hash"
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The output projection (V, D); the embedding itself when they are tied. A packed head is unpacked here."""
-        if self.lm_head is None or self.spec.tie_word_embeddings:
-            return self.embed_tokens.weight
-        return self.lm_head.weight
 
     def forward(
         self,
@@ -179,8 +175,17 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states (..., D) to the vocabulary, float32 (..., V)."""
-        logits: Tensor = F.linear(hidden, self.head_weight) if self.lm_head is None else self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden)
         return logits.float()
+
+    def apply_head(self, hidden: H, function: Callable[[H, Tensor], T]) -> T:
+        """Return ``function`` of hidden states (..., D), or a tuple of them, and the output projection (V, D).
+
+        Losses that compute logits in chunks take this way: the projection is read in a call of the head. ``function``
+        returns a tensor or a tuple that holds what has a gradient. Weights in 8 or 4 bits have no such projection.
+        """
+        result: T = self.lm_head(hidden, function)
+        return result
 
     def _image_positions(self, tokens_BT: Tensor, features_ND: Tensor) -> Tensor:
         """Return where image tokens are, bool (B, T), after checking that there is a row of features for each."""

@@ -21,6 +21,7 @@ from fathom.kernels.weight_formats import (
 from fathom.model.attention.mla import MLA
 from fathom.model.decoder import Decoder
 from fathom.model.ffn import GateUpLinear
+from fathom.model.head import OutputHead
 from fathom.model.moe.layer import Experts
 from fathom.model.moe.router import Router
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
@@ -123,7 +124,7 @@ def _pack_modules(
     for name in [name for name, _ in model.named_modules()]:  # names only: what is replaced must not be held
         place, _, own = name.rpartition(".")
         module, parent = model.get_submodule(name), model.get_submodule(place)
-        if isinstance(module, nn.Linear | GateUpLinear) and name != _HEAD and f"{name}.weight" not in reasons:
+        if isinstance(module, nn.Linear | GateUpLinear) and f"{name}.weight" not in reasons:
             bias = nn.Parameter(module.bias.flatten(), requires_grad=False) if module.bias is not None else None
             packed = _pack(module.weight.flatten(0, -2), format, group_size)
             setattr(parent, own, QuantizedLinear(packed, bias))
@@ -144,7 +145,8 @@ def _pack_modules(
 def _pack_head(
     model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]
 ) -> Iterator[QuantizedParameter]:
-    weight_VD = model.head_weight
+    assert isinstance(model.lm_head, OutputHead)
+    weight_VD = model.lm_head.weight_VD
     if head == "plain":
         reasons[f"{_HEAD}.weight"] = "was asked to stay plain"
         return

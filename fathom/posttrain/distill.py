@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,27 @@ class DistillObjective:
         with torch.no_grad():
             taught_BTD = self.teacher(micro.tokens_BT, packed=micro.packed).hidden_BTD
         taught_ND, _, _ = select_target_tokens(taught_BTD, micro)
-        head_VD, teacher_VD, chunk = model.head_weight, self.teacher.head_weight, self.chunk_tokens
+
+        def with_both_heads(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return self.teacher.apply_head(taught_ND, partial(self._compute, hidden_ND, head_VD, targets_N))
+
+        loss_N, seen_N, theirs_N, entropy_N = model.apply_head(hidden_ND, with_both_heads)
+        self.watch.look(seen_N, micro.columns["sampled"][learned_N])
+        told = dict(zip(MEASURED, (loss_N.detach(), entropy_N, seen_N, theirs_N), strict=True))
+        sums = {name: value_N.sum() for name, value_N in told.items()} | {"tokens": learned_N.sum()}
+        return ObjectiveOutput(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)
+
+    def _compute(
+        self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, taught_ND: Tensor, teacher_VD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return each token's divergence, both models' log-probabilities and the student's entropy, all (N,)."""
+        chunk = self.chunk_tokens
         loss_N = divergence(hidden_ND, head_VD, taught_ND, teacher_VD, self.loss, chunk_tokens=chunk)
         with torch.no_grad():
             seen_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=chunk)
             theirs_N = chosen_logprobs(taught_ND, teacher_VD, targets_N, chunk_tokens=chunk)
             entropy_N = entropy(hidden_ND, head_VD, chunk_tokens=chunk)
-        self.watch.look(seen_N, micro.columns["sampled"][learned_N])
-        told = dict(zip(MEASURED, (loss_N.detach(), entropy_N, seen_N, theirs_N), strict=True))
-        sums = {name: value_N.sum() for name, value_N in told.items()} | {"tokens": learned_N.sum()}
-        return ObjectiveOutput(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)
+        return loss_N, seen_N, theirs_N, entropy_N
 
 
 class DistillTrainer(OnlineTrainer):

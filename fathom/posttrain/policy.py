@@ -40,9 +40,14 @@ class PolicyObjective:
         """Return the micro-batch's part of the loss, and sums of what ``policy_statistics`` divides."""
         hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
         columns = {name: column[learned_N] for name, column in micro.columns.items()}
-        computed = self._by_token if self.loss.by_token else self._whole
-        loss, terms, logprobs_N, entropy_N = computed(hidden_ND, model.head_weight, targets_N, columns)
-        self._compare(hidden_ND, model.head_weight, targets_N, logprobs_N, columns["sampled"])
+
+        def computed(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, PolicyTerms, Tensor]:
+            compute = self._by_token if self.loss.by_token else self._whole
+            loss, terms, logprobs_N, entropy_N = compute(hidden_ND, head_VD, targets_N, columns)
+            self._compare(hidden_ND, head_VD, targets_N, logprobs_N, columns["sampled"])
+            return loss, terms, entropy_N
+
+        loss, terms, entropy_N = model.apply_head(hidden_ND, computed)
         sums = {f.name: getattr(terms, f.name).detach() for f in fields(terms)}
         return ObjectiveOutput(loss, sums | _entropies(entropy_N, columns["right"]))
 

@@ -23,6 +23,7 @@ from fathom.data.conversations.loss_mask import encode_with_loss_mask
 from fathom.data.conversations.templated import REASONING
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
+from fathom.model.head import OutputHead
 from fathom.posttrain.losses import pairwise_loss, pointwise_loss
 from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hidden_states
 from fathom.posttrain.preferences.loader import SHARE, TrainingExample
@@ -128,7 +129,8 @@ def choose_score_token(tokenizer: Tokenizer, vocab_size: int, sequences: Iterabl
 def clear_score(model: Decoder, score_token: int) -> None:
     """Let every score be 0: a row that was never a target of pretraining holds a large negative bias."""
     with torch.no_grad():
-        model.head_weight[score_token].zero_()
+        assert isinstance(model.lm_head, OutputHead)
+        model.lm_head.weight_VD[score_token].zero_()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,10 @@ def _last(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 def _scores(hidden_ND: Tensor, last_B: Tensor, model: Decoder, score_token: int) -> Tensor:
     """The logits of one token after the sequences' last tokens, float32 or wider, whatever autocast says: (B,)."""
-    hidden_BD, row_D = hidden_ND[last_B], model.head_weight[score_token]
-    wide = torch.promote_types(torch.promote_types(hidden_BD.dtype, row_D.dtype), torch.float32)
-    scores_B: Tensor = (hidden_BD.to(wide) * row_D.to(wide)).sum(-1)
-    return scores_B
+
+    def project(hidden_BD: Tensor, head_VD: Tensor) -> Tensor:
+        row_D = head_VD[score_token]
+        wide = torch.promote_types(torch.promote_types(hidden_BD.dtype, row_D.dtype), torch.float32)
+        return (hidden_BD.to(wide) * row_D.to(wide)).sum(-1)
+
+    return model.apply_head(hidden_ND[last_B], project)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,12 +38,10 @@ def rollout_logprobs(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
                 hidden_BTD = model(micro.tokens_BT, packed=micro.packed).hidden_BTD
                 hidden_ND, targets_N, _ = select_target_tokens(hidden_BTD, micro)
-                chunk = spec.loss_chunk_tokens
-                found.append(
-                    chosen_logprobs(
-                        hidden_ND, model.head_weight, targets_N, temperature=temperature, chunk_tokens=chunk
-                    )
+                logprobs = partial(
+                    chosen_logprobs, targets_N=targets_N, temperature=temperature, chunk_tokens=spec.loss_chunk_tokens
                 )
+                found.append(model.apply_head(hidden_ND, logprobs))
     pieces = torch.cat(found).split_with_sizes([len(rollouts[index].answer_ids) for index in order]) if found else ()
     by_index = dict(zip(order, pieces, strict=True))
     return [by_index[index].tolist() for index in range(len(rollouts))]

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def held_out_loss(model: Decoder, windows_NT1: Tensor, batch: int) -> float:
     with torch.no_grad():
         for part_BT1 in torch.split(windows_NT1, batch):
             hidden_BTD = model(part_BT1[:, :-1]).hidden_BTD
-            mean, _ = language_model_loss(hidden_BTD, model.head_weight, part_BT1[:, 1:], chunk_tokens=4096)
+            loss = partial(language_model_loss, targets_BT=part_BT1[:, 1:], chunk_tokens=4096)
+            mean, _ = model.apply_head(hidden_BTD, loss)
             total += mean.item() * part_BT1.shape[0]
     return total / windows_NT1.shape[0]
 

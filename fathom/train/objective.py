@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -41,7 +42,6 @@ class LanguageModelling:
 
     def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean."""
-        mean, loss_BT = language_model_loss(
-            hidden_BTD, model.head_weight, micro.targets_BT, chunk_tokens=self.chunk_tokens
-        )
+        loss = partial(language_model_loss, targets_BT=micro.targets_BT, chunk_tokens=self.chunk_tokens)
+        mean, loss_BT = model.apply_head(hidden_BTD, loss)
         return ObjectiveOutput(mean * micro.share, loss_BT=loss_BT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -164,9 +165,8 @@ class StepRunner:
             balance = total_balance_loss(output.routing, moe) * micro.weight
         if output.mtp_hidden and micro.tokens_BT1 is not None:
             weight, chunk = self.spec.mtp_loss_weight, self.spec.loss_chunk_tokens
-            head_VD = self.model.head_weight
-            further = mtp_loss(output.mtp_hidden, head_VD, micro.tokens_BT1, weight=weight, chunk_tokens=chunk)
-            further = further * micro.weight
+            loss = partial(mtp_loss, tokens_BT1=micro.tokens_BT1, weight=weight, chunk_tokens=chunk)
+            further = self.model.apply_head(output.mtp_hidden, loss) * micro.weight
         return torch.stack((objective, balance, further))
 
     def _count(self, output: DecoderOutput, sums: MicroBatchSums, observe: bool) -> None:

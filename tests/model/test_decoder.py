@@ -108,7 +108,7 @@ def test_routers_stay_in_float32_and_the_residual_stream_in_bfloat16(latent_spec
 
 def test_tied_embeddings_are_one_tensor(grouped_spec) -> None:  # type: ignore[no-untyped-def]
     model = build(grouped_spec(tie_word_embeddings=True))
-    assert model.head_weight is model.embed_tokens.weight
+    assert model.lm_head.weight_VD is model.embed_tokens.weight
     assert "lm_head.weight" not in model.state_dict()
 
 

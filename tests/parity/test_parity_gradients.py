@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fathom import kernels
@@ -35,10 +36,8 @@ def our_gradients(ours: Decoder, tokens_BT: Tensor, *, checkpointed: bool, fused
     ours.zero_grad(set_to_none=True)
     hidden_BTD = ours(tokens_BT, checkpoint_activations=checkpointed).hidden_BTD
     if fused:
-        loss_N = kernels.linear_cross_entropy(
-            hidden_BTD[:, :-1].flatten(0, 1), ours.head_weight, tokens_BT[:, 1:].flatten(), chunk_tokens=32
-        )
-        loss = loss_N.mean()
+        loss_fn = partial(kernels.linear_cross_entropy, targets_N=tokens_BT[:, 1:].flatten(), chunk_tokens=32)
+        loss = ours.apply_head(hidden_BTD[:, :-1].flatten(0, 1), loss_fn).mean()
     else:
         loss = next_token_loss(ours.logits(hidden_BTD), tokens_BT)
     loss.backward()
@@ -71,10 +70,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def test_the_embedding_of_a_tied_model_gathers_both_gradients(pair) -> None:
     if not pair.spec.tie_word_embeddings:
-        assert isinstance(pair.ours.lm_head, nn.Linear)
-        assert pair.ours.head_weight is not pair.ours.embed_tokens.weight
+        assert pair.ours.lm_head.weight is not None
+        assert pair.ours.lm_head.weight is not pair.ours.embed_tokens.weight
         return
-    assert pair.ours.head_weight is pair.ours.embed_tokens.weight
+    assert pair.ours.lm_head.weight_VD is pair.ours.embed_tokens.weight
     assert "lm_head.weight" not in pair.ours.state_dict()
     gradient = our_gradients(pair.ours, pair.tokens_BT, checkpointed=False, fused=False)["embed_tokens.weight"]
     absent = sorted(set(range(pair.spec.vocab_size)) - set(pair.tokens_BT.flatten().tolist()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,9 +43,8 @@ class PreferenceObjective:
         targets_N = micro.targets_BT[0]
         learned_N = targets_N != IGNORE_INDEX
         row_N = rows_of(micro.packed.lengths, targets_N.device)[learned_N]
-        logprobs_N = chosen_logprobs(
-            hidden_BTD[0][learned_N], model.head_weight, targets_N[learned_N], chunk_tokens=self.chunk_tokens
-        )
+        logprobs = partial(chosen_logprobs, targets_N=targets_N[learned_N], chunk_tokens=self.chunk_tokens)
+        logprobs_N = model.apply_head(hidden_BTD[0][learned_N], logprobs)
         policy_B, reference_B = (
             answer_logprobs(values_N, row_N, len(micro.packed.lengths), average=self.spec.average)
             for values_N in (logprobs_N, micro.columns[REFERENCE][learned_N].to(logprobs_N.dtype))
@@ -112,7 +112,8 @@ def reference_logprobs(
             torch.no_grad(),
             torch.autocast(hidden_ND.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32),
         ):
-            logprobs_N = chosen_logprobs(hidden_ND, model.head_weight, targets_N, chunk_tokens=chunk_tokens)
+            logprobs = partial(chosen_logprobs, targets_N=targets_N, chunk_tokens=chunk_tokens)
+            logprobs_N = model.apply_head(hidden_ND, logprobs)
         parts = torch.split(logprobs_N.cpu(), [len(entries[index]) for index in indices])
         for index, logprobs_T in zip(indices, parts, strict=True):
             found[index] = logprobs_T.clone()

@@ -1,0 +1,90 @@
+"""The output head: one module for logits and losses, and a weight that is read in calls of it alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from fathom.kernels import linear_cross_entropy
+from fathom.model.build import build
+from fathom.model.decoder import Decoder
+from fathom.spec import ModelSpec
+from fathom.train.loss import language_model_loss, mtp_loss
+
+TOKENS = torch.randint(0, 100, (2, 13), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def one_rank() -> Iterator[Any]:
+    """A process group of this process alone, on the CPU."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_function_of_the_head_sees_the_projection_that_makes_the_logits(
+    grouped_spec: Callable[..., ModelSpec], tied: bool
+) -> None:
+    model = build(grouped_spec(tie_word_embeddings=tied))
+    hidden_BTD = model(TOKENS).hidden_BTD
+    loss_N = model.apply_head(
+        hidden_BTD.flatten(0, 1), partial(linear_cross_entropy, targets_N=TOKENS.flatten(), chunk_tokens=4)
+    )
+    logits_NV = model.logits(hidden_BTD).flatten(0, 1)
+    expected_N = torch.nn.functional.cross_entropy(logits_NV, TOKENS.flatten(), reduction="none")
+    torch.testing.assert_close(loss_N, expected_N)
+    assert ("lm_head.weight" in model.state_dict()) is not tied
+
+
+def test_a_copy_of_a_tied_model_is_tied_to_its_own_embedding(grouped_spec: Callable[..., ModelSpec]) -> None:
+    model = build(grouped_spec(tie_word_embeddings=True))
+    other = copy.deepcopy(model).double()
+    with torch.no_grad():
+        other.embed_tokens.weight.mul_(2)
+    hidden = torch.randn(3, 32)
+    torch.testing.assert_close(other.logits(hidden.double()), 2 * model.logits(hidden))
+
+
+def sharded(model: Decoder, mesh: Any) -> Decoder:
+    """Every part's weights are there only while the part runs: outside they are shards, which no product takes."""
+    tied = model.spec.tie_word_embeddings
+    parts: list[Any] = [[model.embed_tokens, model.lm_head]] if tied else [model.embed_tokens, model.lm_head]
+    for part in (*model.layers, *model.mtp, *parts):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    return fully_shard(model, mesh=mesh)
+
+
+def losses_and_gradients(model: Decoder) -> tuple[Tensor, dict[str, Tensor]]:
+    output = model(TOKENS[:, :-1], mtp=True)
+    main = partial(language_model_loss, targets_BT=TOKENS[:, 1:], chunk_tokens=4)
+    further = partial(mtp_loss, tokens_BT1=TOKENS, weight=0.3, chunk_tokens=4)
+    losses = torch.stack((model.apply_head(output.hidden_BTD, main)[0], model.apply_head(output.mtp_hidden, further)))
+    losses.sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return losses.detach(), {name: getattr(g, "full_tensor", lambda g=g: g)() for name, g in found.items()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_losses_of_a_sharded_model_read_the_gathered_projection(
+    latent_spec: Callable[..., ModelSpec], one_rank: Any, tied: bool
+) -> None:
+    spec = latent_spec(tie_word_embeddings=tied, num_nextn_predict_layers=1)
+    expected, gradients = losses_and_gradients(build(spec))
+    model = sharded(build(spec), one_rank)
+    losses, found = losses_and_gradients(model)
+    assert torch.equal(losses, expected)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(found[name], gradient), name
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        torch.nn.functional.linear(torch.randn(2, 32), model.lm_head.weight_VD)
