@@ -19,11 +19,9 @@ from fathom.data.loader import PackedLoader, TokenBatch
 from fathom.errors import DataError
 from fathom.files import sha256
 from fathom.spec.images import ImageProcessing
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer import Tokenizer
-
-IGNORE_INDEX = -100
-"""The target of a position that no loss counts."""
 
 
 @dataclass(frozen=True, slots=True)

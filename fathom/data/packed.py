@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
+from fathom.spec.targets import IGNORE_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class PackedBatch:
         for index, (length, first) in enumerate(zip(self.lengths, self.shared_prefix_lengths, strict=True)):
             base, room = (base, room) if first else (start, length)
             own_N, base_N = (self.tokens_N[at : at + first] for at in (start, base))
-            learns = bool((self.targets_N[start : start + first] != -100).any())
+            learns = bool((self.targets_N[start : start + first] != IGNORE_INDEX).any())
             if not 0 <= first < length or first > room or learns or not torch.equal(own_N, base_N):
                 raise DataError(
                     f"batch: sequence {index} of {length} tokens does not share its first {first}, without learning, "

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import accumulation_dtype
+from fathom.spec.targets import IGNORE_INDEX
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
     """Cross-entropy of each token under the logits ``hidden @ weight.T``, float32 or wider; ignored tokens are 0.
 
@@ -31,7 +32,7 @@ def linear_cross_entropy(
 
 
 def mean_linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = IGNORE_INDEX
 ) -> tuple[Tensor, Tensor]:
     """Mean of ``linear_cross_entropy`` over the tokens not ignored (0 if all are), and each token's loss, detached.
 

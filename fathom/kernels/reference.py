@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
 from fathom.spec.rope import RopeLayout
+from fathom.spec.targets import IGNORE_INDEX
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -144,7 +145,7 @@ def fp8_block_linear(x_MK: Tensor, values_NK: Tensor, scale_PQ: Tensor) -> Tenso
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
     """Cross-entropy of each token under the logits ``hidden @ weight.T``, float32; ignored tokens are 0.
 
@@ -156,7 +157,7 @@ def linear_cross_entropy(
 
 
 def mean_linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = -100
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, ignore_index: int = IGNORE_INDEX
 ) -> tuple[Tensor, Tensor]:
     """Mean of ``linear_cross_entropy`` over the tokens not ignored (0 if all are), and each token's loss, detached."""
     loss_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens, ignore_index=ignore_index)

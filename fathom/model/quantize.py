@@ -138,7 +138,7 @@ def _pack_modules(
                 quantize_experts(weight, format, best_group_size(weight.shape[-1], group_size))
                 for weight in (module.gate_up_proj.flatten(1, 2), module.down_proj)
             )
-            setattr(parent, own, QuantizedExperts(gate_up, down))
+            setattr(parent, own, QuantizedExperts(gate_up, down, module.dispatcher))
             yield _replaced(name, *gate_up.each, *down.each)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fathom import kernels
 from fathom.errors import SpecError
 from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
+from fathom.model.moe import ExpertAssignment, RoutedExperts, TokenDispatcher
 
 
 class _QuantizedModule(nn.Module):
@@ -51,16 +52,20 @@ class QuantizedLinear(_QuantizedModule):
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class QuantizedExperts(_QuantizedModule):
+class QuantizedExperts(_QuantizedModule, RoutedExperts):
     """Routed experts by ``quantized_grouped_swiglu``."""
 
-    def __init__(self, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights) -> None:
-        super().__init__()
+    def __init__(
+        self, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights, dispatcher: TokenDispatcher | None = None
+    ) -> None:
+        super().__init__(dispatcher)
         self.gate_up, self.down = gate_up, down
 
-    def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
-        """Sum over each token's experts of weight times expert(token), (N, D)."""
-        return kernels.quantized_grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up, self.down, kept_NK)
+    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+        """Products with the quantized weights, without gradient."""
+        return kernels.quantized_grouped_swiglu(
+            x_MD, assignment.indices_NK, assignment.weights_NK, self.gate_up, self.down, assignment.kept_NK
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.gate_up, self.down = (

@@ -32,8 +32,8 @@ from fathom.posttrain.rewards.extract import thinking_span
 from fathom.posttrain.rewards.steps import steps_of
 from fathom.spec.posttrain import PairwiseLoss, RewardModelLoss
 from fathom.spec.sampling import Sampler, SamplingParams
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.tokenizer import Tokenizer, special
-from fathom.train.loss import IGNORE_INDEX
 from fathom.train.micro_batch import MicroBatch
 from fathom.train.objective import ObjectiveOutput
 

@@ -17,7 +17,7 @@ from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import RolloutSpec
 from fathom.spec.sampling import Completion, Sampler, SamplingParams
-from fathom.train.loss import IGNORE_INDEX
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.train.step import counter_seed
 
 

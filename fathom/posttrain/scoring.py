@@ -11,8 +11,8 @@ from torch import Tensor
 from fathom.model.decoder import Decoder
 from fathom.posttrain.losses import chosen_logprobs
 from fathom.posttrain.rollout import Rollout, pack_rollouts, packing_order
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.train import UpdateSpec
-from fathom.train.loss import IGNORE_INDEX
 from fathom.train.micro_batch import MicroBatch, split
 from fathom.train.step import resolve_precision
 

@@ -14,8 +14,7 @@ from fathom.kernels import mean_linear_cross_entropy
 from fathom.model.moe import Routing
 from fathom.model.moe.balance import balance_loss
 from fathom.spec import MixtureOfExperts
-
-IGNORE_INDEX = -100
+from fathom.spec.targets import IGNORE_INDEX
 
 
 def language_model_loss(

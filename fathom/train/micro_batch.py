@@ -17,7 +17,7 @@ from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
 from fathom.model.forward_options import PackedSequences
 from fathom.model.vision import ImageBatch
-from fathom.train.loss import IGNORE_INDEX
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.train.protocols import TokenBatch
 
 

@@ -19,10 +19,11 @@ from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
 from fathom.model.moe.balance import expert_counts, num_dropped_pairs, updated_bias
 from fathom.model.vision import ImageBatch
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.train import UpdateSpec
 from fathom.train import optimizer as optim
 from fathom.train.gradients import Gradients, MicroBatchSums, Observation
-from fathom.train.loss import IGNORE_INDEX, mtp_loss, total_balance_loss
+from fathom.train.loss import mtp_loss, total_balance_loss
 from fathom.train.micro_batch import MicroBatch, check_tokens
 from fathom.train.objective import LanguageModelling, Objective, ObjectiveOutput
 

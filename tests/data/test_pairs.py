@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fathom.data.image_text import IGNORE_INDEX, ImageTextFile, ImageTextLoader
+from fathom.data.image_text import ImageTextFile, ImageTextLoader
 from fathom.data.images import open_image, preprocess
 from fathom.data.synthetic_images import SCENES, write_synthetic_images
 from fathom.errors import DataError
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.vision import SiglipSpec, VisionSpec
 from fathom.tokenizer import Tokenizer, special, train_bpe
 

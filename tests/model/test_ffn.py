@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fathom.model import build
 from fathom.model.ffn import SwiGLU
-from fathom.model.moe import Experts, MoELayer
+from fathom.model.moe import ExpertAssignment, Experts, MoELayer
 from fathom.spec import MixtureOfExperts, ModelSpec
 
 HIDDEN, WIDTH, PARTS = 16, 12, 3
@@ -93,4 +93,6 @@ def test_the_number_of_experts_is_that_of_the_weights() -> None:
     part.down_proj = nn.Parameter(whole.down_proj[2:5].detach().clone())
     x, weights = torch.randn(7, HIDDEN), torch.rand(7, 2)
     indices = torch.randint(0, 3, (7, 2))
-    torch.testing.assert_close(part(x, indices, weights, None), whole(x, indices + 2, weights, None))
+    torch.testing.assert_close(
+        part(x, ExpertAssignment(indices, weights)), whole(x, ExpertAssignment(indices + 2, weights))
+    )

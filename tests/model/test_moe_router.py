@@ -186,6 +186,25 @@ def test_scores_are_float32_for_a_bfloat16_stream(name: str, autocast: bool) -> 
     assert torch.equal(routing.weights_BTK, expected.weights_BTK)
 
 
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_weight_in_bfloat16_is_multiplied_in_float32(name: str, autocast: bool) -> None:
+    """What FSDP's mixed precision gathers, or a checkpoint rounded as a whole: the arithmetic is that of float32."""
+    narrow, wide, x = make(**ROUTERS[name]), make(**ROUTERS[name]), inputs().bfloat16()
+    with torch.no_grad():
+        for rounded, exact in zip(narrow.parameters(), wide.parameters(), strict=True):
+            rounded.data = rounded.data.bfloat16()
+            exact.copy_(rounded)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found, expected = narrow(x), wide(x)
+    assert narrow.weight is None or narrow.weight.dtype == torch.bfloat16
+    assert torch.equal(found.scores_BTE, expected.scores_BTE)
+    assert torch.equal(found.indices_BTK, expected.indices_BTK)
+    assert torch.equal(found.weights_BTK, expected.weights_BTK)
+    found.weights_BTK.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.bfloat16 for p in narrow.parameters())
+
+
 def test_moving_the_model_keeps_gate_and_bias_in_float32() -> None:
     gate = make(**ROUTERS["v3"])
     before = gate.weight.clone()

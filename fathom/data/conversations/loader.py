@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.pack import next_token_targets, pack_into_bins, pack_samples
-from fathom.data.image_text import IGNORE_INDEX
 from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
+from fathom.spec.targets import IGNORE_INDEX
 
 Packing = Literal["masked", "joined"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fathom.data.image_text import IGNORE_INDEX
 from fathom.data.packed import PackedBatch
+from fathom.spec.targets import IGNORE_INDEX
 
 Tokens = NDArray[np.int64]
 PACKING_WINDOW = 1024

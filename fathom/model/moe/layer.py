@@ -1,4 +1,7 @@
-"""The mixture-of-experts feed-forward layer (DeepSeekMoE §3, V2 eq 20)."""
+"""The mixture-of-experts feed-forward layer (DeepSeekMoE §3, V2 eq 20).
+
+B batch, T tokens, N = B x T, D hidden size, F expert width, E experts, K experts per token.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,34 @@ from torch import Tensor, nn
 from fathom.kernels import grouped_swiglu
 from fathom.model.ffn import SwiGLU
 from fathom.model.moe.context import RoutingContext
+from fathom.model.moe.dispatch import ExpertAssignment, LocalDispatcher, TokenDispatcher
 from fathom.model.moe.router import Router, Routing
 from fathom.spec.moe import MixtureOfExperts
 
 
-class Experts(nn.Module):
-    """The routed experts' weights, stacked: ``gate_up_proj`` (E, 2, F, D), gate first, and ``down_proj`` (E, D, F)."""
+class RoutedExperts(nn.Module):
+    """Routed experts, whatever form their weights have: dispatch, grouped products, combine.
+
+    ``dispatcher`` is the identity in one process. Expert parallelism sets another one and leaves each process a part of
+    the weights: how many experts a layer holds is read off their shape.
+    """
+
+    def __init__(self, dispatcher: TokenDispatcher | None = None) -> None:
+        super().__init__()
+        self.dispatcher: TokenDispatcher = LocalDispatcher() if dispatcher is None else dispatcher
+
+    def forward(self, x_ND: Tensor, assignment: ExpertAssignment) -> Tensor:
+        """Sum over each token's experts of weight times expert(token), (N, D)."""
+        rows_MD, held, state = self.dispatcher.dispatch(x_ND, assignment)
+        return self.dispatcher.combine(self.grouped(rows_MD, held), state)
+
+    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+        """The same sum over the experts held here, whose indices count from 0."""
+        raise NotImplementedError
+
+
+class Experts(RoutedExperts):
+    """Plain weights, stacked: ``gate_up_proj`` (E, 2, F, D), gate first, and ``down_proj`` (E, D, F)."""
 
     def __init__(self, hidden_size: int, moe: MixtureOfExperts) -> None:
         super().__init__()
@@ -23,9 +48,16 @@ class Experts(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
         nn.init.normal_(self.down_proj, std=width**-0.5)
 
-    def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
-        """Sum over each token's experts of weight times expert(token), (N, D); pairs not kept contribute nothing."""
-        return grouped_swiglu(x_ND, indices_NK, weights_NK, self.gate_up_proj.flatten(1, 2), self.down_proj, kept_NK)
+    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+        """Products over slices of tokens sorted by expert; one token alone reads its K experts only."""
+        return grouped_swiglu(
+            x_MD,
+            assignment.indices_NK,
+            assignment.weights_NK,
+            self.gate_up_proj.flatten(1, 2),
+            self.down_proj,
+            assignment.kept_NK,
+        )
 
 
 class MoELayer(nn.Module):
@@ -45,12 +77,12 @@ class MoELayer(nn.Module):
         """Return the layer's output, in ``x``'s dtype, and the routing that made it."""
         routing: Routing = self.gate(x_BTD, context)
         kept = routing.kept_BTK
-        y_ND: Tensor = self.experts(
-            x_BTD.flatten(0, 1),
+        assignment = ExpertAssignment(
             routing.indices_BTK.flatten(0, 1),
             routing.weights_BTK.flatten(0, 1),
             None if kept is None else kept.flatten(0, 1),
         )
+        y_ND: Tensor = self.experts(x_BTD.flatten(0, 1), assignment)
         y_BTD = y_ND.view_as(x_BTD)
         if self.shared_experts is not None:
             y_BTD = y_BTD + self.shared_experts(x_BTD)

@@ -54,8 +54,9 @@ class Routing:
 class Router(nn.Module):
     """Scores every expert in float32, selects K, and weighs them (V2 §2.2.1-2, V3 §2.1.2).
 
-    The weight and the selection bias stay float32 whatever dtype or autocast the model is put in. The bias moves
-    the selection only, never the weights (V3 eq 16); it has no gradient. A hash router has no weight.
+    Logits and scores are float32 under autocast and with a weight of any dtype, such as FSDP's mixed precision gathers;
+    ``model.to(dtype)`` leaves weight and selection bias in float32. The bias moves the selection only, never the
+    weights (V3 eq 16); it has no gradient. A hash router has no weight.
     """
 
     weight: Tensor | None
@@ -127,12 +128,12 @@ class Router(nn.Module):
         return noisy_BTE, Noise(logits_BTE, noisy_BTE, scale_BTE)
 
     def project(self, x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
-        """Logits from the input, in float32 whatever autocast says; what it costs to do otherwise is a study."""
+        """Logits from the input: a float32 product under autocast and whatever the weight's dtype is."""
         device = x_BTD.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return F.linear(x_BTD.float(), weight_ED)
-        return F.linear(x_BTD.float(), weight_ED)
+                return F.linear(x_BTD.float(), weight_ED.float())
+        return F.linear(x_BTD.float(), weight_ED.float())
 
     def _hashed(self, context: RoutingContext | None) -> Tensor:
         """1 for the expert that each token id's hash names, 0 for all others."""

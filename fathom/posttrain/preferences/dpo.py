@@ -19,7 +19,7 @@ from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hi
 from fathom.posttrain.preferences.loader import SHARE, TrainingExample
 from fathom.posttrain.preferences.pairs import PreferencePair
 from fathom.spec.posttrain import DpoLoss
-from fathom.train.loss import IGNORE_INDEX
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.train.micro_batch import MicroBatch
 from fathom.train.objective import ObjectiveOutput
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
-from fathom.train.loss import IGNORE_INDEX
+from fathom.spec.targets import IGNORE_INDEX
 
 SHARE = "share"
 """The column that holds one over the groups of the whole batch: what a group weighs in a mean over them."""
