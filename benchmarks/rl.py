@@ -161,7 +161,7 @@ def our_trainer(a: argparse.Namespace, steps: int, directory: Path, turn: Turn) 
         checkpoint=Checkpointing(every_seconds=None),
     )
     model = our_model(a.shape)
-    engine = Engine(model, spec=rollout_engine(spec))
+    engine = Engine(model, spec=rollout_engine(spec, torch.device("cpu")))
     texts, words = prompts(a, model.spec.vocab_size), vocabulary(model.spec.vocab_size)
     questions = ProblemStream([RepeatedProblems(texts)], seed=0)
     prompt_formatter = WordLevelPrompter(words)

@@ -15,7 +15,7 @@ _SHARE_OF_MEMORY = 4
 
 
 def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> PagePool:
-    """Reserve an engine's pages where the model lies, at its precision unless the spec asks for another.
+    """Reserve an engine's pages on the model's device, in the dtype it computes in unless the spec asks for another.
 
     On a CPU the operating system gives the memory as it is first written.
     """
@@ -29,7 +29,7 @@ def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> Pag
             extra_layers=extra_layers,
             cache_format=spec.cache_format,
             device=weight.device,
-            dtype=weight.dtype,
+            dtype=torch.bfloat16 if spec.compute_dtype == "bfloat16" else weight.dtype,
         )
 
     if spec.cache_tokens is not None:

@@ -6,7 +6,7 @@ N tokens of a step, D hidden size, B rows that draw, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ class Engine:
             return outputs
         self._steps += 1
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._autocast():
                 drawn = self._forward.run(works)
         except Exception as error:
             self.last_error = error
@@ -274,11 +274,18 @@ class Engine:
                 for token in output.tokens:
                     yield token.token_id
 
+    def _autocast(self) -> AbstractContextManager[None]:
+        """Compute in the spec's dtype; the outermost context keeps the weights' casts until it is left."""
+        return torch.autocast(
+            self.pool.device.type, dtype=torch.bfloat16, enabled=self.spec.compute_dtype == "bfloat16"
+        )
+
     def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
         boxes = {state.id: self._open_output_queue(state) for state in states}
         try:
-            while any(state.id in self._states for state in states):
-                self._pump()
+            with self._autocast():  # so that weights are cast once, not at every step
+                while any(state.id in self._states for state in states):
+                    self._pump()
         finally:
             for state in states:
                 self._close_output_queue(state)

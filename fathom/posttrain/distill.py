@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
+from fathom.posttrain.logprob_monitor import LogprobMonitor
 from fathom.posttrain.losses import answer_statistics, chosen_logprobs, divergence, entropy
-from fathom.posttrain.online import LogprobMonitor, OnlineTrainer, RolloutBatch
+from fathom.posttrain.online import OnlineTrainer, RolloutBatch
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import RolloutSampler
@@ -55,7 +56,7 @@ class DistillObjective:
             return self.teacher.apply_head(taught_ND, partial(self._compute, hidden_ND, head_VD, targets_N))
 
         loss_N, seen_N, theirs_N, entropy_N = model.apply_head(hidden_ND, with_both_heads)
-        self.watch.look(seen_N, micro.columns["sampled"][learned_N])
+        self.watch.observe(seen_N, micro.columns["sampled"][learned_N])
         told = dict(zip(MEASURED, (loss_N.detach(), entropy_N, seen_N, theirs_N), strict=True))
         sums = {name: value_N.sum() for name, value_N in told.items()} | {"tokens": learned_N.sum()}
         return ObjectiveOutput(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)

@@ -29,7 +29,7 @@ from fathom.posttrain.online import OnlineTrainer, RolloutBatch
 from fathom.posttrain.policy import PolicyObjective
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
-from fathom.posttrain.reference import ReferenceModel
+from fathom.posttrain.reference import STATE_KEY, ReferenceModel
 from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout, RolloutSampler
 from fathom.posttrain.scoring import rollout_logprobs
@@ -76,6 +76,7 @@ class PolicyTrainer(OnlineTrainer):
         super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **surroundings)
         self._judge = judge
         self._reference: ReferenceModel | None = None
+        self._recorded_reference: int | None = None
         if spec.loss.kl is not None:
             self._reference = ReferenceModel(model, directory, spec.reference_every)
 
@@ -83,10 +84,20 @@ class PolicyTrainer(OnlineTrainer):
         """Return the policy loss."""
         return PolicyObjective(self.spec.loss, self.spec.rollout.temperature, self.spec.loss_chunk_tokens, self.watch)
 
+    def state(self) -> dict[str, Any]:
+        """Return where the problems stand, and which reference is in use."""
+        reference = {} if self._reference is None else {STATE_KEY: self._reference.step}
+        return super().state() | reference
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's problems; its reference is opened when its weights are."""
+        super().restore(state)
+        self._recorded_reference = state.get(STATE_KEY)
+
     def begin(self, position: Position) -> None:
         """Make the reference what it is at this position."""
         if self._reference is not None:
-            self._reference.begin(position.step)
+            self._reference.begin(position.step, self._recorded_reference)
 
     def end(self, position: Position) -> None:
         """Renew the reference when its time has come."""

@@ -14,6 +14,7 @@ import torch
 from fathom.data.packed import PackedBatch
 from fathom.errors import TrainError
 from fathom.model.decoder import Decoder
+from fathom.posttrain.logprob_monitor import DEFAULT_BOUNDS, P99_SHARE, LogprobDifference, LogprobMonitor
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import Rollout, RolloutSampler, pack_rollouts, packing_order, sample_rollouts
@@ -35,18 +36,6 @@ from fathom.train.step import StepRunner, counter_seed
 METRICS = "metrics.jsonl"
 _SHOWN = {"reward": "reward", "accuracy": "right", "loss": "loss", "length": "tokens each"}
 """Metrics that are reported as progress, and what they are called there."""
-
-
-@dataclass(slots=True)
-class LogprobMonitor:
-    """What an objective sees of its micro-batches beyond sums: the largest difference of log-probabilities."""
-
-    difference: float = 0.0
-
-    def look(self, seen: torch.Tensor, sampled: torch.Tensor) -> None:
-        """Compare log-probabilities as they are computed now with those the answers were drawn with."""
-        if seen.numel():
-            self.difference = max(self.difference, float((seen - sampled).abs().max()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +78,14 @@ class OnlineTrainer(ABC):
         """How long a prompt with its answer may be."""
         return self.model.spec.max_position_embeddings
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside weights: where the problems stand."""
+        return self.questions.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        self.questions.restore(state)
+
     @abstractmethod
     def objective(self) -> Objective:
         """Return what is minimised; it tells ``self.watch`` the log-probabilities it computes."""
@@ -122,7 +119,7 @@ class OnlineTrainer(ABC):
             self.directory,
             model=self.model,
             spec=self.spec,
-            source=self.questions,
+            source=self,
             files=self._files,
             note=self._progress.message,
         )
@@ -210,7 +207,7 @@ class _Run:
         trained, loss = 0, 0.0
         rate = rate_at(spec, number, before.step / spec.rollouts)
         for index, batch in enumerate(batches):
-            trainer.watch.difference = 0.0
+            trainer.watch.reset()
             micros = split(batch, 1, spec.micro_batch_tokens, self.runner.device)
             gradients = self.runner.accumulate(micros, len(batch.lengths), number, observe=False)
             if not gradients.finite:
@@ -218,8 +215,9 @@ class _Run:
                 kept = {"tokens": batch.tokens_N, "targets": batch.targets_N, **batch.columns}
                 self.stage.refuse(number, gradients, kept | {"lengths": torch.tensor(batch.lengths)})
             if index == 0:
-                self._check(trainer.watch.difference, number)
-                found.append({"logprob_difference": trainer.watch.difference})
+                difference = trainer.watch.difference
+                self._check(difference, number)
+                found.append(difference.values())
             self.runner.apply(gradients, rate)
             trained, loss = trained + len(batch.tokens_N), gradients.loss
             found.append(trainer.measured(gradients.sums) | {"grad_norm": gradients.norm_value})
@@ -230,13 +228,18 @@ class _Run:
             trainer.sampler.forget()
         return _means(found) | {"lr": rate, "loss": loss, "updates": len(batches)}, trained, loss
 
-    def _check(self, difference: float, number: int) -> None:
-        if difference > self.spec.max_logprob_difference:
+    def _check(self, difference: LogprobDifference, number: int) -> None:
+        bound = self.spec.max_logprob_difference
+        if bound is None:
+            bound = DEFAULT_BOUNDS[self.runner.dtype]
+        if difference.exceeds(bound):
             self.runner.discard()
             raise TrainError(
-                f"rollout {number}: a token's log-probability as it was sampled and as the trainer computes it differ "
-                f"by {difference:.3g}, more than max_logprob_difference {self.spec.max_logprob_difference}; sample in "
-                "the trainer's precision, or raise the bound knowing that the policy then learns from another's answers"
+                f"rollout {number}: tokens' log-probabilities as they were sampled and as the trainer computes them "
+                f"differ by up to {difference.maximum:.3g} (99th percentile {difference.p99:.3g}), more than "
+                f"max_logprob_difference {bound:g} (99th percentile {P99_SHARE * bound:g}); sample in the trainer's "
+                "precision (EngineSpec.compute_dtype), or raise max_logprob_difference knowing that the policy then "
+                "learns from another's answers"
             )
 
     def _keep_samples(self, lesson: RolloutBatch, number: int) -> None:

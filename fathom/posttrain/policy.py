@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.posttrain.logprob_monitor import LogprobMonitor
 from fathom.posttrain.losses import PolicyTerms, chosen_logprobs, entropy, policy_loss, token_loss
-from fathom.posttrain.online import LogprobMonitor
 from fathom.posttrain.scoring import select_target_tokens
 from fathom.spec.posttrain import PolicyLoss
 from fathom.train.micro_batch import MicroBatch
@@ -94,7 +94,7 @@ class PolicyObjective:
         if self.temperature != 1:
             with torch.no_grad():
                 logprobs_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=self.chunk_tokens)
-        self.watch.look(logprobs_N, sampled_N)
+        self.watch.observe(logprobs_N, sampled_N)
 
 
 def _entropies(entropy_N: Tensor, right_N: Tensor) -> dict[str, Tensor]:

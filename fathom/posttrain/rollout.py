@@ -74,7 +74,6 @@ def sample_rollouts(
         SamplingParams(
             max_tokens=min(spec.max_tokens, context - len(prompts[index])),
             temperature=spec.temperature,
-            top_p=spec.top_p,
             seed=counter_seed(seed, (first_group + index) * spec.group_size + copy),
         )
         for index, copy in asked

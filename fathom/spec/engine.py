@@ -12,6 +12,8 @@ CacheFormat = Literal["plain", "int8", "int6"]
 CACHE_FORMATS: tuple[CacheFormat, ...] = ("plain", "int8", "int6")
 WeightFormat = Literal["plain", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "int4")
+ComputeDtype = Literal["auto", "bfloat16"]
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("auto", "bfloat16")
 Drafting = Literal["none", "auto", "mtp", "ngram"]
 DRAFTING: tuple[Drafting, ...] = ("none", "auto", "mtp", "ngram")
 
@@ -28,7 +30,9 @@ class EngineSpec:
     ``draft_tokens`` at a time: by the MTP module, by repetition in the text itself, or auto: MTP where the model has
     one, else none. ``compiled`` makes a program of a lone request's decoding step, which takes up to half a minute once
     and needs a C++ compiler. ``record_routing`` keeps which experts each token went to, and gives that with the answer;
-    a dense model has nothing to give.
+    a dense model has nothing to give. ``compute_dtype`` auto computes in the weights' dtype; bfloat16 runs float32
+    weights under autocast with a cache of that dtype, as a trainer of that ``precision`` does: weights that are
+    trained may not be rounded, and rollouts must compute as the update does.
     """
 
     page_size: int = 32
@@ -41,6 +45,7 @@ class EngineSpec:
     draft_tokens: int = 1
     compiled: bool = False
     record_routing: bool = False
+    compute_dtype: ComputeDtype = "auto"
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_batch", "step_tokens", "draft_tokens"):
@@ -55,6 +60,10 @@ class EngineSpec:
             check.positive("cache_tokens", self.cache_tokens)
         check.one_of("cache_format", self.cache_format, CACHE_FORMATS)
         check.one_of("drafting", self.drafting, DRAFTING)
+        check.one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if self.compute_dtype != "auto" and self.compiled:
+            problem = "a compiled step computes in the weights' dtype"
+            raise SpecError("compute_dtype", problem, "leave compiled or compute_dtype out")
         if self.record_routing and self.compiled:
             problem = "a compiled step does not say which experts it chose"
             raise SpecError("record_routing", problem, "leave compiled or record_routing out")

@@ -56,7 +56,8 @@ class RolloutSpec:
     """What is sampled between updates: ``group_size`` answers to each of ``questions`` problems.
 
     A group whose answers are all rewarded alike teaches nothing: up to ``resample`` times, other problems take the
-    places of such groups. Answers longer than ``max_tokens`` are cut and count as unfinished.
+    places of such groups. Answers longer than ``max_tokens`` are cut and count as unfinished. ``top_p`` must be 1: the
+    losses are of the whole softmax at ``temperature``, and so must be the distribution that answers are sampled from.
     """
 
     questions: int
@@ -68,9 +69,11 @@ class RolloutSpec:
     prompt: Prompting = field(default_factory=ChatPrompt)
 
     def __post_init__(self) -> None:
-        for name in ("questions", "max_tokens", "temperature", "top_p"):
+        for name in ("questions", "max_tokens", "temperature"):
             check.positive(name, getattr(self, name))
-        check.fraction("top_p", self.top_p)
+        if self.top_p != 1:
+            problem = f"{self.top_p} samples from a part of the softmax, while the loss is of all of it"
+            raise SpecError("top_p", problem, "leave it at 1, and lower temperature for likelier tokens")
         check.not_negative("resample", self.resample)
         check.positive("group_size", self.group_size)
 
@@ -80,9 +83,10 @@ class OnlineSpec(UpdateSpec):
     """Learning from one's own answers: ``rollouts`` times sample, judge, and take ``updates`` steps ``epochs`` times.
 
     ``micro_batch_tokens`` bounds the tokens of one forward pass. ``balanced`` keeps the routers' balance losses.
-    ``max_logprob_difference`` stops the run where the log-probability of a token as it was sampled and as the trainer
-    computes it differ by more; float32 agrees to 1e-4. ``replay_routing`` sends every token to the experts that the
-    rollout chose.
+    ``max_logprob_difference`` (nats) stops the run where the log-probabilities of any token as it was sampled and as
+    the trainer computes it differ by more, or those of one token in a hundred by more than a tenth of it. None is the
+    bound of the precision: 0.05 in float32, which agrees to 1e-4, and 5 in bfloat16. ``replay_routing`` sends every
+    token to the experts that the rollout chose.
     """
 
     rollouts: int
@@ -91,13 +95,15 @@ class OnlineSpec(UpdateSpec):
     epochs: int = 1
     micro_batch_tokens: int = 8192
     balanced: bool = False
-    max_logprob_difference: float = 0.05
+    max_logprob_difference: float | None = None
     replay_routing: bool = False
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)
-        for name in ("rollouts", "updates", "epochs", "micro_batch_tokens", "max_logprob_difference"):
+        for name in ("rollouts", "updates", "epochs", "micro_batch_tokens"):
             check.positive(name, getattr(self, name))
+        if self.max_logprob_difference is not None:
+            check.positive("max_logprob_difference", self.max_logprob_difference)
         answers = self.rollout.questions * self.rollout.group_size
         if self.updates > answers:
             raise SpecError("updates", f"{self.updates} exceeds the {answers} answers of a rollout", "take fewer steps")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from fathom.engine.engine import Engine
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
+from fathom.pipeline.rollouts import rollout_engine
 from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
@@ -22,6 +25,7 @@ from fathom.spec.rollout import PolicySpec, RolloutSpec, TextPrompt
 from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.tokenizer import Tokenizer, train_bpe
 
+CPU = torch.device("cpu")
 MODEL = ModelSpec(
     name="tiny",
     family="deepseek_v2",
@@ -48,9 +52,14 @@ DENSE = ModelSpec(
 )
 
 
+def reference_tokenizer() -> Tokenizer:
+    """The tokenizer of all tests here, for other processes too."""
+    return train_bpe(["What is 1 + 2? The answer is 3. " * 20], vocab_size=320)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_bpe(["What is 1 + 2? The answer is 3. " * 20], vocab_size=320)
+    return reference_tokenizer()
 
 
 class Endless:
@@ -91,15 +100,23 @@ SPEC = PolicySpec(
 MakePolicy = Callable[..., PolicyTrainer]
 
 
+def new_policy(
+    tokenizer: Tokenizer,
+    directory: Path,
+    spec: PolicySpec = SPEC,
+    *,
+    judge: object = even_characters,
+    model: Decoder | None = None,
+    engine: EngineSpec | None = None,
+) -> PolicyTrainer:
+    """A policy over the tiny mixture; its engine computes in the update's precision unless another is given."""
+    decoder = build(MODEL) if model is None else model
+    sampler = Engine(decoder, eos_ids=[tokenizer.eos_id], spec=engine or rollout_engine(spec, CPU))
+    prompt_formatter = PromptFormatter(tokenizer, spec.rollout.prompt)
+    questions = ProblemStream([Endless(), Endless("more")], seed=spec.seed)
+    return PolicyTrainer(decoder, spec, sampler, prompt_formatter, questions, directory, judge=judge)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def make_policy(tokenizer: Tokenizer) -> MakePolicy:
-    def make(
-        directory: Path, spec: PolicySpec = SPEC, *, judge: object = even_characters, model: Decoder | None = None
-    ) -> PolicyTrainer:
-        decoder = build(MODEL) if model is None else model
-        engine = Engine(decoder, eos_ids=[tokenizer.eos_id], spec=EngineSpec(max_batch=16, record_routing=True))
-        prompt_formatter = PromptFormatter(tokenizer, spec.rollout.prompt)
-        questions = ProblemStream([Endless(), Endless("more")], seed=spec.seed)
-        return PolicyTrainer(decoder, spec, engine, prompt_formatter, questions, directory, judge=judge)  # type: ignore[arg-type]
-
-    return make
+    return partial(new_policy, tokenizer)

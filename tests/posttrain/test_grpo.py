@@ -161,8 +161,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
         [line[name] for name in kept] for line in metrics(tmp_path / "parts")
     ]
     assert sorted(path.name for path in (tmp_path / "whole").glob("reference-*")) == [
-        "reference-00000002.safetensors",
-        "reference-00000004.safetensors",
+        f"reference-{step:08d}.safetensors" for step in (0, 2, 4)
     ]
 
 
@@ -245,7 +244,7 @@ def test_a_sampler_that_computes_otherwise_stops_the_run(tmp_path: Path, make_po
     trainer = make_policy(tmp_path)
     trainer.sampler = Liar(trainer)  # type: ignore[assignment]
     before = weights(trainer.model)
-    with pytest.raises(TrainError, match=r"differ by 0\.25, more than max_logprob_difference 0\.001"):
+    with pytest.raises(TrainError, match=r"differ by up to 0\.25 .*more than max_logprob_difference 0\.001"):
         trainer.run()
     for name, tensor in before.items():
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
@@ -281,15 +280,6 @@ def test_rewards_that_are_no_numbers_are_refused_by_name(tmp_path: Path, make_po
 
     with pytest.raises(DataError, match="rewards_B"):
         make_policy(tmp_path, judge=broken).run()
-
-
-def test_a_lost_reference_is_named(tmp_path: Path, make_policy: MakePolicy) -> None:
-    make_policy(tmp_path, replace(SPEC, rollouts=2)).run()
-    for path in tmp_path.glob("reference-*"):
-        path.unlink()
-    longer = make_policy(tmp_path, replace(SPEC, rollouts=2))
-    with pytest.raises(CheckpointError, match="reference model cannot be read"):
-        longer.run(resume=True)
 
 
 def test_advantages_may_leave_the_deviation_out(tmp_path: Path, make_policy: MakePolicy) -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fathom.engine.engine import Engine
+from fathom.engine.sampling.draw import SamplingMetadata, distribution
+from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
@@ -163,3 +169,66 @@ def test_questions_come_from_their_sets_in_turn_however_they_are_asked_for(parts
     again = ProblemStream([Endless("a"), Endless("b"), Endless("c")], seed=2)
     again.restore(asked.state())
     assert again.next(2) == asked.next(2)
+
+
+class Recording:
+    """The engine, and what it was asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.params: list[SamplingParams] = []
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        assert not isinstance(params, SamplingParams)
+        self.params += params
+        return self.engine.sample(prompts, params)
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
+        raise NotImplementedError
+
+
+@settings(max_examples=25)
+@given(
+    temperature=st.one_of(st.floats(0.05, 3.0), st.sampled_from([1.0, 0.0, -1.0, math.inf])),
+    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.0, 1.5, math.nan]),
+    questions=st.integers(1, 2),
+    group_size=st.integers(1, 3),
+    max_tokens=st.integers(0, 8),
+    seed=st.integers(0, 2**40),
+)
+def test_what_a_rollout_spec_accepts_is_drawn_from_the_softmax_that_the_loss_is_of(
+    tokenizer: Tokenizer, seed: int, **given: Any
+) -> None:
+    valid = 0 < given["temperature"] < math.inf and given["top_p"] == 1 and given["max_tokens"] > 0
+    if not valid:
+        with pytest.raises(SpecError) as refused:
+            RolloutSpec(prompt=SPEC.prompt, **given)
+        assert refused.value.path in given
+        return
+    spec = RolloutSpec(prompt=SPEC.prompt, **given)
+    model = build(MODEL, seed=3)
+    sampler, formatter = Recording(Engine(model, eos_ids=[tokenizer.eos_id])), PromptFormatter(tokenizer, spec.prompt)
+    problems = [problem(f"{index}?") for index in range(spec.questions)]
+    rollouts = sample_rollouts(sampler, formatter, problems, spec, seed=seed, context=64)
+    update = UpdateSpec(optimizer=AdamWSpec(lr=1.0))
+    told, ratios_of = (
+        rollout_logprobs(model, rollouts, update, temperature=at, micro_batch_tokens=64)
+        for at in (1.0, spec.temperature)
+    )
+    for rollout, params, logprobs, at_temperature in zip(rollouts, sampler.params, told, ratios_of, strict=True):
+        assert rollout.logprobs == pytest.approx(logprobs, abs=1e-4)
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.answer_ids]])
+        with torch.no_grad():
+            logits_TV = model.logits(model(ids[:, :-1]).hidden_BTD[0, len(rollout.prompt_ids) - 1 :])
+        for place, (token, logprob) in enumerate(zip(rollout.answer_ids, at_temperature, strict=True)):
+            row = SamplingMetadata(params=params, prompt=rollout.prompt_ids, drawn=rollout.answer_ids[:place], seed=0)
+            drawn_from_V = distribution(logits_TV[place], row)
+            assert drawn_from_V[token].log().item() == pytest.approx(logprob, abs=1e-4 / spec.temperature)
+
+
+def test_a_truncated_distribution_is_refused_and_the_advice_is_accepted() -> None:
+    with pytest.raises(SpecError, match=r"top_p: 0\.9 samples from a part .* leave it at 1, and lower temperature"):
+        RolloutSpec(questions=1, group_size=2, max_tokens=4, top_p=0.9)
+    assert RolloutSpec(questions=1, group_size=2, max_tokens=4, top_p=1.0, temperature=0.8).temperature == 0.8

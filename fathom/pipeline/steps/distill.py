@@ -6,6 +6,7 @@ from fathom.checkpoint import store
 from fathom.errors import SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS
+from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step, taught_by
 from fathom.pipeline.rollouts import questions, rollout_engine
 from fathom.pipeline.run_models import beside_recipe, initial_tokenizer_files, open_step
@@ -16,7 +17,9 @@ from fathom.spec.recipe import DistillStep
 
 def run(step: DistillStep, context: StepContext) -> None:
     """Learn in ``context.path(step)``, from the latest checkpoint there if there is one."""
-    student = open_step(context, model_step(context.recipe, step), engine=rollout_engine(step.policy))
+    student = open_step(
+        context, model_step(context.recipe, step), engine=rollout_engine(step.policy, resolve_device(context.device))
+    )
     teacher = open_teacher(step, context)
     if teacher.tokenizer.fingerprint != student.tokenizer.fingerprint:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fathom.checkpoint import store
 from fathom.inference.loading import CHECKPOINTS
+from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions, rollout_engine
@@ -15,7 +16,9 @@ from fathom.spec.recipe import GrpoStep
 
 def run(step: GrpoStep, context: StepContext) -> None:
     """Learn in ``context.path(step)``, from the latest checkpoint there if there is one."""
-    model = open_step(context, model_step(context.recipe, step), engine=rollout_engine(step.policy))
+    model = open_step(
+        context, model_step(context.recipe, step), engine=rollout_engine(step.policy, resolve_device(context.device))
+    )
     model.model.requires_grad_(True)
     directory = context.path(step)
     with open_judge(context, step, step.rewards, seconds=step.reward_timeout_seconds) as judge:
