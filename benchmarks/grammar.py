@@ -105,7 +105,7 @@ class LLGuidance:
 
         def begin() -> Matcher:
             constraint = make()
-            return Matcher(constraint.fill, constraint.accept)
+            return Matcher(constraint.fill_bitmask, constraint.accept)
 
         return begin
 
@@ -134,7 +134,7 @@ class XGrammar:
             def accept(token: int) -> None:
                 assert matcher.accept_token(token)
 
-            return Matcher(lambda words_W: matcher.fill_next_token_bitmask(words_W[None]), accept)
+            return Matcher(lambda bitmask_W: matcher.fill_next_token_bitmask(bitmask_W[None]), accept)
 
         return begin
 
@@ -152,9 +152,9 @@ def follow(begin: Compiled, tokens: list[int], vocab: int) -> dict[str, list[flo
     """Return the seconds of every mask and of every token accepted, and those of making the follower."""
     start, follower = timed(begin)
     seconds: dict[str, list[float]] = {"start": [start], "mask": [], "accept": []}
-    words_W = torch.empty((vocab + 31) // 32, dtype=torch.int32)
+    bitmask_W = torch.empty((vocab + 31) // 32, dtype=torch.int32)
     for token in tokens:
-        seconds["mask"].append(timed(partial(follower.fill, words_W))[0])
+        seconds["mask"].append(timed(partial(follower.fill, bitmask_W))[0])
         seconds["accept"].append(timed(partial(follower.accept, token))[0])
     return seconds
 

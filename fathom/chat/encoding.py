@@ -91,10 +91,10 @@ def encode_chat(
         guarded,
         chosen,
         add_generation_prompt=add_generation_prompt,
-        bos_token=tokenizer.spelling(tokenizer.bos_id),
-        eos_token=tokenizer.spelling(tokenizer.eos_id),
+        bos_token=tokenizer.id_to_token(tokenizer.bos_id),
+        eos_token=tokenizer.id_to_token(tokenizer.eos_id),
         max_chars=max_chars,
-        image_token=None if image_token_id is None else tokenizer.spelling(image_token_id),
+        image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
         **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
     )
     spellings = sorted(names.values(), key=len, reverse=True)

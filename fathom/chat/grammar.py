@@ -116,14 +116,14 @@ class GrammarConstraint:
         self._matcher = matcher
         self._ended = ended
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         """Write which tokens may come next. End tokens are among them when the text is complete.
 
         Raises:
             DataError: the grammar has become too expensive to follow, or goes on with special tokens only.
         """
         ours = self._library.ends if self._ended else self._allowed()
-        words = words_W.numpy()
+        words = bitmask_W.numpy()
         size = min(len(ours), len(words))
         words[:size], words[size:] = ours[:size], 0
         return True
@@ -148,7 +148,7 @@ class GrammarConstraint:
             taken = not self._ended and ordinary and self._matcher.try_consume_tokens([token_id]) == 1
         if not taken:
             self._check()
-            raise DataError(f"token {token_id}: the grammar forbids it here; draw from the tokens that fill allows")
+            raise DataError(f"token {token_id}: the grammar forbids it here; sample what fill_bitmask allows")
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -222,13 +222,13 @@ class TokenBytes:
     """What llguidance asks of a tokenizer: each token's bytes, and how a forced text is best cut into tokens."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
-        parsed = json.loads(tokenizer.definition)
+        parsed = json.loads(tokenizer.tokenizer_json)
         table = PieceTable(parsed, tokenizer.special_ids)
         added = {token["id"]: token["content"] for token in parsed["added_tokens"]}
         given = {*parsed["model"]["vocab"].values(), *added}
         silent = tokenizer.special_ids - set(eos_ids)
         self.tokens = [
-            table.piece(index, skip_special=False) if index in given and index not in silent else b""
+            table.token_bytes(index, skip_special=False) if index in given and index not in silent else b""
             for index in range(max(given) + 1)
         ]
         self.eos_token_id = eos_ids[0] if eos_ids else tokenizer.eos_id

@@ -180,7 +180,7 @@ def _text(source: WeightSource) -> dict[str, Any]:
 
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
-        "kind": _kind(json.loads(tokenizer.definition)),
+        "kind": _kind(json.loads(tokenizer.tokenizer_json)),
         "size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,

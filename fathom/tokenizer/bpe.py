@@ -88,9 +88,9 @@ class Tokenizer:
         folder = Path(directory)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.spelling(self.bos_id) or None,
-            "eos_token": self.spelling(self.eos_id),
-            "pad_token": self.spelling(self.pad_id),
+            "bos_token": self.id_to_token(self.bos_id) or None,
+            "eos_token": self.id_to_token(self.eos_id),
+            "pad_token": self.id_to_token(self.pad_id),
             "clean_up_tokenization_spaces": False,
         } | self._config
         if self.can_chat:
@@ -123,17 +123,17 @@ class Tokenizer:
             return (self.bos_id,) if declared else ()
         return (self.bos_id,) if self._with_special.encode("a").ids[:1] == [self.bos_id] else ()
 
-    def spelling(self, token_id: int | None) -> str:
+    def id_to_token(self, token_id: int | None) -> str:
         """Return a token as the vocabulary writes it; nothing for None or an id without a token."""
         found = None if token_id is None else self._with_special.id_to_token(token_id)
         return found or ""
 
-    def piece(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for, which may be part of a character; of a special token, its spelling."""
-        return self._pieces.piece(token_id, skip_special=False)
+        return self._pieces.token_bytes(token_id, skip_special=False)
 
     @property
-    def definition(self) -> str:
+    def tokenizer_json(self) -> str:
         """The tokenizer.json text."""
         return self._json
 

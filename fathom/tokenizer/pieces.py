@@ -55,7 +55,7 @@ class PieceTable:
             self._pieces[index] = spelled[text]
         self._special = special_ids
 
-    def piece(self, token_id: int, *, skip_special: bool) -> bytes:
+    def token_bytes(self, token_id: int, *, skip_special: bool) -> bytes:
         """Return the bytes of one id: none for a skipped special token, U+FFFD for an id without a token."""
         if skip_special and token_id in self._special:
             return b""
@@ -64,7 +64,9 @@ class PieceTable:
     def decode(self, ids: Sequence[int], *, skip_special: bool, continues: bool = False) -> str:
         """Join the bytes of all ids and read them as UTF-8; broken sequences become U+FFFD."""
         stream = StreamDecoder(self, skip_special=skip_special, continues=continues)
-        return stream.push_bytes(b"".join([self.piece(i, skip_special=skip_special) for i in ids])) + stream.flush()
+        return (
+            stream.push_bytes(b"".join([self.token_bytes(i, skip_special=skip_special) for i in ids])) + stream.flush()
+        )
 
     @property
     def strips_first_space(self) -> bool:
@@ -88,7 +90,7 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Take one id and return the characters it completed, possibly none."""
-        return self.push_bytes(self._table.piece(token_id, skip_special=self._skip_special))
+        return self.push_bytes(self._table.token_bytes(token_id, skip_special=self._skip_special))
 
     def push_bytes(self, data: bytes) -> str:
         """Take raw bytes and return the characters they completed."""

@@ -264,7 +264,7 @@ def as_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def without_special_think(tokenizer: Tokenizer) -> Tokenizer:
     """Return a vocabulary in which the think tags are plain text, as in DeepSeek-V2's."""
-    parsed = json.loads(tokenizer.definition)
+    parsed = json.loads(tokenizer.tokenizer_json)
     think = {"<think>", "</think>"}
     parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] not in think]
     vocabulary = parsed["model"]["vocab"]

@@ -18,9 +18,9 @@ class Only:
 
     taken: list[int] = field(default_factory=list)
 
-    def fill(self, words_W: Tensor) -> bool:
-        words_W[:] = 0
-        words_W[0] = 1 << 7
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+        bitmask_W[:] = 0
+        bitmask_W[0] = 1 << 7
         return True
 
     def accept(self, token_id: int) -> None:
@@ -35,15 +35,15 @@ class Only:
 
 
 def allowed(budget: ThinkingBudget, vocab_size: int) -> list[int] | None:
-    words_W = torch.full(((vocab_size + 31) // 32,), -1, dtype=torch.int32)
-    if not budget.fill(words_W):
-        assert bool((words_W == -1).all())
+    bitmask_W = torch.full(((vocab_size + 31) // 32,), -1, dtype=torch.int32)
+    if not budget.fill_bitmask(bitmask_W):
+        assert bool((bitmask_W == -1).all())
         return None
-    return [i for i in range(vocab_size) if (int(words_W[i // 32]) >> (i % 32)) & 1]
+    return [i for i in range(vocab_size) if (int(bitmask_W[i // 32]) >> (i % 32)) & 1]
 
 
 def without_special_think(tokenizer: Tokenizer) -> Tokenizer:
-    parsed = json.loads(tokenizer.definition)
+    parsed = json.loads(tokenizer.tokenizer_json)
     think = {"<think>", "</think>"}
     parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] not in think]
     vocabulary = parsed["model"]["vocab"]

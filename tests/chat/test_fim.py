@@ -12,7 +12,7 @@ from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
 def respelled(tokenizer: Tokenizer, spellings: dict[str, str]) -> Tokenizer:
-    text = tokenizer.definition
+    text = tokenizer.tokenizer_json
     for old, new in spellings.items():
         text = text.replace(json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False))
     return Tokenizer(text, tokenizer.config)

@@ -44,9 +44,9 @@ def byte_fallback() -> Tokenizer:
 
 
 def allowed(constraint: GrammarConstraint, size: int) -> list[int]:
-    words_W = torch.full(((size + 31) // 32,), -1, dtype=torch.int32)
-    assert constraint.fill(words_W)
-    return np.unpackbits(words_W.numpy().view(np.uint8), bitorder="little").nonzero()[0].tolist()
+    bitmask_W = torch.full(((size + 31) // 32,), -1, dtype=torch.int32)
+    assert constraint.fill_bitmask(bitmask_W)
+    return np.unpackbits(bitmask_W.numpy().view(np.uint8), bitorder="little").nonzero()[0].tolist()
 
 
 def drawn(constraint: GrammarConstraint, tokenizer: Tokenizer, seed: int, limit: int = 400) -> str | None:
@@ -199,7 +199,7 @@ def test_characters_are_followed_across_their_bytes(
 
 def _byte_token(tokenizer: Tokenizer, byte: int) -> int:
     table = tokenizer._pieces
-    return next(i for i in range(tokenizer.vocab_size) if table.piece(i, skip_special=True) == bytes([byte]))
+    return next(i for i in range(tokenizer.vocab_size) if table.token_bytes(i, skip_special=True) == bytes([byte]))
 
 
 def test_a_copy_goes_its_own_way(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
@@ -238,12 +238,12 @@ def test_a_forbidden_token_is_refused_and_changes_nothing(compiler: GrammarCompi
 
 def test_only_tokens_with_text_are_ever_allowed(byte_fallback: Tokenizer) -> None:
     everything = set(allowed(GrammarCompiler(byte_fallback).regex(r"(?s:.)*"), 2000))
-    known = {*json.loads(byte_fallback.definition)["model"]["vocab"].values()}
+    known = {*json.loads(byte_fallback.tokenizer_json)["model"]["vocab"].values()}
     assert everything <= known
     assert not everything & (byte_fallback.special_ids - {byte_fallback.eos_id})
     assert 433 in everything
     narrow = torch.zeros(3, dtype=torch.int32)  # a model with fewer tokens than the tokenizer
-    assert GrammarCompiler(byte_fallback).regex("a|b|<").fill(narrow)
+    assert GrammarCompiler(byte_fallback).regex("a|b|<").fill_bitmask(narrow)
 
 
 def test_any_of_the_given_end_tokens_ends(tokenizer: Tokenizer) -> None:

@@ -27,7 +27,7 @@ SEEN = [
 
 @pytest.fixture(scope="module")
 def seeing(tokenizer: Tokenizer) -> Tokenizer:
-    return Tokenizer(tokenizer.definition, dict(tokenizer.config) | {"chat_template": PARTS_TEMPLATE})
+    return Tokenizer(tokenizer.tokenizer_json, dict(tokenizer.config) | {"chat_template": PARTS_TEMPLATE})
 
 
 def test_a_template_of_parts_gives_transformers_ids(seeing: Tokenizer, tmp_path: Path) -> None:

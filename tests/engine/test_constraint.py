@@ -30,8 +30,8 @@ class Words:
     def __init__(self, *words: int) -> None:
         self.words = words
 
-    def fill(self, words_W: Tensor) -> bool:
-        words_W[:] = torch.tensor(self.words, dtype=torch.int32)
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+        bitmask_W[:] = torch.tensor(self.words, dtype=torch.int32)
         return bool(self.words)
 
     def accept(self, token_id: int) -> None:
@@ -65,7 +65,7 @@ def test_token_i_is_bit_i_of_the_words() -> None:
 
 def test_a_constraint_that_forbids_nothing_changes_nothing() -> None:
     class Free(Words):
-        def fill(self, words_W: Tensor) -> bool:
+        def fill_bitmask(self, bitmask_W: Tensor) -> bool:
             return False
 
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))

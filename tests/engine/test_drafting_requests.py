@@ -103,7 +103,7 @@ class Tiring:
     def __init__(self, left: int, *, breaks: type[Exception]) -> None:
         self.left, self.breaks = left, breaks
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         if self.left <= 0 and self.breaks is DataError:
             raise DataError("too tired to go on")
         return False

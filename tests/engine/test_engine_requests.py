@@ -29,10 +29,10 @@ class Script:
     def __init__(self, *tokens: int, told: tuple[int, ...] = ()) -> None:
         self.tokens, self.told = tokens, list(told)
 
-    def fill(self, words_W: Tensor) -> bool:
-        words_W.zero_()
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+        bitmask_W.zero_()
         token = self.tokens[len(self.told)]
-        words_W[token // 32] = torch.tensor(1 << (token % 32), dtype=torch.int64).to(torch.int32)
+        bitmask_W[token // 32] = torch.tensor(1 << (token % 32), dtype=torch.int64).to(torch.int32)
         return True
 
     def accept(self, token_id: int) -> None:

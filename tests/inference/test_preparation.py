@@ -71,7 +71,7 @@ def scripted(model: LanguageModel, monkeypatch: pytest.MonkeyPatch):
 
 
 def with_template(model: LanguageModel, template: str) -> LanguageModel:
-    tokenizer = Tokenizer(model.tokenizer.definition, {**model.tokenizer.config, "chat_template": template})
+    tokenizer = Tokenizer(model.tokenizer.tokenizer_json, {**model.tokenizer.config, "chat_template": template})
     return LanguageModel(model.model, tokenizer, Path("other"), model.eos_ids)
 
 

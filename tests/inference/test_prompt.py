@@ -46,7 +46,7 @@ PROCESSING = ImageProcessing(low=Normalization(mean=(0.4, 0.5, 0.6), std=(0.2, 0
 
 def make_tokenizer() -> Tokenizer:
     plain = train_bpe(["What do you see in this picture? A dog, a cat, a house.\n" * 8], vocab_size=400)
-    return Tokenizer(plain.definition, {"chat_template": TEMPLATE})
+    return Tokenizer(plain.tokenizer_json, {"chat_template": TEMPLATE})
 
 
 @pytest.fixture(scope="module", params=["one tower", "two towers"])

@@ -118,7 +118,7 @@ def test_a_model_without_a_record_has_neutral_ones(tmp_path: Path, tokenizer: To
 
 
 def test_a_vocabulary_that_cannot_chat_is_asked_to_continue_texts(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    definition = json.loads(tokenizer.definition)
+    definition = json.loads(tokenizer.tokenizer_json)
     for token in definition["added_tokens"]:
         if token["content"] in ("<｜User｜>", "<｜Assistant｜>"):
             token["content"] = f"other {token['id']}"

@@ -59,7 +59,7 @@ def test_valid_text_streams_without_a_replacement_character(tokenizer: Tokenizer
 @settings(max_examples=100, deadline=None)
 def test_the_librarys_stream_gives_the_same_characters_for_whole_texts(tokenizer: Tokenizer, text: str) -> None:
     theirs, ours = DecodeStream(skip_special_tokens=False), tokenizer.stream(skip_special=False)
-    library = Library.from_str(tokenizer.definition)
+    library = Library.from_str(tokenizer.tokenizer_json)
     for token_id in tokenizer.encode(text, allow_special=True):
         assert ours.push(token_id) == (theirs.step(library, token_id) or "")
 

@@ -21,7 +21,7 @@ _TAIL_CHARS = 64
 class Constraint(Protocol):
     """What restricts the tokens of one request; the engine's protocol has the same methods."""
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         """Write the mask of allowed tokens, or return False where nothing is forbidden."""
         ...
 
@@ -66,15 +66,15 @@ class ThinkingBudget:
         """Whether the reasoning is open."""
         return self._inside
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         """Allow the next token of the closing tag alone once the budget is spent; before, anything."""
         if not self._inside:
-            return not self._may_open and self._inner is not None and self._inner.fill(words_W)
+            return not self._may_open and self._inner is not None and self._inner.fill_bitmask(bitmask_W)
         if self._left != 0:
             return False
         word, bit = divmod(self._forced[0], 32)
-        words_W[:] = 0
-        words_W[word] = (1 << bit) if bit < 31 else -(1 << 31)
+        bitmask_W[:] = 0
+        bitmask_W[word] = (1 << bit) if bit < 31 else -(1 << 31)
         return True
 
     def accept(self, token_id: int) -> None:

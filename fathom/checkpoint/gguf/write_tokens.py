@@ -33,7 +33,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
     Raises:
         CheckpointError: the vocabulary is larger than the model's, or of a kind llama.cpp has no name for.
     """
-    parsed = json.loads(tokenizer.definition)
+    parsed = json.loads(tokenizer.tokenizer_json)
     tokens, types = _tokens(parsed, spec.vocab_size)
     written: Metadata = {
         "tokenizer.ggml.tokens": ("STRING[]", tokens),
@@ -54,7 +54,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
             "tokenizer.ggml.merges": ("STRING[]", merges),
         }
     unknown = parsed["model"].get("unk_token")
-    first = tokenizer.spelling(next(iter(tokenizer.encode("a")), None))
+    first = tokenizer.id_to_token(next(iter(tokenizer.encode("a")), None))
     return written | {
         "tokenizer.ggml.model": ("STRING", "llama"),
         "tokenizer.ggml.pre": ("STRING", "default"),
@@ -66,7 +66,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
 
 def tokenizer_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return one sentence for each way in which llama.cpp may give other ids."""
-    parsed = json.loads(tokenizer.definition)
+    parsed = json.loads(tokenizer.tokenizer_json)
     found = []
     if not _is_byte_level(parsed):
         if not _joins_all(parsed):

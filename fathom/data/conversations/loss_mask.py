@@ -150,7 +150,7 @@ class _TurnLocator:
         return None
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
-        return b"".join(map(self._turns.tokenizer.piece, ids))
+        return b"".join(map(self._turns.tokenizer.token_bytes, ids))
 
 
 def _with_reasoning(

@@ -44,9 +44,9 @@ def tokenizer_info(service: Service) -> dict[str, Any]:
     tokenizer = service.model.tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.spelling(tokenizer.bos_id) or None,
-        "eos_token": tokenizer.spelling(tokenizer.eos_id),
-        "pad_token": tokenizer.spelling(tokenizer.pad_id) or None,
+        "bos_token": tokenizer.id_to_token(tokenizer.bos_id) or None,
+        "eos_token": tokenizer.id_to_token(tokenizer.eos_id),
+        "pad_token": tokenizer.id_to_token(tokenizer.pad_id) or None,
         "vocab_size": tokenizer.vocab_size,
         "chat_template": tokenizer.chat_template if tokenizer.can_chat else None,
     }

@@ -88,15 +88,15 @@ class ToolCallConstraint:
         self._before, self._after, self._ends = tuple(before), tuple(after), tuple(ends)
         self._inner = inner
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         """Allow what the current part does."""
         allowed = self._forced()
         if allowed is None:
-            return self._inner.fill(words_W)
-        words_W[:] = 0
+            return self._inner.fill_bitmask(bitmask_W)
+        bitmask_W[:] = 0
         for token_id in allowed:
             word, bit = divmod(token_id, 32)
-            words_W[word] |= (1 << bit) if bit < 31 else -(1 << 31)
+            bitmask_W[word] |= (1 << bit) if bit < 31 else -(1 << 31)
         return True
 
     def accept(self, token_id: int) -> None:
@@ -105,7 +105,7 @@ class ToolCallConstraint:
         if allowed is None:
             self._inner.accept(token_id)
         elif token_id not in allowed:
-            raise DataError(f"token {token_id}: the form of a tool call forbids it here; draw from what fill allows")
+            raise DataError(f"token {token_id}: no tool call has it here; sample what fill_bitmask allows")
         elif self._before:
             self._before = self._before[1:]
         else:

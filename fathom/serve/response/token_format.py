@@ -44,14 +44,14 @@ class TokenFormatter:
 
     def name(self, token_id: int) -> str:
         """Return a token's text, or ``bytes:`` and its bytes where they are no whole characters."""
-        piece = self._tokenizer.piece(token_id)
+        piece = self._tokenizer.token_bytes(token_id)
         try:
             return piece.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
-        piece = self._tokenizer.piece(token_id)
+        piece = self._tokenizer.token_bytes(token_id)
         return {"token": piece.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(piece)}
 
 

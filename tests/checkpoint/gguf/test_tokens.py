@@ -123,7 +123,7 @@ def test_gpt2s_own_split_gives_the_ids_of_transformers(byte_level: Tokenizer) ->
 
 def test_sentence_piece_gives_the_ids_of_transformers(sentence_piece: Tokenizer) -> None:
     vocab = {token: i for i, token in enumerate(sentence_piece_metadata()["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge) for merge in json.loads(sentence_piece.definition)["model"]["merges"]]
+    merges = [tuple(merge) for merge in json.loads(sentence_piece.tokenizer_json)["model"]["merges"]]
     theirs = LlamaTokenizer(vocab=vocab, merges=merges, legacy=True)
     for text in [*SAMPLES, *TEXTS]:
         if not text.startswith(" "):  # transformers puts no space before one that is there
@@ -137,7 +137,7 @@ def test_merges_come_in_the_order_of_scores_and_never_make_a_control_token() -> 
         "tokenizer.ggml.scores": [0.0, 0, 0, -9, -9, -9, -3, -9, -9, -1, -2, -4],
         "tokenizer.ggml.token_type": [2, 3, 3] + [1] * 9,
     }
-    merges = [tuple(merge) for merge in json.loads(made(metadata).definition)["model"]["merges"]]
+    merges = [tuple(merge) for merge in json.loads(made(metadata).tokenizer_json)["model"]["merges"]]
     assert merges == [("▁", "a"), ("a", "a"), ("s", ">"), ("aa", "a"), ("a", "aa")]
 
 

@@ -37,7 +37,7 @@ def spec(spec_of: SpecOf) -> ModelSpec:
 
 
 def _changed(tokenizer: Tokenizer, **parts: Any) -> Tokenizer:
-    return Tokenizer(json.dumps({**json.loads(tokenizer.definition), **parts}), tokenizer.config)
+    return Tokenizer(json.dumps({**json.loads(tokenizer.tokenizer_json), **parts}), tokenizer.config)
 
 
 def _plain(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_ids_without_a_token_are_unused_and_special_ones_are_control(ours: Token
 def test_added_tokens_are_the_users_own_unless_special_or_spelled_like_a_marker(
     ours: Tokenizer, spec: ModelSpec
 ) -> None:
-    parsed = json.loads(ours.definition)
+    parsed = json.loads(ours.tokenizer_json)
     for token in parsed["added_tokens"]:
         token["special"] = False
     types = _plain(_changed(ours, added_tokens=parsed["added_tokens"]), spec)["tokenizer.ggml.token_type"]
@@ -89,14 +89,14 @@ def test_a_vocabulary_larger_than_the_model_is_refused(ours: Tokenizer, spec: Mo
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder"])
 def test_published_splits_are_written_by_name(name: str, ours: Tokenizer, spec: ModelSpec) -> None:
     split = PRE_TOKENIZERS[name]
-    model = json.loads(ours.definition)["model"] | {"ignore_merges": split.ignore_merges}
+    model = json.loads(ours.tokenizer_json)["model"] | {"ignore_merges": split.ignore_merges}
     known = _changed(ours, pre_tokenizer=pre_tokenizer(split), model=model)
     assert _plain(known, spec)["tokenizer.ggml.pre"] == name
     assert tokenizer_warnings(known) == ()
 
 
 def test_an_unknown_split_takes_the_nearest_name_and_says_so(ours: Tokenizer, spec: ModelSpec) -> None:
-    parts = json.loads(ours.definition)["pre_tokenizer"]["pretokenizers"]
+    parts = json.loads(ours.tokenizer_json)["pre_tokenizer"]["pretokenizers"]
     parts[0]["pattern"]["Regex"] = r"\p{N}{1,2}"
     unknown = _changed(ours, pre_tokenizer={"type": "Sequence", "pretokenizers": parts})
     assert _plain(unknown, spec)["tokenizer.ggml.pre"] == "deepseek-v3"
@@ -147,7 +147,7 @@ def test_sentence_piece_tokenizers_come_back_with_the_same_ids(tmp_path: Path, s
 
 def test_merges_that_sentence_piece_would_not_know_are_named(tmp_path: Path) -> None:
     tokenizer = _sentence_piece(tmp_path)
-    model = json.loads(tokenizer.definition)["model"]
+    model = json.loads(tokenizer.tokenizer_json)["model"]
     fewer = _changed(tokenizer, model={**model, "merges": model["merges"][:-1]})
     assert tokenizer_warnings(fewer) == (
         "tokenizer: llama.cpp joins every pair that makes a token, also pairs its merges leave out",
@@ -157,8 +157,8 @@ def test_merges_that_sentence_piece_would_not_know_are_named(tmp_path: Path) -> 
 def test_other_kinds_of_tokenizer_are_refused(
     ours: Tokenizer, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed = json.loads(ours.definition)
+    parsed = json.loads(ours.tokenizer_json)
     parsed["model"] = {"type": "WordPiece", **parsed["model"]} | {"type": "WordPiece"}
-    monkeypatch.setattr(Tokenizer, "definition", property(lambda self: json.dumps(parsed)))
+    monkeypatch.setattr(Tokenizer, "tokenizer_json", property(lambda self: json.dumps(parsed)))
     with pytest.raises(CheckpointError, match=r"WordPiece is not one llama\.cpp has a name for"):
         metadata_from_tokenizer(ours, spec)

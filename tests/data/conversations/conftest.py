@@ -20,6 +20,6 @@ def ours() -> Tokenizer:
 @pytest.fixture(scope="session")
 def all_markers_tokenizer(ours: Tokenizer) -> Tokenizer:
     """Return a tokenizer that has the markers of every family as special tokens."""
-    library = Library.from_str(ours.definition)
+    library = Library.from_str(ours.tokenizer_json)
     library.add_special_tokens(MARKERS)
     return Tokenizer(library.to_str(), json.loads(json.dumps(dict(ours.config))))

@@ -12,5 +12,5 @@ def shown(tokenizer: Tokenizer, sample: Sample) -> str:
     for token, learned in zip(sample.tokens, sample.learned, strict=True):
         if learned != inside:
             text += ("⟦" if learned else "⟧").encode()
-        text, inside = text + tokenizer.piece(token), learned
+        text, inside = text + tokenizer.token_bytes(token), learned
     return (text + ("⟧" if inside else "").encode()).decode()

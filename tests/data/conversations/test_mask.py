@@ -228,9 +228,9 @@ def test_what_is_learned_begins_after_the_prompt_even_where_a_token_spans_both(
     prompt = encode_chat(ours, question, TEMPLATES[family])
     if family == "deepseek-r1":
         prompt = encode_chat(ours, question, TEMPLATES["deepseek-v3"])
-    before = b"".join(map(ours.piece, prompt))
+    before = b"".join(map(ours.token_bytes, prompt))
     start = sample.learned.index(True)
-    assert b"".join(map(ours.piece, sample.tokens[:start])).startswith(before)
+    assert b"".join(map(ours.token_bytes, sample.tokens[:start])).startswith(before)
 
 
 @pytest.mark.parametrize("said", [*SPECIAL_TOKENS, "</think>"])

@@ -39,9 +39,9 @@ class Only:
     def __init__(self, *allowed: int) -> None:
         self.allowed = allowed
 
-    def fill(self, words_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         for token in self.allowed:
-            words_W[token // 32] |= -(2**31) if token % 32 == 31 else 1 << token % 32
+            bitmask_W[token // 32] |= -(2**31) if token % 32 == 31 else 1 << token % 32
         return True
 
     def accept(self, token_id: int) -> None:

@@ -139,7 +139,7 @@ def test_worked_problems_are_asked_as_they_will_be(
         assert sample.tokens[: len(prompt)] == prompt
         written = [token for token, on in zip(sample.tokens, sample.learned, strict=True) if on]
         text = bench.tokenizer.decode(written, skip_special=False)
-        spelled = bench.tokenizer.spelling(bench.tokenizer.eos_id)
+        spelled = bench.tokenizer.id_to_token(bench.tokenizer.eos_id)
         worked = f"count on from {number}: {number + 3}"
         if isinstance(prompting, TextPrompt):
             assert text == f" <think> {worked} </think> <answer> {number + 3} </answer>{spelled}"

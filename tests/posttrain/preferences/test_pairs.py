@@ -84,7 +84,7 @@ def test_an_answer_that_is_not_found_teaches_nothing(tokenizer: Tokenizer, tmp_p
         "{% if add_generation_prompt and messages | length > 1 %}{{ raise_exception('no prompt') }}{% endif %}"
         "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     )
-    refuses = Tokenizer(tokenizer.definition, {**tokenizer.config, "chat_template": template})
+    refuses = Tokenizer(tokenizer.tokenizer_json, {**tokenizer.config, "chat_template": template})
     asked = [{"role": "assistant", "content": "hello"}, *ASKED]
     path = write(tmp_path / "p.jsonl", [{"messages": asked, "chosen": "five", "rejected": "six"}])
     report = ConversationReport()
@@ -95,7 +95,7 @@ def test_an_answer_that_is_not_found_teaches_nothing(tokenizer: Tokenizer, tmp_p
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_answers_are_found_under_every_familys_template(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
-    family = Tokenizer(tokenizer.definition, {**tokenizer.config, "chat_template": TEMPLATES[name]})
+    family = Tokenizer(tokenizer.tokenizer_json, {**tokenizer.config, "chat_template": TEMPLATES[name]})
     path = write(tmp_path / "p.jsonl", [{"messages": ASKED, "chosen": "It is five", "rejected": "It is six"}])
     report = ConversationReport()
     (pair,) = encode_pairs(family, read_preferences(path, report), report, max_tokens=900)

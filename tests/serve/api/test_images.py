@@ -31,7 +31,7 @@ LOW = SiglipSpec(
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     plain = train_bpe(["What do you see in this picture? A dog, a cat, a house.\n" * 8], vocab_size=400)
-    tokenizer = Tokenizer(plain.definition, {"chat_template": TEMPLATE})
+    tokenizer = Tokenizer(plain.tokenizer_json, {"chat_template": TEMPLATE})
     image = tokenizer.special_tokens["<image_placeholder>"]
     spec = ModelSpec(
         name="tiny-vl",

@@ -160,7 +160,7 @@ def reasoning(opened: LanguageModel) -> Iterator[Running]:
         "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
     )
-    thinking = Tokenizer(tokenizer.definition, {**tokenizer.config, "chat_template": template})
+    thinking = Tokenizer(tokenizer.tokenizer_json, {**tokenizer.config, "chat_template": template})
     with running(LanguageModel(opened.model, thinking, opened.path, opened.eos_ids)) as found:
         yield found
 
