@@ -23,8 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import peers, timing
 from benchmarks.train_step import peak_mib
 from fathom.checkpoint.hf import write_hf
 from fathom.checkpoint.names import parameter_shapes
@@ -106,7 +105,7 @@ def measured(folder: Path, count: int) -> dict[str, list[float]]:
     contestants = {"copy": contestant(lambda: copy(source, out))}
     for target in TARGETS:
         contestants[target] = contestant(lambda target=target: convert(source, out, target))  # type: ignore[misc]
-    return rounds.interleave(contestants, rounds=count)
+    return timing.interleave(contestants, rounds=count)
 
 
 def alone(source: Path, target: str) -> None:
@@ -153,7 +152,7 @@ def main() -> None:
         "largest_tensor_mib": round(largest / 2**20),
         "copy_mib_per_second": round(size / 2**20 / statistics.median(seconds["copy"])),
     }
-    result |= rounds.summary(seconds, units=size / 2**20, peer="copy") | {"alone": found}
+    result |= timing.summary(seconds, units=size / 2**20, peer="copy") | {"alone": found}
     return peers.write(f"convert-{a.mib}", result, a.out)
 
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import peers, timing
 from fathom.engine.engine import Engine
 from fathom.inference.language_model import LanguageModel
 from fathom.spec import EngineSpec, SamplingParams
@@ -58,7 +57,7 @@ def measure(model: LanguageModel, prompts: dict[str, list[list[int]]], a: argpar
         )
         name = kind if kind == "none" else f"{kind} {count}"
         contestants[name] = Backend(Engine(model.model, spec=spec), flat, params)
-    seconds = rounds.interleave({name: one.run for name, one in contestants.items()}, rounds=a.rounds)
+    seconds = timing.interleave({name: one.run for name, one in contestants.items()}, rounds=a.rounds)
     plain = contestants["none"].answers
     same = {name: [x == y for x, y in zip(one.answers, plain, strict=True)] for name, one in contestants.items()}
     return {
@@ -75,7 +74,7 @@ def measure(model: LanguageModel, prompts: dict[str, list[list[int]]], a: argpar
         },
         "acceptance_of_mtp_by_source": by_source(model, prompts, a),
         "same": {name: sum(each) / len(each) for name, each in same.items()},
-    } | rounds.summary(seconds, units=len(flat) * a.max_tokens, peer="none")
+    } | timing.summary(seconds, units=len(flat) * a.max_tokens, peer="none")
 
 
 def by_source(model: LanguageModel, prompts: dict[str, list[list[int]]], a: argparse.Namespace) -> dict[str, float]:

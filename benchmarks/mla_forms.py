@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import peers, timing
 from fathom.families import preset
 from fathom.model.attention.mla import EXPANDED_COST_FACTOR, MLA, costs
 from fathom.model.cache import AttentionGroup
@@ -46,7 +45,7 @@ def ratio(shape: str, tokens: int, keys: int, count: int) -> float:
         layer._expanded(part, q_nope, q_rope, latents, rope_keys)
 
     with torch.inference_mode():
-        seconds = rounds.interleave({"absorbed": absorbed, "expanded": expanded}, rounds=count)
+        seconds = timing.interleave({"absorbed": absorbed, "expanded": expanded}, rounds=count)
     return statistics.median(seconds["absorbed"]) / statistics.median(seconds["expanded"])
 
 

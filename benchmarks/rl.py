@@ -38,9 +38,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import backends as contestants
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import backends, peers, timing
 from fathom.engine.engine import Engine
 from fathom.model import Decoder, build
 from fathom.pipeline.rollouts import rollout_engine
@@ -91,7 +89,7 @@ def vocabulary(size: int) -> Any:
 
 
 def prompts(a: argparse.Namespace, vocab: int) -> list[str]:
-    return [" ".join(f"t{token}" for token in ids) for ids in contestants.prompts_for(vocab, a.questions, a.prompt)]
+    return [" ".join(f"t{token}" for token in ids) for ids in backends.prompts_for(vocab, a.questions, a.prompt)]
 
 
 class WordLevelPrompter(PromptFormatter):
@@ -289,7 +287,7 @@ def summaries(a: argparse.Namespace, ours: dict[str, list[float]], theirs: dict[
     answers = a.questions * a.group
     units = {"rollout": answers * a.answer, "update": answers * (a.prompt + a.answer), "step": answers * a.answer}
     return {
-        phase: rounds.summary(
+        phase: timing.summary(
             {"fathom": ours[phase][a.warmup :], "trl": theirs[phase][a.warmup :]}, units=tokens, peer="trl"
         )
         for phase, tokens in units.items()

@@ -25,9 +25,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks import backends as contestants
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import backends, peers, timing
 from benchmarks.timing import Backend
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
@@ -50,29 +48,29 @@ def our_model(shape: str, form: str, q_lora: int | None) -> Decoder:
     return model.eval()
 
 
-def our_engine(shape: str, form: str, q_lora: int | None, prompts: contestants.Prompts, steps: int) -> Engine:
+def our_engine(shape: str, form: str, q_lora: int | None, prompts: backends.Prompts, steps: int) -> Engine:
     """Make an engine over one form."""
     model = our_model(shape, form, q_lora)
-    return contestants.engine_for(model, prompts, steps, compiled=form.endswith("compiled"))
+    return backends.engine_for(model, prompts, steps, compiled=form.endswith("compiled"))
 
 
 def decode(a: argparse.Namespace) -> dict[str, object]:
     theirs = peers.transformers_model(a.shape, q_lora=a.q_lora).eval()
-    prompts = contestants.prompts_for(theirs.config.vocab_size, a.batch, a.context)
-    named: dict[str, Backend] = {"transformers": contestants.transformers(theirs, prompts, a.steps)}
+    prompts = backends.prompts_for(theirs.config.vocab_size, a.batch, a.context)
+    named: dict[str, Backend] = {"transformers": backends.transformers(theirs, prompts, a.steps)}
     for form in a.forms:
         engine = our_engine(a.shape, form, a.q_lora, prompts, a.steps)
-        named["fathom" if form == "float32" else f"fathom {form}"] = contestants.fathom(engine, prompts, a.steps)
+        named["fathom" if form == "float32" else f"fathom {form}"] = backends.fathom(engine, prompts, a.steps)
         if form == "float32" and a.batch == 1 and engine.model.spec.moe is not None:
-            named["bare products"] = contestants.matmuls_only(engine.model, a.steps)
+            named["bare products"] = backends.matmuls_only(engine.model, a.steps)
     with tempfile.TemporaryDirectory() as folder:
         if a.llama:
             named |= llama_cpp(a, Path(folder), prompts)
-        seconds = rounds.interleave(named, rounds=a.rounds)
-    return rounds.summary(seconds, units=a.batch * a.steps)
+        seconds = timing.interleave(named, rounds=a.rounds)
+    return timing.summary(seconds, units=a.batch * a.steps)
 
 
-def llama_cpp(a: argparse.Namespace, folder: Path, prompts: contestants.Prompts) -> dict[str, Backend]:
+def llama_cpp(a: argparse.Namespace, folder: Path, prompts: backends.Prompts) -> dict[str, Backend]:
     from fathom.checkpoint.gguf import write_gguf
     from fathom.checkpoint.weights import StateWeights
 
@@ -80,28 +78,28 @@ def llama_cpp(a: argparse.Namespace, folder: Path, prompts: contestants.Prompts)
     found = {}
     for kind in LLAMA_KINDS:
         path = write_gguf(folder / f"{kind}.gguf", StateWeights(model.spec, model.state_dict()), kind=kind)  # type: ignore[arg-type]
-        peer = contestants.LlamaCpp(path, prompts, a.steps, threads=torch.get_num_threads())
+        peer = backends.LlamaCpp(path, prompts, a.steps, threads=torch.get_num_threads())
         found[f"llama.cpp {kind.lower()}"] = peer.contestant()
     return found
 
 
 def requests(a: argparse.Namespace) -> dict[str, object]:
     theirs = peers.transformers_model(a.shape).eval()
-    prompts = contestants.prompts_for(theirs.config.vocab_size, a.batch, a.context)
+    prompts = backends.prompts_for(theirs.config.vocab_size, a.batch, a.context)
     params = SamplingParams(max_tokens=a.steps, temperature=0.0, ignore_eos=True)
-    engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, a.steps, prefix_cache=False)
+    engine = backends.engine_for(our_model(a.shape, "float32", None), prompts, a.steps, prefix_cache=False)
     named = {
-        "transformers": Backend(lambda: contestants.generate(theirs, prompts, a.steps)),
+        "transformers": Backend(lambda: backends.generate(theirs, prompts, a.steps)),
         "fathom": Backend(lambda: _sample(engine, prompts, params)),
     }
-    continuous, why = contestants.continuous(theirs, prompts, a.steps)
+    continuous, why = backends.continuous(theirs, prompts, a.steps)
     if continuous is not None:
         named["transformers continuous batching"] = continuous
-    result = rounds.summary(rounds.interleave(named, rounds=a.rounds), units=a.batch * a.steps)
+    result = timing.summary(timing.interleave(named, rounds=a.rounds), units=a.batch * a.steps)
     return result | ({"left_out": {"transformers continuous batching": why}} if why else {})
 
 
-def _sample(engine: Engine, prompts: contestants.Prompts, params: SamplingParams) -> None:
+def _sample(engine: Engine, prompts: backends.Prompts, params: SamplingParams) -> None:
     engine.sample(prompts, params)
 
 
@@ -109,10 +107,10 @@ def prefill(a: argparse.Namespace) -> dict[str, object]:
     if a.alone:
         return {"peak_mib": _peak_of_one(a)}
     theirs = peers.transformers_model(a.shape).eval()
-    prompts = contestants.prompts_for(theirs.config.vocab_size, 1, a.context)
-    engine = contestants.engine_for(our_model(a.shape, "float32", None), prompts, 1, prefix_cache=False)
-    named = {"fathom": _first(engine, prompts), "transformers": lambda: contestants.generate(theirs, prompts, 1)}
-    result = rounds.summary(rounds.interleave(named, rounds=a.rounds), units=a.context)
+    prompts = backends.prompts_for(theirs.config.vocab_size, 1, a.context)
+    engine = backends.engine_for(our_model(a.shape, "float32", None), prompts, 1, prefix_cache=False)
+    named = {"fathom": _first(engine, prompts), "transformers": lambda: backends.generate(theirs, prompts, 1)}
+    result = timing.summary(timing.interleave(named, rounds=a.rounds), units=a.context)
     command = [sys.executable, "-m", "benchmarks.serve", "prefill", "--shape", a.shape, "--context", str(a.context)]
     peaks = {}
     for name in ("fathom", "transformers"):
@@ -121,7 +119,7 @@ def prefill(a: argparse.Namespace) -> dict[str, object]:
     return result | {"peak_mib_beyond_model": peaks}
 
 
-def _first(engine: Engine, prompts: contestants.Prompts) -> Callable[[], None]:
+def _first(engine: Engine, prompts: backends.Prompts) -> Callable[[], None]:
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     return lambda: _sample(engine, prompts, params)
 
@@ -132,18 +130,18 @@ def _peak_of_one(a: argparse.Namespace) -> float:
     theirs: PreTrainedModel | None = None if ours else peers.transformers_model(a.shape).eval()
     model = our_model(a.shape, "float32", None) if ours else None
     vocab = theirs.config.vocab_size if theirs is not None else model.spec.vocab_size  # type: ignore[union-attr]
-    short, long = (contestants.prompts_for(vocab, 1, length) for length in (16, a.context))
+    short, long = (backends.prompts_for(vocab, 1, length) for length in (16, a.context))
     if model is not None:
-        engine = contestants.engine_for(model, long, 1, prefix_cache=False)
+        engine = backends.engine_for(model, long, 1, prefix_cache=False)
         _first(engine, short)()
         call = _first(engine, long)
     else:
         assert theirs is not None
         peer = theirs
-        contestants.generate(peer, short, 1)
+        backends.generate(peer, short, 1)
 
         def call() -> None:
-            contestants.generate(peer, long, 1)
+            backends.generate(peer, long, 1)
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading's
     before = _resident_mib()
@@ -162,10 +160,10 @@ def _peak_mib() -> float:
 
 def prefix(a: argparse.Namespace) -> dict[str, object]:
     model = our_model(a.shape, "float32", None)
-    (shared,) = contestants.prompts_for(model.spec.vocab_size, 1, a.context)
-    endings = contestants.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
+    (shared,) = backends.prompts_for(model.spec.vocab_size, 1, a.context)
+    endings = backends.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
     cache_tokens = (a.rounds + 2) * (a.context + 128)  # holds every cold prompt, so that none evicts the shared one
-    engine = contestants.engine_for(model, [shared], 1, cache_tokens=cache_tokens)
+    engine = backends.engine_for(model, [shared], 1, cache_tokens=cache_tokens)
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for turn in range(a.rounds + 1):

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks import timing as rounds
+from benchmarks import peers, timing
 from fathom.train.loss import language_model_loss
 
 LEARNING_RATE = 1e-4
@@ -103,9 +102,9 @@ def main() -> None:
         return alone(a.alone, a.shape, a.batch, a.length)
     found = memory(a.shape, a.batch, a.length)
     batch_BT = tokens(a.shape, a.batch, a.length)
-    seconds = rounds.interleave({name: make(a.shape, batch_BT) for name, make in STEPS.items()}, rounds=a.rounds)
+    seconds = timing.interleave({name: make(a.shape, batch_BT) for name, make in STEPS.items()}, rounds=a.rounds)
     head = {"shape": a.shape, "batch": a.batch, "length": a.length}
-    result = head | rounds.summary(seconds, units=a.batch * a.length) | found
+    result = head | timing.summary(seconds, units=a.batch * a.length) | found
     return peers.write(f"train-{a.shape}-{a.batch}x{a.length}", result, a.out)
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.cli import model_options as opening
-from fathom.cli import options, sampling
+from fathom.cli import model_options, options, sampling
 from fathom.errors import ContextError, DataError
 
 if TYPE_CHECKING:
@@ -96,18 +95,18 @@ def chat(
     stop: sampling.Stop = None,
     schema: sampling.Schema = None,
     device: options.Device = "auto",
-    dtype: opening.Dtype = "auto",
-    weights: opening.Weights = "plain",
-    cache: opening.Cache = "plain",
-    draft: opening.Draft = "none",
-    compiled: opening.Compile = False,
+    dtype: model_options.Dtype = "auto",
+    weights: model_options.Weights = "plain",
+    cache: model_options.Cache = "plain",
+    draft: model_options.Draft = "none",
+    compiled: model_options.Compile = False,
 ) -> None:
     """Talk with a model; each line of stdin is a message.
 
     /image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves.
     """
     wanted = sampling.read_schema(schema)
-    opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
+    opened = model_options.open_model(model, device, dtype, weights, model_options.engine_spec(cache, draft, compiled))
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
 
@@ -123,7 +122,7 @@ def chat(
         list(first),
         list(image or []),
     )
-    opening.announce(opened)
+    model_options.announce(opened)
     _converse(conversation)
 
 

@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fathom.cli import model_options as opening
-from fathom.cli import options
+from fathom.cli import model_options, options
 from fathom.cli.display import duration, make_display
 from fathom.errors import SpecError
 
@@ -40,8 +39,8 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens measured of each source at most.")] = 32_768,
     context: Annotated[int | None, typer.Option("--context", help="Window in tokens; the model's if left out.")] = None,
     device: options.Device = "auto",
-    dtype: opening.Dtype = "auto",
-    weights: opening.Weights = "plain",
+    dtype: model_options.Dtype = "auto",
+    weights: model_options.Weights = "plain",
 ) -> None:
     """Measure how many bits the model needs for one byte of text, by source, or how well it does at public tasks."""
     from fathom.evals.task_cases import find_task
@@ -53,13 +52,13 @@ def evaluate(
         raise SpecError("--limit" if limit is not None else "--out", "is about tasks", "name one with --task")
     if out is not None:
         check_records(out)
-    opened = opening.open_model(model, device, dtype, weights)
+    opened = model_options.open_model(model, device, dtype, weights)
     texts: Mapping[str, BitsPerByte] = {}
     if text:
         texts = measure_texts(opened, text, max_tokens=max_tokens, context=context)
     elif not tasks:
         texts = measure_held_out(opened, max_tokens=max_tokens, context=context)
-    opening.announce(opened)
+    model_options.announce(opened)
     results = _run([found.name for found in tasks], opened, limit, out)
     if as_json:
         print(json.dumps(_document(texts, results), ensure_ascii=False, indent=1))

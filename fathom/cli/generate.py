@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli import model_options as opening
-from fathom.cli import options, sampling
+from fathom.cli import model_options, options, sampling
 from fathom.errors import SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -29,11 +28,11 @@ def generate(
     schema: sampling.Schema = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     device: options.Device = "auto",
-    dtype: opening.Dtype = "auto",
-    weights: opening.Weights = "plain",
-    cache: opening.Cache = "plain",
-    draft: opening.Draft = "none",
-    compiled: opening.Compile = False,
+    dtype: model_options.Dtype = "auto",
+    weights: model_options.Weights = "plain",
+    cache: model_options.Cache = "plain",
+    draft: model_options.Draft = "none",
+    compiled: model_options.Compile = False,
 ) -> None:
     """Continue a text, printing it as it is drawn."""
     if prompt is None:
@@ -43,7 +42,7 @@ def generate(
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     SamplingParams(**asked, max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens)  # before loading
     wanted = sampling.read_schema(schema)
-    opened = opening.open_model(model, device, dtype, weights, opening.engine_spec(cache, draft, compiled))
+    opened = model_options.open_model(model, device, dtype, weights, model_options.engine_spec(cache, draft, compiled))
 
     from fathom.inference.chat_session import ChatStream, fit_max_tokens, run
     from fathom.inference.request_preparation import TextOptions, prepare_text
@@ -51,7 +50,7 @@ def generate(
     prepared = prepare_text(opened, prompt, suffix, TextOptions(stop=tuple(stop or ()), schema=wanted))
     fitting = fit_max_tokens(opened, prepared, sampling.DEFAULT_TOKENS) if max_tokens is None else max_tokens
     stream = ChatStream(prepared, run(opened, prepared, asked | {"max_tokens": fitting}))
-    opening.announce(opened)
+    model_options.announce(opened)
     if echo:
         print(prompt, end="")
     sampling.write_stream(stream)

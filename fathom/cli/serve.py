@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fathom.cli import model_options as opening
-from fathom.cli import options
+from fathom.cli import model_options, options
 from fathom.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,12 +88,12 @@ def serve(
     preprocess_threads: PreprocessThreads = 2,
     stall_timeout_seconds: StallTimeoutSeconds = 300.0,
     drain_seconds: DrainSeconds = 30.0,
-    cache: opening.Cache = "plain",
-    weights: opening.Weights = "plain",
-    draft: opening.Draft = "none",
-    compiled: opening.Compile = False,
+    cache: model_options.Cache = "plain",
+    weights: model_options.Weights = "plain",
+    draft: model_options.Draft = "none",
+    compiled: model_options.Compile = False,
     device: options.Device = "auto",
-    dtype: opening.Dtype = "auto",
+    dtype: model_options.Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP, with a page to talk to it, until SIGTERM or Ctrl+C.
 
@@ -104,7 +103,7 @@ def serve(
     from fathom.serve.settings import Limits, ServeSettings
 
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
-    engine = opening.engine_spec(
+    engine = model_options.engine_spec(
         cache,
         draft,
         compiled,
@@ -129,7 +128,7 @@ def serve(
         stall_timeout_seconds=stall_timeout_seconds,
         limits=limits,
     )
-    _run(opening.open_model(model, device, dtype, weights, engine), settings, host, port, max_waiting)
+    _run(model_options.open_model(model, device, dtype, weights, engine), settings, host, port, max_waiting)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
@@ -166,7 +165,7 @@ def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, ma
 
 
 def _announce(model: LanguageModel, worker: EngineWorker, settings: ServeSettings, host: str, port: int) -> None:
-    opening.announce(model)
+    model_options.announce(model)
     pool = model.engine.pool
     shown = f"[{host}]" if ":" in host else host
     guarded = f"{len(settings.api_keys)} keys" if settings.api_keys else "no key needed"

@@ -8,8 +8,7 @@ from typing import Any
 
 import jinja2
 
-from fathom.pipeline.report import charts as pictures
-from fathom.pipeline.report import posttraining_charts as aligned_pictures
+from fathom.pipeline.report import charts, posttraining_charts
 from fathom.pipeline.report.data import RunData, TaskScore, expert_summary
 from fathom.pipeline.report.summary import summary
 
@@ -34,32 +33,32 @@ def render_page(data: RunData) -> str:
         total=total,
         longest=max((seconds for _, seconds in data.stages), default=1.0) or 1.0,
         experts=expert_summary(data.expert_loads, data.dropped_fraction),
-        charts=_charts(data),
+        charts=_draw_charts(data),
         problems={task: list(of) for task, of in groupby(data.problems, key=lambda problem: problem.task)},
-        online=[(curves.name, aligned_pictures.online_chart(curves)) for curves in data.online],
+        online=[(curves.name, posttraining_charts.online_chart(curves)) for curves in data.online],
         figures=list(
             dict.fromkeys(name for task in data.tasks.values() for score in task.values() for name in score.more)
         ),
     )
 
 
-def _charts(data: RunData) -> dict[str, str]:
-    charts = {}
+def _draw_charts(data: RunData) -> dict[str, str]:
+    drawn: dict[str, str] = {}
     if any(curve.x for curve in data.losses):
-        charts["loss"] = pictures.loss_chart(data.losses)
+        drawn["loss"] = charts.loss_chart(data.losses)
     if any(curve.x for curve in data.bits_over_training):
-        charts["bits"] = pictures.bits_chart(data.bits_over_training)
+        drawn["bits"] = charts.bits_chart(data.bits_over_training)
     if data.expert_loads:
-        charts["loads"] = pictures.load_chart(data.expert_loads)
+        drawn["loads"] = charts.load_chart(data.expert_loads)
     if data.needle is not None:
-        charts["needle"] = pictures.needle_chart(data.needle)
+        drawn["needle"] = charts.needle_chart(data.needle)
     if data.cache_bytes_per_token:
-        charts["cache"] = pictures.cache_chart(data.cache_bytes_per_token, data.cache_kind)
+        drawn["cache"] = charts.cache_chart(data.cache_bytes_per_token, data.cache_kind)
     if any(curve.x for curve in data.sft_loss_curves):
-        charts["tuning"] = pictures.loss_chart(data.sft_loss_curves)
+        drawn["tuning"] = charts.loss_chart(data.sft_loss_curves)
     if data.tasks:
-        charts["tasks"] = aligned_pictures.tasks_chart(data.tasks)
-    return charts
+        drawn["tasks"] = posttraining_charts.tasks_chart(data.tasks)
+    return drawn
 
 
 def _duration(seconds: float) -> str:
