@@ -29,13 +29,15 @@ class TokenBatch:
     """Sequences of T + 1 tokens (int64, on the CPU), and which of ``PackedLoader.sources`` each came from.
 
     ``images`` belong to the image tokens, in order. ``targets_BT`` are what is learned where that is not every next
-    token; -100 marks positions that no loss counts.
+    token; -100 marks positions that no loss counts. ``ends_BT`` (bool) marks the last token of each sample in rows that
+    join several.
     """
 
     tokens_BT1: Tensor
     source_B: Tensor
     images: ImageBatch | None = None
     targets_BT: Tensor | None = None
+    ends_BT: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,20 +35,43 @@ def language_model_loss(
 
 
 def mtp_loss(
-    mtp_hidden: Sequence[Tensor], weight_VD: Tensor, tokens_BT1: Tensor, *, weight: float, chunk_tokens: int
+    mtp_hidden: Sequence[Tensor],
+    weight_VD: Tensor,
+    targets_BT: Tensor,
+    *,
+    ends_BT: Tensor | None = None,
+    weight: float,
+    chunk_tokens: int,
 ) -> Tensor:
     """Multi-token-prediction loss: lambda / D x sum over k of L^k (V3 eqs 24-25), lambda being ``weight``.
 
-    ``mtp_hidden[k - 1]`` is (B, T - k, D), its position i predicting token i + k + 1 of ``tokens_BT1`` (B, T + 1).
-    L^k divides the T - k cross-entropies by T, as the paper prints it.
+    ``mtp_hidden[k - 1]`` is (B, T - k, D). Its position i predicts ``targets_BT[:, i + k]``, the target of the main
+    model k positions later, and nothing where that is ``IGNORE_INDEX`` or where a sequence ends between the two:
+    ``ends_BT`` (bool (B, T)) marks the last token of each. L^k is the sum of cross-entropies over the number of targets
+    of the main model: T for a row that learns every token, as the paper has it.
     """
-    length = tokens_BT1.shape[1] - 1
+    learned = _count(targets_BT)
     losses: list[Tensor] = []
     for depth, hidden_BTD in enumerate(mtp_hidden, start=1):
-        targets_BT = tokens_BT1[:, depth + 1 :]
-        mean, _ = language_model_loss(hidden_BTD, weight_VD, targets_BT, chunk_tokens=chunk_tokens)
-        losses.append(mean * (targets_BT.shape[1] / length))
+        further_BT = mtp_targets(targets_BT, depth, ends_BT)
+        mean, _ = language_model_loss(hidden_BTD, weight_VD, further_BT, chunk_tokens=chunk_tokens)
+        losses.append(mean * (_count(further_BT) / learned))
     return torch.stack(losses).sum() * (weight / len(losses))
+
+
+def mtp_targets(targets_BT: Tensor, depth: int, ends_BT: Tensor | None = None) -> Tensor:
+    """The targets of the MTP module at ``depth`` (from 1), (B, T - depth); see ``mtp_loss``."""
+    further_BT = targets_BT[:, depth:]
+    if ends_BT is None:
+        return further_BT
+    within = further_BT.shape[1]
+    ended_BT = torch.stack([ends_BT[:, first : first + within] for first in range(depth)]).any(0)
+    return further_BT.masked_fill(ended_BT, IGNORE_INDEX)
+
+
+def _count(targets_BT: Tensor) -> Tensor:
+    """How many targets count; 1 where none does, as a divisor."""
+    return (targets_BT != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def total_balance_loss(routing: Sequence[Routing], moe: MixtureOfExperts) -> Tensor:

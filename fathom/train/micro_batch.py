@@ -26,7 +26,8 @@ class MicroBatch:
     """Some of a batch's sequences, on the device: rows (B, T), or ``packed`` as (1, N).
 
     ``share`` is their part of what the whole batch predicts, and ``weight`` their part of its tokens. ``sequences``
-    says which of the batch's they are, ``source_B`` where rows come from. ``columns`` have one row a token, (N, ...).
+    says which of the batch's they are, ``source_B`` where rows come from, ``ends_BT`` which tokens end a sequence.
+    ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
     in ``weight`` and whatever else is taken over tokens, such as balance losses and agreement of routing.
     """
@@ -37,7 +38,7 @@ class MicroBatch:
     weight: float
     sequences: slice
     packed: PackedSequences | None = None
-    tokens_BT1: Tensor | None = None
+    ends_BT: Tensor | None = None
     source_B: Tensor | None = None
     images: ImageBatch | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -85,14 +86,13 @@ def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, device: t
     learned = max(int(learned_B.sum()), 1)
     for start in range(0, size, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, size))
-        micro_BT1 = tokens_BT1[rows].to(device, non_blocking=True)
         yield MicroBatch(
-            tokens_BT=micro_BT1[:, :-1],
+            tokens_BT=tokens_BT1[rows, :-1].to(device, non_blocking=True),
             targets_BT=targets_BT[rows].to(device),
             share=int(learned_B[rows].sum()) / learned,
             weight=(rows.stop - rows.start) / size,
             sequences=rows,
-            tokens_BT1=micro_BT1,
+            ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows].to(device),
             source_B=batch.source_B[rows],
             images=None if batch.images is None else batch.images.part(rows, device),
         )

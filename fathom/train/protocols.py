@@ -33,6 +33,14 @@ class TokenBatch(Protocol):
         """What is learned, int64 (B, T), -100 where nothing is; None where it is every next token."""
         ...
 
+    @property
+    def ends_BT(self) -> Tensor | None:
+        """Which of the first T tokens is its sequence's last, bool (B, T); None where rows hold no such ends.
+
+        Multi-token prediction learns nothing across one.
+        """
+        ...
+
 
 class Resumable(Protocol):
     """Something whose place a checkpoint keeps."""

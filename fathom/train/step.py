@@ -164,10 +164,12 @@ class StepRunner:
         balance = further = torch.zeros_like(objective)
         if self._balanced and output.routing and moe is not None:
             balance = total_balance_loss(output.routing, moe) * micro.weight
-        if output.mtp_hidden and micro.tokens_BT1 is not None:
+        if output.mtp_hidden:
             weight, chunk = self.spec.mtp_loss_weight, self.spec.loss_chunk_tokens
-            loss = partial(mtp_loss, tokens_BT1=micro.tokens_BT1, weight=weight, chunk_tokens=chunk)
-            further = self.model.apply_head(output.mtp_hidden, loss) * micro.weight
+            loss = partial(
+                mtp_loss, targets_BT=micro.targets_BT, ends_BT=micro.ends_BT, weight=weight, chunk_tokens=chunk
+            )
+            further = self.model.apply_head(output.mtp_hidden, loss) * micro.share
         return torch.stack((objective, balance, further))
 
     def _count(self, output: DecoderOutput, sums: MicroBatchSums, observe: bool) -> None:

@@ -59,6 +59,7 @@ class FakeBatch:
     source_B: Tensor
     images: ImageBatch | None = None
     targets_BT: Tensor | None = None
+    ends_BT: Tensor | None = None
 
 
 class FakeLoader:

@@ -56,6 +56,7 @@ class SeeingBatch:
     source_B: Tensor
     images: ImageBatch | None
     targets_BT: Tensor | None
+    ends_BT: Tensor | None = None
 
 
 class Pictures:

@@ -12,6 +12,7 @@ import torch
 from fathom.model.build import build
 from fathom.model.moe.balance import expert_counts
 from fathom.spec import BalanceSpec, ModelSpec
+from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.train import BatchSpec, TrainSpec
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner, counter_seed
@@ -79,6 +80,28 @@ def test_biases_move_once_by_the_load_of_the_whole_batch(
         assert torch.equal(step.model.get_buffer(name), expected)
         assert expected.abs().sum() > 0
     assert all(parameter.grad is None for parameter in step.model.parameters())
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_mtp_learns_the_targets_of_the_batch_however_it_is_cut(
+    model_spec: ModelSpec, train_spec: TrainSpec, make_loader: MakeLoader, micro: int
+) -> None:
+    spec = without_micro_effects(model_spec)
+    step = runner(spec, replace(train_spec, batch=BatchSpec(size=4, micro_batch_size=micro)))
+    batch = make_loader().next(4)
+    tokens, targets = batch.tokens_BT1[:, :-1], batch.tokens_BT1[:, 1:].clone()
+    ends = torch.zeros_like(tokens, dtype=torch.bool)
+    targets[0] = targets[1, :9] = targets[3, 5:8] = IGNORE_INDEX
+    ends[1, 12] = ends[2, 3] = True
+    targets[ends] = IGNORE_INDEX
+    found = take(step, replace(batch, targets_BT=targets, ends_BT=ends), 1, observe=False)
+    with torch.no_grad():
+        hidden = step.model(tokens, mtp=True).mtp_hidden[0]
+        logp = step.model.logits(hidden).log_softmax(-1)
+    counted = [(b, i) for b in range(4) for i in range(15) if targets[b, i + 1] != IGNORE_INDEX and not ends[b, i]]
+    total = -sum(float(logp[b, i, targets[b, i + 1]]) for b, i in counted)
+    weight = step.spec.mtp_loss_weight
+    assert found.mtp == pytest.approx(weight * total / int((targets != IGNORE_INDEX).sum()), rel=1e-5)
 
 
 def test_mtp_is_left_out_when_it_weighs_nothing(

@@ -21,6 +21,7 @@ from fathom.errors import DataError
 from fathom.spec.targets import IGNORE_INDEX
 
 Packing = Literal["masked", "joined"]
+_Stream = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 
 
 class ConversationLoader:
@@ -41,7 +42,7 @@ class ConversationLoader:
         self._lengths = [len(tokens) - 1 for tokens in self._tokens]
         self._epoch = self._place = 0
         self._order: tuple[int, list[list[int]]] | None = None
-        self._streamed: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._streamed: tuple[int, _Stream] | None = None
         self._data = self._fingerprint()
 
     @property
@@ -108,26 +109,31 @@ class ConversationLoader:
 
     def _windows(self, batch_size: int) -> TokenBatch:
         rows = [self._window() for _ in range(batch_size)]
-        tokens_BT1 = torch.from_numpy(np.stack([tokens for tokens, _ in rows]))
-        targets_BT = torch.from_numpy(np.stack([targets for _, targets in rows]))
-        return TokenBatch(tokens_BT1, torch.zeros(batch_size, dtype=torch.int64), targets_BT=targets_BT)
+        tokens_BT1 = torch.from_numpy(np.stack([row[0] for row in rows]))
+        targets_BT, ends_BT = (torch.from_numpy(np.stack([row[part] for row in rows])) for part in (1, 2))
+        source_B = torch.zeros(batch_size, dtype=torch.int64)
+        return TokenBatch(tokens_BT1, source_B, targets_BT=targets_BT, ends_BT=ends_BT)
 
-    def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return T + 1 tokens and T targets; the last token is the next window's first."""
-        tokens, targets = [], []
+    def _window(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return T + 1 tokens, T targets, and which of the first T tokens end a sample.
+
+        The last token is the next window's first.
+        """
+        tokens, targets, ends = [], [], []
         missing = self._length + 1
         epoch, place = self._epoch, self._place
         while missing:
-            read, predicted = self._stream(epoch)
+            read, predicted, last = self._stream(epoch)
             part = slice(place, place + missing)
             tokens.append(read[part])
             targets.append(predicted[part])
+            ends.append(last[part])
             missing -= len(tokens[-1])
             epoch, place = epoch + 1, 0
         self._place += self._length
         while self._place >= self.tokens_per_epoch:
             self._epoch, self._place = self._epoch + 1, self._place - self.tokens_per_epoch
-        return np.concatenate(tokens), np.concatenate(targets)[:-1]
+        return np.concatenate(tokens), np.concatenate(targets)[:-1], np.concatenate(ends)[:-1]
 
     def _places(self, epoch: int) -> int:
         return len(self._bins(epoch)) if self._packing == "masked" else self.tokens_per_epoch
@@ -143,14 +149,17 @@ class ConversationLoader:
             self._order = epoch, [packed[i] for i in rng.permutation(len(packed))]
         return self._order[1]
 
-    def _stream(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the tokens of a pass, and at each what is predicted there; nothing at a sample's end."""
+    def _stream(self, epoch: int) -> _Stream:
+        """Return the tokens of a pass; at each what is predicted there, nothing at a sample's end; and those ends."""
         if self._streamed is None or self._streamed[0] != epoch:
             order = self._rng(epoch).permutation(self.samples)
             ends = np.full(1, IGNORE_INDEX, dtype=np.int64)
             targets = [part for i in order for part in (next_token_targets(self._tokens[i], self._learned[i]), ends)]
-            self._streamed = epoch, np.concatenate([self._tokens[i] for i in order]), np.concatenate(targets)
-        return self._streamed[1:]
+            tokens = np.concatenate([self._tokens[i] for i in order])
+            last = np.zeros(len(tokens), dtype=np.bool_)
+            last[np.cumsum([len(self._tokens[i]) for i in order]) - 1] = True
+            self._streamed = epoch, (tokens, np.concatenate(targets), last)
+        return self._streamed[1]
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self._lengths).encode())

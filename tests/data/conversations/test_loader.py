@@ -68,6 +68,23 @@ def test_a_masked_pass_gives_every_sample_whole_and_once() -> None:
     assert len(batches) < 23 / 1.5
 
 
+def test_joined_windows_mark_the_last_token_of_every_sample() -> None:
+    samples = made()
+    joined = loader(samples, packing="joined", sequence_length=10)
+    batches = [joined.next(1) for _ in range(joined.tokens_per_epoch)]  # ten passes
+    read, ends = [], []
+    for batch in batches:
+        assert isinstance(batch, TokenBatch)
+        assert batch.ends_BT is not None
+        assert batch.targets_BT is not None
+        assert (batch.targets_BT[batch.ends_BT] == -100).all()
+        read += batch.tokens_BT1[:, :-1].flatten().tolist()
+        ends += batch.ends_BT.flatten().tolist()
+    parts = [0, *(index + 1 for index, last in enumerate(ends) if last)]
+    found = Counter(tuple(read[a:b]) for a, b in itertools.pairwise(parts))
+    assert found == Counter({tuple(sample.tokens): 10 for sample in samples})
+
+
 def test_long_samples_do_not_come_first() -> None:
     longest = [max(batch.lengths) for batch in one_pass(loader())]
     assert longest != sorted(longest, reverse=True)
