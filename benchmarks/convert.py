@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks import peers, timing
 from benchmarks.train_step import peak_mib
 from fathom.checkpoint.hf import write_hf
-from fathom.checkpoint.names import parameter_shapes
 from fathom.inference.conversion import Conversion
 from fathom.inference.loading import open_source
+from fathom.model.build import parameter_shapes
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 
 TARGETS = {"hf": ("hf", None), "gguf": ("gguf", "BF16"), "fathom": ("fathom", None), "gguf-q8_0": ("gguf", "Q8_0")}

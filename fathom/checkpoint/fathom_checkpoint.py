@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES
-from fathom.checkpoint.names import current_layout, parameter_shapes
+from fathom.checkpoint.names import current_layout
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor, Weights
 from fathom.checkpoint.writer import CheckpointWriter
 from fathom.errors import CheckpointError, SpecError
+from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec, from_mapping, to_mapping
 from fathom.spec.hf import ExtraConfig

@@ -17,12 +17,12 @@ from torch import Tensor
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint, write_fathom
 from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.files import TOKENIZER
-from fathom.checkpoint.names import parameter_shapes
 from fathom.checkpoint.read_ahead import read_ahead
 from fathom.checkpoint.weights import Weights, WeightSource
 from fathom.errors import CheckpointError, Interrupted, SpecError
 from fathom.inference.conversion_dtypes import FLOATS, dtype_warnings, largest, lossless_dtype, resolve_target_dtype
 from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
+from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer

@@ -1,22 +1,26 @@
-"""From a spec to a module, on any device, the meta device included."""
+"""From a spec to a module on any device: its shapes, its initial weights, and memory for neither more than once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from fathom.model.decoder import Decoder, initialize
+from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec
+
+Shape = tuple[int, ...]
 
 _INIT_FUNCTIONS = frozenset({init.kaiming_uniform_, init.normal_, init.uniform_})
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves what modules allocate as it is: drawing numbers only to replace them costs more than loading them."""
+    """Skips the initialisers that modules call: drawing numbers only to replace them costs more than loading them."""
 
     def __torch_function__(
         self,
@@ -37,13 +41,74 @@ def build(
     """Make the decoder; the same seed gives the same weights on every device.
 
     ``seed`` None leaves the weights uninitialised, for loading over them. Routers stay in float32 whatever ``dtype``.
+    Every tensor is allocated once, in its final type; beside the model, initialising holds one float32 tensor.
     """
-    with torch.device(device), _Uninitialised():
-        model = Decoder(spec)
-    if torch.device(device).type == "meta":
-        return model.to(dtype)
+    model, target = _meta_decoder(spec), torch.device(device)
+    _reallocate(model, torch.device("meta"), dtype)
+    if target.type == "meta":
+        return model
+    _reallocate(model, target)
     for buffer in model.buffers():
         buffer.zero_()
     if seed is not None:
         initialize(model, seed)
-    return model.to(dtype)
+    return model
+
+
+def parameter_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Return the names and shapes of ``Decoder.state_dict()``: parameters and selection biases, in order.
+
+    ``lm_head.weight`` is absent where the embedding is tied to it.
+    """
+    return dict(_state_shapes(spec))
+
+
+def initial_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the initial state, name and float32 tensor on the CPU, in the order of ``parameter_shapes``.
+
+    Every matrix is drawn from N(0, initializer_range^2); norms are one, biases zero (V2 §3.1.2). Vision towers come
+    last, so that the language model is drawn as it would be without them. Each tensor is made when it is asked for and
+    not held here: whoever drops it before asking for the next, as ``initialize`` does, never holds two.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in _state_shapes(spec):
+        yield name, _initial_tensor(name, shape, spec.initializer_range, generator)
+
+
+def initialize(model: Decoder, seed: int) -> None:
+    """Copy ``initial_tensors`` into the model, one tensor at a time."""
+    state = model.state_dict()
+    for name, tensor in initial_tensors(model.spec, seed):
+        state[name].copy_(tensor)
+        del tensor
+
+
+def _initial_tensor(name: str, shape: Shape, spread: float, generator: torch.Generator) -> Tensor:
+    if name.endswith(("bias", "alpha")):
+        return torch.zeros(shape, device="cpu")
+    if len(shape) == 1:
+        return torch.ones(shape, device="cpu")
+    return torch.empty(shape, device="cpu").normal_(0.0, spread, generator=generator)
+
+
+def _meta_decoder(spec: ModelSpec) -> Decoder:
+    with torch.device("meta"), _Uninitialised():
+        return Decoder(spec)
+
+
+@lru_cache(maxsize=16)
+def _state_shapes(spec: ModelSpec) -> tuple[tuple[str, Shape], ...]:
+    return tuple((name, tuple(tensor.shape)) for name, tensor in _meta_decoder(spec).state_dict().items())
+
+
+def _reallocate(model: Decoder, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Replace every tensor of a model by an uninitialised one on ``device``, floating-point ones of ``dtype``.
+
+    ``Module.to`` and ``to_empty`` do as much, but import PyTorch's compiler for meta tensors.
+    """
+
+    def empty(tensor: Tensor) -> Tensor:
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return torch.empty(tensor.shape, dtype=kind, device=device)
+
+    model._apply(empty)  # type: ignore[no-untyped-call]

@@ -285,20 +285,3 @@ class Decoder(nn.Module):
                 routings.append(routed)
             outputs.append(previous_BTD)
         return tuple(outputs), tuple(routings)
-
-
-def initialize(model: Decoder, seed: int) -> None:
-    """Draw every matrix from N(0, initializer_range^2) and set norms to one, biases to zero (V2 §3.1.2).
-
-    Vision towers come last, so that the language model is drawn as it would be without them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            if name.endswith(("bias", "alpha")):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
-                drawn = torch.empty(parameter.shape).normal_(0.0, model.spec.initializer_range, generator=generator)
-                parameter.copy_(drawn)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint, write_fathom
-from fathom.checkpoint.names import parameter_shapes
 from fathom.checkpoint.weights import StateWeights
 from fathom.errors import CheckpointError, ResourceError
 from fathom.model import build
+from fathom.model.build import parameter_shapes
 from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, RouterSpec, to_mapping
 from fathom.tokenizer import train_bpe
 

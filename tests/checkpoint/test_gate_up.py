@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
-from fathom.checkpoint.names import current_layout, joined_shape, parameter_shapes
+from fathom.checkpoint.names import current_layout, joined_shape
 from fathom.checkpoint.weights import load_weights
 from fathom.model import build
+from fathom.model.build import parameter_shapes
 from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec, to_mapping
 
 SPEC = ModelSpec(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.hf import write_hf
-from fathom.checkpoint.names import parameter_shapes
+from fathom.model.build import parameter_shapes
 from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec
 
 SPEC = ModelSpec(

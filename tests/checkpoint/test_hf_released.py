@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf, write_hf
-from fathom.checkpoint.names import parameter_shapes
 from fathom.errors import CheckpointError, SpecError
+from fathom.model.build import parameter_shapes
 from fathom.spec import ModelSpec
 from fathom.spec.hf import spec_from_hf
 from fathom.tokenizer.training import train_bpe

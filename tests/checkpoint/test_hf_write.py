@@ -18,12 +18,13 @@ from torch import Tensor
 from fathom.checkpoint import fp8
 from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.write import plan_weights
-from fathom.checkpoint.names import parameter_shapes, to_hf
+from fathom.checkpoint.names import to_hf
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.checkpoint.weights import StateWeights, load_weights
 from fathom.errors import CheckpointError, ResourceError, SpecError
 from fathom.families import preset
 from fathom.model import build
+from fathom.model.build import parameter_shapes
 from fathom.spec import GroupedQueryAttention, GroupLimited, LatentAttention, MixtureOfExperts, ModelSpec, RouterSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.training import train_bpe

@@ -11,8 +11,8 @@ from typing import Any
 
 from fathom.checkpoint.gguf.keys import Architecture, Keys, Metadata, architecture
 from fathom.checkpoint.gguf.rope import read_rope, write_rope
-from fathom.checkpoint.names import Shape
 from fathom.errors import CheckpointError, SpecError
+from fathom.model.build import Shape
 from fathom.spec import (
     Family,
     GroupedQueryAttention,

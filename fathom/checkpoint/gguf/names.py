@@ -20,8 +20,9 @@ from torch import Tensor
 from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.keys import architecture
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS
-from fathom.checkpoint.names import Shape, joined_shape, parameter_shapes
+from fathom.checkpoint.names import joined_shape
 from fathom.errors import CheckpointError
+from fathom.model.build import Shape, parameter_shapes
 from fathom.spec import GroupedQueryAttention, LatentAttention, ModelSpec
 from fathom.spec.rope import RopeLayout
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from fathom.checkpoint.gguf.blocks import QuantType
 from fathom.checkpoint.gguf.names import gguf_rules
-from fathom.checkpoint.names import Shape
+from fathom.model.build import Shape
 from fathom.spec import ModelSpec
 
 FILE_TYPES: Mapping[QuantType, int] = MappingProxyType({"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32})

@@ -20,11 +20,11 @@ from fathom.checkpoint.gguf.names import gguf_rules
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
 from fathom.checkpoint.gguf.tensor_types import FILE_TYPES, stored_kinds
 from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
-from fathom.checkpoint.names import Shape
 from fathom.checkpoint.weights import Weights
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, FathomError
 from fathom.files import publish_file
+from fathom.model.build import Shape
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fathom.checkpoint.hf.read import HFCheckpoint
 from fathom.checkpoint.hf.write import write_hf
-from fathom.checkpoint.names import name_table, parameter_shapes
+from fathom.checkpoint.names import name_table
 from fathom.checkpoint.weights import StateWeights
+from fathom.model.build import parameter_shapes
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from fathom.checkpoint import fp8
 from fathom.checkpoint.hf.files import CONFIG, GENERATION, TOKENIZER, read_json, tensor_files
 from fathom.checkpoint.hf.scales import FP8Scales, find_scales
-from fathom.checkpoint.names import Shape, name_table, stream_from_hf
+from fathom.checkpoint.names import name_table, stream_from_hf
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError, SpecError
+from fathom.model.build import Shape
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig, HFConfig, spec_from_hf, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer

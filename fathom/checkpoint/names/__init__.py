@@ -12,18 +12,15 @@ from fathom.checkpoint.names.convert import (
 )
 from fathom.checkpoint.names.gate_up import current_layout, joined_shape
 from fathom.checkpoint.names.rules import DuplicateTensor, Rule
-from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 
 __all__ = [
     "DuplicateTensor",
     "NameTable",
     "Rule",
-    "Shape",
     "current_layout",
     "from_hf",
     "joined_shape",
     "name_table",
-    "parameter_shapes",
     "stream_from_hf",
     "stream_to_hf",
     "to_hf",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.names.rules import DuplicateTensor, Lookup, Rule, duplicate_tensors, rules
-from fathom.checkpoint.names.shapes import Shape
 from fathom.checkpoint.names.vision import FAMILIES as VISION_FAMILIES
 from fathom.checkpoint.names.vision import current_name
 from fathom.errors import CheckpointError
+from fathom.model.build import Shape
 from fathom.spec import Family, ModelSpec
 
 _LISTED = 20

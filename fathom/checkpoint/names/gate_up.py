@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from fathom.model.build import Shape
 
 _DIMENSION: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"gate_up_proj.weight": (0, 3), "gate_up_proj.bias": (0, 2), "experts.gate_up_proj": (1, 4)}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.names.gate_up import joined_shape
-from fathom.checkpoint.names.shapes import Shape, parameter_shapes
 from fathom.checkpoint.names.tables import LAYERS, MTP, OUTSIDE
 from fathom.checkpoint.names.vision import FAMILIES as VISION_FAMILIES
 from fathom.checkpoint.names.vision import published_vision
 from fathom.errors import CheckpointError
+from fathom.model.build import Shape, parameter_shapes
 from fathom.spec import ModelSpec
 
 Lookup = Callable[[str], Tensor]

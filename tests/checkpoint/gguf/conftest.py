@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.names import parameter_shapes
 from fathom.model import Decoder, build
+from fathom.model.build import parameter_shapes
 from fathom.spec import (
     GroupedQueryAttention,
     GroupLimited,

@@ -12,9 +12,9 @@ from fathom.checkpoint.gguf.keys import Keys, as_float32, shortest
 from fathom.checkpoint.gguf.metadata import metadata_from_spec, spec_from_metadata
 from fathom.checkpoint.gguf.names import gguf_rules
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
-from fathom.checkpoint.names import Shape
 from fathom.errors import CheckpointError, SpecError
 from fathom.families import preset
+from fathom.model.build import Shape
 from fathom.spec import (
     BalanceSpec,
     GroupLimited,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fathom.checkpoint.gguf.keys import architecture
 from fathom.checkpoint.gguf.names import check, gguf_rules
-from fathom.checkpoint.names import Shape, name_table
+from fathom.checkpoint.names import name_table
 from fathom.errors import CheckpointError
+from fathom.model.build import Shape
 from fathom.spec import LatentAttention, ModelSpec
 
 Make = Callable[[ModelSpec], dict[str, Tensor]]

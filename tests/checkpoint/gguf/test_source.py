@@ -10,10 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fathom.checkpoint.gguf import GGUFFile
-from fathom.checkpoint.names import parameter_shapes
 from fathom.checkpoint.weights import load_weights
 from fathom.errors import CheckpointError, SpecError
-from fathom.model.build import build
+from fathom.model.build import build, parameter_shapes
 from tests.fuzz import gguf_files as files
 
 HIDDEN, WIDTH, VOCAB = files.HIDDEN, files.WIDTH, files.VOCAB
