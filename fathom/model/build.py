@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec
 
@@ -42,6 +43,9 @@ def build(
 
     ``seed`` None leaves the weights uninitialised, for loading over them. Routers stay in float32 whatever ``dtype``.
     Every tensor is allocated once, in its final type; beside the model, initialising holds one float32 tensor.
+
+    Raises:
+        SpecError: a tensor of more bytes than can be addressed.
     """
     model, target = _meta_decoder(spec), torch.device(device)
     _reallocate(model, torch.device("meta"), dtype)
@@ -58,7 +62,10 @@ def build(
 def parameter_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Return the names and shapes of ``Decoder.state_dict()``: parameters and selection biases, in order.
 
-    ``lm_head.weight`` is absent where the embedding is tied to it.
+    ``lm_head.weight`` is absent where the embedding is tied to it. The shapes of a spec are made once and kept.
+
+    Raises:
+        SpecError: a tensor of more bytes than can be addressed.
     """
     return dict(_state_shapes(spec))
 
@@ -92,8 +99,14 @@ def _initial_tensor(name: str, shape: Shape, spread: float, generator: torch.Gen
 
 
 def _meta_decoder(spec: ModelSpec) -> Decoder:
-    with torch.device("meta"), _Uninitialised():
-        return Decoder(spec)
+    try:
+        with torch.device("meta"), _Uninitialised():
+            return Decoder(spec)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        problem = f"{spec.name} has a tensor of more bytes than can be addressed ({error})"
+        raise SpecError("model", problem, "correct the sizes in its configuration") from None
 
 
 @lru_cache(maxsize=16)

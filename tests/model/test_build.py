@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fathom.errors import SpecError
 from fathom.families import preset
 from fathom.model.build import build, initial_tensors, initialize, parameter_shapes
 from fathom.model.moe import Router
@@ -128,6 +129,12 @@ def test_shapes_are_those_of_the_state_in_its_order(name: str) -> None:
     state = build(spec).state_dict()
     assert [(key, tuple(tensor.shape)) for key, tensor in state.items()] == list(parameter_shapes(spec).items())
     assert [key for key, _ in initial_tensors(spec, 0)] == list(state)
+
+
+@pytest.mark.parametrize("sizes", [{"vocab_size": 2**62}, {"vocab_size": 2**33, "hidden_size": 2**31}])
+def test_sizes_that_no_memory_has_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(SpecError, match="more bytes than can be addressed"):
+        parameter_shapes(dataclasses.replace(SPEC, **sizes))
 
 
 def test_building_imports_no_compiler() -> None:
