@@ -24,7 +24,7 @@ from fathom.errors import EngineError, SpecError
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
-from fathom.spec.sampling import Completion, FinishReason, SamplingParams, TokenLogprob
+from fathom.spec.sampling import Completion, FinishReason, SamplingParams, StopChecker, TokenLogprob
 
 
 class Engine:
@@ -179,33 +179,43 @@ class Engine:
         kept: list[TokenLogprob] = []
         reason: FinishReason | None = None
         stop_token: TokenLogprob | None = None
-        params, constraint, first = state.request.params, state.request.constraint, not state.drawn
+        first = not state.drawn
         for each in drawn:
             if each.token_id in state.stops:
                 reason, stop_token = "stop", each
                 break
-            if constraint is not None:
-                try:
-                    constraint.accept(each.token_id)
-                except Exception as error:  # the request's own rule, whatever it is made of
-                    self._generated_tokens += len(kept)
-                    return self._fail(state, one_line(error), kept)
+            try:
+                ends = self._accept(state, each.token_id)
+            except Exception as error:  # the request's own rule, whatever it is made of
+                self._generated_tokens += len(kept)
+                return self._fail(state, one_line(error), kept)
             kept.append(each)
             state.tokens.append(each.token_id)
             state.drawn.append(each.token_id)
-            if constraint is not None and constraint.finished:
+            if ends:
                 reason = "stop"
                 break
-            if len(state.drawn) == params.max_tokens:
+            if len(state.drawn) == state.request.params.max_tokens:
                 reason = "length"
                 break
         self._generated_tokens += len(kept)
+        state.computed = min(state.computed, len(state.tokens))  # accepted drafts behind a stop are dropped
         self._cache_full_pages(state)
         if reason is not None:
             self._remove(state)
         elif work.room:
             self.scheduler.free_draft_pages(state)
         return state.output(tuple(kept), reason, stop_token=stop_token, with_prompt=first)
+
+    @staticmethod
+    def _accept(state: RequestState, token_id: int) -> bool:
+        """Pass the answer's next token to the request's constraint and stop checker; whether it ends the answer."""
+        constraint, checker = state.request.constraint, state.request.stop_checker
+        if constraint is not None:
+            constraint.accept(token_id)
+        stops = checker is not None and checker.append(token_id)
+        finished = constraint is not None and constraint.finished
+        return finished or (stops and len(state.drawn) + 1 >= state.request.params.min_tokens)
 
     def _cache_full_pages(self, state: RequestState) -> None:
         """Let others share the pages that are full now."""
@@ -233,24 +243,27 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         features: Sequence[Tensor | None] | None = None,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
         """Continue each prompt; one completion each, in order.
 
-        ``features`` are each prompt's image tokens (N, D), as ``Decoder.forward`` takes them.
+        ``features`` are each prompt's image tokens (N, D), as ``Decoder.forward`` takes them. ``stop_checkers`` are as
+        ``Request`` has them, one object for each prompt.
 
         Raises:
             ContextError: a prompt is empty, or does not fit the context or the pool together with ``max_tokens``.
-            SpecError: a token id is outside the vocabulary, there are not as many parameters as prompts, or not as
-                many features as a prompt has image tokens.
+            SpecError: a token id is outside the vocabulary, there are not as many parameters or stop checkers as
+                prompts, or not as many features as a prompt has image tokens.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         seen = [None] * len(prompts) if features is None else list(features)
-        for name, given in (("params", each), ("features", seen)):
+        checkers = [None] * len(prompts) if stop_checkers is None else list(stop_checkers)
+        for name, given in (("params", each), ("features", seen), ("stop_checkers", checkers)):
             if len(given) != len(prompts):
                 raise SpecError(name, f"{len(given)} for {len(prompts)} prompts", "give one for each prompt")
         states = [
-            self.prepare(Request(prompt=tuple(prompt), params=p, features_ND=features_ND))
-            for prompt, p, features_ND in zip(prompts, each, seen, strict=True)
+            self.prepare(Request(prompt=tuple(prompt), params=p, features_ND=features_ND, stop_checker=checker))
+            for prompt, p, features_ND, checker in zip(prompts, each, seen, checkers, strict=True)
         ]
         return [_completion(outputs) for outputs in self._run(states)]
 

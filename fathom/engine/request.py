@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fathom.spec.sampling import FinishReason, SamplingParams, TokenLogprob
+from fathom.spec.sampling import FinishReason, SamplingParams, StopChecker, TokenLogprob
 
 if TYPE_CHECKING:
     from fathom.engine.constraint import TokenConstraint
@@ -23,7 +23,8 @@ class Request:
     A higher ``priority`` goes first and takes pages from lower ones when the pool is full; equal ones go in order of
     arrival. Pages of a common beginning are shared only between requests of equal ``salt``. ``features_ND`` are the
     prompt's image tokens, as ``Decoder.forward`` takes them. ``constraint`` says which tokens may come next; it is
-    this request's own and changes with every drawn token.
+    this request's own and changes with every drawn token. ``stop_checker`` takes each token of the answer and ends it,
+    with that token as its last, for the reason "stop", but not before ``min_tokens``.
     """
 
     prompt: tuple[int, ...]
@@ -32,6 +33,7 @@ class Request:
     salt: str = ""
     features_ND: Tensor | None = None
     constraint: TokenConstraint | None = None
+    stop_checker: StopChecker | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,5 +89,9 @@ class RequestState:
             cached_tokens=self.cached_tokens or 0,
             error=error,
             stop_token=stop_token,
-            routing=self.routes.first(len(self.tokens)) if self.routes is not None and finish_reason else None,
+            routing=self._routing(stop_token) if finish_reason else None,
         )
+
+    def _routing(self, stop_token: TokenLogprob | None) -> Tensor | None:
+        """Return the experts of the tokens that were run: all where a stop token followed, else all but the last."""
+        return None if self.routes is None else self.routes.first(len(self.tokens) - (stop_token is None))

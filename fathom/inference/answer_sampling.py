@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fathom.data.problems.split import derived_seed
 from fathom.engine.engine import Engine
-from fathom.engine.request import Output, Request
+from fathom.engine.request import Request
 from fathom.errors import ContextError
 from fathom.inference.language_model import LanguageModel
 from fathom.posttrain.prompts import PromptFormatter
@@ -15,8 +15,6 @@ from fathom.spec.problem import Problem
 from fathom.spec.recipe import AnswersStep, TasksStep
 from fathom.spec.sampling import SamplingParams
 
-STOP_CHECK_INTERVAL = 16
-"""Tokens between two looks for a stop string: later tokens than its own are cut off, so this only saves work."""
 MAX_LISTED = 3
 """Problems that an error names."""
 
@@ -62,12 +60,13 @@ def sample_answers(
                     top_p=asking.top_p,
                     seed=derived_seed(problem.id, copy),
                 )
-                waiting[engine.submit(Request(prompt=tuple(prompt), params=params))] = _PendingAnswer(index, copy)
+                request = Request(prompt=tuple(prompt), params=params, stop_checker=prompt_formatter.stop_checker())
+                waiting[engine.submit(request)] = _PendingAnswer(index, copy)
         while waiting:
             yield from _step_engine(engine, prompt_formatter, waiting)
     finally:
-        for request in waiting:
-            engine.cancel(request)
+        for request_id in waiting:
+            engine.cancel(request_id)
 
 
 def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[Sequence[int]], context: int) -> None:
@@ -91,14 +90,12 @@ class _PendingAnswer:
     ids: list[int] = field(default_factory=list)
 
     def drawn(self, prompt_formatter: PromptFormatter, *, finished: bool, error: str | None = None) -> SampledAnswer:
-        cut = prompt_formatter.cut(self.ids)
-        ids = self.ids if cut is None else self.ids[:cut]
         return SampledAnswer(
             index=self.index,
             copy=self.copy,
-            text=prompt_formatter.read(ids),
-            tokens=len(ids),
-            finished=finished or cut is not None,
+            text=prompt_formatter.read(self.ids),
+            tokens=len(self.ids),
+            finished=finished,
             error=error,
         )
 
@@ -115,17 +112,10 @@ def _step_engine(
         if answer is None:
             continue
         answer.ids += [token.token_id for token in output.tokens]
-        if output.finish_reason is None and not _stops(prompt_formatter, answer, output):
+        if output.finish_reason is None:
             continue
-        engine.cancel(output.request_id)
         del waiting[output.request_id]
         yield answer.drawn(prompt_formatter, finished=output.finish_reason == "stop", error=output.error)
-
-
-def _stops(prompt_formatter: PromptFormatter, answer: _PendingAnswer, output: Output) -> bool:
-    before = len(answer.ids) - len(output.tokens)
-    due = before // STOP_CHECK_INTERVAL != len(answer.ids) // STOP_CHECK_INTERVAL
-    return due and prompt_formatter.cut(answer.ids) is not None
 
 
 def failure_kind(message: str) -> str:

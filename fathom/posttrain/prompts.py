@@ -8,9 +8,11 @@ from itertools import accumulate
 from typing import Any
 
 from fathom.chat import encode_chat
+from fathom.chat.output import StopStringChecker
 from fathom.errors import DataError
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import QUESTION_PLACEHOLDER, ChatPrompt, Prompting, TextPrompt
+from fathom.spec.sampling import StopChecker
 from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
@@ -82,19 +84,9 @@ class PromptFormatter:
             raise DataError(f"steps: one ends after {max(ends)} characters of an answer of {told[-1]}; mend the reward")
         return [max(0, bisect_left(told, end) - 1) for end in ends]
 
-    def cut(self, answer_ids: Sequence[int]) -> int | None:
-        """Return how many tokens reach to the end of the first stop string; None where there is none."""
-        if not self.stops or not self._stopped(answer_ids):
-            return None
-        low, high = 0, len(answer_ids)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._stopped(answer_ids[:middle]) else (middle + 1, high)
-        return low
-
-    def _stopped(self, answer_ids: Sequence[int]) -> bool:
-        text = self._tokenizer.decode(answer_ids, skip_special=False, continues=True)
-        return any(stop in text for stop in self.stops)
+    def stop_checker(self) -> StopChecker | None:
+        """Return what ends one answer at the prompt's stop strings; None where it has none."""
+        return StopStringChecker(self._tokenizer, self.stops) if self.stops else None
 
     @staticmethod
     def _text(prompting: TextPrompt, problem: Problem) -> str:

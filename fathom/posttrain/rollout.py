@@ -78,7 +78,11 @@ def sample_rollouts(
         )
         for index, copy in asked
     ]
-    completions = sampler.sample([prompts[index] for index, _ in asked], params)
+    completions = sampler.sample(
+        [prompts[index] for index, _ in asked],
+        params,
+        stop_checkers=[prompt_formatter.stop_checker() for _ in asked],
+    )
     return [
         _rollout(prompt_formatter, problems[index], first_group + index, prompts[index], completion)
         for (index, _), completion in zip(asked, completions, strict=True)
@@ -90,11 +94,7 @@ def _rollout(
     prompt_formatter: PromptFormatter, problem: Problem, group: int, prompt_ids: Sequence[int], completion: Completion
 ) -> Rollout:
     ids, logprobs = list(completion.token_ids), list(completion.logprobs)
-    finished = completion.finish_reason == "stop"
-    cut = prompt_formatter.cut(ids)
-    if cut is not None:
-        ids, logprobs, finished = ids[:cut], logprobs[:cut], True
-    elif completion.stop_token is not None:
+    if completion.stop_token is not None:
         ids.append(completion.stop_token.token_id)
         logprobs.append(completion.stop_token.logprob)
     routing = completion.routing
@@ -105,7 +105,7 @@ def _rollout(
         answer_ids=tuple(ids),
         logprobs=tuple(logprobs),
         text=prompt_formatter.read(ids),
-        finished=finished,
+        finished=completion.finish_reason == "stop",
         routing=routing if isinstance(routing, Tensor) else None,
     )
 
@@ -157,6 +157,6 @@ def _packed_column(rollouts: Sequence[Rollout], column: Sequence[Sequence[float]
 
 
 def _truncated_routing(rollout: Rollout) -> Tensor:
-    """Return the recorded experts of the tokens a trainer reads: a cut answer has fewer than were recorded."""
+    """Return the recorded experts of the tokens a trainer reads: all but the answer's last."""
     assert rollout.routing is not None
     return rollout.routing[: rollout.tokens]

@@ -99,13 +99,28 @@ class Completion:
     routing: object | None = field(default=None, repr=False, compare=False)
 
 
+class StopChecker(Protocol):
+    """Ends one answer by a rule of its caller, such as stop strings: a sampler knows token ids and no text."""
+
+    def append(self, token_id: int) -> bool:
+        """Take the answer's next token and return whether the answer ends with it."""
+        ...
+
+
 class Sampler(Protocol):
     """Anything that continues prompts: the engine, or a fake of twenty lines."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
-        """Continue each prompt; one completion each, in order."""
+        """Continue each prompt; one completion each, in order.
+
+        Where an answer has a stop checker, it ends with the token at which that says so, for the reason "stop".
+        """
         ...
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:

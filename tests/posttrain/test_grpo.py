@@ -18,7 +18,7 @@ from fathom.posttrain.online import minibatches
 from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rollout import Rollout
 from fathom.spec.posttrain import AdvantageSpec, KlPenalty, PolicyLoss
-from fathom.spec.sampling import Completion, SamplingParams
+from fathom.spec.sampling import Completion, SamplingParams, StopChecker
 from fathom.train.metrics import read_json_lines
 from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
@@ -231,9 +231,13 @@ class Liar:
         self._engine = trainer.sampler
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
-        told = self._engine.sample(prompts, params)
+        told = self._engine.sample(prompts, params, stop_checkers=stop_checkers)
         return [replace(each, logprobs=tuple(value - 0.25 for value in each.logprobs)) for each in told]
 
     def forget(self) -> None:

@@ -25,7 +25,7 @@ from fathom.posttrain.scoring import rollout_logprobs
 from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import DistillSpec, OnlineSpec, PolicySpec
-from fathom.spec.sampling import Completion, SamplingParams
+from fathom.spec.sampling import Completion, SamplingParams, StopChecker
 from fathom.tokenizer import Tokenizer
 from fathom.train.metrics import read_json_lines
 from tests.posttrain import test_distill
@@ -119,9 +119,13 @@ class Liar:
         self._engine, self._change = engine, change
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
-        drawn = self._engine.sample(prompts, params)  # type: ignore[attr-defined]
+        drawn = self._engine.sample(prompts, params, stop_checkers=stop_checkers)  # type: ignore[attr-defined]
         return [
             replace(
                 each, logprobs=tuple(self._change(index + place, value) for place, value in enumerate(each.logprobs))

@@ -21,7 +21,7 @@ from fathom.posttrain.rollout import Rollout
 from fathom.spec.posttrain import AdvantageSpec, KlPenalty, KlPlace, PolicyLoss
 from fathom.spec.rewards import AccuracyReward, StepsReward
 from fathom.spec.rollout import ChatPrompt, PolicySpec, Prompting, TextPrompt
-from fathom.spec.sampling import Completion, SamplingParams, TokenLogprob
+from fathom.spec.sampling import Completion, SamplingParams, StopChecker, TokenLogprob
 from fathom.tokenizer import Tokenizer
 from fathom.train.metrics import read_json_lines
 from fathom.train.state import Position
@@ -51,7 +51,11 @@ class Scripted:
         self._tokenizer, self._groups = tokenizer, list(groups)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
         texts = [text for group in self._groups[: len(prompts) // 4] for text in group]
         del self._groups[: len(prompts) // 4]

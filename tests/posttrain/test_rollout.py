@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ from fathom.errors import SpecError
 from fathom.model.build import build
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
-from fathom.posttrain.rollout import pack_rollouts, sample_rollouts
+from fathom.posttrain.rollout import Rollout, pack_rollouts, sample_rollouts
 from fathom.posttrain.scoring import rollout_logprobs
+from fathom.spec.engine import Drafting, EngineSpec
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import ChatPrompt, RolloutSpec, TextPrompt
-from fathom.spec.sampling import Completion, SamplingParams, TokenLogprob
+from fathom.spec.sampling import Completion, SamplingParams, StopChecker, TokenLogprob
 from fathom.spec.train import AdamWSpec, UpdateSpec
 from fathom.tokenizer import Tokenizer, special
 from tests.posttrain.conftest import DENSE, MODEL, Endless
@@ -39,20 +41,27 @@ class Scripted:
         self.seeds: list[int | None] = []
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
         assert not isinstance(params, SamplingParams)
         self.seeds += [each.seed for each in params]
-        ended = None if self.stop_token is None else TokenLogprob(self.stop_token, -0.5)
-        return [
-            Completion(
-                token_ids=self.answer,
-                logprobs=(-1.0,) * len(self.answer),
-                finish_reason="length" if ended is None else "stop",
-                stop_token=ended,
-            )
-            for _ in prompts
-        ]
+        return [self._completion(checker) for checker in stop_checkers or [None] * len(prompts)]
+
+    def _completion(self, checker: StopChecker | None) -> Completion:
+        answer, ended = self.answer, None if self.stop_token is None else TokenLogprob(self.stop_token, -0.5)
+        stops = [index for index, token in enumerate(answer) if checker is not None and checker.append(token)]
+        if stops:
+            answer, ended = answer[: stops[0] + 1], None
+        return Completion(
+            token_ids=answer,
+            logprobs=(-1.0,) * len(answer),
+            finish_reason="stop" if ended is not None or stops else "length",
+            stop_token=ended,
+        )
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
         raise NotImplementedError
@@ -108,6 +117,37 @@ def test_a_stop_string_cuts_an_answer_at_the_token_that_completes_it(tokenizer: 
     assert rollout.text == "3 </answer>"
     assert rollout.finished
     assert len(rollout.logprobs) == len(before)
+
+
+@pytest.mark.parametrize("drafting", ["none", "ngram"])
+def test_the_engine_ends_answers_at_stop_strings_as_cutting_them_afterwards_would(
+    tokenizer: Tokenizer, drafting: Drafting
+) -> None:
+    model = build(DENSE)
+    engine = Engine(model, spec=EngineSpec(record_routing=False, drafting=drafting, draft_tokens=3))
+    asked = RolloutSpec(questions=4, group_size=4, max_tokens=30)
+    problems = [problem("?"), problem("What is 1 + 2?"), problem("1"), problem("aaaa")]
+
+    def rollouts(*stops: str) -> list[Rollout]:
+        formatter = PromptFormatter(tokenizer, TextPrompt(text="{question}", stop=stops))
+        return sample_rollouts(engine, formatter, problems, asked, seed=3, context=64)
+
+    whole, before = rollouts(), engine.stats.generated_tokens
+    stops = tuple(re.findall(r"[!-~]{2}", rollout.text)[-1] for rollout in whole[::5])
+    stopped = rollouts(*stops)
+    for full, short in zip(whole, stopped, strict=True):
+        ends = [
+            count
+            for count in range(1, len(full.answer_ids) + 1)
+            if any(stop in tokenizer.decode(full.answer_ids[:count], skip_special=False) for stop in stops)
+        ]
+        count = ends[0] if ends else len(full.answer_ids)
+        assert short.answer_ids == full.answer_ids[:count]
+        assert short.logprobs == pytest.approx(full.logprobs[:count], abs=1e-4)
+        assert (short.finished, any(stop in short.text for stop in stops)) == (bool(ends), bool(ends))
+    assert sum(rollout.finished for rollout in stopped) >= 3
+    generated = engine.stats.generated_tokens - before
+    assert generated == sum(len(rollout.answer_ids) for rollout in stopped) < before
 
 
 def test_a_problem_that_leaves_no_room_is_left_out(tokenizer: Tokenizer) -> None:
@@ -179,11 +219,15 @@ class Recording:
         self.params: list[SamplingParams] = []
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
         assert not isinstance(params, SamplingParams)
         self.params += params
-        return self.engine.sample(prompts, params)
+        return self.engine.sample(prompts, params, stop_checkers=stop_checkers)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[int]:
         raise NotImplementedError

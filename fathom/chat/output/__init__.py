@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fathom.chat.output.answer import Channel, Delta, OutputParser
+from fathom.chat.output.stop_checker import StopStringChecker
 from fathom.chat.output.stops import StopStrings
 from fathom.chat.output.thinking import ReasoningParser
 from fathom.chat.output.tool_arguments import validate_arguments
@@ -13,6 +14,7 @@ __all__ = [
     "Delta",
     "OutputParser",
     "ReasoningParser",
+    "StopStringChecker",
     "StopStrings",
     "ToolCall",
     "ToolCallParser",

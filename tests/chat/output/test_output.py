@@ -10,7 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fathom.chat.output import Delta, OutputParser, ReasoningParser, StopStrings, ToolCall, ToolCallParser
+from fathom.chat.output import (
+    Delta,
+    OutputParser,
+    ReasoningParser,
+    StopStringChecker,
+    StopStrings,
+    ToolCall,
+    ToolCallParser,
+)
 from fathom.chat.output.tools import MARKERS
 from fathom.errors import SpecError
 from fathom.tokenizer import Tokenizer, special
@@ -305,3 +313,18 @@ def test_an_unfinished_character_is_shown_as_such_at_the_end(tokenizer: Tokenize
     ids = tokenizer.encode("\U0001f600")
     assert len(ids) == 4
     assert joined([d for i in ids[:2] for d in parser.push_token(i)] + parser.flush()) == [("content", "\ufffd")]
+
+
+@pytest.mark.parametrize("stops", [("</answer>",), ("er>", "é"), ("<|", "🙂", "zz"), (" ",)])
+def test_a_stop_checker_ends_at_the_token_that_completes_a_stop_string(
+    tokenizer: Tokenizer, stops: tuple[str, ...]
+) -> None:
+    text = "so it is</answ</answer> né 🙂 zz and on"
+    ids = [*tokenizer.encode(text), tokenizer.eos_id, *tokenizer.encode(text)]
+    checker, found = StopStringChecker(tokenizer, stops), None
+    for count, token in enumerate(ids, start=1):
+        if checker.append(token) and found is None:
+            found = count
+    decoded = [tokenizer.decode(ids[:count], skip_special=False, continues=True) for count in range(len(ids) + 1)]
+    expected = [count for count, part in enumerate(decoded) if any(stop in part for stop in stops)]
+    assert found == expected[0]
