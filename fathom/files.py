@@ -152,7 +152,7 @@ def file_sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     return found.hexdigest()
 
 
-def sha256(content: bytes | str) -> str:
+def sha256(content: bytes | memoryview | str) -> str:
     """Return the SHA-256 of bytes, or of text as UTF-8, as hexadecimal digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 

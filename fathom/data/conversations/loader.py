@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fathom.data.conversations.loss_mask import Sample
+from fathom.data.conversations.encoded import EncodedSamples
 from fathom.data.conversations.pack import next_token_targets, pack_into_bins, pack_samples
 from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
@@ -33,10 +33,9 @@ class ConversationLoader:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], *, sequence_length: int, seed: int, packing: Packing = "masked"
+        self, samples: EncodedSamples, *, sequence_length: int, seed: int, packing: Packing = "masked"
     ) -> None:
-        self._tokens = [np.array(sample.tokens, dtype=np.int64) for sample in samples]
-        self._learned = [np.array(sample.learned, dtype=np.bool_) for sample in samples]
+        self._tokens, self._learned = samples.tokens, samples.learned
         _check(self._tokens, self._learned, sequence_length)
         self._length, self._seed, self._packing = sequence_length, seed, packing
         self._lengths = [len(tokens) - 1 for tokens in self._tokens]

@@ -60,6 +60,25 @@ class ConversationReport:
         if len(kept) < MAX_EXAMPLES:
             kept.append(problem)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON, in the order that problems came."""
+        examples = {reason: [[p.place, p.sentence] for p in kept] for reason, kept in self.examples.items()}
+        return {
+            "used": self.used,
+            "left_out": self.left_out,
+            "problems": dict(self.problems),
+            "examples": examples,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ConversationReport:
+        """Return the report that ``to_json`` gave."""
+        examples = {
+            reason: [ConversationProblem(reason, place, sentence) for place, sentence in kept]
+            for reason, kept in stored["examples"].items()
+        }
+        return cls(stored["used"], stored["left_out"], Counter(stored["problems"]), examples)
+
     @property
     def read(self) -> int:
         """Conversations that were used or had a problem."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from fathom.checkpoint.tensor_cache import cached_tensors
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import DataError
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.steps.epoch_training import cache_key, cached_tensors, log_report, train_epochs
+from fathom.pipeline.steps.epoch_training import cache_key, log_report, train_epochs
 from fathom.posttrain.preferences import (
     GroupLoader,
     PreferenceObjective,

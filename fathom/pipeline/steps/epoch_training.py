@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from fathom.checkpoint import store
-from fathom.checkpoint.tensorfile import write_tensors
 from fathom.data.conversations.read import ConversationReport
 from fathom.errors import SpecError
 from fathom.files import sha256
@@ -78,22 +73,6 @@ def stage_spec(step: EpochsStep, tokens_per_epoch: int) -> TrainSpec:
         )
     shared: dict[str, Any] = {field.name: getattr(train, field.name) for field in dataclasses.fields(UpdateSpec)}
     return TrainSpec(**shared, sequence_length=train.sequence_length, total_tokens=total, batch=train.batch)
-
-
-def cached_tensors(path: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return tensors that are computed once for a step and kept in its directory, so that a resume finds them.
-
-    ``key`` says what they were computed from; a file of another key is computed anew.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        pass
-    tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-    write_tensors(path, tensors, metadata={"key": key})
-    return tensors
 
 
 def cache_key(step: EpochsStep, context: StepContext, *parts: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fathom.checkpoint.tensor_cache import cached_tensors
 from fathom.data.conversations.read import ConversationProblem, ConversationReport
 from fathom.errors import DataError
 from fathom.evals.accuracy import Accuracy
@@ -18,7 +19,7 @@ from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.reward_models import REWARD_FILE
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.dpo import ANSWERS
-from fathom.pipeline.steps.epoch_training import cache_key, cached_tensors, log_lines, log_report, train_epochs
+from fathom.pipeline.steps.epoch_training import cache_key, log_lines, log_report, train_epochs
 from fathom.posttrain.preferences import (
     GroupLoader,
     JudgedAnswer,

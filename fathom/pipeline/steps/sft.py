@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
+import fathom
+from fathom.checkpoint.tensor_cache import cached_tensors
+from fathom.data.conversations.encoded import EncodedSamples
 from fathom.data.conversations.loader import ConversationLoader
 from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.read import (
@@ -18,7 +25,7 @@ from fathom.data.conversations.read import (
 from fathom.data.conversations.templated import REASONING, normalize_messages
 from fathom.data.problems import open_problems
 from fathom.errors import DataError
-from fathom.files import write_json
+from fathom.files import file_sha256, sha256, write_json
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.epoch_training import log_report, train_epochs
@@ -31,7 +38,8 @@ from fathom.spec.alignment import (
     SftStep,
     WorkedProblems,
 )
-from fathom.spec.problem import Problem
+from fathom.spec.mapping import to_mapping
+from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.rollout import QUESTION_PLACEHOLDER, ChatPrompt, TextPrompt
 from fathom.tokenizer import Tokenizer, special
 
@@ -43,16 +51,16 @@ def run(step: SftStep, context: StepContext) -> None:
     """Train in ``context.path(step)``, from the latest checkpoint there if there is one.
 
     ``data.json`` beside the checkpoints says, source by source, how many conversations are learned, and why others are
-    not.
+    not. The encoded samples of each source are kept beside it, so that a resume does not encode them again.
     """
     start = trained_model(context, step)
-    samples: list[Sample] = []
+    samples = EncodedSamples()
     counts = []
-    for source in step.data:
-        found, report = read_source(source, step, context, start.tokenizer)
+    for index, source in enumerate(step.data):
+        found, report = _cached_source(index, source, step, context, start.tokenizer)
         log_report(context, _name(source), report, "conversations")
         repeat = 1 if isinstance(source, WorkedProblems) else source.repeat
-        samples += found * repeat
+        samples.extend(found, repeat)
         counts.append(
             {"source": _name(source), "used": report.used, "repeat": repeat, "left_out": dict(report.problems)}
         )
@@ -62,6 +70,57 @@ def run(step: SftStep, context: StepContext) -> None:
     document = {"samples": loader.samples, "tokens": loader.tokens_per_epoch, "learned": loader.learned_per_epoch}
     write_json(context.path(step) / DATA, document | {"sources": counts})
     train_epochs(step, context, start, loader)
+
+
+def _cached_source(
+    index: int, source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
+) -> tuple[EncodedSamples, ConversationReport]:
+    """Return what ``read_source`` does, from the step's directory unless anything it depends on has changed."""
+
+    def encode() -> dict[str, torch.Tensor]:
+        samples, report = read_source(source, step, context, tokenizer)
+        text = json.dumps(report.to_json()).encode()
+        return EncodedSamples.of(samples).tensors() | {"report": torch.tensor(list(text), dtype=torch.uint8)}
+
+    found = cached_tensors(
+        context.path(step) / f"samples-{index}.safetensors", _source_key(source, step, context, tokenizer), encode
+    )
+    report = ConversationReport.from_json(json.loads(bytes(found["report"].tolist())))
+    return EncodedSamples.from_tensors(found), report
+
+
+def _source_key(source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer) -> str:
+    """Return a digest of what a source's samples depend on: its data, tokenizer, template, settings and this code."""
+    path: Path | None = None
+    generator = ""
+    match source:
+        case ConversationFile():
+            path = context.plan.base / source.path
+        case KeptAnswers():
+            path = context.path(named_step(context.recipe, step, source.step, AnswersStep, "data.step")) / CONVERSATIONS
+        case WorkedProblems(problems=FileProblems() as problems):
+            path = context.plan.base / problems.path
+        case WorkedProblems(problems=GymProblems()):
+            generator = _installed("reasoning-gym")
+    settings = [to_mapping(part) for part in (source, step.prompt)]
+    parts = [
+        *settings,
+        step.train.sequence_length,
+        step.train.learn,
+        tokenizer.fingerprint,
+        dict(tokenizer.config),
+        file_sha256(path) if path is not None and path.is_file() else None,
+        generator,
+        fathom.__version__,
+    ]
+    return sha256(json.dumps(parts, sort_keys=True))
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # opening its problems says so
+        return ""
 
 
 def read_source(

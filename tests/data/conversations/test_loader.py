@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.data.conversations import ConversationLoader, Sample
+from fathom.data.conversations.encoded import EncodedSamples
 from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
 from fathom.errors import DataError
@@ -30,7 +31,7 @@ def made(count: int = 23, seed: int = 1) -> list[Sample]:
 
 
 def loader(samples: list[Sample] | None = None, **settings: Any) -> ConversationLoader:
-    return ConversationLoader(samples or made(), **{"sequence_length": 12, "seed": 3} | settings)
+    return ConversationLoader(EncodedSamples.of(samples or made()), **{"sequence_length": 12, "seed": 3} | settings)
 
 
 def parts(batch: PackedBatch | TokenBatch) -> list[tuple[int, int]]:
@@ -190,4 +191,4 @@ def test_states_of_other_samples_or_settings_are_refused_by_name(packing: Any) -
 )
 def test_samples_that_fit_no_sequence_are_refused(samples: list[Sample], length: int, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        ConversationLoader(samples, sequence_length=length, seed=1)
+        ConversationLoader(EncodedSamples.of(samples), sequence_length=length, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,16 @@ from fathom.data.conversations import loss_mask as mask
 from fathom.data.conversations.read import Conversation, ConversationReport
 from fathom.errors import DataError, Interrupted, SpecError
 from fathom.inference.run_record import read_json
-from fathom.pipeline.steps.sft import as_texts
+from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.steps.sft import _source_key, as_texts
 from fathom.posttrain.prompts import PromptFormatter
-from fathom.spec.alignment import AnswersStep, ConversationFile, KeptAnswers, SftStep, WorkedProblems
+from fathom.progress import NULL_PROGRESS
+from fathom.spec.alignment import AnswersStep, ConversationFile, KeptAnswers, OpenStep, SftStep, WorkedProblems
 from fathom.spec.problem import FileProblems, GymProblems, Problem
+from fathom.spec.recipe import Recipe
 from fathom.spec.rollout import ChatPrompt, TextPrompt
 from fathom.spec.train import BatchSpec
+from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
 
 Passes = Callable[..., Any]
@@ -91,6 +96,63 @@ def test_bad_conversations_are_told_and_the_run_goes_on(bench: Any, passes: Pass
     assert "talks.jsonl, line 2: is no JSON" in told
 
 
+def test_a_resume_opens_the_samples_that_were_encoded(
+    bench: Any, passes: Passes, same: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder is called again only when the cache is damaged, and the reports are those of the first start."""
+    encoded: list[Any] = []
+    encode = fathom.pipeline.steps.sft.encode_conversations  # type: ignore[attr-defined]
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        encoded.append(arguments)
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr("fathom.pipeline.steps.sft.encode_conversations", counted)
+    path = bench.write("talks.jsonl", [*(talk(*each) for each in zip(ASKED, ANSWERS, strict=True)), "{", "{"])
+    worked = WorkedProblems(problems=worked_file(bench), count=3)
+    train = passes(20, sequence_length=64)
+    step = SftStep(train=train, data=(ConversationFile(path=path, repeat=2), worked))
+    whole = bench.run("whole", step)
+    first_lines = [line for line in bench.watching.messages if "used" in line or "malformed" in line]
+    assert len(encoded) == 2
+    with pytest.raises(Interrupted):
+        bench.run("cut", step, stop_at=8)
+    assert len(encoded) == 4
+    written = (bench.base / "cut" / "sft" / "data.json").read_bytes()
+    with pytest.raises(Interrupted):
+        bench.run("cut", step, resume=True, stop_at=12)
+    assert len(encoded) == 4
+    assert [line for line in bench.watching.messages if "used" in line or "malformed" in line] == first_lines
+    assert (bench.base / "cut" / "sft" / "data.json").read_bytes() == written
+    damaged = bench.base / "cut" / "sft" / "samples-0.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    bench.run("cut", step, resume=True)
+    assert len(encoded) == 5
+    assert same(whole / "sft", bench.base / "cut" / "sft")
+
+
+@pytest.mark.parametrize("change", ["data", "tokenizer", "settings", "nothing"])
+def test_samples_are_encoded_anew_when_what_they_depend_on_changes(bench: Any, passes: Passes, change: str) -> None:
+    path = bench.write("talks.jsonl", [talk(*each) for each in zip(ASKED, ANSWERS, strict=True)])
+    source = ConversationFile(path=path)
+    step = SftStep(train=passes(1, sequence_length=64), data=(source,))
+    tokenizer = bench.tokenizer
+    recipe = Recipe(name="bench", steps=(OpenStep(model=str(bench.published)), step))
+    plan = RunPlan(recipe=recipe, manifests={}, base=bench.base)
+    context = StepContext(plan=plan, directory=bench.base, cache_dir=bench.base, device="cpu", progress=NULL_PROGRESS)
+    before = _source_key(source, step, context, tokenizer)
+    match change:
+        case "data":
+            bench.write("talks.jsonl", [talk("two?", "It is.")])
+        case "tokenizer":
+            tokenizer = train_bpe(["another text, another vocabulary"] * 9, vocab_size=300)
+        case "settings":
+            step = dataclasses.replace(step, train=passes(1, sequence_length=65))
+    assert (_source_key(source, step, context, tokenizer) == before) == (change == "nothing")
+
+
 def test_nothing_to_learn_or_too_little_is_refused(bench: Any, passes: Passes) -> None:
     with pytest.raises(DataError, match="none of 1 can be used"):
         bench.run("a", SftStep(train=passes(1), data=(ConversationFile(path=bench.write("bad.jsonl", ["{"])),)))
@@ -122,7 +184,9 @@ def test_worked_problems_are_asked_as_they_will_be(
     loader = fathom.pipeline.steps.sft.ConversationLoader  # type: ignore[attr-defined]
     monkeypatch.setattr(
         "fathom.pipeline.steps.sft.ConversationLoader",
-        lambda samples, **options: seen.extend(samples) or loader(samples, **options),
+        lambda samples, **options: (
+            seen.extend(zip(samples.tokens, samples.learned, strict=True)) or loader(samples, **options)
+        ),
     )
     source = WorkedProblems(problems=worked_file(bench), count=4)
     step = SftStep(
@@ -134,16 +198,16 @@ def test_worked_problems_are_asked_as_they_will_be(
     (counted,) = read_json(out / "sft" / "data.json")["sources"]
     assert counted == {"source": "sums", "used": 3, "repeat": 1, "left_out": {"nothing_learned": 1}}
     prompt_formatter = PromptFormatter(bench.tokenizer, prompting)
-    for number, sample in enumerate(seen, start=1):
+    for number, (tokens, learned) in enumerate(seen, start=1):
         prompt = prompt_formatter.encode(Problem(id="1", task="sums", question=ASKED[number], answer=""))
-        assert sample.tokens[: len(prompt)] == prompt
-        written = [token for token, on in zip(sample.tokens, sample.learned, strict=True) if on]
+        assert tokens[: len(prompt)].tolist() == prompt
+        written = tokens[learned].tolist()
         text = bench.tokenizer.decode(written, skip_special=False)
         spelled = bench.tokenizer.id_to_token(bench.tokenizer.eos_id)
         worked = f"count on from {number}: {number + 3}"
         if isinstance(prompting, TextPrompt):
             assert text == f" <think> {worked} </think> <answer> {number + 3} </answer>{spelled}"
-            assert sample.tokens == prompt + written
+            assert tokens.tolist() == prompt + written
             assert not set(written[:-1]) & bench.tokenizer.special_ids
         else:
             assert text == f"<think>\n{worked}\n</think>\n\n{number + 3}{spelled}"
