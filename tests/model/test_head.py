@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+import fathom
 from fathom.kernels import linear_cross_entropy
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
@@ -88,3 +91,14 @@ def test_losses_of_a_sharded_model_read_the_gathered_projection(
         assert torch.equal(found[name], gradient), name
     with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
         torch.nn.functional.linear(torch.randn(2, 32), model.lm_head.weight_VD)
+
+
+def test_nothing_but_initialisation_and_quantization_looks_inside_the_head() -> None:
+    """Whatever trains or scores calls the head: an attribute of it would be a shard, or freed, under FSDP."""
+    package = Path(fathom.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(".lm_head"):
+                found.add((path.relative_to(package).as_posix(), node.attr))
+    assert found == {("model/quantize.py", "weight_VD"), ("posttrain/reward_model.py", "weight_VD")}

@@ -98,29 +98,30 @@ class SamAttention(nn.Module):
 
     The score of a query and a key is q k / sqrt(K) + q r[row distance] + q c[column distance]; ``rel_pos_h`` holds r
     and ``rel_pos_w`` c for the distances -(size - 1) to size - 1. ``qkv`` is (3D, D), queries first.
+    The number of heads is that of the weights: a shard of them along the heads attends with its own.
     """
 
     def __init__(self, spec: SamSpec, size: int) -> None:
         super().__init__()
-        self.heads, self.size = spec.num_attention_heads, size
+        self.head_dim, self.size = spec.hidden_size // spec.num_attention_heads, size
         width = spec.hidden_size
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.relative = spec.use_rel_pos
         if self.relative:
-            self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, width // self.heads))
-            self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, width // self.heads))
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, self.head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, self.head_dim))
 
     def forward(self, x_XHWD: Tensor) -> Tensor:
         """Map squares (X, H, W, D) to squares (X, H, W, D)."""
-        squares, rows, columns, width = x_XHWD.shape
-        split = self.qkv(x_XHWD).view(squares, rows * columns, 3, self.heads, width // self.heads)
+        squares, rows, columns, _ = x_XHWD.shape
+        split = self.qkv(x_XHWD).view(squares, rows * columns, 3, -1, self.head_dim)
         q_XAQK, k_XASK, v_XASK = split.permute(2, 0, 3, 1, 4)
         if self.relative:
             seen_XAQK = self._attend_relatively(q_XAQK, k_XASK, v_XASK)
         else:
             seen_XAQK = F.scaled_dot_product_attention(q_XAQK, k_XASK, v_XASK)
-        out_XHWD: Tensor = self.proj(seen_XAQK.transpose(1, 2).reshape(squares, rows, columns, width))
+        out_XHWD: Tensor = self.proj(seen_XAQK.transpose(1, 2).reshape(squares, rows, columns, -1))
         return out_XHWD
 
     def _attend_relatively(self, q_XAQK: Tensor, k_XASK: Tensor, v_XASK: Tensor) -> Tensor:

@@ -51,21 +51,24 @@ class SiglipLayer(nn.Module):
 
 
 class SiglipAttention(nn.Module):
-    """Every patch attends to every patch; ``qkv_proj`` is (3D, D), queries first."""
+    """Every patch attends to every patch; ``qkv_proj`` is (3D, D), queries first.
+
+    The number of heads is that of the weights: a shard of them along the heads attends with its own.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_dim = width // heads
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_IND: Tensor) -> Tensor:
         """Map (I, N, D) to (I, N, D)."""
-        images, patches, width = x_IND.shape
-        split = self.qkv_proj(x_IND).view(images, patches, 3, self.heads, width // self.heads)
+        images, patches, _ = x_IND.shape
+        split = self.qkv_proj(x_IND).view(images, patches, 3, -1, self.head_dim)
         q_IHNK, k_IHNK, v_IHNK = split.permute(2, 0, 3, 1, 4)
         seen_IHNK = F.scaled_dot_product_attention(q_IHNK, k_IHNK, v_IHNK)
-        out_IND: Tensor = self.out_proj(seen_IHNK.transpose(1, 2).reshape(images, patches, width))
+        out_IND: Tensor = self.out_proj(seen_IHNK.transpose(1, 2).flatten(2))
         return out_IND
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fathom.errors import SpecError
@@ -16,6 +17,7 @@ from fathom.model import StaticCache, build
 from fathom.model.vision import ImageBatch
 from fathom.model.vision import sam as sam_module
 from fathom.model.vision.sam import SamAttention, SamTower, join_windows, split_windows
+from fathom.model.vision.siglip import SiglipAttention
 from fathom.spec import GroupedQueryAttention, ModelSpec, SamSpec, SiglipSpec, VisionSpec
 
 LOW = SiglipSpec(
@@ -73,8 +75,8 @@ def test_windows_tile_the_image_and_pad_below_and_right(rows: int, columns: int,
 def naive_attention(layer: SamAttention, x_XHWD: Tensor) -> Tensor:
     """One query and one head at a time, from the formula."""
     squares, size, _, width = x_XHWD.shape
-    heads = layer.heads
-    k = width // heads
+    k = layer.head_dim
+    heads = width // k
     out = torch.zeros_like(x_XHWD)
     places = [(r, c) for r in range(size) for c in range(size)]
     for x in range(squares):
@@ -242,3 +244,29 @@ def test_features_that_do_not_fit_the_text_are_refused_before_the_cache_moves(
 def test_towers_that_cannot_be_built_are_refused(change: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         change()
+
+
+def shard_of(attention: Any, names: tuple[str, str], part: slice) -> Any:
+    """A copy with some heads only: rows of queries, keys and values, columns of the output; the first has its bias."""
+    shard, width = copy.deepcopy(attention), attention.head_dim
+    columns = slice(part.start * width, part.stop * width)
+    qkv, out = (shard.get_submodule(name) for name in names)
+    dim = out.weight.shape[0]
+    qkv.weight = nn.Parameter(qkv.weight.view(3, dim, dim)[:, columns].flatten(0, 1))
+    qkv.bias = nn.Parameter(qkv.bias.view(3, dim)[:, columns].flatten())
+    out.weight = nn.Parameter(out.weight[:, columns])
+    out.bias = nn.Parameter(out.bias if part.start == 0 else torch.zeros_like(out.bias))
+    return shard
+
+
+@pytest.mark.parametrize("tower", ["siglip", "sam"])
+def test_shards_of_the_heads_add_up_to_the_whole_attention(tower: str) -> None:
+    if tower == "siglip":
+        attention, names, x = SiglipAttention(12, 4), ("qkv_proj", "out_proj"), noise(2, 9, 12)
+    else:
+        attention, names, x = SamAttention(replace(HIGH, num_attention_heads=4), 3), ("qkv", "proj"), noise(2, 3, 3, 8)
+    with torch.no_grad():
+        for index, parameter in enumerate(attention.parameters()):
+            parameter.copy_(noise(*parameter.shape, seed=index))
+        parts = [shard_of(attention, names, part)(x) for part in (slice(0, 1), slice(1, 4))]
+        torch.testing.assert_close(sum(parts), attention(x))
