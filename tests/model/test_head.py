@@ -70,7 +70,7 @@ def sharded(model: Decoder, mesh: Any) -> Decoder:
 def losses_and_gradients(model: Decoder) -> tuple[Tensor, dict[str, Tensor]]:
     output = model(TOKENS[:, :-1], mtp=True)
     main = partial(language_model_loss, targets_BT=TOKENS[:, 1:], chunk_tokens=4)
-    further = partial(mtp_loss, tokens_BT1=TOKENS, weight=0.3, chunk_tokens=4)
+    further = partial(mtp_loss, targets_BT=TOKENS[:, 1:], weight=0.3, chunk_tokens=4)
     losses = torch.stack((model.apply_head(output.hidden_BTD, main)[0], model.apply_head(output.mtp_hidden, further)))
     losses.sum().backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
