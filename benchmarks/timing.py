@@ -21,7 +21,11 @@ class Backend:
 
 
 def interleave(
-    contestants: Mapping[str, Backend | Callable[[], None]], *, rounds: int, warmup: int = 1
+    contestants: Mapping[str, Backend | Callable[[], None]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the seconds of each call, by contestant; A B A B ..., warm-up rounds not counted."""
     named = {name: one if isinstance(one, Backend) else Backend(one) for name, one in contestants.items()}
@@ -29,10 +33,10 @@ def interleave(
     for turn in range(warmup + rounds):
         for name, contestant in named.items():
             contestant.prepare()
-            start = time.perf_counter()
+            start = clock()
             contestant.run()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from fathom.kernels.attention import attention
+from fathom.kernels.attention import attention, attention_with_lse, merge_attention
 from fathom.kernels.bits import pack_11, unpack_11
 from fathom.kernels.cross_entropy import linear_cross_entropy, linear_token_loss, mean_linear_cross_entropy
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
@@ -19,6 +19,7 @@ from fathom.kernels.shared_prefix import shared_prefix_attention
 
 __all__ = [
     "attention",
+    "attention_with_lse",
     "fp8_block_linear",
     "grouped_swiglu",
     "linear",
@@ -26,6 +27,7 @@ __all__ = [
     "linear_entropy",
     "linear_token_loss",
     "mean_linear_cross_entropy",
+    "merge_attention",
     "pack_11",
     "quantized_grouped_swiglu",
     "quantized_linear",

@@ -1,12 +1,16 @@
 """Softmax attention through PyTorch's fused kernels, in the shapes they are fast in.
 
-Dimensions: B batch, T queries, S keys, H heads, G key-value heads, K query and key width, V value width.
+Dimensions: B batch, T queries, S keys, H heads, G key-value heads, J = H / G, K query and key width, V value width.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fathom.kernels import reference
+from fathom.kernels.elementwise import needs_grad
 
 
 def attention(
@@ -14,15 +18,19 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v, each key-value head serving H / G query heads; returns (B, H, T, V).
 
-    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to t. On a CPU the fused kernel
-    wants keys and values of one width, so narrower values are padded with zeros: the scores never exist as a whole.
-    One query per head reads every key once for its whole group instead of a copy for every head.
+    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to S - T + t: the queries are the
+    last of the keys. On a CPU the fused kernel wants keys and values of one width, so narrower values are padded with
+    zeros: the scores never exist as a whole. One query per head reads every key once for its whole group instead of a
+    copy for every head.
     """
-    heads, kv_heads = q_BHTK.shape[1], k_BGSK.shape[1]
-    width, missing = v_BGSV.shape[-1], k_BGSK.shape[-1] - v_BGSV.shape[-1]
-    if q_BHTK.device.type == "cpu" and missing > 0:
-        v_BGSV = F.pad(v_BGSV, (0, missing))
-    if q_BHTK.shape[2] == 1 and heads != kv_heads:
+    heads, kv_heads, tokens, keys = q_BHTK.shape[1], k_BGSK.shape[1], q_BHTK.shape[2], k_BGSK.shape[2]
+    if causal and tokens < keys:
+        if _fused_lse(q_BHTK, k_BGSK, v_BGSV):
+            return _chunk_attention(q_BHTK, k_BGSK, v_BGSV, scale)
+        mask_B1TS = torch.ones(1, 1, tokens, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - tokens)
+        causal = False
+    width, v_BGSV = v_BGSV.shape[-1], _padded_values(k_BGSK, v_BGSV)
+    if tokens == 1 and heads != kv_heads:
         q_BGJK = q_BHTK.reshape(q_BHTK.shape[0], kv_heads, heads // kv_heads, -1)
         out_BGJV = F.scaled_dot_product_attention(q_BGJK, k_BGSK, v_BGSV, attn_mask=mask_B1TS, scale=scale)
         return out_BGJV.reshape(q_BHTK.shape[0], heads, 1, -1)[..., :width]
@@ -38,3 +46,68 @@ def attention(
         enable_gqa=kv_heads not in (1, heads),
     )
     return out_BHTV[..., :width]
+
+
+def attention_with_lse(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys, and the log-sum-exp of each query's scores, as ``merge_attention`` takes them.
+
+    Returns (B, H, T, V) and float32 (B, H, T). ``causal`` is for as many keys as queries. A query that the mask lets
+    see no key has output 0 and log-sum-exp -inf. Without a fused kernel that reports the log-sum-exp (on other devices
+    than a CPU, or where a gradient is needed), all scores of these keys exist at once.
+    """
+    if not _fused_lse(q_BHTK, k_BHSK, v_BHSV):
+        return reference.attention_with_lse(q_BHTK, k_BHSK, v_BHSV, mask_B1TS=mask_B1TS, causal=causal, scale=scale)
+    bias_B1TS = None
+    if mask_B1TS is not None:
+        bias_B1TS = torch.zeros_like(mask_B1TS, dtype=q_BHTK.dtype).masked_fill_(~mask_B1TS, float("-inf"))
+    out_BHTV, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_BHTK, k_BHSK, _padded_values(k_BHSK, v_BHSV), 0.0, causal, attn_mask=bias_B1TS, scale=scale
+    )
+    if mask_B1TS is not None:  # the kernel reports 0 for queries without a key
+        lse_BHT = lse_BHT.masked_fill(~mask_B1TS.any(-1), float("-inf"))
+    return out_BHTV[..., : v_BHSV.shape[-1]], lse_BHT
+
+
+def merge_attention(
+    out_BHTV: Tensor, lse_BHT: Tensor, other_BHTV: Tensor, other_lse_BHT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Merge the attention of the same queries over two disjoint sets of keys; returns output and log-sum-exp.
+
+    A softmax over two sets of keys is the mean of the softmaxes over each, weighed by the exponentials of their
+    log-sum-exps. Each query must see a key of the first set. The output is in the wider dtype of both and float32.
+    """
+    both_BHT = torch.logaddexp(lse_BHT, other_lse_BHT)
+    share_BHT1, other_share_BHT1 = (lse_BHT - both_BHT).exp_()[..., None], (other_lse_BHT - both_BHT).exp_()[..., None]
+    return (out_BHTV * share_BHT1).addcmul_(other_BHTV, other_share_BHT1), both_BHT
+
+
+def _chunk_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, scale: float) -> Tensor:
+    """Attend causally to the last T keys and without a mask to all before them, then merge: no (T, S) mask exists.
+
+    The heads of a group are rows of one query matrix over the earlier keys, which are not copied for every head.
+    """
+    batch, heads, tokens, _ = q_BHTK.shape
+    kv_heads, past = k_BGSK.shape[1], k_BGSK.shape[2] - tokens
+    own = (x[:, :, past:].repeat_interleave(heads // kv_heads, dim=1) for x in (k_BGSK, v_BGSV))
+    out_BHTV, lse_BHT = attention_with_lse(q_BHTK, *own, mask_B1TS=None, causal=True, scale=scale)
+    q_BGYK = q_BHTK.reshape(batch, kv_heads, heads // kv_heads * tokens, -1)
+    past_BGYV, past_lse_BGY = attention_with_lse(
+        q_BGYK, k_BGSK[:, :, :past], v_BGSV[:, :, :past], mask_B1TS=None, causal=False, scale=scale
+    )
+    merged_BHTV, _ = merge_attention(
+        out_BHTV, lse_BHT, past_BGYV.reshape(batch, heads, tokens, -1), past_lse_BGY.reshape(batch, heads, tokens)
+    )
+    return merged_BHTV.to(q_BHTK.dtype)
+
+
+def _padded_values(k_BGSK: Tensor, v_BGSV: Tensor) -> Tensor:
+    """Return values as wide as the keys, which the fused kernel for CPUs asks for."""
+    missing = k_BGSK.shape[-1] - v_BGSV.shape[-1]
+    return F.pad(v_BGSV, (0, missing)) if v_BGSV.device.type == "cpu" and missing > 0 else v_BGSV
+
+
+def _fused_lse(*inputs: Tensor) -> bool:
+    """Whether a fused kernel gives the log-sum-exp: on a CPU, where no gradient is needed."""
+    return inputs[0].device.type == "cpu" and not needs_grad(*inputs) and not torch.compiler.is_compiling()

@@ -49,17 +49,37 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, V).
 
-    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to t. All scores exist at once.
+    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to S - T + t: the queries are the
+    last of the keys. All scores exist at once.
     """
     group = q_BHTK.shape[1] // k_BGSK.shape[1]
     k_BHSK, v_BHSV = (x.repeat_interleave(group, dim=1) for x in (k_BGSK, v_BGSV))
+    return _scores(q_BHTK, k_BHSK, mask_B1TS, causal, scale).softmax(-1).to(v_BHSV.dtype) @ v_BHSV
+
+
+def attention_with_lse(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention, (B, H, T, V), and each query's log-sum-exp of its scaled scores, (B, H, T), float32 or wider.
+
+    A query that the mask lets see no key has output 0 and log-sum-exp -inf. All scores exist at once.
+    """
+    scores_BHTS = _scores(q_BHTK, k_BHSK, mask_B1TS, causal, scale)
+    lse_BHT = scores_BHTS.logsumexp(-1)
+    weights_BHTS = (scores_BHTS - lse_BHT[..., None].nan_to_num(neginf=0.0)).exp()
+    return weights_BHTS.to(v_BHSV.dtype) @ v_BHSV, lse_BHT
+
+
+def _scores(q_BHTK: Tensor, k_BHSK: Tensor, mask_B1TS: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """Scaled scores (B, H, T, S) in float32 or wider, -inf where a query may not look."""
     scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2) * scale).to(torch.promote_types(q_BHTK.dtype, torch.float32))
     if causal:
-        later_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTK.device).triu(1)
+        tokens, keys = scores_BHTS.shape[-2:]
+        later_TS = torch.ones(tokens, keys, dtype=torch.bool, device=q_BHTK.device).triu(keys - tokens + 1)
         scores_BHTS = scores_BHTS.masked_fill(later_TS, float("-inf"))
     if mask_B1TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
-    return scores_BHTS.softmax(-1).to(v_BHSV.dtype) @ v_BHSV
+    return scores_BHTS
 
 
 def shared_prefix_attention(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.attention import attention
+from fathom.kernels.attention import attention, merge_attention
 
 
 def shared_prefix_attention(
@@ -81,8 +81,7 @@ def _as_each(x_1HYK: Tensor, batch: int) -> Tensor:
 class _CascadeAttention(torch.autograd.Function):
     """Keeps the inputs, the output and each query's log-sum-exp over all its keys.
 
-    A softmax over two sets of keys is the mean of the softmaxes over each, weighed by the exponentials of their
-    log-sum-exps. The kernel's backward pass needs of the other keys no more than what they add to output and
+    The kernel's backward pass needs of the other keys no more than what they add to output and
     log-sum-exp, so it runs over each set alone.
     """
 
@@ -92,9 +91,8 @@ class _CascadeAttention(torch.autograd.Function):
         own, own_lse = fused(q, k, v, 0.0, True, scale=scale)
         first, first_lse = fused(_as_one(q), first_k, first_v, 0.0, False, scale=scale)
         first, first_lse = _as_each(first, len(q)), _as_each(first_lse[..., None], len(q))[..., 0]
-        lse = torch.logaddexp(own_lse, first_lse)
-        own_share, first_share = (own_lse - lse).exp_()[..., None], (first_lse - lse).exp_()[..., None]
-        out: Tensor = (own * own_share).addcmul_(first, first_share).to(q.dtype)
+        merged, lse = merge_attention(own, own_lse, first, first_lse)
+        out = merged.to(q.dtype)
         ctx.save_for_backward(q, k, v, first_k, first_v, out, lse)
         ctx.scale = scale
         return out

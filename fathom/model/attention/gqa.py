@@ -15,25 +15,31 @@ from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
 class GQA(nn.Module):
-    """Softmax attention in which H / G query heads share each key-value head."""
+    """Softmax attention in which H / G query heads share each key-value head.
+
+    Head counts come from the shapes of the weights: a module whose projections hold some of the key-value heads and
+    their query heads only (rows of ``q_proj``, ``k_proj`` and ``v_proj``, columns of ``o_proj``) computes their share
+    of the output.
+    """
 
     def __init__(self, spec: ModelSpec, attention: GroupedQueryAttention) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self.width = attention.head_dim
         self.scale = self.width**-0.5
         hidden, bias = spec.hidden_size, attention.qkv_bias
-        self.q_proj = Linear(hidden, self.heads * self.width, bias=bias)
-        self.k_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.v_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.o_proj = Linear(self.heads * self.width, hidden, bias=attention.out_bias)
+        heads_width, kv_heads_width = attention.num_heads * self.width, attention.num_kv_heads * self.width
+        self.q_proj = Linear(hidden, heads_width, bias=bias)
+        self.k_proj = Linear(hidden, kv_heads_width, bias=bias)
+        self.v_proj = Linear(hidden, kv_heads_width, bias=bias)
+        self.o_proj = Linear(heads_width, hidden, bias=attention.out_bias)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, store: LayerCache | None) -> Tensor:
         """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
-        q_BTHK = self.q_proj(x_BTD).view(batch, tokens, self.heads, self.width)
-        k_BTGK = self.k_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
-        v_BTGK = self.v_proj(x_BTD).view(batch, tokens, self.kv_heads, self.width)
+        q_BTHK = self.q_proj(x_BTD).view(batch, tokens, -1, self.width)
+        k_BTGK = self.k_proj(x_BTD).view(batch, tokens, -1, self.width)
+        v_BTGK = self.v_proj(x_BTD).view(batch, tokens, -1, self.width)
         q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
         k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
         if store is None:

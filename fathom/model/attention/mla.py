@@ -6,6 +6,8 @@ K = N + R, V v_head_dim. The cache holds C + R numbers per token: the normalised
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,19 @@ from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
 EXPANDED_COST_FACTOR = 1.4
 """What a multiply-add of the expanded form counts: it also copies what it makes (measured, benchmarks/mla_forms.py)."""
+
+TILED_COST_FACTOR = 1.1
+"""The same where keys and values are rebuilt in tiles, which stay in the processor's caches (measured there too)."""
+
+TILE_ROWS = 16_384
+"""Heads times cached tokens of which keys and values exist at once (measured: flat from 8,192 to 32,768)."""
+
+_LEAST_TILE = 256
+
+
+def tile_size(heads: int) -> int:
+    """Return the cached tokens whose keys and values are rebuilt at once."""
+    return max(_LEAST_TILE, TILE_ROWS // heads)
 
 
 def costs(shape: LatentAttention, tokens: int, keys: int) -> tuple[int, int]:
@@ -39,6 +54,16 @@ class MLA(nn.Module):
     Expanded, it rebuilds keys and values of every head and runs as MHA: cheapest where many queries meet (training,
     prefill). Absorbed, the up-projections move to the query and the output, and it runs as MQA over the latents
     themselves: cheapest where few queries meet a long cache (decoding). Both give the same numbers to rounding.
+
+    A prompt is read in chunks. Where a chunk follows more than two tiles of cached tokens, the expanded form rebuilds
+    their keys and values tile by tile and merges the attention over the tiles by log-sum-exp, so that memory does not
+    grow with the context: a layer of V2-Lite allocates at most 96 MiB in float32 for a chunk of 512 tokens, at 128K
+    tokens of context as at 8K. (Pages that lie apart are gathered first, into a buffer that all layers share: 288 MiB
+    at 128K.) The cost rule chooses the absorbed form, which rebuilds nothing, for chunks below about 190 tokens of
+    V2-Lite; a prompt of n tokens in larger chunks of T rebuilds n^2 / 2T latents.
+
+    Head counts come from the shapes of the weights: a module whose projections hold some of the heads only (rows of
+    ``q_proj`` or ``q_b_proj`` and ``kv_b_proj``, columns of ``o_proj``) computes their share of the output.
     """
 
     def __init__(self, spec: ModelSpec, attention: LatentAttention) -> None:
@@ -65,14 +90,14 @@ class MLA(nn.Module):
         shape = self.shape
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
-        q_BTHK = self._queries(x_BTD).view(batch, tokens, shape.num_heads, shape.qk_head_dim)
+        q_BTHK = self._queries(x_BTD).view(batch, tokens, -1, shape.qk_head_dim)
         q_nope_BTHN, q_rope_BTHR = q_BTHK.split_with_sizes([shape.qk_nope_head_dim, shape.qk_rope_head_dim], -1)
         latent_BTC, rope_key_BTR = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes(
             [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
         )
         latent_BTC = self.kv_a_layernorm(latent_BTC)
         rotated = kernels.rotate(torch.cat((q_rope_BTHR, rope_key_BTR[:, :, None]), 2), cos, sin, context.layout)
-        q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([shape.num_heads, 1], 2)
+        q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([q_BTHK.shape[2], 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
         if store is None:
             keys_values = self._keys_values(latent_BTC, rope_key_BTR)
@@ -91,38 +116,42 @@ class MLA(nn.Module):
         self, part: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
     ) -> Tensor:
         """Attend to cached latents in the cheaper form; returns (B, T, H V)."""
-        if self._absorbs(part.tokens, seen_B1SW.shape[2], form):
+        heads, tokens, keys = q_nope_BTHN.shape[2], part.tokens, seen_B1SW.shape[2]
+        tile = tile_size(heads)
+        tiled = keys - tokens > 2 * tile
+        if self._absorbs(tokens, keys, tiled, form):
             return self._absorbed(part, q_nope_BTHN, q_rope_BTHR, seen_B1SW)
         latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
             [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim], -1
         )
-        return self._expanded(part, q_nope_BTHN, q_rope_BTHR, latent_BSC, rope_key_BSR)
+        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
+        if tiled:
+            return self._tiled(part, q_BTHK, latent_BSC, rope_key_BSR, tile)
+        return self._expanded(part, q_BTHK, latent_BSC, rope_key_BSR)
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         if self.shape.q_lora_rank is None:
             return self.q_proj(x_BTD)  # type: ignore[no-any-return]
         return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))  # type: ignore[no-any-return]
 
-    def _absorbs(self, tokens: int, keys: int, form: LatentForm) -> bool:
+    def _absorbs(self, tokens: int, keys: int, tiled: bool, form: LatentForm) -> bool:
         """Choose the form that costs less."""
         if form != "auto":
             return form == "absorbed"
         expanded, absorbed = costs(self.shape, tokens, keys)
-        return absorbed < EXPANDED_COST_FACTOR * expanded
+        return absorbed < (TILED_COST_FACTOR if tiled else EXPANDED_COST_FACTOR) * expanded
 
     def _keys_values(self, latent_BSC: Tensor, rope_key_BSR: Tensor) -> tuple[Tensor, Tensor]:
         """Rebuild keys (B, S, H, K) and values (B, S, H, V) of every head."""
         shape = self.shape
         batch, keys, _ = latent_BSC.shape
-        kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, shape.num_heads, -1)
+        kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, -1, shape.qk_nope_head_dim + shape.v_head_dim)
         k_nope_BSHN, v_BSHV = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
-        rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, shape.num_heads, -1)
+        rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         return torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1), v_BSHV
 
-    def _expanded(
-        self, part: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor
-    ) -> Tensor:
-        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
+    def _expanded(self, part: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
+        """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H V)."""
         k_BSHK, v_BSHV = self._keys_values(latent_BSC, rope_key_BSR)
         out_BHTV = kernels.attention(
             q_BTHK.transpose(1, 2),
@@ -134,12 +163,27 @@ class MLA(nn.Module):
         )
         return out_BHTV.transpose(1, 2).flatten(2)
 
+    def _tiled(
+        self, part: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor, tile: int
+    ) -> Tensor:
+        """Run as MHA over one tile of rebuilt keys and values after another, merged by log-sum-exp."""
+        q_BHTK, merged = q_BTHK.transpose(1, 2), None
+        for keys, mask_B1TS, causal in _tiles(part, latent_BSC.shape[1], tile):
+            k_BSHK, v_BSHV = self._keys_values(latent_BSC[:, keys], rope_key_BSR[:, keys])
+            k_BHSK, v_BHSV = k_BSHK.transpose(1, 2), v_BSHV.transpose(1, 2)
+            found = kernels.attention_with_lse(
+                q_BHTK, k_BHSK, v_BHSV, mask_B1TS=mask_B1TS, causal=causal, scale=self.scale
+            )
+            merged = found if merged is None else kernels.merge_attention(*merged, *found)
+        assert merged is not None
+        return merged[0].to(q_BTHK.dtype).transpose(1, 2).flatten(2)
+
     def _absorbed(self, part: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
         """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
         rows = batch * tokens
-        up_HXC = self.kv_b_proj.weight.view(heads, -1, shape.kv_lora_rank)
+        up_HXC = self.kv_b_proj.weight.view(-1, shape.qk_nope_head_dim + shape.v_head_dim, shape.kv_lora_rank)
         key_up_HNC, value_up_HVC = up_HXC.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], 1)
         q_latent_HYC = torch.bmm(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1), key_up_HNC)
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
@@ -158,3 +202,18 @@ class MLA(nn.Module):
         mixed_HYC = mixed_BTHW[..., : shape.kv_lora_rank].reshape(rows, heads, -1).transpose(0, 1)
         out_HYV = torch.bmm(mixed_HYC, value_up_HVC.transpose(1, 2))
         return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)
+
+
+def _tiles(part: AttentionGroup, keys: int, tile: int) -> Iterator[tuple[slice, Tensor | None, bool]]:
+    """Cut the keys of a part into tiles: which keys, their mask, and whether they are causal.
+
+    Every query sees a key of the first tile: itself where there is no mask, else key 0.
+    """
+    past = keys
+    if part.mask_BTS is None:
+        past = keys - part.tokens if part.causal else keys
+        if part.causal:
+            yield slice(past, keys), None, True
+    for start in range(0, past, tile):
+        piece = slice(start, min(start + tile, past))
+        yield piece, None if part.mask_BTS is None else part.mask_BTS[:, None, :, piece], False

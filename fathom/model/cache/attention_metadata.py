@@ -13,12 +13,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+MAX_MASKED_KEYS = 2048
+"""Keys up to which a chunk of a prompt behind cached tokens attends in one call with a mask.
+
+Longer contexts are causal without one: the mask would grow with the context, and attention over the cached tokens is
+merged with that over the new ones by log-sum-exp.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
     """Sequences of a forward pass that attend in one call: each brings ``tokens`` new tokens and sees ``end`` keys.
 
-    ``mask_BTS`` is True where a query may look; None means everywhere, or everywhere up to itself when ``causal``.
+    ``mask_BTS`` is True where a query may look; None means everywhere, or everywhere up to itself when ``causal``: the
+    new tokens are the last of the keys.
     ``rows`` are the part's tokens where the pass has sequences of different lengths laid end to end, as (1, N); None
     where the part is the whole batch. ``beginning`` are the rows whose keys all of the part's sequences see before
     their own: the tokens they go on from. ``end`` and the mask count these keys first.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import ContextError
-from fathom.model.cache.attention_metadata import AttentionGroup, AttentionMetadata, attention_mask
+from fathom.model.cache.attention_metadata import MAX_MASKED_KEYS, AttentionGroup, AttentionMetadata, attention_mask
 from fathom.model.cache.pool import PagePool, Pages
 
 # Sequences of one length of step attend together while padding them wastes little and their keys stay this few.
@@ -127,7 +127,8 @@ class PagedStep:
         rows = slice(row, row + len(group) * tokens)
         alike = all(piece.end == group[0].end and piece.first == group[0].first for piece in group)
         windowed = self.window is not None and any(piece.end - self.window > piece.first for piece in group)
-        if alike and not windowed and (tokens == 1 or group[0].start == group[0].first + empty):
+        unmasked = tokens == 1 or group[0].start == group[0].first + empty or end - empty > MAX_MASKED_KEYS
+        if alike and not windowed and unmasked:
             return AttentionGroup(tokens, end - empty, None, causal=tokens > 1, rows=rows)
         keys_S = torch.arange(empty, end, device=self.device)
         queries_BT = torch.tensor([[piece.start] for piece in group], device=self.device)

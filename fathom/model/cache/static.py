@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import ContextError
-from fathom.model.cache.attention_metadata import AttentionGroup, AttentionMetadata, attention_mask
+from fathom.model.cache.attention_metadata import MAX_MASKED_KEYS, AttentionGroup, AttentionMetadata, attention_mask
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
@@ -178,7 +178,7 @@ class StaticCache:
         if isinstance(self.layers[0], SlidingWindowLayerCache):
             return self._rolling_span(positions_BT, starts_B1, start, longest)
         end = longest + tokens
-        if uniform and (tokens == 1 or longest == 0) and self.window is None:
+        if uniform and (tokens == 1 or longest == 0 or end > MAX_MASKED_KEYS) and self.window is None:
             return AttentionMetadata(positions_BT, (AttentionGroup(tokens, end, None, causal=tokens > 1),), start)
         keys_1S = torch.arange(end, device=device)[None]
         part = AttentionGroup(tokens, end, attention_mask(positions_BT, keys_1S, self.window), causal=False)
