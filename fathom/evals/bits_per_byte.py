@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fathom.errors import DataError, SpecError
 from fathom.model.decoder import Decoder
+from fathom.model.eval_mode import eval_mode
 
 LOGIT_ROWS = 1024
 """Rows of logits that exist at once."""
@@ -57,14 +58,11 @@ def bits_per_byte(
         raise DataError("text: too short to measure, fewer than two tokens; give more text")
     nats = 0.0
     device = model.embed_tokens.weight.device
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for windows_BT1, skipped in _batches(tokens_N, context, stride, batch_size):
             windows_BT1 = windows_BT1.to(device)
             hidden_BTD = model(windows_BT1[:, :-1]).hidden_BTD[:, skipped:]
             nats += _loss(model, hidden_BTD.flatten(0, 1), windows_BT1[:, 1 + skipped :].flatten())
-    model.train(was_training)
     return BitsPerByte(nats=nats, tokens=tokens_N.numel() - 1, text_bytes=text_bytes)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
+from fathom.model.eval_mode import eval_mode
 
 LOGIT_ROWS = 256
 """Rows of logits that exist at once."""
@@ -53,10 +54,8 @@ def score_questions(
     keys and values are copied. ``on_result`` hears the index and result of every question as it is done.
     """
     results = []
-    was_training = model.training
-    model.eval()
     contexts = [_truncate_context(model, question) for question in questions]
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         beginning = _shared_prefix_cache(model, questions, contexts)
         for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
             logprobs = _logprobs(model, question, context, beginning)
@@ -66,7 +65,6 @@ def score_questions(
             results.append(scored)
             if on_result is not None:
                 on_result(index, scored)
-    model.train(was_training)
     return results
 
 

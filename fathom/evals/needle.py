@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
 
 
@@ -97,9 +98,7 @@ def score_answers(
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         by_shape.setdefault((len(prompt), len(answer)), []).append(index)
     results: dict[int, AnswerScore] = {}
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for (prompt_tokens, answer_tokens), indices in sorted(by_shape.items()):
             size = max(1, batch_tokens // (prompt_tokens + answer_tokens))
             for start in range(0, len(indices), size):
@@ -108,7 +107,6 @@ def score_answers(
                 for index, answered in zip(batch, _score(model, rows, answer_tokens), strict=True):
                     results[index] = answered
                 progress.update(len(results), len(prompts), "prompts")
-    model.train(was_training)
     return [results[index] for index in range(len(prompts))]
 
 

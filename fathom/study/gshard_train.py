@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.families.moe_history import gshard_router, switch_router
+from fathom.model.eval_mode import eval_mode
 from fathom.model.moe import Routing
 from fathom.model.moe.balance import balance_loss, expert_counts, load_entropy, max_load, num_dropped_pairs
 from fathom.spec import BalanceSpec, MixtureOfExperts, RouterSpec
@@ -157,11 +158,9 @@ def _rate(sizes: StudyConfig, step: int) -> float:
 
 
 def _held_out_loss(model: EncoderDecoder, held_out: Batch) -> float:
-    model.eval()
-    with torch.no_grad():
-        loss = target_cross_entropy(model(held_out.source_BS, held_out.target_BT).logits_BTV, held_out.labels_BT).item()
-    model.train()
-    return loss
+    with eval_mode(model), torch.no_grad():
+        logits_BTV = model(held_out.source_BS, held_out.target_BT).logits_BTV
+        return target_cross_entropy(logits_BTV, held_out.labels_BT).item()
 
 
 def _measured(

@@ -16,6 +16,7 @@ import torch
 from fathom.data.packed import PackedBatch
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
+from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.train import TrainSpec
 from fathom.train.gradients import Gradients
@@ -131,12 +132,8 @@ class Trainer:
         every = self.spec.evaluate_every_steps
         if self._evaluate is None or every is None or step % every or stop.signal_name is not None:
             return None
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                return self._evaluate(self.model)
-        finally:
-            self.model.train()
+        with eval_mode(self.model), torch.no_grad():
+            return self._evaluate(self.model)
 
 
 class _Run:

@@ -282,6 +282,18 @@ def test_evaluation_joins_its_step_and_leaves_training_unchanged(
     assert_same_checkpoint(tmp_path / "a" / name, tmp_path / "b" / name)
 
 
+def test_an_evaluation_that_raises_leaves_the_model_in_training(
+    tmp_path: Path, make_trainer: MakeTrainer, train_spec: TrainSpec
+) -> None:
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        raise ValueError("no text")
+
+    trainer = make_trainer(tmp_path, train=replace(train_spec, evaluate_every_steps=5), evaluate=evaluate)
+    with pytest.raises(ValueError, match="no text"):
+        trainer.run()
+    assert trainer.model.training
+
+
 def test_a_full_disk_is_noted_between_and_fatal_at_the_end(tmp_path: Path, make_trainer: MakeTrainer) -> None:
     progress = RecordingProgress()
     (tmp_path / "checkpoints").touch()

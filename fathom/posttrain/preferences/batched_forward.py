@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fathom.model.decoder import Decoder
+from fathom.model.eval_mode import eval_mode
 from fathom.model.forward_options import PackedSequences
 
 PASS_TOKENS = 8192
@@ -24,17 +25,14 @@ def batched_hidden_states(
     A pass holds at most ``tokens`` tokens, or one longer sequence, and sequences of like length, so that they attend
     together. ``dtype`` is what products are computed in. The model is in evaluation mode until the iterator ends.
     """
-    device, training = model.embed_tokens.weight.device, model.training
-    model.eval()
-    try:
+    device = model.embed_tokens.weight.device
+    with eval_mode(model):
         for indices in _passes([len(sequence) for sequence in sequences], tokens):
             laid_1N = torch.cat([sequences[index] for index in indices]).to(device)[None]
             packed = PackedSequences(tuple(len(sequences[index]) for index in indices))
             with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                 hidden_ND = model(laid_1N, packed=packed).hidden_BTD[0]
             yield indices, hidden_ND
-    finally:
-        model.train(training)
 
 
 def _passes(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
