@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP server: text and messages in, text and calls out, over one engine."""
+"""OpenAI-compatible HTTP server over one engine: chat, completions, tool calls, metrics and a web page."""

@@ -1,4 +1,4 @@
-"""How many requests are in progress at once: the check and the count are one step of the event loop."""
+"""The limit on requests in progress; check and count are one step of the event loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fathom.serve.metrics import Metrics
 
 
 class RequestSlot:
-    """One request's place among those in progress; releasing it twice is the same as once."""
+    """One request's slot among those in progress; ``release`` is idempotent."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -17,7 +17,7 @@ class RequestSlot:
         metrics.begin()
 
     def release(self, *, answered: bool = False) -> None:
-        """Free the place. ``answered`` says that the engine worked on the request, which the pace is reckoned by."""
+        """Free the slot; ``answered`` says that the engine worked on it, for the estimate of Retry-After."""
         if self._held:
             self._held = False
             self._metrics.end(answered=answered)
@@ -32,10 +32,10 @@ class AdmissionControl:
         self._retry_after = retry_after
 
     def acquire(self) -> RequestSlot:
-        """Take a place; whoever takes one releases it, whatever happens.
+        """Take a slot, which the caller must release.
 
         Raises:
-            ApiError: 429, all places are taken.
+            ApiError: 429, all slots are taken.
         """
         in_progress = self._metrics.in_progress
         if in_progress >= self._limit:

@@ -1,4 +1,4 @@
-"""The application: routes, and what stands before them."""
+"""The FastAPI application: routes, middleware and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fathom.serve.errors import ApiError
 from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.openapi import describe
 from fathom.serve.http.page_files import page_router
-from fathom.serve.schemas import response_models as answers
+from fathom.serve.schemas import response_models as responses
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
@@ -42,15 +42,15 @@ _EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> FastAPI:
-    """Return the application over a started worker; ``app.state.service`` is what the routes work with.
+    """Return the application over a started worker; ``app.state.service`` is the state its routes share.
 
-    It needs one process: the engine's state is in it.
+    Run it in one process: the engine's state is in it.
     """
     service = Service(model, worker, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.bridge.attach(asyncio.get_running_loop())
+        service.engine_client.attach(asyncio.get_running_loop())
         yield
         service.executor.close()
 
@@ -64,12 +64,12 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
         redirect_slashes=False,
     )
     app.state.service = service
-    _add_answers(app, service)
-    _add_models(app, service)
-    _add_tokens(app, service)
-    _add_states(app, service)
+    _add_generation_routes(app, service)
+    _add_model_routes(app, service)
+    _add_tokenizer_routes(app, service)
+    _add_status_routes(app, service)
     app.include_router(page_router())
-    app.add_exception_handler(HTTPException, _http_fault)
+    app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
@@ -83,12 +83,12 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
     return app
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/chat/completions",
-        response_model=answers.ChatCompletionResponse,
+        response_model=responses.ChatCompletionResponse,
         responses={200: {"content": _EVENTS}},
-        tags=["answers"],
+        tags=["generation"],
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
@@ -96,71 +96,71 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/completions",
-        response_model=answers.CompletionResponse,
+        response_model=responses.CompletionResponse,
         responses={200: {"content": _EVENTS}},
-        tags=["answers"],
+        tags=["generation"],
     )
     async def completions(request: Request) -> Response:
-        """Continue texts, or fill a hole."""
+        """Complete texts, or fill in the middle."""
         return await create_completion(service, request)
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", response_model=answers.ModelList, tags=["models"])
+def _add_model_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", response_model=responses.ModelList, tags=["models"])
     async def models() -> Response:
-        """List what can be asked."""
+        """List the served models."""
         return JSONResponse({"object": "list", "data": [_model(service)]})
 
-    @app.get("/v1/models/{name:path}", response_model=answers.ModelCard, tags=["models"])
+    @app.get("/v1/models/{name:path}", response_model=responses.ModelCard, tags=["models"])
     async def model(name: str) -> Response:
         """Describe one model."""
         service.check_model(name)
         return JSONResponse(_model(service))
 
 
-def _add_tokens(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize", response_model=answers.TokenizeResponse, tags=["tokens"])
+def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", response_model=responses.TokenizeResponse, tags=["tokens"])
     async def to_tokens(request: Request) -> Response:
         """Return a text's tokens."""
         return JSONResponse(await tokenize(service, request))
 
-    @app.post("/detokenize", response_model=answers.DetokenizeResponse, tags=["tokens"])
+    @app.post("/detokenize", response_model=responses.DetokenizeResponse, tags=["tokens"])
     async def to_text(request: Request) -> Response:
         """Return tokens' text."""
         return JSONResponse(await detokenize(service, request))
 
-    @app.get("/tokenizer_info", response_model=answers.TokenizerInfo, tags=["tokens"])
+    @app.get("/tokenizer_info", response_model=responses.TokenizerInfo, tags=["tokens"])
     async def facts() -> Response:
-        """Say how prompts are made."""
+        """Describe the tokenizer and its chat template."""
         return JSONResponse(tokenizer_info(service))
 
 
-def _add_states(app: FastAPI, service: Service) -> None:
+def _add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get(
         "/health",
-        response_model=answers.HealthResponse,
-        responses={503: {"model": answers.HealthResponse}},
-        tags=["state"],
+        response_model=responses.HealthResponse,
+        responses={503: {"model": responses.HealthResponse}},
+        tags=["status"],
     )
     async def health() -> Response:
-        """Say whether the engine lives and makes progress; the status is the reason where it does not."""
+        """Report whether the engine is alive and makes progress; ``status`` is the reason where it is not."""
         fault = service.lifecycle.fault
         return JSONResponse({"status": fault or "ok"}, 503 if fault else 200)
 
     @app.get(
         "/ready",
-        response_model=answers.HealthResponse,
-        responses={503: {"model": answers.HealthResponse}},
-        tags=["state"],
+        response_model=responses.HealthResponse,
+        responses={503: {"model": responses.HealthResponse}},
+        tags=["status"],
     )
     async def ready() -> Response:
-        """Say whether requests are taken."""
+        """Report whether requests are accepted."""
         fault = "shutting down" if service.lifecycle.draining else service.lifecycle.fault
         return JSONResponse({"status": fault or "ready"}, 503 if fault else 200)
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["state"])
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["status"])
     async def metrics() -> Response:
-        """Return all counts as Prometheus reads them."""
+        """Return all metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -171,11 +171,11 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "fathom",
-        "max_model_len": service.context,
+        "max_model_len": service.max_model_len,
         "fathom": {
             "family": spec.family,
             "attention": spec.attention.label,
-            "context": service.context,
+            "context": service.max_model_len,
             "supports_images": spec.vision is not None,
             "can_chat": tokenizer.can_chat,
             "supports_reasoning": tokenizer.can_chat and "think" in tokenizer.chat_template,
@@ -186,8 +186,8 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-async def _http_fault(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses: no such route, or no such method."""
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Return the error of an unknown route or method in OpenAI's format."""
     assert isinstance(error, HTTPException)
     words = {
         404: f"{request.url.path[:80]}: there is no such route; see /openapi.json",

@@ -1,4 +1,4 @@
-"""Faults as OpenAI's clients read them: a status and ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in OpenAI's format: a status and ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TYPES: Mapping[int, str] = {
 
 
 class ApiError(FathomError):
-    """A request that is answered with an error.
+    """An error that is sent to the client.
 
-    ``param`` names the field at fault, ``code`` is a word for programs; ``retry_after`` is in seconds.
+    ``param`` names the field at fault, ``code`` is for programs to read; ``retry_after`` is in seconds.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class ApiError(FathomError):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
+        """The response's JSON."""
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
+        """The response's further headers."""
         given = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return given | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
 class ClientDisconnected(Exception):
-    """The client closed the connection; there is nobody to tell."""
+    """The client closed the connection before its response was complete."""
 
 
 def refuse(param: str, problem: str, remedy: str, *, code: str | None = None) -> ApiError:
@@ -60,7 +60,7 @@ def refuse(param: str, problem: str, remedy: str, *, code: str | None = None) ->
 
 
 def as_api_error(error: FathomError, *, retry_after: int) -> ApiError:
-    """Return the answer to what the layers below refuse; ``retry_after`` is the advice where they are busy."""
+    """Convert an error of the layers below; ``retry_after`` (seconds) is sent where the engine is full or draining."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFull):
@@ -83,7 +83,7 @@ def as_api_error(error: FathomError, *, retry_after: int) -> ApiError:
 
 
 def draining(retry_after: int) -> ApiError:
-    """Return the answer of a server that is shutting down."""
+    """Return the error of a server that is shutting down."""
     return ApiError(
         503,
         f"the server is shutting down and takes no new requests; try again in {retry_after} s",

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class PreprocessExecutor:
-    """A few threads for heavy work, with bounds on how much waits and how long it may take."""
+    """A thread pool with a limit on pending work and a timeout for each piece."""
 
     def __init__(self, *, threads: int, max_jobs: int, seconds: float) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fathom-serve")
@@ -25,7 +25,7 @@ class PreprocessExecutor:
         """Run ``work`` in a thread and return what it returns.
 
         Raises:
-            ApiError: too much is waiting already, or it took too long; then the thread finishes on its own.
+            ApiError: 429, ``max_jobs`` are pending; 400, it took over ``seconds`` (its thread then runs on to its end).
         """
         if self.pending >= self._max_jobs:
             raise ApiError(
@@ -42,10 +42,10 @@ class PreprocessExecutor:
             ) from None
 
     def close(self) -> None:
-        """Take no more work."""
+        """Shut the pool down; work that has not started is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, future: asyncio.Future[T]) -> None:
         self.pending -= 1
         if not future.cancelled():
-            future.exception()  # read, so that the work of a client that left is not reported as lost
+            future.exception()  # mark as retrieved: the client of this work may have left

@@ -1,4 +1,4 @@
-"""What a server counts, as Prometheus reads it; each server has a registry of its own."""
+"""Prometheus metrics of a server, in a registry of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_RETRY_SECONDS = 60
 
 
 class _EngineCollector(Collector):
-    """Reads the engine's own counts when they are asked for."""
+    """Collects the engine's counters at each scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
@@ -28,12 +28,12 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         for name, help_text, value in (
-            ("prompt_tokens", "Tokens of prompts, cached ones included.", stats.prompt_tokens),
-            ("cached_tokens", "Tokens of prompts that were found in the cache.", stats.cached_tokens),
-            ("generated_tokens", "Tokens drawn.", stats.generated_tokens),
-            ("preemptions", "Times a running request gave its pages to another.", stats.preemptions),
-            ("draft_tokens", "Tokens proposed ahead.", stats.drafted),
-            ("draft_accepted_tokens", "Tokens proposed ahead that were kept.", stats.accepted),
+            ("prompt_tokens", "Prompt tokens, cached ones included.", stats.prompt_tokens),
+            ("cached_tokens", "Prompt tokens found in the prefix cache.", stats.cached_tokens),
+            ("generated_tokens", "Generated tokens.", stats.generated_tokens),
+            ("preemptions", "Times a running request was preempted.", stats.preemptions),
+            ("draft_tokens", "Draft tokens of speculative decoding.", stats.drafted),
+            ("draft_accepted_tokens", "Draft tokens that were accepted.", stats.accepted),
             ("engine_steps", "Forward passes.", stats.steps),
         ):
             yield CounterMetricFamily(f"fathom_{name}", help_text, value=value)
@@ -42,13 +42,13 @@ class _EngineCollector(Collector):
             ("requests_waiting", "Requests in the queue.", stats.waiting),
             ("pages_total", "Pages of the cache.", stats.pages_total),
             ("pages_used", "Pages that running requests hold.", stats.pages_used),
-            ("pages_cached", "Pages kept for prompts that begin alike.", stats.pages_cached),
+            ("pages_cached", "Pages kept by the prefix cache, which no request holds.", stats.pages_cached),
         ):
             yield GaugeMetricFamily(f"fathom_{name}", help_text, value=value)
 
 
 class Metrics:
-    """Counts of one server. All methods are called on the event loop."""
+    """Metrics of one server. All methods are called on the event loop."""
 
     def __init__(self, stats: Callable[[], EngineStats], stalled_seconds: Callable[[], float] = lambda: 0.0) -> None:
         self.registry = CollectorRegistry()
@@ -59,18 +59,16 @@ class Metrics:
         )
         stalled.set_function(stalled_seconds)
         self.registry.register(_EngineCollector(stats))
-        self.requests = Counter(
-            "fathom_http_requests", "Requests answered.", ("route", "status"), registry=self.registry
-        )
-        self.first = Histogram(
+        self.requests = Counter("fathom_http_requests", "Responses sent.", ("route", "status"), registry=self.registry)
+        self.time_to_first_token = Histogram(
             "fathom_time_to_first_token_seconds",
-            "From a request's arrival to an answer's first token.",
+            "From a request's arrival to a choice's first token.",
             buckets=_TTFT_BUCKETS,
             registry=self.registry,
         )
-        self.between = Histogram(
+        self.inter_token_latency = Histogram(
             "fathom_time_per_token_seconds",
-            "Between the tokens of an answer, those sent together by their mean.",
+            "Between two tokens of a choice; the mean over tokens that arrive together.",
             buckets=_ITL_BUCKETS,
             registry=self.registry,
         )
@@ -79,7 +77,7 @@ class Metrics:
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def begin(self) -> None:
-        """Count a request that was taken."""
+        """Count a request that was admitted."""
         self.in_progress += 1
         self._gauge.set(self.in_progress)
 
@@ -91,12 +89,12 @@ class Metrics:
             self._ends.append(time.monotonic())
 
     def retry_after(self, waiting: int) -> int:
-        """Seconds until ``waiting`` requests are likely done, going by those that ended last; 1 to a minute."""
+        """Estimate the seconds until ``waiting`` requests are done from the latest completions; 1 to 60."""
         if len(self._ends) < 2:
             return 1
         elapsed = time.monotonic() - self._ends[0]
         return max(1, min(math.ceil(waiting * elapsed / len(self._ends)), MAX_RETRY_SECONDS))
 
     def text(self) -> bytes:
-        """Everything, as Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

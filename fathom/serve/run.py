@@ -1,4 +1,4 @@
-"""Running a server: listening, signals, and an end that lets answers finish."""
+"""Run a server: listening, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADER_SLACK = 4
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, but the first SIGTERM or SIGINT drains and leads to exit code 0, and the second ends at once."""
+    """Uvicorn, but the first SIGTERM or SIGINT drains and exits with 0, and the second kills the process."""
 
     def __init__(self, app: FastAPI) -> None:
         self.service: Service = app.state.service
@@ -40,14 +40,14 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal; on the second do what the signal does by itself."""
+        """Drain on the first signal; on the second restore the default handler and raise it again."""
         if self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, let answers finish while there is time, then end the rest with an error they are told."""
+        """Stop listening, let requests finish within ``drain_seconds``, then end the rest with an error."""
         service = self.service
         service.lifecycle.draining = True
         draining = asyncio.create_task(
@@ -58,10 +58,10 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, which is taken only once requests can be answered.
+    """Return a socket bound to an address; uvicorn listens on it once requests can be answered.
 
     Raises:
-        ResourceError: the address is in use, or is not this machine's.
+        ResourceError: the address is in use, or does not belong to this machine.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -81,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
 def run(app: FastAPI, bound: socket.socket, *, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until a signal comes. The worker must have been started; it is closed on the way out.
 
-    ``ready`` is called once requests are taken.
+    ``ready`` is called once requests are accepted.
     """
     server = Server(app)
 

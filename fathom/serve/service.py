@@ -1,4 +1,4 @@
-"""What the routes work with: one model, one engine, the threads beside it, and the counts."""
+"""State shared by all routes: the model, the engine client, preprocessing threads, limits and metrics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationJob:
-    """A request made ready: what the engine runs, and what reads each answer."""
+    """A preprocessed request: what the engine runs, and the builder of each choice."""
 
     requests: Sequence[Request]
     choices: Sequence[Choice]
@@ -48,7 +48,7 @@ class Service:
     def __init__(self, model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> None:
         self.model, self.worker, self.settings = model, worker, settings
         self.created = int(time.time())
-        self.bridge = EngineClient(worker, interval=settings.stream_interval_seconds)
+        self.engine_client = EngineClient(worker, interval=settings.stream_interval_seconds)
         limits = settings.limits
         self.executor = PreprocessExecutor(
             threads=limits.preprocess_threads,
@@ -61,15 +61,15 @@ class Service:
         self.token_formatter = TokenFormatter(model.tokenizer)
 
     @property
-    def context(self) -> int:
-        """Tokens of a prompt and its answer at most: what the model takes, and what the pool holds."""
+    def max_model_len(self) -> int:
+        """Tokens of a prompt with its completion at most: the model's context, or what the cache holds if less."""
         context, pool = self.model.spec.max_position_embeddings, self.model.engine.pool
         if self.model.model.window is not None:
             return context
         return min(context, pool.num_pages * pool.page_size)
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served."""
+        """Refuse a model name that is not the served one."""
         if name is not None and name != self.settings.name:
             raise ApiError(
                 404,
@@ -89,47 +89,47 @@ class Service:
         chunk_kind: str,
         began: float,
     ) -> Response:
-        """Run ``preprocess`` in a thread, submit its job, and return the answer as one body or as a stream.
+        """Run ``preprocess`` in a thread, submit its job, and return the response as JSON or as an event stream.
 
         The request counts as in progress from here on. Its slot is released and its work in the engine cancelled at
         the end of the HTTP exchange at the latest: the client may leave at any point.
 
         Raises:
             ApiError: the server is draining, too much is in progress, or what ``preprocess`` or the engine refuses.
-            ClientDisconnected: the client left before an answer began.
+            ClientDisconnected: the client left before a response began.
         """
         if self.lifecycle.draining:
             raise draining(self.retry_after())
         slot = self.admission.acquire()
         cleanup: ExitStack = http.state.cleanup
         cleanup.callback(slot.release)
-        job = await run_until_disconnect(self.executor.run(lambda: self._translated(preprocess)), http.receive)
-        output_queue = self._translated(lambda: self.bridge.submit(job.requests))
-        label = ResponseMetadata(
-            answer_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
+        job = await run_until_disconnect(self.executor.run(lambda: self._with_api_errors(preprocess)), http.receive)
+        output_queue = self._with_api_errors(lambda: self.engine_client.submit(job.requests))
+        metadata = ResponseMetadata(
+            response_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
         )
-        answer = ResponseState(
+        state = ResponseState(
             job.choices,
             output_queue,
-            label,
+            metadata,
             self.metrics,
             self.lifecycle,
             slot=slot,
             began=began,
             per_prompt=job.per_prompt,
         )
-        cleanup.callback(answer.close)
+        cleanup.callback(state.close)
         if body.stream:
             seconds = self.settings.limits.write_timeout_seconds
-            return EventStream(answer, chunk_kind, usage=body.wants_usage, write_timeout_seconds=seconds)
-        return await collect(answer, http.receive)
+            return EventStream(state, chunk_kind, usage=body.wants_usage, write_timeout_seconds=seconds)
+        return await collect(state, http.receive)
 
     def retry_after(self) -> int:
-        """Seconds after which a refused client may come again."""
+        """Seconds for the Retry-After header."""
         stats = self.worker.stats
         return self.metrics.retry_after(stats.waiting + stats.running)
 
-    def _translated(self, work: Callable[[], T]) -> T:
+    def _with_api_errors(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except FathomError as error:

@@ -1,4 +1,4 @@
-"""What a server allows: addresses, keys and limits."""
+"""Settings of a server: name, keys, allowed hosts and limits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MAX_PREPROCESS_THREADS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most one request, or all together, may ask for; whatever exceeds one is refused and told which.
+    """Upper bounds of one request or of all together; a request beyond one gets an error that names it.
 
-    ``choices`` bounds the answers of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
+    ``choices`` bounds the choices of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
     ``preprocess_timeout_seconds``. A client has ``body_timeout_seconds`` to send its request and
-    ``write_timeout_seconds`` to take what it was sent.
+    ``write_timeout_seconds`` to receive each chunk.
     """
 
     body_bytes: int = 32 << 20
@@ -59,12 +59,12 @@ class Limits:
 class ServeSettings:
     """One server.
 
-    ``name`` is what requests call the model. Without ``api_keys`` everyone may ask. ``allowed_hosts`` are the names a
-    request's Host header may hold, all where empty: a page elsewhere that has its own name point at this machine is
-    then not answered. ``cors_origins`` are the pages elsewhere that may ask from a browser. ``image_hosts`` are those
-    images may be fetched from; without any, they must come as ``data:`` URIs. Requests running at the end are given
-    ``drain_seconds``. An engine that has requests but has not stepped for ``stall_timeout_seconds`` is unhealthy. Where
-    many streams are open, each has an event every ``stream_interval_seconds`` at most.
+    ``name`` is the model's name in requests. Without ``api_keys`` no key is needed. ``allowed_hosts`` are the Host
+    headers that are accepted, all where empty; they protect against DNS rebinding. ``cors_origins`` are the origins
+    whose pages may send requests from a browser. ``image_hosts`` are the hosts that images may be fetched from; without
+    any, images must be ``data:`` URIs. On shutdown running requests have ``drain_seconds`` to finish. An engine that
+    has requests but has not stepped for ``stall_timeout_seconds`` is unhealthy. With many streams open, each is sent an
+    event every ``stream_interval_seconds`` at most.
     """
 
     name: str
@@ -79,7 +79,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise SpecError("name", "is empty", "give the name that requests call the model by")
+            raise SpecError("name", "is empty", "give the model's name in requests")
         check.not_negative("drain_seconds", self.drain_seconds)
         check.positive("stall_timeout_seconds", self.stall_timeout_seconds)
         check.not_negative("stream_interval_seconds", self.stream_interval_seconds)

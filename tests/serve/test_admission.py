@@ -106,7 +106,7 @@ def test_a_client_that_leaves_while_its_prompt_is_prepared_frees_its_place_at_on
         with server.http() as http:
             assert http.post("/v1/completions", json=ROUTES["/v1/completions"]).status_code == 200
         assert server.idle()
-        assert server.service.worker.stats.prompt_tokens - prompts <= 4  # what nobody waits for is not run
+        assert server.service.worker.stats.prompt_tokens - prompts <= 4  # abandoned requests are not run
 
 
 @pytest.mark.parametrize("stream", [True, False])

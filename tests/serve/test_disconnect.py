@@ -123,7 +123,7 @@ def settled(events: list[str]) -> str:
 
 
 @pytest.mark.parametrize(("drain", "expected"), [("60", {"whole"}), ("0.1", {"whole", "draining"})])
-def test_a_server_told_to_stop_ends_every_stream_and_leaves_with_zero(
+def test_a_stopped_server_ends_every_stream_and_leaves_with_zero(
     directory: Path, drain: str, expected: set[str]
 ) -> None:
     with process(directory, "--drain-seconds", drain, "--max-batch", "8") as (running, port):

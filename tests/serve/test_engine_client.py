@@ -31,42 +31,42 @@ class Stepping:
         self.crossed()
 
 
-@pytest.mark.parametrize(("streams", "told_at_once"), [(4, True), (5, False)])
-def test_many_streams_are_told_of_several_steps_together(streams: int, told_at_once: bool) -> None:
+@pytest.mark.parametrize(("streams", "notified_at_once"), [(4, True), (5, False)])
+def test_many_streams_are_notified_of_several_steps_together(streams: int, notified_at_once: bool) -> None:
     async def run() -> None:
         worker: Any = Stepping()
-        bridge = EngineClient(worker, interval=3600.0)
-        bridge.attach(asyncio.get_running_loop())
-        boxes = [bridge.submit([Request(prompt=(1,))]) for _ in range(streams)]
+        client = EngineClient(worker, interval=3600.0)
+        client.attach(asyncio.get_running_loop())
+        queues = [client.submit([Request(prompt=(1,))]) for _ in range(streams)]
 
-        async def arrived(box: OutputQueue) -> int:
+        async def arrived(queue: OutputQueue) -> int:
             try:
                 async with asyncio.timeout(0.05):
-                    return len(await box.take())
+                    return len(await queue.get())
             except TimeoutError:
                 return 0
 
         async def step(finish_reason: Any = None) -> set[int]:
             worker.step(finish_reason)
-            return set(await asyncio.gather(*map(arrived, boxes)))
+            return set(await asyncio.gather(*map(arrived, queues)))
 
-        assert await step() == {1}  # the first is always told
-        assert await step() == ({1} if told_at_once else {0})
-        assert await step() == ({1} if told_at_once else {0})
-        assert await step("stop") == ({1} if told_at_once else {3})  # and so is the last
+        assert await step() == {1}  # the first always notifies
+        assert await step() == ({1} if notified_at_once else {0})
+        assert await step() == ({1} if notified_at_once else {0})
+        assert await step("stop") == ({1} if notified_at_once else {3})  # and so is the last
 
     asyncio.run(run())
 
 
-def test_streams_are_told_when_the_interval_has_passed() -> None:
+def test_streams_are_notified_when_the_interval_has_passed() -> None:
     async def run() -> None:
         worker: Any = Stepping()
-        bridge = EngineClient(worker, interval=0.01)
-        bridge.attach(asyncio.get_running_loop())
-        boxes = [bridge.submit([Request(prompt=(1,))]) for _ in range(8)]
+        client = EngineClient(worker, interval=0.01)
+        client.attach(asyncio.get_running_loop())
+        queues = [client.submit([Request(prompt=(1,))]) for _ in range(8)]
         for _ in range(3):
             worker.step()
             async with asyncio.timeout(20):
-                assert [len(await box.take()) for box in boxes] == [1] * 8
+                assert [len(await queue.get()) for queue in queues] == [1] * 8
 
     asyncio.run(run())

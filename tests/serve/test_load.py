@@ -116,7 +116,7 @@ def post_all(server: Running, count: int) -> tuple[list[str], list[threading.Thr
     return found, threads
 
 
-def test_fifty_streams_end_whole_or_with_an_error_when_the_server_is_told_to_stop(directory: Path) -> None:
+def test_fifty_streams_end_whole_or_with_an_error_when_the_server_is_stopped(directory: Path) -> None:
     with process(directory, "--drain-seconds", "3", "--max-batch", "16") as (running, port):
         found, threads = streams(port, 50, LONG)
         assert wait_until(

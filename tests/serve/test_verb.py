@@ -21,7 +21,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_a_port_in_use_is_told_before_the_model_answers(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+def test_a_port_in_use_is_reported_before_the_model_answers(
+    capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -19,7 +19,7 @@ from fathom.serve.api.params import check_limits, check_prompt, resolve_max_toke
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
 from fathom.serve.errors import refuse
-from fathom.serve.http.request_body import read
+from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
 from fathom.serve.schemas.common import SamplingRequest
@@ -30,7 +30,7 @@ from fathom.serve.settings import Limits
 async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
     """Answer a conversation."""
     began = time.monotonic()
-    body = await read(http, ChatCompletionRequest, service.executor)
+    body = await read_body(http, ChatCompletionRequest, service.executor)
     service.check_model(body.model)
     return await service.respond(
         http,
@@ -43,28 +43,30 @@ async def create_chat_completion(service: Service, http: HttpRequest) -> Respons
     )
 
 
-def structured_output_options(body: SamplingRequest, form: ResponseFormat | None, limits: Limits) -> dict[str, Any]:
-    """Return what a text must be, as fields of ``TextOptions``.
+def structured_output_options(
+    body: SamplingRequest, response_format: ResponseFormat | None, limits: Limits
+) -> dict[str, Any]:
+    """Return the structured output fields of ``TextOptions``.
 
     Raises:
-        ApiError: a form lacks what it needs, or two are asked for.
+        ApiError: a format lacks a field, or two are given.
     """
     wanted: dict[str, Any] = {}
     if body.guided_regex is not None:
         wanted["regex"] = body.guided_regex
-    if form is None or form.type == "text":
+    if response_format is None or response_format.type == "text":
         return wanted
     if wanted:
         raise refuse("guided_regex", "comes with response_format", "give one of the two")
-    if form.type == "json_object":
+    if response_format.type == "json_object":
         return {"json_object": True}
-    if form.type == "regex":
-        if form.pattern is None:
+    if response_format.type == "regex":
+        if response_format.pattern is None:
             raise refuse("response_format.pattern", "is missing", "give the pattern to match")
-        if len(form.pattern) > limits.schema_bytes:
+        if len(response_format.pattern) > limits.schema_bytes:
             raise refuse("response_format.pattern", f"exceeds {limits.schema_bytes} characters", "give a shorter one")
-        return {"regex": form.pattern}
-    schema = None if form.json_schema is None else form.json_schema.schema_
+        return {"regex": response_format.pattern}
+    schema = None if response_format.json_schema is None else response_format.json_schema.schema_
     if schema is None:
         raise refuse("response_format.json_schema.schema", "is missing", "give a JSON schema")
     size = len(json.dumps(schema))
@@ -74,7 +76,7 @@ def structured_output_options(body: SamplingRequest, form: ResponseFormat | None
 
 
 def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
-    """Lay a conversation out; runs in a thread."""
+    """Preprocess a conversation; runs in a thread."""
     limits = service.settings.limits
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
@@ -82,14 +84,14 @@ def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
     messages = to_template_messages(body.messages, service.settings)
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
-    check_prompt(len(prepared.prompt_ids), limits, service.context, "messages")
-    return _assembled(service, body, _forced(service, body, prepared, options))
+    check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
+    return _generation_job(service, body, _with_tool_constraint(service, body, prepared, options))
 
 
-def _forced(
+def _with_tool_constraint(
     service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, options: ChatOptions
 ) -> PreparedRequest:
-    """Make a call of the answer where one is asked for; reasoning comes before it as it would otherwise."""
+    """Constrain the answer to a tool call where ``tool_choice`` forces one; reasoning may still come first."""
     constraint: Constraint | None = tool_call_constraint(body, service.model)
     if constraint is None:
         return prepared
@@ -99,11 +101,11 @@ def _forced(
     return dataclasses.replace(prepared, constraint=constraint)
 
 
-def _assembled(service: Service, body: ChatCompletionRequest, prepared: PreparedRequest) -> GenerationJob:
+def _generation_job(service: Service, body: ChatCompletionRequest, prepared: PreparedRequest) -> GenerationJob:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
-    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.context, None)
+    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests, choices = [], []
     for index in range(body.choices):
@@ -135,7 +137,7 @@ def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
     wanted = structured_output_options(body, body.response_format, service.settings.limits)
     tools = available_tools(body, service.settings.limits)
     if wanted and body.tool_choice not in (None, "none", "auto"):
-        raise refuse("tool_choice", "asks for a call, and response_format for another form", "give one of the two")
+        raise refuse("tool_choice", "forces a call, and response_format another format", "give one of the two")
     return ChatOptions(
         **wanted,
         tools=tools,
@@ -147,7 +149,7 @@ def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
 
 
 def _thinking(body: ChatCompletionRequest) -> bool | None:
-    """Whether to reason: said outright, else by the effort where that is none, else left to the template."""
+    """Whether to reason: by ``thinking`` if given, not with ``reasoning_effort`` none, else as the template does."""
     if body.thinking is not None:
         return body.thinking.type == "enabled"
     return False if body.reasoning_effort == "none" else None

@@ -13,7 +13,7 @@ from fathom.inference.request_preparation import PreparedRequest, TextOptions, p
 from fathom.serve.api.chat import structured_output_options
 from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
 from fathom.serve.errors import refuse
-from fathom.serve.http.request_body import read
+from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import CompletionChoiceBuilder
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.service import GenerationJob, Service
@@ -22,9 +22,9 @@ Prompt = str | Sequence[int]
 
 
 async def create_completion(service: Service, http: HttpRequest) -> Response:
-    """Continue texts, or fill a hole."""
+    """Complete texts, or fill in the middle."""
     began = time.monotonic()
-    body = await read(http, CompletionRequest, service.executor)
+    body = await read_body(http, CompletionRequest, service.executor)
     service.check_model(body.model)
     return await service.respond(
         http,
@@ -38,19 +38,19 @@ async def create_completion(service: Service, http: HttpRequest) -> Response:
 
 
 def _job(service: Service, body: CompletionRequest) -> GenerationJob:
-    """Lay texts out; runs in a thread."""
+    """Preprocess prompts; runs in a thread."""
     prompts = _prompts(body)
     limits = service.settings.limits
     check_limits(body, limits, prompts=len(prompts), logprobs=body.logprobs, logprobs_field="logprobs")
     if body.best_of is not None and body.best_of != body.choices:
-        raise refuse("best_of", f"{body.best_of} is not n {body.choices}", "leave it out: every answer drawn is given")
+        raise refuse("best_of", f"{body.best_of} is not n {body.choices}", "leave it out: all choices are returned")
     if body.suffix is not None and body.echo:
         raise refuse("echo", "comes with suffix", "leave one of the two out")
     options = TextOptions(**structured_output_options(body, body.response_format, limits), stop=tuple(body.stops))
     requests, choices = [], []
     for position, prompt in enumerate(prompts):
         prepared = prepare_text(service.model, prompt, body.suffix, options)
-        check_prompt(len(prepared.prompt_ids), limits, service.context, "prompt")
+        check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "prompt")
         for number in range(body.choices):
             index = position * body.choices + number
             requests.append(_request(service, body, prepared, number))
@@ -71,7 +71,7 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
 
 def _request(service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
-    tokens = resolve_max_tokens(body.max_tokens, len(prepared.prompt_ids), service.context, DEFAULT_TEXT_TOKENS)
+    tokens = resolve_max_tokens(body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS)
     params = sampling_params(
         body,
         vocab_size=service.model.spec.vocab_size,
@@ -80,7 +80,7 @@ def _request(service: Service, body: CompletionRequest, prepared: PreparedReques
         stop_token_ids=prepared.stop_token_ids,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if scored else None,
-        # whoever scores a prompt asks for one token and drops its entry: it must be there, even if it is the end
+        # clients that score a prompt ask for one token and drop it: it must be there, even if it is the end
         ignore_eos=bool(body.ignore_eos) or (scored and tokens <= 1),
     )
     return Request(
@@ -107,5 +107,5 @@ def _choice(
         prompt_ids=ids,
         echo=echo,
         logprobs=body.logprobs is not None,
-        silent=body.max_tokens == 0,
+        prompt_only=body.max_tokens == 0,
     )

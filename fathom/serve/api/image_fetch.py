@@ -1,4 +1,4 @@
-"""Fetching an image that a request points at, from named hosts only and never from a private network."""
+"""Fetch images by URL, from allowed hosts only and never from a private network."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 
 
 def fetch_image(url: str, where: str, hosts: Collection[str], *, max_bytes: int) -> bytes:
-    """Return what an http(s) address of one of ``hosts`` holds, within ten seconds and ``max_bytes``.
+    """Return the body of an http(s) URL on one of ``hosts``, within ten seconds and ``max_bytes``.
 
-    Every redirection is checked like the first address, and the connection goes to the very address that was checked.
+    Every redirect is checked like the first URL, and the connection goes to the IP address that was checked.
 
     Raises:
-        ApiError: the host is not allowed or is private, or the answer is too large, too slow or no success.
+        ApiError: the host is not allowed or is private, or the response is too large, too slow or not a 200.
     """
     deadline = time.monotonic() + _SECONDS
     for _ in range(_REDIRECTS + 1):
         try:
-            moved, content = _get(url, where, hosts, max_bytes, deadline)
+            location, content = _get(url, where, hosts, max_bytes, deadline)
         except (OSError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise refuse(where, f"cannot be fetched ({reason})", "send the image as a data: URI") from None
-        if moved is None:
+        if location is None:
             return content
-        url = urljoin(url, moved)
-    raise refuse(where, f"is redirected over {_REDIRECTS} times", "give the address it ends at")
+        url = urljoin(url, location)
+    raise refuse(where, f"redirects more than {_REDIRECTS} times", "give the final address")
 
 
 def _get(url: str, where: str, hosts: Collection[str], max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
-    """Return where the address points on to, or what it holds."""
+    """Return the redirect's target, or None and the body."""
     connection = _connect(url, where, hosts, deadline)
     try:
         parts = urlsplit(url)
@@ -87,7 +87,7 @@ def _connect(url: str, where: str, hosts: Collection[str], deadline: float) -> h
 
 
 def _public_address(host: str, port: int, where: str) -> str:
-    """Return an address of ``host``, all of whose addresses must be public."""
+    """Return an IP address of ``host``; all of its addresses must be public."""
     found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in found:
         if not ipaddress.ip_address(address.partition("%")[0]).is_global:

@@ -12,13 +12,13 @@ from fathom.serve.settings import Limits
 from fathom.spec.sampling import SamplingParams
 
 DEFAULT_TEXT_TOKENS = 16
-"""What OpenAI's interface gives a text that asks for no number."""
+"""OpenAI's default of ``max_tokens`` for /v1/completions."""
 
 
 def check_limits(
     body: SamplingRequest, limits: Limits, *, prompts: int, logprobs: int | None, logprobs_field: str
 ) -> None:
-    """Refuse what goes beyond the server's limits.
+    """Refuse a request that exceeds the server's limits.
 
     Raises:
         ApiError: names the field, its value and the limit.
@@ -26,7 +26,7 @@ def check_limits(
     at_most("n", body.choices, limits.n)
     if prompts * body.choices > limits.choices:
         raise refuse(
-            "prompt", f"{prompts} prompts times n {body.choices} exceed {limits.choices} answers", "send them apart"
+            "prompt", f"{prompts} prompts times n {body.choices} exceed {limits.choices} choices", "split the request"
         )
     if logprobs is not None:
         at_most(logprobs_field, logprobs, limits.logprobs)
@@ -45,36 +45,36 @@ def check_limits(
 
 
 def at_most(field: str, value: int, most: int) -> None:
-    """Refuse a number beyond a limit of the server."""
+    """Refuse a number above the server's limit."""
     if value > most:
         raise refuse(field, f"{value} exceeds {most}, the most this server allows", f"give at most {most}")
 
 
-def check_prompt(tokens: int, limits: Limits, context: int, field: str) -> None:
-    """Refuse a prompt that is too long, with room for one token at least."""
-    most = context - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, context - 1)
+def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) -> None:
+    """Refuse a prompt that does not leave space for at least one generated token."""
+    most = max_model_len - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, max_model_len - 1)
     if tokens > most:
         raise ApiError(
             400,
-            f"{field}: has {tokens} tokens, and at most {most} are taken; shorten it",
+            f"{field}: has {tokens} tokens, more than the {most} allowed; shorten it",
             param=field,
             code="context_length_exceeded",
         )
 
 
-def resolve_max_tokens(asked: int | None, prompt: int, context: int, default: int | None) -> int:
-    """Return how many tokens to draw: what was asked, or ``default``, or all that fit.
+def resolve_max_tokens(asked: int | None, prompt: int, max_model_len: int, default: int | None) -> int:
+    """Return how many tokens to generate: what was asked, or ``default``, or all that fit.
 
     Raises:
         ContextError: they do not fit.
     """
-    room = context - prompt
+    available = max_model_len - prompt
     if asked is None:
-        return max(1, room if default is None else min(default, room))
-    if asked > room:
+        return max(1, available if default is None else min(default, available))
+    if asked > available:
         raise ContextError(
-            f"max_tokens: {asked} after a prompt of {prompt} tokens exceed the context of {context}; "
-            f"ask for at most {room} or shorten the prompt"
+            f"max_tokens: {asked} after a prompt of {prompt} tokens exceed the context of {max_model_len}; "
+            f"ask for at most {available} or shorten the prompt"
         )
     return asked
 
@@ -88,7 +88,7 @@ def sampling_params(
     stop_token_ids: Sequence[int] = (),
     **more: Any,
 ) -> SamplingParams:
-    """Return how one choice is drawn. Each choice of a request has a seed of its own where one is given."""
+    """Return the sampling parameters of one choice; with a seed, choice i of a request uses seed + i."""
     given = {
         name: value
         for name in (
@@ -118,6 +118,6 @@ def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float]
     biases = {}
     for name, bias in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 12 and int(name) < vocab_size):
-            raise refuse(f"logit_bias.{name[:40]}", "is no token id", f"use ids below {vocab_size}, written as text")
+            raise refuse(f"logit_bias.{name[:40]}", "is not a token id", f"use ids below {vocab_size}, as strings")
         biases[int(name)] = bias
     return tuple(sorted(biases.items()))

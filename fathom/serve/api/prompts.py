@@ -1,4 +1,4 @@
-"""A request's messages as the chat template takes them, with their images in hand."""
+"""Convert a request's messages to what chat templates take, with images loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fathom.serve.settings import ServeSettings
 
 
 def to_template_messages(messages: Sequence[Message], settings: ServeSettings) -> list[dict[str, Any]]:
-    """Return messages as mappings. Images are ``data:`` URIs or bytes: a path is never taken from a request.
+    """Return messages as plain mappings. Images are ``data:`` URIs or bytes: a path is never taken from a request.
 
     Raises:
         ApiError: a message lacks what its role needs, or an image is too large or not allowed.
@@ -76,7 +76,7 @@ def _image(url: str, where: str, settings: ServeSettings) -> str | bytes:
     if not settings.image_hosts:
         raise refuse(
             where,
-            f"{url[:60]!r} is no data: URI",
+            f"{url[:60]!r} is not a data: URI",
             "send the image as data:image/png;base64,..., or start the server with --allow-image-host",
         )
     return fetch_image(url, where, settings.image_hosts, max_bytes=most)

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, and what clients need to know of the tokenizer."""
+"""POST /tokenize and /detokenize, and GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from fathom.inference.request_preparation import ChatOptions, prepare_chat
 from fathom.serve.api.params import at_most
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.errors import as_api_error, refuse
-from fathom.serve.http.request_body import read
+from fathom.serve.http.request_body import read_body
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 
-_MOST_TOKENS = 1 << 22
+_MAX_TOKENS = 1 << 22
 
 
 async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     """Return the tokens of a text or of a conversation."""
-    body = await read(http, TokenizeRequest, service.executor)
+    body = await read_body(http, TokenizeRequest, service.executor)
     service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
     ids = await service.executor.run(lambda: _ids(service, body))
     names = [service.token_formatter.name(token) for token in ids] if body.return_token_strs else None
-    return {"count": len(ids), "max_model_len": service.context, "tokens": ids, "token_strs": names}
+    return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": names}
 
 
 async def detokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
-    """Return the text of tokens, special ones spelled out."""
-    body = await read(http, DetokenizeRequest, service.executor)
+    """Return the text of tokens, special tokens included."""
+    body = await read_body(http, DetokenizeRequest, service.executor)
     service.check_model(body.model)
-    at_most("tokens", len(body.tokens), _MOST_TOKENS)
+    at_most("tokens", len(body.tokens), _MAX_TOKENS)
     tokenizer = service.model.tokenizer
     text = await service.executor.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
     return {"prompt": text}
 
 
 def tokenizer_info(service: Service) -> dict[str, Any]:
-    """Say how prompts are made, for clients that make them."""
+    """Describe the tokenizer, for clients that build prompts themselves."""
     tokenizer = service.model.tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -53,7 +53,7 @@ def tokenizer_info(service: Service) -> dict[str, Any]:
 
 
 def _ids(service: Service, body: TokenizeRequest) -> list[int]:
-    """Encode; runs in a thread. A special token's spelling is read as that token, as clients mean it here."""
+    """Encode; runs in a thread. The text of a special token becomes that token, as clients expect here."""
     tokenizer = service.model.tokenizer
     try:
         if body.prompt is not None:

@@ -1,4 +1,4 @@
-"""Tools on offer, and answers that must call one of them."""
+"""Tools of a request, and the constraint that forces a tool call."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from fathom.inference.language_model import LanguageModel
 
-_BEFORE = f"{special.TOOL_CALLS_BEGIN}{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}"
-_AFTER = f"{special.TOOL_CALL_END}{special.TOOL_CALLS_END}"
+_DEEPSEEK_BEGIN = f"{special.TOOL_CALLS_BEGIN}{special.TOOL_CALL_BEGIN}function{special.TOOL_SEPARATOR}"
+_DEEPSEEK_END = f"{special.TOOL_CALL_END}{special.TOOL_CALLS_END}"
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def available_tools(body: ChatCompletionRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
-    """Return the tools the model is told of: all, or none with ``tool_choice`` none.
+    """Return the tools that go into the prompt: all, or none with ``tool_choice`` none.
 
     Raises:
-        ApiError: too many, two of one name, or a choice that is not among them.
+        ApiError: too many tools, two of one name, or a ``tool_choice`` that is not among them.
     """
     tools = body.tools or []
     at_most("tools", len(tools), limits.tools)
@@ -44,7 +44,7 @@ def available_tools(body: ChatCompletionRequest, limits: Limits) -> tuple[dict[s
             raise refuse(where, f"{size} bytes exceed {limits.schema_bytes}", "give a smaller schema")
     choice = body.tool_choice
     if not tools and (choice == "required" or isinstance(choice, NamedTool)):
-        raise refuse("tool_choice", "asks for a call, but there are no tools", "give tools")
+        raise refuse("tool_choice", "forces a call, but there are no tools", "give tools")
     if isinstance(choice, NamedTool) and choice.function.name not in names:
         raise refuse(
             "tool_choice.function.name", f"{choice.function.name[:64]!r} is not among the tools", "name one of them"
@@ -53,12 +53,12 @@ def available_tools(body: ChatCompletionRequest, limits: Limits) -> tuple[dict[s
 
 
 def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> ToolCallConstraint | None:
-    """Return what makes an answer one call of a tool that may be called, or None where none must be.
+    """Return the constraint that makes the answer one tool call, or None where ``tool_choice`` forces none.
 
-    The call has DeepSeek's form where the template shows tools and the vocabulary has its markers, else Hermes's.
+    The call has DeepSeek's format where the template shows tools and the vocabulary has its markers, else Hermes's.
 
     Raises:
-        DataError: the parameters' schema cannot be followed.
+        DataError: the parameters' schema has no grammar.
     """
     choice = body.tool_choice
     if choice != "required" and not isinstance(choice, NamedTool):
@@ -67,9 +67,9 @@ def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> T
     tools = [tool for tool in body.tools or [] if named in (None, tool.function.name)]
     tokenizer = model.tokenizer
     if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.chat_template):
-        before, after, rules = _BEFORE, _AFTER, [_fenced(tool) for tool in tools]
+        before, after, rules = _DEEPSEEK_BEGIN, _DEEPSEEK_END, [_deepseek_rule(tool) for tool in tools]
     else:
-        before, after, rules = f"{HERMES_BEGIN}\n", f"\n{HERMES_END}", [_object(tool) for tool in tools]
+        before, after, rules = f"{HERMES_BEGIN}\n", f"\n{HERMES_END}", [_hermes_rule(tool) for tool in tools]
     return ToolCallConstraint(
         tokenizer.encode(before, allow_special=True, continues=True),
         model.grammars.lark(f"start: {' | '.join(rules)}\n"),
@@ -79,9 +79,9 @@ def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> T
 
 
 class ToolCallConstraint:
-    """Markers, then a text in a grammar, then markers, then the end; satisfies the engine's ``TokenConstraint``.
+    """Forces opening markers, a text of a grammar, closing markers and the end; an engine's ``TokenConstraint``.
 
-    The grammar's texts must not be beginnings of one another.
+    No text of the grammar may be a prefix of another.
     """
 
     def __init__(self, before: Sequence[int], inner: Constraint, after: Sequence[int], ends: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class ToolCallConstraint:
         self._inner = inner
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
-        """Allow what the current part does."""
+        """Write the mask of the current part."""
         allowed = self._forced()
         if allowed is None:
             return self._inner.fill_bitmask(bitmask_W)
@@ -100,7 +100,7 @@ class ToolCallConstraint:
         return True
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came; ``DataError`` if it was not allowed."""
+        """Advance by the sampled token; ``DataError`` if it was not allowed."""
         allowed = self._forced()
         if allowed is None:
             self._inner.accept(token_id)
@@ -113,15 +113,15 @@ class ToolCallConstraint:
 
     @property
     def finished(self) -> bool:
-        """Whether only the end may come."""
+        """Whether only an end token is allowed."""
         return not self._before and self._inner.finished and not self._after
 
     def copy(self) -> Self:
-        """Return one in the same state that goes its own way."""
+        """Return an independent copy in the same state."""
         return type(self)(self._before, self._inner.copy(), self._after, self._ends)
 
     def _forced(self) -> tuple[int, ...] | None:
-        """The ids that may come now, or None where the grammar decides."""
+        """The ids that are allowed now, or None where the grammar decides."""
         if self._before:
             return self._before[:1]
         if not self._inner.finished:
@@ -129,12 +129,12 @@ class ToolCallConstraint:
         return self._after[:1] or self._ends
 
 
-def _fenced(tool: Tool) -> str:
+def _deepseek_rule(tool: Tool) -> str:
     head, tail = f"{tool.function.name}\n```json\n", "\n```"
     return f"{_literal(head)} %json {_arguments(tool)} {_literal(tail)}"
 
 
-def _object(tool: Tool) -> str:
+def _hermes_rule(tool: Tool) -> str:
     head = f'{{"name": {json.dumps(tool.function.name)}, "arguments": '
     return f"{_literal(head)} %json {_arguments(tool)} {_literal('}')}"
 
@@ -144,7 +144,7 @@ def _literal(text: str) -> str:
 
 
 def _arguments(tool: Tool) -> str:
-    """The parameters' schema, closed as far as it does not say otherwise, and without idle white space."""
+    """The parameters' schema, without additional properties unless it allows them, and with compact white space."""
     schema = {"type": "object", **(tool.function.parameters or {}), "x-guidance": _COMPACT}
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)

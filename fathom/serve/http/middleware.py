@@ -1,6 +1,6 @@
-"""What every request passes first: who asks, by which name, and how much is sent.
+"""Checks that every request passes first (host, API key, sizes), request ids and the access log.
 
-Pure ASGI, so that an answer's chunks pass through without a task or a queue of their own.
+Pure ASGI, so that a response's chunks pass through without a task or a queue of their own.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fathom.serve.errors import ApiError, ClientDisconnected
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import ServeSettings
 
-access = logging.getLogger("fathom.serve.access")
-faults = logging.getLogger("fathom.serve")
+access_logger = logging.getLogger("fathom.serve.access")
+logger = logging.getLogger("fathom.serve")
 UNAUTHENTICATED_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
 UNAUTHENTICATED_PREFIX = "/page/"
 CLIENT_CLOSED_REQUEST = 499
-"""What the log gives as the status of a request whose client left before an answer began."""
+"""Logged as the status of a request whose client left before a response began, as nginx does."""
 _DISCARD_SECONDS = 2.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestMiddleware:
-    """Checks keys, hosts and sizes, names each request, writes the access log and counts answers."""
+    """Checks keys, hosts and sizes, gives each request an id, writes the access log and counts responses."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
         self.app = app
@@ -43,7 +43,7 @@ class RequestMiddleware:
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass a request on, or send its error."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
@@ -53,7 +53,7 @@ class RequestMiddleware:
         await _HttpExchange(self, scope, receive, send).run()
 
     def check(self, scope: Scope) -> None:
-        """Refuse a request by its head alone.
+        """Check a request's headers.
 
         Raises:
             ApiError: 431, 400, 401, 415 or 413, checked in this order.
@@ -66,7 +66,9 @@ class RequestMiddleware:
         host = _without_port(headers.get(b"host", b"").decode("latin-1")).lower()
         if self._hosts and host not in self._hosts:
             raise ApiError(
-                400, f"Host: {host[:80]!r} is not served here; start the server with --allowed-host", code="wrong_host"
+                400,
+                f"Host: {host[:80]!r} is not allowed; start the server with --allowed-host",
+                code="wrong_host",
             )
         path = scope["path"]
         if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
@@ -77,54 +79,54 @@ class RequestMiddleware:
     def _check_key(self, header: bytes) -> None:
         scheme, _, key = header.partition(b" ")
         given = sha256(key.strip())
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever matches
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # no early exit: constant time
         if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError(401, "Authorization: no valid key; send 'Authorization: Bearer KEY'", code="invalid_api_key")
 
 
 class _HttpExchange:
-    """One request and its answer."""
+    """One request and its response."""
 
-    def __init__(self, guard: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        self.guard, self.scope = guard, scope
+    def __init__(self, middleware: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware, self.scope = middleware, scope
         self._receive, self._send = receive, send
         self.began = time.monotonic()
         self.request_id = _request_id(scope["headers"])
         scope.setdefault("state", {})["request_id"] = self.request_id
         self.status, self.sent = 0, 0
         self.received = 0
-        self.deadline = self.began + guard.settings.limits.body_timeout_seconds
+        self.deadline = self.began + middleware.settings.limits.body_timeout_seconds
         self.body_open = True
         self.cleanup = scope["state"]["cleanup"] = ExitStack()
-        """What must be released at the end of the request, however it ends; the routes add to it."""
+        """Closed at the end of the request, however it ends; routes add what they must release."""
 
     async def run(self) -> None:
-        """Answer, whatever happens, and write it down."""
+        """Handle the request, send its error if it has one, and write the access log."""
         try:
-            self.guard.check(self.scope)
-            await self.guard.app(self.scope, self.receive, self.send)
+            self.middleware.check(self.scope)
+            await self.middleware.app(self.scope, self.receive, self.send)
         except ClientDisconnected:
             self.status = CLIENT_CLOSED_REQUEST
         except ApiError as error:
             await self.fail(error)
         except Exception:
-            faults.exception("request %s failed", self.request_id)
+            logger.exception("request %s failed", self.request_id)
             await self.fail(ApiError(500, f"internal error in request {self.request_id}", code="internal_error"))
         finally:
             self.cleanup.close()
             self.log()
 
     async def receive(self) -> Message:
-        """Pass the body on, counting its bytes and the time it takes."""
+        """Receive a part of the body, within the limits of size and time."""
         if not self.body_open:
             return await self._receive()
-        limits = self.guard.settings.limits
+        limits = self.middleware.settings.limits
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(
-                408, f"body: not sent within {limits.body_timeout_seconds:g} s; send it at once", code="slow_body"
+                408, f"body: not received within {limits.body_timeout_seconds:g} s; send it faster", code="slow_body"
             ) from None
         self.received += len(message.get("body", b""))
         self.body_open = message["type"] == "http.request" and message.get("more_body", False)
@@ -133,7 +135,7 @@ class _HttpExchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass the answer on; its head gets the request's id."""
+        """Send a part of the response; its headers get the request id."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             extra: list[tuple[bytes, bytes]] = [
@@ -148,11 +150,11 @@ class _HttpExchange:
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
-        """Answer with an error, unless an answer has begun."""
+        """Send an error response; RuntimeError if a response has begun, which closes the connection."""
         if self.status:
             raise RuntimeError(
-                "the answer had begun"
-            ) from error  # the connection is cut, so that it is not taken whole
+                "the response had begun"
+            ) from error  # closes the connection: the response must not look complete
         if error.status != 408:
             await self._discard()
         body = json.dumps(error.body).encode()
@@ -163,10 +165,10 @@ class _HttpExchange:
             await self.send({"type": "http.response.body", "body": body})
 
     async def _discard(self) -> None:
-        """Read on for a moment: a client that is still sending would not hear why it is cut off."""
+        """Read the rest of the body for a moment: a client that is still sending would not read the error."""
         if any(name == b"expect" for name, _ in self.scope["headers"]):
             return
-        left = self.guard.settings.limits.body_bytes
+        left = self.middleware.settings.limits.body_bytes
         with suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while self.body_open and left > 0:
@@ -175,9 +177,9 @@ class _HttpExchange:
                     self.body_open = message["type"] == "http.request" and message.get("more_body", False)
 
     def log(self) -> None:
-        """Write one line, which holds nothing of what was asked or answered."""
+        """Write one line to the access log, without any of the prompt or the generated text."""
         route = getattr(self.scope.get("route"), "path", "none")
-        self.guard.metrics.requests.labels(route, str(self.status)).inc()
+        self.middleware.metrics.requests.labels(route, str(self.status)).inc()
         client = self.scope.get("client") or ("unknown", 0)
         line = {
             "id": self.request_id,
@@ -188,8 +190,8 @@ class _HttpExchange:
             "seconds": round(time.monotonic() - self.began, 4),
             "received": self.received,
             "sent": self.sent,
-        } | self.scope["state"].get("facts", {})
-        access.info(json.dumps(line))
+        } | self.scope["state"].get("log_fields", {})
+        access_logger.info(json.dumps(line))
 
 
 def too_large(most: int) -> ApiError:
@@ -198,9 +200,9 @@ def too_large(most: int) -> ApiError:
 
 
 def loopback_hosts(host: str, more: Iterable[str]) -> tuple[str, ...]:
-    """Return the names a server bound to ``host`` answers to.
+    """Return the Host headers that a server bound to ``host`` allows.
 
-    Empty stands for all: for a server that others reach, by names not known here, unless ``more`` says some.
+    Empty allows all: other machines reach it by names not known here, unless ``more`` names some.
     """
     extra = tuple(more)
     local = ("localhost", "127.0.0.1", "[::1]")
@@ -214,7 +216,7 @@ def _check_body(headers: dict[bytes, bytes], most: int) -> None:
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         shown = kind.decode("latin-1")[:80]
-        raise ApiError(415, f"Content-Type: {shown!r} is not read here; send application/json", code="not_json")
+        raise ApiError(415, f"Content-Type: {shown!r} is not supported; send application/json", code="not_json")
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > most:
         raise too_large(most)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every route, what it takes, and every status it may answer with."""
+"""The OpenAPI document: every route with its request body and every status of its responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATUSES: Mapping[int, str] = {
 
 
 def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool) -> dict[str, Any]:
-    """Return the document; ``bodies`` are what the routes that take one read."""
+    """Return the document; ``bodies`` maps the routes that read a body to its schema."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse]
     named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
@@ -37,12 +37,12 @@ def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas |= definitions["$defs"]
-    fault = {"application/json": {"schema": named[(ErrorResponse, "validation")]}}
+    error = {"application/json": {"schema": named[(ErrorResponse, "validation")]}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
             for status, words in STATUSES.items():
-                operation["responses"].setdefault(str(status), {"description": words, "content": fault})
+                operation["responses"].setdefault(str(status), {"description": words, "content": error})
             if path in bodies:
                 schema = named[(bodies[path], "validation")]
                 operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -1,4 +1,4 @@
-"""The chat page: its files, read once and sent with what keeps them fresh and shut in."""
+"""The chat page's files, read once and served with ETags and a strict Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    "cache-control": "no-cache",  # kept, but asked about each time: a newer server's files never mix with older ones
+    "cache-control": "no-cache",  # cached but revalidated: files of two versions never mix
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -51,7 +51,7 @@ class PageFile:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of every answer about this file."""
+        """Headers of every response with this file."""
         return {**_HEADERS, "etag": self.etag}
 
 
@@ -71,30 +71,30 @@ def page_router() -> APIRouter:
     known = page_files()
     router = APIRouter(include_in_schema=False)
 
-    def answer(request: Request, name: str) -> Response:
+    def respond(request: Request, name: str) -> Response:
         if name not in known:
-            raise HTTPException(404, f"{name[:80]!r} is no file of the page")
+            raise HTTPException(404, f"{name[:80]!r} is not a file of the page")
         file = known[name]
-        if _names(request.headers.get("if-none-match", ""), file.etag):
+        if _etag_matches(request.headers.get("if-none-match", ""), file.etag):
             return Response(status_code=304, headers=file.headers)
         return Response(file.body, media_type=file.content_type, headers=file.headers)
 
     @router.api_route("/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
-        return answer(request, INDEX)
+        return respond(request, INDEX)
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:
-        return answer(request, name)
+        return respond(request, name)
 
     @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
     async def favicon(request: Request) -> Response:
-        return answer(request, "favicon.svg")
+        return respond(request, "favicon.svg")
 
     return router
 
 
-def _names(header: str, etag: str) -> bool:
+def _etag_matches(header: str, etag: str) -> bool:
     """Whether an If-None-Match header holds ``etag``, compared weakly as RFC 9110 asks."""
     given = {each.strip().removeprefix("W/") for each in header.split(",")}
     return "*" in given or etag in given

@@ -1,4 +1,4 @@
-"""Reading a request's JSON strictly, and saying of a fault which field has it."""
+"""Strict parsing of JSON request bodies; errors name the field."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fathom.serve.executor import PreprocessExecutor
 
 B = TypeVar("B", bound=BaseModel)
 _INLINE_BYTES = 32_768
-"""Bodies up to here are read on the event loop: sooner done than handed to a thread."""
+"""Bodies up to this size are parsed on the event loop: faster than handing them to a thread."""
 _SHOWN = 80
 
 
-async def read(request: Request, model: type[B], executor: PreprocessExecutor) -> B:
+async def read_body(request: Request, model: type[B], executor: PreprocessExecutor) -> B:
     """Return a request's body.
 
     Raises:
-        ApiError: it is no JSON, or a field is unknown, missing or of the wrong kind.
-        ClientDisconnected: it broke off.
+        ApiError: it is not JSON, or a field is unknown, missing or of the wrong type.
+        ClientDisconnected: the client left before it was complete.
     """
     content = bytearray()
     more = True
@@ -33,19 +33,19 @@ async def read(request: Request, model: type[B], executor: PreprocessExecutor) -
             raise ClientDisconnected
         content += message.get("body", b"")
         more = message.get("more_body", False)
-    parse: Callable[[], B] = lambda: parsed(bytes(content), model)  # noqa: E731  one expression, run here or there
+    parse: Callable[[], B] = lambda: parse_body(bytes(content), model)  # noqa: E731  one expression, run here or there
     return parse() if len(content) <= _INLINE_BYTES else await executor.run(parse)
 
 
-def parsed(content: bytes, model: type[B]) -> B:
-    """Return JSON as ``model``."""
+def parse_body(content: bytes, model: type[B]) -> B:
+    """Parse and validate JSON as ``model``; ``ApiError`` names the wrong field."""
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        raise _described(error, content) from None
+        raise _validation_error(error, content) from None
 
 
-def _described(error: ValidationError, content: bytes) -> ApiError:
+def _validation_error(error: ValidationError, content: bytes) -> ApiError:
     faults = error.errors(include_url=False, include_context=False)
     if any(fault["type"] == "json_invalid" for fault in faults):
         return ApiError(400, f"body: {faults[0]['msg']}; send a JSON object", code="invalid_json")
@@ -57,7 +57,7 @@ def _described(error: ValidationError, content: bytes) -> ApiError:
     path = _path(fault["loc"], given)
     where = _format_path(path) or "body"
     if fault["type"] == "extra_forbidden":
-        return ApiError(400, f"{where}: is not known here; leave it out", param=where, code="unknown_field")
+        return ApiError(400, f"{where}: is an unknown field; leave it out", param=where, code="unknown_field")
     if fault["type"] == "missing":
         return ApiError(400, f"{where}: is missing; give it", param=where, code="missing_field")
     shown = json.dumps(_at(given, path), ensure_ascii=True)
@@ -70,7 +70,7 @@ def _lower_first(message: str) -> str:
 
 
 def _path(location: tuple[int | str, ...], given: Any) -> tuple[int | str, ...]:
-    """Return where in ``given`` a fault is: pydantic also names the alternatives it tried on the way."""
+    """Return the path of an error in ``given``, without the union branches that pydantic adds to it."""
     path: list[int | str] = []
     for index, step in enumerate(location):
         last = index == len(location) - 1

@@ -1,4 +1,4 @@
-"""One answer as it comes: tokens in, pieces of JSON out, and the whole of it at the end."""
+"""Builders of one choice: engine outputs in; JSON chunks out while streaming, or the whole choice at the end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fathom.spec.sampling import TokenLogprob
 from fathom.tokenizer.pieces import StreamDecoder
 
 quoted = json.encoder.encode_basestring_ascii
-"""A text as a JSON string. ASCII alone, since some readers split lines at other characters than line feeds."""
+"""A text as an ASCII JSON string: some SSE readers split lines at other characters than line feeds."""
 
 
 class Choice(ABC):
-    """What both kinds of answers share: counting, the end and its reason."""
+    """State that chat and text choices share: token counts and the finish reason."""
 
     def __init__(self, index: int, parser: OutputParser) -> None:
         self.index = index
@@ -31,10 +31,10 @@ class Choice(ABC):
         self.prompt_tokens = self.cached_tokens = 0
 
     def push(self, output: Output) -> None:
-        """Take one step's output.
+        """Add one step's output.
 
         Raises:
-            ApiError: the engine could not go on with this request.
+            ApiError: the engine failed at this request or cancelled it.
         """
         self.prompt_tokens, self.cached_tokens = output.prompt_tokens, output.cached_tokens
         if output.prompt_logprobs is not None:
@@ -42,7 +42,7 @@ class Choice(ABC):
         for token in output.tokens:
             self.reasoning += self.parser.thinking
             self.generated += 1
-            self.read(token, self.parser.push_token(token.token_id))
+            self.push_token(token, self.parser.push_token(token.token_id))
             if self.parser.stopped is not None:
                 self.close("stop")
                 return
@@ -53,36 +53,36 @@ class Choice(ABC):
             raise ApiError(500, output.error or f"the request was {output.finish_reason}", code=output.finish_reason)
 
     def close(self, reason: str) -> None:
-        """Note why the answer ended."""
+        """Set the finish reason."""
         self.finish_reason = reason
 
     @abstractmethod
     def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
-        """Take the prompt's own log-probabilities."""
+        """Add the log-probabilities of the prompt."""
 
     @abstractmethod
-    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
-        """Take a token and what it added to the answer."""
+    def push_token(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Add a token and the deltas it completed."""
 
     @abstractmethod
     def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Take what the end of the answer let through."""
+        """Add deltas, as those that were held back until the end."""
 
     @abstractmethod
-    def pieces(self) -> list[str]:
-        """Return what came since the last call, as JSON of elements of ``choices``; the last has the reason."""
+    def chunks(self) -> list[str]:
+        """Return what is new since the last call as JSON elements of ``choices``; the last has the finish reason."""
 
     @abstractmethod
-    def whole(self) -> dict[str, Any]:
-        """Return the finished answer as an element of ``choices``."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the finished choice as an element of ``choices``."""
 
 
 class ChatChoiceBuilder(Choice):
-    """An assistant's turn: reasoning, content and calls."""
+    """An assistant's message: reasoning, content and tool calls."""
 
     def __init__(self, index: int, parser: OutputParser, token_formatter: TokenFormatter, *, logprobs: bool) -> None:
         super().__init__(index, parser)
-        self._speller = token_formatter
+        self._token_formatter = token_formatter
         self._texts: dict[str, list[str]] = {"thinking": [], "content": []}
         self._calls: list[dict[str, Any]] = []
         self._problems: list[str] = []
@@ -92,16 +92,16 @@ class ChatChoiceBuilder(Choice):
         self._begun = self._ended = False
 
     def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
-        """Chat answers do not show the prompt."""
+        """Ignored: chat responses do not include the prompt."""
 
-    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
-        """Take a token and what it added."""
+    def push_token(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Add a token and the deltas it completed."""
         if self._logprobs is not None:
-            self._logprobs.append(self._speller.chat_logprob(token))
+            self._logprobs.append(self._token_formatter.chat_logprob(token))
         self.push_deltas(deltas)
 
     def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Take what was added. A call gets its index and id here, so that equal calls stay apart."""
+        """Add deltas. A tool call gets its index and id here, so that equal calls stay distinct."""
         for delta in deltas:
             if delta.tool_call is None:
                 self._texts[delta.channel].append(delta.text)
@@ -113,24 +113,24 @@ class ChatChoiceBuilder(Choice):
                 self._problems += [f"{delta.tool_call.name}: {problem}" for problem in delta.tool_call.problems]
 
     def close(self, reason: str) -> None:
-        """Note why the answer ended; calls are a reason of their own."""
+        """Set the finish reason, which is ``tool_calls`` where the answer stopped with calls."""
         self.finish_reason = "tool_calls" if self._calls and reason == "stop" else reason
 
-    def pieces(self) -> list[str]:
-        """Return what came since the last call."""
+    def chunks(self) -> list[str]:
+        """Return what is new since the last call."""
         deltas = [] if self._begun else ['{"role":"assistant","content":""}']
         self._begun = True
         deltas += [_delta(channel, text) for channel, text in _joined(self._pending)]
         self._pending = []
-        pieces = [self._piece(delta) for delta in deltas]
+        chunks = [self._chunk(delta) for delta in deltas]
         if self.finish_reason is not None and not self._ended:
             self._ended = True
             extra = {"fathom": {"problems": self._problems}} if self._problems else {}
-            pieces.append(self._piece(json.dumps(extra), self.finish_reason))
-        return pieces
+            chunks.append(self._chunk(json.dumps(extra), self.finish_reason))
+        return chunks
 
-    def whole(self) -> dict[str, Any]:
-        """Return the finished answer."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the finished choice."""
         thinking, content = ("".join(self._texts[channel]) for channel in ("thinking", "content"))
         message: dict[str, Any] = {
             "role": "assistant",
@@ -150,7 +150,7 @@ class ChatChoiceBuilder(Choice):
             "finish_reason": self.finish_reason,
         }
 
-    def _piece(self, delta: str, reason: str | None = None) -> str:
+    def _chunk(self, delta: str, reason: str | None = None) -> str:
         logprobs = "null"
         if self._logprobs is not None and self._sent_logprobs < len(self._logprobs) and "role" not in delta[:8]:
             logprobs = json.dumps({"content": self._logprobs[self._sent_logprobs :], "refusal": None})
@@ -160,7 +160,7 @@ class ChatChoiceBuilder(Choice):
 
 
 class CompletionChoiceBuilder(Choice):
-    """A continued text, beginning with its prompt where ``echo`` is given."""
+    """A text completion, which starts with its prompt where ``echo`` is given."""
 
     def __init__(
         self,
@@ -172,64 +172,64 @@ class CompletionChoiceBuilder(Choice):
         prompt_ids: Sequence[int],
         echo: str | None = None,
         logprobs: bool = False,
-        silent: bool = False,
+        prompt_only: bool = False,
     ) -> None:
         super().__init__(index, parser)
-        self._speller, self._decoder, self._silent = token_formatter, decoder, silent
+        self._token_formatter, self._decoder, self._prompt_only = token_formatter, decoder, prompt_only
         self._prompt_ids = prompt_ids
         self._pending = echo or ""
         self._texts = [self._pending]
         self._echo = echo is not None
-        self._wants = logprobs
+        self._with_logprobs = logprobs
         self._offset = 0 if echo is None else len(echo)
         self._columns: dict[str, list[Any]] = _columns()
         self._unsent: dict[str, list[Any]] = _columns()
         self._ended = False
 
     def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
-        """Take the prompt's own log-probabilities, which echo shows."""
-        offset, decoder = 0, self._speller.decoder()
+        """Add the log-probabilities of the prompt, which ``echo`` returns."""
+        offset, decoder = 0, self._token_formatter.decoder()
         for token_id, entry in zip(self._prompt_ids, logprobs, strict=True):
-            self._note(*self._speller.text_logprob(token_id, entry), offset)
+            self._add_logprob(*self._token_formatter.text_logprob(token_id, entry), offset)
             offset += len(decoder.push(token_id))
 
-    def read(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
-        """Take a token and what it added."""
-        if self._silent:
+    def push_token(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
+        """Add a token and the deltas it completed."""
+        if self._prompt_only:
             self.generated = 0
             return
-        if self._wants:
-            self._note(*self._speller.text_logprob(token.token_id, token), self._offset)
+        if self._with_logprobs:
+            self._add_logprob(*self._token_formatter.text_logprob(token.token_id, token), self._offset)
             self._offset += len(self._decoder.push(token.token_id))
         self.push_deltas(deltas)
 
     def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Take what was added."""
-        if not self._silent:
+        """Add deltas."""
+        if not self._prompt_only:
             text = "".join(delta.text for delta in deltas)
             self._texts.append(text)
             self._pending += text
 
-    def pieces(self) -> list[str]:
-        """Return what came since the last call."""
+    def chunks(self) -> list[str]:
+        """Return what is new since the last call."""
         ends = self.finish_reason is not None and not self._ended
         if not self._pending and not ends and not self._unsent["tokens"]:
             return []
-        logprobs = json.dumps(self._unsent) if self._wants and self._unsent["tokens"] else "null"
+        logprobs = json.dumps(self._unsent) if self._with_logprobs and self._unsent["tokens"] else "null"
         reason = f'"{self.finish_reason}"' if ends else "null"
         text, self._pending, self._unsent, self._ended = self._pending, "", _columns(), self._ended or ends
         return [f'{{"index":{self.index},"text":{quoted(text)},"logprobs":{logprobs},"finish_reason":{reason}}}']
 
-    def whole(self) -> dict[str, Any]:
-        """Return the finished answer."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the finished choice."""
         return {
             "index": self.index,
             "text": "".join(self._texts),
-            "logprobs": self._columns if self._wants else None,
+            "logprobs": self._columns if self._with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
 
-    def _note(self, token: str, logprob: float | None, top: dict[str, float] | None, offset: int) -> None:
+    def _add_logprob(self, token: str, logprob: float | None, top: dict[str, float] | None, offset: int) -> None:
         for columns in (self._columns, self._unsent):
             columns["tokens"].append(token)
             columns["token_logprobs"].append(logprob)
@@ -257,7 +257,7 @@ def _delta(channel: Channel, text: str) -> str:
 
 
 def _joined(pending: Sequence[tuple[Channel, str]]) -> list[tuple[Channel, str]]:
-    """Join neighbouring texts of one channel; calls stay one each."""
+    """Join adjacent texts of one channel; calls stay one each."""
     if len(pending) < 2:
         return list(pending)
     joined: list[tuple[Channel, str]] = []

@@ -1,6 +1,6 @@
-"""Answers on their way: collected into one body, or sent as events while they are drawn.
+"""Responses: collected into one JSON body, or streamed as server-sent events while tokens are generated.
 
-Each answer has one task that watches for its client leaving, and none per token.
+One task per response waits for the client to disconnect; there is none per token.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _HEAD = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseMetadata:
-    """What all parts of an answer say of themselves: ``kind`` is the ``object`` field of whole answers."""
+    """Fields that a response's body or all its chunks share; ``kind`` is the ``object`` field of a whole body."""
 
-    answer_id: str
+    response_id: str
     kind: str
     model: str
     created: int
 
-    def facts(self, kind: str) -> dict[str, Any]:
-        """Return the fields that every body begins with."""
-        return {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model}
+    def fields(self, kind: str) -> dict[str, Any]:
+        """Return these fields as JSON, with ``kind`` as the ``object`` field."""
+        return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
 
 
 class ResponseState:
-    """One HTTP request's answers while they are drawn."""
+    """One HTTP request's choices while they are generated."""
 
     def __init__(
         self,
         choices: Sequence[Choice],
         output_queue: OutputQueue,
-        label: ResponseMetadata,
+        metadata: ResponseMetadata,
         metrics: Metrics,
         lifecycle: Lifecycle,
         *,
@@ -60,9 +60,9 @@ class ResponseState:
         began: float,
         per_prompt: int,
     ) -> None:
-        self.choices, self.output_queue, self.label = choices, output_queue, label
+        self.choices, self.output_queue, self.metadata = choices, output_queue, metadata
         self.metrics, self.lifecycle = metrics, lifecycle
-        self._of = dict(zip(output_queue.request_ids, choices, strict=True))
+        self._choice_by_id = dict(zip(output_queue.request_ids, choices, strict=True))
         self._open = len(choices)
         self._began = began
         self._timed: dict[int, tuple[int, float]] = {}
@@ -72,19 +72,19 @@ class ResponseState:
 
     @property
     def ended(self) -> bool:
-        """Whether all choices have ended."""
+        """Whether all choices are finished."""
         return self._open == 0
 
     async def advance(self) -> list[Choice]:
-        """Take what the engine drew; return the choices that have something new.
+        """Wait for outputs of the engine, add them to their choices, and return the choices that changed.
 
         Raises:
-            ApiError: the engine could not go on.
-            ClientDisconnected: nobody reads on.
+            ApiError: the engine failed at a request, or the server is shutting down.
+            ClientDisconnected: the client left.
         """
         touched: dict[int, Choice] = {}
-        for output in await self.output_queue.take():
-            choice = self._of[output.request_id]
+        for output in await self.output_queue.get():
+            choice = self._choice_by_id[output.request_id]
             if choice.finish_reason is not None:
                 continue
             try:
@@ -99,57 +99,57 @@ class ResponseState:
                     self.output_queue.cancel([output.request_id])
             touched[choice.index] = choice
         for choice in touched.values():
-            self._time(choice)
+            self._observe_latency(choice)
         return list(touched.values())
 
     def usage(self) -> dict[str, Any]:
-        """Count tokens; a prompt that has several answers counts once."""
+        """Return token counts; a prompt with several choices counts once."""
         prompts = self.choices[:: self._per_prompt]
-        read, drawn = sum(c.prompt_tokens for c in prompts), sum(c.generated for c in self.choices)
+        prompt, completion = sum(c.prompt_tokens for c in prompts), sum(c.generated for c in self.choices)
         return {
-            "prompt_tokens": read,
-            "completion_tokens": drawn,
-            "total_tokens": read + drawn,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(c.cached_tokens for c in prompts)},
             "completion_tokens_details": {"reasoning_tokens": sum(c.reasoning for c in self.choices)},
         }
 
     def close(self) -> None:
-        """Cancel whatever still runs, which frees its pages, and release the slot; once is enough."""
+        """Cancel unfinished requests, which frees their pages, and release the slot. Idempotent."""
         if not self._closed:
             self._closed = True
             self.output_queue.cancel()
             self._slot.release(answered=True)
 
-    def _time(self, choice: Choice) -> None:
-        """Note how long a choice's new tokens took."""
+    def _observe_latency(self, choice: Choice) -> None:
+        """Record the latency of a choice's new tokens."""
         now, (tokens, last) = time.monotonic(), self._timed.get(choice.index, (0, 0.0))
         if choice.generated == tokens:
             return
         if last:
-            self.metrics.between.observe((now - last) / (choice.generated - tokens))
+            self.metrics.inter_token_latency.observe((now - last) / (choice.generated - tokens))
         else:
-            self.metrics.first.observe(now - self._began)
+            self.metrics.time_to_first_token.observe(now - self._began)
         self._timed[choice.index] = choice.generated, now
 
 
 @asynccontextmanager
-async def cancel_on_disconnect(answer: ResponseState, receive: Receive) -> AsyncIterator[None]:
-    """Let the answer know when its client leaves, and close it on leaving."""
+async def cancel_on_disconnect(state: ResponseState, receive: Receive) -> AsyncIterator[None]:
+    """Notify ``state`` when its client disconnects, and close it at the end."""
     watcher = asyncio.ensure_future(_disconnected(receive))
-    watcher.add_done_callback(lambda _: answer.output_queue.leave())
+    watcher.add_done_callback(lambda _: state.output_queue.disconnect())
     try:
         yield
     finally:
         watcher.cancel()
-        answer.close()
+        state.close()
 
 
 async def run_until_disconnect(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """Return what ``work`` returns, but wait no longer than the client does. The body must have been read.
+    """Return the result of ``work``, unless the client leaves first. The request body must have been read.
 
     Raises:
-        ClientDisconnected: the client left before; ``work`` is cancelled.
+        ClientDisconnected: the client left; ``work`` is cancelled.
     """
     running, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
@@ -167,23 +167,23 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def collect(answer: ResponseState, receive: Receive) -> Response:
-    """Wait for all of it and return one body."""
-    async with cancel_on_disconnect(answer, receive):
-        while not answer.ended:
-            await answer.advance()
-    body = answer.label.facts(answer.label.kind) | {
-        "choices": [choice.whole() for choice in answer.choices],
-        "usage": answer.usage(),
+async def collect(state: ResponseState, receive: Receive) -> Response:
+    """Wait until all choices are finished and return one JSON response."""
+    async with cancel_on_disconnect(state, receive):
+        while not state.ended:
+            await state.advance()
+    body = state.metadata.fields(state.metadata.kind) | {
+        "choices": [choice.to_json() for choice in state.choices],
+        "usage": state.usage(),
         "system_fingerprint": None,
     }
     return JSONResponse(body)
 
 
 class WriteTimeout:
-    """Ends the task that enters it once one write has taken ``seconds`` or more, at most twice as long.
+    """Cancels the task that enters it once a write has taken ``seconds``, at the latest after twice as long.
 
-    One timer for a whole stream: one for each write would cost a seventh of all the work on it.
+    One timer serves a whole stream: one for each write would cost a seventh of the stream's CPU time.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -195,7 +195,7 @@ class WriteTimeout:
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._look()
+        self._check()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
         if self._timer is not None:
@@ -206,62 +206,62 @@ class WriteTimeout:
         return False
 
     def begin(self) -> None:
-        """A write begins."""
+        """Mark the start of a write."""
         self._since = time.monotonic()
 
     def end(self) -> None:
-        """It has been taken."""
+        """Mark the end of a write."""
         self._since = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._since is not None and time.monotonic() - self._since >= self._seconds and self._task is not None:
             self._ended = self._task.cancel()
             return
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._check)
 
 
 class EventStream(Response):
-    """Sends an answer as server-sent events: chunks, the token counts if asked for, and ``[DONE]``.
+    """Sends a response as server-sent events: chunks, the usage if asked for, and ``[DONE]``.
 
-    An error on the way is sent as an event of its own, and ends the stream without ``[DONE]``.
+    An error while streaming is sent as an event of its own and ends the stream without ``[DONE]``.
     """
 
-    def __init__(self, answer: ResponseState, chunk_kind: str, *, usage: bool, write_timeout_seconds: float) -> None:
+    def __init__(self, state: ResponseState, chunk_kind: str, *, usage: bool, write_timeout_seconds: float) -> None:
         super().__init__()
-        self._answer = answer
+        self._state = state
         self._usage = usage
-        self._patience = WriteTimeout(write_timeout_seconds)
-        self._facts = answer.label.facts(chunk_kind) | {"system_fingerprint": None}
-        self._before = f'data: {json.dumps(self._facts)[:-1]}, "choices":['
+        self._write_timeout = WriteTimeout(write_timeout_seconds)
+        self._fields = state.metadata.fields(chunk_kind) | {"system_fingerprint": None}
+        self._before = f'data: {json.dumps(self._fields)[:-1]}, "choices":['
         self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all of it."""
-        answer, patience = self._answer, self._patience
-        async with cancel_on_disconnect(answer, receive), patience:
+        """Send the stream until its end, an error or the client's disconnect."""
+        state = self._state
+        async with cancel_on_disconnect(state, receive), self._write_timeout:
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             try:
-                while not answer.ended:
+                while not state.ended:
                     text = "".join(
-                        f"{self._before}{piece}{self._after}"
-                        for choice in await answer.advance()
-                        for piece in choice.pieces()
+                        f"{self._before}{chunk}{self._after}"
+                        for choice in await state.advance()
+                        for chunk in choice.chunks()
                     )
                     if text:
                         await self._write(send, text)
-                last = self._counts() if self._usage else ""
+                last = self._usage_event() if self._usage else ""
                 await self._write(send, f"{last}data: [DONE]\n\n", ends=True)
             except ApiError as error:
                 await self._write(send, f"data: {json.dumps(error.body)}\n\n", ends=True)
             except ClientDisconnected:
-                scope["state"]["facts"] = {"left": True}
+                scope["state"]["log_fields"] = {"disconnected": True}
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-        scope["state"].setdefault("facts", {}).update(tokens=sum(c.generated for c in answer.choices))
+        scope["state"].setdefault("log_fields", {}).update(tokens=sum(c.generated for c in state.choices))
 
     async def _write(self, send: Send, text: str, *, ends: bool = False) -> None:
-        self._patience.begin()
+        self._write_timeout.begin()
         await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
-        self._patience.end()
+        self._write_timeout.end()
 
-    def _counts(self) -> str:
-        return f"data: {json.dumps(self._facts | {'choices': [], 'usage': self._answer.usage()})}\n\n"
+    def _usage_event(self) -> str:
+        return f"data: {json.dumps(self._fields | {'choices': [], 'usage': self._state.usage()})}\n\n"

@@ -1,4 +1,4 @@
-"""Tokens as answers show them: their text, their bytes, their log-probabilities."""
+"""Tokens in responses: text, bytes and log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from fathom.tokenizer import Tokenizer
 from fathom.tokenizer.pieces import StreamDecoder
 
 MIN_LOGPROB = -9999.0
-"""Stands for a probability of zero, which JSON has no number for."""
+"""Sent for minus infinity, which JSON cannot express."""
 
 
 class TokenFormatter:
-    """Writes tokens of one vocabulary."""
+    """Formats tokens of one vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def decoder(self) -> StreamDecoder:
-        """Return a decoder that measures a text from its beginning."""
+        """Return a streaming decoder, for the offsets of tokens in a text."""
         return self._tokenizer.stream()
 
     def chat_logprob(self, token: TokenLogprob) -> dict[str, Any]:
-        """Return a token as chat answers have it."""
+        """Return a token as an entry of chat ``logprobs.content``."""
         top = [self._entry(token_id, logprob) for token_id, logprob in token.top]
         return self._entry(token.token_id, token.logprob) | {"top_logprobs": top}
 
     def text_logprob(
         self, token_id: int, found: TokenLogprob | None
     ) -> tuple[str, float | None, dict[str, float] | None]:
-        """Return a token as continued texts have it: spelling, log-probability, and alternatives with itself.
+        """Return a token as text completions have it: text, log-probability, and alternatives including itself.
 
-        Of alternatives that are spelled alike the likeliest is kept.
+        Of alternatives with the same text the most likely is kept.
         """
         name = self.name(token_id)
         if found is None:
@@ -43,16 +43,16 @@ class TokenFormatter:
         return name, _finite(found.logprob), top
 
     def name(self, token_id: int) -> str:
-        """Return a token's text, or ``bytes:`` and its bytes where they are no whole characters."""
-        piece = self._tokenizer.token_bytes(token_id)
+        """Return a token's text, or ``bytes:`` and its escaped bytes where they are not valid UTF-8."""
+        data = self._tokenizer.token_bytes(token_id)
         try:
-            return piece.decode()
+            return data.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
-        piece = self._tokenizer.token_bytes(token_id)
-        return {"token": piece.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(piece)}
+        data = self._tokenizer.token_bytes(token_id)
+        return {"token": data.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(data)}
 
 
 def _finite(logprob: float) -> float:

@@ -1,1 +1,1 @@
-"""The bodies of requests and answers, as OpenAI's interface has them and with what goes beyond it."""
+"""Request and response bodies of OpenAI's API, with extensions."""

@@ -13,7 +13,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ImageUrl(RequestModel):
-    """Where an image is: a data: URI, or an address if the server fetches any."""
+    """An image: a data: URI, or an http(s) URL of a host the server may fetch from."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
@@ -28,7 +28,7 @@ class Part(RequestModel):
 
 
 class Function(RequestModel):
-    """A function that the model may call; ``parameters`` is a JSON schema."""
+    """A function that the model may call; ``parameters`` is a JSON Schema."""
 
     name: str = Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")
     description: str | None = None
@@ -37,21 +37,21 @@ class Function(RequestModel):
 
 
 class Tool(RequestModel):
-    """A tool on offer."""
+    """A tool that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
 class CalledFunction(RequestModel):
-    """A call made earlier; ``arguments`` is JSON as text."""
+    """The function of an earlier call; ``arguments`` is a JSON string."""
 
     name: str
     arguments: str
 
 
 class Call(RequestModel):
-    """A tool call of an earlier answer."""
+    """A tool call of an earlier assistant message."""
 
     id: str
     type: Literal["function"] = "function"
@@ -60,7 +60,7 @@ class Call(RequestModel):
 
 
 class Message(RequestModel):
-    """One turn. An assistant's reasoning is left out of the prompt unless the template asks for it."""
+    """One message. The template decides whether an assistant's reasoning becomes part of the prompt."""
 
     role: Role
     content: str | list[Part] | None = None
@@ -89,7 +89,7 @@ class NamedTool(RequestModel):
 
 
 class JsonSchema(RequestModel):
-    """A schema that the answer must satisfy."""
+    """A JSON Schema that the answer must satisfy."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -100,15 +100,15 @@ class JsonSchema(RequestModel):
 
 
 class ResponseFormat(RequestModel):
-    """What the answer looks like: text, any JSON object, JSON of a schema, or a pattern's match."""
+    """The answer's format: text, any JSON object, JSON of a schema, or a match of a pattern."""
 
     type: Literal["text", "json_object", "json_schema", "regex"]
     json_schema: JsonSchema | None = None
-    pattern: str | None = Field(None, description="Of type regex: what the whole answer must match.")
+    pattern: str | None = Field(None, description="For type regex: the pattern that the whole answer must match.")
 
 
 class Thinking(RequestModel):
-    """Whether the model reasons first."""
+    """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
@@ -126,10 +126,10 @@ class ChatCompletionRequest(SamplingRequest):
     parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored.")
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = Field(
-        None, description="'none' asks for no reasoning; the rest is the template's."
+        None, description="'none' turns reasoning off; other values reach the template."
     )
     thinking: Thinking | None = None
-    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Tokens of reasoning at most.")
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Maximum tokens of reasoning.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
     store: Any = Field(None, description="Accepted and ignored.")
     verbosity: Any = Field(None, description="Accepted and ignored.")

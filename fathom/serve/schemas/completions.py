@@ -9,11 +9,11 @@ from fathom.serve.schemas.common import SamplingRequest, TokenId
 
 
 class CompletionRequest(SamplingRequest):
-    """Texts to continue, or one text's hole to fill."""
+    """Texts to complete, or a prefix and suffix to fill in between."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    suffix: str | None = Field(None, description="What follows the hole; the model fills it in.")
-    echo: bool | None = Field(None, description="Begin the text with the prompt.")
+    suffix: str | None = Field(None, description="Text after the completion (fill-in-the-middle).")
+    echo: bool | None = Field(None, description="Return the prompt before the completion.")
     logprobs: int | None = Field(None, ge=0)
     best_of: int | None = Field(None, ge=1, description="Only n itself is supported.")
     response_format: ResponseFormat | None = None

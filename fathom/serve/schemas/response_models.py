@@ -1,4 +1,4 @@
-"""The bodies of answers, for the interface's description; a test compares what is sent with them."""
+"""Response bodies for the OpenAPI document; a test validates what is sent against them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 class ResponseModel(BaseModel):
-    """Closed: what is sent has these fields and no others."""
+    """A response has these fields and no others."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ErrorInfo(ResponseModel):
-    """What is wrong, in which field, and a word for programs."""
+    """Message, type, field at fault and code of an error."""
 
     message: str
     type: str
@@ -25,25 +25,25 @@ class ErrorInfo(ResponseModel):
 
 
 class ErrorResponse(ResponseModel):
-    """Every answer that is no success."""
+    """The body of every error response."""
 
     error: ErrorInfo
 
 
 class CachedTokens(ResponseModel):
-    """Of the prompt."""
+    """Details of ``prompt_tokens``."""
 
     cached_tokens: int
 
 
 class ReasoningTokens(ResponseModel):
-    """Of the answer."""
+    """Details of ``completion_tokens``."""
 
     reasoning_tokens: int
 
 
 class Usage(ResponseModel):
-    """Tokens read and drawn."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -53,14 +53,14 @@ class Usage(ResponseModel):
 
 
 class FunctionCall(ResponseModel):
-    """What is called, with arguments as JSON text."""
+    """A function's name and arguments, as a JSON string."""
 
     name: str
     arguments: str
 
 
 class ToolCall(ResponseModel):
-    """One call of a tool."""
+    """One tool call."""
 
     id: str
     type: Literal["function"]
@@ -68,7 +68,7 @@ class ToolCall(ResponseModel):
 
 
 class TopLogprob(ResponseModel):
-    """An alternative to a token."""
+    """One of the most likely tokens at a position."""
 
     token: str
     logprob: float
@@ -76,26 +76,26 @@ class TopLogprob(ResponseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer."""
+    """A generated token."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(ResponseModel):
-    """Of every token drawn, reasoning included."""
+    """Log-probabilities of all generated tokens, reasoning included."""
 
     content: list[TokenLogprob] | None
     refusal: None
 
 
 class Extension(ResponseModel):
-    """Beyond OpenAI's interface: faults of tool calls that were given as the model made them."""
+    """Beyond OpenAI's API: problems of tool calls, which are returned as the model wrote them."""
 
     problems: list[str]
 
 
 class ChatMessage(ResponseModel):
-    """The answer's turn. ``reasoning`` and ``reasoning_content`` are the same text under both names in use."""
+    """The assistant's message. ``reasoning`` and ``reasoning_content`` hold the same text."""
 
     role: Literal["assistant"]
     content: str | None
@@ -107,7 +107,7 @@ class ChatMessage(ResponseModel):
 
 
 class ChatCompletionChoice(ResponseModel):
-    """One answer."""
+    """One choice of a chat completion."""
 
     index: int
     message: ChatMessage
@@ -116,7 +116,7 @@ class ChatCompletionChoice(ResponseModel):
 
 
 class ChatCompletionResponse(ResponseModel):
-    """A conversation's answers."""
+    """The response of /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -128,7 +128,7 @@ class ChatCompletionResponse(ResponseModel):
 
 
 class TextLogprobs(ResponseModel):
-    """Of every token, one entry each in four lists."""
+    """Log-probabilities of all tokens, as parallel lists."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -137,7 +137,7 @@ class TextLogprobs(ResponseModel):
 
 
 class CompletionChoice(ResponseModel):
-    """One continuation."""
+    """One choice of a text completion."""
 
     index: int
     text: str
@@ -146,7 +146,7 @@ class CompletionChoice(ResponseModel):
 
 
 class CompletionResponse(ResponseModel):
-    """Texts' continuations."""
+    """The response of /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -158,7 +158,7 @@ class CompletionResponse(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """A model that can be asked."""
+    """A served model."""
 
     id: str
     object: Literal["model"]
@@ -169,14 +169,14 @@ class ModelCard(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """All models that can be asked."""
+    """The served models."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class TokenizeResponse(ResponseModel):
-    """A text's tokens."""
+    """The response of /tokenize."""
 
     count: int
     max_model_len: int
@@ -185,13 +185,13 @@ class TokenizeResponse(ResponseModel):
 
 
 class DetokenizeResponse(ResponseModel):
-    """Tokens' text."""
+    """The response of /detokenize."""
 
     prompt: str
 
 
 class TokenizerInfo(ResponseModel):
-    """What a client needs to lay out prompts itself."""
+    """What a client needs to build prompts itself."""
 
     tokenizer_class: str
     bos_token: str | None
@@ -202,6 +202,6 @@ class TokenizerInfo(ResponseModel):
 
 
 class HealthResponse(ResponseModel):
-    """How the server is."""
+    """The status of the server; where it is not ok, the reason."""
 
     status: str

@@ -11,7 +11,7 @@ from fathom.serve.schemas.common import RequestModel, TokenId
 
 
 class TokenizeRequest(RequestModel):
-    """A text, or a conversation laid out by the chat template."""
+    """A text, or a conversation that the chat template renders."""
 
     model: str | None = None
     prompt: str | None = None
@@ -19,14 +19,14 @@ class TokenizeRequest(RequestModel):
     tools: list[Tool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = Field(
-        None, description="Begin as the tokenizer's own rule does; yes if left out."
+        None, description="Add the beginning-of-sequence token where the tokenizer does; default true."
     )
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(RequestModel):
-    """Token ids to spell."""
+    """Token ids to decode."""
 
     model: str | None = None
     tokens: list[TokenId]

@@ -14,7 +14,7 @@ from fathom.tokenizer import Tokenizer
 
 @dataclass
 class Only:
-    """Allows token 7 alone, and keeps what it was told."""
+    """Allows token 7 alone, and records the tokens it was given."""
 
     taken: list[int] = field(default_factory=list)
 

@@ -71,7 +71,7 @@ def test_only_json_is_read_so_that_no_form_of_a_web_page_can_ask(server: Running
     assert "application/json" in answer.json()["error"]["message"]
 
 
-def test_routes_and_methods_that_are_not_there_are_told_in_the_same_form(server: Running) -> None:
+def test_routes_and_methods_that_are_not_there_are_refused_in_the_same_format(server: Running) -> None:
     with server.http() as http:
         assert http.get("/v2").json()["error"]["code"] == "no_route"
         wrong = http.get("/v1/completions")
@@ -166,7 +166,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A
     [
         (400, "n: 4 exceeds 3", {"n": 4}),
         (400, "top_logprobs: 3 exceeds 2", {"logprobs": True, "top_logprobs": 3}),
-        (400, "20 are taken", {"messages": [{"role": "user", "content": "zq" * 40}]}),
+        (400, "more than the 20 allowed", {"messages": [{"role": "user", "content": "zq" * 40}]}),
         (400, "messages: 4 exceeds 3", {"messages": [HELLO] * 4}),
         (400, "tools: 2 exceeds 1", {"tools": [TOOL, TOOL]}),
         (400, "300", {"tools": [{"type": "function", "function": {"name": "f", "parameters": WIDE}}]}),
@@ -190,7 +190,7 @@ def test_prompts_times_n_are_limited(strict: Running) -> None:
     with strict.http() as http:
         answer = http.post("/v1/completions", json={"prompt": ["a"] * 3, "n": 2})
     assert answer.status_code == 400
-    assert "4 answers" in answer.json()["error"]["message"]
+    assert "4 choices" in answer.json()["error"]["message"]
 
 
 def test_a_body_is_counted_as_it_streams(strict: Running) -> None:
@@ -225,7 +225,7 @@ def test_images_come_as_data_and_never_from_a_path_or_an_unnamed_host(server: Ru
         assert "data: URI" in answer.json()["error"]["message"]
 
 
-def test_a_full_queue_is_told_with_when_to_come_again(serve: Serve) -> None:
+def test_a_full_queue_is_refused_with_a_retry_after(serve: Serve) -> None:
     spec = EngineSpec(max_batch=1, cache_tokens=1024, page_size=16)
     with serve(spec, max_waiting=2) as server, server.http() as http:
         body = {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True}
@@ -242,7 +242,7 @@ def test_a_full_queue_is_told_with_when_to_come_again(serve: Serve) -> None:
         assert server.idle()
 
 
-def test_more_requests_at_once_than_allowed_are_told_to_wait(serve: Serve) -> None:
+def test_more_requests_at_once_than_allowed_are_refused(serve: Serve) -> None:
     with serve(limits=Limits(max_concurrent_requests=1)) as server, server.http() as http:
         stream = open_stream(server, {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True})
         assert wait_until(lambda: server.service.metrics.in_progress == 1)

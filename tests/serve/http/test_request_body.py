@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fathom.serve.errors import ApiError
-from fathom.serve.http.request_body import parsed
+from fathom.serve.http.request_body import parse_body
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 
@@ -40,7 +40,7 @@ from fathom.serve.schemas.completions import CompletionRequest
 )
 def test_a_fault_is_located_in_what_was_sent(model: Any, body: bytes, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parsed(body, model)
+        parse_body(body, model)
     assert caught.value.param == param
     assert caught.value.message.startswith(f"{param}: ")
     assert caught.value.status == 400

@@ -73,8 +73,8 @@ def test_a_stream_cut_anywhere_is_the_whole_answer_with_every_call_once(
     for place, output in enumerate(outputs("".join(fragments))):
         streamed.push(output)
         if place in events or output.finish_reason is not None:
-            chunks += [json.loads(piece) for piece in streamed.pieces()]
-    whole, message = streamed.whole(), merged(chunks)
+            chunks += [json.loads(piece) for piece in streamed.chunks()]
+    whole, message = streamed.to_json(), merged(chunks)
     calls = whole["message"].get("tool_calls", [])
     assert message["content"] == (whole["message"]["content"] or "")
     assert message["reasoning_content"] == (whole["message"]["reasoning_content"] or "")
