@@ -1,9 +1,9 @@
-// One answer from request to end: what is asked, and how its parts and times are gathered in a message.
+// One answer: the request's messages or prompt, and streaming the response with its timings into a message.
 
 const TEXT = { type: "text" };
 const MIN_MS = 50;
 
-/** The conversation as the server reads it; thinking is not sent back. */
+/** The conversation as the request's messages; reasoning is not sent back. */
 export function toMessages(messages, system) {
   const turns = system.trim() ? [{ role: "system", content: system }] : [];
   for (const { role, content, images } of messages) {
@@ -17,13 +17,13 @@ export function toMessages(messages, system) {
   return turns;
 }
 
-/** All turns as one text, which the model continues. */
+/** All turns as one prompt for /v1/completions. */
 export const toText = (messages) => messages.map(({ content }) => content).join("");
 
 export const emptyAnswer = () => ({ role: "assistant", content: "", thinking: "", tokens: 0, finish: null, error: null });
 
-/** Fill `message` as the answer arrives, calling `changed` after each part; errors end up in the message. */
-export async function fill(message, parts, signal, changed) {
+/** Stream `parts` into `message`, calling `changed` after each; errors are stored in the message. */
+export async function streamInto(message, parts, signal, changed) {
   const began = performance.now();
   const since = () => performance.now() - began;
   try {

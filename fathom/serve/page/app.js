@@ -1,5 +1,5 @@
-// The page: puts the parts together and moves a conversation on.
-import { emptyAnswer, fill, toMessages, toText } from "./answer.js";
+// The page: connects its parts, sends messages and streams answers into the conversation.
+import { emptyAnswer, streamInto, toMessages, toText } from "./answer.js";
 import { Api } from "./api.js";
 import { Chrome } from "./chrome.js";
 import { Composer } from "./composer.js";
@@ -43,9 +43,9 @@ class App {
     await this.#connect();
   }
 
-  // What the parts may ask for.
+  // Handlers that the parts call.
 
-  say(text, images = []) {
+  sendMessage(text, images = []) {
     this.stop();
     this.#push({ role: "user", content: text, images });
     this.#answer();
@@ -66,7 +66,7 @@ class App {
 
   resend(message, text) {
     this.#cutFrom(this.#chat.messages.indexOf(message));
-    this.say(text.trim(), message.images);
+    this.sendMessage(text.trim(), message.images);
   }
 
   newChat() {
@@ -118,14 +118,14 @@ class App {
     const abort = new AbortController();
     this.#running = { abort, chat, message };
     this.#composer.run(true);
-    this.#keep(chat);
+    this.#save(chat);
     say(byId("announcer"), "answering");
     const painter = this.#paint(message);
     const parts = this.#completes ? this.#api.complete(body, abort.signal) : this.#api.chat(body, abort.signal);
-    await fill(message, parts, abort.signal, () => painter.changed(chat));
+    await streamInto(message, parts, abort.signal, () => painter.changed(chat));
     painter.end();
     if (this.#running?.message === message) this.#finish(message);
-    this.#keep(chat);
+    this.#save(chat);
   }
 
   #finish(message) {
@@ -139,7 +139,7 @@ class App {
     else if (!message.error && this.#models.length === 0) this.#connect();
   }
 
-  /** Show a growing answer at most once a frame, its clock every second, and keep it now and then. */
+  /** Render a streaming answer at most once a frame, update its clock every second, and save it now and then. */
   #paint(message) {
     const began = performance.now();
     let [frame, saved] = [0, began];
@@ -154,7 +154,7 @@ class App {
         frame ||= requestAnimationFrame(show);
         if (performance.now() - saved < SAVE_EVERY_MS) return;
         saved = performance.now();
-        this.#keep(chat);
+        this.#save(chat);
       },
       end: () => {
         clearInterval(clock);
@@ -164,16 +164,16 @@ class App {
     };
   }
 
-  /** Keep an answer as unfinished: what breaks off while the page closes is not the connection's fault. */
+  /** Save the answer as unfinished: a stream that ends because the page closes is not a connection error. */
   #leave() {
-    if (this.#running) this.#keep(this.#running.chat);
+    if (this.#running) this.#save(this.#running.chat);
     this.#leaving = true;
   }
 
-  #keep(chat) {
+  #save(chat) {
     if (this.#leaving) return;
     if (!chat.messages.length || (chat !== this.#chat && !loadChat(chat.id))) return; // deleted while it was answered
-    if (!saveChat(chat)) this.#composer.complain("storageFull");
+    if (!saveChat(chat)) this.#composer.showError("storageFull");
     this.#sidebar.show(this.#chat.id);
   }
 
@@ -216,14 +216,14 @@ class App {
     remember("model", byId("model").value);
     const { supports_images: images, supports_reasoning: reasoning, suggestions } = this.#model?.fathom ?? {};
     this.#composer.images.allow(Boolean(images) && !this.#completes);
-    this.#composer.ask(this.#completes ? "placeholderText" : "placeholder");
+    this.#composer.setPlaceholder(this.#completes ? "placeholderText" : "placeholder");
     this.#settings.allow({ thinking: Boolean(reasoning) && !this.#completes, system: !this.#completes });
     this.#thread.suggest(suggestions);
     this.#showContext();
-    this.#showFacts();
+    this.#showModelInfo();
   }
 
-  #showFacts() {
+  #showModelInfo() {
     const perToken = this.#model?.fathom?.cache_bytes_per_token;
     byId("per-token").hidden = !perToken;
     if (perToken) say(byId("per-token"), "perToken", { bytes: bytes(perToken) });
@@ -235,7 +235,7 @@ class App {
     byId("key").focus();
   }
 
-  /** With the key, do again what the server refused. */
+  /** Retry with the key what the server refused. */
   async #useKey(event) {
     event.preventDefault();
     this.#api.key = byId("key").value.trim();

@@ -4,26 +4,26 @@ import { name, say } from "./i18n.js";
 import { Images } from "./images.js";
 import { loadSetting, remember } from "./store.js";
 
-const COMPLAINT_MS = 8000;
+const ERROR_MS = 8000;
 
 export class Composer {
   #input = byId("input");
   #button = byId("send");
-  #complaint = byId("complaint");
+  #error = byId("composer-error");
   #running = false;
   #timer;
-  #act;
+  #handlers;
 
-  constructor(act) {
-    this.#act = act;
-    this.images = new Images((key, parameters) => this.complain(key, parameters));
+  constructor(handlers) {
+    this.#handlers = handlers;
+    this.images = new Images((key, parameters) => this.showError(key, parameters));
     this.#input.value = loadSetting("draft", "");
     this.#input.addEventListener("input", () => this.#typed());
     this.#input.addEventListener("keydown", (event) => this.#key(event));
     this.#input.addEventListener("paste", (event) => this.#paste(event));
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      if (this.#running) act.stop();
+      if (this.#running) handlers.stop();
       else this.#send();
     });
     this.run(false);
@@ -34,12 +34,12 @@ export class Composer {
     this.#input.focus();
   }
 
-  /** Say what the field is for, by the key of a sentence. */
-  ask(key) {
+  /** Set the placeholder, by the key of its text. */
+  setPlaceholder(key) {
     say(this.#input, key, {}, "i18nPlaceholder");
   }
 
-  /** Where a keyboard would cover the page, wait for a tap. */
+  /** Not on touch screens, where the on-screen keyboard would cover the page. */
   focusIfTyping() {
     if (matchMedia("(hover: hover)").matches) this.focus();
   }
@@ -52,11 +52,11 @@ export class Composer {
     this.#button.classList.toggle("stop", running);
   }
 
-  complain(key, parameters = {}) {
-    say(this.#complaint, key, parameters);
-    this.#complaint.hidden = false;
+  showError(key, parameters = {}) {
+    say(this.#error, key, parameters);
+    this.#error.hidden = false;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => (this.#complaint.hidden = true), COMPLAINT_MS);
+    this.#timer = setTimeout(() => (this.#error.hidden = true), ERROR_MS);
   }
 
   #typed() {
@@ -69,7 +69,7 @@ export class Composer {
     this.#input.style.height = `${this.#input.scrollHeight}px`;
   }
 
-  /** An input method ends its own composition with Enter; that one is not ours (Safari sends it as key code 229). */
+  /** An input method ends its own composition with Enter; that one must not send (Safari sends it as key code 229). */
   #key(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
@@ -83,7 +83,7 @@ export class Composer {
     this.#input.value = "";
     this.images.clear();
     this.#typed();
-    this.#act.say(text.trim(), images);
+    this.#handlers.sendMessage(text.trim(), images);
   }
 
   #paste(event) {

@@ -1,4 +1,4 @@
-// Helpers for building nodes. Text always goes in as text: nothing on this page parses HTML.
+// Helpers for building DOM nodes. Text is always set as text: nothing on this page parses HTML.
 
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -32,7 +32,7 @@ const SHAPES = {
   fold: "M9 6l6 6-6 6",
 };
 
-/** One line drawing from the list above, hidden from readers of the screen: its button carries the label. */
+/** One line drawing from the list above, hidden from screen readers: its button carries the label. */
 export function icon(name) {
   const SVG = "http://www.w3.org/2000/svg";
   const drawing = document.createElementNS(SVG, "svg");

@@ -56,12 +56,12 @@ const ALIASES = {
 };
 const BY_NAME = new Map(Object.entries(ALIASES).flatMap(([name, list]) => list.split(" ").map((alias) => [alias, name])));
 const KINDS = ["comment", "string", "number"];
-const LONGEST = 60_000;
+const MAX_CHARS = 60_000;
 
 /** Return the code as nodes; plain text where the language is unknown or the code is very long. */
 export function colour(code, language) {
   const grammarName = BY_NAME.get(language.toLowerCase());
-  if (!grammarName || code.length > LONGEST) return [document.createTextNode(code)];
+  if (!grammarName || code.length > MAX_CHARS) return [document.createTextNode(code)];
   const { pattern, keywords } = GRAMMARS[grammarName];
   const ignoreCase = grammarName === "query";
   const nodes = [];

@@ -1,4 +1,4 @@
-// Every sentence of the page, in English and Chinese, and what puts them there.
+// All texts of the page in English and Chinese, and functions that put them into nodes.
 
 const ENGLISH = {
   title: "Fathom",
@@ -26,7 +26,7 @@ const ENGLISH = {
   cacheShort: "{used} in use · {cached} kept · {total} pages",
   running: "{running} running, {waiting} waiting",
   perToken: "{bytes} per token",
-  welcome: "What shall we sound out?",
+  welcome: "What would you like to know?",
   welcomeHint: "Your words go to this server and nowhere else. Conversations stay in this browser.",
   continues: "This model continues texts. It has not learned to converse.",
   question1: "What is the capital of France?",
@@ -49,7 +49,7 @@ const ENGLISH = {
   imageTooMany: "At most {limit} images fit in one message.",
   imageKind: "{name} is not a PNG, JPEG, WebP or GIF image.",
   imageUnread: "{name} could not be read.",
-  imageBlind: "This model sees no images.",
+  imageUnsupported: "This model does not accept images.",
   dropHere: "Drop images here",
   you: "You",
   assistant: "Answer",
@@ -73,28 +73,28 @@ const ENGLISH = {
   answered: "Answer: {text}",
   stopped: "Stopped.",
   interrupted: "The page was closed before this answer was complete.",
-  atLength: "The answer reached its length limit. Raise “Most tokens” in the settings, or ask it to go on.",
+  atLength: "The answer reached its length limit. Raise “Max tokens” in the settings, or ask it to go on.",
   calledTool: "The model asked for a tool; this page has none.",
   systemPrompt: "System prompt",
   systemHint: "Comes first in every conversation",
   temperature: "Temperature",
-  temperatureHint: "0 always takes the likeliest token",
+  temperatureHint: "0 is greedy decoding",
   top_p: "Top-p",
-  top_pHint: "Draw from the likeliest tokens up to this share",
+  top_pHint: "Sample from the most likely tokens up to this probability",
   top_k: "Top-k",
-  top_kHint: "Draw from this many likeliest tokens",
+  top_kHint: "Sample from this many most likely tokens",
   min_p: "Min-p",
-  min_pHint: "Drop tokens below this share of the likeliest",
-  max_tokens: "Most tokens",
+  min_pHint: "Drop tokens below this fraction of the most likely one",
+  max_tokens: "Max tokens",
   max_tokensHint: "Length limit of an answer",
   seed: "Seed",
-  seedHint: "The same seed draws the same answer",
+  seedHint: "The same seed gives the same answer",
   thinkingChoice: "Thinking",
   thinkingAuto: "Automatic",
   thinkingOn: "On",
   thinkingOff: "Off",
   thinking_budget: "Thinking budget",
-  thinking_budgetHint: "Tokens of thinking at most",
+  thinking_budgetHint: "Maximum tokens of thinking",
   unset: "default",
   reset: "Reset to defaults",
   notUsed: "Outside {min} to {max}: not used.",
@@ -144,7 +144,7 @@ const CHINESE = {
   cacheShort: "使用 {used} · 保留 {cached} · 共 {total} 页",
   running: "{running} 个运行中，{waiting} 个等待",
   perToken: "每词元 {bytes}",
-  welcome: "想探究些什么？",
+  welcome: "想了解些什么？",
   welcomeHint: "你的内容只会发送到这台服务器；对话只保存在此浏览器中。",
   continues: "此模型只会续写文本，没有学过对话。",
   question1: "法国的首都是哪里？",
@@ -167,7 +167,7 @@ const CHINESE = {
   imageTooMany: "一条消息最多 {limit} 张图片。",
   imageKind: "{name} 不是 PNG、JPEG、WebP 或 GIF 图片。",
   imageUnread: "无法读取 {name}。",
-  imageBlind: "此模型看不到图片。",
+  imageUnsupported: "此模型不支持图片。",
   dropHere: "把图片拖到这里",
   you: "你",
   assistant: "回答",
@@ -196,7 +196,7 @@ const CHINESE = {
   systemPrompt: "系统提示",
   systemHint: "放在每个对话的最前面",
   temperature: "温度",
-  temperatureHint: "0 表示总取最可能的词元",
+  temperatureHint: "0 表示贪心解码",
   top_p: "Top-p",
   top_pHint: "从累计概率达到此值的词元中抽取",
   top_k: "Top-k",
@@ -255,7 +255,7 @@ export function t(key, parameters = {}) {
   return LANGUAGES[current][key].replace(/\{(\w+)\}/g, (_, name) => parameters[name] ?? "");
 }
 
-/** Give a node a sentence that follows the language; `place` is one of i18n, i18nLabel, i18nTitle, i18nPlaceholder, i18nAlt. */
+/** Give a node a text that follows the language; `place` is one of i18n, i18nLabel, i18nTitle, i18nPlaceholder, i18nAlt. */
 export function say(node, key, parameters = {}, place = "i18n") {
   node.dataset[place] = key;
   values.set(node, { ...values.get(node), ...parameters });
@@ -263,7 +263,7 @@ export function say(node, key, parameters = {}, place = "i18n") {
   return node;
 }
 
-/** Label a control for readers of the screen and for the pointer alike. */
+/** Label a control for screen readers and as a tooltip. */
 export function name(node, key, parameters = {}) {
   return say(say(node, key, parameters, "i18nLabel"), key, parameters, "i18nTitle");
 }

@@ -1,21 +1,21 @@
-// Images on their way into a message: chosen, pasted or dropped, checked, shown and removable.
+// Images attached to a message: chosen, pasted or dropped; checked, previewed and removable.
 import { byId, el, icon } from "./dom.js";
 import { name } from "./i18n.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-const MOST_BYTES = 5 * 1024 * 1024;
+const MAX_BYTES = 5 * 1024 * 1024;
 const MAX_IMAGES = 4;
 
 export class Images {
   #list = [];
-  #tray = byId("tray");
+  #attachments = byId("attachments");
   #picker = byId("picker");
   #allowed = false;
-  #complain;
+  #showError;
 
-  /** `complain(key, parameters)` tells the user why an image was not taken. */
-  constructor(complain) {
-    this.#complain = complain;
+  /** `showError(key, parameters)` tells the user why an image was rejected. */
+  constructor(showError) {
+    this.#showError = showError;
     byId("attach").addEventListener("click", () => this.#picker.click());
     this.#picker.accept = KINDS.join(",");
     this.#picker.addEventListener("change", async () => {
@@ -46,11 +46,11 @@ export class Images {
 
   async add(files) {
     for (const file of files) {
-      const parameters = { name: file.name, limit: this.#list.length < MAX_IMAGES ? `${MOST_BYTES >> 20} MB` : MAX_IMAGES };
-      if (!this.#allowed) this.#complain("imageBlind");
-      else if (!KINDS.includes(file.type)) this.#complain("imageKind", parameters);
-      else if (this.#list.length >= MAX_IMAGES) this.#complain("imageTooMany", parameters);
-      else if (file.size > MOST_BYTES) this.#complain("imageTooLarge", parameters);
+      const parameters = { name: file.name, limit: this.#list.length < MAX_IMAGES ? `${MAX_BYTES >> 20} MB` : MAX_IMAGES };
+      if (!this.#allowed) this.#showError("imageUnsupported");
+      else if (!KINDS.includes(file.type)) this.#showError("imageKind", parameters);
+      else if (this.#list.length >= MAX_IMAGES) this.#showError("imageTooMany", parameters);
+      else if (file.size > MAX_BYTES) this.#showError("imageTooLarge", parameters);
       else await this.#read(file);
     }
     this.#show();
@@ -63,7 +63,7 @@ export class Images {
       reader.readAsDataURL(file);
     });
     if (url) this.#list.push({ url, name: file.name });
-    else this.#complain("imageUnread", { name: file.name });
+    else this.#showError("imageUnread", { name: file.name });
   }
 
   #show() {
@@ -76,8 +76,8 @@ export class Images {
       const button = name(el("button", { type: "button", click: remove }, icon("close")), "removeImage", { name: image.name });
       return el("li", {}, el("img", { src: image.url, alt: image.name }), button);
     });
-    this.#tray.replaceChildren(...figures);
-    this.#tray.hidden = figures.length === 0;
+    this.#attachments.replaceChildren(...figures);
+    this.#attachments.hidden = figures.length === 0;
   }
 
   #acceptDrops(area) {

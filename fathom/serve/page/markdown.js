@@ -1,4 +1,4 @@
-// Markdown as nodes, and a view that follows a growing text by rendering its last block again and nothing before it.
+// Markdown as DOM nodes, and a view of a streaming text that renders only its last block again.
 import { parseBlocks } from "./blocks.js";
 import { copyText, el, icon } from "./dom.js";
 import { colour } from "./highlight.js";

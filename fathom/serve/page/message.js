@@ -8,17 +8,17 @@ const COPIED_MS = 1500;
 const NOTES = { stopped: "stopped", length: "atLength", tool_calls: "calledTool", interrupted: "interrupted" };
 const seconds = (ms) => number(ms / 1000, ms < 10_000 ? 1 : 0);
 
-function action(drawing, key, act) {
-  return name(el("button", { type: "button", class: "quiet", click: act }, icon(drawing)), key);
+function action(drawing, key, onClick) {
+  return name(el("button", { type: "button", class: "quiet", click: onClick }, icon(drawing)), key);
 }
 
 export class UserView {
   #message;
-  #act;
+  #handlers;
 
-  constructor(message, act) {
+  constructor(message, handlers) {
     this.#message = message;
-    this.#act = act;
+    this.#handlers = handlers;
     this.node = el("article", { class: "turn user" });
     this.#read();
   }
@@ -42,7 +42,7 @@ export class UserView {
     };
     const send = (event) => {
       event?.preventDefault();
-      if (field.value.trim() || this.#message.images?.length) this.#act.resend(this.#message, field.value);
+      if (field.value.trim() || this.#message.images?.length) this.#handlers.resend(this.#message, field.value);
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
@@ -64,7 +64,7 @@ export class UserView {
 
 export class AnswerView {
   #message;
-  #act;
+  #handlers;
   #prose = el("div", { class: "prose", dir: "auto" });
   #thoughts = el("div", { class: "prose", dir: "auto" });
   #summary = el("span");
@@ -77,12 +77,12 @@ export class AnswerView {
   #countdown;
   #waitingMs = null;
 
-  constructor(message, act) {
+  constructor(message, handlers) {
     this.#message = message;
-    this.#act = act;
+    this.#handlers = handlers;
     this.#fold.append(el("summary", {}, icon("fold"), this.#summary), this.#thoughts);
     this.#fold.addEventListener("toggle", () => this.#think());
-    this.#actions = [this.#copyButton(), action("again", "regenerate", () => act.regenerate())];
+    this.#actions = [this.#copyButton(), action("again", "regenerate", () => handlers.regenerate())];
     const foot = el("div", { class: "actions" }, ...this.#actions, this.#figures);
     const heading = say(el("h2", { class: "unseen" }), "assistant");
     this.node = el("article", { class: "turn answer" }, heading, this.#fold, this.#prose, this.#note, foot);
@@ -101,7 +101,7 @@ export class AnswerView {
     return button;
   }
 
-  /** Show the message as it stands; `waitingMs` is how long it has been asked for while it streams, else null. */
+  /** Render the message; `waitingMs` is the time since the request while it streams, else null. */
   update(waitingMs = null) {
     const streaming = waitingMs !== null;
     this.node.classList.toggle("streaming", streaming);
@@ -149,7 +149,7 @@ export class AnswerView {
   }
 
   #fail({ kind, detail, retryAt }) {
-    const retry = el("button", { type: "button", class: "main", click: () => this.#act.regenerate() });
+    const retry = el("button", { type: "button", class: "main", click: () => this.#handlers.regenerate() });
     const sentence = say(el("p"), `error${kind}`);
     const own = detail ? el("p", { class: "detail" }, detail) : null;
     this.#note.replaceChildren(el("div", { class: "failure", role: "alert" }, sentence, own, retry));

@@ -5,21 +5,21 @@ import { deleteAllChats, deleteChat, listChats } from "./store.js";
 
 export class Sidebar {
   #node = byId("sidebar");
-  #veil = byId("veil");
+  #backdrop = byId("backdrop");
   #toggle = byId("open-sidebar");
   #narrow = matchMedia("(max-width: 60rem)");
-  #act;
+  #handlers;
 
-  constructor(act) {
-    this.#act = act;
+  constructor(handlers) {
+    this.#handlers = handlers;
     this.#toggle.addEventListener("click", () => this.open(true));
     byId("close-sidebar").addEventListener("click", () => this.open(false));
-    this.#veil.addEventListener("click", () => this.open(false));
+    this.#backdrop.addEventListener("click", () => this.open(false));
     this.#narrow.addEventListener("change", () => this.open(false));
     byId("delete-all").addEventListener("click", () => {
       if (!confirm(t("confirmDeleteAll"))) return;
       deleteAllChats();
-      act.newChat();
+      handlers.newChat();
     });
     this.open(false);
   }
@@ -34,7 +34,7 @@ export class Sidebar {
     const over = this.#narrow.matches && open;
     this.#node.inert = this.#narrow.matches && !open;
     this.#node.classList.toggle("open", over);
-    this.#veil.hidden = !over;
+    this.#backdrop.hidden = !over;
     byId("main").inert = over;
     this.#toggle.setAttribute("aria-expanded", String(over));
     if (over) byId("close-sidebar").focus();
@@ -43,13 +43,13 @@ export class Sidebar {
 
   show(currentId) {
     const items = listChats().map(({ id, title }) => {
-      const go = el("button", { type: "button", class: "chat", click: () => this.#act.openChat(id) });
+      const go = el("button", { type: "button", class: "chat", click: () => this.#handlers.openChat(id) });
       if (title) go.textContent = title;
       else say(go, "untitled");
       if (id === currentId) go.setAttribute("aria-current", "true");
       const remove = () => {
         deleteChat(id);
-        if (id === currentId) this.#act.newChat();
+        if (id === currentId) this.#handlers.newChat();
         else this.show(currentId);
       };
       const button = el("button", { type: "button", class: "quiet", click: remove }, icon("trash"));

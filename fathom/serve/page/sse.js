@@ -1,4 +1,4 @@
-// Server-sent events from text in pieces of any size (WHATWG HTML, section 9.2).
+// Parser of server-sent events from chunks of any size (WHATWG HTML, section 9.2).
 
 export class EventParser {
   #rest = "";
@@ -6,9 +6,9 @@ export class EventParser {
   #event = "";
   #begun = false;
 
-  /** Take the next piece; return the events it completes, as {event, data}. */
-  push(piece) {
-    let text = this.#rest + piece;
+  /** Add a chunk; return the events it completes, as {event, data}. */
+  push(chunk) {
+    let text = this.#rest + chunk;
     if (!this.#begun && text.length > 0) {
       this.#begun = true;
       if (text.startsWith("\uFEFF")) text = text.slice(1);
@@ -26,7 +26,7 @@ export class EventParser {
     return events;
   }
 
-  /** The stream is over: return what a last line without its line end, or a last event without its blank line, held. */
+  /** End the stream: return the events of a last line without line end or a last event without blank line. */
   end() {
     const events = [];
     const last = this.#rest.replace(/\r$/, "");

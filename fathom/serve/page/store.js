@@ -1,4 +1,4 @@
-// What this browser remembers: conversations, the draft and choices in localStorage; the key, for this tab, in sessionStorage.
+// Browser storage: conversations, draft and settings in localStorage; the API key, for this tab, in sessionStorage.
 //
 // A chat is {id, title, updated, messages}. A message of the user is {role, content, images}; of the assistant
 // {role, content, thinking, thinkingMs, firstMs, elapsedMs, tokens, usage, finish, error}.
@@ -15,7 +15,7 @@ function read(storage, key, fallback) {
   }
 }
 
-/** Return whether it was written: storage may be full or forbidden. */
+/** Write a value; return false where storage is full or forbidden. */
 function write(storage, key, value) {
   try {
     storage.setItem(key, JSON.stringify(value));
@@ -44,7 +44,7 @@ export function loadChat(id) {
   return Array.isArray(chat?.messages) ? chat : null;
 }
 
-/** Keep a chat; return false where its images did not fit and were left out. */
+/** Save a chat; return false where its images did not fit and were dropped. */
 export function saveChat(chat) {
   chat.updated = Date.now();
   const first = chat.messages.find((message) => message.role === "user");

@@ -1,4 +1,4 @@
-// The conversation on the page: its turns, following the end while the reader is there, and the empty state.
+// The conversation on the page: its turns, auto-scroll while the reader is at the end, and the empty state.
 import { byId, el } from "./dom.js";
 import { say } from "./i18n.js";
 import { AnswerView, UserView } from "./message.js";
@@ -12,20 +12,20 @@ export class Thread {
   #empty = byId("empty");
   #jump = byId("jump");
   #views = new Map();
-  #act;
+  #handlers;
   #following = true;
 
-  constructor(act) {
-    this.#act = act;
-    this.#scroller.addEventListener("scroll", () => this.#look(), { passive: true });
+  constructor(handlers) {
+    this.#handlers = handlers;
+    this.#scroller.addEventListener("scroll", () => this.#updateFollowing(), { passive: true });
     this.#jump.addEventListener("click", () => this.follow());
-    new ResizeObserver(() => this.#keep()).observe(this.#turns);
-    new ResizeObserver(() => this.#keep()).observe(this.#scroller);
+    new ResizeObserver(() => this.#scrollToEnd()).observe(this.#turns);
+    new ResizeObserver(() => this.#scrollToEnd()).observe(this.#scroller);
   }
 
   /** Offer prompts of the model's own, or neutral ones where it has none. */
   suggest({ kind = "chat", prompts = [] } = {}) {
-    const button = (text) => el("button", { type: "button", click: ({ target }) => this.#act.say(text ?? target.textContent) });
+    const button = (text) => el("button", { type: "button", click: ({ target }) => this.#handlers.sendMessage(text ?? target.textContent) });
     const own = prompts.map(({ label, text }) => Object.assign(button(text), { textContent: label }));
     const shown = own.length ? own : NEUTRAL[kind].map((key) => say(button(), key));
     byId("suggestions").replaceChildren(...shown.map((each) => el("li", {}, each)));
@@ -41,7 +41,7 @@ export class Thread {
   }
 
   add(message) {
-    const view = message.role === "user" ? new UserView(message, this.#act) : new AnswerView(message, this.#act);
+    const view = message.role === "user" ? new UserView(message, this.#handlers) : new AnswerView(message, this.#handlers);
     this.#views.set(message, view);
     this.#turns.append(view.node);
     this.#empty.hidden = true;
@@ -59,15 +59,15 @@ export class Thread {
 
   follow() {
     this.#following = true;
-    this.#keep();
+    this.#scrollToEnd();
   }
 
-  #keep() {
+  #scrollToEnd() {
     if (this.#following) this.#scroller.scrollTop = this.#scroller.scrollHeight;
-    this.#look();
+    this.#updateFollowing();
   }
 
-  #look() {
+  #updateFollowing() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
     this.#following = scrollHeight - scrollTop - clientHeight < NEAR_END;
     this.#jump.hidden = this.#following;

@@ -62,7 +62,7 @@ def test_sampling_controls_are_sent_only_where_set_and_sensible(page: Page, scri
 def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: Script) -> None:
     expect(page.locator("#attach")).to_be_visible()
     page.set_input_files("#picker", [{"name": "a.png", "mimeType": "image/png", "buffer": PIXEL}])
-    expect(page.locator("#tray li")).to_have_count(1)
+    expect(page.locator("#attachments li")).to_have_count(1)
     carry = """([kind, name, size]) => {
         const data = new DataTransfer();
         data.items.add(new File([new Uint8Array(size)], name + ".gif", { type: "image/gif" }));
@@ -72,15 +72,15 @@ def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: S
         document.querySelector("#input").dispatchEvent(event);
     }"""
     page.evaluate(carry, ["paste", "pasted", 3])
-    expect(page.locator("#tray li")).to_have_count(2)
+    expect(page.locator("#attachments li")).to_have_count(2)
     page.evaluate(carry, ["drop", "dropped", 3])
-    expect(page.locator("#tray li")).to_have_count(3)
+    expect(page.locator("#attachments li")).to_have_count(3)
     page.get_by_role("button", name="Remove pasted.gif").click()
     page.get_by_role("button", name="Remove dropped.gif").click()
     page.evaluate(carry, ["drop", "big", 5 * 2**20 + 1])
-    expect(page.locator("#complaint")).to_have_text("big.gif is larger than 5 MB. Choose a smaller image.")
+    expect(page.locator("#composer-error")).to_have_text("big.gif is larger than 5 MB. Choose a smaller image.")
     page.set_input_files("#picker", [{"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"}])
-    expect(page.locator("#complaint")).to_contain_text("a.svg is not a PNG")
+    expect(page.locator("#composer-error")).to_contain_text("a.svg is not a PNG")
     script.text("A pixel.")
     ask(page, "What is it?")
     answered(page, "A pixel.")
@@ -91,7 +91,7 @@ def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: S
     }
     assert text == {"type": "text", "text": "What is it?"}
     expect(page.locator(".bubble img")).to_have_attribute("alt", "Image 1")
-    expect(page.locator("#tray")).to_be_hidden()
+    expect(page.locator("#attachments")).to_be_hidden()
     page.reload()
     expect(page.locator(".bubble img")).to_have_count(1)
 
