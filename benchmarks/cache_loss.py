@@ -45,10 +45,10 @@ def quantized(model: Decoder, pages: int, cache_format: CacheFormat = "plain") -
 def bfloat16_pool(model: Decoder, pages: int) -> PagePool:
     pool = quantized(model, 1)
     layers = [
-        tuple(BFloat16Pages(pages, PAGE, g * k, device=pool.device, dtype=torch.float32) for g, k in pool.parts)
+        tuple(BFloat16Pages(pages, PAGE, g * k, device=pool.device, dtype=torch.float32) for g, k in pool.kv_shapes)
         for _ in pool.layers
     ]
-    return PagePool(layers, pool.parts, page_size=PAGE, num_pages=pages, device=pool.device)
+    return PagePool(layers, pool.kv_shapes, page_size=PAGE, num_pages=pages, device=pool.device)
 
 
 POOLS: dict[str, Callable[[Decoder, int], PagePool]] = {

@@ -104,7 +104,7 @@ def _read(model: Decoder, cache: StaticCache, tokens: Sequence[int]) -> None:
 
 def _repeat_cache(cache: StaticCache, count: int) -> StaticCache:
     """Return a cache of ``count`` rows, each a copy of the one row of ``cache``."""
-    layers = [type(layer)(tuple(part.repeat(count, 1, 1, 1) for part in layer.parts)) for layer in cache.layers]
+    layers = [type(layer)(tuple(part.repeat(count, 1, 1, 1) for part in layer.tensors)) for layer in cache.layers]
     return StaticCache(layers, cache.lengths * count, cache.max_length, cache.window)
 
 

@@ -1,4 +1,4 @@
-"""The model: one decoder for every family, its caches, and how it is built."""
+"""The model: one decoder for every family, its KV caches, and its construction from a spec."""
 
 from __future__ import annotations
 

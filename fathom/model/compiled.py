@@ -1,4 +1,4 @@
-"""Decoding one request as one compiled program: what is left between the products is fused, and dispatched once.
+"""Single-request decoding as one compiled program: everything between matrix products is fused and dispatched once.
 
 S keys, P tokens of a page, D hidden size.
 """
@@ -17,11 +17,11 @@ from fathom.model.decoder import Decoder
 
 
 class CompiledDecoding:
-    """Runs one new token of one request; the same numbers as ``Decoder.forward``, to rounding.
+    """Runs one new token of one request; equals ``Decoder.forward`` to rounding.
 
-    The first call compiles, for half a minute or less; PyTorch keeps the result on disk and later processes take
-    seconds. Needs a C++ compiler. Any length of context runs in the same program. Several requests are not compiled:
-    with a token of each, the products take nearly all of a step's time (measured), and nothing was gained.
+    The first call compiles for up to half a minute; PyTorch caches the result on disk, and later processes take
+    seconds. Needs a C++ compiler. One program serves all context lengths. Batches are not compiled: with several
+    requests, matrix products take nearly all of a step's time (measured), and nothing was gained.
     """
 
     def __init__(self, model: Decoder, pool: PagePool) -> None:
@@ -29,7 +29,7 @@ class CompiledDecoding:
         self._program: Callable[..., Tensor] = torch.compile(self._forward, fullgraph=True)
 
     def warm_up(self) -> None:
-        """Compile now, in a page that holds nothing yet.
+        """Compile now, using free pages.
 
         Raises:
             ResourceError: the compiler is missing or fails.
@@ -37,10 +37,10 @@ class CompiledDecoding:
         size = self._pool.page_size
         try:
             with torch.inference_mode():
-                for count in (3, 2):  # two lengths, so that the program is made for any
+                for count in (3, 2):  # two lengths, so that the compiled shapes are dynamic
                     pages = range(min(count, self._pool.num_pages))
                     self(0, SequenceChunk(tuple(pages), len(pages) * size - 1, 1))
-        except Exception as error:  # whatever a compiler can lack
+        except Exception as error:  # compilers fail in many ways
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
                 f"compile: the decoding step was not compiled ({reason}); install a C++ compiler or leave compile out"
@@ -48,22 +48,22 @@ class CompiledDecoding:
         finally:
             self._pool.clear(range(min(3, self._pool.num_pages)))
 
-    def __call__(self, token: int, piece: SequenceChunk) -> Tensor:
-        """Write one token's numbers into the pool and return its hidden state after the final norm, (1, D)."""
+    def __call__(self, token: int, chunk: SequenceChunk) -> Tensor:
+        """Write one token's KV entries into the pool and return its hidden state after the final norm, (1, D)."""
         size, device = self._pool.page_size, self._pool.device
-        held = piece.start - piece.first
-        pages = piece.pages[: held // size + 1]
-        if len(pages) == 1:  # a dimension of 1 would be compiled apart
+        held = chunk.start - chunk.first
+        pages = chunk.pages[: held // size + 1]
+        if len(pages) == 1:  # a dimension of 1 would be specialised
             pages = [pages[0], pages[0]]
         table = torch.tensor(pages, device=device)
         keys_S = torch.arange(len(pages) * size, device=device)
         seen_S = keys_S <= held
         if self._model.window is not None:
             seen_S &= keys_S > held - self._model.window
-        slots = torch.tensor([piece.pages[held // size] * size + held % size], device=device)
+        slots = torch.tensor([chunk.pages[held // size] * size + held % size], device=device)
         torch._dynamo.mark_dynamic(table, 0)
         torch._dynamo.mark_dynamic(seen_S, 0)
-        positions_11 = torch.tensor([[piece.start]], device=device)
+        positions_11 = torch.tensor([[chunk.start]], device=device)
         return self._program(torch.tensor([[token]], device=device), positions_11, slots, table, seen_S)
 
     def _forward(
@@ -74,48 +74,50 @@ class CompiledDecoding:
 
 
 class _SingleTokenCache:
-    """The cache of one token of one request, made of tensors alone, so that one program serves every position."""
+    """The cache of one token of one request, of tensors only, so that one program serves every position."""
 
     def __init__(self, pool: PagePool, positions_11: Tensor, slots_1: Tensor, table: Tensor, seen_S: Tensor) -> None:
-        self._span = AttentionMetadata(
+        self._metadata = AttentionMetadata(
             positions_11, (AttentionGroup(1, seen_S.shape[0], seen_S[None, None], causal=False),)
         )
-        self._stores = [_SingleTokenLayerCache(layer, pool.parts, slots_1, table) for layer in pool.layers]
+        self._layer_caches = [_SingleTokenLayerCache(layer, pool.kv_shapes, slots_1, table) for layer in pool.layers]
 
     @property
     def layers(self) -> Sequence[LayerCache]:
-        """One store a layer."""
-        return self._stores
+        """One cache per layer."""
+        return self._layer_caches
 
-    def reach(self, tokens: int) -> int:
-        """Nothing to check: whoever gave the request its pages knows the context."""
+    def max_length_after(self, tokens: int) -> int:
+        """Return ``tokens``: the context was checked when the pages were allocated."""
         return tokens
 
     def advance(self, tokens: int) -> AttentionMetadata:
-        """Return the span it was made for."""
-        return self._span
+        """Return the metadata of the one token."""
+        return self._metadata
 
 
 class _SingleTokenLayerCache:
     def __init__(
-        self, layer: tuple[Pages, ...], parts: Sequence[tuple[int, int]], slots_1: Tensor, table: Tensor
+        self, layer: tuple[Pages, ...], kv_shapes: Sequence[tuple[int, int]], slots_1: Tensor, table: Tensor
     ) -> None:
-        self._layer, self._parts, self._slots_1, self._table = layer, parts, slots_1, table
+        self._layer, self._kv_shapes, self._slots_1, self._table = layer, kv_shapes, slots_1, table
 
-    def append(self, span: AttentionMetadata, *new_BTGK: Tensor) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
-        """Write the token, then read all pages of the request."""
+    def append(
+        self, metadata: AttentionMetadata, *new_BTGK: Tensor
+    ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
+        """Write the token, then yield all pages of the request."""
         for pages, new in zip(self._layer, new_BTGK, strict=True):
             pages.write(self._slots_1, new[0].flatten(1))
         seen = [
             pages.read(self._table, _UnsharedScratch()).view(1, -1, heads, width).transpose(1, 2)
-            for pages, (heads, width) in zip(self._layer, self._parts, strict=True)
+            for pages, (heads, width) in zip(self._layer, self._kv_shapes, strict=True)
         ]
-        yield span.parts[0], tuple(seen)
+        yield metadata.groups[0], tuple(seen)
 
 
 class _UnsharedScratch(Scratch):
-    """Room that is new each time; the compiler plans its own memory."""
+    """A new tensor per read; the compiler plans its own memory."""
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return uninitialised room of this shape."""
+        """Return a new uninitialised tensor of this shape."""
         return like.new_empty(shape)

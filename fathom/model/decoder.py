@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """What a forward pass leaves.
+    """The result of a forward pass.
 
     ``hidden_BTD`` is after the final norm. ``routing`` has one entry per mixture-of-experts layer, MTP modules last.
     ``mtp_hidden[k - 1]`` is (B, T - k, D); its position i predicts token i + k + 1.
@@ -144,33 +144,35 @@ class Decoder(nn.Module):
         self._check_length(x_BTD.shape, cache, packed)
         replayed = self._replayed_experts(x_BTD, routing)
         context = self._context(x_BTD, cache, packed, form)
-        guide = self._routing_context(routing, tokens_BT, replay=bool(replayed))
+        routing_context = self._routing_context(routing, tokens_BT, replay=bool(replayed))
         routings: list[Routing] = []
         for place, index in enumerate(range(len(self.layers)) if layers is None else layers):
             layer_cache = cache.layers[place] if cache is not None else None
-            guided = guide.at(index, replayed.get(index)) if guide is not None else None
+            layer_routing = routing_context.at(index, replayed.get(index)) if routing_context is not None else None
             layer = self.layers[index]
             if checkpoint_activations:
                 x_BTD, routed = checkpoint(
-                    layer, x_BTD, context, layer_cache, guided, use_reentrant=False, preserve_rng_state=False
+                    layer, x_BTD, context, layer_cache, layer_routing, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                x_BTD, routed = layer(x_BTD, context, layer_cache, guided)
+                x_BTD, routed = layer(x_BTD, context, layer_cache, layer_routing)
             if routed is not None:
                 routings.append(routed)
         return x_BTD, tuple(routings)
 
     def forward_mtp(self, tokens_BT: Tensor, previous_BTD: Tensor, cache: KeyValueCache) -> Tensor:
-        """Run the first MTP module, after what the cache holds of it; returns normalised (B, T, D).
+        """Run the first MTP module with its cache, for speculative decoding; returns normalised (B, T, D).
 
-        ``previous_BTD`` are the hidden states of the tokens before ``tokens_BT``, from which these were drawn. Fed to
-        ``logits``, the result predicts the token after each: as ``mtp_hidden[0]`` does, one position later. It may
-        take the place of the hidden state that the next token is paired with, to look one token further.
+        ``previous_BTD`` are the hidden states from which ``tokens_BT`` were sampled. ``logits`` of the result predict
+        the token after each, as ``mtp_hidden[0]`` does one position later. The result may serve as the hidden state
+        that is paired with the next token, to draft one token further.
         """
         self._check_length(tokens_BT.shape, cache, None)
         context = self._context(previous_BTD, cache, None, "auto")
-        guide = self._routing_context(None, tokens_BT, replay=False)
-        hidden_BTD, _ = self.mtp[0](self.embed_tokens(tokens_BT), previous_BTD, context, guide, cache.layers[0])
+        routing_context = self._routing_context(None, tokens_BT, replay=False)
+        hidden_BTD, _ = self.mtp[0](
+            self.embed_tokens(tokens_BT), previous_BTD, context, routing_context, cache.layers[0]
+        )
         return hidden_BTD  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ class Decoder(nn.Module):
         """Refuse packing that does not fit tokens of shape (B, T, ...), and more context than the model has."""
         batch, tokens, limit = shape[0], shape[1], self.spec.max_position_embeddings
         if packed is None:
-            length = tokens if cache is None else cache.reach(tokens)
+            length = tokens if cache is None else cache.max_length_after(tokens)
         else:
             if cache is not None:
                 raise SpecError("packed", "goes with neither a cache nor mtp", "leave one of them out")
@@ -278,9 +280,9 @@ class Decoder(nn.Module):
             later_BT = tokens_BT[:, depth:]
             previous_BTD = previous_BTD[:, : later_BT.shape[1]]
             context = self._context(previous_BTD, None, None, "expanded")
-            guide = self._routing_context(routing, later_BT, replay=False)
-            guided = guide.at(len(self.layers) + depth) if guide is not None else None
-            previous_BTD, routed = module(self.embed_tokens(later_BT), previous_BTD, context, guided)
+            routing_context = self._routing_context(routing, later_BT, replay=False)
+            layer_routing = routing_context.at(len(self.layers) + depth) if routing_context is not None else None
+            previous_BTD, routed = module(self.embed_tokens(later_BT), previous_BTD, context, layer_routing)
             if routed is not None:
                 routings.append(routed)
             outputs.append(previous_BTD)

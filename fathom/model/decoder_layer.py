@@ -29,10 +29,10 @@ class DecoderLayer(nn.Module):
             self.mlp = SwiGLU(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
 
     def forward(
-        self, x_BTD: Tensor, context: AttentionContext, store: LayerCache | None, routing: RoutingContext | None
+        self, x_BTD: Tensor, context: AttentionContext, layer_cache: LayerCache | None, routing: RoutingContext | None
     ) -> tuple[Tensor, Routing | None]:
-        """Return the new residual stream (B, T, D) and, for a mixture of experts, what its router decided."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, store)
+        """Return the new residual stream (B, T, D) and the routing of a mixture of experts."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, layer_cache)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoELayer):
             mixed_BTD, routed = self.mlp(normed_BTD, routing)

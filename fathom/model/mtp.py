@@ -35,9 +35,9 @@ class MultiTokenPrediction(nn.Module):
         previous_BTD: Tensor,
         context: AttentionContext,
         routing: RoutingContext | None,
-        store: LayerCache | None = None,
+        layer_cache: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """Combine position i's hidden state with the embedding of a later token; returns normalised (B, T, D)."""
         pair_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(previous_BTD)), dim=-1)
-        x_BTD, routed = self.block(self.eh_proj(pair_BTX), context, store, routing)
+        x_BTD, routed = self.block(self.eh_proj(pair_BTX), context, layer_cache, routing)
         return self.norm(x_BTD), routed

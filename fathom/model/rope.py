@@ -37,7 +37,7 @@ def frequencies(rope: RopeSpec, rope_dim: int) -> Tensor:
 
 
 def _yarn(plain_P: Tensor, yarn: YarnScaling, theta: float, rope_dim: int) -> Tensor:
-    """Keep fast pairs, divide slow ones by the factor, ramp between, linear in the pair index.
+    """Keep high frequencies, divide low ones by the factor, ramp between, linear in the pair index (YaRN).
 
     The ramp runs from the pair that turns ``beta_fast`` times over the original context to the one that turns
     ``beta_slow`` times (DeepSeek's published code; YaRN §3.2 ramps in the number of turns instead).
@@ -71,7 +71,7 @@ def _llama3(plain_P: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 class Rope:
-    """Makes the tables of one model; always float32, whatever the model's dtype."""
+    """Computes the rotary tables of one model, in float32 whatever the model's dtype."""
 
     def __init__(self, rope: RopeSpec, rope_dim: int) -> None:
         self.layout = rope.layout

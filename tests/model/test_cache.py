@@ -71,7 +71,7 @@ def test_sequences_of_different_lengths_decode_together(model: Decoder, tokens: 
 def test_dropping_a_sequence_leaves_the_other_unchanged(model: Decoder, tokens: Tensor) -> None:
     cache = StaticCache.allocate(model.spec, batch_size=2, max_length=80)
     model(tokens[:, :30], cache=cache)
-    cache.keep([1])
+    cache.select_batch([1])
     logits = model.logits(model(tokens[1:, 30:31], cache=cache).hidden_BTD)
     close(logits[0, 0], whole(model, tokens)[1, 30])
 

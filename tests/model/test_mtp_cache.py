@@ -44,7 +44,7 @@ def pool_of(model: Decoder, pages: int) -> PagePool:
     pool = PagePool.allocate(model.spec, pages=pages, page_size=PAGE, extra_layers=1, dtype=torch.float64)
     for layer in pool.layers:  # what nobody wrote must not be seen
         for part in layer:
-            rows = torch.full((1, pool.parts[0][0] * pool.parts[0][1]), 1e6, dtype=torch.float64)
+            rows = torch.full((1, pool.kv_shapes[0][0] * pool.kv_shapes[0][1]), 1e6, dtype=torch.float64)
             part.write(torch.arange(pages * PAGE), rows.expand(pages * PAGE, -1))
     return pool
 

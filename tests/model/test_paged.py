@@ -90,7 +90,7 @@ def test_a_short_sequence_beside_a_long_one_is_not_padded_to_it(latent_spec) -> 
     step = PagedStep(
         pool, [SequenceChunk((0,), 1, 1), SequenceChunk((1,), 2, 1), SequenceChunk(tuple(range(2, 22)), 70, 1)]
     )
-    assert [part.end for part in step.advance(3).parts] == [3, 71]
+    assert [group.end for group in step.advance(3).groups] == [3, 71]
 
 
 def test_bytes_of_a_token_are_those_of_the_plain_cache(spec: ModelSpec) -> None:
@@ -98,9 +98,9 @@ def test_bytes_of_a_token_are_those_of_the_plain_cache(spec: ModelSpec) -> None:
     assert pool.bytes_per_token == StaticCache.allocate(spec, batch_size=1, max_length=4).bytes_per_token
 
 
-def test_slices_without_room_are_refused(latent_spec) -> None:  # type: ignore[no-untyped-def]
+def test_chunks_without_slots_are_refused(latent_spec) -> None:  # type: ignore[no-untyped-def]
     pool = PagePool.allocate(latent_spec(), pages=4, page_size=PAGE)
-    with pytest.raises(ContextError, match="pages for tokens 0 to 4 cannot take 3 tokens after 2"):
+    with pytest.raises(ContextError, match="pages for tokens 0 to 4 cannot hold 3 tokens after 2"):
         PagedStep(pool, [SequenceChunk((0,), 2, 3)])
-    with pytest.raises(ContextError, match="lay them end to end"):
+    with pytest.raises(ContextError, match="pack the chunks in order"):
         PagedStep(pool, [SequenceChunk((0,), 0, 3)]).advance(2)

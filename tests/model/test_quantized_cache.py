@@ -196,8 +196,8 @@ def formula_pool(spec: ModelSpec, cache_format: QuantizedFormat, pages: int, dty
 
     rows = quantized_rows(spec.attention, cache_format)
     layers = [tuple(map(page, rows)) for _ in range(spec.num_hidden_layers)]
-    parts = PagePool.allocate(spec, pages=1, page_size=PAGE).parts
-    return PagePool(layers, parts, page_size=PAGE, num_pages=pages, device=CPU)
+    kv_shapes = PagePool.allocate(spec, pages=1, page_size=PAGE).kv_shapes
+    return PagePool(layers, kv_shapes, page_size=PAGE, num_pages=pages, device=CPU)
 
 
 @torch.inference_mode()

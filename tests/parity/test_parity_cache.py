@@ -85,5 +85,5 @@ def test_cache_bytes_are_what_the_papers_say(pair, dtype: torch.dtype) -> None:
     per_token = numbers * pair.spec.num_hidden_layers * dtype.itemsize
     assert cache.bytes_per_token == per_token
     assert cache.nbytes == 3 * slots * per_token
-    held = sum(part.untyped_storage().nbytes() for layer in cache.layers for part in layer.parts)
+    held = sum(part.untyped_storage().nbytes() for layer in cache.layers for part in layer.tensors)
     assert held == cache.nbytes

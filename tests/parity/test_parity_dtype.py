@@ -35,7 +35,7 @@ def test_bfloat16_stays_bfloat16_and_routing_float32(pair) -> None:
     blocks = [f"layers.{i}{part}" for i in range(pair.spec.num_hidden_layers) for part in ("", ".self_attn")]
     assert set(blocks) <= seen.keys()
     assert {name for name, dtype in seen.items() if dtype != torch.bfloat16} == set()
-    assert {part.dtype for layer in cache.layers for part in layer.parts} == {torch.bfloat16}
+    assert {part.dtype for layer in cache.layers for part in layer.tensors} == {torch.bfloat16}
     for module in model.modules():
         if isinstance(module, Router):
             assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float32}

@@ -1,6 +1,6 @@
-"""What all layers of one forward pass share: positions, masks and rotary tables, computed once.
+"""The attention inputs that all layers of a forward pass share: positions, masks and rotary tables.
 
-B batch, T new tokens, H heads, G key-value heads, K query and key width, V value width; b and t those of a part.
+B batch, T new tokens, H heads, G key-value heads, K query and key width, V value width; b and t those of a group.
 """
 
 from __future__ import annotations
@@ -22,46 +22,48 @@ LatentForm = Literal["auto", "expanded", "absorbed"]
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext:
-    """One forward pass as attention sees it; ``form`` chooses how latent attention is computed."""
+    """Metadata and rotary tables of a forward pass; ``form`` chooses how latent attention is computed."""
 
-    span: AttentionMetadata
+    metadata: AttentionMetadata
     rope: RopeTable
     layout: RopeLayout
     form: LatentForm = "auto"
 
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -> Tensor:
-        """Let every part's new tokens attend to each other and to those they go on from; returns (B, T, H V)."""
-        parts = self.span.parts
-        if parts[0].rows is None:
-            return _attended(parts[0], (q_BTHK, k_BTGK, v_BTGV), (), scale)
-        # Cut all parts at once: the gradient of a cut is then one copy, not a sum over parts of tensors full of zeros.
-        sizes = [part.rows.stop - part.rows.start for part in parts if part.rows is not None]
-        laid = zip(*(x[0].split_with_sizes(sizes) for x in (q_BTHK, k_BTGK, v_BTGV)), strict=True)
-        outputs, base, begun = [], 0, (q_BTHK, k_BTGK, v_BTGV)
-        for part, rows in zip(parts, laid, strict=True):
-            assert part.rows is not None
+        """Attend without a cache, within each group and to its shared prefix; returns (B, T, H V)."""
+        groups = self.metadata.groups
+        if groups[0].rows is None:
+            return _attended(groups[0], (q_BTHK, k_BTGK, v_BTGV), (), scale)
+        # Split all groups at once: the gradient is then one copy, not a sum over groups of tensors full of zeros.
+        sizes = [group.rows.stop - group.rows.start for group in groups if group.rows is not None]
+        split = zip(*(x[0].split_with_sizes(sizes) for x in (q_BTHK, k_BTGK, v_BTGV)), strict=True)
+        outputs, base, complete = [], 0, (q_BTHK, k_BTGK, v_BTGV)
+        for group, rows in zip(groups, split, strict=True):
+            assert group.rows is not None
             first: tuple[Tensor, ...] = ()
-            if part.beginning is None:
-                base, begun = part.rows.start, rows
+            if group.prefix is None:
+                base, complete = group.rows.start, rows
             else:
-                own = slice(part.beginning.start - base, part.beginning.stop - base)
-                first = tuple(x[None, own].transpose(1, 2) for x in begun[1:])
-            each = [x.view(-1, part.tokens, *x.shape[1:]) for x in rows]
-            outputs.append(_attended(part, each, first, scale))
-        return self.join(outputs)
+                own = slice(group.prefix.start - base, group.prefix.stop - base)
+                first = tuple(x[None, own].transpose(1, 2) for x in complete[1:])
+            each = [x.view(-1, group.tokens, *x.shape[1:]) for x in rows]
+            outputs.append(_attended(group, each, first, scale))
+        return self.concatenate(outputs)
 
-    def join(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Put the parts' outputs, each (b, t, X), together as (B, T, X)."""
-        if self.span.parts[0].rows is None:
+    def concatenate(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Concatenate the groups' outputs, each (b, t, X), to (B, T, X)."""
+        if self.metadata.groups[0].rows is None:
             return outputs[0]
         return torch.cat([output.flatten(0, 1) for output in outputs])[None]
 
 
-def _attended(part: AttentionGroup, own: Sequence[Tensor], first: Sequence[Tensor], scale: float) -> Tensor:
-    """One part's output, (b, t, H V), from its queries, keys and values (b, t, ...) and what is before them."""
+def _attended(group: AttentionGroup, own: Sequence[Tensor], first: Sequence[Tensor], scale: float) -> Tensor:
+    """Return a group's output (b, t, H V) from its queries, keys and values (b, t, ...) and the prefix's K and V."""
     q_BHTK, k_BGTK, v_BGTV = (x.transpose(1, 2) for x in own)
-    if part.beginning is None:
-        out_BHTV = kernels.attention(q_BHTK, k_BGTK, v_BGTV, mask_B1TS=part.mask_B1TS, causal=part.causal, scale=scale)
+    if group.prefix is None:
+        out_BHTV = kernels.attention(
+            q_BHTK, k_BGTK, v_BGTV, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=scale
+        )
     else:
-        out_BHTV = kernels.shared_prefix_attention(q_BHTK, k_BGTK, v_BGTV, *first, mask_1TS=part.mask_BTS, scale=scale)
+        out_BHTV = kernels.shared_prefix_attention(q_BHTK, k_BGTK, v_BGTV, *first, mask_1TS=group.mask_BTS, scale=scale)
     return out_BHTV.transpose(1, 2).flatten(2)

@@ -33,8 +33,8 @@ class GQA(nn.Module):
         self.v_proj = Linear(hidden, kv_heads_width, bias=bias)
         self.o_proj = Linear(heads_width, hidden, bias=attention.out_bias)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LayerCache | None) -> Tensor:
-        """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
+    def forward(self, x_BTD: Tensor, context: AttentionContext, layer_cache: LayerCache | None) -> Tensor:
+        """Attend from the new tokens to themselves and to the cache; returns (B, T, D)."""
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
         q_BTHK = self.q_proj(x_BTD).view(batch, tokens, -1, self.width)
@@ -42,19 +42,19 @@ class GQA(nn.Module):
         v_BTGK = self.v_proj(x_BTD).view(batch, tokens, -1, self.width)
         q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
         k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
-        if store is None:
+        if layer_cache is None:
             out_BTX = context.attend(q_BTHK, k_BTGK, v_BTGK, self.scale)
         else:
-            out_BTX = context.join(
+            out_BTX = context.concatenate(
                 [
-                    self._attend(part, part.select(q_BTHK).transpose(1, 2), *seen)
-                    for part, seen in store.append(context.span, k_BTGK, v_BTGK)
+                    self._attend(group, group.select(q_BTHK).transpose(1, 2), *seen)
+                    for group, seen in layer_cache.append(context.metadata, k_BTGK, v_BTGK)
                 ]
             )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
-    def _attend(self, part: AttentionGroup, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+    def _attend(self, group: AttentionGroup, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
         out_BHTK = kernels.attention(
-            q_BHTK, k_BGSK, v_BGSK, mask_B1TS=part.mask_B1TS, causal=part.causal, scale=self.scale
+            q_BHTK, k_BGSK, v_BGSK, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=self.scale
         )
         return out_BHTK.transpose(1, 2).flatten(2)

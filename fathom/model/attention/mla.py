@@ -85,8 +85,8 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(attention.kv_lora_rank, up, bias=False)
         self.o_proj = Linear(heads * attention.v_head_dim, hidden, bias=bias)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext, store: LayerCache | None) -> Tensor:
-        """Attend from the new tokens to themselves and to what the store holds; returns (B, T, D)."""
+    def forward(self, x_BTD: Tensor, context: AttentionContext, layer_cache: LayerCache | None) -> Tensor:
+        """Attend from the new tokens to themselves and to the cache; returns (B, T, D)."""
         shape = self.shape
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
@@ -99,35 +99,35 @@ class MLA(nn.Module):
         rotated = kernels.rotate(torch.cat((q_rope_BTHR, rope_key_BTR[:, :, None]), 2), cos, sin, context.layout)
         q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([q_BTHK.shape[2], 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
-        if store is None:
+        if layer_cache is None:
             keys_values = self._keys_values(latent_BTC, rope_key_BTR)
             out_BTX = context.attend(torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1), *keys_values, self.scale)
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
-            out_BTX = context.join(
+            out_BTX = context.concatenate(
                 [
-                    self._attend(part, part.select(q_nope_BTHN), part.select(q_rope_BTHR), seen_B1SW, context.form)
-                    for part, (seen_B1SW,) in store.append(context.span, new_BT1W)
+                    self._attend(group, group.select(q_nope_BTHN), group.select(q_rope_BTHR), seen_B1SW, context.form)
+                    for group, (seen_B1SW,) in layer_cache.append(context.metadata, new_BT1W)
                 ]
             )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
     def _attend(
-        self, part: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
+        self, group: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
     ) -> Tensor:
         """Attend to cached latents in the cheaper form; returns (B, T, H V)."""
-        heads, tokens, keys = q_nope_BTHN.shape[2], part.tokens, seen_B1SW.shape[2]
+        heads, tokens, keys = q_nope_BTHN.shape[2], group.tokens, seen_B1SW.shape[2]
         tile = tile_size(heads)
         tiled = keys - tokens > 2 * tile
         if self._absorbs(tokens, keys, tiled, form):
-            return self._absorbed(part, q_nope_BTHN, q_rope_BTHR, seen_B1SW)
+            return self._absorbed(group, q_nope_BTHN, q_rope_BTHR, seen_B1SW)
         latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
             [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim], -1
         )
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
         if tiled:
-            return self._tiled(part, q_BTHK, latent_BSC, rope_key_BSR, tile)
-        return self._expanded(part, q_BTHK, latent_BSC, rope_key_BSR)
+            return self._tiled(group, q_BTHK, latent_BSC, rope_key_BSR, tile)
+        return self._expanded(group, q_BTHK, latent_BSC, rope_key_BSR)
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         if self.shape.q_lora_rank is None:
@@ -150,25 +150,25 @@ class MLA(nn.Module):
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         return torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1), v_BSHV
 
-    def _expanded(self, part: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
+    def _expanded(self, group: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
         """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H V)."""
         k_BSHK, v_BSHV = self._keys_values(latent_BSC, rope_key_BSR)
         out_BHTV = kernels.attention(
             q_BTHK.transpose(1, 2),
             k_BSHK.transpose(1, 2),
             v_BSHV.transpose(1, 2),
-            mask_B1TS=part.mask_B1TS,
-            causal=part.causal,
+            mask_B1TS=group.mask_B1TS,
+            causal=group.causal,
             scale=self.scale,
         )
         return out_BHTV.transpose(1, 2).flatten(2)
 
     def _tiled(
-        self, part: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor, tile: int
+        self, group: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor, tile: int
     ) -> Tensor:
         """Run as MHA over one tile of rebuilt keys and values after another, merged by log-sum-exp."""
         q_BHTK, merged = q_BTHK.transpose(1, 2), None
-        for keys, mask_B1TS, causal in _tiles(part, latent_BSC.shape[1], tile):
+        for keys, mask_B1TS, causal in _tiles(group, latent_BSC.shape[1], tile):
             k_BSHK, v_BSHV = self._keys_values(latent_BSC[:, keys], rope_key_BSR[:, keys])
             k_BHSK, v_BHSV = k_BSHK.transpose(1, 2), v_BSHV.transpose(1, 2)
             found = kernels.attention_with_lse(
@@ -178,7 +178,7 @@ class MLA(nn.Module):
         assert merged is not None
         return merged[0].to(q_BTHK.dtype).transpose(1, 2).flatten(2)
 
-    def _absorbed(self, part: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
+    def _absorbed(self, group: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
         """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
@@ -194,8 +194,8 @@ class MLA(nn.Module):
             q,
             seen_B1SW,
             seen_B1SW,
-            mask_B1TS=part.mask_B1TS,
-            causal=part.causal,
+            mask_B1TS=group.mask_B1TS,
+            causal=group.causal,
             scale=self.scale,
         )
         mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)
@@ -204,16 +204,16 @@ class MLA(nn.Module):
         return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)
 
 
-def _tiles(part: AttentionGroup, keys: int, tile: int) -> Iterator[tuple[slice, Tensor | None, bool]]:
-    """Cut the keys of a part into tiles: which keys, their mask, and whether they are causal.
+def _tiles(group: AttentionGroup, keys: int, tile: int) -> Iterator[tuple[slice, Tensor | None, bool]]:
+    """Cut the keys of a group into tiles: which keys, their mask, and whether they are causal.
 
     Every query sees a key of the first tile: itself where there is no mask, else key 0.
     """
     past = keys
-    if part.mask_BTS is None:
-        past = keys - part.tokens if part.causal else keys
-        if part.causal:
+    if group.mask_BTS is None:
+        past = keys - group.tokens if group.causal else keys
+        if group.causal:
             yield slice(past, keys), None, True
     for start in range(0, past, tile):
         piece = slice(start, min(start + tile, past))
-        yield piece, None if part.mask_BTS is None else part.mask_BTS[:, None, :, piece], False
+        yield piece, None if group.mask_BTS is None else group.mask_BTS[:, None, :, piece], False

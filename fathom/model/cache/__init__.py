@@ -1,4 +1,4 @@
-"""Caches of past tokens: plain ones, the oracle, and pages of a pool that many requests share."""
+"""KV caches: static ones, the reference implementation, and paged ones over a pool shared by requests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Pages of numbers as the model computes them, and what a pool asks of pages of any kind.
+"""Pages of keys, values or latents in the model's dtype, and the interface of pages in any format.
 
-P tokens of a page, X numbers of one token, N tokens.
+P tokens of a page, X elements of one token, N tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class Pages(Protocol):
-    """One kind of number of one layer, for every token of the pool: keys, values or latents.
+    """The keys, values or latents of one layer, for every token of the pool.
 
-    The pages of the pool lie one behind another, so that slot ``page * page_size + offset`` is a row.
+    Pages are contiguous, so that slot ``page * page_size + offset`` is a row.
     """
 
     @property
@@ -24,13 +24,13 @@ class Pages(Protocol):
         ...
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
-        """Put rows into their slots. Each slot must be owned by one request; sharing is resolved before."""
+        """Write rows into their slots. Each slot must belong to one request; shared pages are never written."""
         ...
 
     def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
-        """Return whole pages as rows (pages x P, X): a view where they lie together and need no decoding.
+        """Return whole pages as rows (pages x P, X): a view where they are contiguous and need no decoding.
 
-        Anything else is put into ``scratch``, and holds until the scratch is used again.
+        Otherwise the rows are in ``scratch``, valid until it is used again.
         """
         ...
 
@@ -40,13 +40,13 @@ class Pages(Protocol):
 
 
 class Scratch:
-    """A buffer that grows to the largest read and is used again by the next, layer after layer."""
+    """A buffer that grows to the largest read and is reused by every layer."""
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return uninitialised room of this shape; what was taken before may be overwritten."""
+        """Return an uninitialised tensor of this shape; it overwrites what was taken before."""
         count = 1
         for size in shape:
             count *= size
@@ -56,16 +56,16 @@ class Scratch:
 
 
 class PlainPages:
-    """Numbers as the model computes them."""
+    """Pages in the model's dtype."""
 
     def __init__(self, pages: int, page_size: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        # zeros, not empty: masked slots are multiplied by 0, and what lies there must be finite
+        # zeros, not empty: masked slots are multiplied by 0, so their contents must be finite
         self._rows_NX = torch.zeros(pages * page_size, width, device=device, dtype=dtype)
         self._page_size = page_size
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved; the operating system gives them when they are first written."""
+        """Bytes allocated; the operating system commits them when they are first written."""
         return self._rows_NX.nbytes
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
@@ -73,7 +73,7 @@ class PlainPages:
         self._rows_NX.index_copy_(0, slots_N, rows_NX)
 
     def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
-        """Return a view of pages that lie together, a gathered copy of others."""
+        """Return a view of contiguous pages, a gathered copy of others."""
         width = self._rows_NX.shape[1]
         if isinstance(pages, slice):
             return self._rows_NX[pages.start * self._page_size : pages.stop * self._page_size]

@@ -1,4 +1,4 @@
-"""A pool of pages: one allocation that every request's numbers live in, in pages of a few tokens each.
+"""A page pool: one allocation for the KV cache of all requests, in pages of a few tokens each.
 
 P tokens of a page, G key-value heads, K head width.
 """
@@ -18,27 +18,27 @@ __all__ = ["PagePool", "Pages", "Scratch"]
 
 
 class PagePool:
-    """The pages of all layers. Which request owns which page is not known here.
+    """The pages of all layers. Their assignment to requests is the engine's.
 
-    ``parts`` says what one token leaves in a layer: (heads, width) of keys and values, or of the one latent.
+    ``kv_shapes`` are the (heads, width) of what one token stores in a layer: keys and values, or the one latent.
     ``extra_layers`` are those of MTP modules, after the model's own.
     """
 
     def __init__(
         self,
         layers: Sequence[tuple[Pages, ...]],
-        parts: Sequence[tuple[int, int]],
+        kv_shapes: Sequence[tuple[int, int]],
         *,
         page_size: int,
         num_pages: int,
         device: torch.device,
     ) -> None:
         self.layers = tuple(layers)
-        self.parts = tuple(parts)
+        self.kv_shapes = tuple(kv_shapes)
         self.page_size = page_size
         self.num_pages = num_pages
         self.device = device
-        self.scratch = tuple(Scratch() for _ in self.parts)
+        self.scratch = tuple(Scratch() for _ in self.kv_shapes)
 
     @classmethod
     def allocate(
@@ -52,39 +52,39 @@ class PagePool:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> PagePool:
-        """Reserve ``pages`` pages of ``page_size`` tokens in every layer.
+        """Allocate ``pages`` pages of ``page_size`` tokens in every layer.
 
-        ``dtype`` is the model's: what plain pages hold, and what quantized ones return.
+        ``dtype`` is the model's: that of plain pages, and of what quantized ones return.
         """
         attention, where = spec.attention, torch.device(device)
         if isinstance(attention, GroupedQueryAttention):
-            parts = [(attention.num_kv_heads, attention.head_dim)] * 2
+            kv_shapes = [(attention.num_kv_heads, attention.head_dim)] * 2
         else:
-            parts = [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]
+            kv_shapes = [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]
 
         def layer() -> tuple[Pages, ...]:
             if cache_format == "plain":
-                widths = (heads * width for heads, width in parts)
+                widths = (heads * width for heads, width in kv_shapes)
                 return tuple(PlainPages(pages, page_size, width, device=where, dtype=dtype) for width in widths)
             rows = quantized_rows(attention, cache_format)
             return tuple(QuantizedPages(pages, page_size, row, device=where, dtype=dtype) for row in rows)
 
         layers = [layer() for _ in range(spec.num_hidden_layers + extra_layers)]
-        return cls(layers, parts, page_size=page_size, num_pages=pages, device=where)
+        return cls(layers, kv_shapes, page_size=page_size, num_pages=pages, device=where)
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved."""
+        """Bytes allocated."""
         return sum(pages.nbytes for layer in self.layers for pages in layer)
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes one token takes in all layers."""
+        """Bytes per token, over all layers."""
         return self.nbytes / (self.num_pages * self.page_size)
 
     def clear(self, pages: Sequence[int]) -> None:
-        """Overwrite pages with zeros, so that what a broken request left cannot reach another."""
+        """Overwrite pages with zeros, so that non-finite values of one request cannot reach another."""
         pages_N = torch.tensor(list(pages), device=self.device)
         for layer in self.layers:
-            for part in layer:
-                part.clear(pages_N)
+            for stored in layer:
+                stored.clear(pages_N)

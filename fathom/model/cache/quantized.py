@@ -1,6 +1,6 @@
-"""Pages of quantized numbers: 8 bits, or 6 on average (V2 §3.2.3), laid out as ``plan/cache_rows.py`` says.
+"""Quantized pages: 8 bits, or 6 on average (V2 §3.2.3), in the row layout of ``plan/cache_rows.py``.
 
-N tokens, X numbers of a token, Y bytes of its row, G groups of K numbers.
+N tokens, X elements of a token, Y bytes of its row, G groups of K elements.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from fathom.model.cache.pages import Scratch
 from fathom.plan.cache_rows import EIGHT_BITS, PAIRED_MAX_CODE, SCALE_BYTES, QuantizedRow, Segment
 
 _LEVELS = 2 * PAIRED_MAX_CODE + 1
-# Types as large as two numbers of so many bytes.
+# Types of twice so many bytes.
 _PAIR_TYPES = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
 # A group of zeros still needs a scale; magnitudes below this are lost.
 _LEAST = 1e-30
 
 
 class QuantizedPages:
-    """Numbers as codes times the scale of their group: at most half a scale from what was written.
+    """Values as integer codes times the scale of their group; the error is at most half a scale.
 
-    A token's bytes depend on its own numbers only. What was never written reads as zeros.
+    A token's bytes depend on its own values only. Slots that were never written read as zeros.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class QuantizedPages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved; the operating system gives them when they are first written."""
+        """Bytes allocated; the operating system commits them when they are first written."""
         return self._rows_NY.nbytes
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
@@ -52,7 +52,7 @@ class QuantizedPages:
         self._rows_NY.index_copy_(0, slots_N, bytes_NY)
 
     def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
-        """Return the numbers of whole pages in the model's dtype, in ``scratch``."""
+        """Return the values of whole pages in the model's dtype, in ``scratch``."""
         size, row = self._page_size, self._row
         if isinstance(pages, slice):
             bytes_NY = self._rows_NY[pages.start * size : pages.stop * size]
@@ -64,8 +64,8 @@ class QuantizedPages:
         first = group = 0
         for segment in row.segments:
             codes_NY = bytes_NY.narrow(1, at, segment.code_bytes)
-            numbers_NX = codes_NY.view(torch.int8) if segment.largest == EIGHT_BITS else self._pairs(codes_NY)
-            part_NX = rows_NX.narrow(1, first, segment.width).copy_(numbers_NX[:, : segment.width])
+            values_NX = codes_NY.view(torch.int8) if segment.largest == EIGHT_BITS else self._pairs(codes_NY)
+            part_NX = rows_NX.narrow(1, first, segment.width).copy_(values_NX[:, : segment.width])
             scale_NG = scales_NG.narrow(1, group, segment.scales)
             part_NX.view(-1, segment.scales, segment.group).mul_(scale_NG.unsqueeze(2))
             at, first, group = at + segment.code_bytes, first + segment.width, group + segment.scales
@@ -76,7 +76,7 @@ class QuantizedPages:
         self._rows_NY.view(-1, self._page_size, self._row.nbytes)[pages_N] = 0
 
     def _pairs(self, codes_NY: Tensor) -> Tensor:
-        """Look up pairs of numbers, each pair as one element."""
+        """Look up pairs of values, each pair as one element."""
         indices_NM = kernels.unpack_11(codes_NY)
         table = self._table.view(_PAIR_TYPES[self._table.element_size()]).view(-1)
         found = table.index_select(0, indices_NM.view(-1))
@@ -90,7 +90,7 @@ def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
     """
     part_NGK = part_NX.reshape(-1, segment.scales, segment.group)
     scales_NG = torch.linalg.vector_norm(part_NGK, float("inf"), dim=2).clamp_min_(_LEAST).div_(segment.largest)
-    # By its bits and not by casts, which a compiler may leave out between two operations.
+    # By bits and not by casts, which a compiler may elide between two operations.
     scales_NG.view(torch.int32).add_(0xFFFF).bitwise_and_(-0x10000)
     codes_NX = (part_NGK / scales_NG.unsqueeze(2)).round_().flatten(1)
     scales_NG = scales_NG.to(torch.bfloat16)
@@ -102,9 +102,9 @@ def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
 
 
 def _pair_table(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return both numbers of each pair, (2048, 2), by the low 11 bits of 45 times the first and the second."""
+    """Return both values of each pair, (2048, 2), indexed by the low 11 bits of 45 x first + second."""
     table = torch.zeros(2048, 2, dtype=dtype)
-    numbers = torch.arange(-PAIRED_MAX_CODE, PAIRED_MAX_CODE + 1)
-    first, second = numbers.repeat_interleave(_LEVELS), numbers.repeat(_LEVELS)
+    values = torch.arange(-PAIRED_MAX_CODE, PAIRED_MAX_CODE + 1)
+    first, second = values.repeat_interleave(_LEVELS), values.repeat(_LEVELS)
     table[(_LEVELS * first + second) % 2048] = torch.stack((first, second), 1).to(dtype)
     return table.to(device)

@@ -1,8 +1,8 @@
-"""Plain caches: one block of memory a layer, the oracle of the paged ones; full, rolling or latent, one interface.
+"""Static KV caches: one contiguous tensor per layer and kind; the reference implementation of the paged ones.
 
 B sequences, T new tokens, S cached tokens, G key-value heads, K head width, C latent width, R rotated width.
 
-The cache decides where new tokens go (``advance``); a layer's store only writes and returns (``append``).
+The cache assigns slots to new tokens (``advance``); a layer's cache writes them and returns views (``append``).
 """
 
 from __future__ import annotations
@@ -18,52 +18,56 @@ from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
 class FullLayerCache:
-    """One layer's numbers for every token: ``parts`` tensors of (B, heads, S, width)."""
+    """The keys and values, or latents, of every token in one layer: ``tensors`` are (B, heads, S, width) each."""
 
-    def __init__(self, parts: tuple[Tensor, ...]) -> None:
-        self.parts = parts
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = tensors
 
-    def append(self, span: AttentionMetadata, *new_BTHK: Tensor) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
-        """Write the new tokens into their slots, in place, and give the slots up to the newest."""
-        (part,) = span.parts
-        for part_BHSK, new in zip(self.parts, new_BTHK, strict=True):
-            if span.start is not None:
-                part_BHSK.narrow(2, span.start, span.new_tokens).copy_(new.transpose(1, 2))
+    def append(
+        self, metadata: AttentionMetadata, *new_BTHK: Tensor
+    ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
+        """Write the new tokens into their slots, in place, and yield the slots up to the newest."""
+        (group,) = metadata.groups
+        for held_BHSK, new in zip(self.tensors, new_BTHK, strict=True):
+            if metadata.start is not None:
+                held_BHSK.narrow(2, metadata.start, metadata.new_tokens).copy_(new.transpose(1, 2))
             else:
-                rows_B1 = torch.arange(part_BHSK.shape[0], device=part_BHSK.device)[:, None]
-                part_BHSK[rows_B1, :, span.positions_BT] = new
-        yield part, tuple(held.narrow(2, 0, part.end) for held in self.parts)
+                rows_B1 = torch.arange(held_BHSK.shape[0], device=held_BHSK.device)[:, None]
+                held_BHSK[rows_B1, :, metadata.positions_BT] = new
+        yield group, tuple(held.narrow(2, 0, group.end) for held in self.tensors)
 
 
 class SlidingWindowLayerCache(FullLayerCache):
-    """One layer's numbers for the last W tokens; token p lives in slot p mod W."""
+    """A rolling buffer of the last W tokens in one layer; token p is in slot p mod W."""
 
-    def append(self, span: AttentionMetadata, *new_BTHK: Tensor) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
-        """Write the last W of the new tokens and give what their queries may see.
+    def append(
+        self, metadata: AttentionMetadata, *new_BTHK: Tensor
+    ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
+        """Write the last W of the new tokens and yield the keys of all queries.
 
-        One new token sees the buffer itself; several see the history that was there before and then themselves,
-        because they would overwrite what the first of them still needs.
+        One new token attends to the buffer itself; several attend to a copy of the past followed by themselves,
+        because writing them overwrites what the first of them still needs.
         """
-        (part,), seen = span.parts, []
-        for part_BHSK, new in zip(self.parts, new_BTHK, strict=True):
-            window = part_BHSK.shape[2]
+        (group,), seen = metadata.groups, []
+        for held_BHSK, new in zip(self.tensors, new_BTHK, strict=True):
+            window = held_BHSK.shape[2]
             new_BHTK = new.transpose(1, 2)
-            if span.past_slots_S is not None:
-                seen.append(torch.cat((part_BHSK[:, :, span.past_slots_S], new_BHTK), dim=2))
-            kept = min(span.new_tokens, window)
-            if span.start is not None:
-                slots_T = span.positions_BT[0, -kept:] % window
-                part_BHSK[:, :, slots_T] = new_BHTK[:, :, -kept:]
+            if metadata.past_slots_S is not None:
+                seen.append(torch.cat((held_BHSK[:, :, metadata.past_slots_S], new_BHTK), dim=2))
+            kept = min(metadata.new_tokens, window)
+            if metadata.start is not None:
+                slots_T = metadata.positions_BT[0, -kept:] % window
+                held_BHSK[:, :, slots_T] = new_BHTK[:, :, -kept:]
             else:
-                rows_B1 = torch.arange(part_BHSK.shape[0], device=part_BHSK.device)[:, None]
-                part_BHSK[rows_B1, :, span.positions_BT[:, -kept:] % window] = new[:, -kept:]
-            if span.past_slots_S is None:
-                seen.append(part_BHSK[:, :, : part.end])
-        yield part, tuple(seen)
+                rows_B1 = torch.arange(held_BHSK.shape[0], device=held_BHSK.device)[:, None]
+                held_BHSK[rows_B1, :, metadata.positions_BT[:, -kept:] % window] = new[:, -kept:]
+            if metadata.past_slots_S is None:
+                seen.append(held_BHSK[:, :, : group.end])
+        yield group, tuple(seen)
 
 
 class StaticCache:
-    """The caches of all layers and how many tokens each sequence has in them."""
+    """The caches of all layers, with the number of tokens that each sequence has."""
 
     def __init__(
         self, layers: Sequence[FullLayerCache], lengths: Sequence[int], max_length: int, window: int | None
@@ -83,19 +87,19 @@ class StaticCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> StaticCache:
-        """Reserve room for ``max_length`` tokens of ``batch_size`` sequences, or for the window if that is less."""
+        """Allocate slots for ``max_length`` tokens of ``batch_size`` sequences, or for the window if that is less."""
         attention, window = spec.attention, None
         like = torch.empty(0, device=device, dtype=dtype)
         if isinstance(attention, GroupedQueryAttention):
-            parts = [(attention.num_kv_heads, attention.head_dim)] * 2
+            kv_shapes = [(attention.num_kv_heads, attention.head_dim)] * 2
             window = attention.sliding_window
         else:
-            parts = [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]
+            kv_shapes = [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]
         rolling = window is not None and window < max_length
         slots = min(window, max_length) if window is not None else max_length
-        store = SlidingWindowLayerCache if rolling else FullLayerCache
+        layer_cache = SlidingWindowLayerCache if rolling else FullLayerCache
         layers = [
-            store(tuple(like.new_zeros(batch_size, heads, slots, width) for heads, width in parts))
+            layer_cache(tuple(like.new_zeros(batch_size, heads, slots, width) for heads, width in kv_shapes))
             for _ in range(spec.num_hidden_layers)
         ]
         return cls(layers, [0] * batch_size, max_length, window if rolling else None)
@@ -108,32 +112,37 @@ class StaticCache:
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return sum(part.nbytes for layer in self.layers for part in layer.parts)
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one token of one sequence takes in all layers."""
-        return sum(part.shape[1] * part.shape[3] * part.element_size() for layer in self.layers for part in layer.parts)
+        """Bytes per token of one sequence, over all layers."""
+        return sum(
+            tensor.shape[1] * tensor.shape[3] * tensor.element_size()
+            for layer in self.layers
+            for tensor in layer.tensors
+        )
 
     def rows(self, start: int, stop: int) -> StaticCache:
         """Return sequences ``start`` to ``stop`` as a cache over the same memory; lengths are its own copy.
 
         Use it to fill sequences of different lengths one after another, then ``set_lengths``.
         """
-        layers = [type(layer)(tuple(part[start:stop] for part in layer.parts)) for layer in self.layers]
+        layers = [type(layer)(tuple(tensor[start:stop] for tensor in layer.tensors)) for layer in self.layers]
         return StaticCache(layers, self.lengths[start:stop], self.max_length, self.window)
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
-        """Declare how many tokens each sequence holds; shorter than before forgets the newest tokens.
+        """Set the number of tokens of each sequence; a smaller one drops the newest tokens.
 
         Raises:
             ContextError: another number of sequences, a length beyond ``max_length``, or a rolling cache asked for
                 tokens it has overwritten.
         """
-        turned = (
-            isinstance(self.layers[0], SlidingWindowLayerCache) and max(self.lengths) > self.layers[0].parts[0].shape[2]
+        wrapped = (
+            isinstance(self.layers[0], SlidingWindowLayerCache)
+            and max(self.lengths) > self.layers[0].tensors[0].shape[2]
         )
-        if turned and any(n < held for n, held in zip(lengths, self.lengths, strict=False)):
+        if wrapped and any(n < held for n, held in zip(lengths, self.lengths, strict=False)):
             raise ContextError(
                 f"lengths: a rolling cache of {self.window} slots after {max(self.lengths)} tokens has overwritten "
                 "older ones and cannot go back; fill a new cache"
@@ -145,19 +154,19 @@ class StaticCache:
             )
         self.lengths = list(lengths)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all sequences but ``rows``, in that order, and free the others' memory."""
+    def select_batch(self, rows: Sequence[int]) -> None:
+        """Keep the sequences ``rows``, in that order, and free the memory of the others."""
         for layer in self.layers:
-            index = torch.tensor(list(rows), device=layer.parts[0].device)
-            layer.parts = tuple(part.index_select(0, index) for part in layer.parts)
+            index = torch.tensor(list(rows), device=layer.tensors[0].device)
+            layer.tensors = tuple(tensor.index_select(0, index) for tensor in layer.tensors)
         self.lengths = [self.lengths[row] for row in rows]
 
-    def reach(self, tokens: int) -> int:
-        """Return the most tokens any sequence will have after ``tokens`` new ones."""
+    def max_length_after(self, tokens: int) -> int:
+        """Return the length of the longest sequence after ``tokens`` new ones."""
         return max(self.lengths) + tokens
 
     def advance(self, tokens: int) -> AttentionMetadata:
-        """Reserve slots for ``tokens`` new tokens of every sequence and say what they may attend to.
+        """Reserve slots for ``tokens`` new tokens of every sequence and return their attention metadata.
 
         Raises:
             ContextError: a sequence would outgrow the cache.
@@ -168,7 +177,7 @@ class StaticCache:
                 f"cache: {longest} tokens held and {tokens} more exceed its {self.max_length}; "
                 "shorten the prompt, lower max_tokens or allocate a longer cache"
             )
-        device = self.layers[0].parts[0].device
+        device = self.layers[0].tensors[0].device
         self.lengths = [start + tokens for start in starts]
         uniform = min(starts) == longest
         heads = [longest] if uniform else starts
@@ -176,18 +185,18 @@ class StaticCache:
         positions_BT = starts_B1 + torch.arange(tokens, device=device)
         start = longest if uniform else None
         if isinstance(self.layers[0], SlidingWindowLayerCache):
-            return self._rolling_span(positions_BT, starts_B1, start, longest)
+            return self._rolling_metadata(positions_BT, starts_B1, start, longest)
         end = longest + tokens
         if uniform and (tokens == 1 or longest == 0 or end > MAX_MASKED_KEYS) and self.window is None:
             return AttentionMetadata(positions_BT, (AttentionGroup(tokens, end, None, causal=tokens > 1),), start)
         keys_1S = torch.arange(end, device=device)[None]
-        part = AttentionGroup(tokens, end, attention_mask(positions_BT, keys_1S, self.window), causal=False)
-        return AttentionMetadata(positions_BT, (part,), start)
+        group = AttentionGroup(tokens, end, attention_mask(positions_BT, keys_1S, self.window), causal=False)
+        return AttentionMetadata(positions_BT, (group,), start)
 
-    def _rolling_span(
+    def _rolling_metadata(
         self, positions_BT: Tensor, starts_B1: Tensor, start: int | None, longest: int
     ) -> AttentionMetadata:
-        window, tokens = self.layers[0].parts[0].shape[2], positions_BT.shape[1]
+        window, tokens = self.layers[0].tensors[0].shape[2], positions_BT.shape[1]
         slots_1S = torch.arange(window, device=positions_BT.device)[None]
         if tokens == 1:
             end = min(longest + 1, window)
@@ -195,12 +204,12 @@ class StaticCache:
                 return AttentionMetadata(positions_BT, (AttentionGroup(1, end, None, causal=False),), start)
             newest_B1 = starts_B1
             held_BS = (newest_B1 - (newest_B1 - slots_1S) % window)[:, :end]
-            part = AttentionGroup(1, end, attention_mask(positions_BT, held_BS, window), causal=False)
-            return AttentionMetadata(positions_BT, (part,), start)
+            group = AttentionGroup(1, end, attention_mask(positions_BT, held_BS, window), causal=False)
+            return AttentionMetadata(positions_BT, (group,), start)
         newest_B1 = starts_B1 - 1
         held_BS = newest_B1 - (newest_B1 - slots_1S) % window
         past_slots_S = slots_1S[0, : min(longest, window)]
         keys_BS = torch.cat((held_BS[:, : past_slots_S.numel()], positions_BT), dim=1)
         mask_BTS = attention_mask(positions_BT, keys_BS, window)
-        part = AttentionGroup(tokens, keys_BS.shape[1], mask_BTS, causal=False)
-        return AttentionMetadata(positions_BT, (part,), start, past_slots_S)
+        group = AttentionGroup(tokens, keys_BS.shape[1], mask_BTS, causal=False)
+        return AttentionMetadata(positions_BT, (group,), start, past_slots_S)

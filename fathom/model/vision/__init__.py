@@ -1,4 +1,4 @@
-"""Vision towers: SigLIP, SAM, and the connectors that make image tokens of them."""
+"""Vision towers: SigLIP, SAM, and the connectors from their features to image tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as the towers take them.
+"""Preprocessed images, the vision towers' input.
 
 I images, C colours, H rows, W columns of pixels.
 """

@@ -1,4 +1,4 @@
-"""Connectors: from what the towers see to vectors among the language model's embeddings.
+"""Connectors: project the towers' features to the language model's embedding space.
 
 I images, N image tokens, L features of the low tower, G of the high one, D hidden size of the language model.
 """

@@ -1,4 +1,4 @@
-"""The image encoder of Segment Anything (SAM): windows, relative positions, and DeepSeek-VL's way to its features.
+"""The image encoder of Segment Anything (SAM) with window attention and relative positions, as DeepSeek-VL uses it.
 
 I images, C colours or channels, H rows, W columns, D hidden size, A heads, K head width, Q queries, S keys (patches
 of one window, or of the whole image).
@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from fathom.spec.vision import SamSpec
 
-_BIAS_NUMBERS = 1 << 25
-"""Numbers of relative-position bias that exist at once; a whole image of 64 x 64 patches in 12 heads has six times as
-many."""
+_MAX_BIAS_ELEMENTS = 1 << 25
+"""Elements of relative-position bias that are materialised at once; a whole image of 64 x 64 patches in 12 heads has
+six times as many."""
 
 
 class SamTower(nn.Module):
     """Patches plus learned positions, layers over windows or the whole image, a neck.
 
-    DeepSeek-VL also takes what the first layer over the whole image leaves, through a neck of its own; both are
-    resampled to ``grid`` x ``grid``, and the second is added ``alpha`` times (DeepSeek-VL §3.1 and its release).
+    DeepSeek-VL also takes the output of the first global-attention layer, through a neck of its own; both are resampled
+    to ``grid`` x ``grid``, and the second is added with weight ``alpha`` (DeepSeek-VL §3.1 and its release).
     """
 
     def __init__(self, spec: SamSpec, grid: int) -> None:
@@ -94,7 +94,7 @@ def join_windows(windows_XHWD: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class SamAttention(nn.Module):
-    """Attention over one square of patches, whose queries also meet embeddings of relative rows and columns.
+    """Attention over one square of patches, with decomposed relative-position embeddings of rows and columns.
 
     The score of a query and a key is q k / sqrt(K) + q r[row distance] + q c[column distance]; ``rel_pos_h`` holds r
     and ``rel_pos_w`` c for the distances -(size - 1) to size - 1. ``qkv`` is (3D, D), queries first.
@@ -125,7 +125,7 @@ class SamAttention(nn.Module):
         return out_XHWD
 
     def _attend_relatively(self, q_XAQK: Tensor, k_XASK: Tensor, v_XASK: Tensor) -> Tensor:
-        """Attend a few rows of queries at a time, so that their bias stays small."""
+        """Attend a few rows of queries at a time, which bounds the bias in memory."""
         squares, heads, keys, width = k_XASK.shape
         size = self.size
         at = torch.arange(size, device=q_XAQK.device)
@@ -133,7 +133,7 @@ class SamAttention(nn.Module):
         q_XAHWK = q_XAQK.reshape(squares, heads, size, size, width)
         by_row = torch.einsum("xahwk,hsk->xahws", q_XAHWK, self.rel_pos_h[distance])
         by_column = torch.einsum("xahwk,wsk->xahws", q_XAHWK, self.rel_pos_w[distance])
-        step = max(1, _BIAS_NUMBERS // (squares * heads * size * keys))
+        step = max(1, _MAX_BIAS_ELEMENTS // (squares * heads * size * keys))
         pieces = []
         for start in range(0, size, step):
             bias = by_row[:, :, start : start + step, :, :, None] + by_column[:, :, start : start + step, :, None, :]

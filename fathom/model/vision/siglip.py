@@ -1,4 +1,4 @@
-"""SigLIP: a vision transformer that keeps one feature vector for every patch.
+"""SigLIP: a vision transformer with one feature vector per patch.
 
 I images, C colours, H rows, W columns of pixels, N patches, D hidden size.
 """
@@ -88,7 +88,7 @@ class SiglipMLP(nn.Module):
 
 
 class PoolingHead(nn.Module):
-    """The weights of SigLIP's pooling head, which some checkpoints hold; image tokens never pass through it."""
+    """The weights of SigLIP's pooling head, which some checkpoints hold; it is never run."""
 
     def __init__(self, spec: SiglipSpec) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The towers and their connector: images in, embeddings of image tokens out."""
+"""The vision towers with their connector: from images to embeddings of image tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class VisionTowers(nn.Module):
     def forward(self, images: ImageBatch) -> Tensor:
         """Return embeddings of image tokens, (I images, N tokens each, D hidden size).
 
-        Flattened over images and tokens they are what ``Decoder.forward`` takes as ``features_ND``.
+        Flattened over images and tokens they are the ``features_ND`` of ``Decoder.forward``.
 
         Raises:
             SpecError: the images do not have the towers' sizes.

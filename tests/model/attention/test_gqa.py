@@ -17,7 +17,7 @@ from tests.model.attention.shards import keep_heads, run_cached, run_uncached
 def _cache(spec: ModelSpec, kv_heads: int) -> StaticCache:
     whole = StaticCache.allocate(spec, batch_size=2, max_length=16)
     for layer in whole.layers:
-        layer.parts = tuple(part[:, :kv_heads] for part in layer.parts)
+        layer.tensors = tuple(tensor[:, :kv_heads] for tensor in layer.tensors)
     return whole
 
 

@@ -97,11 +97,11 @@ def naive_attention(layer: SamAttention, x_XHWD: Tensor) -> Tensor:
     return layer.proj(out)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("numbers", [1 << 25, 300, 1])
+@pytest.mark.parametrize("elements", [1 << 25, 300, 1])
 def test_relative_attention_is_the_formula_however_few_rows_at_a_time(
-    numbers: int, monkeypatch: pytest.MonkeyPatch
+    elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sam_module, "_BIAS_NUMBERS", numbers)
+    monkeypatch.setattr(sam_module, "_MAX_BIAS_ELEMENTS", elements)
     layer = SamAttention(HIGH, 4)
     x_XHWD = noise(2, 4, 4, 8)
     with torch.no_grad():
