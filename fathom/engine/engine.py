@@ -25,6 +25,7 @@ from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
 from fathom.spec.sampling import Completion, FinishReason, SamplingParams, StopChecker, TokenLogprob
+from fathom.spec.token_ids import TokenIds, to_token_ids
 
 
 class Engine:
@@ -239,7 +240,7 @@ class Engine:
 
     def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenIds],
         params: SamplingParams | Sequence[SamplingParams],
         *,
         features: Sequence[Tensor | None] | None = None,
@@ -262,19 +263,20 @@ class Engine:
             if len(given) != len(prompts):
                 raise SpecError(name, f"{len(given)} for {len(prompts)} prompts", "give one for each prompt")
         states = [
-            self.prepare(Request(prompt=tuple(prompt), params=p, features_ND=features_ND, stop_checker=checker))
+            self.prepare(
+                Request(prompt=to_token_ids("prompt", prompt), params=p, features_ND=features_ND, stop_checker=checker)
+            )
             for prompt, p, features_ND, checker in zip(prompts, each, seen, checkers, strict=True)
         ]
         return [_completion(outputs) for outputs in self._run(states)]
 
-    def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, features_ND: Tensor | None = None
-    ) -> Iterator[int]:
+    def stream(self, prompt: TokenIds, params: SamplingParams, *, features_ND: Tensor | None = None) -> Iterator[int]:
         """Yield one prompt's new token ids as they are drawn; the same tokens ``sample`` gives for the same seed.
 
         The prompt is checked at once, not at the first token. Closing the iterator cancels the request.
         """
-        return self._tokens(self.outputs(Request(prompt=tuple(prompt), params=params, features_ND=features_ND)))
+        request = Request(prompt=to_token_ids("prompt", prompt), params=params, features_ND=features_ND)
+        return self._tokens(self.outputs(request))
 
     def outputs(self, request: Request) -> Generator[Output, None, None]:
         """Run one request and yield what each step gave it; otherwise as ``stream``."""

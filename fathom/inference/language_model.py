@@ -33,6 +33,7 @@ from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
 from fathom.spec.images import ImageProcessing
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
+from fathom.spec.token_ids import TokenIds, to_token_ids
 from fathom.tokenizer.bpe import Tokenizer
 
 
@@ -132,21 +133,24 @@ class LanguageModel:
         cache = StaticCache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
         return cache.bytes_per_token
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, token_ids: TokenIds) -> Tensor:
         """Return the float32 logits after every token, (T, V): row t predicts token t + 1.
+
+        ``token_ids`` is a sequence of integers, or an integer array or tensor of one dimension.
 
         Raises:
             ContextError: no tokens, or more than the model's context.
-            SpecError: a token id outside the vocabulary.
+            SpecError: no sequence of token ids, or one of them is outside the vocabulary.
         """
-        if not token_ids:
+        tokens = to_token_ids("token_ids", token_ids)
+        if not tokens:
             raise ContextError("token_ids: has no tokens; begin with the beginning-of-sequence token or some text")
-        beyond = [token for token in token_ids if not 0 <= token < self.spec.vocab_size]
+        beyond = [token for token in tokens if not 0 <= token < self.spec.vocab_size]
         if beyond:
             raise SpecError(
                 "token_ids", f"{beyond[0]} is outside the vocabulary of {self.spec.vocab_size}", "use this tokenizer"
             )
-        tokens_1T = torch.tensor([list(token_ids)], device=self.model.embed_tokens.weight.device)
+        tokens_1T = torch.tensor([tokens], device=self.model.embed_tokens.weight.device)
         with torch.inference_mode():
             return self.model.logits(self.model(tokens_1T).hidden_BTD[0])
 
@@ -196,13 +200,20 @@ class LanguageModel:
         streamed = start_chat(self, messages, system=system, **asked)
         return streamed if stream else streamed.answer
 
-    def generate(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> list[int]:
-        """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities."""
+    def generate(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> list[int]:
+        """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities.
+
+        ``prompt`` is what ``prompt()`` returns, or token ids as ``logits`` takes them.
+
+        Raises:
+            ContextError: the prompt is empty, or does not fit the context together with ``max_tokens``.
+            SpecError: no sequence of token ids, or one of them is outside the vocabulary.
+        """
         return list(self.stream(prompt, params))
 
-    def stream(self, prompt: Prompt | Sequence[int], params: SamplingParams | None = None) -> Iterator[int]:
-        """Yield the new token ids as they are drawn."""
-        read = prompt if isinstance(prompt, Prompt) else Prompt(tuple(prompt))
+    def stream(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> Iterator[int]:
+        """Yield the new token ids as they are drawn; arguments and errors as of ``generate``."""
+        read = prompt if isinstance(prompt, Prompt) else Prompt(to_token_ids("prompt", prompt))
         return self.engine.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
 
 
