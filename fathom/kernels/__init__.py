@@ -1,6 +1,6 @@
-"""The few hot operations behind one signature each; which version runs is chosen here and nowhere else.
+"""The hot operations, one signature each; which implementation runs is chosen here and nowhere else.
 
-``reference`` holds the plain PyTorch version of every one: the oracle the others are tested against.
+``reference`` holds the reference implementation of every one, in plain PyTorch.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v, each key-value head serving H / G query heads; returns (B, H, T, V).
 
-    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to S - T + t: the queries are the
-    last of the keys. On a CPU the fused kernel wants keys and values of one width, so narrower values are padded with
-    zeros: the scores never exist as a whole. One query per head reads every key once for its whole group instead of a
-    copy for every head.
+    ``mask_B1TS`` is True where a query may attend; ``causal`` lets query t attend to keys 0 to S - T + t: the queries
+    are the last of the keys. On a CPU the fused kernel requires keys and values of one width, so narrower values are
+    padded with zeros: the scores are never materialised. One query per head reads every key once for its whole group
+    instead of a copy for every head.
     """
     heads, kv_heads, tokens, keys = q_BHTK.shape[1], k_BGSK.shape[1], q_BHTK.shape[2], k_BGSK.shape[2]
     if causal and tokens < keys:

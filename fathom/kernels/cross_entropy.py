@@ -36,7 +36,7 @@ def mean_linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Mean of ``linear_cross_entropy`` over the tokens not ignored (0 if all are), and each token's loss, detached.
 
-    Because every token weighs the same, both gradients are computed during the forward pass, while the chunk's logits
+    As every token weighs the same, both gradients are computed during the forward pass, while the chunk's logits
     exist; the backward pass only scales them. Between the two, gradients of N x D and V x D are kept.
     """
     hidden_ND, weight_VD = cast_for_autocast(hidden_ND, weight_VD)
@@ -56,15 +56,15 @@ def linear_token_loss(
     *,
     chunk_tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A loss that is a sum over tokens of functions of their targets' log-probabilities; three tensors are returned.
+    """A loss that is a sum over tokens of functions of their targets' log-probabilities, with these and entropies.
 
-    ``loss`` is asked chunk by chunk, with the chunk's log-probabilities (C,) and the tokens they are of, and returns
-    the sum of what these add: a scalar in which no token's log-probability may meet another's. Returned are the whole
-    sum, with gradient, and, without, all log-probabilities (N,) and the entropies in nats of the distributions they
-    were chosen from (N,), float32 or wider.
+    ``loss`` is called chunk by chunk with the chunk's log-probabilities (C,) and the slice of tokens they belong to. It
+    returns their sum of losses, a scalar in which each token's term depends on its own log-probability alone. Returned
+    are the whole sum, with gradient, and, without, all log-probabilities (N,) and the entropies in nats of their
+    distributions (N,), float32 or wider.
 
-    As every token's slope is known once its log-probability is, both gradients are computed during the forward pass,
-    while the chunk's logits exist: three products of N x D x V in all. 2 x ``chunk_tokens`` x V numbers are alive.
+    Both gradients are computed during the forward pass, while the chunk's logits exist, as each token's derivative is
+    known with its log-probability: three products of N x D x V in all. 2 x ``chunk_tokens`` x V numbers are alive.
     """
     hidden_ND, weight_VD = cast_for_autocast(hidden_ND, weight_VD)
     total: Tensor
@@ -77,17 +77,17 @@ def linear_token_loss(
 
 
 def cast_for_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast to the dtype products run in; autograd casts the gradients back."""
+    """Cast both to the autocast dtype, if autocast is on; autograd casts the gradients back."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
 class _Chunk:
-    """One chunk's rows and its normalised exponentials; the logits live and die here. ``measured`` adds entropies."""
+    """One chunk's rows and the exponentials of its logits, which are freed with it; entropies on request."""
 
     def __init__(
-        self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int, *, measured: bool = False
+        self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int, *, with_entropy: bool = False
     ) -> None:
         self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
         self.counts_C1 = (targets_C != ignore_index).unsqueeze(1)
@@ -96,10 +96,10 @@ class _Chunk:
         below_CV = logits_CV.to(accumulation_dtype(logits_CV))
         below_CV.sub_(below_CV.amax(1, keepdim=True))
         self.chosen_C1 = below_CV.gather(1, self.target_C1)
-        self.exponent_CV = below_CV.exp() if measured else below_CV.exp_()
+        self.exponent_CV = below_CV.exp() if with_entropy else below_CV.exp_()
         self.sum_C1 = self.exponent_CV.sum(1, keepdim=True)
         self.entropy_C: Tensor | None = None
-        if measured:
+        if with_entropy:
             self.entropy_C = (self.sum_C1.log() - below_CV.mul_(self.exponent_CV).sum(1, keepdim=True) / self.sum_C1)[
                 :, 0
             ]
@@ -124,14 +124,14 @@ class _Chunk:
 
 
 def _buffers(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Room for the gradients that are wanted; the weight's is a sum over chunks, so it is float32 or wider."""
+    """Allocate the gradients that are required; the weight's is a sum over chunks, so it is float32 or wider."""
     hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
     weight = torch.zeros_like(weight_VD, dtype=accumulation_dtype(weight_VD)) if ctx.needs_input_grad[1] else None
     return hidden, weight
 
 
 class _PerToken(torch.autograd.Function):
-    """Keeps only its inputs."""
+    """Saves only its inputs."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int) -> Tensor:
@@ -160,13 +160,13 @@ class _PerToken(torch.autograd.Function):
 
 
 class _Mean(torch.autograd.Function):
-    """Keeps the two gradients of the mean, ready to be scaled."""
+    """Saves both gradients of the mean, to be scaled in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int, records: bool
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, ignore: int, needs_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
+        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if needs_grad else (None, None)
         loss_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         count = (targets_N != ignore).sum().clamp(min=1)
         share_11 = count.to(loss_N.dtype).reciprocal().view(1, 1)
@@ -174,7 +174,7 @@ class _Mean(torch.autograd.Function):
             rows = slice(start, start + chunk)
             piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], ignore)
             loss_N[rows] = piece.loss()
-            if records:
+            if needs_grad:
                 piece.gradients(share_11, None if grad_hidden_ND is None else grad_hidden_ND[rows], grad_weight_VD)
             del piece
         if grad_weight_VD is not None:
@@ -192,7 +192,7 @@ class _Mean(torch.autograd.Function):
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Keeps the two gradients of the sum, ready to be scaled."""
+    """Saves both gradients of the sum, to be scaled in the backward pass."""
 
     @staticmethod
     def forward(
@@ -202,21 +202,21 @@ class _TokenLoss(torch.autograd.Function):
         targets_N: Tensor,
         loss: Callable[[Tensor, slice], Tensor],
         chunk: int,
-        records: bool,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if records else (None, None)
+        grad_hidden_ND, grad_weight_VD = _buffers(ctx, hidden_ND, weight_VD) if needs_grad else (None, None)
         logprobs_N, entropy_N = hidden_ND.new_empty(2, hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
         total = logprobs_N.new_zeros(())
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, min(start + chunk, hidden_ND.shape[0]))
-            piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], -1, measured=True)
+            piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], -1, with_entropy=True)
             assert piece.entropy_C is not None
             logprobs_N[rows], entropy_N[rows] = -piece.loss(), piece.entropy_C
-            chosen_C = logprobs_N[rows].clone().requires_grad_(records)
-            with torch.set_grad_enabled(records):
+            chosen_C = logprobs_N[rows].clone().requires_grad_(needs_grad)
+            with torch.set_grad_enabled(needs_grad):
                 share = loss(chosen_C, rows)
             total += share.detach()
-            if records:
+            if needs_grad:
                 (slope_C,) = torch.autograd.grad(share, chosen_C)
                 grad_rows = None if grad_hidden_ND is None else grad_hidden_ND[rows]
                 piece.gradients(-slope_C[:, None], grad_rows, grad_weight_VD)

@@ -1,6 +1,6 @@
-"""Normalisation, rotation and activation with hand-written backward passes: fewer operators, less memory kept.
+"""Normalisation, rotation and activation with hand-written backward passes: fewer operators, less memory saved.
 
-Each is a plain function of tensors; without gradients it skips autograd altogether, since decoding one token costs
+Each is a function of tensors; without gradients it skips autograd altogether, since the cost of decoding one token is
 mostly the number of operators. Dimensions as in ``reference``.
 """
 
@@ -18,7 +18,7 @@ from fathom.spec.rope import RopeLayout
 
 
 def needs_grad(*tensors: Tensor) -> bool:
-    """Whether autograd must remember an operation on these tensors."""
+    """Whether autograd records an operation on these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -34,8 +34,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide by the root mean square of the last dimension, then multiply by ``weight``; like ``x`` in dtype.
 
     Half-precision inputs are normalised in float32 and rounded before the product, as Llama does. A single row on a
-    CPU takes three operators, its scale being a Python number: decoding one token costs mostly operators. Many rows
-    take six, which there are several times faster than PyTorch's own operator.
+    CPU takes three operators, its scale being a Python number. Many rows take six, which are several times faster there
+    than PyTorch's own operator.
     """
     if needs_grad(x, weight):
         y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
@@ -52,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Keeps the input and one number a row."""
+    """Saves the input and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,8 +80,8 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
     """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
     ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair, without gradient. ``half``
-    pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the rotation back. The compiler
-    gets the plain form, which it fuses; it has no code for complex numbers.
+    pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the inverse rotation. Under
+    torch.compile the reference runs, which it fuses; it generates no code for complex numbers.
     """
     if torch.compiler.is_compiling():
         return reference.rotate(x_BTHR, cos_BTP, sin_BTP, layout)
@@ -92,7 +92,7 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
 
 
 class _Rotate(torch.autograd.Function):
-    """Keeps only the tables."""
+    """Saves only the tables."""
 
     @staticmethod
     def forward(ctx: Any, x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
@@ -136,7 +136,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps the input alone and computes silu again."""
+    """Saves the input alone; the backward pass recomputes silu."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _WHOLE_BUFFER_PAIRS = 4096
 
 @dataclass(frozen=True, slots=True)
 class ExpertDispatch:
-    """Which pairs each expert works on: computed once, from one sort, and used forward and backward.
+    """The kept pairs sorted by expert: computed once, and used forward and backward.
 
     ``order_P`` are positions in the flattened (N, K) pairs, sorted by expert and within an expert by token;
     ``counts`` are the pairs of each expert.
@@ -35,7 +35,7 @@ class ExpertDispatch:
     counts: list[int]
 
     def slices(self) -> Iterator[tuple[int, slice]]:
-        """Each expert that has work, with its slice of the sorted pairs."""
+        """Each expert that has tokens, with its slice of the sorted pairs."""
         start = 0
         for expert, count in enumerate(self.counts):
             if count:
@@ -44,7 +44,7 @@ class ExpertDispatch:
 
 
 def dispatch_by_expert(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> ExpertDispatch:
-    """Sort the kept pairs by expert; the counts come to the host, so a GPU waits here."""
+    """Sort the kept pairs by expert; the counts are copied to the host, so a GPU synchronises here."""
     expert_P = indices_NK.reshape(-1)
     if kept_NK is not None:
         expert_P = expert_P.masked_fill(~kept_NK.reshape(-1), num_experts)
@@ -64,7 +64,7 @@ def grouped_swiglu(
     """Sum over each token's K experts of weight times expert(token); returns (N, D) in ``x``'s dtype.
 
     ``gate_up_EFD`` is (E, 2F, D). Pairs where ``kept_NK`` is False contribute nothing and cost nothing. Under autocast
-    the products run in its dtype. While training, one (P, 2F) tensor is kept for the backward pass. One token alone
+    the products run in its dtype. While training, one (P, 2F) tensor is saved for the backward pass. One token alone
     reads the weights of its K experts and no others.
     """
     device = x_ND.device.type
@@ -82,15 +82,15 @@ def grouped_swiglu(
         return _one_token_compiled(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     if kept_NK is None and x_ND.shape[0] == 1:
         return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
-    plan = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
+    dispatch = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
     few = kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS
     if few and gate_up_EFD.dtype == down_EDF.dtype == x_ND.dtype:
-        return _few_tokens(x_ND, plan, weights_NK, gate_up_EFD, down_EDF)
-    return _forward(x_ND, plan, weights_NK.reshape(-1)[plan.order_P], gate_up_EFD, down_EDF, None)
+        return _few_tokens(x_ND, dispatch, weights_NK, gate_up_EFD, down_EDF)
+    return _forward(x_ND, dispatch, weights_NK.reshape(-1)[dispatch.order_P], gate_up_EFD, down_EDF, None)
 
 
 def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-    """Matrix-vector products of the chosen experts only: about four operators an expert and four in all."""
+    """Matrix-vector products of the chosen experts only: about four operators per expert and four in all."""
     chosen, x_D = indices_1K[0].tolist(), x_1D[0]
     gate_up_KF = x_1D.new_empty(len(chosen), gate_up_EFD.shape[1])
     for row_F, expert in zip(gate_up_KF.unbind(0), chosen, strict=True):
@@ -110,7 +110,7 @@ def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD
 def _one_token_compiled(
     x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
-    """The same without leaving the program: the compiler reads the chosen experts where they lie, and copies none."""
+    """The same in one compiled graph: the chosen experts' weights are read in place, without a copy."""
     chosen_K = indices_1K[0]
     gate_KF, up_KF = (gate_up_EFD[chosen_K] * x_1D).sum(-1).chunk(2, dim=1)
     hidden_KF = F.silu(gate_KF) * up_KF * weights_1K.view(-1, 1)
@@ -118,27 +118,27 @@ def _one_token_compiled(
 
 
 def _few_tokens(
-    x_ND: Tensor, plan: ExpertDispatch, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+    x_ND: Tensor, dispatch: ExpertDispatch, weights_NK: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
-    """Two products an expert, everything else once for all pairs: views are made in bulk, not one by one."""
-    experts = [expert for expert, count in enumerate(plan.counts) if count]
-    counts = [plan.counts[expert] for expert in experts]
-    rows_PD = x_ND.index_select(0, plan.tokens_P)
+    """Two products per expert, everything else once for all pairs: views are made in bulk, not one by one."""
+    experts = [expert for expert, count in enumerate(dispatch.counts) if count]
+    counts = [dispatch.counts[expert] for expert in experts]
+    rows_PD = x_ND.index_select(0, dispatch.tokens_P)
     gate_up_PF = x_ND.new_empty(rows_PD.shape[0], gate_up_EFD.shape[1])
     gate_up_DF, down_FD = gate_up_EFD.mT.unbind(0), down_EDF.mT.unbind(0)
     rows, gate_ups = rows_PD.split_with_sizes(counts), gate_up_PF.split_with_sizes(counts)
     for expert, x_CD, gate_up_CF in zip(experts, rows, gate_ups, strict=True):
         torch.mm(x_CD, gate_up_DF[expert], out=gate_up_CF)
     gate_PF, up_PF = gate_up_PF.chunk(2, dim=1)
-    hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[plan.order_P].unsqueeze(1))
+    hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[dispatch.order_P].unsqueeze(1))
     for expert, hidden_CF, y_CD in zip(experts, hidden_PF.split_with_sizes(counts), rows, strict=True):
         torch.mm(hidden_CF, down_FD[expert], out=y_CD)
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    return y_ND.index_add_(0, plan.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
+    return y_ND.index_add_(0, dispatch.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Matrix product into ``out``, rounding on the way where its dtype differs."""
+    """Matrix product into ``out``, converted to its dtype."""
     if out.dtype == left.dtype:
         torch.mm(left, right, out=out)
     else:
@@ -147,7 +147,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 def _forward(
     x_ND: Tensor,
-    plan: ExpertDispatch,
+    dispatch: ExpertDispatch,
     weights_P: Tensor,
     gate_up_EFD: Tensor,
     down_EDF: Tensor,
@@ -157,13 +157,13 @@ def _forward(
 
     ``saved_PF`` (P, 2F) receives the gate and up projections when a backward pass will need them.
     """
-    most, width = max(plan.counts), down_EDF.shape[2]
+    most, width = max(dispatch.counts), down_EDF.shape[2]
     rows, hidden, gate_up = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, width), saved_PF
     if gate_up is None:
         gate_up = x_ND.new_empty(most, 2 * width)
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    for expert, pairs in plan.slices():
-        tokens_C, count = plan.tokens_P[pairs], pairs.stop - pairs.start
+    for expert, pairs in dispatch.slices():
+        tokens_C, count = dispatch.tokens_P[pairs], pairs.stop - pairs.start
         x_CD = torch.index_select(x_ND, 0, tokens_C, out=rows[:count])
         gate_up_CF = gate_up[pairs] if saved_PF is not None else gate_up[:count]
         _product(x_CD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_CF)
@@ -175,7 +175,7 @@ def _forward(
 
 
 class _GroupedSwiGLU(torch.autograd.Function):
-    """Keeps its inputs, the sort and the gate and up projections; gathers rows and the activation again."""
+    """Saves its inputs, the sort and the gate and up projections; the backward pass recomputes rows and activation."""
 
     @staticmethod
     def forward(
@@ -187,21 +187,21 @@ class _GroupedSwiGLU(torch.autograd.Function):
         down_EDF: Tensor,
         kept_NK: Tensor | None,
     ) -> Tensor:
-        plan = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
-        weights_P = weights_NK.reshape(-1)[plan.order_P]
-        saved_PF = x_ND.new_empty(plan.order_P.shape[0], gate_up_EFD.shape[1])
-        y_ND = _forward(x_ND, plan, weights_P, gate_up_EFD, down_EDF, saved_PF)
-        ctx.save_for_backward(x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, plan.order_P, plan.tokens_P)
-        ctx.counts, ctx.weights_shape = plan.counts, weights_NK.shape
+        dispatch = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
+        weights_P = weights_NK.reshape(-1)[dispatch.order_P]
+        saved_PF = x_ND.new_empty(dispatch.order_P.shape[0], gate_up_EFD.shape[1])
+        y_ND = _forward(x_ND, dispatch, weights_P, gate_up_EFD, down_EDF, saved_PF)
+        ctx.save_for_backward(x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, dispatch.order_P, dispatch.tokens_P)
+        ctx.counts, ctx.weights_shape = dispatch.counts, weights_NK.shape
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor, None]:
         x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, order_P, tokens_P = ctx.saved_tensors
-        plan = ExpertDispatch(order_P, tokens_P, ctx.counts)
-        gradients = _Gradients(x_ND, grad_ND, plan, weights_P, gate_up_EFD, down_EDF)
-        for expert, pairs in plan.slices():
+        dispatch = ExpertDispatch(order_P, tokens_P, ctx.counts)
+        gradients = _Gradients(x_ND, grad_ND, dispatch, weights_P, gate_up_EFD, down_EDF)
+        for expert, pairs in dispatch.slices():
             gradients.add_expert(expert, pairs, saved_PF[pairs])
         grad_weights_N = torch.zeros(ctx.weights_shape, dtype=weights_P.dtype, device=weights_P.device).view(-1)
         grad_weights_N[order_P] = gradients.weights_P.to(weights_P.dtype)
@@ -210,27 +210,27 @@ class _GroupedSwiGLU(torch.autograd.Function):
 
 
 class _Gradients:
-    """The four gradients and the buffers, of the largest expert's size, that they are made with."""
+    """The four gradients, and buffers of the largest expert's size to compute them."""
 
     def __init__(
         self,
         inputs_ND: Tensor,
         outer_ND: Tensor,
-        plan: ExpertDispatch,
+        dispatch: ExpertDispatch,
         weights: Tensor,
         gate_up_weight: Tensor,
         down_weight: Tensor,
     ) -> None:
-        self._inputs_ND, self._outer_ND, self._plan, self._weights_P = inputs_ND, outer_ND, plan, weights
+        self._inputs_ND, self._outer_ND, self._dispatch, self._weights_P = inputs_ND, outer_ND, dispatch, weights
         self._gate_up_weight, self._down_weight = gate_up_weight, down_weight
-        most, (_, hidden_size, width) = max(plan.counts), down_weight.shape
+        most, (_, hidden_size, width) = max(dispatch.counts), down_weight.shape
         self._rows, self._outer = (inputs_ND.new_empty(most, hidden_size) for _ in range(2))
         self._silu, self._slope, self._hidden = (inputs_ND.new_empty(most, width) for _ in range(3))
         self._gate_up = inputs_ND.new_empty(most, 2 * width)
         self.x_ND = torch.zeros_like(inputs_ND, dtype=accumulation_dtype(inputs_ND))
         self.weights_P = inputs_ND.new_empty(weights.shape, dtype=accumulation_dtype(inputs_ND))
         self.gate_up_EFD, self.down_EDF = torch.empty_like(gate_up_weight), torch.empty_like(down_weight)
-        idle = [expert for expert, count in enumerate(plan.counts) if not count]
+        idle = [expert for expert, count in enumerate(dispatch.counts) if not count]
         if idle:
             self.gate_up_EFD[idle] = 0
             self.down_EDF[idle] = 0
@@ -238,7 +238,7 @@ class _Gradients:
     def add_expert(self, expert: int, pairs: slice, gate_up_CF: Tensor) -> None:
         """Back-propagate through one expert. Its output is down(w * silu(gate) * up), w the pair's weight."""
         count, dtype = pairs.stop - pairs.start, self._inputs_ND.dtype
-        tokens_C, weight_C1 = self._plan.tokens_P[pairs], self._weights_P[pairs].unsqueeze(1)
+        tokens_C, weight_C1 = self._dispatch.tokens_P[pairs], self._weights_P[pairs].unsqueeze(1)
         gate_CF, up_CF = gate_up_CF.chunk(2, dim=1)
         x_CD = torch.index_select(self._inputs_ND, 0, tokens_C, out=self._rows[:count])
         outer_CD = torch.index_select(self._outer_ND, 0, tokens_C, out=self._outer[:count])

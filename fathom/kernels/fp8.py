@@ -1,4 +1,4 @@
-"""Products by weights kept in E4M3 blocks of 128 by 128, as DeepSeek-V3 is released and served (V3 §3.3).
+"""Products with FP8 weights: E4M3 in blocks of 128 by 128, as DeepSeek-V3 is released and served (V3 §3.3).
 
 M rows, N outputs, K inputs, L = K / 128 groups of inputs, P and Q blocks down and across.
 """
@@ -19,9 +19,9 @@ _HOPPER = (9, 0)
 def fp8_block_linear(x_MK: Tensor, values_NK: Tensor, scale_PQ: Tensor) -> Tensor:
     """Return x w^T, (M, N) like ``x``; ``scale_PQ`` (float32) multiplies each block of ``values_NK`` (E4M3).
 
-    Hopper multiplies in FP8, with a scale for every 128 inputs of every row of ``x`` made on the way, so that a row's
-    result depends on no other. Elsewhere, and where K is no multiple of 512 or N none of 128, the weights are unpacked
-    whole. The Hopper form follows PyTorch's documentation and has not run on such a GPU yet.
+    Hopper multiplies in FP8, with ``x`` quantized on the fly by a scale for every 128 inputs of every row, so that a
+    row's result depends on no other. Elsewhere, and where K is no multiple of 512 or N none of 128, the weights are
+    dequantized as a whole. The Hopper path follows PyTorch's documentation and has not run on such a GPU yet.
     """
     rows, columns = values_NK.shape
     fits = x_MK.dtype == torch.bfloat16 and columns % (4 * _BLOCK) == 0 and rows % _BLOCK == 0

@@ -1,4 +1,4 @@
-"""A product with a plain matrix, in the form that is fastest for how many rows there are and who runs it.
+"""Products with plain (unquantized) matrices, in the form that is fastest for the number of rows.
 
 M rows, K inputs, N outputs.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """Return x w^T + b, (..., K) to (..., N).
 
-    The compiler makes one row's product on a CPU a loop of its own, without a call, fused with what stands around it.
+    Under torch.compile on a CPU, the product of a single row is written so that it fuses with neighbouring operators.
     """
     if compiles_one_row(x):
         y = (weight_NK * x.reshape(1, -1)).sum(-1)
@@ -22,12 +22,12 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
 
 
 def compiles_inference() -> bool:
-    """Whether the compiler is tracing a program that needs no gradient."""
+    """Whether torch.compile is tracing a program without gradients."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def compiles_one_row(x: Tensor) -> bool:
-    """Whether a single float32 row, without gradient, is being compiled for a CPU."""
+    """Whether torch.compile is tracing a single float32 row on a CPU without gradients."""
     if not compiles_inference():
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]

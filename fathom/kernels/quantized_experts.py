@@ -1,4 +1,4 @@
-"""Routed SwiGLU experts with packed weights.
+"""Routed SwiGLU experts with int8 and int4 weights.
 
 Dimensions: N tokens, K experts per token, P pairs of a token and an expert that were kept, D hidden size, F expert
 width, C pairs of one expert.
@@ -34,38 +34,38 @@ def quantized_grouped_swiglu(
     """Sum over each token's K experts of weight times expert(token), as ``grouped_swiglu``; no gradient.
 
     ``gate_up`` holds matrices of (2F, D), ``down`` of (D, F). Rounding is that of ``quantized_linear``; between an
-    expert's two packed products numbers stay in bfloat16. One token alone reads the weights of its K experts only.
+    expert's two fused products activations stay in bfloat16. One token alone reads the weights of its K experts only.
 
     Raises:
-        SpecError: ``x`` wants a gradient.
+        SpecError: ``x`` or the routing weights require a gradient.
     """
     if needs_grad(x_ND, weights_NK):
-        raise SpecError("weights", "packed experts pass no gradient", "open the model with plain weights")
+        raise SpecError("weights", "quantized experts pass no gradient", "open the model with plain weights")
     if kept_NK is None and compiles_inference():
         return quantized_experts_op(x_ND, indices_NK, weights_NK, gate_up, down)
     if (
         kept_NK is None
         and x_ND.shape[0] == 1
-        and uses_fused_kernel(x_ND, gate_up.each[0])
-        and uses_fused_kernel(x_ND, down.each[0])
+        and uses_fused_kernel(x_ND, gate_up.experts[0])
+        and uses_fused_kernel(x_ND, down.experts[0])
     ):
         return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
-    plan = dispatch_by_expert(indices_NK, kept_NK, len(gate_up.each))
-    weights_P1 = weights_NK.reshape(-1)[plan.order_P].unsqueeze(1)
-    if 0 < plan.order_P.numel() <= _WHOLE_BUFFER_PAIRS:
-        return _few_tokens(x_ND, plan, weights_P1, gate_up, down)
-    return _many_tokens(x_ND, plan, weights_P1, gate_up, down)
+    dispatch = dispatch_by_expert(indices_NK, kept_NK, len(gate_up.experts))
+    weights_P1 = weights_NK.reshape(-1)[dispatch.order_P].unsqueeze(1)
+    if 0 < dispatch.order_P.numel() <= _WHOLE_BUFFER_PAIRS:
+        return _few_tokens(x_ND, dispatch, weights_P1, gate_up, down)
+    return _many_tokens(x_ND, dispatch, weights_P1, gate_up, down)
 
 
 def _one_token(
     x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights
 ) -> Tensor:
-    """Two packed products a chosen expert and nine operators in all: the input is rounded once for all of them."""
+    """Two fused products per chosen expert and nine operators in all: the input is rounded once for all of them."""
     chosen, half_1D = indices_1K[0].tolist(), x_1D.to(torch.bfloat16)
-    gate_up_KF = torch.cat([fused_matmul(half_1D, gate_up.each[expert]) for expert in chosen])
+    gate_up_KF = torch.cat([fused_matmul(half_1D, gate_up.experts[expert]) for expert in chosen])
     hidden_KF = swiglu(gate_up_KF).split_with_sizes([1] * len(chosen))
     y_KD = torch.cat(
-        [fused_matmul(row_1F, down.each[expert]) for row_1F, expert in zip(hidden_KF, chosen, strict=True)]
+        [fused_matmul(row_1F, down.experts[expert]) for row_1F, expert in zip(hidden_KF, chosen, strict=True)]
     )
     wide = accumulation_dtype(x_1D)
     return torch.mm(weights_1K.to(wide), y_KD.to(wide)).to(x_1D.dtype)
@@ -73,92 +73,92 @@ def _one_token(
 
 def _few_tokens(
     x_ND: Tensor,
-    plan: ExpertDispatch,
+    dispatch: ExpertDispatch,
     weights_P1: Tensor,
     gate_up: QuantizedExpertWeights,
     down: QuantizedExpertWeights,
 ) -> Tensor:
-    """Two products an expert, everything else once for all pairs."""
-    experts = [expert for expert, count in enumerate(plan.counts) if count]
-    counts = [plan.counts[expert] for expert in experts]
-    half_ND = x_ND.to(_between(x_ND))
-    rows = half_ND.index_select(0, plan.tokens_P).split_with_sizes(counts)
-    gate_ups = [_product(x_CD, gate_up.each[expert]) for expert, x_CD in zip(experts, rows, strict=True)]
+    """Two products per expert, everything else once for all pairs."""
+    experts = [expert for expert, count in enumerate(dispatch.counts) if count]
+    counts = [dispatch.counts[expert] for expert in experts]
+    half_ND = x_ND.to(_activation_dtype(x_ND))
+    rows = half_ND.index_select(0, dispatch.tokens_P).split_with_sizes(counts)
+    gate_ups = [_product(x_CD, gate_up.experts[expert]) for expert, x_CD in zip(experts, rows, strict=True)]
     hidden = swiglu(torch.cat(gate_ups)).split_with_sizes(counts)
-    y_PD = torch.cat([_product(x_CF, down.each[expert]) for expert, x_CF in zip(experts, hidden, strict=True)])
+    y_PD = torch.cat([_product(x_CF, down.experts[expert]) for expert, x_CF in zip(experts, hidden, strict=True)])
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    return y_ND.index_add_(0, plan.tokens_P, y_PD * weights_P1.to(y_ND.dtype)).to(x_ND.dtype)
+    return y_ND.index_add_(0, dispatch.tokens_P, y_PD * weights_P1.to(y_ND.dtype)).to(x_ND.dtype)
 
 
 def _many_tokens(
     x_ND: Tensor,
-    plan: ExpertDispatch,
+    dispatch: ExpertDispatch,
     weights_P1: Tensor,
     gate_up: QuantizedExpertWeights,
     down: QuantizedExpertWeights,
 ) -> Tensor:
     """Run expert by expert, so that one expert's pairs exist at a time."""
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    half_ND = x_ND.to(_between(x_ND))
-    for expert, pairs in plan.slices():
-        tokens_C = plan.tokens_P[pairs]
-        hidden_CF = swiglu(_product(half_ND.index_select(0, tokens_C), gate_up.each[expert]))
-        y_CD = _product(hidden_CF, down.each[expert])
+    half_ND = x_ND.to(_activation_dtype(x_ND))
+    for expert, pairs in dispatch.slices():
+        tokens_C = dispatch.tokens_P[pairs]
+        hidden_CF = swiglu(_product(half_ND.index_select(0, tokens_C), gate_up.experts[expert]))
+        y_CD = _product(hidden_CF, down.experts[expert])
         y_ND.index_add_(0, tokens_C, y_CD * weights_P1[pairs].to(y_ND.dtype))
     return y_ND.to(x_ND.dtype)
 
 
-def _between(x_ND: Tensor) -> torch.dtype:
-    """Return the dtype of what goes into and comes out of an expert's products."""
+def _activation_dtype(x_ND: Tensor) -> torch.dtype:
+    """Return the dtype of the inputs and outputs of an expert's products."""
     return torch.bfloat16 if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32 else x_ND.dtype
 
 
-def _product(x_CK: Tensor, packed: QuantizedWeight) -> Tensor:
+def _product(x_CK: Tensor, qweight: QuantizedWeight) -> Tensor:
     """Multiply rows in their own dtype, (C, N) like them."""
     return (
-        fused_matmul(x_CK, packed)
-        if uses_fused_kernel(x_CK, packed) and x_CK.dtype == torch.bfloat16
-        else dequantized_matmul(x_CK, packed)
+        fused_matmul(x_CK, qweight)
+        if uses_fused_kernel(x_CK, qweight) and x_CK.dtype == torch.bfloat16
+        else dequantized_matmul(x_CK, qweight)
     )
 
 
 def quantized_experts_op(
     x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights
 ) -> Tensor:
-    """``quantized_grouped_swiglu`` over all pairs, as an operator that a compiled program calls without looking inside.
+    """``quantized_grouped_swiglu`` over all pairs as one custom operator, opaque to the compiler.
 
-    Which experts run is known only when the numbers are there, and the packed products are calls of their own.
+    Which experts run depends on data, and the fused kernels are calls of their own.
     """
-    shapes = [(each[0].rows, each[0].columns, each[0].group_size) for each in (gate_up.each, down.each)]
+    shapes = [[one.rows, one.columns, one.group_size] for one in (gate_up.experts[0], down.experts[0])]
     tensors = [gate_up.values, gate_up.scales, down.values, down.scales]
-    mixed_ND: Tensor = _packed_experts(x_ND, indices_NK, weights_NK, tensors, list(shapes[0]), list(shapes[1]))
-    return mixed_ND
+    y_ND: Tensor = _quantized_experts(x_ND, indices_NK, weights_NK, tensors, *shapes)
+    return y_ND
 
 
-@torch.library.custom_op("fathom::packed_experts", mutates_args=())
-def _packed_experts(
+@torch.library.custom_op("fathom::quantized_experts", mutates_args=())
+def _quantized_experts(
     x_ND: Tensor,
     indices_NK: Tensor,
     weights_NK: Tensor,
-    packed: list[Tensor],
+    tensors: list[Tensor],
     gate_up_shape: list[int],
     down_shape: list[int],
 ) -> Tensor:
-    gate_up_values, gate_up_scales, down_values, down_scales = packed
+    gate_up_values, gate_up_scales, down_values, down_scales = tensors
     gate_up = QuantizedExpertWeights(
-        gate_up_values, gate_up_scales, _Each(gate_up_values, gate_up_scales, gate_up_shape)
+        gate_up_values, gate_up_scales, _LazyExperts(gate_up_values, gate_up_scales, gate_up_shape)
     )
-    down = QuantizedExpertWeights(down_values, down_scales, _Each(down_values, down_scales, down_shape))
+    down = QuantizedExpertWeights(down_values, down_scales, _LazyExperts(down_values, down_scales, down_shape))
     return quantized_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
 
 
-@_packed_experts.register_fake
-def _packed_experts_shape(x_ND: Tensor, *_: object) -> Tensor:
+@_quantized_experts.register_fake
+def _quantized_experts_fake(x_ND: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x_ND)
 
 
-class _Each(Sequence[QuantizedWeight]):
-    """The matrices of stacked experts, each made when it is asked for: an operator is given tensors only."""
+class _LazyExperts(Sequence[QuantizedWeight]):
+    """The matrices of stacked experts, each constructed on access: a custom operator takes tensors only."""
 
     def __init__(self, values_E: Tensor, scales_E: Tensor, shape: Sequence[int]) -> None:
         self._values_E, self._scales_E = values_E, scales_E

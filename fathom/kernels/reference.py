@@ -1,7 +1,7 @@
-"""Plain PyTorch versions of the hot operations: the oracle every faster version is tested against.
+"""Reference implementations of the hot operations in plain PyTorch, against which every faster version is tested.
 
 Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, S keys, P keys of a shared beginning, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
+tokens, S keys, P keys of a shared prefix, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
 blocks of FP8: M rows, N outputs, K inputs, P and Q blocks down and across.
 """
 
@@ -49,8 +49,8 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, V).
 
-    ``mask_B1TS`` is True where a query may look; ``causal`` lets query t see keys 0 to S - T + t: the queries are the
-    last of the keys. All scores exist at once.
+    ``mask_B1TS`` is True where a query may attend; ``causal`` lets query t attend to keys 0 to S - T + t: the queries
+    are the last of the keys. All scores exist at once.
     """
     group = q_BHTK.shape[1] // k_BGSK.shape[1]
     k_BHSK, v_BHSV = (x.repeat_interleave(group, dim=1) for x in (k_BGSK, v_BGSV))
@@ -94,7 +94,7 @@ def shared_prefix_attention(
 ) -> Tensor:
     """softmax(scale q k^T) v over keys that all sequences share and then those of each itself; returns (B, H, T, V).
 
-    Query t of every sequence sees the P shared keys and its own sequence's 0 to t, or what ``mask_1TS`` says of these
+    Query t of every sequence sees the P shared keys and its own sequence's 0 to t, or what ``mask_1TS`` allows of these
     S = P + T keys. All scores exist at once.
     """
     batch, tokens, first = q_BHTK.shape[0], q_BHTK.shape[2], prefix_k_1GPK.shape[2]
@@ -137,9 +137,9 @@ def grouped_swiglu(
     return y_ND.to(x_ND.dtype)
 
 
-def quantized_linear(x: Tensor, packed: QuantizedWeight) -> Tensor:
-    """Return x w^T with the weights unpacked whole, in ``x``'s dtype."""
-    return F.linear(x, dequantize(packed, x.dtype))
+def quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
+    """Return x w^T with the weights dequantized as a whole, in ``x``'s dtype."""
+    return F.linear(x, dequantize(qweight, x.dtype))
 
 
 def quantized_grouped_swiglu(
@@ -150,9 +150,9 @@ def quantized_grouped_swiglu(
     down: QuantizedExpertWeights,
     kept_NK: Tensor | None = None,
 ) -> Tensor:
-    """Return ``grouped_swiglu`` of the unpacked weights of all experts."""
+    """Return ``grouped_swiglu`` of the dequantized weights of all experts."""
     gate_up_EFD, down_EDF = (
-        torch.stack([dequantize(packed, x_ND.dtype) for packed in experts.each]) for experts in (gate_up, down)
+        torch.stack([dequantize(qweight, x_ND.dtype) for qweight in weights.experts]) for weights in (gate_up, down)
     )
     return grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
 
@@ -169,7 +169,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of each token under the logits ``hidden @ weight.T``, float32; ignored tokens are 0.
 
-    The oracle holds all logits at once, so ``chunk_tokens`` changes nothing here.
+    All logits exist at once, so ``chunk_tokens`` changes nothing here.
     """
     logits_NV = F.linear(hidden_ND, weight_VD)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
@@ -195,7 +195,7 @@ def linear_token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss of the targets' log-probabilities, these themselves and the distributions' entropies, both detached.
 
-    ``loss`` is asked once, for all tokens: float32, all logits exist at once, whatever ``chunk_tokens``.
+    ``loss`` is called once, for all tokens: float32, all logits exist at once, whatever ``chunk_tokens``.
     """
     logits_NV = F.linear(hidden_ND, weight_VD)
     every_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
@@ -212,32 +212,32 @@ def linear_entropy(hidden_ND: Tensor, weight_VD: Tensor, *, chunk_tokens: int) -
 
 
 def pack_11(codes_NM: Tensor) -> Tensor:
-    """Pack the low 11 bits of each code as ``bits.pack_11`` lays them out, one bit at a time; uint8 (N, Y)."""
+    """Pack the low 11 bits of each code in the layout of ``bits.pack_11``, one bit at a time; uint8 (N, Y)."""
     blocks = -(-codes_NM.shape[1] // 16)
     packed_NY = torch.zeros(codes_NM.shape[0], 22 * blocks, dtype=torch.uint8)
     for row, codes in zip(packed_NY, codes_NM.tolist(), strict=True):
         for index, code in enumerate(codes):
             for bit in range(11):
-                word, place = _home_of_bit(index // blocks, bit)
+                word, place = _bit_position(index // blocks, bit)
                 byte, offset = divmod(place, 8)
                 row[2 * (word * blocks + index % blocks) + byte] += (code >> bit & 1) << offset
     return packed_NY
 
 
 def unpack_11(packed_NY: Tensor) -> Tensor:
-    """Return the codes that ``pack_11`` laid out, one bit at a time; int32 (N, M)."""
+    """Return the codes that ``pack_11`` packed, one bit at a time; int32 (N, M)."""
     blocks = packed_NY.shape[1] // 22
     codes_NM = torch.zeros(packed_NY.shape[0], 16 * blocks, dtype=torch.int32)
     for codes, row in zip(codes_NM, packed_NY.tolist(), strict=True):
         for index in range(16 * blocks):
             for bit in range(11):
-                word, place = _home_of_bit(index // blocks, bit)
+                word, place = _bit_position(index // blocks, bit)
                 byte, offset = divmod(place, 8)
                 codes[index] += (row[2 * (word * blocks + index % blocks) + byte] >> offset & 1) << bit
     return codes_NM
 
 
-def _home_of_bit(plane: int, bit: int) -> tuple[int, int]:
+def _bit_position(plane: int, bit: int) -> tuple[int, int]:
     """Which plane of words, and which of a word's 16 bits, holds a bit of a plane of codes."""
     if plane < 11:
         return plane, bit

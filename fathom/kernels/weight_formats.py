@@ -1,10 +1,10 @@
-"""Matrices packed in 8 or 4 bits: how they are made, and how they are read back.
+"""Weight formats in 8 and 4 bits: quantization and dequantization.
 
-int8 keeps one step a row: w = step q. int4 keeps a step and a zero for every group of columns: w = step (q - 8) + zero.
-Steps and zeros are bfloat16, as PyTorch's packed products read them, and are rounded before the numbers are, so that
-the rounding of a weight is never more than half its step.
+int8 has one scale a row: w = scale q. int4 has a scale and a zero point for every group of columns: w = scale (q - 8) +
+zero. Scales and zero points are bfloat16, as PyTorch's fused CPU kernels read them, and are rounded before the values
+are, so that a weight is off by at most half its scale.
 
-N outputs, padded to X where packed, K inputs, G groups of a row, J columns of a group, B blocks of W rows, Y bytes, E
+N outputs, padded to X in int4, K inputs, G groups of a row, J columns of a group, B blocks of W rows, Y bytes, E
 experts.
 """
 
@@ -24,33 +24,33 @@ from fathom.errors import SpecError
 QuantFormat = Literal["int8", "int4"]
 QUANT_FORMATS: tuple[QuantFormat, ...] = ("int8", "int4")
 GROUP_SIZES = (32, 64, 128)
-"""Columns that may share a step in int4."""
+"""Columns that may share a scale in int4."""
 
-_INT8_COLUMNS = 16  # PyTorch's int8 product reads whole vectors: with other widths it runs past the row's end
-_INT4_ROWS = 64  # the widest block of its int4 product; rows are padded to whole blocks
-_SLACK = 1 + 2**-7  # more than what rounding a step to bfloat16 can take from it
+_INT8_COLUMNS = 16  # PyTorch's int8 kernel reads whole vectors: with other widths it reads past the row's end
+_INT4_ROWS = 64  # the widest block of its int4 kernel; rows are padded to whole blocks
+_SLACK = 1 + 2**-7  # more than what rounding a scale to bfloat16 can take from it
 
 
 @dataclass(frozen=True, slots=True)
 class Int4Layout:
     """How two rows share a byte: blocks of ``width`` rows, each block column by column.
 
-    In halves the low nibble of byte i is row i of the block and the high nibble row i + width / 2; otherwise they are
-    rows 2 i and 2 i + 1.
+    With ``halves`` the low nibble of byte i is row i of the block and the high nibble row i + width / 2; otherwise they
+    are rows 2 i and 2 i + 1.
     """
 
     width: int
     halves: bool
 
     def pack(self, q_XK: Tensor) -> Tensor:
-        """Join numbers 0 to 15 (uint8) to bytes, (X, K / 2)."""
+        """Pack values 0 to 15 (uint8) into bytes, (X, K / 2)."""
         rows, columns = q_XK.shape
         q_BKW = q_XK.view(-1, self.width, columns).transpose(1, 2)
         low, high = q_BKW.chunk(2, -1) if self.halves else (q_BKW[..., 0::2], q_BKW[..., 1::2])
         return (low | (high << 4)).contiguous().view(rows, columns // 2)
 
     def unpack(self, values_XY: Tensor) -> Tensor:
-        """Return the numbers, uint8 and transposed: (K, X)."""
+        """Return the values, uint8 and transposed: (K, X)."""
         rows, columns = values_XY.shape[0], values_XY.shape[1] * 2
         bytes_BKY = values_XY.view(-1, columns, self.width // 2)
         pair = (bytes_BKY & 15, bytes_BKY >> 4)
@@ -59,23 +59,23 @@ class Int4Layout:
 
 
 LAYOUTS = (Int4Layout(64, True), Int4Layout(32, True), Int4Layout(32, False))
-"""Those that PyTorch's int4 product reads, by the processor it runs on."""
+"""Those that PyTorch's int4 kernel reads, depending on the processor."""
 
 
 @cache
 def cpu_layout() -> Int4Layout | None:
-    """Return the layout that the int4 product reads on this processor, found by packing a sample, or None."""
+    """Return the layout that the int4 kernel reads on this processor, found by packing a sample, or None."""
     q_XK = torch.arange(128 * 64, dtype=torch.int32).mul_(7).div_(3, rounding_mode="floor").remainder_(16).view(128, 64)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_XK, 1)
-    return next((layout for layout in LAYOUTS if torch.equal(layout.pack(q_XK.to(torch.uint8)), packed)), None)
+    sample = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_XK, 1)
+    return next((layout for layout in LAYOUTS if torch.equal(layout.pack(q_XK.to(torch.uint8)), sample)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """One packed matrix of ``rows`` outputs and ``columns`` inputs.
+    """One quantized matrix of ``rows`` outputs and ``columns`` inputs.
 
-    int8: ``values`` (N, K) int8, ``scales`` (N,). int4: ``values`` (X, K / 2) uint8 as ``nibbles`` says and ``scales``
-    (G, X, 2), step then zero, X being N in whole blocks of 64. ``group_size`` is the columns of one step.
+    int8: ``values`` (N, K) int8, ``scales`` (N,). int4: ``values`` (X, K / 2) uint8 in ``layout`` and ``scales``
+    (G, X, 2), scale then zero point, X being N in whole blocks of 64. ``group_size`` is the columns of one scale.
     """
 
     format: QuantFormat
@@ -84,38 +84,38 @@ class QuantizedWeight:
     group_size: int
     values: Tensor
     scales: Tensor
-    nibbles: Int4Layout | None = None
+    layout: Int4Layout | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the numbers and their steps."""
+        """Bytes of the values and their scales."""
         return self.values.nbytes + self.scales.nbytes
 
     def map(self, change: Callable[[Tensor], Tensor]) -> QuantizedWeight:
-        """Return the same matrix with ``change`` applied to its tensors: to move it to another device."""
+        """Return the same matrix with ``change`` applied to its tensors, to move it to another device."""
         return replace(self, values=change(self.values), scales=change(self.scales))
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedExpertWeights:
-    """Stacked matrices, (E, ...) each; ``each`` are views of one expert's."""
+    """Stacked matrices, (E, ...); ``experts`` are views of one expert's each."""
 
     values: Tensor
     scales: Tensor
-    each: Sequence[QuantizedWeight]
+    experts: Sequence[QuantizedWeight]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the numbers and their steps."""
+        """Bytes of the values and their scales."""
         return self.values.nbytes + self.scales.nbytes
 
     def map(self, change: Callable[[Tensor], Tensor]) -> QuantizedExpertWeights:
         """Return the same matrices with ``change`` applied to their tensors."""
-        return _stacked(self.each[0], change(self.values), change(self.scales))
+        return _stacked(self.experts[0], change(self.values), change(self.scales))
 
 
 def unsupported_reason(rows: int, columns: int, format: QuantFormat, group_size: int) -> str | None:
-    """Say why a matrix of (rows, columns) cannot be packed, or return None."""
+    """Say why a matrix of (rows, columns) cannot be quantized, or return None."""
     divisor = group_size if format == "int4" else _INT8_COLUMNS
     if columns % divisor or not rows or not columns:
         return f"its {columns} columns are not a multiple of {divisor}"
@@ -130,22 +130,22 @@ def best_group_size(columns: int, group_size: int) -> int:
 
 
 def quantize_weight(weight_NK: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedWeight:
-    """Pack a matrix; ``group_size`` is for int4 only.
+    """Quantize a matrix; ``group_size`` is for int4 only.
 
     Raises:
-        SpecError: an unknown format or group size, a width that cannot be packed, or weights that are not finite.
+        SpecError: an unknown format or group size, a width that cannot be quantized, or weights that are not finite.
     """
     return quantize_int4(weight_NK, group_size) if format == "int4" else quantize_int8(weight_NK)
 
 
 def quantize_int8(weight_NK: Tensor) -> QuantizedWeight:
-    """Pack in 8 bits with one step a row, the largest magnitude over 127; raises as ``quantize_weight`` does."""
+    """Quantize to 8 bits with one scale a row, the largest magnitude over 127; raises as ``quantize_weight`` does."""
     rows, columns = _checked(weight_NK, "int8", 0)
     wide_NK = weight_NK.detach().float()
-    step_N = (wide_NK.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
-    _check_finite(step_N)
-    values_NK = (wide_NK / step_N.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
-    return QuantizedWeight("int8", rows, columns, columns, values_NK, step_N)
+    scale_N = (wide_NK.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    _check_finite(scale_N)
+    values_NK = (wide_NK / scale_N.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    return QuantizedWeight("int8", rows, columns, columns, values_NK, scale_N)
 
 
 def quantize_int4(weight_NK: Tensor, group_size: int = 32) -> QuantizedWeight:
@@ -153,7 +153,7 @@ def quantize_int4(weight_NK: Tensor, group_size: int = 32) -> QuantizedWeight:
 
     Raises as ``quantize_weight`` does.
 
-    A group that has 16 equally spaced values, as files of Q4_1 do, keeps them to the rounding of step and zero.
+    A group that has 16 equally spaced values, as files of Q4_1 do, keeps them to the rounding of scale and zero point.
     """
     if group_size not in GROUP_SIZES:
         raise SpecError("group_size", f"{group_size} is no group of int4", f"use one of {GROUP_SIZES}")
@@ -165,53 +165,53 @@ def quantize_int4(weight_NK: Tensor, group_size: int = 32) -> QuantizedWeight:
     zero_XG = (low_XG + 8 * spread_XG).to(torch.bfloat16)
     wide_zero_XG = zero_XG.float()
     needed_XG = torch.maximum((high_XG - wide_zero_XG) / 7.5, (wide_zero_XG - low_XG) / 8.5)
-    step_XG = torch.maximum(spread_XG, needed_XG * _SLACK).clamp_min_(torch.finfo(torch.bfloat16).tiny)
-    scales_GX2 = torch.stack((step_XG.to(torch.bfloat16), zero_XG), -1).transpose(0, 1).contiguous()
+    scale_XG = torch.maximum(spread_XG, needed_XG * _SLACK).clamp_min_(torch.finfo(torch.bfloat16).tiny)
+    scales_GX2 = torch.stack((scale_XG.to(torch.bfloat16), zero_XG), -1).transpose(0, 1).contiguous()
     _check_finite(scales_GX2)
-    step_XG1 = step_XG.to(torch.bfloat16).float().unsqueeze(-1)
-    q_XGJ = ((wide_XGJ - wide_zero_XG.unsqueeze(-1)) / step_XG1).round_().clamp_(-8, 7).add_(8)
-    nibbles = (cpu_layout() if weight_NK.device.type == "cpu" else None) or LAYOUTS[0]
-    values_XY = nibbles.pack(q_XGJ.to(torch.uint8).view(wide_XK.shape))
-    return QuantizedWeight("int4", rows, columns, group_size, values_XY, scales_GX2, nibbles)
+    scale_XG1 = scale_XG.to(torch.bfloat16).float().unsqueeze(-1)
+    q_XGJ = ((wide_XGJ - wide_zero_XG.unsqueeze(-1)) / scale_XG1).round_().clamp_(-8, 7).add_(8)
+    layout = (cpu_layout() if weight_NK.device.type == "cpu" else None) or LAYOUTS[0]
+    values_XY = layout.pack(q_XGJ.to(torch.uint8).view(wide_XK.shape))
+    return QuantizedWeight("int4", rows, columns, group_size, values_XY, scales_GX2, layout)
 
 
 def quantize_experts(weight_ENK: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedExpertWeights:
-    """Pack stacked matrices one by one, so that one expert at most is held wide; raises as ``quantize_weight`` does."""
+    """Quantize stacked matrices one by one, holding one expert in float32; raises as ``quantize_weight`` does."""
     first = quantize_weight(weight_ENK[0], format, group_size)
     values, scales = (x.new_empty(len(weight_ENK), *x.shape) for x in (first.values, first.scales))
     for index, weight_NK in enumerate(weight_ENK):
-        packed = first if index == 0 else quantize_weight(weight_NK, format, group_size)
-        values[index], scales[index] = packed.values, packed.scales
+        qweight = first if index == 0 else quantize_weight(weight_NK, format, group_size)
+        values[index], scales[index] = qweight.values, qweight.scales
     return _stacked(first, values, scales)
 
 
-def row_tiles(packed: QuantizedWeight, numbers: int) -> Iterator[slice]:
-    """Cut the rows into slices of at most ``numbers`` weights, or of one block where that is more."""
-    width = 1 if packed.nibbles is None else packed.nibbles.width
-    height = max(1, numbers // (packed.columns * width)) * width
-    for start in range(0, packed.rows, height):
-        yield slice(start, min(start + height, packed.rows))
+def row_tiles(qweight: QuantizedWeight, weights: int) -> Iterator[slice]:
+    """Cut the rows into slices of at most ``weights`` weights, or of one block where that is more."""
+    width = 1 if qweight.layout is None else qweight.layout.width
+    height = max(1, weights // (qweight.columns * width)) * width
+    for start in range(0, qweight.rows, height):
+        yield slice(start, min(start + height, qweight.rows))
 
 
-def dequantize(packed: QuantizedWeight, dtype: torch.dtype = torch.float32, rows: slice | None = None) -> Tensor:
+def dequantize(qweight: QuantizedWeight, dtype: torch.dtype = torch.float32, rows: slice | None = None) -> Tensor:
     """Return the weights, or the rows of one of ``row_tiles``, in ``dtype``; int4 is computed in float32 at least.
 
     The result is (rows, K); for int4 a transposed view, its columns being whole blocks.
     """
-    start, stop = (0, packed.rows) if rows is None else (rows.start, rows.stop)
+    start, stop = (0, qweight.rows) if rows is None else (rows.start, rows.stop)
     wide = torch.promote_types(dtype, torch.float32)
-    if packed.nibbles is None:
-        return packed.values[start:stop].to(wide).mul_(packed.scales[start:stop].to(wide).unsqueeze(1)).to(dtype)
-    end = -(-stop // packed.nibbles.width) * packed.nibbles.width
-    step_G1X, zero_G1X = (x.to(wide).contiguous().unsqueeze(1) for x in packed.scales[:, start:end].unbind(-1))
-    w_GJX = packed.nibbles.unpack(packed.values[start:end]).to(wide).view(len(step_G1X), packed.group_size, -1)
-    torch.addcmul(zero_G1X - 8 * step_G1X, w_GJX, step_G1X, out=w_GJX)
+    if qweight.layout is None:
+        return qweight.values[start:stop].to(wide).mul_(qweight.scales[start:stop].to(wide).unsqueeze(1)).to(dtype)
+    end = -(-stop // qweight.layout.width) * qweight.layout.width
+    scale_G1X, zero_G1X = (x.to(wide).contiguous().unsqueeze(1) for x in qweight.scales[:, start:end].unbind(-1))
+    w_GJX = qweight.layout.unpack(qweight.values[start:end]).to(wide).view(len(scale_G1X), qweight.group_size, -1)
+    torch.addcmul(zero_G1X - 8 * scale_G1X, w_GJX, scale_G1X, out=w_GJX)
     return w_GJX.flatten(0, 1)[:, : stop - start].t().to(dtype)
 
 
 def _checked(weight_NK: Tensor, format: QuantFormat, group_size: int) -> tuple[int, int]:
     if weight_NK.dim() != 2:
-        raise SpecError("weight", f"has {weight_NK.dim()} dimensions", "pack matrices only")
+        raise SpecError("weight", f"has {weight_NK.dim()} dimensions", "quantize matrices only")
     rows, columns = weight_NK.shape
     problem = unsupported_reason(rows, columns, format, group_size)
     if problem is not None:

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits behind the same model: each matrix is replaced where it stands."""
+"""Quantize the weights of a model to 8 or 4 bits in place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HEAD = "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class SkippedParameter:
-    """A tensor that stays plain, and why."""
+    """A tensor that is not quantized, and why."""
 
     name: str
     nbytes: int
@@ -42,7 +42,7 @@ class SkippedParameter:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedParameter:
-    """A matrix, or all experts of a layer, that is packed now; ``group_sizes`` are those of its matrices, int4 only."""
+    """A quantized matrix, or all experts of a layer; ``group_sizes`` are those of its matrices, int4 only."""
 
     name: str
     nbytes: int
@@ -51,59 +51,60 @@ class QuantizedParameter:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """What quantizing a model did: bytes of all weights before and after, what was packed and what stays plain.
+    """What quantizing a model did: bytes of all weights before and after, what was quantized and what was skipped.
 
-    A head tied to the embedding becomes a packed copy of it; both count into ``bytes_after``.
+    A head tied to the embedding becomes a quantized copy of it; both count into ``bytes_after``.
     """
 
     format: QuantFormat
     bytes_before: int
-    packed: tuple[QuantizedParameter, ...]
-    kept: tuple[SkippedParameter, ...]
+    quantized: tuple[QuantizedParameter, ...]
+    skipped: tuple[SkippedParameter, ...]
 
     @property
     def bytes_after(self) -> int:
         """Bytes of all weights now."""
-        return sum(matrix.nbytes for matrix in self.packed) + sum(tensor.nbytes for tensor in self.kept)
+        return sum(matrix.nbytes for matrix in self.quantized) + sum(tensor.nbytes for tensor in self.skipped)
 
 
 def quantize(
     model: Decoder, format: QuantFormat, group_size: int = 32, *, head: WeightFormat = "int8"
 ) -> QuantizationReport:
-    """Pack the model's matrices in place, one after another, for inference; what a forward pass takes stays the same.
+    """Quantize the model's matrices in place, one after another, for inference; its forward pass is called as before.
 
     ``group_size`` is for int4; a width that it does not divide takes a smaller one. ``head`` is the output projection's
-    own format. Embeddings, norms, biases, routers, vision towers and the up-projection of latent attention stay plain,
-    and matrices whose width cannot be packed. Activations are rounded to bfloat16 in the products
-    (``kernels.quantized_linear``). Beside the model, one matrix in float32 and its numbers are held at a time.
+    own format. Embeddings, norms, biases, routers, vision towers and the up-projection of latent attention are skipped,
+    and matrices whose width cannot be quantized. Activations are rounded to bfloat16 in the products
+    (``kernels.quantized_linear``). Beside the model, one matrix in float32 and its quantized values are held at a time.
 
     Raises:
-        SpecError: a format or group size that does not exist, or a model packed already. Weights that are not finite
-            leave the model half packed.
+        SpecError: a format or group size that does not exist, or a model quantized already. Weights that are not
+            finite leave the model partly quantized.
     """
     check.one_of("format", format, QUANT_FORMATS)
     check.one_of("head", head, WEIGHT_FORMATS)
     if group_size not in GROUP_SIZES:
         raise SpecError("group_size", f"{group_size} is no group of int4", f"use one of {GROUP_SIZES}")
     if any(isinstance(module, QuantizedLinear | QuantizedExperts) for module in model.modules()):
-        raise SpecError("model", "is packed already", "open it again to choose another format")
+        raise SpecError("model", "is quantized already", "open it again to choose another format")
     bytes_before = sum(parameter.nbytes for parameter in model.parameters())
     model.eval().requires_grad_(False)
-    reasons = dict(_plain(model, format, group_size))
-    packed = [*_pack_modules(model, format, group_size, reasons), *_pack_head(model, head, group_size, reasons)]
-    kept = [
+    reasons = dict(_skip_reasons(model, format, group_size))
+    quantized = list(_quantize_modules(model, format, group_size, reasons))
+    quantized += _quantize_head(model, head, group_size, reasons)
+    skipped = [
         SkippedParameter(name, p.nbytes, reasons.get(name, _not_a_matrix(name, p)))
         for name, p in model.named_parameters()
     ]
-    return QuantizationReport(format, bytes_before, tuple(packed), tuple(kept))
+    return QuantizationReport(format, bytes_before, tuple(quantized), tuple(skipped))
 
 
-def _plain(model: Decoder, format: QuantFormat, group_size: int) -> Iterator[tuple[str, str]]:
-    """Say why matrices stay plain, by the name of the parameter. The head is not asked about."""
+def _skip_reasons(model: Decoder, format: QuantFormat, group_size: int) -> Iterator[tuple[str, str]]:
+    """Say why matrices are skipped, by the name of the parameter, the head aside."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or name.endswith(".bias") or name == f"{_HEAD}.weight":
             continue
-        problem = _problem(parameter, format, group_size)
+        problem = _unsupported(parameter, format, group_size)
         if name.startswith("vision."):
             yield name, "belongs to the vision towers"
         elif name == "embed_tokens.weight":
@@ -117,61 +118,62 @@ def _plain(model: Decoder, format: QuantFormat, group_size: int) -> Iterator[tup
             yield f"{name}.weight", "routers decide in float32"
 
 
-def _pack_modules(
+def _quantize_modules(
     model: Decoder, format: QuantFormat, group_size: int, reasons: dict[str, str]
 ) -> Iterator[QuantizedParameter]:
     """Replace linear layers and stacked experts."""
-    for name in [name for name, _ in model.named_modules()]:  # names only: what is replaced must not be held
+    for name in [name for name, _ in model.named_modules()]:  # names only: replaced modules must be freed
         place, _, own = name.rpartition(".")
         module, parent = model.get_submodule(name), model.get_submodule(place)
         if isinstance(module, nn.Linear | GateUpLinear) and f"{name}.weight" not in reasons:
             bias = nn.Parameter(module.bias.flatten(), requires_grad=False) if module.bias is not None else None
-            packed = _pack(module.weight.flatten(0, -2), format, group_size)
-            setattr(parent, own, QuantizedLinear(packed, bias))
-            yield _replaced(name, packed)
+            qweight = _quantize_matrix(module.weight.flatten(0, -2), format, group_size)
+            setattr(parent, own, QuantizedLinear(qweight, bias))
+            yield _quantized_parameter(name, qweight)
         elif isinstance(module, Experts):
             parts = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
             if any(part in reasons for part in parts):
-                reasons.update({part: "the experts' other matrix stays plain" for part in parts if part not in reasons})
+                skipped = "the experts' other matrix is not quantized"
+                reasons.update({part: skipped for part in parts if part not in reasons})
                 continue
             gate_up, down = (
                 quantize_experts(weight, format, best_group_size(weight.shape[-1], group_size))
                 for weight in (module.gate_up_proj.flatten(1, 2), module.down_proj)
             )
             setattr(parent, own, QuantizedExperts(gate_up, down, module.dispatcher))
-            yield _replaced(name, *gate_up.each, *down.each)
+            yield _quantized_parameter(name, *gate_up.experts, *down.experts)
 
 
-def _pack_head(
+def _quantize_head(
     model: Decoder, head: WeightFormat, group_size: int, reasons: dict[str, str]
 ) -> Iterator[QuantizedParameter]:
     assert isinstance(model.lm_head, OutputHead)
     weight_VD = model.lm_head.weight_VD
     if head == "plain":
-        reasons[f"{_HEAD}.weight"] = "was asked to stay plain"
+        reasons[f"{_HEAD}.weight"] = "was excluded by head = plain"
         return
-    problem = _problem(weight_VD, head, group_size)
+    problem = _unsupported(weight_VD, head, group_size)
     if problem is not None:
         reasons[f"{_HEAD}.weight"] = problem
         return
-    packed = _pack(weight_VD, head, group_size)
-    model.lm_head = QuantizedLinear(packed)
-    yield _replaced(_HEAD, packed)
+    qweight = _quantize_matrix(weight_VD, head, group_size)
+    model.lm_head = QuantizedLinear(qweight)
+    yield _quantized_parameter(_HEAD, qweight)
 
 
 def _not_a_matrix(name: str, parameter: Tensor) -> str:
     return "is a vector" if parameter.dim() == 1 or name.endswith(".bias") else "is no linear layer"
 
 
-def _problem(weight: Tensor, format: QuantFormat, group_size: int) -> str | None:
+def _unsupported(weight: Tensor, format: QuantFormat, group_size: int) -> str | None:
     rows, columns = weight.shape[-2:]
     return unsupported_reason(rows, columns, format, best_group_size(columns, group_size))
 
 
-def _pack(weight_NK: Tensor, format: QuantFormat, group_size: int) -> QuantizedWeight:
+def _quantize_matrix(weight_NK: Tensor, format: QuantFormat, group_size: int) -> QuantizedWeight:
     return quantize_weight(weight_NK, format, best_group_size(weight_NK.shape[1], group_size))
 
 
-def _replaced(name: str, *packed: QuantizedWeight) -> QuantizedParameter:
-    groups = {matrix.group_size for matrix in packed if matrix.format == "int4"}
-    return QuantizedParameter(name, sum(matrix.nbytes for matrix in packed), tuple(sorted(groups)))
+def _quantized_parameter(name: str, *qweights: QuantizedWeight) -> QuantizedParameter:
+    groups = {matrix.group_size for matrix in qweights if matrix.format == "int4"}
+    return QuantizedParameter(name, sum(matrix.nbytes for matrix in qweights), tuple(sorted(groups)))

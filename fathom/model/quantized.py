@@ -1,4 +1,4 @@
-"""Modules that stand where plain matrices stood, with weights in 8 or 4 bits: for inference only.
+"""Linear layers and experts with int8 or int4 weights, for inference only.
 
 N tokens, K inputs or experts per token, D hidden size.
 """
@@ -17,43 +17,43 @@ from fathom.model.moe import ExpertAssignment, RoutedExperts, TokenDispatcher
 
 
 class _QuantizedModule(nn.Module):
-    """What both share: they hold no parameters, and refuse to train."""
+    """What both share: no parameters for the weights, and no training mode."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stay as it is for ``mode`` False.
+        """Stay in evaluation mode for ``mode`` False.
 
         Raises:
             SpecError: ``mode`` is True.
         """
         if mode:
-            raise SpecError("weights", "packed in 8 or 4 bits cannot be trained", "open the model with plain weights")
+            raise SpecError("weights", "in 8 or 4 bits cannot be trained", "open the model with plain weights")
         return super().train(False)
 
 
 class QuantizedLinear(_QuantizedModule):
-    """A linear layer by ``quantized_linear``; ``bias`` stays plain."""
+    """A linear layer computed by ``quantized_linear``; ``bias`` is not quantized."""
 
-    def __init__(self, packed: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
+    def __init__(self, qweight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.packed, self.bias = packed, bias
+        self.qweight, self.bias = qweight, bias
 
     @property
     def weight(self) -> Tensor:
-        """The weights unpacked, float32: a new tensor at each call."""
-        return dequantize(self.packed)
+        """The dequantized weights, float32: a new tensor at each call."""
+        return dequantize(self.qweight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N), like ``x`` in dtype."""
-        y = kernels.quantized_linear(x, self.packed)
+        y = kernels.quantized_linear(x, self.qweight)
         return y if self.bias is None else y.add_(self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.packed = self.packed.map(lambda tensor: fn(tensor).to(tensor.dtype))
+        self.qweight = self.qweight.map(lambda tensor: fn(tensor).to(tensor.dtype))
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class QuantizedExperts(_QuantizedModule, RoutedExperts):
-    """Routed experts by ``quantized_grouped_swiglu``."""
+    """Routed experts computed by ``quantized_grouped_swiglu``."""
 
     def __init__(
         self, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights, dispatcher: TokenDispatcher | None = None

@@ -1,4 +1,4 @@
-"""Packed weights: the error of packing by its formula, and products against the unpacked weights."""
+"""Quantized weights: the error of quantizing by its formula, and products against the dequantized weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from fathom.kernels import (
     quantized_experts,
     quantized_grouped_swiglu,
     quantized_linear,
+    quantized_products,
     reference,
+    weight_formats,
 )
-from fathom.kernels import quantized_products as quantized
-from fathom.kernels import weight_formats as packed
 from fathom.kernels.weight_formats import (
     LAYOUTS,
+    QuantFormat,
     dequantize,
     quantize_experts,
     quantize_int4,
@@ -41,7 +42,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def steps(matrix: packed.QuantizedWeight) -> Tensor:
+def steps(matrix: weight_formats.QuantizedWeight) -> Tensor:
     """The step of every weight, (N, K)."""
     if matrix.format == "int8":
         return matrix.scales.float().unsqueeze(1).expand(matrix.rows, matrix.columns)
@@ -51,7 +52,7 @@ def steps(matrix: packed.QuantizedWeight) -> Tensor:
 @pytest.fixture(params=[True, False], ids=["half units", "none"])
 def half_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """As on a CPU that multiplies bfloat16, and as on one that does not."""
-    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: request.param)
+    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: request.param)
     return request.param
 
 
@@ -90,19 +91,19 @@ def test_sixteen_equally_spaced_values_survive_int4() -> None:
 
 
 @FORMATS
-def test_groups_of_one_value_keep_it_to_its_rounding(form: packed.QuantFormat) -> None:
+def test_groups_of_one_value_keep_it_to_its_rounding(form: QuantFormat) -> None:
     for value in (0.0, 3.0, -0.7, 1e-30):
         weight = torch.full((16, 64), value)
         torch.testing.assert_close(dequantize(quantize_weight(weight, form)), weight, rtol=ROUNDING, atol=1e-37)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_nibbles_reads_back(layout: packed.Int4Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layout_of_nibbles_reads_back(layout: weight_formats.Int4Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(100, 96)
     expected = dequantize(quantize_int4(weight))
-    monkeypatch.setattr(packed, "cpu_layout", lambda: layout)
+    monkeypatch.setattr(weight_formats, "cpu_layout", lambda: layout)
     matrix = quantize_int4(weight)
-    assert matrix.nibbles == layout
+    assert matrix.layout == layout
     torch.testing.assert_close(dequantize(matrix), expected, rtol=0, atol=0)
     monkeypatch.undo()
     x = normal(3, 96)
@@ -110,11 +111,11 @@ def test_every_layout_of_nibbles_reads_back(layout: packed.Int4Layout, monkeypat
 
 
 def test_the_layout_of_this_processor_is_known() -> None:
-    assert packed.cpu_layout() in LAYOUTS
+    assert weight_formats.cpu_layout() in LAYOUTS
 
 
 @FORMATS
-def test_strips_are_the_rows_of_the_whole(form: packed.QuantFormat) -> None:
+def test_tiles_are_the_rows_of_the_whole(form: QuantFormat) -> None:
     matrix = quantize_weight(normal(150, 64), form)
     cut = list(row_tiles(matrix, 64 * 70))
     assert len(cut) > 1
@@ -137,19 +138,19 @@ def close(actual: Tensor, x: Tensor, weight: Tensor) -> None:
     form=st.sampled_from(["int8", "int4"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_products_are_those_of_the_unpacked_weights(
-    rows: int, columns: int, tokens: int, form: packed.QuantFormat, dtype: torch.dtype
+def test_products_are_those_of_the_dequantized_weights(
+    rows: int, columns: int, tokens: int, form: QuantFormat, dtype: torch.dtype
 ) -> None:
     matrix = quantize_weight(normal(rows, columns), form)
     x = normal(tokens, columns, seed=1, dtype=dtype)
     close(quantized_linear(x, matrix), x, dequantize(matrix))
-    close(quantized.dequantized_matmul(x, matrix), x, dequantize(matrix))
+    close(quantized_products.dequantized_matmul(x, matrix), x, dequantize(matrix))
 
 
 @FORMATS
-def test_strips_multiply_in_the_dtype_of_the_input(form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: False)
-    monkeypatch.setattr(quantized, "_STRIP_NUMBERS", 64 * 64)
+def test_tiles_multiply_in_the_dtype_of_the_input(form: QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: False)
+    monkeypatch.setattr(quantized_products, "_TILE_WEIGHTS", 64 * 64)
     matrix = quantize_weight(normal(150, 64), form)
     for dtype in (torch.float32, torch.float64):
         x = normal(2, 70, 64, seed=1, dtype=dtype)
@@ -159,7 +160,7 @@ def test_strips_multiply_in_the_dtype_of_the_input(form: packed.QuantFormat, mon
 
 
 @FORMATS
-def test_a_row_alone_equals_the_row_among_others(form: packed.QuantFormat, half_units: bool) -> None:
+def test_a_row_alone_equals_the_row_among_others(form: QuantFormat, half_units: bool) -> None:
     matrix = quantize_weight(normal(96, 256), form)
     x = normal(200, 256, seed=1)
     x[1] *= 1e4  # an outlier must not disturb its neighbours
@@ -171,7 +172,7 @@ def test_a_row_alone_equals_the_row_among_others(form: packed.QuantFormat, half_
     torch.testing.assert_close(among, alone, rtol=2 * ROUNDING, atol=1e-5)  # one product: one rounding of the result
 
 
-def make_experts(tokens: int, form: packed.QuantFormat, width: int = 32) -> tuple[Tensor, ...]:
+def make_experts(tokens: int, form: QuantFormat, width: int = 32) -> tuple[Tensor, ...]:
     chosen = torch.rand(tokens, 8, generator=torch.Generator().manual_seed(2)).argsort(-1)[:, :3]
     weights = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(3))
     stacked = (normal(8, 2 * width, 64, seed=4) / 8, normal(8, 64, width, seed=5) / width**0.5)
@@ -181,8 +182,8 @@ def make_experts(tokens: int, form: packed.QuantFormat, width: int = 32) -> tupl
 @FORMATS
 @pytest.mark.parametrize("tokens", [0, 1, 2, 50, 400])
 @pytest.mark.parametrize("drop", [False, True])
-def test_experts_are_those_of_the_unpacked_weights(
-    form: packed.QuantFormat, tokens: int, drop: bool, half_units: bool
+def test_experts_are_those_of_the_dequantized_weights(
+    form: QuantFormat, tokens: int, drop: bool, half_units: bool
 ) -> None:
     parts = make_experts(tokens, form)
     kept = torch.rand(parts[1].shape, generator=torch.Generator().manual_seed(6)) < 0.5 if drop else None
@@ -196,28 +197,28 @@ def test_experts_are_those_of_the_unpacked_weights(
 
 
 @FORMATS
-def test_wide_experts_equal_the_reference_exactly_in_float64(form: packed.QuantFormat) -> None:
+def test_wide_experts_equal_the_reference_exactly_in_float64(form: QuantFormat) -> None:
     x, indices, weights, gate_up, down = make_experts(30, form)
     x, weights = x.double(), weights.double()
-    wide = [torch.stack([dequantize(each, torch.float64) for each in part.each]) for part in (gate_up, down)]  # type: ignore[attr-defined]
+    wide = [torch.stack([dequantize(each, torch.float64) for each in part.experts]) for part in (gate_up, down)]  # type: ignore[attr-defined]
     expected = grouped_swiglu(x, indices, weights, *wide)
     torch.testing.assert_close(quantized_grouped_swiglu(x, indices, weights, gate_up, down), expected)  # type: ignore[arg-type]
 
 
 @FORMATS
-def test_one_token_multiplies_its_experts_only(form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_token_multiplies_its_experts_only(form: QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_experts(1, form)
     seen: list[int] = []
     multiply = quantized_experts.fused_matmul
 
-    def watched(x: Tensor, matrix: packed.QuantizedWeight) -> Tensor:
+    def watched(x: Tensor, matrix: weight_formats.QuantizedWeight) -> Tensor:
         seen.append(matrix.values.data_ptr())
         return multiply(x, matrix)
 
     monkeypatch.setattr(quantized_experts, "fused_matmul", watched)
     quantized_grouped_swiglu(*parts)  # type: ignore[arg-type]
     chosen = parts[1][0].tolist()
-    assert seen == [part.each[expert].values.data_ptr() for part in parts[3:] for expert in chosen]  # type: ignore[attr-defined]
+    assert seen == [part.experts[expert].values.data_ptr() for part in parts[3:] for expert in chosen]  # type: ignore[attr-defined]
 
 
 def test_memory_is_what_the_formats_promise() -> None:
@@ -226,7 +227,7 @@ def test_memory_is_what_the_formats_promise() -> None:
     assert quantize_int4(weight, 64).nbytes == 128 * 256 // 2 + 4 * 128 * 4
     experts = quantize_experts(normal(3, 128, 256), "int4")
     assert experts.nbytes == 3 * quantize_int4(weight, 32).nbytes
-    assert all(each.values.data_ptr() >= experts.values.data_ptr() for each in experts.each)
+    assert all(each.values.data_ptr() >= experts.values.data_ptr() for each in experts.experts)
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
@@ -249,7 +250,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 
 @FORMATS
-def test_gradients_are_refused(form: packed.QuantFormat) -> None:
+def test_gradients_are_refused(form: QuantFormat) -> None:
     with pytest.raises(SpecError, match="gradient"):
         quantized_linear(normal(1, 64).requires_grad_(), quantize_weight(normal(16, 64), form))
     x, *rest = make_experts(2, form)

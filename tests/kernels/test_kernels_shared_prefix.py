@@ -1,4 +1,4 @@
-"""Attention behind a shared beginning against the plain form over keys that every sequence has copied."""
+"""Shared-prefix attention against ordinary attention over keys copied to every sequence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from fathom import kernels
 from fathom.kernels import reference
-from fathom.kernels.shared_prefix import _copied
+from fathom.kernels.shared_prefix import _concat_attention
 
 FIRST, TOKENS = 5, 7
 
@@ -44,7 +44,7 @@ def test_continued_attention_equals_the_plain_form(heads: int, kv_heads: int, wi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_sequence_attends_as_if_the_beginning_were_its_own(dtype: torch.dtype) -> None:
+def test_every_sequence_attends_as_if_the_prefix_were_its_own(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 2, FIRST + TOKENS, 16, generator=generator).to(dtype) for _ in range(3))
     whole = reference.attention(q, k, v, mask_B1TS=None, causal=True, scale=0.25)
@@ -56,9 +56,9 @@ def test_every_sequence_attends_as_if_the_beginning_were_its_own(dtype: torch.dt
         torch.testing.assert_close(one, whole[0, :, FIRST:], rtol=tolerance, atol=tolerance)
 
 
-def test_copied_beginnings_give_the_same() -> None:
+def test_concatenated_prefixes_give_the_same() -> None:
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(3, 2, TOKENS, 8, generator=generator, dtype=torch.float64) for _ in range(3))
     first = tuple(torch.randn(1, 2, FIRST, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     expected = reference.shared_prefix_attention(q, k, v, *first, mask_1TS=None, scale=0.3)
-    torch.testing.assert_close(_copied(q, k, v, *first, None, 0.3), expected)
+    torch.testing.assert_close(_concat_attention(q, k, v, *first, None, 0.3), expected)

@@ -1,4 +1,4 @@
-"""A token-wise loss through the chunked head against all logits at once: value, gradients, what else is told."""
+"""A token-wise loss through the chunked head against all logits at once, with its gradients and entropies."""
 
 from __future__ import annotations
 

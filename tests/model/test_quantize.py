@@ -1,4 +1,4 @@
-"""Quantized models against the same models with their weights unpacked again."""
+"""Quantized models against the same models with their weights dequantized."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels import quantized_products as quantized
-from fathom.kernels import weight_formats as packed
-from fathom.kernels.weight_formats import dequantize
+from fathom.kernels import quantized_products
+from fathom.kernels.weight_formats import QuantFormat, dequantize
 from fathom.model import Decoder, StaticCache, build
 from fathom.model.quantize import quantize
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
@@ -37,8 +36,8 @@ def spec(latent_spec: MakeSpec) -> ModelSpec:
     )
 
 
-def unpacked(model: Decoder, original: Decoder) -> Decoder:
-    """The original with the weights that a packed model stands for."""
+def dequantized(model: Decoder, original: Decoder) -> Decoder:
+    """The original with the weights that a quantized model stands for."""
     plain = copy.deepcopy(original)
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -50,7 +49,7 @@ def unpacked(model: Decoder, original: Decoder) -> Decoder:
             elif isinstance(module, QuantizedExperts):
                 experts = plain.get_submodule(name)
                 for part, matrices in ((experts.gate_up_proj, module.gate_up), (experts.down_proj, module.down)):
-                    part.copy_(torch.stack([dequantize(each) for each in matrices.each]).view_as(part))
+                    part.copy_(torch.stack([dequantize(each) for each in matrices.experts]).view_as(part))
     return plain
 
 
@@ -64,14 +63,14 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @FORMATS
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_are_near_those_of_the_unpacked_weights(
-    spec: ModelSpec, latent_spec: MakeSpec, form: packed.QuantFormat, tied: bool
+def test_logits_are_near_those_of_the_dequantized_weights(
+    spec: ModelSpec, latent_spec: MakeSpec, form: QuantFormat, tied: bool
 ) -> None:
     spec = dataclasses.replace(spec, tie_word_embeddings=tied)
     original = build(spec, seed=3).eval()
     model = copy.deepcopy(original)
     quantize(model, form)
-    plain = unpacked(model, original)
+    plain = dequantized(model, original)
     ids = tokens(40)
     with torch.inference_mode():
         expected = plain.logits(plain(ids).hidden_BTD)
@@ -80,7 +79,7 @@ def test_logits_are_near_those_of_the_unpacked_weights(
 
 
 @FORMATS
-def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.QuantFormat) -> None:
+def test_decoding_equals_reading_at_once(spec: ModelSpec, form: QuantFormat) -> None:
     model = build(spec, seed=3)
     quantize(model, form)
     ids = tokens(12)
@@ -92,15 +91,15 @@ def test_decoding_equals_reading_at_once(spec: ModelSpec, form: packed.QuantForm
 
 
 @FORMATS
-def test_float32_strips_give_the_unpacked_model_exactly(
-    spec: ModelSpec, form: packed.QuantFormat, monkeypatch: pytest.MonkeyPatch
+def test_float32_tiles_give_the_dequantized_model_exactly(
+    spec: ModelSpec, form: QuantFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized, "has_native_bfloat16", lambda: False)
-    monkeypatch.setattr(quantized, "most_rows", lambda _: 0)
+    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: False)
+    monkeypatch.setattr(quantized_products, "max_fused_rows", lambda _: 0)
     original = build(spec, seed=3).eval().double()
     model = copy.deepcopy(original)
     quantize(model, form)
-    plain = unpacked(model, original)
+    plain = dequantized(model, original)
     ids = tokens(20)
     with torch.inference_mode():
         ours, theirs = model(ids, mtp=True), plain(ids, mtp=True)
@@ -114,13 +113,13 @@ def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
     model = build(spec, seed=0)
     before = sum(parameter.nbytes for parameter in model.parameters())
     report = quantize(model, "int4")
-    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    kept = {tensor.name: tensor.reason for tensor in report.skipped}
     assert report.bytes_before == before
     assert set(kept) == {name for name, _ in model.named_parameters()}
     held = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            held += module.packed.nbytes
+            held += module.qweight.nbytes
         elif isinstance(module, QuantizedExperts):
             held += module.gate_up.nbytes + module.down.nbytes
     assert report.bytes_after == held
@@ -128,7 +127,7 @@ def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
     assert kept["norm.weight"] == "is a vector"
     assert "absorbed" in kept["layers.0.self_attn.kv_b_proj.weight"]
     assert kept["layers.1.mlp.gate.weight"] == "routers decide in float32"
-    packed_names = {matrix.name for matrix in report.packed}
+    quantized_names = {matrix.name for matrix in report.quantized}
     expected = {
         "layers.0.mlp.down_proj",
         "layers.1.mlp.experts",
@@ -136,7 +135,7 @@ def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
         "mtp.0.eh_proj",
         "lm_head",
     }
-    assert expected <= packed_names
+    assert expected <= quantized_names
 
 
 def test_widths_choose_smaller_groups_or_stay_plain(latent_spec: MakeSpec) -> None:
@@ -145,13 +144,13 @@ def test_widths_choose_smaller_groups_or_stay_plain(latent_spec: MakeSpec) -> No
     original = build(spec, seed=0).eval()
     model = copy.deepcopy(original)
     report = quantize(model, "int4", 128, head="plain")
-    groups = {matrix.name: matrix.group_sizes for matrix in report.packed}
-    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    groups = {matrix.name: matrix.group_sizes for matrix in report.quantized}
+    kept = {tensor.name: tensor.reason for tensor in report.skipped}
     assert groups["layers.0.self_attn.q_proj"] == (64,)
     assert groups["layers.0.mlp.down_proj"] == (32,)
     assert "40 columns" in kept["layers.0.self_attn.o_proj.weight"]
-    assert kept["lm_head.weight"] == "was asked to stay plain"
-    plain = unpacked(model, original)
+    assert kept["lm_head.weight"] == "was excluded by head = plain"
+    plain = dequantized(model, original)
     with torch.inference_mode():
         assert error(model(tokens(5)).hidden_BTD, plain(tokens(5)).hidden_BTD) < 0.03
 
@@ -159,7 +158,7 @@ def test_widths_choose_smaller_groups_or_stay_plain(latent_spec: MakeSpec) -> No
 def test_experts_stay_together_where_one_matrix_cannot_be_packed(latent_spec: MakeSpec) -> None:
     moe = MixtureOfExperts(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1)
     report = quantize(build(latent_spec(moe=moe), seed=0), "int8")
-    kept = {tensor.name: tensor.reason for tensor in report.kept}
+    kept = {tensor.name: tensor.reason for tensor in report.skipped}
     assert "24 columns" in kept["layers.1.mlp.experts.down_proj"]
     assert "other matrix" in kept["layers.1.mlp.experts.gate_up_proj"]
 
@@ -192,7 +191,7 @@ def test_bad_requests_are_refused(spec: ModelSpec) -> None:
         quantize(model, "int3")  # type: ignore[arg-type]
     assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
     quantize(model, "int8")
-    with pytest.raises(SpecError, match="packed already"):
+    with pytest.raises(SpecError, match="quantized already"):
         quantize(model, "int8")
 
 

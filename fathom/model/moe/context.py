@@ -1,4 +1,4 @@
-"""What a router may know beyond its input: who may lose tokens, what to draw from, which tokens, forced experts.
+"""What a router takes beyond its input: sequences exempt from dropping, seeds, token ids, forced experts.
 
 Dimensions: B batch, T tokens, K experts per token.
 """
@@ -14,12 +14,12 @@ from fathom.model.moe import counter_rng as draws
 
 @dataclass(frozen=True, slots=True)
 class RoutingContext:
-    """One forward pass as routers see it; without one, nothing is dropped by budget and nothing is drawn.
+    """Routing inputs of one forward pass; without one, nothing is dropped by budget and nothing is drawn.
 
-    ``exempt_B`` (bool) marks sequences that never lose a token to a device's budget (V2 §2.2.4). ``seeds_B`` (int64)
-    are what training draws from, one a sequence: the same seeds give the same draws, recomputed or not.
-    ``tokens_BT`` are token ids, which hash routing alone needs. ``forced_BTK`` (int64) are the experts that each token
-    of this layer goes to, best first; a token with -1 among them is the router's own to place.
+    ``exempt_B`` (bool) marks sequences that never lose a token to a device's budget (V2 §2.2.4). ``seeds_B`` (int64),
+    one per sequence, seed the draws of training: the same seeds give the same draws, recomputed or not. ``tokens_BT``
+    are token ids, which hash routing alone needs. ``forced_BTK`` (int64) are the experts that each token of this layer
+    is sent to, best first; a token with -1 among them is routed by the router.
     """
 
     exempt_B: Tensor | None = None
@@ -28,7 +28,7 @@ class RoutingContext:
     forced_BTK: Tensor | None = None
 
     def at(self, layer: int, forced_BTK: Tensor | None = None) -> RoutingContext:
-        """The same pass as layer ``layer`` sees it: with draws, and forced experts, of its own."""
+        """The context of layer ``layer``: with seeds, and forced experts, of its own."""
         if self.seeds_B is None and forced_BTK is self.forced_BTK:
             return self
         seeds_B = None if self.seeds_B is None else draws.fold_in(self.seeds_B, layer)

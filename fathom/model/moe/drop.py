@@ -12,7 +12,7 @@ from torch import Tensor
 def exempt_sequences(batch_size: int, fraction: float, generator: torch.Generator) -> Tensor:
     """Draw which sequences never lose a token: (B,) bool on the generator's device.
 
-    Each sequence is exempt with probability ``fraction`` on its own, so the share holds over many small batches.
+    Each sequence is exempt with probability ``fraction`` independently, so the share holds over many small batches.
     """
     return torch.rand(batch_size, generator=generator, device=generator.device) < fraction
 
@@ -26,7 +26,7 @@ def keep_within_budget(
     devices: int,
     capacity_factor: float,
 ) -> Tensor:
-    """Mark the pairs that stay: (B, T, K) bool.
+    """Mark the pairs that are kept: (B, T, K) bool.
 
     A device's budget is ``capacity_factor * B * T * K / devices`` pairs of this micro-batch, rounded down. Each
     device drops its pairs of lowest affinity until it is within budget. Pairs of exempt sequences count against the
@@ -47,10 +47,10 @@ def keep_within_budget(
 
 
 def keep_in_order(indices_BTK: Tensor, *, slots: int, num_experts: int) -> Tensor:
-    """Mark the pairs that find a place: (B, T, K) bool.
+    """Mark the pairs that get a slot: (B, T, K) bool.
 
-    Each of the B groups has ``slots`` places at every expert. They go to first choices in the order of the tokens,
-    then to second choices in the order of the tokens, and so on (GShard Alg. 1).
+    Each of the B groups has ``slots`` slots at every expert. They are assigned to first choices in the order of the
+    tokens, then to second choices in the order of the tokens, and so on (GShard Alg. 1).
     """
     batch, tokens, chosen = indices_BTK.shape
     group_B11 = torch.arange(batch, device=indices_BTK.device).view(-1, 1, 1)

@@ -1,6 +1,6 @@
-"""Where tokens went, as one tensor, and how far two passes sent them to the same experts.
+"""Record the routing of a pass as one tensor, and measure how far two passes routed alike.
 
-Dimensions: B batch, T tokens, N tokens of sequences laid end to end, L mixture-of-experts layers, K experts per token.
+Dimensions: B batch, T tokens, N tokens of packed sequences, L mixture-of-experts layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fathom.model.moe.router import Routing
 
 
 def chosen_experts(routing: Sequence[Routing]) -> Tensor:
-    """Lay the layers' choices side by side: (B, T, L, K), best first; what ``Decoder.forward`` replays."""
+    """Stack the layers' chosen experts: (B, T, L, K), best first; what ``Decoder.forward`` replays."""
     return torch.stack([routed.indices_BTK for routed in routing], dim=2)
 
 
 def routing_agreement_sums(recorded_NLK: Tensor, used_NLK: Tensor) -> dict[str, Tensor]:
-    """Count the tokens of which both passes are known, and of these what went alike; sums over parts add up.
+    """Count the tokens whose routing is known in both passes, and how many of these agree; parts of a batch add up.
 
     "routing_equal" adds each token's share of layers whose sets of experts are equal, "routing_shared" its share of
     experts in common: divided by "routing_tokens" they are means. A layer with a -1 in it is unknown; a token of which

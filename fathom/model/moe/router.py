@@ -1,4 +1,4 @@
-"""Which experts a token meets, and with what weight: score, select, weigh, each its own step.
+"""Which experts a token is routed to, and with what weight: score, select and weigh as separate steps.
 
 Dimensions: B batch, T tokens, D hidden size, E experts, K experts per token, G groups.
 """
@@ -32,14 +32,14 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a router decided, and all that losses, metrics and bias updates need.
+    """The output of a router: all that experts, losses, metrics and bias updates need.
 
     ``scores_BTE`` are the float32 affinities of every expert before any bias, with their gradient. ``indices_BTK``
     are the chosen experts, best first, forced ones as they were given; ``weights_BTK`` (float32) multiply their
     outputs, after normalising and scaling. ``kept_BTK`` is False where a pair does not run, None when all do;
-    ``wanted_BTK`` is False where the router itself did without a chosen expert (GShard's random second), None when it
-    wants all: a pair that is wanted and not kept found no room. ``logits_BTE`` and ``noise`` are there only for the
-    losses that need them.
+    ``wanted_BTK`` is False where the router itself discarded a chosen expert (GShard's random second), None when it
+    discards none: a pair that is wanted and not kept exceeded the capacity. ``logits_BTE`` and ``noise`` are set only
+    for the losses that need them.
     """
 
     scores_BTE: Tensor
@@ -89,9 +89,9 @@ class Router(nn.Module):
     def forward(self, x_BTD: Tensor, context: RoutingContext | None = None) -> Routing:
         """Route every token.
 
-        While training, a ``context`` with exempt sequences lets devices drop what exceeds their budget, and one with
-        seeds lets the router draw noise, jitter and second experts; without them it does neither. Forced experts take
-        the place of the selection and of nothing else: they are weighed by the scores they have now.
+        While training, exempt sequences in ``context`` enable dropping beyond a device's budget, and its seeds enable
+        noise, jitter and random second experts. Forced experts replace the selection alone: they are weighted by their
+        current scores.
         """
         logits_BTE, noise = self._logits(x_BTD, context)
         scores_BTE = logits_BTE
@@ -106,8 +106,8 @@ class Router(nn.Module):
             affinity_BTK = scores_BTE.gather(-1, indices_BTK)
         weights_BTK = self._weigh(affinity_BTK)
         kept_BTK, wanted_BTK = self._drop(affinity_BTK, indices_BTK, weights_BTK, context)
-        told = logits_BTE if self.training and self.spec.balance.z_loss else None
-        return Routing(scores_BTE, indices_BTK, weights_BTK, kept_BTK, wanted_BTK, told, noise)
+        z_logits_BTE = logits_BTE if self.training and self.spec.balance.z_loss else None
+        return Routing(scores_BTE, indices_BTK, weights_BTK, kept_BTK, wanted_BTK, z_logits_BTE, noise)
 
     def _logits(self, x_BTD: Tensor, context: RoutingContext | None) -> tuple[Tensor, Noise | None]:
         if self.weight is None:
@@ -136,16 +136,16 @@ class Router(nn.Module):
         return F.linear(x_BTD.float(), weight_ED.float())
 
     def _hashed(self, context: RoutingContext | None) -> Tensor:
-        """1 for the expert that each token id's hash names, 0 for all others."""
+        """One-hot scores of the expert that the hash of each token id selects."""
         if context is None or context.tokens_BT is None:
-            raise SpecError("router.score", "hash routing was given no token ids", "pass RoutingContext(tokens_BT=...)")
+            raise SpecError("router.score", "hash routing needs token ids", "pass RoutingContext(tokens_BT=...)")
         expert_BT = draws.splitmix64(context.tokens_BT) % self.num_experts
         return F.one_hot(expert_BT, self.num_experts).to(torch.float32)
 
     def _drop(
         self, affinity_BTK: Tensor, indices_BTK: Tensor, weights_BTK: Tensor, context: RoutingContext | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Which pairs run, and which the router wants: None for all."""
+        """Which pairs are kept, and which the router wants: None for all."""
         select, balance = self.spec.select, self.spec.balance
         if isinstance(select, Capacity):
             wanted_BTK = self._second_experts(weights_BTK, context) if select.second == "random" else None
@@ -177,7 +177,7 @@ class Router(nn.Module):
         return torch.stack((torch.ones_like(second_BT), second_BT), dim=-1)
 
     def _choice(self, scores_BTE: Tensor) -> Tensor:
-        """What the selection ranks experts by: scores, with any bias, minus infinity outside the chosen groups."""
+        """Scores that selection ranks experts by: with any bias, minus infinity outside the chosen groups."""
         choice_BTE = scores_BTE
         if self.e_score_correction_bias is not None:
             choice_BTE = choice_BTE + self.e_score_correction_bias
