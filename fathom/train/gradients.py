@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fathom.train.group import Group
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -67,6 +69,17 @@ class MicroBatchSums:
         self.nats_S = torch.zeros(sources + 1, dtype=torch.float64, device="cpu")
         self.tokens_S = torch.zeros(sources + 1, dtype=torch.int64, device="cpu")
         self.further: dict[str, Tensor] = {}
+
+    def reduce(self, group: Group) -> None:
+        """Add up what the ranks have, so that every rank holds the whole batch's sums."""
+        if group.size == 1:
+            return
+        layers = torch.tensor(self.layers)
+        self.layers = int(group.max(layers))
+        self.losses_3 = group.sum(self.losses_3)
+        self.counts_LE, self.dropped = group.sum(self.counts_LE), group.sum(self.dropped)
+        self.nats_S, self.tokens_S = group.sum(self.nats_S), group.sum(self.tokens_S)
+        self.further = {name: group.sum(value) for name, value in self.further.items()}
 
     def add(self, losses_3: Tensor, sums: Mapping[str, Tensor]) -> None:
         """Add one micro-batch's losses and the objective's own sums."""

@@ -20,7 +20,8 @@ from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.train import TrainSpec
 from fathom.train.gradients import Gradients
-from fathom.train.micro_batch import split
+from fathom.train.group import ALONE, Group, any_rank
+from fathom.train.micro_batch import batch_size, split
 from fathom.train.objective import Objective
 from fathom.train.protocols import Loader, TokenBatch
 from fathom.train.record import Recorder, ThroughputMeter
@@ -55,6 +56,7 @@ class Trainer:
     numbers join that step's line. ``bytes_per_token`` gives each source's bytes of text per token, in the order of
     the loader's source indices, for bits per byte; sources beyond it (synthetic ones) are left out of that figure.
     ``files`` are copied into every checkpoint. ``objective`` is what is minimised, a language model's loss by default.
+    Each rank of a ``group`` has a trainer, whose ``loader`` yields the rank's part of each batch; rank 0 writes.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Trainer:
         tensorboard: bool = False,
         files: Sequence[Path] = (),
         objective: Objective | None = None,
+        group: Group = ALONE,
     ) -> None:
         if spec.sequence_length > model.spec.max_position_embeddings:
             raise SpecError(
@@ -88,6 +91,7 @@ class Trainer:
         self._tensorboard = tensorboard
         self._files = tuple(files)
         self._objective = objective
+        self._group = group
 
     def run(self, resume: bool = False) -> TrainSummary:
         """Train until ``total_tokens`` were seen, from the latest checkpoint when ``resume`` and there is one.
@@ -109,28 +113,44 @@ class Trainer:
             source=self.loader,
             files=self._files,
             note=self._progress.message,
+            group=self._group,
         )
         position = stage.start(resume)
-        sources = len(self._bytes_per_token)
-        runner = StepRunner(self.model, stage.optimizer, self.spec, sources=sources, objective=self._objective)
-        recorder = Recorder(
-            self.directory,
-            runner,
-            sequence_length=self.spec.sequence_length,
-            after_step=position.step,
-            bytes_per_token=self._bytes_per_token,
-            tensorboard=self._tensorboard,
-            note=self._progress.message,
+        runner = StepRunner(
+            self.model,
+            stage.optimizer,
+            self.spec,
+            sources=len(self._bytes_per_token),
+            objective=self._objective,
+            group=self._group,
         )
+        recorder = self._recorder(runner, position.step)
         try:
             with StopRequest() as stop:
                 return _Run(self, stage, runner, recorder, stop).go()
         finally:
-            recorder.close()
+            if recorder is not None:
+                recorder.close()
+
+    def _recorder(self, runner: StepRunner, after_step: int) -> Recorder | None:
+        """Open the metrics; None on ranks that write none."""
+        if self._group.rank != 0:
+            return None
+        return Recorder(
+            self.directory,
+            runner,
+            sequence_length=self.spec.sequence_length,
+            after_step=after_step,
+            bytes_per_token=self._bytes_per_token,
+            tensorboard=self._tensorboard,
+            note=self._progress.message,
+        )
 
     def _evaluated(self, stop: StopRequest, step: int) -> Mapping[str, float] | None:
         every = self.spec.evaluate_every_steps
-        if self._evaluate is None or every is None or step % every or stop.signal_name is not None:
+        if self._evaluate is None or every is None or step % every:
+            return None
+        if any_rank(self._group, stop.signal_name is not None):
             return None
         with eval_mode(self.model), torch.no_grad():
             return self._evaluate(self.model)
@@ -140,7 +160,7 @@ class _Run:
     """One call of ``Trainer.run``: the state that lives between its steps."""
 
     def __init__(
-        self, trainer: Trainer, stage: Stage, runner: StepRunner, recorder: Recorder, stop: StopRequest
+        self, trainer: Trainer, stage: Stage, runner: StepRunner, recorder: Recorder | None, stop: StopRequest
     ) -> None:
         self.trainer, self.stage, self.runner, self.recorder, self.stop = trainer, stage, runner, recorder, stop
         self.spec = trainer.spec
@@ -152,19 +172,23 @@ class _Run:
         self.trainer.model.train()
         total = self.spec.total_tokens
         path = self.stage.run(
-            self._step, more=lambda position: position.tokens < total, stop=self.stop, sync=self.recorder.sync
+            self._step, more=lambda position: position.tokens < total, stop=self.stop, sync=self._sync
         )
         return self._summary(path)
+
+    def _sync(self) -> None:
+        if self.recorder is not None:
+            self.recorder.sync()
 
     def _step(self, before: Position) -> Position:
         number, spec = before.step + 1, self.spec
         started = time.perf_counter()
         batch = self.trainer.loader.next(spec.batch.at(before.tokens))
-        sequences, tokens = _size(batch)
+        sequences, tokens = batch_size(batch, self.runner.group)
         last = before.tokens + tokens >= spec.total_tokens
         evaluating = spec.evaluate_every_steps is not None and number % spec.evaluate_every_steps == 0
         observe = number == 1 or last or evaluating or number % spec.log_every_steps == 0
-        micros = split(batch, spec.batch.micro_batch_size, spec.sequence_length, self.runner.device)
+        micros = split(batch, spec.batch.micro_batch_size, spec.sequence_length, self.runner.device, self.runner.group)
         gradients = self.runner.accumulate(micros, sequences, number, observe=observe)
         if not gradients.finite:
             self.runner.discard()
@@ -191,6 +215,8 @@ class _Run:
         assert gradients.observation is not None
         evaluation = self.trainer._evaluated(self.stop, position.step)
         self.evaluation = evaluation if evaluation is not None else self.evaluation
+        if self.recorder is None:
+            return
         self.recorder.record(
             position,
             gradients,
@@ -218,14 +244,6 @@ def check_dtype(model: Decoder) -> None:
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if dtypes:
         raise SpecError("model", f"has weights of {dtypes.pop()}", "train float32 weights and set precision")
-
-
-def _size(batch: TokenBatch | PackedBatch) -> tuple[int, int]:
-    """Return a batch's sequences and tokens."""
-    if isinstance(batch, PackedBatch):
-        return len(batch.lengths), len(batch.tokens_N)
-    sequences, width = batch.tokens_BT1.shape
-    return sequences, sequences * (width - 1)
 
 
 def _tensors(batch: TokenBatch | PackedBatch) -> dict[str, torch.Tensor]:

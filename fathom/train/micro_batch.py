@@ -18,6 +18,7 @@ from fathom.errors import DataError
 from fathom.model.forward_options import PackedSequences
 from fathom.model.vision import ImageBatch
 from fathom.spec.targets import IGNORE_INDEX
+from fathom.train.group import ALONE, Group, gathered
 from fathom.train.protocols import TokenBatch
 
 
@@ -50,19 +51,35 @@ class MicroBatch:
 
 
 def split(
-    batch: TokenBatch | PackedBatch, micro_batch_size: int, sequence_length: int, device: torch.device
+    batch: TokenBatch | PackedBatch,
+    micro_batch_size: int,
+    sequence_length: int,
+    device: torch.device,
+    group: Group = ALONE,
 ) -> Iterator[MicroBatch]:
     """Cut a batch into micro-batches: ``micro_batch_size`` rows of T tokens, or as many tokens of whole sequences.
 
-    A sequence laid end to end that is longer than a micro-batch comes alone. Beginnings that sequences of a micro-batch
-    share are laid once in it.
+    A packed sequence that is longer than a micro-batch comes alone. Prefixes that sequences of a micro-batch share are
+    computed once in it. ``batch`` is this rank's part of the whole batch, which is that of all ranks in order:
+    ``share``, ``weight`` and ``sequences`` are of the whole.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
     """
     if isinstance(batch, PackedBatch):
-        return _split_packed(batch, micro_batch_size * sequence_length, device)
-    return _split_rows(batch, micro_batch_size, sequence_length, device)
+        return _split_packed(batch, micro_batch_size * sequence_length, device, group)
+    return _split_rows(batch, micro_batch_size, sequence_length, device, group)
+
+
+def batch_size(batch: TokenBatch | PackedBatch, group: Group = ALONE) -> tuple[int, int]:
+    """Return the sequences and the tokens that the ranks' batches hold together."""
+    if isinstance(batch, PackedBatch):
+        own = (len(batch.lengths), len(batch.tokens_N))
+    else:
+        sequences, width = batch.tokens_BT1.shape
+        own = (sequences, sequences * (width - 1))
+    sequences, tokens = (sum(values) for values in zip(*gathered(group, own), strict=True))
+    return sequences, tokens
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
@@ -73,7 +90,26 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
         raise DataError(f"batch: token {wrong} is outside the vocabulary of {vocab_size}; make the shards again")
 
 
-def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, device: torch.device) -> Iterator[MicroBatch]:
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The whole batch: its sequences, tokens and targets that count, and where this rank's sequences start in it."""
+
+    sequences: int
+    tokens: int
+    targets: int
+    first: int
+
+    @classmethod
+    def of(cls, group: Group, *, sequences: int, tokens: int, targets: int) -> _Whole:
+        """Add up what each rank has."""
+        ranks = gathered(group, (sequences, tokens, targets))
+        total = [sum(values) for values in zip(*ranks, strict=True)]
+        return cls(total[0], total[1], total[2], first=sum(rank[0] for rank in ranks[: group.rank]))
+
+
+def _split_rows(
+    batch: TokenBatch, micro_batch_size: int, length: int, device: torch.device, group: Group
+) -> Iterator[MicroBatch]:
     tokens_BT1 = batch.tokens_BT1
     if tokens_BT1.dim() != 2 or tokens_BT1.shape[1] != length + 1 or not tokens_BT1.shape[0]:
         raise DataError(
@@ -83,25 +119,29 @@ def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, device: t
     given, size = batch.targets_BT, tokens_BT1.shape[0]
     targets_BT = tokens_BT1[:, 1:] if given is None else given
     learned_B = (targets_BT != IGNORE_INDEX).sum(1)
-    learned = max(int(learned_B.sum()), 1)
+    whole = _Whole.of(group, sequences=size, tokens=size * length, targets=int(learned_B.sum()))
     for start in range(0, size, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, size))
         yield MicroBatch(
             tokens_BT=tokens_BT1[rows, :-1].to(device, non_blocking=True),
             targets_BT=targets_BT[rows].to(device),
-            share=int(learned_B[rows].sum()) / learned,
-            weight=(rows.stop - rows.start) / size,
-            sequences=rows,
+            share=int(learned_B[rows].sum()) / max(whole.targets, 1),
+            weight=(rows.stop - rows.start) / whole.sequences,
+            sequences=slice(whole.first + rows.start, whole.first + rows.stop),
             ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows].to(device),
             source_B=batch.source_B[rows],
             images=None if batch.images is None else batch.images.part(rows, device),
         )
 
 
-def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iterator[MicroBatch]:
-    learned = max(int((batch.targets_N != IGNORE_INDEX).sum()), 1)
+def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: Group) -> Iterator[MicroBatch]:
     runs = list(_sequence_runs(batch, tokens))
-    whole = sum(length for run in runs for length in run.lengths)
+    whole = _Whole.of(
+        group,
+        sequences=len(batch.lengths),
+        tokens=sum(length for run in runs for length in run.lengths),
+        targets=int((batch.targets_N != IGNORE_INDEX).sum()),
+    )
     index = start = 0
     for run in runs:
         sequences, pieces = slice(index, index + len(run.lengths)), []
@@ -113,9 +153,9 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device) -> Iter
         yield MicroBatch(
             tokens_BT=batch.tokens_N[rows_N].to(device)[None],
             targets_BT=targets_N.to(device)[None],
-            share=int((targets_N != IGNORE_INDEX).sum()) / learned,
-            weight=len(rows_N) / whole,
-            sequences=sequences,
+            share=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
+            weight=len(rows_N) / whole.tokens,
+            sequences=slice(whole.first + sequences.start, whole.first + sequences.stop),
             packed=run.packed,
             columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
         )

@@ -6,7 +6,7 @@ embedding, router) and not to norms and biases. The papers give 0.1 and do not s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,10 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar; not finite as soon as one of them is not."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """The 2-norm of all gradients together, sharded ones too, a plain scalar; not finite as soon as one is not."""
+    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gather: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)  # a DTensor's, of sharded gradients
+    return norm if gather is None else gather()
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float, norm: Tensor) -> None:

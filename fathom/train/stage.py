@@ -17,6 +17,7 @@ from fathom.model.decoder import Decoder
 from fathom.spec.train import UpdateSpec
 from fathom.train.freeze import freeze
 from fathom.train.gradients import Gradients
+from fathom.train.group import ALONE, Group, any_rank
 from fathom.train.optimizer import make_optimizer
 from fathom.train.protocols import Resumable
 from fathom.train.signals import StopRequest
@@ -30,7 +31,7 @@ class Stage:
 
     It keeps still what ``spec.frozen`` names, and makes the ``optimizer`` of the rest. ``source`` is where the stage's
     batches come from: its state is part of every checkpoint. ``files`` are copied into each: the tokenizer's, so that a
-    checkpoint is a model wherever it goes.
+    checkpoint is a model wherever it goes. Ranks of a ``group`` stop and save together, and rank 0 writes.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Stage:
         source: Resumable,
         files: Sequence[Path] = (),
         note: Callable[[str], None],
+        group: Group = ALONE,
     ) -> None:
         freeze(model, spec.frozen)
         self.directory = directory
@@ -52,6 +54,7 @@ class Stage:
         self._checkpointing = spec.checkpoint
         self._files = tuple(files)
         self._note = note
+        self._group = group
 
     def start(self, resume: bool) -> Position:
         """Go to the latest checkpoint, if there is one.
@@ -84,16 +87,16 @@ class Stage:
             Interrupted: SIGINT or SIGTERM; the step was finished and saved first.
         """
         saved, attempted = self.position.step, time.monotonic()
-        while stop.signal_name is None and more(self.position):
+        while not self._stopping(stop) and more(self.position):
             self.position = take_step(self.position)
-            if stop.signal_name is None and self._due(attempted):
+            if not self._stopping(stop) and self._due(attempted):
                 saved, attempted = self._save_if_there_is_room(sync, saved), time.monotonic()
         path = store.step_directory(self.checkpoints, self.position.step)
         if saved != self.position.step:
-            sync()
-            path = self._save()
-        if stop.signal_name is not None:
-            raise Interrupted(f"{stop.signal_name} after step {self.position.step}: the state is saved in {path}")
+            path = self._save(sync)
+        if self._stopping(stop):
+            name = stop.signal_name or "a signal to another rank"
+            raise Interrupted(f"{name} after step {self.position.step}: the state is saved in {path}")
         return path
 
     def refuse(self, number: int, gradients: Gradients, tensors: Mapping[str, Tensor]) -> NoReturn:
@@ -126,19 +129,33 @@ class Stage:
     def _due(self, attempted: float) -> bool:
         every_steps, every_seconds = self._checkpointing.every_steps, self._checkpointing.every_seconds
         by_step = every_steps is not None and self.position.step % every_steps == 0
-        return by_step or (every_seconds is not None and time.monotonic() - attempted >= every_seconds)
+        by_time = every_seconds is not None and time.monotonic() - attempted >= every_seconds
+        return self._group.broadcast(by_step or by_time)
+
+    def _stopping(self, stop: StopRequest) -> bool:
+        """Whether any rank was asked to stop."""
+        return any_rank(self._group, stop.signal_name is not None)
 
     def _save_if_there_is_room(self, sync: Callable[[], None], saved: int) -> int:
         try:
-            sync()
-            self._save()
+            self._save(sync)
         except ResourceError as error:
             self._note(f"step {self.position.step}: {error}; training goes on")
             return saved
         return self.position.step
 
-    def _save(self) -> Path:
+    def _save(self, sync: Callable[[], None]) -> Path:
+        """Publish a checkpoint from rank 0; where it cannot, all ranks raise its ``ResourceError``."""
         directory = store.step_directory(self.checkpoints, self.position.step)
-        path = save_state(directory, **self._parts, position=self.position, files=self._files)
-        store.prune(self.checkpoints, self._checkpointing.keep)
-        return path
+        failure: ResourceError | None = None
+        if self._group.rank == 0:
+            try:
+                sync()
+                save_state(directory, **self._parts, position=self.position, files=self._files)
+                store.prune(self.checkpoints, self._checkpointing.keep)
+            except ResourceError as error:
+                failure = error
+        failure = self._group.broadcast(failure)
+        if failure is not None:
+            raise failure
+        return directory

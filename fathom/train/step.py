@@ -23,6 +23,7 @@ from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.train import UpdateSpec
 from fathom.train import optimizer as optim
 from fathom.train.gradients import Gradients, MicroBatchSums, Observation
+from fathom.train.group import ALONE, Group
 from fathom.train.loss import mtp_loss, total_balance_loss
 from fathom.train.micro_batch import MicroBatch, check_tokens
 from fathom.train.objective import LanguageModelling, Objective, ObjectiveOutput
@@ -34,6 +35,7 @@ class StepRunner:
     ``accumulate`` leaves the whole batch's gradients in the parameters, ``apply`` uses and frees them, ``discard``
     frees them unused; between steps no gradient is alive. ``balanced`` adds the routers' balance losses. Where a batch
     has a column "routes", sums tell how far routers still choose alike; ``replay_routing`` has them choose alike.
+    ``group`` are the ranks that share each batch: gradients, losses and counts are those of the whole batch on each.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class StepRunner:
         objective: Objective | None = None,
         balanced: bool = True,
         replay_routing: bool = False,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
+        self.group = group
         self.optimizer = optimizer
         self.spec = spec
         self.sources = sources
@@ -68,7 +72,7 @@ class StepRunner:
                 block.compile()
 
     def accumulate(self, micros: Iterable[MicroBatch], sequences: int, number: int, *, observe: bool) -> Gradients:
-        """Run forward and backward over a batch of so many sequences, micro-batch by micro-batch.
+        """Run forward and backward over a whole batch of so many sequences, micro-batch by micro-batch.
 
         Step ``number`` and the spec's seed decide which sequences no expert may drop and what routers draw, whatever
         the micro-batch size; of sequences laid end to end none is dropped and nothing drawn. Balance losses and
@@ -187,6 +191,8 @@ class StepRunner:
         sums.tokens_S.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1).cpu())
 
     def _gradients(self, sums: MicroBatchSums, observe: bool) -> Gradients:
+        self.group.sum_gradients(self.parameters)
+        sums.reduce(self.group)
         norm = optim.gradient_norm(self.parameters)
         further = [value.to(sums.losses_3)[None] for value in sums.further.values()]
         main, balance, mtp, norm_value, *rest = torch.cat(
