@@ -129,7 +129,7 @@ def test_a_run_whose_checkpoint_holds_gate_and_up_joined_resumes_bit_for_bit(
     make_trainer(tmp_path / "straight").run()
     broken = tmp_path / "broken"
     with pytest.raises(Interrupted):
-        make_trainer(broken, on_progress=StopAfter(7)).run()
+        make_trainer(broken, progress=StopAfter(7)).run()
     saved = store.Checkpoint.open(broken / "checkpoints" / "step-00000007")
     stems = {
         stem: {n: t.reshape(joined_shape(n.partition("/")[0], tuple(t.shape))) for n, t in saved.tensors(stem).items()}
