@@ -74,7 +74,7 @@ def test_random_mixtures_of_chunks_and_single_tokens_equal_whole_forward_passes(
 
 
 @torch.inference_mode()
-def test_pages_that_lie_together_are_read_in_place(latent_spec) -> None:  # type: ignore[no-untyped-def]
+def test_contiguous_pages_are_read_in_place(latent_spec) -> None:  # type: ignore[no-untyped-def]
     spec = latent_spec()
     pool = PagePool.allocate(spec, pages=8, page_size=PAGE)
     step = PagedStep(pool, [SequenceChunk((2, 3), 5, 1), SequenceChunk((4, 5), 6, 1)])

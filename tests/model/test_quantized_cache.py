@@ -213,11 +213,11 @@ def test_a_model_over_quantized_pages_is_one_over_rounded_numbers(
     def run(pool: PagePool) -> Tensor:
         found = []
         for bounds in ([(0, 7), (0, 11)], [(7, 8), (11, 12)], [(8, 19), (12, 23)]):
-            slices = [
+            chunks = [
                 SequenceChunk(table, start, end - start) for table, (start, end) in zip(tables, bounds, strict=True)
             ]
             tokens = torch.cat([text[start:end] for text, (start, end) in zip(texts, bounds, strict=True)])
-            found.append(model(tokens[None], cache=PagedStep(pool, slices, window=model.window)).hidden_BTD[0])
+            found.append(model(tokens[None], cache=PagedStep(pool, chunks, window=model.window)).hidden_BTD[0])
         return torch.cat(found)
 
     got = run(PagePool.allocate(spec, pages=12, page_size=PAGE, cache_format=cache_format, dtype=dtype))
