@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 import fathom
 from fathom.kernels import linear_cross_entropy
@@ -22,16 +19,11 @@ from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec
 from fathom.train.loss import language_model_loss, mtp_loss
+from tests.sharded import one_rank, sharded, whole_gradients
+
+__all__ = ["one_rank"]
 
 TOKENS = torch.randint(0, 100, (2, 13), generator=torch.Generator().manual_seed(4))
-
-
-@pytest.fixture
-def one_rank() -> Iterator[Any]:
-    """A process group of this process alone, on the CPU."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -58,23 +50,13 @@ def test_a_copy_of_a_tied_model_is_tied_to_its_own_embedding(grouped_spec: Calla
     torch.testing.assert_close(other.logits(hidden.double()), 2 * model.logits(hidden))
 
 
-def sharded(model: Decoder, mesh: Any) -> Decoder:
-    """Every part's weights are there only while the part runs: outside they are shards, which no product takes."""
-    tied = model.spec.tie_word_embeddings
-    parts: list[Any] = [[model.embed_tokens, model.lm_head]] if tied else [model.embed_tokens, model.lm_head]
-    for part in (*model.layers, *model.mtp, *parts):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    return fully_shard(model, mesh=mesh)
-
-
 def losses_and_gradients(model: Decoder) -> tuple[Tensor, dict[str, Tensor]]:
     output = model(TOKENS[:, :-1], mtp=True)
     main = partial(language_model_loss, targets_BT=TOKENS[:, 1:], chunk_tokens=4)
     further = partial(mtp_loss, targets_BT=TOKENS[:, 1:], weight=0.3, chunk_tokens=4)
     losses = torch.stack((model.apply_head(output.hidden_BTD, main)[0], model.apply_head(output.mtp_hidden, further)))
     losses.sum().backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return losses.detach(), {name: getattr(g, "full_tensor", lambda g=g: g)() for name, g in found.items()}
+    return losses.detach(), whole_gradients(model)
 
 
 @pytest.mark.parametrize("tied", [False, True])
