@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fathom.kernels import mean_linear_cross_entropy
+from fathom.model.forward_options import PackedSequences
 from fathom.model.moe import Routing
-from fathom.model.moe.balance import balance_loss
+from fathom.model.moe.balance import SequenceIndex, balance_losses
 from fathom.spec import MixtureOfExperts
 from fathom.spec.targets import IGNORE_INDEX
 
@@ -74,6 +75,21 @@ def _count(targets_BT: Tensor) -> Tensor:
     return (targets_BT != IGNORE_INDEX).sum().clamp(min=1)
 
 
-def total_balance_loss(routing: Sequence[Routing], moe: MixtureOfExperts) -> Tensor:
-    """Sum over layers of the balance losses that ``moe.router.balance`` weighs (V2 §2.2.3, V3 eq 17)."""
-    return torch.stack([balance_loss(routed, moe) for routed in routing]).sum()
+def total_balance_loss(
+    routing: Sequence[Routing],
+    moe: MixtureOfExperts,
+    *,
+    packed: PackedSequences | None = None,
+    sequence_share: float = 1.0,
+    token_share: float = 1.0,
+) -> Tensor:
+    """Sum over layers of the balance losses that ``moe.router.balance`` weighs (V2 §2.2.3, V3 eq 17).
+
+    Losses of scope "sequence" are means over sequences: rows, or the ``packed`` ones of a single row, each with the
+    prefix it shares. They are multiplied by ``sequence_share``, all others by ``token_share``: the parts that a
+    micro-batch has of its batch's sequences and tokens.
+    """
+    index = None if packed is None else SequenceIndex.of(packed, routing[0].scores_BTE.device)
+    pairs = [balance_losses(routed, moe, sequences=index) for routed in routing]
+    of_sequences, of_tokens = (torch.stack(parts).sum() for parts in zip(*pairs, strict=True))
+    return of_sequences * sequence_share + of_tokens * token_share

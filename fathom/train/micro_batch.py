@@ -26,17 +26,18 @@ from fathom.train.protocols import TokenBatch
 class MicroBatch:
     """Some of a batch's sequences, on the device: rows (B, T), or ``packed`` as (1, N).
 
-    ``share`` is their part of what the whole batch predicts, and ``weight`` their part of its tokens. ``sequences``
-    says which of the batch's they are, ``source_B`` where rows come from, ``ends_BT`` which tokens end a sequence.
-    ``columns`` have one row a token, (N, ...).
+    ``share`` is their part of what the whole batch predicts, ``weight`` their part of its tokens, ``sequence_share``
+    their part of its sequences. ``sequences`` says which of the batch's they are, ``source_B`` where rows come from,
+    ``ends_BT`` which tokens end a sequence. ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
-    in ``weight`` and whatever else is taken over tokens, such as balance losses and agreement of routing.
+    in ``weight`` and whatever else is taken over tokens, such as the z-loss and agreement of routing.
     """
 
     tokens_BT: Tensor
     targets_BT: Tensor
     share: float
     weight: float
+    sequence_share: float
     sequences: slice
     packed: PackedSequences | None = None
     ends_BT: Tensor | None = None
@@ -61,7 +62,7 @@ def split(
 
     A packed sequence that is longer than a micro-batch comes alone. Prefixes that sequences of a micro-batch share are
     computed once in it. ``batch`` is this rank's part of the whole batch, which is that of all ranks in order:
-    ``share``, ``weight`` and ``sequences`` are of the whole.
+    ``share``, ``weight``, ``sequence_share`` and ``sequences`` are of the whole.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
@@ -127,6 +128,7 @@ def _split_rows(
             targets_BT=targets_BT[rows].to(device),
             share=int(learned_B[rows].sum()) / max(whole.targets, 1),
             weight=(rows.stop - rows.start) / whole.sequences,
+            sequence_share=(rows.stop - rows.start) / whole.sequences,
             sequences=slice(whole.first + rows.start, whole.first + rows.stop),
             ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows].to(device),
             source_B=batch.source_B[rows],
@@ -155,6 +157,7 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: 
             targets_BT=targets_N.to(device)[None],
             share=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
             weight=len(rows_N) / whole.tokens,
+            sequence_share=len(run.lengths) / whole.sequences,
             sequences=slice(whole.first + sequences.start, whole.first + sequences.stop),
             packed=run.packed,
             columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},

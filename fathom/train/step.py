@@ -75,8 +75,9 @@ class StepRunner:
         """Run forward and backward over a whole batch of so many sequences, micro-batch by micro-batch.
 
         Step ``number`` and the spec's seed decide which sequences no expert may drop and what routers draw, whatever
-        the micro-batch size; of sequences laid end to end none is dropped and nothing drawn. Balance losses and
-        capacity are taken over each micro-batch, as they are over each device's share elsewhere.
+        the micro-batch size; of sequences laid end to end none is dropped and nothing drawn. Balance losses
+        of scope "sequence" are means over the batch's sequences, packed ones too; those of scope "batch" and capacity
+        are taken over each micro-batch, as they are over each device's share elsewhere.
 
         Raises:
             DataError: tokens outside the vocabulary, or no routes to replay.
@@ -167,7 +168,13 @@ class StepRunner:
         moe = self.model.spec.moe
         balance = further = torch.zeros_like(objective)
         if self._balanced and output.routing and moe is not None:
-            balance = total_balance_loss(output.routing, moe) * micro.weight
+            balance = total_balance_loss(
+                output.routing,
+                moe,
+                packed=micro.packed,
+                sequence_share=micro.sequence_share,
+                token_share=micro.weight,
+            )
         if output.mtp_hidden:
             weight, chunk = self.spec.mtp_loss_weight, self.spec.loss_chunk_tokens
             loss = partial(

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fathom.model.forward_options import PackedSequences
 from fathom.model.moe import Routing
 from fathom.model.moe.balance import (
+    SequenceIndex,
     balance_loss,
     communication_loss,
     device_loss,
@@ -105,6 +107,57 @@ def test_sequence_scope_averages_sequences_and_batch_scope_joins_them(name: str)
     whole = loss_of(name, joined)
     torch.testing.assert_close(loss_of(name, routing, scope="batch"), whole)
     assert abs(float(whole - each)) > 1e-4
+
+
+def pick(routing: Routing, rows: list[int]) -> Routing:
+    """Some tokens of a single row as a row of their own."""
+    return Routing(routing.scores_BTE[:, rows], routing.indices_BTK[:, rows], routing.weights_BTK[:, rows])
+
+
+@st.composite
+def packings(draw: st.DrawFn) -> PackedSequences:
+    lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=6))
+    prefixes, complete = [], 0
+    for length in lengths:
+        prefix = draw(st.integers(0, complete))
+        complete = complete if prefix else length
+        prefixes.append(prefix)
+    return PackedSequences(tuple(lengths), draw(st.sampled_from([None, tuple(prefixes)])))
+
+
+@given(packings(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_packed_sequences_cost_what_each_costs_alone(packed: PackedSequences, seed: int) -> None:
+    """V2 eqs 23-31 and V3 eqs 17-20 of every sequence, its shared prefix included, averaged over sequences."""
+    routing = sample(seed, batch=1, tokens=packed.num_tokens)
+    sequences = SequenceIndex.of(packed, torch.device("cpu"))
+    whole: list[list[int]] = []
+    start, complete = 0, [0]
+    for length, prefix in zip(packed.lengths, packed.shared_prefix_lengths or [0] * 99, strict=False):
+        own = list(range(start, start + length))
+        complete = complete if prefix else own
+        whole.append(complete[:prefix] + own)
+        start += length
+    each = [pick(routing, rows) for rows in whole]
+    expected = torch.tensor([oracle(one, devices=4, per_token=2) for one in each]).mean(0)
+    for name, value in zip(("expert", "device", "communication"), expected, strict=True):
+        assert float(loss_of(name, routing, sequences=sequences)) == pytest.approx(float(value), rel=1e-4)
+        batch = loss_of(name, routing, sequences=sequences, scope="batch")
+        torch.testing.assert_close(batch, loss_of(name, routing, scope="batch"))
+    printed = torch.stack([sequence_loss(one) for one in each]).mean()
+    torch.testing.assert_close(sequence_loss(routing, sequences=sequences), printed)
+    first = torch.stack([expert_balance_loss(one, counted="first") for one in each]).mean()
+    torch.testing.assert_close(expert_balance_loss(routing, counted="first", sequences=sequences), first)
+
+
+@pytest.mark.parametrize("name", ["expert", "device", "communication"])
+def test_gradients_of_packed_sequences_are_those_of_rows(name: str) -> None:
+    logits = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(6), requires_grad=True)
+    packed = SequenceIndex.of(PackedSequences((6, 6, 6)), torch.device("cpu"))
+    rows = loss_of(name, routed(logits.softmax(-1), 2))
+    one = loss_of(name, routed(logits.flatten(0, 1)[None].softmax(-1), 2), sequences=packed)
+    torch.testing.assert_close(one, rows)
+    torch.testing.assert_close(torch.autograd.grad(one, logits), torch.autograd.grad(rows, logits))
 
 
 def mixture(**balance: Any) -> MixtureOfExperts:

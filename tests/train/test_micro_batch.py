@@ -11,9 +11,11 @@ from fathom.errors import ContextError, DataError, SpecError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.model.forward_options import PackedSequences
+from fathom.model.moe.balance import balance_loss
 from fathom.spec import BalanceSpec, GroupedQueryAttention, ModelSpec
 from fathom.spec.train import BatchSpec, TrainSpec
 from fathom.train.micro_batch import MicroBatch, split
+from fathom.train.objective import ObjectiveOutput
 from fathom.train.optimizer import make_optimizer
 from fathom.train.step import StepRunner
 from tests.train.accumulate import take
@@ -194,6 +196,36 @@ def test_sequences_behind_a_shared_beginning_answer_and_learn_as_each_does_whole
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Nothing:
+    """An objective that is zero, so that gradients are those of the balance losses."""
+
+    def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
+        return ObjectiveOutput(0.0 * hidden_BTD.sum())
+
+
+@pytest.mark.parametrize("micro", [1, 2, 16])
+@pytest.mark.parametrize("shared", [None, SHARED], ids=["whole", "shared prefix"])
+def test_sequence_balance_losses_of_packed_batches_are_means_over_sequences_however_they_are_cut(
+    model_spec: ModelSpec, train_spec: TrainSpec, shared: tuple[int, ...] | None, micro: int
+) -> None:
+    assert model_spec.moe is not None
+    balance = BalanceSpec(expert_loss=0.3, device_loss=0.2, communication_loss=0.1, sequence_loss=0.4, devices=2)
+    moe = replace(model_spec.moe, router=replace(model_spec.moe.router, balance=balance))
+    spec = replace(model_spec, moe=moe, initializer_range=0.2, num_nextn_predict_layers=0)
+    batch = replace(sharing(LENGTHS, SHARED), shared_prefix_lengths=shared)
+    expected = build(spec)
+    rows = [expected(tokens[None]).routing for tokens in batch.tokens_N.split(LENGTHS)]
+    mean = torch.stack([balance_loss(routed, moe) for row in rows for routed in row]).sum() / len(LENGTHS)
+    mean.backward()
+    model = build(spec)
+    step = replace(train_spec, batch=BatchSpec(size=4, micro_batch_size=micro), sequence_length=9)
+    runner = StepRunner(model, make_optimizer(model, step.optimizer), step, objective=Nothing())
+    assert take(runner, batch, 1, observe=False).balance == pytest.approx(mean.item(), rel=1e-5)
+    for (name, theirs), ours in zip(expected.named_parameters(), model.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_a_beginning_that_was_not_laid_is_refused(model_spec: ModelSpec) -> None:

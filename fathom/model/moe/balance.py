@@ -1,24 +1,68 @@
 """Keeping experts evenly used: balance losses, load statistics and the bias update, all functions of ``Routing``.
 
-Dimensions: B batch, T tokens, E experts, K experts per token, D devices (groups of consecutive experts), P pairs.
+Dimensions: B batch, T tokens, E experts, K experts per token, D devices (groups of consecutive experts), P pairs, S
+sequences, M tokens counted once for each sequence they belong to.
+
 Every loss is given without its weight. Those of expert, device, communication and sequence are 1 when routing is
-uniform, Shazeer's two are 0; ``z_loss`` is not about balance but keeps logits small. Frequencies count what the
-router chose, dropped pairs included: they measure demand, and dropping must not hide an overload. Gradient flows
+uniform, Shazeer's two are 0; ``z_loss`` is not about balance but keeps logits small. Losses of scope "sequence" are
+means over sequences: rows, or with a ``SequenceIndex`` those packed into a single row (1, N). Frequencies count what
+the router chose, dropped pairs included: they measure demand, and dropping must not hide an overload. Gradient flows
 through the mean scores only. Scores are divided by their sum over experts first, as V3 eq 20 does; for softmax scores
 that changes nothing.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.model.forward_options import PackedSequences
 from fathom.model.moe.router import Routing
 from fathom.spec.moe import BalanceScope, Counted, MixtureOfExperts
 
 
-def expert_balance_loss(routing: Routing, *, scope: BalanceScope = "sequence", counted: Counted = "chosen") -> Tensor:
+@dataclass(frozen=True, slots=True)
+class SequenceIndex:
+    """Which tokens of a packed row (1, N) belong to which sequence; those of a shared prefix belong to several.
+
+    ``tokens_M`` are positions in the row, ``sequences_M`` the sequence that each is counted for, and ``lengths_S``
+    (float32) the tokens of each sequence, its prefix included.
+    """
+
+    tokens_M: Tensor
+    sequences_M: Tensor
+    lengths_S: Tensor
+
+    @classmethod
+    def of(cls, packed: PackedSequences, device: torch.device) -> SequenceIndex:
+        """Index the sequences of a packed row."""
+        pieces: list[Tensor] = []
+        start = complete = 0
+        prefixes = packed.shared_prefix_lengths or (0,) * len(packed.lengths)
+        for length, prefix in zip(packed.lengths, prefixes, strict=True):
+            complete = complete if prefix else start
+            pieces.append(torch.cat((torch.arange(complete, complete + prefix), torch.arange(start, start + length))))
+            start += length
+        lengths_S = torch.tensor([len(piece) for piece in pieces])
+        sequences_M = torch.repeat_interleave(torch.arange(len(pieces)), lengths_S)
+        return cls(torch.cat(pieces).to(device), sequences_M.to(device), lengths_S.to(device, torch.float32))
+
+    def sums(self, values_1NX: Tensor) -> Tensor:
+        """Sum the tokens of every sequence, (S, X)."""
+        sums_SX = values_1NX.new_zeros(len(self.lengths_S), values_1NX.shape[-1])
+        return sums_SX.index_add(0, self.sequences_M, values_1NX[0][self.tokens_M])
+
+
+def expert_balance_loss(
+    routing: Routing,
+    *,
+    scope: BalanceScope = "sequence",
+    counted: Counted = "chosen",
+    sequences: SequenceIndex | None = None,
+) -> Tensor:
     """Sum over experts of frequency times mean score (V2 eqs 23-25), per sequence and averaged, or over the batch.
 
     With one expert per token this is Switch's N sum f P (eq 4). ``counted`` "first" counts each token's first choice
@@ -26,7 +70,7 @@ def expert_balance_loss(routing: Routing, *, scope: BalanceScope = "sequence", c
     """
     if counted == "first":
         routing = Routing(routing.scores_BTE, routing.indices_BTK[..., :1], routing.weights_BTK[..., :1])
-    return (_frequencies(routing, scope) * _mean_scores(routing, scope)).sum(-1).mean()
+    return (_frequencies(routing, scope, sequences) * _mean_scores(routing, scope, sequences)).sum(-1).mean()
 
 
 def importance_loss(routing: Routing) -> Tensor:
@@ -62,15 +106,22 @@ def z_loss(routing: Routing) -> Tensor:
     return routing.logits_BTE.logsumexp(-1).square().mean()
 
 
-def device_loss(routing: Routing, *, devices: int, scope: BalanceScope = "sequence") -> Tensor:
+def device_loss(
+    routing: Routing, *, devices: int, scope: BalanceScope = "sequence", sequences: SequenceIndex | None = None
+) -> Tensor:
     """Sum over devices of the mean frequency of their experts times their total score (V2 eqs 26-28)."""
-    frequencies_BD = _by_device(_frequencies(routing, scope), devices).mean(-1)
-    scores_BD = _by_device(_mean_scores(routing, scope), devices).sum(-1)
+    frequencies_BD = _by_device(_frequencies(routing, scope, sequences), devices).mean(-1)
+    scores_BD = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
     return (frequencies_BD * scores_BD).sum(-1).mean()
 
 
 def communication_loss(
-    routing: Routing, *, devices: int, devices_per_token: int, scope: BalanceScope = "sequence"
+    routing: Routing,
+    *,
+    devices: int,
+    devices_per_token: int,
+    scope: BalanceScope = "sequence",
+    sequences: SequenceIndex | None = None,
 ) -> Tensor:
     """Sum over devices of how often tokens are sent there times their total score (V2 eqs 29-31).
 
@@ -81,12 +132,15 @@ def communication_loss(
     batch, tokens, _ = indices_BTK.shape
     device_BTK = indices_BTK // (routing.scores_BTE.shape[-1] // devices)
     sent_BTD = torch.zeros(batch, tokens, devices, device=indices_BTK.device).scatter_(2, device_BTK, 1.0)
-    frequencies_BD = sent_BTD.sum(1) * (devices / (devices_per_token * tokens))
-    scores_BD = _by_device(_mean_scores(routing, scope), devices).sum(-1)
+    if scope == "sequence" and sequences is not None:
+        frequencies_BD = sequences.sums(sent_BTD) * (devices / (devices_per_token * sequences.lengths_S[:, None]))
+    else:
+        frequencies_BD = sent_BTD.sum(1) * (devices / (devices_per_token * tokens))
+    scores_BD = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
     return (frequencies_BD * scores_BD).sum(-1).mean()
 
 
-def sequence_loss(routing: Routing) -> Tensor:
+def sequence_loss(routing: Routing, *, sequences: SequenceIndex | None = None) -> Tensor:
     """V3's complementary sequence-wise loss (V3 eqs 17-20).
 
     As printed there, frequencies count the K best scores themselves, without bias or group limit, always within one
@@ -94,23 +148,44 @@ def sequence_loss(routing: Routing) -> Tensor:
     """
     best_BTK = routing.scores_BTE.detach().topk(routing.indices_BTK.shape[-1], dim=-1).indices
     printed = Routing(routing.scores_BTE, best_BTK, routing.weights_BTK)
-    return expert_balance_loss(printed, scope="sequence")
+    return expert_balance_loss(printed, scope="sequence", sequences=sequences)
 
 
-def balance_loss(routing: Routing, moe: MixtureOfExperts) -> Tensor:
+def balance_loss(routing: Routing, moe: MixtureOfExperts, *, sequences: SequenceIndex | None = None) -> Tensor:
     """One layer's weighted sum of the losses its spec asks for; a float32 scalar, 0 when it asks for none."""
-    balance = moe.router.balance
-    total = routing.scores_BTE.new_zeros(())
+    of_sequences, of_tokens = balance_losses(routing, moe, sequences=sequences)
+    return of_sequences + of_tokens
+
+
+def balance_losses(
+    routing: Routing, moe: MixtureOfExperts, *, sequences: SequenceIndex | None = None
+) -> tuple[Tensor, Tensor]:
+    """``balance_loss`` in two parts: means over sequences, and what is taken over all tokens together.
+
+    Parts of a batch add up to the whole with their share of its sequences for the first, and of its tokens for the
+    second where that is a mean over tokens.
+    """
+    balance, zero = moe.router.balance, routing.scores_BTE.new_zeros(())
+    scoped = zero
     if balance.expert_loss:
-        total = total + balance.expert_loss * expert_balance_loss(routing, scope=balance.scope, counted=balance.counted)
-    if balance.device_loss:
-        total = total + balance.device_loss * device_loss(routing, devices=balance.devices, scope=balance.scope)
-    if balance.communication_loss:
-        total = total + balance.communication_loss * communication_loss(
-            routing, devices=balance.devices, devices_per_token=balance.devices_per_token, scope=balance.scope
+        scoped = scoped + balance.expert_loss * expert_balance_loss(
+            routing, scope=balance.scope, counted=balance.counted, sequences=sequences
         )
+    if balance.device_loss:
+        scoped = scoped + balance.device_loss * device_loss(
+            routing, devices=balance.devices, scope=balance.scope, sequences=sequences
+        )
+    if balance.communication_loss:
+        scoped = scoped + balance.communication_loss * communication_loss(
+            routing,
+            devices=balance.devices,
+            devices_per_token=balance.devices_per_token,
+            scope=balance.scope,
+            sequences=sequences,
+        )
+    of_sequences, total = (scoped, zero) if balance.scope == "sequence" else (zero, scoped)
     if balance.sequence_loss:
-        total = total + balance.sequence_loss * sequence_loss(routing)
+        of_sequences = of_sequences + balance.sequence_loss * sequence_loss(routing, sequences=sequences)
     for weight, loss in (
         (balance.importance_loss, importance_loss),
         (balance.load_loss, load_loss),
@@ -118,7 +193,7 @@ def balance_loss(routing: Routing, moe: MixtureOfExperts) -> Tensor:
     ):
         if weight:
             total = total + weight * loss(routing)
-    return total
+    return of_sequences, total
 
 
 def expert_counts(routing: Routing, num_experts: int) -> Tensor:
@@ -168,19 +243,25 @@ def _scoped(values_BTX: Tensor, scope: BalanceScope) -> Tensor:
     return values_BTX if scope == "sequence" else values_BTX.flatten(0, 1).unsqueeze(0)
 
 
-def _frequencies(routing: Routing, scope: BalanceScope) -> Tensor:
-    """f_i = E / (K T) times the tokens that chose expert i: (B, E), mean 1, without gradient."""
+def _frequencies(routing: Routing, scope: BalanceScope, sequences: SequenceIndex | None) -> Tensor:
+    """f_i = E / (K T) times the tokens that chose expert i: (B, E) or (S, E), mean 1, without gradient."""
     indices_BTK, experts = _scoped(routing.indices_BTK, scope), routing.scores_BTE.shape[-1]
     batch, tokens, chosen = indices_BTK.shape
+    if scope == "sequence" and sequences is not None:
+        chosen_1NE = torch.zeros(batch, tokens, experts, device=indices_BTK.device)
+        chosen_1NE.scatter_add_(2, indices_BTK, torch.ones_like(indices_BTK, dtype=torch.float32))
+        return sequences.sums(chosen_1NE) * (experts / (chosen * sequences.lengths_S[:, None]))
     counts_BE = torch.zeros(batch, experts, dtype=torch.int64, device=indices_BTK.device)
     flat_BP = indices_BTK.reshape(batch, tokens * chosen)
     counts_BE.scatter_add_(1, flat_BP, torch.ones_like(flat_BP))
     return counts_BE.to(torch.float32) * (experts / (chosen * tokens))
 
 
-def _mean_scores(routing: Routing, scope: BalanceScope) -> Tensor:
-    """P_i, the mean over tokens of each expert's share of the scores: (B, E), sum 1."""
+def _mean_scores(routing: Routing, scope: BalanceScope, sequences: SequenceIndex | None) -> Tensor:
+    """P_i, the mean over tokens of each expert's share of the scores: (B, E) or (S, E), sum 1."""
     scores_BTE = routing.scores_BTE / (routing.scores_BTE.sum(-1, keepdim=True) + 1e-20)
+    if scope == "sequence" and sequences is not None:
+        return sequences.sums(scores_BTE) / sequences.lengths_S[:, None]
     return _scoped(scores_BTE, scope).mean(1)
 
 
