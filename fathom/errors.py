@@ -12,11 +12,14 @@
     │   ├── QueueFull      as many requests wait as may
     │   └── Draining       the engine is being closed
     ├── EngineError        the engine can run none of its requests, or its thread ended
-    ├── ResourceError      disk or memory ran out; nothing published was lost
+    └── ResourceError      disk or memory ran out; nothing published was lost
+
+    BaseException
     └── Interrupted        SIGINT or SIGTERM arrived; the state was saved first
 
 A message names the field, the value and the remedy on one line. The command line prints it and exits with 2
-(130 for ``Interrupted``).
+(130 for ``Interrupted``). ``Interrupted`` is no ``Exception``, as ``KeyboardInterrupt`` is none: code that treats any
+exception as the failure of one request, reward or answer must not treat the end of the process so.
 """
 
 from __future__ import annotations
@@ -97,7 +100,7 @@ class ResourceError(FathomError):
     """Disk or memory ran out; whatever was published before is intact."""
 
 
-class Interrupted(FathomError):
+class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; the state was saved before this was raised."""
 
 

@@ -23,12 +23,16 @@ class Update:
 
 
 class RecordingProgress(NullProgress):
-    """Keeps updates and messages in the order they came; ``on_update`` is called with each update."""
+    """Keeps stages, updates and messages in the order they came; ``on_update`` is called with each update."""
 
     def __init__(self, on_update: Callable[[Update], None] = lambda update: None) -> None:
+        self.stages: list[str] = []
         self.updates: list[Update] = []
         self.messages: list[str] = []
         self._on_update = on_update
+
+    def stage(self, name: str, index: int, total: int) -> None:
+        self.stages.append(name)
 
     def update(
         self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS

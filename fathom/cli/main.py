@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def guarded(command: Callable[[], object]) -> None:
-    """Run a command; a ``FathomError`` is one line on stderr and exit code 2, or 130 when interrupted.
+    """Run a command; a ``FathomError`` is one line on stderr and exit code 2, ``Interrupted`` one and 130.
 
     Anything else is a bug and keeps its traceback.
     """
@@ -66,7 +66,7 @@ def guarded(command: Callable[[], object]) -> None:
         raise SystemExit(0) from None
 
 
-def _fail(error: FathomError, code: int) -> None:
+def _fail(error: FathomError | Interrupted, code: int) -> None:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(code) from None

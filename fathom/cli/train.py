@@ -20,6 +20,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="With --resume: accept changes of how a step learns, e.g. lr."),
+    ] = False,
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="Train on this folder of text instead; may be repeated.")
     ] = None,
@@ -45,6 +49,7 @@ def train(
             cache_dir=options.cache_directory(),
             resume=resume,
             restart=restart,
+            allow_changes=allow_changes,
             until=until,
             device=device,
             progress=display,

@@ -115,22 +115,32 @@ class ImageTextLoader:
 
     def state(self) -> dict[str, Any]:
         """Return the position as plain JSON, and what it depends on."""
-        settings = repr((self.file.sha256, self._length, self._seed, self._fraction, self._warmup))
         return {
             "sequences": self._sequences,
             "pairs": self._pairs,
-            "data": sha256(settings)[:16],
+            "warmup_tokens": self._warmup,
+            "data": self._digest(),
             "text": self.text.state() if self.text is not None else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position; other pairs, settings or text raise ``DataError``."""
+        """Go to a saved position; other pairs, settings or text raise ``DataError``.
+
+        The warm-up stays as long as it was, so that a stage that is made longer sees the same batches up to here.
+        """
         mine = self.state()
-        if state.get("data") != mine["data"] or (state.get("text") is None) != (mine["text"] is None):
+        warmup = state.get("warmup_tokens")
+        expected = self._digest(self._warmup) if warmup is None else mine["data"]  # None: saved by an earlier version
+        if state.get("data") != expected or (state.get("text") is None) != (mine["text"] is None):
             raise DataError("loader state: belongs to other pairs or settings; resume with those it was saved with")
         if self.text is not None:
             self.text.restore(state["text"])
         self._sequences, self._pairs = int(state["sequences"]), int(state["pairs"])
+        self._warmup = self._warmup if warmup is None else int(warmup)
+
+    def _digest(self, *further: int) -> str:
+        settings = repr((self.file.sha256, self._length, self._seed, self._fraction, *further))
+        return sha256(settings)[:16]
 
     def _draw(self) -> ImageTextPair:
         epoch, place = divmod(self._pairs, len(self.file.pairs))

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import FathomError, Interrupted, ResourceError, SpecError
+from filelock import FileLock, Timeout
+
+from fathom.errors import FathomError, Interrupted, ResourceError, SpecError, explain_os_error
 from fathom.files import fingerprint, is_leftover
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
 from fathom.model.device import resolve_device
+from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.state import (
-    check_unchanged,
     run_plan_mapping,
     step_inputs,
+    training_fields,
     write_run_plan,
     write_state,
 )
@@ -28,6 +30,14 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import LearningStep, Step
 
 LOCK_FILE = ".lock"
+ENVIRONMENT_ERRORS = frozenset(
+    getattr(errno, name, None)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG"),
+        *("EMFILE", "ENFILE", "EIO", "ESTALE", "ENXIO", "ENODEV"),
+    )
+) - {None}
+"""What the file system or its limits refuse; any other ``OSError`` of a step may be a fault of the program."""
 
 
 def run(
@@ -37,6 +47,7 @@ def run(
     cache_dir: Path,
     resume: bool = False,
     restart: bool = False,
+    allow_changes: bool = False,
     until: str | None = None,
     device: str = "cpu",
     progress: Progress = NULL_PROGRESS,
@@ -45,11 +56,12 @@ def run(
 
     A finished step runs again only if its result was deleted and a step after it needs to run.
     A step that was interrupted continues if it trains and otherwise starts again from its beginning.
+    ``allow_changes`` accepts fields of training steps that change what is learned; ``accept_changes`` has the rules.
     Only the main thread can turn SIGINT and SIGTERM into a clean stop.
 
     Raises:
         SpecError: ``directory`` holds a run and neither ``resume`` nor ``restart`` is set; or a finished step's
-            inputs changed; or ``until`` names no step.
+            inputs changed; or an unfinished one's in more than may change; or ``until`` names no step.
         Interrupted: SIGINT or SIGTERM arrived; all finished work is kept.
         ResourceError: the disk or memory is full.
     """
@@ -59,17 +71,18 @@ def run(
     resolve_device(device)
     last = len(names) if until is None else names.index(until) + 1
     runners = _runners(plan)
-    states = _prepare(directory, plan, resume=resume, restart=restart)
+    states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     context = StepContext(plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress)
     ran = []
-    with _locked(directory), _signals():
+    with _locked(directory), RunSignals() as signals:
         write_state(directory, states)
         write_run_plan(directory, plan)
         for index, step in enumerate(plan.recipe.steps[:last]):
             if _is_done(step, context, states, last):
                 continue
+            signals.check()
             progress.stage(step.name, index + 1, len(names))
-            _run_step(step, runners[step.kind], context, states)
+            _run_step(step, runners[step.kind], context, states, signals)
             progress.finish(states[step.name].seconds)
             ran.append(step.name)
     return ran
@@ -90,7 +103,9 @@ def _runners(plan: RunPlan) -> dict[str, Callable[[Any, StepContext], None]]:
     return {step.kind: RUNNERS[step.kind] for step in plan.recipe.steps}
 
 
-def _prepare(directory: Path, plan: RunPlan, *, resume: bool, restart: bool) -> dict[str, StepState]:
+def _prepare(
+    directory: Path, plan: RunPlan, *, resume: bool, restart: bool, allow_changes: bool
+) -> dict[str, StepState]:
     """Make or check the run directory and return the states to start from."""
     if directory.exists() and not directory.is_dir():
         raise SpecError("--out", f"{directory} is a file", "name a folder")
@@ -108,7 +123,7 @@ def _prepare(directory: Path, plan: RunPlan, *, resume: bool, restart: bool) -> 
     if restart:
         _clear(directory)
         states = {}
-    check_unchanged(directory, plan, states)
+    states = accept_changes(directory, plan, states, allow_changes=allow_changes)
     directory.mkdir(parents=True, exist_ok=True)
     return states
 
@@ -127,7 +142,11 @@ def _clear(directory: Path) -> None:
 
 
 def _run_step(
-    step: Step, runner: Callable[[Any, StepContext], None], context: StepContext, states: dict[str, StepState]
+    step: Step,
+    runner: Callable[[Any, StepContext], None],
+    context: StepContext,
+    states: dict[str, StepState],
+    signals: RunSignals,
 ) -> None:
     inputs = fingerprint(step_inputs(run_plan_mapping(context.plan), context.recipe, step))
     before = states[step.name].seconds if step.name in states else 0.0
@@ -141,7 +160,7 @@ def _run_step(
         _remove(context.path(step))
     record("running")
     try:
-        with _translated(context.directory):
+        with _translated(context.directory, step), signals.interruptible():
             runner(step, context)
     except Interrupted:
         record("interrupted")
@@ -161,60 +180,51 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(directory: Path) -> Iterator[None]:
-    """Turn a full disk or memory into ``ResourceError``."""
+def _translated(directory: Path, step: Step) -> Iterator[None]:
+    """Turn exhausted memory, and whatever the file system refuses, into ``ResourceError`` with its remedy."""
     try:
         yield
-    except FathomError:
+    except (FathomError, Interrupted):
         raise
     except MemoryError:
-        raise ResourceError(
-            "memory is full; lower train.batch.micro_batch_size or the model's size, then --resume"
-        ) from None
+        raise ResourceError(_out_of_memory(step)) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in ENVIRONMENT_ERRORS:
             raise
-        raise ResourceError(f"the disk of {directory} is full; free some space, then --resume") from None
+        raise ResourceError(f"{error.filename or directory}: {explain_os_error(error)}, then --resume") from None
     except Exception as error:  # safetensors and torch report exhaustion only in words
         words = str(error).lower()
         if "no space left" in words:
-            raise ResourceError(f"the disk of {directory} is full; free some space, then --resume") from error
+            full = explain_os_error(OSError(errno.ENOSPC, ""))
+            raise ResourceError(f"{directory}: {full}, then --resume") from error
         if "out of memory" in words or "can't allocate memory" in words:
-            raise ResourceError("memory is full; lower train.batch.micro_batch_size, then --resume") from error
+            raise ResourceError(_out_of_memory(step)) from error
         raise
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """While steps run, SIGINT and SIGTERM raise ``Interrupted``; a step may install its own handler meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise Interrupted(f"{signal.Signals(number).name} arrived; finished steps are kept")
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _out_of_memory(step: Step) -> str:
+    problem = f"memory: ran out in step {step.name!r}"
+    if not isinstance(step, LearningStep):
+        return f"{problem}; end other programs that use it, then --resume"
+    where, _ = training_fields(step)
+    size = "micro_batch_tokens" if where == "policy" else "batch.micro_batch_size"
+    return f"{problem}; lower {where}.{size} or set {where}.activation_checkpointing = true, then --resume"
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Hold the run directory for this process; the system frees it when the process ends, however it ends."""
+    lock = FileLock(directory / LOCK_FILE, timeout=0)
     try:
-        import fcntl
-    except ImportError:  # not a POSIX system: run without a lock
+        lock.acquire()
+    except Timeout:
+        raise SpecError(
+            "--out", f"another process is running in {directory}", "wait for it or give another --out"
+        ) from None
+    except NotImplementedError:  # a file system without locks
         yield
         return
-    with (directory / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpecError(
-                "--out", f"another process is running in {directory}", "wait for it or give another --out"
-            ) from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -106,8 +106,10 @@ class OnlineTrainer(ABC):
     def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Turn what the objective summed over one optimizer step into values worth logging."""
 
-    def run(self, resume: bool = False) -> Path:
+    def run(self, resume: bool = False, *, allow_changes: bool = False) -> Path:
         """Learn until ``rollouts`` are done, from the latest checkpoint if there is one; returns the last checkpoint.
+
+        ``allow_changes`` is as for ``fathom.train.Trainer.run``.
 
         Raises:
             CheckpointError: not resuming but the directory holds checkpoints, or the latest one cannot be used.
@@ -123,7 +125,7 @@ class OnlineTrainer(ABC):
             files=self._files,
             note=self._progress.message,
         )
-        position = stage.start(resume)
+        position = stage.start(resume, allow_changes=allow_changes)
         self.begin(position)
         self.sampler.forget()
         runner = StepRunner(
@@ -143,8 +145,11 @@ class OnlineTrainer(ABC):
             samples.sync()
 
         try:
+            stage.record_changes(metrics)
             with StopRequest() as stop:
-                return stage.run(run.step, more=lambda now: now.step < self.spec.rollouts, stop=stop, sync=sync)
+                path = stage.run(run.step, more=lambda now: now.step < self.spec.rollouts, stop=stop, sync=sync)
+            stage.check_stop(stop)
+            return path
         finally:
             self.model.eval()
             metrics.close()

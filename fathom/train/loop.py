@@ -93,15 +93,18 @@ class Trainer:
         self._objective = objective
         self._group = group
 
-    def run(self, resume: bool = False) -> TrainSummary:
+    def run(self, resume: bool = False, *, allow_changes: bool = False) -> TrainSummary:
         """Train until ``total_tokens`` were seen, from the latest checkpoint when ``resume`` and there is one.
+
+        The spec may differ from the one that was saved as ``fathom.spec.resume`` says; fields that change what is
+        learned only where ``allow_changes``. metrics.jsonl says what differed.
 
         Periodic checkpoints that the disk has no room for are noted and tried again when the next is due; training
         goes on. The last one must succeed.
 
         Raises:
             CheckpointError: not resuming but the directory holds checkpoints, or the latest one is damaged or of
-                another model or stage.
+                another model or a spec that may not differ.
             TrainError: loss or gradient norm is not finite; the step was not taken and its batch is kept.
             ResourceError: no room for the last checkpoint, or memory ran out.
             Interrupted: SIGINT or SIGTERM; the step was finished and saved first.
@@ -115,7 +118,7 @@ class Trainer:
             note=self._progress.message,
             group=self._group,
         )
-        position = stage.start(resume)
+        position = stage.start(resume, allow_changes=allow_changes)
         runner = StepRunner(
             self.model,
             stage.optimizer,
@@ -126,8 +129,12 @@ class Trainer:
         )
         recorder = self._recorder(runner, position.step)
         try:
+            if recorder is not None:
+                stage.record_changes(recorder.metrics)
             with StopRequest() as stop:
-                return _Run(self, stage, runner, recorder, stop).go()
+                summary = _Run(self, stage, runner, recorder, stop).go()
+            stage.check_stop(stop)
+            return summary
         finally:
             if recorder is not None:
                 recorder.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +12,15 @@ from typing import Any, Protocol
 from fathom.errors import ResourceError, explain_os_error
 from fathom.files import make_folder, write_bytes
 
+_CHANGES = "changes"
+
 
 class JsonLines:
     """Appends one JSON object a line; a line is there whole or not at all.
 
     Every line has a ``step``. Opening at step N drops what was written after N, so that a resumed run writes no step
-    twice; a line cut by a crash goes too. Lines the disk has no room for wait in memory and are tried again with the
-    next one.
+    twice; a line cut by a crash goes too, and so do the changes that an earlier resume from step N wrote. Lines that do
+    not fit on the disk are kept in memory and tried again with the next one.
     """
 
     def __init__(self, path: Path, *, after_step: int) -> None:
@@ -38,6 +40,10 @@ class JsonLines:
         self._waiting += line.encode() + b"\n"
         with suppress(OSError):
             self._flush()
+
+    def write_changes(self, step: int, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Append one line that says which fields have other values after ``step``: ``field``, ``old`` and ``new``."""
+        self.write(step, {_CHANGES: list(changes)})
 
     def sync(self) -> None:
         """Force all lines to disk.
@@ -81,7 +87,16 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read back what ``JsonLines`` wrote; a last line still being written is left out."""
+    """Read back what ``JsonLines.write`` wrote; a last line still being written is left out."""
+    return [line for line in _lines(path) if _CHANGES not in line]
+
+
+def read_changes(path: Path) -> list[dict[str, Any]]:
+    """Read back the changes of fields at resumes: ``step``, ``field``, ``old`` and ``new`` of each."""
+    return [{"step": line["step"], **change} for line in _lines(path) for change in line.get(_CHANGES, ())]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
@@ -90,7 +105,8 @@ def _belongs(line: bytes, after_step: int) -> bool:
     if not line.endswith(b"\n"):
         return False
     try:
-        return bool(json.loads(line)["step"] <= after_step)
+        found = json.loads(line)
+        return bool(found["step"] < after_step or (found["step"] == after_step and _CHANGES not in found))
     except (ValueError, KeyError, TypeError):
         return False
 

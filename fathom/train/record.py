@@ -50,7 +50,7 @@ class Recorder:
     metrics.jsonl: step, tokens, loss, lm_loss, balance_loss, mtp_loss, bits_per_byte, bits_per_byte_by_source,
     load_entropy (mean over layers) and load_entropy_min, load_max_over_mean, dropped_fraction, collapsed_layers,
     grad_norm, lr, tokens_per_second, mfu, seconds, peak_memory_bytes, evaluation; before them the objective's own
-    sums, by the names it gives them.
+    sums, by the names it gives them. A line with ``changes`` instead says which fields a resume changed after its step.
     experts.jsonl: step, layers: {layer name: share of each expert}.
     """
 
@@ -71,7 +71,7 @@ class Recorder:
         self._collapsed: list[str] = []
         self._peak = peak_flops(runner.device, runner.dtype)
         self._flops = training_flops_per_token(runner.model.spec, sequence_length)
-        self._metrics = JsonLines(directory / METRICS, after_step=after_step)
+        self.metrics = JsonLines(directory / METRICS, after_step=after_step)
         self._experts = JsonLines(directory / EXPERTS, after_step=after_step)
         self._tracker = None
         if tensorboard:
@@ -108,18 +108,18 @@ class Recorder:
         }
         if evaluation is not None:
             values["evaluation"] = dict(evaluation)
-        self._metrics.write(position.step, values)
+        self.metrics.write(position.step, values)
         if self._tracker is not None:
             self._tracker.write(position.step, values)
 
     def sync(self) -> None:
         """Force all lines to disk; ``ResourceError`` when there is no room."""
-        self._metrics.sync()
+        self.metrics.sync()
         self._experts.sync()
 
     def close(self) -> None:
         """Close all files."""
-        self._metrics.close()
+        self.metrics.close()
         self._experts.close()
         if self._tracker is not None:
             self._tracker.close()
@@ -135,7 +135,8 @@ class Recorder:
         if collapsed and collapsed != self._collapsed:
             self._note(
                 f"step {step}: few experts do all the work in {', '.join(collapsed)} (router collapse); "
-                "raise router.balance losses or bias_update_rate, or lower the learning rate"
+                "lower optimizer.lr at a resume (--allow-changes), or raise the losses or bias_update_rate of "
+                "router.balance in a new run"
             )
         self._collapsed = collapsed
         return {

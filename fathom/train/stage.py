@@ -1,4 +1,4 @@
-"""What every stage of training shares: where it stands, when it saves, and how it ends."""
+"""What every training stage shares: its position, its checkpoints, and how it stops and resumes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, Interrupted, ResourceError, TrainError
 from fathom.files import write_json
 from fathom.model.decoder import Decoder
+from fathom.spec.resume import FieldChange
 from fathom.spec.train import UpdateSpec
 from fathom.train.freeze import freeze
 from fathom.train.gradients import Gradients
 from fathom.train.group import ALONE, Group, any_rank
+from fathom.train.metrics import JsonLines
 from fathom.train.optimizer import make_optimizer
 from fathom.train.protocols import Resumable
 from fathom.train.signals import StopRequest
@@ -50,24 +52,35 @@ class Stage:
         self.optimizer = make_optimizer(model, spec.optimizer)
         self.checkpoints = directory / CHECKPOINTS
         self.position = Position()
+        self.changes: list[FieldChange] = []
         self._parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "loader": source, "spec": spec}
         self._checkpointing = spec.checkpoint
         self._files = tuple(files)
         self._note = note
         self._group = group
 
-    def start(self, resume: bool) -> Position:
-        """Go to the latest checkpoint, if there is one.
+    def start(self, resume: bool, *, allow_changes: bool = False) -> Position:
+        """Go to the latest checkpoint, if there is one; ``changes`` are then how the spec differs from the saved one.
 
         Raises:
-            CheckpointError: there is one and ``resume`` is not set, or it is damaged or of another model or stage.
+            CheckpointError: there is one and ``resume`` is not set, or it is damaged, or of another model or of a spec
+                that differs in more than may change (``fathom.spec.resume``).
         """
         found = store.latest(self.checkpoints)
         if found is not None:
             if not resume:
                 raise CheckpointError(f"{self.checkpoints}: holds checkpoints already; resume, or use a new directory")
-            self.position = load_state(found, **self._parts)
+            self.position, self.changes = load_state(found, **self._parts, allow_changes=allow_changes)
         return self.position
+
+    def record_changes(self, metrics: JsonLines) -> None:
+        """Write what differs from the checkpoint's spec to the metrics, and note it."""
+        if not self.changes:
+            return
+        metrics.write_changes(
+            self.position.step, [{"field": c.field, "old": c.old, "new": c.new} for c in self.changes]
+        )
+        self._note(f"resumes after step {self.position.step} with {', '.join(map(str, self.changes))}")
 
     def run(
         self,
@@ -94,10 +107,19 @@ class Stage:
         path = store.step_directory(self.checkpoints, self.position.step)
         if saved != self.position.step:
             path = self._save(sync)
+        self.check_stop(stop)
+        return path
+
+    def check_stop(self, stop: StopRequest) -> None:
+        """Raise ``Interrupted`` if a signal arrived at any rank; call it again once ``stop`` was left, for a late one.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM; the step was finished and saved first.
+        """
         if self._stopping(stop):
+            path = store.step_directory(self.checkpoints, self.position.step)
             name = stop.signal_name or "a signal to another rank"
             raise Interrupted(f"{name} after step {self.position.step}: the state is saved in {path}")
-        return path
 
     def refuse(self, number: int, gradients: Gradients, tensors: Mapping[str, Tensor]) -> NoReturn:
         """Keep the batch that broke a step, and stop before the weights are touched.
@@ -122,8 +144,8 @@ class Stage:
             kept = f"its batch could not be kept ({error})"
         raise TrainError(
             f"step {number}: loss is {gradients.loss}, gradient norm {gradients.norm_value}; the step was not taken "
-            f"and {kept}; look at that batch, lower optimizer.lr or lengthen the warm-up, then resume from the latest "
-            "checkpoint"
+            f"and {kept}; look at that batch, lower optimizer.lr or raise schedule.warmup_steps, and resume from the "
+            "latest checkpoint with changes allowed (fathom train --resume --allow-changes)"
         )
 
     def _due(self, attempted: float) -> bool:

@@ -1,13 +1,13 @@
 """Everything a resume needs, as one checkpoint.
 
-Tensors: ``model`` (parameters and buffers by name), ``optimizer`` (by parameter name) and ``random`` (torch's
-generators as uint8). Documents: ``spec`` (model and train) and ``state`` (step, tokens, seconds, last loss, loader).
-Python's and numpy's generators are not used in training, so they are not saved.
+Tensors: ``model`` (parameters and buffers by name) and ``optimizer`` (by parameter name). Documents: ``spec`` (model
+and train) and ``state`` (step, tokens, seconds, last loss, loader). No generator's state is saved: whatever training
+draws is a function of a seed and a counter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from fathom.checkpoint import store
 from fathom.checkpoint.names import current_layout
-from fathom.errors import CheckpointError
+from fathom.errors import CheckpointError, SpecError
 from fathom.model.decoder import Decoder
-from fathom.spec import to_mapping
+from fathom.spec import ModelSpec, from_mapping, to_mapping
+from fathom.spec.resume import FieldChange, flatten, spec_changes
 from fathom.spec.train import UpdateSpec
 from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from fathom.train.protocols import Resumable
-
-RESUME_MUTABLE_FIELDS = ("train.checkpoint.", "train.log_every_steps", "train.evaluate_every_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +46,14 @@ def save_state(
     position: Position,
     files: Iterable[Path] = (),
 ) -> Path:
-    """Publish a checkpoint from which training goes on bit for bit on the same CPU; ``files`` lie in it too.
+    """Publish a checkpoint from which training resumes bit for bit on the same CPU; ``files`` lie in it too.
 
     Raises:
         ResourceError: the disk is full; earlier checkpoints are untouched.
     """
     return store.save(
         directory,
-        tensors={
-            "model": model.state_dict(),
-            "optimizer": optimizer_tensors(model, optimizer),
-            "random": _random_state(),
-        },
+        tensors={"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)},
         documents={
             "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)},
             "state": asdict(position) | {"loader": loader.state()},
@@ -68,22 +63,30 @@ def save_state(
 
 
 def load_state(
-    directory: Path, *, model: Decoder, optimizer: torch.optim.AdamW, loader: Resumable, spec: UpdateSpec
-) -> Position:
-    """Put model, optimizer, loader and random state back in place and return the position they stand at.
+    directory: Path,
+    *,
+    model: Decoder,
+    optimizer: torch.optim.AdamW,
+    loader: Resumable,
+    spec: UpdateSpec,
+    allow_changes: bool = False,
+) -> tuple[Position, list[FieldChange]]:
+    """Restore model, optimizer and loader; return the position they stand at, and the changes to record.
+
+    ``fathom.spec.resume`` says which fields of ``spec`` may differ from those the checkpoint was saved with; those that
+    change what is learned may where ``allow_changes``.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or was made with another model or train spec; every differing
-            field is named. Cadences of logging, evaluation and checkpoints may differ.
+        CheckpointError: the checkpoint is damaged, or was saved with a model or spec that may not differ; every such
+            field is named.
     """
     opened = store.Checkpoint.open(directory)
-    _check_spec(directory, opened.document("spec"), {"model": to_mapping(model.spec), "train": to_mapping(spec)})
+    changes = _spec_changes(directory, opened.document("spec"), model.spec, spec, allow_changes=allow_changes)
     load_model_tensors(model, opened.tensors("model"), directory)
     load_optimizer_tensors(model, optimizer, opened.tensors("optimizer"))
-    _restore_random(opened.tensors("random"))
     state = opened.document("state")
     loader.restore(state.pop("loader"))
-    return Position(**state)
+    return Position(**state), changes
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> None:
@@ -108,35 +111,28 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], director
             tensor.copy_(tensors[name])
 
 
-def _check_spec(directory: Path, saved: Any, current: Any) -> None:
-    before, now = dict(_flat(saved)), dict(_flat(current))
-    differing = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not name.startswith(RESUME_MUTABLE_FIELDS)
+def _spec_changes(
+    directory: Path, saved: Any, model: ModelSpec, spec: UpdateSpec, *, allow_changes: bool
+) -> list[FieldChange]:
+    """Return the accepted changes that are to be recorded; specs under former field names are read as well."""
+    try:
+        before = {
+            "model": to_mapping(from_mapping(ModelSpec, saved["model"], "model")),
+            "train": to_mapping(from_mapping(type(spec), saved["train"], "train")),
+        }
+    except (KeyError, TypeError, SpecError) as error:
+        raise CheckpointError(f"{directory}: its spec cannot be read ({error}); start in a new directory") from None
+    was, now = dict(flatten(before["model"])), dict(flatten(to_mapping(model)))
+    refused = [
+        f"model.{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
     ]
-    if differing:
-        raise CheckpointError(
-            f"{directory}: cannot resume, {'; '.join(differing)}; use the former values or start in a new directory"
-        )
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"].clone())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].clone())
+    changes = spec_changes(type(spec), before["train"], to_mapping(spec))
+    denied = [each for each in changes if each.effect == "fixed" or (each.effect == "learning" and not allow_changes)]
+    refused += [f"train.{each.field} was {each.old!r} and is {each.new!r}" for each in denied]
+    if refused:
+        allowing = len(refused) == len(denied) and all(each.effect == "learning" for each in denied)
+        remedy = "allow changes (fathom train --resume --allow-changes)" if allowing else "start in a new directory"
+        raise CheckpointError(f"{directory}: cannot resume, {'; '.join(refused)}; use the former values or {remedy}")
+    return [each for each in changes if each.effect != "cadence"]

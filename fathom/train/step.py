@@ -19,6 +19,7 @@ from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
 from fathom.model.moe.balance import expert_counts, num_dropped_pairs, updated_bias
 from fathom.model.vision import ImageBatch
+from fathom.spec.rollout import OnlineSpec
 from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.train import UpdateSpec
 from fathom.train import optimizer as optim
@@ -96,7 +97,7 @@ class StepRunner:
                 learned = self._forward_backward(micro, exempt, seeds, sums, observe)
                 if observe and learned.loss_BT is not None:
                     self._by_source(learned.loss_BT.sum(1), micro, sums)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             explained = self._explained(error)
             if explained is None:
                 raise
@@ -150,7 +151,8 @@ class StepRunner:
         del output
         if not losses_3.requires_grad:
             raise TrainError(
-                "frozen: nothing that learns takes part in this batch; freeze less, or give image batches only"
+                "frozen: no trainable parameter takes part in this batch; shorten frozen, and resume with changes "
+                "allowed (fathom train --resume --allow-changes)"
             )
         losses_3.sum().backward()  # type: ignore[no-untyped-call]
         sums.add(losses_3.detach(), further)
@@ -234,16 +236,17 @@ class StepRunner:
         """The precision in which this runner's forward passes compute."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def _explained(self, error: RuntimeError) -> ResourceError | TrainError | None:
+    def _explained(self, error: RuntimeError | MemoryError) -> ResourceError | TrainError | None:
         if _is_out_of_memory(error):
+            size = "micro_batch_tokens" if isinstance(self.spec, OnlineSpec) else "batch.micro_batch_size"
             return ResourceError(
-                "memory: ran out while computing gradients; lower batch.micro_batch_size "
-                "or set activation_checkpointing"
+                f"memory: ran out while computing gradients; lower {size} or loss_chunk_tokens, "
+                "or set activation_checkpointing = true, then resume"
             )
         if self.spec.compile and _is_compiler_failure(error):
             return TrainError(
                 f"compile: torch.compile failed here ({type(error).__name__}); set compile = false, "
-                "or mend the C++ or Triton toolchain"
+                "or repair the C++ or Triton toolchain"
             )
         return None
 
@@ -260,11 +263,11 @@ def counter_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()) >> 1
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _is_compiler_failure(error: RuntimeError) -> bool:
+def _is_compiler_failure(error: RuntimeError | MemoryError) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)

@@ -115,6 +115,22 @@ def test_cadences_may_change_and_deleted_results_are_made_again(
     assert json.loads((directory / "needle.json").read_text())["trials"] == 1
 
 
+def test_how_an_unfinished_step_learns_changes_with_leave(finished: Path, texts: Path, tmp_path: Path, call) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    state = json.loads((directory / "state.json").read_text())
+    state["steps"] = {name: state["steps"][name] for name in ("corpus", "tokenizer", "shards", "pretrain")}
+    state["steps"]["pretrain"]["status"] = "interrupted"
+    (directory / "state.json").write_text(json.dumps(state))
+    changes = ["--set", "pretrain.train.optimizer.lr=1e-4", "--set", "pretrain.train.total_tokens=8000"]
+    command = ["train", RECIPE, "--text", texts, "--out", directory, "--resume", "--until", "pretrain", *changes]
+    call(*command).refused("steps.pretrain.train.optimizer.lr: was 0.003", "add --allow-changes to continue with it")
+    done = call(*command, "--allow-changes")
+    assert done.code == 0, done.err
+    assert last_metrics(directory, "pretrain")["lr"] < 1e-4
+    assert last_metrics(directory, "pretrain")["tokens"] >= 8000
+
+
 def test_restart_removes_the_run_and_nothing_else(texts: Path, tmp_path: Path, call) -> None:
     directory = tmp_path / "run"
     arguments = ["train", RECIPE, "--text", texts, "--out", directory, "--until", "corpus"]

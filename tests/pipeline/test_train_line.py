@@ -8,11 +8,12 @@ import pytest
 
 from fathom.checkpoint import store
 from fathom.errors import SpecError
+from fathom.files import fingerprint
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import RunPlan, model_step, spec_during, train_chain
 from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
-from fathom.pipeline.state import fingerprint, run_plan_mapping, step_inputs
+from fathom.pipeline.state import run_plan_mapping, step_inputs
 
 TINY = Path(__file__).with_name("tiny.toml")
 STUDENT = """

@@ -142,5 +142,5 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     freeze(model, [])
     assert all(parameter.requires_grad for parameter in model.parameters())
     frozen = replace(TRAIN, frozen=("embed_tokens", "layers", "norm", "lm_head"))
-    with pytest.raises(TrainError, match="nothing that learns takes part"):
+    with pytest.raises(TrainError, match="no trainable parameter takes part in this batch; shorten frozen"):
         Trainer(model, frozen, Pictures(seeing=False), tmp_path).run()

@@ -39,7 +39,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         teacher=teacher.model,
         progress=context.progress,
         files=initial_tokenizer_files(context, step),
-    ).run(resume=store.latest(directory / CHECKPOINTS) is not None)
+    ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 
 def open_teacher(step: DistillStep, context: StepContext) -> LanguageModel:

@@ -53,7 +53,7 @@ def train_epochs(
         files=initial_tokenizer_files(context, step),
         objective=objective,
     )
-    return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None)
+    return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 
 def stage_spec(step: EpochsStep, tokens_per_epoch: int) -> TrainSpec:

@@ -32,4 +32,4 @@ def run(step: GrpoStep, context: StepContext) -> None:
             judge=judge.judge,
             progress=context.progress,
             files=initial_tokenizer_files(context, step),
-        ).run(resume=store.latest(directory / CHECKPOINTS) is not None)
+        ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)

@@ -52,7 +52,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=run_tokenizer_files(context, step),
     )
-    trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None)
+    trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 
 def _with_images(

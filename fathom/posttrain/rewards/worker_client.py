@@ -105,6 +105,7 @@ class RewardWorkerClient:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # signals to the process group must not count as answers that crashed a reward
         )
         assert process.stdin is not None
         assert process.stdout is not None
