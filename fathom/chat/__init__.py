@@ -1,4 +1,4 @@
-"""Conversations: chat templates, thinking, tool calls, grammars and fill-in-the-middle; text in, token ids out."""
+"""Chat: templates, reasoning, tool calls, structured output and fill-in-the-middle; text in, token ids out."""
 
 from __future__ import annotations
 

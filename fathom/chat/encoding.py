@@ -38,12 +38,11 @@ def render(
     image_token: str | None = None,
     **variables: Any,
 ) -> str:
-    """Lay messages out as one text by a jinja2 template run in a sandbox.
+    """Render messages as one text by a jinja2 template in a sandbox.
 
     A message is a mapping with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
-    ``{"type": "image"}``, which ``image_token`` stands for where the template reads no parts. ``variables`` reach
-    the template as they are. The result is for reading: use ``encode_chat`` for token ids, since here a message may
-    spell a special token.
+    ``{"type": "image"}``, which ``image_token`` stands for where the template reads no parts. ``variables`` are
+    passed to the template. Use ``encode_chat`` for token ids: in this text a message may contain a special token.
     """
     checked = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     if sum(text_length(message["content"]) for message in checked) > max_chars:
@@ -69,11 +68,11 @@ def encode_chat(
     tokens_per_image: int = 1,
     **variables: Any,
 ) -> list[int]:
-    """Return the ids of a chat: the template's special tokens are special, those spelled in messages are not.
+    """Return the ids of a chat: special tokens of the template are encoded as such, those in messages as plain text.
 
-    Before rendering, a private character is put behind every character in a message that could begin a special
-    token, so nothing a message holds can complete one; afterwards it is taken out again. A private character that
-    the messages themselves hold is never chosen. An assistant's closing think tag stays readable to the template.
+    Before rendering, a private-use character is inserted after every character of a message that could start a
+    special token, so that no message can contain one; it is removed after splitting. A private-use character that
+    occurs in the messages is never chosen. An assistant's closing think tag stays readable to the template.
     ``variables``, tools and their descriptions among them, are guarded in the same way. Each image becomes
     ``tokens_per_image`` times ``image_token_id``.
     """
@@ -97,8 +96,8 @@ def encode_chat(
         image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
         **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
     )
-    spellings = sorted(names.values(), key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, spellings)) + ")", text)
+    names_by_length = sorted(names.values(), key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, names_by_length)) + ")", text)
     ids: list[int] = []
     for index, piece in enumerate(pieces):
         if index % 2:

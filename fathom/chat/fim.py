@@ -1,7 +1,7 @@
-"""Filling in the middle: the markers of a vocabulary, and the prompt they make.
+"""Fill-in-the-middle: the markers of a vocabulary, and prompts made with them.
 
-The order is prefix, suffix, middle (Coder §3.1.2): begin, prefix, hole, suffix, end, and then the model writes what
-stands between, up to its end of sentence.
+The order is prefix, suffix, middle (Coder §3.1.2): begin, prefix, hole, suffix, end, and then the model writes
+the middle, up to its end of sequence.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from fathom.errors import DataError
 from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
-_SPELLINGS = (
+_MARKER_NAMES = (
     (special.FIM_BEGIN, special.FIM_HOLE, special.FIM_END),
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
-"""Before the prefix, before the suffix, before the middle: DeepSeek and ours, Qwen2, StarCoder, SantaCoder, Llama."""
+"""Before the prefix, before the suffix, before the middle: DeepSeek and Fathom, Qwen2, StarCoder, SantaCoder, Llama."""
 
 
 @dataclass(frozen=True, slots=True)
 class FimMarkers:
-    """The ids that stand before the prefix, before the suffix and before the middle."""
+    """The token ids before the prefix, before the suffix and before the middle."""
 
     begin: int
     hole: int
@@ -34,9 +34,9 @@ class FimMarkers:
 def fim_markers(tokenizer: Tokenizer) -> FimMarkers | None:
     """Return a vocabulary's markers, or None where it has none.
 
-    That a vocabulary has them does not mean that its model was trained on them: ours always reserves them.
+    A vocabulary with markers does not imply a model trained on them: Fathom's vocabularies always reserve them.
     """
-    for names in _SPELLINGS:
+    for names in _MARKER_NAMES:
         ids = [tokenizer.special_tokens.get(name) for name in names]
         begin, hole, end = ids
         if begin is not None and hole is not None and end is not None:
@@ -44,15 +44,15 @@ def fim_markers(tokenizer: Tokenizer) -> FimMarkers | None:
     return None
 
 
-def can_fill(tokenizer: Tokenizer) -> bool:
-    """Whether a vocabulary has markers for filling in the middle."""
+def supports_fim(tokenizer: Tokenizer) -> bool:
+    """Whether a vocabulary has fill-in-the-middle markers."""
     return fim_markers(tokenizer) is not None
 
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
-    """Return the prompt after which a model writes what stands between ``prefix`` and ``suffix``.
+    """Return the prompt after which a model writes the text between ``prefix`` and ``suffix``.
 
-    The texts never become special tokens, whatever they spell.
+    The texts are never encoded as special tokens.
 
     Raises:
         DataError: the vocabulary has no such markers.
@@ -69,7 +69,7 @@ def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
 
 
 def fim_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids that end a middle beside the model's own end: a marker means that the text goes on elsewhere."""
+    """Return the ids that end a middle besides the model's end of sequence: a marker starts another part."""
     markers = _required(tokenizer)
     return tuple(sorted({markers.begin, markers.hole, markers.end, tokenizer.eos_id}))
 
@@ -77,7 +77,7 @@ def fim_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _required(tokenizer: Tokenizer) -> FimMarkers:
     markers = fim_markers(tokenizer)
     if markers is None:
-        spelled = " ".join(_SPELLINGS[0])
+        spelled = " ".join(_MARKER_NAMES[0])
         raise DataError(
             f"suffix: the vocabulary has no fill-in-the-middle markers such as {spelled}; "
             "leave the suffix out, or use a model trained to fill in"

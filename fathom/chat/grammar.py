@@ -1,6 +1,6 @@
-"""Answers in a given form: JSON schemas, regular expressions and grammars as rules of which token may come next.
+"""Structured output: JSON schemas, regular expressions and grammars as constraints on the next token.
 
-llguidance follows the grammar byte by byte; this module gives it our tokens' bytes and keeps special tokens out.
+llguidance parses byte by byte; this module gives it the tokens' bytes and excludes special tokens.
 W words of 32 tokens each.
 """
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
 
-_WHITESPACE = r"[ ]|\n[ \t]{0,64}"  # one space, or a new line with its indentation: a model cannot go on for ever
+_WHITESPACE = r"[ ]|\n[ \t]{0,64}"  # one space, or a newline with indentation: a model cannot emit it for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarLimits:
-    """What a form may cost: its length, a schema's depth, and how many compiled forms are kept.
+    """Limits of a grammar: its length, a schema's depth, and how many compiled grammars are cached.
 
     ``symbols`` bounds a grammar's size; compiling then takes well under a second. ``lexer_states`` bounds the memory
-    of one answer's state, 1 to 2 KiB each.
+    of one request's state, 1 to 2 KiB each.
     """
 
     schema_bytes: int = 65_536
@@ -50,10 +50,10 @@ class GrammarLimits:
 
 
 class GrammarCompiler:
-    """Makes constraints for one tokenizer, whose tokens are read once; safe to use from several threads.
+    """Compiles constraints for one tokenizer, whose vocabulary is read once. Thread-safe.
 
-    ``eos_ids`` are what may end an answer, by default the tokenizer's end of sequence. Each method returns a new
-    constraint at its beginning; forms are compiled once and the latest are kept.
+    ``eos_ids`` may end an answer, by default the tokenizer's end of sequence. Each method returns a new constraint in
+    its initial state; compiled grammars are kept in an LRU cache.
 
     Raises:
         DataError: llguidance is not installed, or an end token is outside the vocabulary.
@@ -63,12 +63,12 @@ class GrammarCompiler:
         self, tokenizer: Tokenizer, *, eos_ids: Collection[int] | None = None, limits: GrammarLimits | None = None
     ) -> None:
         self.limits = limits or GrammarLimits()
-        self._library = _Library(tokenizer, sorted({tokenizer.eos_id} if eos_ids is None else set(eos_ids)))
+        self._library = _LLGuidance(tokenizer, sorted({tokenizer.eos_id} if eos_ids is None else set(eos_ids)))
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = Lock()
 
     def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
-        """Return a constraint to JSON that satisfies a schema; ``DataError`` names what of it is not supported."""
+        """Return a constraint to JSON that satisfies a schema; ``DataError`` names what is not supported."""
         limits = self.limits
         text = schema_text(schema, max_bytes=limits.schema_bytes, max_depth=limits.depth)
         return self._constraint("json_schema", text)
@@ -86,14 +86,14 @@ class GrammarCompiler:
         return self._constraint("regex", pattern)
 
     def lark(self, grammar: str) -> GrammarConstraint:
-        """Return a constraint to the texts of a context-free grammar in llguidance's form of Lark."""
+        """Return a constraint to the texts of a context-free grammar in llguidance's Lark syntax."""
         self._check_length("grammar", grammar, self.limits.grammar_characters)
         return self._constraint("grammar", grammar)
 
     @staticmethod
     def _check_length(field: str, text: str, limit: int) -> None:
         if not text:
-            raise DataError(f"{field}: is empty; say what an answer may be")
+            raise DataError(f"{field}: is empty; give the format of the answer")
         if len(text) > limit:
             raise DataError(f"{field}: {len(text):,} characters exceed the limit of {limit:,}; write it shorter")
 
@@ -109,23 +109,23 @@ class GrammarCompiler:
 
 
 class GrammarConstraint:
-    """One answer's place in a grammar; satisfies ``fathom.engine.constraint.TokenConstraint``."""
+    """The parser state of one request; implements ``fathom.engine.constraint.TokenConstraint``."""
 
-    def __init__(self, library: _Library, matcher: LLMatcher, *, ended: bool = False) -> None:
+    def __init__(self, library: _LLGuidance, matcher: LLMatcher, *, ended: bool = False) -> None:
         self._library = library
         self._matcher = matcher
         self._ended = ended
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
-        """Write which tokens may come next. End tokens are among them when the text is complete.
+        """Write the mask of allowed tokens. End tokens are allowed when the text is complete.
 
         Raises:
-            DataError: the grammar has become too expensive to follow, or goes on with special tokens only.
+            DataError: the grammar has become too expensive to follow, or continues with special tokens only.
         """
-        ours = self._library.ends if self._ended else self._allowed()
+        mask = self._library.ends if self._ended else self._allowed()
         words = bitmask_W.numpy()
-        size = min(len(ours), len(words))
-        words[:size], words[size:] = ours[:size], 0
+        size = min(len(mask), len(words))
+        words[:size], words[size:] = mask[:size], 0
         return True
 
     def _allowed(self) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -135,11 +135,11 @@ class GrammarConstraint:
         if self._matcher.is_accepting():
             allowed |= self._library.ends
         if not allowed.any():
-            raise DataError("grammar: goes on with special tokens only; describe text, not tokens")
+            raise DataError("grammar: continues with special tokens only; describe text, not tokens")
         return allowed
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came; ``DataError`` if the grammar forbids it, and nothing has changed then."""
+        """Advance by the sampled token; ``DataError`` if the grammar forbids it, which leaves the state unchanged."""
         if token_id in self._library.eos_ids:
             taken = self._ended or self._matcher.is_accepting()
             self._ended = self._ended or taken
@@ -152,25 +152,25 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise DataError(f"grammar: cannot be followed further ({_reason(self._matcher)}); use a simpler form")
+            raise DataError(f"grammar: cannot be followed further ({_reason(self._matcher)}); use a simpler grammar")
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete and nothing but an end token may follow."""
+        """Whether the text is complete and only an end token is allowed."""
         return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
 
     @property
     def complete(self) -> bool:
-        """Whether the text could end here, though more may follow."""
+        """Whether the text may end here; more text may be allowed too."""
         return self._ended or self._matcher.is_accepting()
 
     def copy(self) -> GrammarConstraint:
-        """Return a constraint at the same place that goes its own way."""
+        """Return an independent copy in the same state."""
         return GrammarConstraint(self._library, self._matcher.deep_copy(), ended=self._ended)
 
 
-class _Library:
-    """llguidance with one tokenizer's bytes; special tokens and ids without a token have none: no text spells them."""
+class _LLGuidance:
+    """llguidance with one tokenizer's bytes; special tokens and ids without a token have no bytes."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
         try:
@@ -194,12 +194,12 @@ class _Library:
         self._tokenizer: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=size, eos_token=list(eos_ids))
 
     def is_ordinary(self, token_id: int) -> bool:
-        """Whether an id is a token that spells text."""
+        """Whether an id is a token of text."""
         word = token_id // 32
         return 0 <= word < len(self.ordinary) and bool(int(self.ordinary[word]) >> token_id % 32 & 1)
 
     def compile(self, kind: str, text: str, limits: GrammarLimits) -> LLMatcher:
-        """Return a matcher at the beginning of a form, or say what is wrong with the form."""
+        """Return a matcher in its initial state; ``DataError`` says what is wrong with the grammar."""
         make = self._llguidance.LLMatcher
         if kind == "json_schema":
             grammar = make.grammar_from_json_schema(
@@ -219,7 +219,7 @@ class _Library:
 
 
 class TokenBytes:
-    """What llguidance asks of a tokenizer: each token's bytes, and how a forced text is best cut into tokens."""
+    """The tokenizer that llguidance asks for: each token's bytes, and the tokenization of forced text."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> None:
         parsed = json.loads(tokenizer.tokenizer_json)
@@ -238,9 +238,9 @@ class TokenBytes:
         self._single = {piece: index for index, piece in enumerate(self.tokens) if len(piece) == 1}
 
     def __call__(self, data: bytes) -> list[int]:
-        """Return tokens of exactly these bytes, cut as after other text; byte by byte where that gives others."""
+        """Return tokens of exactly these bytes, as encoded after other text; single bytes where that differs."""
         text = data.decode(errors="replace")
-        for lead in ("", "\n"):  # a line before the text takes the space that some tokenizers put at a beginning
+        for lead in ("", "\n"):  # a newline before the text absorbs the space that some tokenizers add at the start
             ids = self._tokenizer.encode(lead + text, continues=True)
             for start in range(len(lead) + 2):
                 if b"".join([self.tokens[index] for index in ids[start:]]) == data:

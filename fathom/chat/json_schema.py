@@ -1,4 +1,4 @@
-"""What a JSON schema may look like before a grammar is made of it: its size, its depth, its keywords."""
+"""Checks of a JSON schema before it becomes a grammar: size, depth and keywords."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schema_text(schema: Mapping[str, Any], *, max_bytes: int, max_depth: int) ->
 
     Raises:
         DataError: it is too large, too deep or not JSON, or has a keyword that JSON Schema does not know. Such a
-            keyword may be a misspelling, which would then silently mean nothing; those that begin with x- are let be.
+            keyword may be a misspelling, which would then silently mean nothing; those that begin with x- are ignored.
     """
     _check_depth(schema, max_depth)
     try:
@@ -40,7 +40,7 @@ def schema_text(schema: Mapping[str, Any], *, max_bytes: int, max_depth: int) ->
     for path, keyword in _keywords(schema, ""):
         if keyword not in KEYWORDS and not keyword.startswith("x-"):
             raise DataError(
-                f"json_schema{path}: {keyword!r} is no keyword of JSON Schema; correct it, or begin it with x-"
+                f"json_schema{path}: {keyword!r} is not a keyword of JSON Schema; correct it, or start it with x-"
             )
     return text
 
@@ -56,7 +56,7 @@ def _check_depth(value: object, max_depth: int) -> None:
 
 
 def _keywords(schema: object, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every keyword with the place of its schema; names of properties and values are none."""
+    """Yield every keyword with the path of its schema; property names and values are not keywords."""
     if not isinstance(schema, Mapping):
         return
     for keyword, value in schema.items():

@@ -1,4 +1,4 @@
-"""Messages made of parts, text and images, and of tool calls, in the shapes in which chat templates take them."""
+"""Messages with text and image parts or tool calls, converted to what a chat template reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checked_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
 def checked_content(content: Any, where: str) -> str | list[dict[str, str]]:
     """Return a message's content as text, or as parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``.
 
-    What else an image part holds, its picture for one, is left out: templates only place it.
+    Other fields of an image part are dropped: templates only place the image.
     """
     if isinstance(content, str):
         return content
@@ -60,7 +60,7 @@ def _checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 
 
 def format_tool_calls_for_template(template: str, message: dict[str, Any]) -> dict[str, Any]:
-    """Give the arguments of a checked message's calls the shape ``template`` reads: a mapping, or the text of one."""
+    """Convert the arguments of a checked message's calls to what ``template`` reads: a mapping, or JSON text."""
     if message["role"] != "assistant" or not message.get("tool_calls"):
         return message
     convert = _as_mapping if _READS_MAPPING.search(template) else _as_json
@@ -77,7 +77,7 @@ def _as_mapping(arguments: str | Mapping[str, Any]) -> Any:
     try:
         return json.loads(arguments)
     except (ValueError, RecursionError):
-        return arguments  # what a model wrote may be broken, and goes back as it was
+        return arguments  # a model may have written broken JSON, which is passed on unchanged
 
 
 def _as_json(arguments: str | Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _as_json(arguments: str | Mapping[str, Any]) -> str:
 
 
 def map_text(content: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to the text of a content, or of each of its parts; None stays."""
+    """Apply ``change`` to the text of a content or of its text parts; None stays None."""
     if content is None:
         return None
     if isinstance(content, str):
@@ -107,9 +107,9 @@ def image_count(messages: Sequence[Mapping[str, Any]]) -> int:
 def format_messages_for_template(
     template: str, messages: Sequence[dict[str, Any]], image_token: str | None
 ) -> list[dict[str, Any]]:
-    """Give every content the shape ``template`` reads: parts if it looks at their type, one text otherwise.
+    """Convert every content to what ``template`` reads: parts if it looks at their type, else one text.
 
-    In one text an image is the spelling of its token.
+    In one text an image is the text of its token.
     """
     messages = [format_tool_calls_for_template(template, message) for message in messages]
     if _READS_PARTS.search(template):

@@ -1,4 +1,4 @@
-"""Running untrusted chat templates: no attributes but harmless ones, and bounded work, memory and output."""
+"""Run untrusted chat templates with restricted attributes and bounded work, memory and output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAPPING_METHODS = frozenset({"items", "keys", "values", "get"})
 
 
 class _Meter:
-    """Counts the steps of one rendering and everything it writes, and bounds every value it keeps."""
+    """Counts the steps and output of one rendering, and bounds the size of its values."""
 
     def __init__(self, max_chars: int) -> None:
         self.max_chars = max_chars
@@ -104,7 +104,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return str(self.meter.bounded(text))
 
     def wrap_str_format(self, value: Any) -> None:
-        """Offer no ``str.format``: its widths allocate at will."""
+        """Disable ``str.format``: its widths allocate without bound."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -129,13 +129,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Metering(NodeTransformer):
-    """Puts a step into every loop, a count around everything written and a bound around every value kept."""
+    """Inserts a step into every loop, a count around all output and a bound around every assigned value."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         step: list[nodes.Expr] = [_call("step", [])]
         node.body.insert(0, nodes.Output(list(step)))
-        if node.test is not None:  # it runs for every item, taken or not
+        if node.test is not None:  # it runs for every item, whether selected or not
             node.test = nodes.And(nodes.Not(_call("step", [])), node.test)
         return node
 
@@ -157,11 +157,11 @@ class _Metering(NodeTransformer):
 
 
 def render_sandboxed(template: str, variables: Mapping[str, Any], *, max_chars: int) -> str:
-    """Run a jinja2 template that nobody vouches for.
+    """Render an untrusted jinja2 template.
 
     The template may be at most ``MAX_TEMPLATE_CHARS`` long, take ``MAX_STEPS`` loop steps and calls, and write
-    ``max_chars`` characters. It reaches no attribute, filter or global but those a chat template needs. Anything it
-    does wrong raises ``DataError``.
+    ``max_chars`` characters. Only the attributes, filters and globals that chat templates need are available. Any
+    failure raises ``DataError``.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
         raise DataError(f"chat template: {len(template)} characters exceed {MAX_TEMPLATE_CHARS}; use a shorter one")
@@ -177,15 +177,15 @@ def render_sandboxed(template: str, variables: Mapping[str, Any], *, max_chars: 
             pieces.append(piece)
     except DataError:
         raise
-    except Exception as error:  # a template can fail in any way: all of them are the template's fault
+    except Exception as error:  # a template may fail in any way
         reason = " ".join(str(error).split())
-        raise DataError(f"chat template: {type(error).__name__}: {reason}; mend the template or the messages") from None
+        raise DataError(f"chat template: {type(error).__name__}: {reason}; fix the template or the messages") from None
     return "".join(pieces)
 
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> CodeType:
-    """Return a metered template as code of no environment: compiling it takes far longer than running it."""
+    """Return a metered template's code, for any environment; cached, since compiling is slower than running."""
     environment = _Environment(_Meter(MAX_TEMPLATE_CHARS))
     tree = _Metering().visit(environment.parse(template))
     tree.set_environment(environment)
@@ -204,4 +204,4 @@ def _short_range(*bounds: int) -> range:
 
 
 def _raise(message: str) -> NoReturn:
-    raise DataError(f"chat template: {message}; mend the messages")
+    raise DataError(f"chat template: {message}; fix the messages")

@@ -21,12 +21,12 @@ from fathom.tokenizer.pieces import PieceTable, StreamDecoder
 
 
 class Tokenizer:
-    """A BPE tokenizer over bytes, or over characters with bytes to fall back on as in SentencePiece.
+    """A BPE tokenizer over bytes, or over characters with byte fallback as in SentencePiece.
 
-    Any text encodes, and decoding gives it back exactly; but SentencePiece takes a U+2581 in a text for a space, and
-    some of its files drop a space at the very beginning. Text never becomes a special token unless ``allow_special``
-    is set, whatever it spells. No method adds a beginning-of-sentence token; callers put ``prefix_ids`` first.
-    ``bos_id`` is None where the configuration names no such token.
+    Encoding and decoding any text is lossless; but SentencePiece reads U+2581 in a text as a space, and some of its
+    files drop a space at the start. Text is never encoded as a special token unless ``allow_special`` is set. No method
+    adds a beginning-of-sentence token; callers put ``prefix_ids`` first. ``bos_id`` is None where the configuration
+    names no such token.
     """
 
     def __init__(self, tokenizer_json: str, config: Mapping[str, Any] | None = None) -> None:
@@ -34,7 +34,7 @@ class Tokenizer:
         parsed = json.loads(tokenizer_json)
         self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._plain, self.special_tokens = _without_special(self._with_special, parsed)
-        self._marks_beginnings = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
+        self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
         self._config = dict(config or {})
@@ -50,7 +50,7 @@ class Tokenizer:
         self.pad_id: int = end if pad is None else pad
 
     def _named(self, field: str, usual: str, *, lenient: bool = False) -> int | None:
-        """Return the id of the token that a field names; None where it names none, or is absent and ours is too."""
+        """Return the id of the token that a field names; None where it names none, or the default is absent."""
         value = self._config.get(field, usual)
         content = value.get("content") if isinstance(value, Mapping) else value
         token_id = self._with_special.token_to_id(content) if isinstance(content, str) else None
@@ -100,19 +100,19 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str:
-        """The jinja2 chat template that came with the tokenizer, or our default."""
+        """The jinja2 chat template of the tokenizer's configuration, or Fathom's default."""
         template = self._config.get("chat_template")
         return template if isinstance(template, str) else DEFAULT_TEMPLATE
 
     @property
     def can_chat(self) -> bool:
-        """Whether ``chat_template`` is one this vocabulary can follow: its own, or ours with our turn markers."""
+        """Whether this vocabulary has a chat template: its own, or the default with its turn markers."""
         own = isinstance(self._config.get("chat_template"), str)
         return own or {special.USER, special.ASSISTANT} <= self.special_tokens.keys()
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:
-        """What the tokenizer's own rule puts before a text: its beginning-of-sentence token, or nothing.
+        """The tokens that the tokenizer adds before a text: its beginning-of-sentence token, or none.
 
         ``add_bos_token`` of the configuration decides where it is given, the post-processor of tokenizer.json else.
         """
@@ -124,12 +124,12 @@ class Tokenizer:
         return (self.bos_id,) if self._with_special.encode("a").ids[:1] == [self.bos_id] else ()
 
     def id_to_token(self, token_id: int | None) -> str:
-        """Return a token as the vocabulary writes it; nothing for None or an id without a token."""
+        """Return a token as the vocabulary writes it; "" for None or an id without a token."""
         found = None if token_id is None else self._with_special.id_to_token(token_id)
         return found or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes a token stands for, which may be part of a character; of a special token, its spelling."""
+        """Return the bytes a token stands for, which may be part of a character; for a special token, its text."""
         return self._pieces.token_bytes(token_id, skip_special=False)
 
     @property
@@ -139,7 +139,7 @@ class Tokenizer:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What tokenizer_config.json says."""
+        """The contents of tokenizer_config.json."""
         return MappingProxyType(self._config)
 
     @property
@@ -150,8 +150,8 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False, continues: bool = False) -> list[int]:
         """Return the ids of one text.
 
-        ``allow_special`` reads special tokens' spellings as those tokens. ``continues`` says that other tokens go
-        before: a tokenizer that puts a space before the beginning of a text, and only there, then puts none.
+        ``allow_special`` encodes the text of special tokens as those tokens. ``continues`` says that other tokens
+        precede: a tokenizer that adds a space at the start of a text then adds none.
         """
         return self._encode([text], self._inner if continues and not allow_special else self._library(allow_special))[0]
 
@@ -164,8 +164,8 @@ class Tokenizer:
 
     @cached_property
     def _inner(self) -> tokenizers.Tokenizer:
-        """``_plain`` for text that stands after other tokens; most tokenizers treat that alike."""
-        if not self._marks_beginnings:
+        """``_plain`` for text after other tokens; the same for most tokenizers."""
+        if not self._adds_space_at_start:
             return self._plain
         parsed = json.loads(self._plain.to_str())
         splits = parsed["pre_tokenizer"] or {}
@@ -185,7 +185,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True, continues: bool = False) -> str:
         """Return the text of ids. Bytes that are not UTF-8 and ids without a token become U+FFFD.
 
-        A space that SentencePiece put before the beginning is dropped, unless the ids continue a text.
+        The space that SentencePiece adds at the start is dropped, unless the ids continue a text.
         """
         return self._pieces.decode(ids, skip_special=skip_special, continues=continues)
 
@@ -197,11 +197,10 @@ class Tokenizer:
 def _without_special(
     library: tokenizers.Tokenizer, parsed: Mapping[str, Any]
 ) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
-    """Return the library's tokenizer as it is where no special spelling matches, and the special tokens' ids.
+    """Return the library's tokenizer without special tokens, and the special tokens' ids.
 
-    Added tokens that are not marked special count as special too when they spell a marker: published tokenizers
-    add chat turns that way. Only whitespace and single characters stay as ordinary added text. Merges that would spell
-    a special token are left out.
+    Added tokens count as special even if not marked so: published tokenizers add chat turns that way. Only whitespace
+    and single characters stay as ordinary added text. Merges that would produce a special token are removed.
     """
     kept, removed = [], {}
     for token in parsed["added_tokens"]:
@@ -226,7 +225,7 @@ def _without_special(
 
 
 def _sharing(library: tokenizers.Tokenizer, added: Sequence[Mapping[str, Any]]) -> tokenizers.Tokenizer:
-    """Return a tokenizer of the same model, with only some of the added tokens and nothing put before a text."""
+    """Return a tokenizer of the same model, with only some of the added tokens and nothing added before a text."""
     plain = tokenizers.Tokenizer(library.model)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(library, part) is not None:

@@ -1,4 +1,4 @@
-"""The chat template of our own models."""
+"""Fathom's own chat template."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ DEFAULT_TEMPLATE = (
 {% endif %}
 """
 )
-"""Turns marked as in DeepSeek-V2: the whole dialogue one sequence, each answer closed by end of sentence.
+"""Turns marked as in DeepSeek-V2: the dialogue is one sequence, each answer ends with end of sentence.
 
-Earlier answers lose their reasoning: only what follows the last closing think tag is shown again, and the
-``reasoning_content`` of answers after the last question where ``keep_thinking`` is set. ``tools`` stand after the first
-system message, or at the beginning; calls are written as DeepSeek-V3 writes them. ``thinking`` opens the reasoning in
+Earlier answers lose their reasoning: only the text after the last closing think tag is rendered, and the
+``reasoning_content`` of answers after the last question where ``keep_thinking`` is set. ``tools`` follow the first
+system message, or come first; calls are written as DeepSeek-V3 writes them. ``thinking`` opens the reasoning in
 the prompt where it is true, and closes it there where it is false.
 """

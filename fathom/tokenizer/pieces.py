@@ -1,4 +1,4 @@
-"""What bytes each token id stands for, read from a tokenizer's JSON, and decoding as plain byte joining."""
+"""The bytes of each token id, read from tokenizer.json, and decoding by joining them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 def byte_characters() -> dict[str, int]:
-    """Map each printable stand-in of byte-level BPE to its byte.
+    """Map each printable character of byte-level BPE to its byte.
 
-    Bytes that print as Latin-1 characters stand for themselves; the other 68 take the code points from 256 on, in
+    Bytes that are printable Latin-1 characters map to themselves; the other 68 take the code points from 256 on, in
     order (the scheme of GPT-2, which every byte-level tokenizer.json uses).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -27,7 +27,7 @@ def byte_characters() -> dict[str, int]:
 class PieceTable:
     """The bytes of every token id.
 
-    Reads byte-level vocabularies (DeepSeek, Qwen2, Llama 3, ours) and SentencePiece-like ones with byte fallback
+    Reads byte-level vocabularies (DeepSeek, Qwen2, Llama 3, Fathom) and SentencePiece-like ones with byte fallback
     (Mistral, Llama 2); any other decoder raises ``DataError``. An id without a token decodes to U+FFFD.
     """
 
@@ -37,10 +37,10 @@ class PieceTable:
         kinds = _decoder_kinds(tokenizer_json.get("decoder"))
         if "ByteLevel" in kinds:
             to_bytes = _byte_level(vocabulary)
-            spelled = {text: text.encode() for text in added}
+            added_bytes = {text: text.encode() for text in added}
         elif "ByteFallback" in kinds:
             to_bytes = {text: _byte_fallback(text) for text in vocabulary}
-            spelled = {text: _byte_fallback(text) for text in added}
+            added_bytes = {text: _byte_fallback(text) for text in added}
         else:
             raise DataError(
                 f"tokenizer.json: decoder {'+'.join(kinds) or 'none'} is not supported; "
@@ -52,7 +52,7 @@ class PieceTable:
         for text, index in vocabulary.items():
             self._pieces[index] = to_bytes[text]
         for text, index in added.items():
-            self._pieces[index] = spelled[text]
+            self._pieces[index] = added_bytes[text]
         self._special = special_ids
 
     def token_bytes(self, token_id: int, *, skip_special: bool) -> bytes:
@@ -75,10 +75,10 @@ class PieceTable:
 
 
 class StreamDecoder:
-    """Turns token ids into text as they come, holding back bytes until they complete a character.
+    """Decodes token ids incrementally, holding back bytes until they complete a character.
 
-    All ``push`` results and the final ``flush``, joined, equal ``Tokenizer.decode`` of the same ids. Ids that
-    continue a text keep the space they begin with.
+    All ``push`` results and the final ``flush``, joined, equal ``Tokenizer.decode`` of the same ids. With
+    ``continues`` a space at the start is kept.
     """
 
     def __init__(self, table: PieceTable, *, skip_special: bool = True, continues: bool = False) -> None:
@@ -89,18 +89,18 @@ class StreamDecoder:
         self._strip = self._strips
 
     def push(self, token_id: int) -> str:
-        """Take one id and return the characters it completed, possibly none."""
+        """Add one id; return the characters it completes, possibly none."""
         return self.push_bytes(self._table.token_bytes(token_id, skip_special=self._skip_special))
 
     def push_bytes(self, data: bytes) -> str:
-        """Take raw bytes and return the characters they completed."""
+        """Add raw bytes; return the characters they complete."""
         if self._strip and data:
             self._strip = False
             data = data.removeprefix(b" ")
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """End the text: an unfinished character becomes U+FFFD. The decoder is then as new."""
+        """End the text: an unfinished character becomes U+FFFD. The decoder is then reset."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         self._strip = self._strips
@@ -114,11 +114,13 @@ def _decoder_kinds(decoder: Mapping[str, Any] | None) -> list[str]:
 
 
 def _byte_level(texts: Iterable[str]) -> dict[str, bytes]:
-    """Map texts of stand-ins to their bytes, and any other text to its UTF-8."""
+    """Map texts of byte-level characters to their bytes, and any other text to its UTF-8."""
     table = byte_characters()
-    stand_ins = re.compile("[" + re.escape("".join(table)) + "]*").fullmatch
+    is_byte_level = re.compile("[" + re.escape("".join(table)) + "]*").fullmatch
     to_latin = str.maketrans({character: chr(byte) for character, byte in table.items()})
-    return {text: text.translate(to_latin).encode("latin-1") if stand_ins(text) else text.encode() for text in texts}
+    return {
+        text: text.translate(to_latin).encode("latin-1") if is_byte_level(text) else text.encode() for text in texts
+    }
 
 
 def _byte_fallback(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The special tokens every vocabulary of ours reserves, so that no later stage needs a new one."""
+"""The special tokens that every Fathom vocabulary reserves, so that no later stage needs a new one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-r"""What templates of several families share, as jinja text.
+r"""Jinja fragments that templates of several families share.
 
-Every piece writes through ``{{- ... -}}``, so that line breaks between pieces and blocks come to nothing.
+Every fragment writes through ``{{- ... -}}``, so that line breaks between fragments and blocks are dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TOOL_SECTION = r"""{% set tool_section %}
 {% endif %}
 {% endset %}
 """
-"""Sets ``tool_section``, in our own words: no published template of DeepSeek's before V3.1 lists tools."""
+"""Sets ``tool_section``, in Fathom's own wording: no published template of DeepSeek's before V3.1 lists tools."""
 
 CALLS = r"""{{- '<｜tool▁calls▁begin｜>' -}}
 {% for call in message['tool_calls'] %}
@@ -35,10 +35,10 @@ LAST_QUESTION = r"""{% set seen = namespace(question=-1) %}
 {% if message['role'] == 'user' %}{% set seen.question = loop.index0 %}{% endif %}
 {% endfor %}
 """
-"""Sets ``seen.question`` to the place of the last user's message."""
+"""Sets ``seen.question`` to the index of the last user message."""
 
 REASONING = r"""{% if keep_thinking and loop.index0 > seen.question and message['reasoning_content'] %}
 {{- '<think>\n' ~ message['reasoning_content'] ~ '\n</think>\n\n' -}}
 {% endif %}
 """
-"""Writes the reasoning that led to an answer, of the turns after the last question only, and only when asked to."""
+"""Writes the reasoning of the turns after the last question, if ``keep_thinking`` is set."""

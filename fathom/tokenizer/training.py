@@ -1,4 +1,4 @@
-"""Learning a byte-level BPE vocabulary from text."""
+"""Training of byte-level BPE vocabularies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SPLIT_PATTERNS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
-"""DeepSeek-V3's splits, one after the other, as its tokenizer.json has them and other engines know them by name."""
-_LEARNING_PATTERNS = (r"\p{N}", *SPLIT_PATTERNS[1:])
-"""What merges are learned within: no two digits, so that every digit is a token of its own (LLM §2.1)."""
+"""DeepSeek-V3's pre-tokenizer patterns, applied in order, as in its tokenizer.json; llama.cpp knows them by name."""
+_TRAINING_PATTERNS = (r"\p{N}", *SPLIT_PATTERNS[1:])
+"""Patterns while training: single digits, so that every digit is a token of its own (LLM §2.1)."""
 _MAX_TOKEN_BYTES = 48
 _MINIMUM_VOCABULARY = 256 + len(special.SPECIAL_TOKENS)
 
@@ -31,19 +31,18 @@ def train_bpe(
     vocab_size: int,
     progress: Progress = NULL_PROGRESS,
 ) -> Tokenizer:
-    """Learn a vocabulary of at most ``vocab_size`` tokens, special ones included.
+    """Train a vocabulary of at most ``vocab_size`` tokens, special ones included.
 
-    Text is split before merging as DeepSeek-V3 does, so that other engines know how; while learning, every digit stands
-    alone, so that it stays a token of its own (LLM §2.1). Special tokens take ids 0 upwards, bytes follow, then merges.
-    The same texts give the same vocabulary. Texts too few to fill the vocabulary give a smaller one; none at all raises
-    ``DataError``.
+    Text is pre-tokenized as by DeepSeek-V3, which other engines support; in training every digit is split off, so that
+    it is a token of its own (LLM §2.1). Special tokens take ids 0 upwards, bytes follow, then merges. The same texts
+    give the same vocabulary. Texts too few to fill the vocabulary give a smaller one; none at all raises ``DataError``.
     """
     if vocab_size < _MINIMUM_VOCABULARY:
         raise SpecError(
             "vocab_size", f"{vocab_size} cannot hold bytes and special tokens", f"use at least {_MINIMUM_VOCABULARY}"
         )
     library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = _splitting(_LEARNING_PATTERNS)
+    library.pre_tokenizer = _splitting(_TRAINING_PATTERNS)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -67,13 +66,13 @@ def train_bpe(
 
 
 def _splitting(patterns: Sequence[str]) -> pre_tokenizers.PreTokenizer:
-    """Split by each pattern in turn, then spell bytes as characters."""
+    """Split by each pattern in turn, then map bytes to characters."""
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 class _Counted:
-    """Passes texts on in batches and reports the bytes taken so far."""
+    """Yields texts in batches and reports the bytes read so far."""
 
     def __init__(self, texts: Iterable[str], progress: Progress, batch: int = 256) -> None:
         self._texts = texts

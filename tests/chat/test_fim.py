@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.chat.fim import can_fill, fim_markers, fim_prompt, fim_stop_ids
+from fathom.chat.fim import fim_markers, fim_prompt, fim_stop_ids, supports_fim
 from fathom.errors import DataError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -20,7 +20,7 @@ def respelled(tokenizer: Tokenizer, spellings: dict[str, str]) -> Tokenizer:
 
 def test_the_prompt_is_prefix_suffix_middle(tokenizer: Tokenizer) -> None:
     ids = fim_prompt(tokenizer, "def area(", "):\n    return 1")
-    assert can_fill(tokenizer)
+    assert supports_fim(tokenizer)
     assert tokenizer.decode(ids, skip_special=False) == (
         "<｜begin▁of▁sentence｜><｜fim▁begin｜>def area(<｜fim▁hole｜>):\n    return 1<｜fim▁end｜>"
     )
@@ -54,7 +54,7 @@ def test_markers_of_other_families_are_known(tokenizer: Tokenizer, begin: str, h
 
 def test_a_vocabulary_without_markers_is_refused_in_one_line(tokenizer: Tokenizer) -> None:
     other = respelled(tokenizer, {"<｜fim▁hole｜>": "<｜other｜>"})
-    assert not can_fill(other)
+    assert not supports_fim(other)
     for use in (lambda: fim_prompt(other, "a", "b"), lambda: fim_stop_ids(other)):
         with pytest.raises(DataError, match="suffix: the vocabulary has no fill-in-the-middle markers such as"):
             use()

@@ -260,8 +260,8 @@ def test_any_of_the_given_end_tokens_ends(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"properties": {"a": {"minLengthy": 3}}}, r"json_schema\.properties\.a: 'minLengthy' is no keyword"),
-        ({"anyOf": [{}, {"items": {"kind": "x"}}]}, r"json_schema\.anyOf\[1\]\.items: 'kind' is no keyword"),
+        ({"properties": {"a": {"minLengthy": 3}}}, r"json_schema\.properties\.a: 'minLengthy' is not a keyword"),
+        ({"anyOf": [{}, {"items": {"kind": "x"}}]}, r"json_schema\.anyOf\[1\]\.items: 'kind' is not a keyword"),
         ({"not": {"type": "string"}}, "not"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "strin"}, "strin"),
@@ -317,7 +317,7 @@ def test_grammars_cannot_name_special_tokens(compiler: GrammarCompiler, tokenize
 
 def test_a_form_that_grows_beyond_its_budget_fails_with_a_sentence(tokenizer: Tokenizer) -> None:
     constraint = GrammarCompiler(tokenizer, limits=GrammarLimits(lexer_states=20)).regex("(a|b)*c{200}x")
-    with pytest.raises(DataError, match=r"cannot be followed further .*; use a simpler form"):
+    with pytest.raises(DataError, match=r"cannot be followed further .*; use a simpler grammar"):
         _follow(constraint, tokenizer.encode("abab" + "c" * 200))
     with pytest.raises(DataError, match="json_schema"):
         GrammarCompiler(tokenizer, limits=GrammarLimits(symbols=50)).json_schema(

@@ -1,4 +1,4 @@
-"""Answers as text: stop strings, thinking, tool calls and the thinking budget."""
+"""Parsing of generated text: stop strings, reasoning, tool calls; and the thinking budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From drawn tokens to what a caller gets: thinking, content and tool calls."""
+"""Parser of generated tokens into reasoning, content and tool calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Channel = Literal["thinking", "content", "tool_call"]
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A part of an answer: ``text`` of the thinking or the content, or one whole ``tool_call``."""
+    """A part of an answer: ``text`` of the reasoning or the content, or one complete ``tool_call``."""
 
     channel: Channel
     text: str = ""
@@ -27,15 +27,15 @@ class Delta:
 
 
 class OutputParser:
-    """Reads one answer token by token, or piece of text by piece of text.
+    """Parses one answer incrementally, by tokens or by pieces of text.
 
-    It is seeded by ``prompt_ids``: after a prompt that ends with an open think tag the answer begins inside. ``tools``
-    are the tools on offer, in OpenAI's form; without any, no call is looked for. ``stops`` end the content, and only
-    that: reasoning and the arguments of calls are not the caller's text. Special tokens are hidden, but those that
-    mark thinking and calls. With ``plain`` the text is taken as it is: no thinking, no calls.
+    After ``prompt_ids`` that end with an open think tag the answer starts inside its reasoning. ``tools`` are the
+    available tools in OpenAI's format; without any, tool calls are not parsed. ``stops`` apply to the content only, not
+    to reasoning or the arguments of calls. Special tokens are hidden, except those that mark reasoning and calls. With
+    ``plain`` the text is not parsed: no reasoning, no calls.
 
-    All deltas of a channel, joined, are the same however the answer is cut into pieces. Once ``stopped``, nothing
-    more comes: the caller should cancel the request.
+    The joined deltas of a channel do not depend on how the answer is split into pieces. Once ``stopped``, there are no
+    further deltas: the caller should cancel the request.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class OutputParser:
 
     @property
     def thinking(self) -> bool:
-        """Whether the answer is inside its reasoning now."""
+        """Whether the answer is inside its reasoning."""
         return self._thinking is not None and self._thinking.inside
 
     def push_token(self, token_id: int) -> list[Delta]:
-        """Take one drawn token."""
+        """Add one generated token; return the deltas it completes."""
         return [] if token_id in self._hidden else self.push(self._decoder.push(token_id))
 
     def push(self, text: str) -> list[Delta]:
-        """Take a piece of the answer's text."""
+        """Add a piece of text; return the deltas it completes."""
         if self.stopped is not None or not text:
             return []
         parts = [("content", text)] if self._thinking is None else self._thinking.push(text)
         return self._routed(parts)
 
     def flush(self) -> list[Delta]:
-        """End the answer: whatever was held back is text after all."""
+        """End the answer: return what was held back."""
         deltas = self.push(self._decoder.flush())
         if self._thinking is not None and self.stopped is None:
             deltas += self._routed(self._thinking.flush())
@@ -88,15 +88,15 @@ class OutputParser:
 
     def _routed(self, parts: Sequence[tuple[str, str]]) -> list[Delta]:
         deltas: list[Delta] = []
-        for voice, text in parts:
-            if voice == "thinking":
+        for channel, text in parts:
+            if channel == "thinking":
                 deltas.append(Delta("thinking", text))
             else:
                 deltas += self._ended([text] if self._tools is None else self._tools.push(text))
         return deltas
 
     def _ended(self, parts: Sequence[str | ToolCall]) -> list[Delta]:
-        """Cut content at a stop string; a call ends what could have become one."""
+        """Apply stop strings to content; a call ends a partial one."""
         deltas: list[Delta] = []
         for part in parts:
             if self.stopped is not None:

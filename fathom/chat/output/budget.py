@@ -1,4 +1,4 @@
-"""How long a model may think, and what its answer must obey once it has.
+"""A limit on reasoning tokens, and a constraint on the answer that follows.
 
 W words of 32 tokens each.
 """
@@ -19,33 +19,33 @@ _TAIL_CHARS = 64
 
 
 class Constraint(Protocol):
-    """What restricts the tokens of one request; the engine's protocol has the same methods."""
+    """A constraint on the tokens of one request; the engine's ``TokenConstraint`` has the same methods."""
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
-        """Write the mask of allowed tokens, or return False where nothing is forbidden."""
+        """Write the mask of allowed tokens, or return False where all are allowed."""
         ...
 
     def accept(self, token_id: int) -> None:
-        """Take the token that was drawn."""
+        """Advance by the sampled token."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Whether only the end may come."""
+        """Whether only an end token is allowed."""
         ...
 
     def copy(self) -> Constraint:
-        """Return one in the same state that goes its own way."""
+        """Return an independent copy in the same state."""
         ...
 
 
 class ThinkingBudget:
-    """Closes the reasoning after ``max_tokens`` tokens, and hands the answer over to ``inner``.
+    """Closes the reasoning after ``max_tokens`` tokens, and applies ``inner`` to the answer after it.
 
-    The tokens of the closing tag are forced one by one: one special token, or the plain text's tokens where the
-    vocabulary has none. ``inner`` restricts nothing before the reasoning has ended. After a prompt that leaves it
-    closed (``starts_in_reasoning`` false) the model may open it at its beginning; where there is an ``inner``, that
-    decides from the first token, and reasoning never comes. ``max_tokens`` None sets no limit.
+    The tokens of the closing tag are forced one by one: one special token, or the tokens of the plain text where the
+    vocabulary has none. After a prompt without an open think tag (``starts_in_reasoning`` false) the model may start
+    its answer with one; with an ``inner`` it may not, and ``inner`` applies from the first token. ``max_tokens`` None
+    sets no limit.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ThinkingBudget:
         return self._inside
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
-        """Allow the next token of the closing tag alone once the budget is spent; before, anything."""
+        """Allow any token within the budget, then only the next token of the closing tag."""
         if not self._inside:
             return not self._may_open and self._inner is not None and self._inner.fill_bitmask(bitmask_W)
         if self._left != 0:
@@ -78,7 +78,7 @@ class ThinkingBudget:
         return True
 
     def accept(self, token_id: int) -> None:
-        """Take the token that was drawn; ``DataError`` if it was not allowed."""
+        """Advance by the sampled token; ``DataError`` if it was not allowed."""
         if not self._inside and not self._may_open:
             if self._inner is not None:
                 self._inner.accept(token_id)
@@ -98,26 +98,26 @@ class ThinkingBudget:
 
     @property
     def finished(self) -> bool:
-        """Whether only the end may come: never while thinking."""
+        """Whether only an end token is allowed; never inside the reasoning."""
         over = not self._inside and not self._may_open
         return over and self._inner is not None and self._inner.finished
 
     def copy(self) -> Self:
-        """Return one in the same state that goes its own way."""
+        """Return an independent copy in the same state."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._inner = None if self._inner is None else self._inner.copy()
         return other
 
     def _close(self, token_id: int) -> None:
-        """Take one token of the closing tag."""
+        """Advance by one token of the closing tag."""
         if token_id != self._forced[0]:
-            raise DataError(f"token {token_id}: the budget for thinking is spent, and only {self._forced[0]} may come")
+            raise DataError(f"token {token_id}: the thinking budget is used up and only {self._forced[0]} is allowed")
         self._forced = self._forced[1:]
         self._inside = bool(self._forced)
 
     def _open(self, text: str) -> None:
-        """See whether the answer begins with reasoning."""
+        """Check whether the answer starts with an opening think tag."""
         start = text.lstrip()
         if start.startswith(special.THINK_BEGIN):
             self._inside, self._may_open, self._tail = True, False, ""

@@ -1,4 +1,4 @@
-"""Tools for chat templates that know of none: schemas, calls and results as text, in Hermes's form."""
+"""Tools for chat templates without tool support: schemas, calls and results as text in Hermes's format."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _INTRODUCTION = (
 def fit_messages_to_template(
     template: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Return messages in which nothing is left that ``template`` cannot show.
+    """Return messages that ``template`` can render: tools, calls and results it does not read become text.
 
-    Where it reads ``tools`` or ``tool_calls`` by itself, the messages that have them stay as they are.
+    Where it reads ``tools`` or ``tool_calls`` itself, the messages are unchanged.
     """
     shown = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     if re.search(r"\btool_calls\b", template):
         fitted: list[Mapping[str, Any]] = list(messages)
     else:
-        fitted = [_spelled(message, checked) for message, checked in zip(messages, shown, strict=True)]
+        fitted = [_as_text(message, checked) for message, checked in zip(messages, shown, strict=True)]
     return _introduced(fitted, tools) if tools and not reads_tools(template) else fitted
 
 
 def reads_tools(template: str) -> bool:
-    """Whether a chat template shows the tools it is given."""
+    """Whether a chat template renders the tools it is given."""
     return re.search(r"\btools\b", template) is not None
 
 
-def _spelled(message: Mapping[str, Any], checked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_text(message: Mapping[str, Any], checked: Mapping[str, Any]) -> Mapping[str, Any]:
     if message["role"] == "tool":
         return {"role": "user", "content": _around(message["content"], "<tool_response>\n", "\n</tool_response>")}
     calls = checked.get("tool_calls")

@@ -1,4 +1,4 @@
-"""Markers inside a text that comes in pieces: where one may be under way."""
+"""Partial markers at the end of an incremental text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop strings for what samples token ids: the answer ends with the token that completes one."""
+"""Stop strings for samplers of token ids: the answer ends with the token that completes one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fathom.tokenizer.bpe import Tokenizer
 class StopStringChecker:
     """A ``spec.sampling.StopChecker`` of one answer: decodes its tokens as they come and looks for stop strings.
 
-    Special tokens count as their spelling. A stop string may begin in one token and end in another.
+    Special tokens count as their text. A stop string may start in one token and end in another.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:

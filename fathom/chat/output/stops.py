@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends, and what of it may be shown before that is known."""
+"""Stop strings in incremental text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fathom.errors import SpecError
 
 
 class StopStrings:
-    """Ends a text at the stop string that is complete first; of two complete at once, at the longer.
+    """Ends a text at the stop string that is complete first; of two that end together, at the longer.
 
-    Nothing that may still become part of a stop string is let through. With ``include`` the stop string found is part
-    of the text, else the text ends before it. However the text is cut into pieces, the result is the same.
+    Text that may become part of a stop string is held back. With ``include`` the stop string found is part of the text,
+    else the text ends before it. The result does not depend on how the text is split into pieces.
     """
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
@@ -24,7 +24,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take a piece; return what is safe to show, and whether the text has ended. Later pieces are dropped."""
+        """Add a piece; return the text that is final, and whether the text has ended. Later pieces are ignored."""
         if self.found is not None:
             return "", True
         text = self._held + text
@@ -39,6 +39,6 @@ class StopStrings:
         return text[:safe], False
 
     def flush(self) -> str:
-        """End the text: return what was held back, which no stop string can claim any more."""
+        """End the text: return what was held back."""
         rest, self._held = self._held, ""
         return rest

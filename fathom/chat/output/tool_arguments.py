@@ -1,9 +1,9 @@
-"""What is wrong with a tool's arguments, by the JSON Schema of its parameters.
+"""Validation of a tool call's arguments against the JSON Schema of its parameters.
 
 Known keywords: type, enum, const, properties, required, additionalProperties, items, prefixItems, minItems, maxItems,
 uniqueItems, minLength, maxLength, minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf, minProperties,
 maxProperties, anyOf, oneOf, allOf, not, and $ref within the schema. Others, ``pattern`` and ``format`` among them, are
-not looked at: a pattern given by a caller may take forever.
+ignored: a pattern given by a caller may take forever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def validate_arguments(arguments: str | Mapping[str, Any], schema: Mapping[str, 
     """Return one line for each problem, none where the arguments fit.
 
     ``arguments`` is a JSON object or its text. A key that the schema does not name is a problem unless the schema says
-    otherwise by ``additionalProperties``: models wrap arguments in keys of their own, and nothing is unwrapped here.
+    otherwise by ``additionalProperties``: models wrap arguments in keys of their own, which are not unwrapped.
     """
     if isinstance(arguments, str):
         try:
@@ -76,24 +76,24 @@ class _Checker:
             key = step.replace("~1", "/").replace("~0", "~")
             target = target.get(key) if isinstance(target, Mapping) else None
         if target is None or not reference.startswith("#"):
-            yield f"{where}: the schema's $ref {reference!r} leads nowhere"
+            yield f"{where}: the schema's $ref {reference!r} cannot be resolved"
         else:
             yield from self.problems(value, target, where, depth + 1)
 
     def _combined(self, value: Any, schema: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
-        for part in _listed(schema, "allOf"):
+        for part in _list(schema, "allOf"):
             yield from self.problems(value, part, where, depth + 1)
-        if "anyOf" in schema and not any(self._fits(value, part, depth) for part in _listed(schema, "anyOf")):
+        if "anyOf" in schema and not any(self._fits(value, part, depth) for part in _list(schema, "anyOf")):
             yield f"{where}: {_shown(value)} fits none of anyOf"
         if "oneOf" in schema:
-            fitting = sum(self._fits(value, part, depth) for part in _listed(schema, "oneOf"))
+            fitting = sum(self._fits(value, part, depth) for part in _list(schema, "oneOf"))
             if fitting != 1:
                 yield f"{where}: {_shown(value)} fits {fitting} of oneOf, not one"
         if "not" in schema and self._fits(value, schema["not"], depth):
             yield f"{where}: {_shown(value)} is what the schema excludes"
 
     def _object(self, value: Mapping[str, Any], schema: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
-        for name in _listed(schema, "required"):
+        for name in _list(schema, "required"):
             if isinstance(name, str) and name not in value:
                 yield f"{where}.{name}: is required and missing"
         named = schema.get("properties")
@@ -109,7 +109,7 @@ class _Checker:
         yield from _sized(len(value), schema, "Properties", "keys", where)
 
     def _array(self, value: list[Any], schema: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
-        first = _listed(schema, "prefixItems")
+        first = _list(schema, "prefixItems")
         for index, item in enumerate(value):
             expected = first[index] if index < len(first) else schema.get("items", True)
             yield from self.problems(item, expected, f"{where}[{index}]", depth + 1)
@@ -120,10 +120,10 @@ class _Checker:
 
 def _value(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[str]:
     if "type" in schema:
-        kinds = [schema["type"]] if isinstance(schema["type"], str) else _listed(schema, "type")
+        kinds = [schema["type"]] if isinstance(schema["type"], str) else _list(schema, "type")
         if not any(_is(value, kind) for kind in kinds):
             yield f"{where}: expected {' or '.join(map(str, kinds))}, got {_kind(value)}"
-    if "enum" in schema and _normal(value) not in map(_normal, _listed(schema, "enum")):
+    if "enum" in schema and _normal(value) not in map(_normal, _list(schema, "enum")):
         yield f"{where}: {_shown(value)} is not one of {_shown(schema['enum'])}"
     if "const" in schema and _normal(value) != _normal(schema["const"]):
         yield f"{where}: {_shown(value)} is not {_shown(schema['const'])}"
@@ -163,7 +163,7 @@ def _sized(size: int, schema: Mapping[str, Any], keyword: str, unit: str, where:
         yield f"{where}: has {size} {unit}, more than {most}"
 
 
-def _listed(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+def _list(schema: Mapping[str, Any], keyword: str) -> list[Any]:
     value = schema.get(keyword)
     return value if isinstance(value, list) else []
 

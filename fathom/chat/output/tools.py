@@ -1,4 +1,4 @@
-"""Tool calls in an answer: DeepSeek's forms and Hermes's, read as they come.
+"""Incremental parser of tool calls in DeepSeek's formats and Hermes's.
 
 DeepSeek-V3 and R1 write ``<｜tool▁calls▁begin｜>``, then each call between ``<｜tool▁call▁begin｜>`` and
 ``<｜tool▁call▁end｜>`` as ``function<｜tool▁sep｜>NAME`` with the arguments in a fenced block of JSON; V3.1 writes
@@ -39,7 +39,7 @@ _MAX_NAME = 256
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call: the tool's name, its arguments as a JSON object's text, and what is wrong with them."""
+    """One call: the tool's name, its arguments as JSON text of an object, and the problems found in them."""
 
     name: str
     arguments: str
@@ -47,12 +47,12 @@ class ToolCall:
 
 
 class ToolCallParser:
-    """Separates calls from content, in an answer that comes in pieces.
+    """Separates tool calls from content in an incremental answer.
 
-    A call is given when it is complete. What turns out not to be one, or breaks off, comes back as content, markers
-    included: an answer in which no call can be read is returned exactly. White space after a call is dropped. Whether
-    ``tools`` (OpenAI's form) have such a tool and its arguments fit is said in ``ToolCall.problems``; the call itself
-    is never changed. However the text is cut into pieces, the result is the same.
+    A call is returned when it is complete. Malformed or unfinished calls are returned as content, markers included: an
+    answer without a valid call is returned unchanged. White space after a call is dropped. ``ToolCall.problems`` says
+    whether ``tools`` (OpenAI's format) have such a tool and its arguments fit the schema; the call itself is never
+    changed. The result does not depend on how the text is split into pieces.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -66,14 +66,14 @@ class ToolCallParser:
         self._out: list[str | ToolCall] = []
 
     def push(self, text: str) -> list[str | ToolCall]:
-        """Take a piece; return the content and the calls it settles, in order."""
+        """Add a piece; return the content and the calls it completes, in order."""
         self._held += text
         while self._advanced():
             pass
         return self._taken()
 
     def flush(self) -> list[str | ToolCall]:
-        """End the text: an unfinished call is content, and so is what could have become a marker."""
+        """End the text: an unfinished call or marker is content."""
         if not self._any_read or self._held.strip() or not self._within:
             self._write((self._lead or "") + self._held)
         self._held, self._lead, self._within = "", None, False
@@ -84,7 +84,7 @@ class ToolCallParser:
         return out
 
     def _advanced(self) -> bool:
-        """Settle the next stretch of the text; return False where that must wait for more."""
+        """Parse the next section of the text; return False where more text is needed."""
         openers = (special.TOOL_CALL_BEGIN,) if self._within else tuple(_CALL)
         opener = next((opener for opener in openers if self._held.startswith(opener)), None)
         if opener is not None:
@@ -103,7 +103,7 @@ class ToolCallParser:
         return bool(starts)
 
     def _section(self) -> bool:
-        """Go on between the calls of a section, where only white space may stand."""
+        """Continue between the calls of a section, where only white space is allowed."""
         rest = self._held.lstrip()
         if any(marker.startswith(rest) and marker != rest for marker in _WITHIN):
             return False
@@ -143,19 +143,19 @@ class ToolCallParser:
         if not self._schemas:
             return ()
         if name not in self._schemas:
-            return (f"name: there is no tool {name!r}; it is one of {', '.join(sorted(self._schemas))}",)
+            return (f"name: unknown tool {name!r}; use one of {', '.join(sorted(self._schemas))}",)
         return tuple(validate_arguments(arguments, self._schemas[name]))
 
 
 class _Search:
-    """Looks for the end of a growing call, from where it stopped before: the first closing marker in no string."""
+    """Finds the end of an incremental call: the first closing marker outside strings. Resumes where it stopped."""
 
     def __init__(self) -> None:
         self._from = self._counted = 0
         self._quoted = False
 
     def end(self, text: str, start: int, closer: str) -> int | None:
-        """Return where the call that begins at ``start`` is over, or None while it is not."""
+        """Return the end of the call that starts at ``start``, or None while it is incomplete."""
         self._from = max(self._from, start)
         while (found := text.find(closer, self._from)) >= 0:
             quotes = _QUOTE.findall(text, max(self._counted, start), found).count('"')
@@ -173,7 +173,7 @@ def _declared(tool: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
 
 
 def _read(opener: str, body: str) -> tuple[str, str] | None:
-    """Return name and arguments of one call's text, or None where it is malformed."""
+    """Return the name and arguments of a call's text, or None where it is malformed."""
     if opener == HERMES_BEGIN:
         return _read_hermes(body)
     first, separator, rest = body.partition(special.TOOL_SEPARATOR)

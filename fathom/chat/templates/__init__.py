@@ -1,7 +1,7 @@
 """Chat templates of every family, in jinja2.
 
-All are of our own writing; what they give is, character for character, what the published ones give for a dialogue
-that those can show. They run in the sandbox of ``chat.sandbox`` and in other people's engines alike.
+They are written for Fathom, and their output equals that of the published ones, character for character, for every
+dialogue those support. They run in ``chat.sandbox`` and in other engines.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ TEMPLATE = (
 {% endif %}
 """
 )
-"""Each turn between its markers, under its role, and no message by default (teknium/OpenHermes-2.5-Mistral-7B).
+"""Each turn between markers, with its role, and no default system message (teknium/OpenHermes-2.5-Mistral-7B).
 
 Tools, calls, their results and reasoning are written as by Qwen3 (tokenizer_config.json of Qwen/Qwen3-8B).
 """

@@ -25,5 +25,5 @@ TEMPLATE = r"""{{- bos_token -}}
 {% endfor %}
 {% if add_generation_prompt %}{{- '### Response:\n' -}}{% endif %}
 """
-"""Turns under headings, answers closed by a token of their own (deepseek-ai/DeepSeek-Coder, README, "Chat Model
+"""Turns under headings; answers end with a token of their own (deepseek-ai/DeepSeek-Coder, README, "Chat Model
 Inference", and tokenizer_config.json of the 6.7B and 33B instruct models, whose default system message this is)."""

@@ -16,5 +16,5 @@ TEMPLATE = r"""{{- bos_token -}}
 {% endfor %}
 {% if add_generation_prompt %}{{- 'Assistant:' -}}{% endif %}
 """
-"""Turns named in plain text (deepseek-ai/DeepSeek-LLM, README, "Chat Completion"; its authors advise against a system
-message). The prompt ends without the space that the answer begins with."""
+"""Turns with roles in plain text (deepseek-ai/DeepSeek-LLM, README, "Chat Completion"; its authors advise against a
+system message). The prompt ends without the space that the answer starts with."""

@@ -11,6 +11,6 @@ TEMPLATE = (
 )
 """V3's turns, and a prompt that opens the reasoning (tokenizer_config.json of deepseek-ai/DeepSeek-R1, February 2025).
 
-Earlier reasoning is dropped: an answer is shown from its closing think tag on. What ``keep_thinking`` adds to the
-answers after the last question is what the model itself would have written there.
+Earlier reasoning is dropped: an answer is rendered from its closing think tag on. ``keep_thinking`` adds the reasoning
+of answers after the last question, as the model wrote it.
 """

@@ -5,4 +5,4 @@ from __future__ import annotations
 from fathom.chat.templates import deepseek_llm
 
 TEMPLATE = deepseek_llm.TEMPLATE
-"""As DeepSeek LLM's, with a system message by its authors' leave (deepseek-ai/DeepSeek-V2, README, section 8)."""
+"""As DeepSeek LLM's, with a system message, which its authors allow (deepseek-ai/DeepSeek-V2, README, section 8)."""

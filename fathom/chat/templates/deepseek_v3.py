@@ -41,13 +41,13 @@ TURNS = (
 {% if state.results %}{{- '<｜tool▁outputs▁end｜>' -}}{% endif %}
 """
 )
-"""The turns without what begins the answer, which V3 and R1 differ in.
+"""The turns without the generation prompt, in which V3 and R1 differ.
 
-System messages stand together at the beginning. The answer to tools' results follows them without a marker of its own
+All system messages come first. The answer to tools' results follows them without a marker of its own
 (tokenizer_config.json of deepseek-ai/DeepSeek-V3 and DeepSeek-R1). In the published text only the first calls and the
 first results of a dialogue get their opening markers; here all do, as in vLLM's tool_chat_template_deepseekv3.jinja.
-Neither lists ``tools`` in a form of DeepSeek's own; here they follow the system message, as in our own template.
+Neither has a format for ``tools``; here they follow the system message, as in Fathom's own template.
 """
 
 TEMPLATE = TURNS + "{% if add_generation_prompt and not state.results %}{{- '<｜Assistant｜>' -}}{% endif %}\n"
-"""The turns, and the marker that an answer begins with."""
+"""The turns, and the marker that starts an answer."""

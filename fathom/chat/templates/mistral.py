@@ -41,5 +41,5 @@ TEMPLATE = r"""{{- bos_token -}}
 {% endif %}
 {% endfor %}
 """
-"""Instructions in brackets; system message and tools stand with the last of them (mistralai/mistral-common, version 3
-of the tokenizer: tests/test_tokenize_v2.py and tests/data/chat_templates/v3_spm.jinja). Nothing begins an answer."""
+"""Instructions in brackets; system message and tools are part of the last one (mistralai/mistral-common, version 3 of
+the tokenizer: tests/test_tokenize_v2.py and tests/data/chat_templates/v3_spm.jinja). There is no generation prompt."""

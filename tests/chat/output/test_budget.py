@@ -119,7 +119,7 @@ def test_copies_go_their_own_way(used: Tokenizer) -> None:
 
 def test_what_may_not_come_is_refused(used: Tokenizer) -> None:
     budget = ThinkingBudget(used, 0, True)
-    with pytest.raises(DataError, match="the budget for thinking is spent"):
+    with pytest.raises(DataError, match="the thinking budget is used up"):
         budget.accept(think_end_ids(used)[0] + 1)
     assert allowed(budget, used.vocab_size) == [think_end_ids(used)[0]]
     with pytest.raises(SpecError, match="thinking_budget: must not be negative"):

@@ -263,7 +263,7 @@ def test_calls_say_what_is_wrong_and_are_left_as_they_are() -> None:
         "arguments.city: is required and missing",
         "arguments.arguments: is not a parameter; there are city",
     )
-    assert other.problems == ("name: there is no tool 'whether'; it is one of weather",)
+    assert other.problems == ("name: unknown tool 'whether'; use one of weather",)
 
 
 def as_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -89,7 +89,7 @@ def test_a_template_that_raises_is_told_for_each_and_few_are_kept(ours: Tokenize
     count, report = encoded(ours, path, template=refusing)
     assert (count, report.problems["template"]) == (1, 9)
     assert [problem.place for problem in report.examples["template"]] == [f"chats.jsonl, line {i}" for i in (1, 2, 3)]
-    assert "no; mend the messages" in str(report.examples["template"][0])
+    assert "no; fix the messages" in str(report.examples["template"][0])
 
 
 def test_turns_that_are_left_out_are_counted(ours: Tokenizer, tmp_path: Path) -> None:
