@@ -34,9 +34,20 @@ class Engine:
     ``submit`` requests and call ``step`` while the engine ``has_work``, or let ``sample`` and ``stream`` do both.
     Whatever else runs, is cached, or is put back and read again, a request's answer is the one it would get alone,
     to rounding. One thread at a time; ``EngineWorker`` serves many. The model is put in evaluation mode.
+
+    ``unused_ids`` are ids of the model's vocabulary that have no token, such as those that pad it: they are never
+    sampled, but for those of ``eos_ids``. Log-probabilities stay those of the softmax over the whole vocabulary, which
+    a trainer computes.
     """
 
-    def __init__(self, model: Decoder, *, eos_ids: Collection[int] = (), spec: EngineSpec | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        eos_ids: Collection[int] = (),
+        unused_ids: Collection[int] = (),
+        spec: EngineSpec | None = None,
+    ) -> None:
         self.model = model.eval()
         self.spec = spec or EngineSpec()
         self.eos_ids = frozenset(eos_ids)
@@ -50,9 +61,12 @@ class Engine:
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
             compiled.warm_up()
-        drafter = make_drafter(drafting, model, self.pool, self.spec)
+        unused_ids_N = _unused_tensor(set(unused_ids) - self.eos_ids, model.spec.vocab_size, self.pool.device)
+        drafter = make_drafter(drafting, model, self.pool, self.spec, unused_ids_N=unused_ids_N)
         recorded = self.spec.record_routing and model.spec.num_moe_layers > 0
-        self._forward = ModelRunner(model, self.pool, drafter, compiled=compiled, record_routing=recorded)
+        self._forward = ModelRunner(
+            model, self.pool, drafter, compiled=compiled, record_routing=recorded, unused_ids_N=unused_ids_N
+        )
         self._states: dict[int, RequestState] = {}
         self._output_queues: dict[int, list[Output]] = {}
         self._undelivered: list[Output] = []
@@ -331,6 +345,17 @@ class Engine:
             self._output_queues.get(output.request_id, self._undelivered).append(output)
         if self.last_error is not None:
             raise self.last_error
+
+
+def _unused_tensor(unused_ids: Collection[int], vocab_size: int, device: torch.device) -> Tensor | None:
+    ids = sorted(unused_ids)
+    if ids and not (ids[0] >= 0 and ids[-1] < vocab_size and len(ids) < vocab_size):
+        raise SpecError(
+            "unused_ids",
+            f"{len(ids)} ids from {ids[0]} to {ids[-1]}, of a vocabulary of {vocab_size}",
+            "give ids of this model's vocabulary, and leave it a token",
+        )
+    return torch.tensor(ids, device=device) if ids else None
 
 
 def one_line(error: BaseException) -> str:

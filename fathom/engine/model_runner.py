@@ -62,12 +62,14 @@ class ModelRunner:
         *,
         compiled: CompiledDecoding | None = None,
         record_routing: bool = False,
+        unused_ids_N: Tensor | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
         self._drafter = drafter
         self._compiled = compiled
         self._record_routing = record_routing
+        self._unused_ids_N = unused_ids_N
         self.drafted = self.accepted = 0
 
     def run(self, works: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
@@ -98,7 +100,8 @@ class ModelRunner:
                 drawing.append(piece)
         if drawing:
             last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
-            drawn = iter(try_draw(self._model.logits(last_BD), [row for piece in drawing for row in piece.rows]))
+            each = [row for piece in drawing for row in piece.rows]
+            drawn = iter(try_draw(self._model.logits(last_BD), each, unused_ids_N=self._unused_ids_N))
             for piece in drawing:
                 result[piece.state.id] = self._accept(piece, [next(drawn) for _ in piece.rows])
         self._update_drafter(pieces, parts, result)
@@ -197,7 +200,7 @@ class ModelRunner:
             high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
             next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
             logits_NV = self._model.logits(hidden_ND[low - state.computed : high - state.computed])
-            state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top)
+            state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top, unused_ids_N=self._unused_ids_N)
 
     def _features(self, pieces: Sequence[_BatchEntry]) -> Tensor | None:
         """Return a row for every image token of the step, None where no prompt has its images in it.

@@ -109,7 +109,8 @@ class LanguageModel:
     def engine(self) -> Engine:
         """The engine that continues prompts, made when it is first asked for: its pool may be large."""
         if self._engine is None:
-            self._engine = Engine(self.model, eos_ids=self.eos_ids, spec=self._engine_spec)
+            unused_ids = () if self._tokenizer is None else self._tokenizer.unused_ids(self.spec.vocab_size)
+            self._engine = Engine(self.model, eos_ids=self.eos_ids, unused_ids=unused_ids, spec=self._engine_spec)
         return self._engine
 
     @property

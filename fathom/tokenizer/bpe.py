@@ -98,6 +98,11 @@ class Tokenizer:
         write_text(folder / "tokenizer.json", self._json)
         write_text(folder / "tokenizer_config.json", json_text(config, indent=2))
 
+    def unused_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """Return the ids below a model's ``vocab_size`` that have no token: padding, or gaps."""
+        used = set(self._with_special.get_vocab(with_added_tokens=True).values())
+        return tuple(token_id for token_id in range(vocab_size) if token_id not in used)
+
     @property
     def chat_template(self) -> str:
         """The jinja2 chat template of the tokenizer's configuration, or Fathom's default."""

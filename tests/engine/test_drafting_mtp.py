@@ -84,8 +84,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Checked]:
 
     make = module.make_drafter
 
-    def make_checked(kind, model, pool, spec):  # type: ignore[no-untyped-def]
-        made.append(Checked(make(kind, model, pool, spec), model))
+    def make_checked(kind, model, pool, spec, **options):  # type: ignore[no-untyped-def]
+        made.append(Checked(make(kind, model, pool, spec, **options), model))
         return made[-1]
 
     monkeypatch.setattr(module, "make_drafter", make_checked)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -276,3 +277,22 @@ def test_a_truncated_distribution_is_refused_and_the_advice_is_accepted() -> Non
     with pytest.raises(SpecError, match=r"top_p: 0\.9 samples from a part .* leave it at 1, and lower temperature"):
         RolloutSpec(questions=1, group_size=2, max_tokens=4, top_p=0.9)
     assert RolloutSpec(questions=1, group_size=2, max_tokens=4, top_p=1.0, temperature=0.8).temperature == 0.8
+
+
+def test_log_probabilities_agree_where_ids_without_a_token_have_most_of_the_mass(tokenizer: Tokenizer) -> None:
+    spec = replace(MODEL, vocab_size=tokenizer.vocab_size + 40)
+    unused = tokenizer.unused_ids(spec.vocab_size)
+    assert unused == tuple(range(tokenizer.vocab_size, spec.vocab_size))
+    model = build(spec, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight[list(unused)] *= 4
+    formatter, problems = PromptFormatter(tokenizer, SPEC.prompt), [problem(f"{index}?") for index in range(3)]
+    engine = Engine(model, eos_ids=[tokenizer.eos_id], unused_ids=unused)
+    rollouts = sample_rollouts(engine, formatter, problems, SPEC, seed=1, context=64)
+    assert not {token for rollout in rollouts for token in rollout.answer_ids} & set(unused)
+    trained = rollout_logprobs(
+        model, rollouts, UpdateSpec(optimizer=AdamWSpec(lr=1.0)), temperature=1.0, micro_batch_tokens=50
+    )
+    for rollout, logprobs in zip(rollouts, trained, strict=True):
+        assert logprobs == pytest.approx(list(rollout.logprobs), abs=1e-4)
+    assert sum(map(sum, trained)) / sum(map(len, trained)) < -6  # far below what the used ids have among themselves

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
 from fathom.engine.drafting.drafter import Drafter, NoDrafter
 from fathom.engine.drafting.mtp import MtpDrafter
 from fathom.engine.drafting.ngram import NgramDrafter
@@ -30,8 +32,10 @@ def drafting_kind(model: Decoder, spec: EngineSpec) -> DrafterKind:
     return spec.drafting
 
 
-def make_drafter(kind: DrafterKind, model: Decoder, pool: PagePool, spec: EngineSpec) -> Drafter:
+def make_drafter(
+    kind: DrafterKind, model: Decoder, pool: PagePool, spec: EngineSpec, *, unused_ids_N: Tensor | None = None
+) -> Drafter:
     """Return the drafter of this kind; for MTP, ``pool`` has one layer more than the model."""
     if kind == "mtp":
-        return MtpDrafter(model, pool, draft_tokens=spec.draft_tokens)
+        return MtpDrafter(model, pool, draft_tokens=spec.draft_tokens, unused_ids_N=unused_ids_N)
     return NgramDrafter() if kind == "ngram" else NoDrafter()

@@ -28,8 +28,11 @@ class MtpDrafter:
     token, and each further one is accepted less often. ``pool`` has one layer after the model's own.
     """
 
-    def __init__(self, model: Decoder, pool: PagePool, *, draft_tokens: int) -> None:
+    def __init__(
+        self, model: Decoder, pool: PagePool, *, draft_tokens: int, unused_ids_N: Tensor | None = None
+    ) -> None:
         self._model = model
+        self._unused_ids_N = unused_ids_N
         self._pool = pool
         self._most_unread = draft_tokens + 1  # what a step can leave behind that tried all its drafts
         # the hidden state of each page's last token, with which the first token after a shared page is paired
@@ -47,7 +50,10 @@ class MtpDrafter:
         hidden_BD = self._read([work.state for work in chosen], ends, [_unread(work.state) for work in chosen])
         drafts: dict[int, list[int]] = {work.state.id: [] for work in chosen}
         for depth in range(1, max(work.room for work in chosen) + 1):
-            tokens = self._model.logits(hidden_BD).argmax(-1).tolist()
+            logits_BV = self._model.logits(hidden_BD)
+            if self._unused_ids_N is not None:
+                logits_BV = logits_BV.index_fill(-1, self._unused_ids_N, -torch.inf)
+            tokens = logits_BV.argmax(-1).tolist()
             for work, token in zip(chosen, tokens, strict=True):
                 drafts[work.state.id].append(token)
             further = [index for index, work in enumerate(chosen) if work.room > depth]

@@ -2,10 +2,10 @@
 
 Shapes: B rows (one per request and position), R of them at a time, N positions, V vocabulary, S blocks of it.
 
-What happens to logits, in this order: repetition penalty, presence and frequency penalties, logit bias, bans
-(``min_tokens``, ids without a token, constraint), temperature, top-k, top-p, min-p. The random numbers are hashes of
-(seed, position), so a draw depends on the row's logits, parameters and position alone: not on its neighbours, nor on
-whether the request was preempted and computed anew.
+Ids without a token are masked first. Then logits pass, in this order: repetition penalty, presence and frequency
+penalties, logit bias, bans (``min_tokens``, constraint), temperature, top-k, top-p, min-p. The random numbers are
+hashes of (seed, position), so a draw depends on the row's logits, parameters and position alone: not on its neighbours,
+nor on whether the request was preempted and computed anew.
 """
 
 from __future__ import annotations
@@ -52,29 +52,35 @@ class SamplingFailure:
     message: str
 
 
-def draw(logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob]:
+def draw(
+    logits_BV: Tensor, rows: Sequence[SamplingMetadata], *, unused_ids_N: Tensor | None = None
+) -> list[TokenLogprob]:
     """Draw one token per row; ``try_draw`` for callers that must tell good rows from bad ones.
 
     Raises:
         DataError: a row has no next token; no constraint was told anything.
     """
-    drawn = try_draw(logits_BV, rows)
+    drawn = try_draw(logits_BV, rows, unused_ids_N=unused_ids_N)
     for index, token in enumerate(drawn):
         if isinstance(token, SamplingFailure):
             raise DataError(f"row {index}: {token.message}")
     return [token for token in drawn if isinstance(token, TokenLogprob)]
 
 
-def try_draw(logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
+def try_draw(
+    logits_BV: Tensor, rows: Sequence[SamplingMetadata], *, unused_ids_N: Tensor | None = None
+) -> list[TokenLogprob | SamplingFailure]:
     """Draw one token per row, or say why that row has none.
 
     Log-probabilities are of the unfiltered softmax at temperature 1, which a trainer computes for the same sequence.
+    The ids ``unused_ids_N``, which have no token, are never drawn nor named as alternatives; the softmax is over them
+    too, since the trainer's is.
     Rows without filters or adjustments are drawn together, in two passes over their logits; others one by one, in about
     four. None sorts the vocabulary.
     """
     logits_BV = logits_BV.float()
     drawn: list[TokenLogprob | SamplingFailure] = []
-    for looked in _softmax_rows(logits_BV):
+    for looked in _softmax_rows(logits_BV, unused_ids_N):
         drawn += _draw_together(looked, rows[len(drawn) : len(drawn) + len(looked.norms_R)])
     return drawn
 
@@ -100,12 +106,16 @@ def distribution(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     return weights_V / weights_V.sum()
 
 
-def prompt_logprobs(logits_NV: Tensor, next_ids_N: Tensor, top: int) -> list[TokenLogprob]:
-    """Return what the model thought of the tokens that did follow, each with ``top`` alternatives."""
+def prompt_logprobs(
+    logits_NV: Tensor, next_ids_N: Tensor, top: int, *, unused_ids_N: Tensor | None = None
+) -> list[TokenLogprob]:
+    """Return the log-probabilities of the tokens that did follow, each with ``top`` alternatives; see ``try_draw``."""
     logits_NV = logits_NV.float()
-    norms_N = torch.cat([looked.norms_R for looked in _softmax_rows(logits_NV)])
+    looked = list(_softmax_rows(logits_NV, unused_ids_N))
+    norms_N = torch.cat([each.norms_R for each in looked])
     logprobs_N = logits_NV.gather(-1, next_ids_N[:, None])[:, 0] - norms_N
-    each = zip(logits_NV, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
+    rows = [row_V for each in looked for row_V in each.logits_RV]
+    each = zip(rows, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
     return [TokenLogprob(token, logprob, _alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
 
 
@@ -122,8 +132,9 @@ _NOTHING = SamplingFailure(
 class _SoftmaxRows:
     """Rows that were looked at together.
 
-    Their best logits (R,), the exponentials of how far the others are below them (R, V), the masses of these (R, S),
-    and the logarithms of the sums of exponentials (R,) in float64.
+    Their logits, minus infinity at unused ids, the best of these (R,), the exponentials of how far the others are below
+    them (R, V), the masses of these (R, S), and the logarithms of the sums of exponentials, unused ids included, (R,)
+    in float64.
     """
 
     logits_RV: Tensor
@@ -133,17 +144,24 @@ class _SoftmaxRows:
     norms_R: Tensor
 
 
-def _softmax_rows(logits_BV: Tensor) -> Iterator[_SoftmaxRows]:
+def _softmax_rows(logits_BV: Tensor, unused_ids_N: Tensor | None) -> Iterator[_SoftmaxRows]:
     """Look at as many rows at a time as stay in a core's cache; what is yielded holds until the next."""
     size, vocab = logits_BV.shape
     together = min(max(_TOGETHER // vocab, 1), size)
     room_RV = logits_BV.new_empty(together, vocab)
     for start in range(0, size, together):
         logits_RV = logits_BV[start : start + together]
+        unused_R = None
+        if unused_ids_N is not None:
+            unused_R = logits_RV[:, unused_ids_N].double().logsumexp(-1)
+            logits_RV = logits_RV.index_fill(-1, unused_ids_N, -torch.inf)
         best_R = logits_RV.amax(-1)
         shares_RV = weights(logits_RV, best_R[:, None], 1, out=room_RV[: len(logits_RV)])
         masses_RS = masses(shares_RV)
-        yield _SoftmaxRows(logits_RV, best_R, shares_RV, masses_RS, masses_RS.sum(-1).log_().add_(best_R))
+        norms_R = masses_RS.sum(-1).log_().add_(best_R)
+        if unused_R is not None:
+            norms_R = torch.logaddexp(norms_R, unused_R)
+        yield _SoftmaxRows(logits_RV, best_R, shares_RV, masses_RS, norms_R)
 
 
 def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
@@ -204,4 +222,5 @@ def _alternatives(logits_V: Tensor, norm: float, count: int) -> tuple[tuple[int,
     if count == 0:
         return ()
     ids = top_k_ids(logits_V, min(count, len(logits_V)))
-    return tuple((token, logit - norm) for token, logit in zip(ids.tolist(), logits_V[ids].tolist(), strict=True))
+    best = zip(ids.tolist(), logits_V[ids].tolist(), strict=True)
+    return tuple((token, logit - norm) for token, logit in best if logit > -torch.inf)

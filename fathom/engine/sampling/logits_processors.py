@@ -24,9 +24,8 @@ class SamplingMetadata:
     """What drawing the next token of one request needs.
 
     ``seed`` is the request's own, or one from ``fresh_seed`` for its whole life. ``drawn`` may be the request's live
-    list; keeping one ``SamplingMetadata`` for a request spares counting its prompt at every token. Ids from
-    ``vocab_size`` on have no token and are never drawn; None where the model's vocabulary is the tokenizer's. The
-    constraint has been told all of ``drawn``.
+    list; keeping one ``SamplingMetadata`` for a request spares counting its prompt at every token. The
+    constraint has accepted all of ``drawn``.
     """
 
     params: SamplingParams
@@ -35,7 +34,6 @@ class SamplingMetadata:
     seed: int
     constraint: TokenConstraint | None = None
     eos_ids: frozenset[int] = frozenset()
-    vocab_size: int | None = None
     _prompt_ids: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -43,7 +41,7 @@ class SamplingMetadata:
         """Whether the next token is drawn from the model's own logits."""
         p = self.params
         penalised = p.repetition_penalty != 1 or bool(self.drawn and (p.presence_penalty or p.frequency_penalty))
-        forbids = self.constraint is not None or self.vocab_size is not None or len(self.drawn) < p.min_tokens
+        forbids = self.constraint is not None or len(self.drawn) < p.min_tokens
         return not (penalised or p.logit_bias or forbids)
 
     def prompt_ids(self) -> Tensor:
@@ -62,8 +60,8 @@ class SamplingMetadata:
 def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     """Return a request's logits after penalties, biases and bans, in this order.
 
-    Repetition penalty, presence and frequency penalty, logit bias, end tokens before ``min_tokens``, ids without a
-    token, constraint. Forbidden tokens have minus infinity. The input is left as it is.
+    Repetition penalty, presence and frequency penalty, logit bias, end tokens before ``min_tokens``,
+    constraint. Forbidden tokens have minus infinity. The input is left as it is.
 
     Raises:
         SpecError: ``logit_bias`` names a token outside the vocabulary.
@@ -89,8 +87,6 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else row.eos_ids)}
         banned = [token for token in ends if 0 <= token < vocab]
         logits_V[torch.tensor(banned, dtype=torch.long, device=logits_V.device)] = -torch.inf
-    if row.vocab_size is not None:
-        logits_V[row.vocab_size :] = -torch.inf
     allowed_V = None if row.constraint is None else allowed_tokens(row.constraint, vocab)
     if allowed_V is not None:
         logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)

@@ -333,14 +333,37 @@ def test_ends_wait_for_min_tokens_unless_they_are_none() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-38, 1.0, 1e30])
-def test_a_constraint_and_the_vocabularys_padding_forbid_tokens(temperature: float) -> None:
+def test_a_constraint_and_unused_ids_forbid_tokens(temperature: float) -> None:
     logits = torch.zeros(70)
     logits[69] = 50.0
     p = SamplingParams(temperature=temperature)
     allowed = {draw(logits[None], [row(p, seed=i, constraint=Only(31, 40))])[0].token_id for i in range(30)}
     assert allowed == ({31} if temperature == 0 else {31, 40})
-    assert {draw(logits[None], [row(p, seed=i, vocab_size=2)])[0].token_id for i in range(30)} <= {0, 1}
-    assert draw(logits[None], [row(p, vocab_size=2)])[0].logprob == pytest.approx(-50.0)
+    unused = torch.arange(2, 70)
+    assert {draw(logits[None], [row(p, seed=i)], unused_ids_N=unused)[0].token_id for i in range(30)} <= {0, 1}
+    assert draw(logits[None], [row(p)], unused_ids_N=unused)[0].logprob == pytest.approx(-50.0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_k": 5}, {"top_p": 0.7, "min_p": 0.01}, {"repetition_penalty": 1.3}])
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+def test_rows_are_drawn_as_if_unused_ids_did_not_exist_and_log_probabilities_are_of_the_whole_softmax(
+    fields: dict[str, float], temperature: float
+) -> None:
+    params = SamplingParams(temperature=temperature, logprobs=60, **fields)  # type: ignore[arg-type]
+    unused = torch.tensor([3, 4, 17, *range(50, 64)])
+    used = torch.tensor([token for token in range(64) if token not in unused])
+    logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)) * 3
+    logits[:, unused] += 30
+    rows = [row(params, seed=seed, drawn=[1, 2]) for seed in range(40)]
+    drawn = draw(logits, rows, unused_ids_N=unused)
+    renumbered = used.tolist()
+    without = [row(params, seed=seed, drawn=[1, 2]) for seed in range(40)]
+    expected = [renumbered[each.token_id] for each in draw(logits[:, used], without)]
+    assert [each.token_id for each in drawn] == expected
+    whole = logits.double().log_softmax(-1)
+    for each, row_V in zip(drawn, whole, strict=True):
+        assert each.logprob == pytest.approx(float(row_V[each.token_id]), abs=1e-5)
+        assert {token for token, _ in each.top} == set(renumbered)
 
 
 @pytest.mark.parametrize("top_p", [1e-300, 1.0])
