@@ -32,7 +32,7 @@ def drafts_of(model: Decoder, tokens: Sequence[int], count: int) -> list[Tensor]
     said, logits = list(tokens), []
     for _ in range(count):
         later_1T = torch.tensor([said[1:]])
-        context = model._context(later_1T, None, "expanded")
+        context = model._context(model.embed_tokens(later_1T), None, None, "expanded")
         further_1TD, _ = model.mtp[0](model.embed_tokens(later_1T), hidden_TD[None], context, None)
         logits.append(model.logits(further_1TD[0, -1]))
         said.append(int(logits[-1].argmax()))

@@ -60,7 +60,7 @@ def run_mixture(model: Decoder, spec: EngineSpec, requests: list[Request], draw:
         if name in cancelled:
             assert got == expected[: len(got)]
             continue
-        assert got == expected
+        assert got == expected, outputs[name][-1]
         assert outputs[name][-1].finish_reason == ("length" if len(got) == request.params.max_tokens else "stop")
         logprobs = [token.logprob for output in outputs[name] for token in output.tokens]
         assert logprobs == pytest.approx([token.logprob for token in answer], abs=1e-5)
