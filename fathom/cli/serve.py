@@ -1,4 +1,4 @@
-"""``fathom serve``: answer over HTTP as OpenAI's interface has it."""
+"""``fathom serve``: an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -23,34 +23,37 @@ KEYS_VARIABLE = "FATHOM_API_KEYS"
 GGUF = ".gguf"
 
 
-Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is every one.")]
-Port = Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)]
+Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is all interfaces.")]
+Port = Annotated[int, typer.Option("--port", help="0 chooses a free port.", min=0, max=65535)]
 ServedName = Annotated[
-    str | None, typer.Option("--served-name", help="What requests call the model; as MODEL ends if left out.")
+    str | None, typer.Option("--served-name", help="The model's name in requests; default: the last part of MODEL.")
 ]
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option("--api-key-file", help=f"A file of keys, one a line; {KEYS_VARIABLE} holds more, between commas."),
 ]
 AllowedHost = Annotated[
-    list[str] | None, typer.Option("--allowed-host", help="A further name in requests' Host header; may be repeated.")
+    list[str] | None, typer.Option("--allowed-host", help="A further allowed Host header; may be repeated.")
 ]
 CorsOrigin = Annotated[
-    list[str] | None, typer.Option("--cors-origin", help="A web page's origin that may ask; may be repeated.")
+    list[str] | None, typer.Option("--cors-origin", help="An origin whose pages may send requests; may be repeated.")
 ]
 AllowImageHost = Annotated[
     list[str] | None,
     typer.Option("--allow-image-host", help="A host that images may be fetched from; may be repeated."),
 ]
-MaxBatch = Annotated[int, typer.Option("--max-batch", help="Requests that run together.")]
-StepTokens = Annotated[int, typer.Option("--step-tokens", help="New tokens of one step, prompts' included.")]
+MaxBatch = Annotated[int, typer.Option("--max-batch", help="Requests in one batch.")]
+StepTokens = Annotated[int, typer.Option("--step-tokens", help="New tokens of one engine step, prefill included.")]
 CacheTokens = Annotated[
-    int | None, typer.Option("--cache-tokens", help="Tokens the cache holds; four contexts if left out.")
+    int | None,
+    typer.Option("--cache-tokens", help="Capacity of the key-value cache in tokens; default: four contexts."),
 ]
 PrefixCache = Annotated[
-    bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Keep prompts for others that begin alike.")
+    bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Cache prompts for requests with the same prefix.")
 ]
-MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Requests that may wait; more are refused.", min=1)]
+MaxWaiting = Annotated[
+    int, typer.Option("--max-waiting", help="Requests waiting for the engine; more are refused.", min=1)
+]
 MaxConcurrentRequests = Annotated[
     int, typer.Option("--max-concurrent-requests", help="Requests in progress at once, waiting ones included.")
 ]
