@@ -82,7 +82,7 @@ def copy(source: Path, out: Path) -> None:
 
 def convert(source: Path, out: Path, target: str) -> None:
     form, dtype = TARGETS[target]
-    Conversion.plan(open_source(source), out, form, dtype=dtype).run()
+    Conversion.prepare(open_source(source), out, form, dtype=dtype).run()
 
 
 def remove(path: Path) -> None:

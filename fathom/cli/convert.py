@@ -36,8 +36,8 @@ def convert(
 
     with LoadProgress(model) as progress:
         source = open_source(model, progress, cache_dir=options.cache_directory())
-    planned = Conversion.plan(source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    for note in planned.notes:
+    planned = Conversion.prepare(source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    for note in planned.warnings:
         print(f"note: {note}", file=sys.stderr)
     display = make_display(Console(stderr=True))
     try:
@@ -46,5 +46,5 @@ def convert(
     finally:
         display.close()
     files = [written] if written.is_file() else [path for path in written.iterdir() if path.is_file()]
-    kind = f", {planned.kind}" if planned.kind is not None else ""
-    print(f"{written}: form {planned.form}{kind}, {amount(sum(path.stat().st_size for path in files))}B")
+    kind = f", {planned.dtype}" if planned.dtype is not None else ""
+    print(f"{written}: format {planned.format}{kind}, {amount(sum(path.stat().st_size for path in files))}B")

@@ -125,7 +125,7 @@ def _print_texts(texts: Mapping[str, BitsPerByte]) -> None:
 def _print_tasks(results: Sequence[TaskResult]) -> None:
     table = _table("task", "cases", "right (95 %)", "by bytes (95 %)", "time")
     for result in results:
-        normalised = "" if result.normalised is None else _share(result.normalised)
+        normalised = "" if result.accuracy_norm is None else _share(result.accuracy_norm)
         count = str(result.accuracy.n)
         table.add_row(result.task.name, count, _share(result.accuracy), normalised, duration(result.seconds))
     console = Console()

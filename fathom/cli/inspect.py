@@ -38,7 +38,9 @@ def inspect(
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_COLUMNS)
-    console.print(Text.assemble((found["name"], "bold"), f"  {found['family']}, form {found['form']}, {found['path']}"))
+    console.print(
+        Text.assemble((found["name"], "bold"), f"  {found['family']}, format {found['form']}, {found['path']}")
+    )
     for title, rows in (
         ("model", found["summary"].items()),
         ("parameters", _parameters(found["parameters"])),

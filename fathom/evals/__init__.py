@@ -1,1 +1,1 @@
-"""Evaluation of a model alone: bits per byte of text, and needle in a haystack."""
+"""Evaluations: bits per byte, needle in a haystack, multiple choice, word problems, pass@k and majority@k."""

@@ -1,4 +1,4 @@
-"""A share of right answers, with how far it can be trusted."""
+"""Accuracy with its confidence interval."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """The share; nan of nothing."""
+        """correct / n; NaN where n is 0."""
         return self.correct / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval at 95 % (Wilson 1927), which stays within 0 and 1 and holds for few answers too."""
+        """Wilson score interval at 95 % (Wilson 1927): within 0 and 1, and valid for small n; (0, 1) where n is 0."""
         if not self.n:
             return 0.0, 1.0
         share, z2 = self.value, Z_95 * Z_95

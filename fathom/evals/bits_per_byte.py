@@ -1,4 +1,4 @@
-"""Bits per byte: how many bits a model needs for one byte of text, comparable across tokenizers.
+"""Bits per byte: the cross-entropy of a text in bits, per byte of UTF-8; comparable across tokenizers.
 
 B windows, T tokens, D hidden size, V vocabulary.
 """
@@ -18,12 +18,12 @@ from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
 
 LOGIT_ROWS = 1024
-"""Rows of logits that exist at once."""
+"""Rows of logits that are computed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitsPerByte:
-    """Summed loss in nats over ``tokens`` predicted tokens that stand for ``text_bytes`` bytes of UTF-8."""
+    """Summed loss in nats over ``tokens`` predicted tokens, which decode to ``text_bytes`` bytes of UTF-8."""
 
     nats: float
     tokens: int
@@ -41,8 +41,8 @@ def bits_per_byte(
     """Score a stream of tokens (int64, N) in windows of ``context`` tokens that overlap by ``context - stride``.
 
     Every token but the first is scored once, and beyond the first window with at least ``context - stride`` tokens
-    before it; ``stride`` is half of ``context`` if left out. ``text_bytes`` is the length of the text the tokens
-    stand for. Special tokens between documents count into the nats: knowing where a text ends is part of the text.
+    before it; ``stride`` is half of ``context`` if left out. ``text_bytes`` is the length of the text that
+    the tokens decode to. The loss of special tokens between documents is included.
 
     Raises:
         SpecError: ``stride`` or ``context`` cannot be used with this model.
@@ -67,7 +67,7 @@ def bits_per_byte(
 
 
 def _batches(tokens_N: Tensor, context: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield windows (B, T + 1) and how many of their first targets an earlier window has scored."""
+    """Yield windows (B, T + 1) and how many of their first targets were scored by an earlier window."""
     count = tokens_N.numel()
     yield tokens_N[: context + 1][None], 0
     starts = range(stride, count - 1 - (context - stride), stride)

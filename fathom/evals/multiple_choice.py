@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: the model picks the choice it finds likeliest after the context.
+"""Multiple choice by log-likelihood: the prediction is the choice with the highest log-likelihood after the context.
 
 C choices, T tokens, N choice tokens of all choices, D hidden size.
 """
@@ -18,13 +18,13 @@ from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
 
 LOGIT_ROWS = 256
-"""Rows of logits that exist at once."""
+"""Rows of logits that are computed at once."""
 PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A context and what may follow it; ``choice_bytes`` are lengths in UTF-8, ``answer`` is the right index."""
+    """A context and its continuations; ``choice_bytes`` are lengths in UTF-8, ``answer`` is the gold index."""
 
     context_ids: Sequence[int]
     choices_ids: Sequence[Sequence[int]]
@@ -34,14 +34,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceResult:
-    """Log-likelihood of each choice in nats; ``chosen`` by their sums, ``chosen_normalised`` by sums per byte.
+    """Log-likelihood of each choice in nats; ``chosen`` is the argmax, ``chosen_norm`` the argmax per byte.
 
-    ``truncated`` counts the tokens dropped from the context's beginning, where the model's own context is too short.
+    ``truncated`` counts the tokens dropped on the left of a context that exceeds the model's.
     """
 
     logprobs: tuple[float, ...]
     chosen: int
-    chosen_normalised: int
+    chosen_norm: int
     truncated: int = 0
 
 
@@ -50,15 +50,15 @@ def score_questions(
 ) -> list[ChoiceResult]:
     """Score all choices of every question.
 
-    A context is read once for all its choices, and what all contexts begin with once for all questions: their cached
-    keys and values are copied. ``on_result`` hears the index and result of every question as it is done.
+    A context is prefilled once for all its choices, and the common prefix of all contexts once for all questions; the
+    cached keys and values are copied. ``on_result`` is called with the index and result of every question.
     """
     results = []
     contexts = [_truncate_context(model, question) for question in questions]
     with eval_mode(model), torch.inference_mode():
-        beginning = _shared_prefix_cache(model, questions, contexts)
+        prefix_cache = _shared_prefix_cache(model, questions, contexts)
         for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-            logprobs = _logprobs(model, question, context, beginning)
+            logprobs = _logprobs(model, question, context, prefix_cache)
             per_byte = [logprob / max(1, size) for logprob, size in zip(logprobs, question.choice_bytes, strict=True)]
             truncated = len(question.context_ids) - len(context)
             scored = ChoiceResult(tuple(logprobs), _best(logprobs), _best(per_byte), truncated)
@@ -73,14 +73,15 @@ def _best(values: Sequence[float]) -> int:
 
 
 def _truncate_context(model: Decoder, question: Question) -> list[int]:
-    """Return the context's last tokens, as many as fit beside the longest choice."""
+    """Truncate a context on the left so that the longest choice fits after it."""
     longest = max(len(choice) for choice in question.choices_ids)
-    room = model.spec.max_position_embeddings - longest + 1  # the last token of a choice is predicted, never read
-    return list(question.context_ids)[-max(1, room) :]
+    # The last token of a choice is predicted and never an input.
+    max_context = model.spec.max_position_embeddings - longest + 1
+    return list(question.context_ids)[-max(1, max_context) :]
 
 
 def _shared_prefix_cache(model: Decoder, questions: Sequence[Question], contexts: Sequence[list[int]]) -> StaticCache:
-    """Read what all contexts begin with into a cache of one row, with room for every question."""
+    """Prefill the common prefix of all contexts into a cache of one row, long enough for every question."""
     longest = max(
         (
             len(context) + max(map(len, question.choices_ids))
@@ -92,11 +93,11 @@ def _shared_prefix_cache(model: Decoder, questions: Sequence[Question], contexts
     cache = StaticCache.allocate(model.spec, batch_size=1, max_length=longest, device=weight.device, dtype=weight.dtype)
     if len(contexts) > 1:
         common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*contexts, strict=False)))
-        _read(model, cache, contexts[0][: min(common, min(map(len, contexts)) - 1)])
+        _prefill(model, cache, contexts[0][: min(common, min(map(len, contexts)) - 1)])
     return cache
 
 
-def _read(model: Decoder, cache: StaticCache, tokens: Sequence[int]) -> None:
+def _prefill(model: Decoder, cache: StaticCache, tokens: Sequence[int]) -> None:
     device = model.embed_tokens.weight.device
     for start in range(0, len(tokens), PREFILL_CHUNK):
         model(torch.tensor([list(tokens[start : start + PREFILL_CHUNK])], device=device), cache=cache)
@@ -108,10 +109,10 @@ def _repeat_cache(cache: StaticCache, count: int) -> StaticCache:
     return StaticCache(layers, cache.lengths * count, cache.max_length, cache.window)
 
 
-def _logprobs(model: Decoder, question: Question, context: Sequence[int], beginning: StaticCache) -> list[float]:
-    """Return each choice's log-likelihood; choices run together, padded at their ends, where nothing looks back."""
-    cache = _repeat_cache(beginning, 1)
-    _read(model, cache, context[beginning.lengths[0] : -1])
+def _logprobs(model: Decoder, question: Question, context: Sequence[int], prefix_cache: StaticCache) -> list[float]:
+    """Return each choice's log-likelihood; choices run as one batch, padded on the right."""
+    cache = _repeat_cache(prefix_cache, 1)
+    _prefill(model, cache, context[prefix_cache.lengths[0] : -1])
     choices = question.choices_ids
     longest = max(map(len, choices))
     inputs = [[context[-1], *choice[:-1]] + [0] * (longest - len(choice)) for choice in choices]

@@ -1,4 +1,4 @@
-"""Needle in a haystack: does the model find a fact hidden in a long text, and what is the fact worth to it?
+"""Needle in a haystack: accuracy of retrieving a fact from a long text, and the gain in log-likelihood from it.
 
 B prompts, T tokens, A answer tokens, V vocabulary.
 """
@@ -19,9 +19,9 @@ from fathom.progress import NULL_PROGRESS, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeedleTrial:
-    """One question: a prompt that holds the needle, the same prompt without it, and the answer.
+    """One question: a prompt with the needle, the same prompt without it, and the answer.
 
-    ``length`` and ``depth`` say which cell of the table it belongs to.
+    ``length`` and ``depth`` are its cell of the table.
     """
 
     length: int
@@ -35,8 +35,8 @@ class NeedleTrial:
 class NeedleResult:
     """``accuracy[i][j]`` and ``gain_bits[i][j]`` are means over the trials at ``lengths[i]`` and ``depths[j]``.
 
-    Accuracy is the share of answers that greedy decoding gives exactly. The gain is how many bits per answer token
-    the model's surprise at the answer falls when the needle is in the prompt.
+    Accuracy is the share of answers that greedy decoding gives exactly. The gain is the increase of the answer's
+    log-likelihood through the needle, in bits per answer token.
     """
 
     lengths: tuple[int, ...]
@@ -60,7 +60,7 @@ def needle_in_haystack(
     batch_tokens: int = 8192,
     progress: Progress = NULL_PROGRESS,
 ) -> NeedleResult:
-    """Measure all trials; those of one length run together, at most ``batch_tokens`` tokens at once.
+    """Measure all trials; those of equal length are batched, at most ``batch_tokens`` tokens at once.
 
     Raises:
         ContextError: a prompt with its answer exceeds the model's context.
@@ -89,10 +89,9 @@ def score_answers(
     batch_tokens: int = 8192,
     progress: Progress = NULL_PROGRESS,
 ) -> list[AnswerScore]:
-    """Score each answer after its prompt in one pass over both.
+    """Score each answer after its prompt in one forward pass.
 
-    Greedy decoding gives an answer exactly when each of its tokens is the likeliest after the ones before it, which
-    one pass shows for all tokens at once.
+    ``exact`` holds where every answer token is the argmax after the tokens before it.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -1,4 +1,4 @@
-"""Several answers to each problem: how often one of k is right, how often their vote is, with intervals."""
+"""pass@k and majority@k of several answers to each problem, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemSamples:
-    """The answers drawn for one problem; ``answers`` holds None where nothing could be read from the text."""
+    """The answers drawn for one problem; ``answers`` holds None where no answer could be parsed."""
 
     correct: tuple[bool, ...]
     answers: tuple[str | None, ...]
@@ -53,8 +53,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def normalised(answer: str) -> str:
-    """Return the form in which answers vote: spaces and case evened out, a number by its value (1,800 and 1800.0)."""
+def normalize_answer(answer: str) -> str:
+    """Normalise an answer for the vote: whitespace and case, and a number by its value (1,800 and 1800.0)."""
     text = " ".join(answer.split()).strip(" .$").casefold()
     plain = text.replace(",", "") if _GROUPED.fullmatch(text) else text
     try:
@@ -67,36 +67,36 @@ def normalised(answer: str) -> str:
 def majority(record: ProblemSamples, k: int | None = None) -> float:
     """Return the chance that the most frequent of ``k`` answers is right (all of them by default; Wang et al. 2022).
 
-    Exact over all subsets of ``k`` answers. Answers tied for the most votes share the chance evenly; unread answers
-    have no vote. Where equal answers were judged differently, the share of right ones counts.
+    Exact over all subsets of ``k`` answers. Answers tied for the most votes share the chance evenly; unparsed answers
+    have no vote. Where equal answers have different verdicts, the share of right ones counts.
     """
     n = len(record.answers)
     k = n if k is None else k
     _check_k(n, k)
-    votes = [None if answer is None else normalised(answer) for answer in record.answers]
+    votes = [None if answer is None else normalize_answer(answer) for answer in record.answers]
     counts = Counter(votes)
-    silent = counts.pop(None, 0)
+    unparsed = counts.pop(None, 0)
     right = Counter(vote for vote, correct in zip(votes, record.correct, strict=True) if correct)
     wins = 0.0
     for answer, count in counts.items():
         if right[answer]:
             others = [other for name, other in counts.items() if name != answer]
-            wins += _winning(count, others, silent, k) * right[answer] / count
+            wins += _count_wins(count, others, unparsed, k) * right[answer] / count
     return wins / math.comb(n, k)
 
 
-def _winning(count: int, others: Sequence[int], silent: int, k: int) -> float:
+def _count_wins(count: int, others: Sequence[int], unparsed: int, k: int) -> float:
     """Count the subsets of ``k`` in which an answer given ``count`` times has most votes; a tie of m counts 1 / m."""
     total = 0.0
     for votes in range(1, min(count, k) + 1):
-        ways = _at_most(votes, others, silent, k - votes)
+        ways = _at_most(votes, others, unparsed, k - votes)
         total += math.comb(count, votes) * sum(number / (1 + ties) for ties, number in ways.items())
     return total
 
 
-def _at_most(votes: int, others: Sequence[int], silent: int, rest: int) -> dict[int, int]:
+def _at_most(votes: int, others: Sequence[int], unparsed: int, rest: int) -> dict[int, int]:
     """Count the ways to draw ``rest`` answers, no other given more than ``votes`` times, by how many have just that."""
-    ways = {(drawn, 0): math.comb(silent, drawn) for drawn in range(min(silent, rest) + 1)}
+    ways = {(drawn, 0): math.comb(unparsed, drawn) for drawn in range(min(unparsed, rest) + 1)}
     for other in others:
         following: Counter[tuple[int, int]] = Counter()
         for (drawn, ties), number in ways.items():
@@ -148,8 +148,8 @@ def mean(values: Sequence[float], *, draws: int = _DRAWS, seed: int = 0) -> Esti
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
     """Return how much accuracy rose on the same problems, with a 95 % interval (Newcombe 1998, paired, method 10).
 
-    Wilson's intervals of both accuracies are combined by the correlation of their verdicts, so that a stage that
-    keeps what it could do is judged more sharply than two unrelated models would be.
+    Wilson's intervals of both accuracies are combined by the correlation of their verdicts, so that the interval
+    is narrower where both models agree on most problems.
     """
     if not before or len(before) != len(after):
         raise SpecError("after", f"{len(after)} verdicts to {len(before)} before", "judge the same problems both times")

@@ -1,4 +1,4 @@
-"""The public tasks: which there are, where their cases lie, and how a case becomes a prompt."""
+"""The public benchmark tasks: their table, their cases, and the prompts made of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TaskPackage:
 
     @property
     def name(self) -> str:
-        """What to call it: as its package is called."""
+        """Name for messages."""
         return self.package
 
 
@@ -57,7 +57,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceCase:
-    """A text, what may follow it after a space, and the index of the right one."""
+    """A context, its continuations (each after a space), and the index of the gold one."""
 
     id: str
     context: str
@@ -67,7 +67,7 @@ class ChoiceCase:
 
 @dataclass(frozen=True, slots=True)
 class ProblemCase:
-    """A question and its number."""
+    """A question and its numeric answer."""
 
     id: str
     question: str

@@ -1,4 +1,4 @@
-"""Word problems with a number as their answer: the model writes its reasoning, the last number counts."""
+"""Word problems with a numeric answer: the last number of the generated text is the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKER = "####"
 
 @dataclass(frozen=True, slots=True)
 class ProblemResult:
-    """What a model wrote for one problem, the number it ended on and whether that is the right one."""
+    """The text generated for a problem, its final number and the verdict."""
 
     text: str
     number: str | None
@@ -26,7 +26,7 @@ class ProblemResult:
 def final_number(text: str) -> str | None:
     """Return the first number after the last ``####``, else the last number of the text, without its commas.
 
-    A marker that no number follows is passed over.
+    A marker without a number after it is ignored.
     """
     marked = _NUMBER.search(text.rpartition(MARKER)[2]) if MARKER in text else None
     if marked is not None:
@@ -53,9 +53,9 @@ def solve(
     batch_size: int = 16,
     on_result: Callable[[int, ProblemResult], None] | None = None,
 ) -> list[ProblemResult]:
-    """Let a model answer every prompt and judge the answers, ``batch_size`` prompts at once, the shortest first.
+    """Generate and judge an answer to every prompt, ``batch_size`` prompts at once, the shortest first.
 
-    ``params`` of temperature 0 make the result repeatable. ``on_result`` hears the index and result of every problem.
+    Temperature 0 makes the result reproducible. ``on_result`` is called with the index and result of every problem.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, ProblemResult] = {}

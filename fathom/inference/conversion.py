@@ -1,7 +1,7 @@
-"""Conversion: a checkpoint of any form streamed into another, in bounded memory.
+"""Conversion: streams a checkpoint of any format into another, in bounded memory.
 
-``Conversion.plan`` says what will be lost and refuses what cannot be before a byte is written; ``run`` writes. Types
-are kept where the other form has them; what would become infinite in the type asked for is refused by name.
+``Conversion.prepare`` checks a conversion and lists its warnings before a byte is written; ``run`` writes. Dtypes are
+kept where the target format has them; a tensor whose values overflow the target dtype is an error that names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fathom.checkpoint.read_ahead import read_ahead
 from fathom.checkpoint.weights import Weights, WeightSource
 from fathom.errors import CheckpointError, Interrupted, SpecError
 from fathom.inference.conversion_dtypes import FLOATS, dtype_warnings, largest, lossless_dtype, resolve_target_dtype
-from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
+from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, unsupported_reason
 from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
@@ -33,71 +33,71 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A conversion that can be done. ``kind`` is the type of its matrices; None keeps each tensor's own."""
+    """A checked conversion. ``dtype`` is that of its matrices; None keeps each tensor's own."""
 
     source: WeightSource
     destination: Path
-    form: CheckpointFormat
-    kind: str | None
+    format: CheckpointFormat
+    dtype: str | None
     max_shard_bytes: int
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @classmethod
-    def plan(
+    def prepare(
         cls,
         source: WeightSource,
         destination: Path,
-        form: str,
+        format: str,
         *,
         dtype: str | None = None,
         max_shard_bytes: int | None = None,
     ) -> Conversion:
-        """Check a conversion and note what it loses; nothing is read but headers.
+        """Check a conversion and list its warnings; only headers are read.
 
         Raises:
-            SpecError: a form or type that there is not, or a model that the form cannot express.
+            SpecError: an unknown format or dtype, or a model that the format cannot express.
             CheckpointError: the destination exists.
         """
-        known = next((one for one in FORMS if one == form), None)
+        known = next((one for one in FORMS if one == format), None)
         if known is None:
-            raise SpecError("--to", f"unknown form {form!r}", f"use {', '.join(FORMS)}")
+            raise SpecError("--to", f"unknown format {format!r}", f"use {', '.join(FORMS)}")
         if max_shard_bytes is not None and (known != "hf" or max_shard_bytes <= 0):
-            problem = f"{max_shard_bytes} for form {known}"
+            problem = f"{max_shard_bytes} for format {known}"
             raise SpecError("--max-shard-bytes", problem, "give a number above 0, and only with --to hf")
-        kind = resolve_target_dtype(known, dtype) if dtype is not None else lossless_dtype(source, known)
+        target = resolve_target_dtype(known, dtype) if dtype is not None else lossless_dtype(source, known)
         if destination.exists():
             raise CheckpointError(f"{destination}: already exists; choose a new place or remove it first")
-        unsupported = obstacle(source, known)
+        unsupported = unsupported_reason(source, known)
         if unsupported is not None:
             raise SpecError(
-                "--to", f"{source.spec.name} cannot be written as {known} ({unsupported})", "use another form"
+                "--to", f"{source.spec.name} cannot be written as {known} ({unsupported})", "use another format"
             )
-        notes = (*dtype_warnings(source, known, kind), *conversion_warnings(source, known, kind))
-        return cls(source, destination, known, kind, max_shard_bytes or SHARD_BYTES, notes)
+        warnings = (*dtype_warnings(source, known, target), *conversion_warnings(source, known, target))
+        return cls(source, destination, known, target, max_shard_bytes or SHARD_BYTES, warnings)
 
     def run(self, progress: Progress = NULL_PROGRESS) -> Path:
-        """Write it and return its place.
+        """Write the checkpoint and return its path.
 
-        SIGINT and SIGTERM end the conversion between two tensors, and nothing of it stays.
+        SIGINT and SIGTERM stop the conversion between two tensors; partial output is removed.
 
         Raises:
-            CheckpointError: the source is damaged, or holds a number that the type asked for does not reach.
-            ResourceError: the disk is full or refuses; nothing appears.
+            CheckpointError: the source is damaged, or holds a number that overflows the target dtype.
+            ResourceError: the disk is full or not writable; partial output is removed.
             Interrupted: a signal arrived.
         """
         with StopRequest() as stop:
-            weights = _CheckedWeights(self.source, self.kind, self.form, stop)
-            if self.form == "gguf":
+            weights = _CheckedWeights(self.source, self.dtype, self.format, stop)
+            if self.format == "gguf":
                 return self._write_gguf(weights, progress)
             files = _tokenizer(self.source)
-            if self.form == "fathom":
+            if self.format == "fathom":
                 return write_fathom(
                     self.destination,
                     weights,
                     tokenizer=files,
                     carried=self.source.carried,
                     eos_ids=self.source.eos_ids,
-                    dtype=None if self.kind is None else FLOATS[self.kind],
+                    dtype=None if self.dtype is None else FLOATS[self.dtype],
                     progress=progress,
                 )
             return write_hf(
@@ -105,7 +105,7 @@ class Conversion:
                 weights,
                 carried=self.source.carried,
                 tokenizer=files,
-                dtype="fp8" if self.kind == "fp8" else None if self.kind is None else FLOATS[self.kind],
+                dtype="fp8" if self.dtype == "fp8" else None if self.dtype is None else FLOATS[self.dtype],
                 eos_ids=self.source.eos_ids,
                 max_shard_bytes=self.max_shard_bytes,
                 progress=progress,
@@ -114,21 +114,21 @@ class Conversion:
     def _write_gguf(self, weights: Weights, progress: Progress) -> Path:
         from fathom.checkpoint.gguf import write_gguf
 
-        kind = next(kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0") if kind == self.kind)
+        kind = next(kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0") if kind == self.dtype)
         return write_gguf(self.destination, weights, kind=kind, tokenizer=self.source.tokenizer(), progress=progress)
 
 
-COMPUTED = ("Q8_0", "Q4_0", "fp8")
-"""Kinds whose making takes longer than reading and writing."""
+QUANTIZED_DTYPES = ("Q8_0", "Q4_0", "fp8")
+"""Dtypes for which quantizing takes longer than reading and writing."""
 
 
 @dataclass(frozen=True, slots=True)
 class _CheckedWeights:
-    """Weights on their way: numbers beyond the coming type are refused, and a signal ends the stream."""
+    """A stream of weights that raises where a number overflows the target dtype and after a signal."""
 
     source: Weights
-    kind: str | None
-    form: CheckpointFormat
+    dtype: str | None
+    format: CheckpointFormat
     stop: StopRequest
 
     @property
@@ -145,11 +145,11 @@ class _CheckedWeights:
                 raise Interrupted(f"{self.stop.signal_name}: conversion stopped; nothing was written")
             self._check(name, tensor)
             yield name, tensor
-            del tensor  # else it would lie beside the next one
+            del tensor  # free it before the next one is read
 
     def _read(self) -> Iterator[tuple[str, Tensor]]:
-        """Read ahead where the disk is what takes time; quantizing needs the processor to itself."""
-        if self.kind in COMPUTED:
+        """Read ahead where the disk is the bottleneck; quantizing is bound by the processor."""
+        if self.dtype in QUANTIZED_DTYPES:
             return self.source.stream()
         shapes = parameter_shapes(self.spec)
         return read_ahead(
@@ -157,22 +157,22 @@ class _CheckedWeights:
         )
 
     def _check(self, name: str, tensor: Tensor) -> None:
-        limit = largest(self.kind)
-        kept_whole = self.form == "gguf" and (tensor.dim() < 2 or name.endswith(".bias"))
+        limit = largest(self.dtype)
+        kept_whole = self.format == "gguf" and (tensor.dim() < 2 or name.endswith(".bias"))
         if limit is None or kept_whole or not tensor.numel():
             return
         low, high = (float(end) for end in torch.aminmax(tensor))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise CheckpointError(f"{name}: holds NaN or infinity, which {self.kind} cannot keep; repair the weights")
+            raise CheckpointError(f"{name}: holds NaN or infinity, which {self.dtype} cannot keep; repair the weights")
         if max(-low, high) > limit:
             raise CheckpointError(
-                f"{name}: holds {max(low, high, key=abs):g}, beyond {self.kind}'s {limit:g}; "
+                f"{name}: holds {max(low, high, key=abs):g}, beyond {self.dtype}'s {limit:g}; "
                 "use bfloat16 or float32 instead"
             )
 
 
 def _tokenizer(source: WeightSource) -> Tokenizer | Path | None:
-    """The tokenizer's files where there are any, so that they are copied as they are."""
+    """Return the path of the tokenizer's files where there are any, so that they are copied unchanged."""
     if isinstance(source, FathomCheckpoint):
         return source.tokenizer_directory
     if isinstance(source, HFCheckpoint):

@@ -1,4 +1,4 @@
-"""The types each form of checkpoint can be written in, and what a change of type does to numbers."""
+"""The dtypes that each checkpoint format can be written in, and what a change of dtype does to numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT_DTYPES: Mapping[CheckpointFormat, tuple[str, ...]] = MappingProxyType(
         "fathom": ("float32", "float16", "bfloat16"),
     }
 )
-"""What each form can be written in, in its own words."""
+"""The dtypes of each format, by the format's own names."""
 
 _FP8 = "F8_E4M3"
 _HALF_DTYPE: Mapping[CheckpointFormat, str] = MappingProxyType({"hf": "bfloat16", "gguf": "BF16", "fathom": "bfloat16"})
@@ -37,30 +37,32 @@ _SIGNIFICAND_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
 
 def largest(kind: str | None) -> float | None:
-    """The largest number a type holds (quantized ones scale by a float16), or None where float32's are all held.
+    """Return the largest number of a dtype (quantized ones scale by a float16), None for float32's.
 
-    Types for which this is not None hold no NaN and no infinity that would mean anything.
+    Dtypes for which this is not None have no meaningful NaN or infinity.
     """
     return _LARGEST.get(kind or "")
 
 
-def resolve_target_dtype(form: CheckpointFormat, dtype: str) -> str:
-    """Return a type that was asked for, float32 being F32 and so on; ``SpecError`` when the form has none such."""
+def resolve_target_dtype(format: CheckpointFormat, dtype: str) -> str:
+    """Resolve a dtype by its PyTorch or GGUF name; ``SpecError`` when the format has none such."""
     words = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "float32": "F32", "float16": "F16"}
     for word in (dtype, (words | {"bfloat16": "BF16"}).get(dtype, dtype)):
-        if word in FORMAT_DTYPES[form]:
+        if word in FORMAT_DTYPES[format]:
             return word
-    raise SpecError("--dtype", f"form {form} has no type {dtype!r}", f"use one of {', '.join(FORMAT_DTYPES[form])}")
+    raise SpecError(
+        "--dtype", f"format {format} has no dtype {dtype!r}", f"use one of {', '.join(FORMAT_DTYPES[format])}"
+    )
 
 
-def lossless_dtype(source: WeightSource, form: CheckpointFormat) -> str | None:
-    """Return the type that changes no number: the stored one where the form has it, else one that holds all.
+def lossless_dtype(source: WeightSource, format: CheckpointFormat) -> str | None:
+    """Return the dtype that changes no number: the stored one where the format has it, else a wider one.
 
-    None keeps the type of each tensor.
+    None keeps the dtype of each tensor.
     """
-    if form == "fathom":
+    if format == "fathom":
         return None
-    if form == "hf":
+    if format == "hf":
         return "fp8" if _in_blocks(source) else None
     stored = dominant_dtype(source)
     if stored in ("Q8_0", "Q4_0"):
@@ -73,19 +75,19 @@ def _in_blocks(source: WeightSource) -> bool:
 
 
 def dominant_dtype(source: WeightSource) -> str:
-    """Return the type that most bytes of the files are of."""
+    """Return the dtype with the most bytes of the files."""
     sizes: Counter[str] = Counter()
     for entry in source.stored:
         sizes[entry.kind] += entry.nbytes
     return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
-def dtype_warnings(source: WeightSource, form: CheckpointFormat, kind: str | None) -> tuple[str, ...]:
-    """Say what becomes of the numbers, a sentence for each change; nothing where all stay as they are."""
-    return tuple(_changes(source, form, kind))
+def dtype_warnings(source: WeightSource, format: CheckpointFormat, kind: str | None) -> tuple[str, ...]:
+    """Return a sentence for each change of numbers; empty where all stay the same."""
+    return tuple(_changes(source, format, kind))
 
 
-def _changes(source: WeightSource, form: CheckpointFormat, kind: str | None) -> list[str]:
+def _changes(source: WeightSource, format: CheckpointFormat, kind: str | None) -> list[str]:
     stored, found = dominant_dtype(source), list[str]()
     if _in_blocks(source) and kind == "fp8":
         return ["FP8 blocks keep their values, but each scale is computed anew from bfloat16"]
@@ -94,13 +96,14 @@ def _changes(source: WeightSource, form: CheckpointFormat, kind: str | None) -> 
     goal = _TORCH_NAMES.get(kind or "", kind)
     widened = sorted({entry.kind for entry in source.stored} - {*_UNQUANTIZED, _FP8, kind})
     if widened and goal in (None, "float32"):
-        smaller = "" if kind is not None and form != "gguf" else f"; --dtype {_HALF_DTYPE[form]} is smaller but rounds"
+        half = _HALF_DTYPE[format]
+        smaller = "" if kind is not None and format != "gguf" else f"; --dtype {half} is smaller but rounds"
         found.append(f"{' and '.join(widened)} tensors become float32, number for number{smaller}")
     if kind in ("fp8", "Q8_0", "Q4_0"):
         others = sorted({*widened} - {"Q8_0"}) if stored == kind else ["matrices"]
         return found + ([f"{' and '.join(others)} are quantized to {kind}"] if others else [])
     if goal is not None:
-        types = _converted(source, form, kind)
+        types = _converted(source, format, kind)
         rounded = sorted(name for name in types if _SIGNIFICAND_BITS[name] > _SIGNIFICAND_BITS[goal])
         found += [f"numbers are rounded from {' and '.join(rounded)} to {goal}"] if rounded else []
         if goal == "float16" and "bfloat16" in types:
@@ -108,11 +111,11 @@ def _changes(source: WeightSource, form: CheckpointFormat, kind: str | None) -> 
     return found
 
 
-def _converted(source: WeightSource, form: CheckpointFormat, kind: str | None) -> set[str]:
-    """The types of those tensors that become the type asked for; norms, routers and biases may stay float32."""
+def _converted(source: WeightSource, format: CheckpointFormat, kind: str | None) -> set[str]:
+    """Return the dtypes of the tensors that are converted; norms, routers and biases may stay float32."""
     types = source.dtypes
     names = {name for name in types if not name.endswith(_BIAS)}
-    if form == "gguf":
+    if format == "gguf":
         from fathom.checkpoint.gguf.blocks import QuantType
         from fathom.checkpoint.gguf.names import gguf_rules
         from fathom.checkpoint.gguf.tensor_types import stored_kinds

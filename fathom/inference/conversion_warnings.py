@@ -1,4 +1,4 @@
-"""What a form of checkpoint cannot say of a model, told before anything is written."""
+"""What a checkpoint format cannot express of a model, reported before anything is written."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fathom.spec.hf import spec_to_hf
 
 CheckpointFormat = Literal["hf", "gguf", "fathom"]
 FORMS: tuple[CheckpointFormat, ...] = ("hf", "gguf", "fathom")
-"""Hugging Face directories, GGUF files, and checkpoints of our own."""
+"""Hugging Face directories, GGUF files, and Fathom checkpoints."""
 
 _WEIGHTS = ("config.json", "generation_config.json", "manifest.json", "spec.json")
 _MAX_LISTED = 8
-"""Config fields that a sentence names before it counts the rest."""
+"""Config fields that a warning lists before it counts the rest."""
 
 
-def obstacle(source: WeightSource, form: CheckpointFormat) -> str | None:
-    """Say why a model cannot be written in a form at all, or None when it can."""
+def unsupported_reason(source: WeightSource, format: CheckpointFormat) -> str | None:
+    """Return why a model cannot be written in a format, or None when it can."""
     try:
-        if form == "hf":
+        if format == "hf":
             spec_to_hf(source.spec, source.carried)
             name_table(source.spec)
-        elif form == "gguf":
+        elif format == "gguf":
             from fathom.checkpoint.gguf.metadata import metadata_from_spec
 
             metadata_from_spec(source.spec)
@@ -38,13 +38,13 @@ def obstacle(source: WeightSource, form: CheckpointFormat) -> str | None:
     return None
 
 
-def conversion_warnings(source: WeightSource, form: CheckpointFormat, kind: str | None = None) -> tuple[str, ...]:
-    """Say what is lost when a model is written in a form that has no ``obstacle``, a sentence each.
+def conversion_warnings(source: WeightSource, format: CheckpointFormat, kind: str | None = None) -> tuple[str, ...]:
+    """Return a sentence for everything that is lost when a model is written in a supported format.
 
-    ``kind`` is the type of a GGUF file's matrices; what it does to numbers is not said here.
+    ``kind`` is the dtype of a GGUF file's matrices; ``dtype_warnings`` describes what it does to numbers.
     """
     found = list(_dropped_files(source))
-    if form == "gguf":
+    if format == "gguf":
         from fathom.checkpoint.gguf import conversion_warnings as of_gguf
         from fathom.checkpoint.gguf import tokenizer_warnings
         from fathom.checkpoint.gguf.blocks import QuantType
@@ -63,7 +63,7 @@ def conversion_warnings(source: WeightSource, form: CheckpointFormat, kind: str 
 
 
 def _token_metadata(source: WeightSource) -> dict[str, Any]:
-    """What a GGUF file would say of the tokenizer; ``CheckpointError`` where it cannot."""
+    """Return the tokenizer's GGUF metadata; ``CheckpointError`` where it cannot be expressed."""
     from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 
     tokenizer = source.tokenizer()
@@ -73,7 +73,7 @@ def _token_metadata(source: WeightSource) -> dict[str, Any]:
 
 
 def _dropped_files(source: WeightSource) -> list[str]:
-    """Name the files of a source that no other form has a place for."""
+    """Name the files of a source that no other format keeps."""
     if isinstance(source, FathomCheckpoint):
         parts = [name for name in source.checkpoint.manifest["files"] if name.endswith(".safetensors")]
         more = sorted(Path(name).stem for name in parts if name != f"{STEM}.safetensors")

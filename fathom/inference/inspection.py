@@ -1,4 +1,4 @@
-"""What a checkpoint holds, said without reading a tensor of it."""
+"""Describes a checkpoint from its headers, without reading a tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
 from fathom.inference.conversion_dtypes import dtype_warnings, lossless_dtype
-from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, obstacle
+from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, unsupported_reason
 from fathom.plan import cache_bytes, cache_bytes_per_token, count_parameters
 from fathom.spec import (
     GroupedQueryAttention,
@@ -33,7 +33,7 @@ CACHE_BITS = {"bfloat16": 16, "float32": 32}
 
 
 def inspect_source(source: WeightSource) -> dict[str, Any]:
-    """Return all that can be said of a source as plain JSON; only headers and the tokenizer are read."""
+    """Return a description of a source as plain JSON; only headers and the tokenizer are read."""
     spec = source.spec
     return {
         "name": spec.name,
@@ -44,7 +44,7 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
         "summary": summary(spec),
         "spec": to_mapping(spec),
         "parameters": asdict(count_parameters(spec)),
-        "tensors": tensor_kinds(source),
+        "tensors": tensor_dtypes(source),
         "cache": cache(spec),
         **_text(source),
         "exports": {form: _export(source, form) for form in FORMS},
@@ -52,7 +52,7 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
 
 
 def _export(source: WeightSource, form: CheckpointFormat) -> dict[str, Any]:
-    unsupported, kind = obstacle(source, form), lossless_dtype(source, form)
+    unsupported, kind = unsupported_reason(source, form), lossless_dtype(source, form)
     found = (
         [*dtype_warnings(source, form, kind), *conversion_warnings(source, form, kind)] if unsupported is None else []
     )
@@ -65,8 +65,8 @@ def files(path: Path) -> list[dict[str, Any]]:
     return [{"name": file.name, "bytes": file.stat().st_size} for file in found]
 
 
-def tensor_kinds(source: WeightSource) -> list[dict[str, Any]]:
-    """Count the stored tensors, their numbers and bytes by type, most bytes first."""
+def tensor_dtypes(source: WeightSource) -> list[dict[str, Any]]:
+    """Count the stored tensors, their elements and bytes by dtype, most bytes first."""
     counts, numbers, sizes = Counter[str](), Counter[str](), Counter[str]()
     for entry in source.stored:
         counts[entry.kind] += 1
@@ -79,7 +79,7 @@ def tensor_kinds(source: WeightSource) -> list[dict[str, Any]]:
 
 
 def cache(spec: ModelSpec) -> dict[str, Any]:
-    """Bytes of cache per token, and of one sequence as long as the context: by type, and quantized as engines can."""
+    """Bytes of cache per token, and of one sequence as long as the context, by dtype and quantized cache format."""
     context = spec.max_position_embeddings
     kinds: list[tuple[str, float, CacheFormat]] = [(name, bits, "plain") for name, bits in CACHE_BITS.items()]
     kinds += [(name, 16, name) for name in CACHE_FORMATS if name != "plain"]
@@ -94,7 +94,7 @@ def cache(spec: ModelSpec) -> dict[str, Any]:
 
 
 def summary(spec: ModelSpec) -> dict[str, str]:
-    """Say in a line each what the model is made of."""
+    """Describe the model's parts, a line each."""
     lines = {
         "layers": _layers(spec),
         "hidden size": f"{spec.hidden_size:,}",
@@ -105,7 +105,7 @@ def summary(spec: ModelSpec) -> dict[str, str]:
     context, original = spec.max_position_embeddings, spec.original_context
     lines |= {
         "positions": _rope(spec.rope),
-        "context": f"{context:,}" + (f", stretched from {original:,}" if original < context else ""),
+        "context": f"{context:,}" + (f", extended from {original:,}" if original < context else ""),
         "vocabulary": f"{spec.vocab_size:,}, " + ("head tied" if spec.tie_word_embeddings else "head of its own"),
     }
     if ahead := spec.num_nextn_predict_layers:
@@ -167,7 +167,7 @@ def _rope(rope: RopeSpec) -> str:
 
 
 def _text(source: WeightSource) -> dict[str, Any]:
-    """What is known of the tokenizer; one that cannot be used is told as such, for the weights may still serve."""
+    """Describe the tokenizer; one that cannot be read is reported, since the weights may still be used."""
     try:
         tokenizer, ends = source.tokenizer(), sorted(source.eos_ids)
     except FathomError as error:

@@ -1,4 +1,4 @@
-"""Measuring a model on public tasks: prompts to token ids, the evaluation, and every answer with its verdict."""
+"""Public tasks: encoding of the prompts, evaluation, and records of every answer with its verdict."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer.bpe import Tokenizer
 
 BASE_STOP = "\nQuestion:"
-"""Where a model without a chat template begins to ask further questions of its own."""
+"""Stop string for models without a chat template: they continue with further questions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """A task's score and every answer; ``normalised`` is the accuracy by log-likelihood per byte, of choices only.
+    """A task's score and every answer; ``accuracy_norm`` is by log-likelihood per byte, for multiple choice only.
 
-    ``truncated`` counts contexts that lost their beginning to fit the model, ``chat`` says whether questions went
-    through the model's chat template.
+    ``truncated`` counts contexts that were left-truncated to fit the model's; ``chat`` is whether the chat template
+    was used.
     """
 
     task: Task
     accuracy: Accuracy
-    normalised: Accuracy | None
+    accuracy_norm: Accuracy | None
     seconds: float
     chat: bool
     truncated: int
@@ -45,9 +45,9 @@ class TaskResult:
         """Return the score as plain JSON."""
         rows: dict[str, Any] = {"n": self.accuracy.n, "accuracy": self.accuracy.value}
         rows["interval_95"] = list(self.accuracy.interval)
-        if self.normalised is not None:
-            rows["accuracy_by_bytes"] = self.normalised.value
-            rows["interval_95_by_bytes"] = list(self.normalised.interval)
+        if self.accuracy_norm is not None:
+            rows["accuracy_by_bytes"] = self.accuracy_norm.value
+            rows["interval_95_by_bytes"] = list(self.accuracy_norm.interval)
         return rows | {
             "seconds": round(self.seconds, 2),
             "chat_template": self.chat,
@@ -69,16 +69,16 @@ def run_task(
     if limit is not None and limit < 1:
         raise SpecError("--limit", f"{limit} cases", "give at least 1")
     cases = read_cases(task, cache_dir)[:limit]
-    watch = _TaskProgress(progress, len(cases))
+    task_progress = _TaskProgress(progress, len(cases))
     started = time.perf_counter()
     if task.form == "word_problems":
         problems = [case for case in cases if isinstance(case, ProblemCase)]
-        return _run_problems(model, task, problems, watch, started)
-    return _run_choices(model, task, [case for case in cases if isinstance(case, ChoiceCase)], watch, started)
+        return _run_problems(model, task, problems, task_progress, started)
+    return _run_choices(model, task, [case for case in cases if isinstance(case, ChoiceCase)], task_progress, started)
 
 
 class _TaskProgress:
-    """Passes on how many answers are done and how many of them are right."""
+    """Reports how many answers are done and how many of them are right."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.total, self.done, self.right = progress, total, 0, 0
@@ -90,7 +90,7 @@ class _TaskProgress:
 
 
 def choice_questions(tokenizer: Tokenizer, cases: Sequence[ChoiceCase]) -> list[Question]:
-    """Encode cases; a choice's tokens are what it adds, with a space before it, to the tokens of its context."""
+    """Encode cases; a choice's tokens are those after the context's in the encoding of context, space and choice."""
     questions = []
     for case in cases:
         context = tokenizer.encode(case.context)
@@ -116,17 +116,17 @@ def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCas
 
 
 def _run_choices(
-    model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], watch: _TaskProgress, started: float
+    model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], task_progress: _TaskProgress, started: float
 ) -> TaskResult:
-    def told(index: int, scored: ChoiceResult) -> None:
-        watch(scored.chosen == cases[index].answer)
+    def report(index: int, scored: ChoiceResult) -> None:
+        task_progress(scored.chosen == cases[index].answer)
 
-    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_result=told)
+    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_result=report)
     pairs = list(zip(cases, scored, strict=True))
     return TaskResult(
         task=task,
         accuracy=Accuracy.of(result.chosen == case.answer for case, result in pairs),
-        normalised=Accuracy.of(result.chosen_normalised == case.answer for case, result in pairs),
+        accuracy_norm=Accuracy.of(result.chosen_norm == case.answer for case, result in pairs),
         seconds=time.perf_counter() - started,
         chat=False,
         truncated=sum(result.truncated > 0 for result in scored),
@@ -142,38 +142,38 @@ def _choice_record(task: Task, case: ChoiceCase, result: ChoiceResult) -> dict[s
         "choices": list(case.choices),
         "logprobs": list(result.logprobs),
         "chosen": result.chosen,
-        "chosen_by_bytes": result.chosen_normalised,
+        "chosen_by_bytes": result.chosen_norm,
         "expected": case.answer,
         "correct": result.chosen == case.answer,
     }
 
 
 def _run_problems(
-    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], watch: _TaskProgress, started: float
+    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], task_progress: _TaskProgress, started: float
 ) -> TaskResult:
     tokenizer = model.tokenizer
     prompts = problem_prompts(tokenizer, task, cases)
-    room = model.spec.max_position_embeddings - max(map(len, prompts))
-    if room < 1:
+    max_tokens = model.spec.max_position_embeddings - max(map(len, prompts))
+    if max_tokens < 1:
         raise ContextError(
-            f"{task.name}: its longest prompt of {max(map(len, prompts))} tokens leaves no room in the context of "
-            f"{model.spec.max_position_embeddings}; choose another task"
+            f"{task.name}: its longest prompt of {max(map(len, prompts))} tokens leaves no tokens for an answer in the "
+            f"context of {model.spec.max_position_embeddings}; choose another task"
         )
 
     def decode(ids: Sequence[int]) -> str:
         text = tokenizer.decode(ids)
         return text if tokenizer.can_chat else text.partition(BASE_STOP)[0]
 
-    params = SamplingParams(max_tokens=min(task.max_tokens, room), temperature=0.0)
+    params = SamplingParams(max_tokens=min(task.max_tokens, max_tokens), temperature=0.0)
     answers = [case.answer for case in cases]
     solved = solve(
-        model.engine, prompts, answers, decode, params=params, on_result=lambda _, result: watch(result.correct)
+        model.engine, prompts, answers, decode, params=params, on_result=lambda _, result: task_progress(result.correct)
     )
     rows = zip(cases, prompts, solved, strict=True)
     return TaskResult(
         task=task,
         accuracy=Accuracy.of(result.correct for result in solved),
-        normalised=None,
+        accuracy_norm=None,
         seconds=time.perf_counter() - started,
         chat=tokenizer.can_chat,
         truncated=0,
@@ -197,13 +197,13 @@ def _problem_record(task: Task, case: ProblemCase, prompt: str, result: ProblemR
 
 
 def check_records(path: Path) -> None:
-    """Refuse a file that is already there, before any work is done for it."""
+    """Raise ``ResourceError`` if the file exists, before any work is done."""
     if path.exists():
         raise ResourceError(f"{path}: already exists; give another --out or remove it first")
 
 
 def write_records(path: Path, results: Sequence[TaskResult]) -> None:
-    """Write every prompt, answer and verdict as JSON lines, whole or not at all."""
+    """Write every prompt, answer and verdict as JSON lines, atomically."""
     check_records(path)
     with publish_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for result in results:

@@ -31,7 +31,7 @@ def test_a_run_becomes_a_model_that_transformers_continues_alike(finished: Path,
     done = call("convert", finished, out, "--to", "hf")
     assert done.code == 0, done.err
     assert "note: left out, for only training needs it: optimizer, random\n" in done.err
-    assert done.out.startswith(f"{out}: form hf, ")
+    assert done.out.startswith(f"{out}: format hf, ")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
@@ -55,7 +55,7 @@ def test_a_run_becomes_gguf_and_our_own_form(finished: Path, tmp_path: Path, cal
     small = tmp_path / "small.gguf"
     done = call("convert", finished, small, "--to", "gguf", "--dtype", "Q8_0")
     assert "note: matrices are quantized to Q8_0\n" in done.err
-    assert done.out.startswith(f"{small}: form gguf, Q8_0, ")
+    assert done.out.startswith(f"{small}: format gguf, Q8_0, ")
     assert small.stat().st_size < (tmp_path / "model.gguf").stat().st_size * 0.6
     assert open_source(small).tokenizer() is not None
     assert our_text(small)

@@ -13,10 +13,10 @@ def test_a_run_is_described_in_plain_lines(finished: Path, call) -> None:
     done = call("inspect", finished)
     assert done.code == 0, done.err
     lines = [line.rstrip() for line in done.out.splitlines()]
-    assert lines[0] == f"tiny  deepseek_v2, form fathom, {find_checkpoint(finished)}"
+    assert lines[0] == f"tiny  deepseek_v2, format fathom, {find_checkpoint(finished)}"
     told = {line[:19].strip(): line[19:] for line in lines if line.startswith("  ")}
     assert told["attention"].startswith("MLA-16+8, 2 heads")
-    assert told["context"].startswith("192, stretched from 48")
+    assert told["context"].startswith("192, extended from 48")
     assert told["bfloat16"].startswith("96 bytes per token")
     assert told["float32"].startswith("192 bytes per token")
     assert told["tokenizer"].startswith("byte-level BPE, ")

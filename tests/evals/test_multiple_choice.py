@@ -65,13 +65,13 @@ def test_every_choice_has_the_log_likelihood_of_its_own_pass(name: str) -> None:
         assert result.logprobs == pytest.approx(expected, abs=1e-4)
         assert result.chosen == expected.index(max(expected))
         per_byte = [value / size for value, size in zip(expected, asked.choice_bytes, strict=True)]
-        assert result.chosen_normalised == per_byte.index(max(per_byte))
+        assert result.chosen_norm == per_byte.index(max(per_byte))
         assert result.truncated == 0
 
 
 def test_both_choices_occur_so_that_the_normalised_one_means_something() -> None:
     scored = score_questions(build(DENSE, seed=3), QUESTIONS)
-    assert any(result.chosen != result.chosen_normalised for result in scored)
+    assert any(result.chosen != result.chosen_norm for result in scored)
 
 
 def test_a_question_alone_scores_as_among_others() -> None:

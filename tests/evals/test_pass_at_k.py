@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from fathom.errors import SpecError
 from fathom.evals.accuracy import Accuracy
-from fathom.evals.pass_at_k import ProblemSamples, majority, mean, normalised, paired_difference, pass_at_k, summary
+from fathom.evals.pass_at_k import (
+    ProblemSamples,
+    majority,
+    mean,
+    normalize_answer,
+    paired_difference,
+    pass_at_k,
+    summary,
+)
 
 
 @given(verdicts=st.lists(st.booleans(), min_size=1, max_size=8), data=st.data())
@@ -67,7 +75,7 @@ def test_equal_answers_spelled_differently_vote_together() -> None:
     ],
 )  # fmt: skip
 def test_answers_vote_in_one_form(answer: str, form: str) -> None:
-    assert normalised(answer) == form
+    assert normalize_answer(answer) == form
 
 
 def test_many_answers_are_voted_on_exactly() -> None:

@@ -33,7 +33,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
 def convert(source: Path, destination: Path, form: str, **fields: Any) -> Path:
-    return Conversion.plan(open_source(source), destination, form, **fields).run()
+    return Conversion.prepare(open_source(source), destination, form, **fields).run()
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
@@ -93,8 +93,8 @@ def test_gguf_gives_every_number_back(publish: Publish, tmp_path: Path, name: st
 def test_quantized_gguf_is_near_and_becomes_float32_elsewhere(publish: Publish, tmp_path: Path) -> None:
     before = tensors(publish("tiny-deepseek_v2"))
     file = convert(publish("tiny-deepseek_v2"), tmp_path / "model.gguf", "gguf", dtype="Q8_0")
-    planned = Conversion.plan(open_source(file), tmp_path / "wide", "hf")
-    assert any("Q8_0 tensors become float32, number for number" in note for note in planned.notes)
+    planned = Conversion.prepare(open_source(file), tmp_path / "wide", "hf")
+    assert any("Q8_0 tensors become float32, number for number" in note for note in planned.warnings)
     wide = tensors(planned.run())  # a step is rounded to float16, so numbers may be 127 x 2^-11 of one further off
     assert same(wide, tensors(file))
     for name, tensor in wide.items():
@@ -107,9 +107,9 @@ def test_quantized_gguf_is_near_and_becomes_float32_elsewhere(publish: Publish, 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16", "BF16", "F32"])
 def test_gguf_to_gguf_keeps_the_type_and_every_number(publish: Publish, tmp_path: Path, kind: str) -> None:
     first = convert(publish("tiny-deepseek_v3"), tmp_path / "first.gguf", "gguf", dtype=kind)
-    planned = Conversion.plan(open_source(first), tmp_path / "second.gguf", "gguf")
-    assert planned.kind == kind
-    assert not any("float32" in note or "quantized" in note for note in planned.notes)
+    planned = Conversion.prepare(open_source(first), tmp_path / "second.gguf", "gguf")
+    assert planned.dtype == kind
+    assert not any("float32" in note or "quantized" in note for note in planned.warnings)
     assert same(tensors(planned.run()), tensors(first))
 
 
@@ -119,8 +119,8 @@ def test_fields_of_a_config_that_we_have_no_place_for_survive(publish: Publish, 
     config = json.loads((source / "config.json").read_text()) | {"router_aux_loss_coef": 0.02, "use_cache": False}
     (source / "config.json").write_text(json.dumps(config))
     (source / "README.md").write_text("words")
-    planned = Conversion.plan(open_source(source), tmp_path / "ours", "fathom")
-    assert planned.notes == ("left out, for it is no part of the model: README.md",)
+    planned = Conversion.prepare(open_source(source), tmp_path / "ours", "fathom")
+    assert planned.warnings == ("left out, for it is no part of the model: README.md",)
     back = convert(planned.run(), tmp_path / "back", "hf")
     assert json.loads((back / "config.json").read_text()) == config
 
@@ -132,8 +132,8 @@ def test_every_token_that_ends_an_answer_is_kept_or_told(publish: Publish, tmp_p
     back = convert(ours, tmp_path / "back", "hf")
     assert open_source(ours).eos_ids == open_source(back).eos_ids == {1, 70}
     assert json.loads((back / "generation_config.json").read_text())["eos_token_id"] == [1, 70]
-    planned = Conversion.plan(open_source(ours), tmp_path / "model.gguf", "gguf")
-    assert "tokens [70] end an answer, but are not marked so" in planned.notes
+    planned = Conversion.prepare(open_source(ours), tmp_path / "model.gguf", "gguf")
+    assert "tokens [70] end an answer, but are not marked so" in planned.warnings
     assert open_source(planned.run()).eos_ids == {1}
 
 
@@ -147,9 +147,9 @@ def test_types_are_kept_or_changed_as_asked(publish: Publish, tmp_path: Path, fo
     assert biases
     assert {name for name, kind in half.dtypes.items() if kind == torch.float32} == biases
     assert {kind for name, kind in half.dtypes.items() if name not in biases} == {torch.bfloat16}
-    notes = Conversion.plan(open_source(source), tmp_path / "x", form, dtype="bfloat16").notes
+    notes = Conversion.prepare(open_source(source), tmp_path / "x", form, dtype="bfloat16").warnings
     assert notes[0] == "numbers are rounded from float32 to bfloat16"
-    assert Conversion.plan(half, tmp_path / "x", form, dtype="float32").notes == ()
+    assert Conversion.prepare(half, tmp_path / "x", form, dtype="float32").warnings == ()
 
 
 def test_the_type_chosen_for_gguf_holds_every_matrix(tmp_path: Path) -> None:
@@ -162,18 +162,18 @@ def test_the_type_chosen_for_gguf_holds_every_matrix(tmp_path: Path) -> None:
     name = "layers.0.self_attn.o_proj.weight"
     mixed = save_hf(tmp_path / "mixed", spec, halves | {name: halves[name].float() + 1e-4})
     for source, kind in ((plain, "BF16"), (mixed, "F32")):
-        planned = Conversion.plan(open_source(source), source.with_suffix(".gguf"), "gguf")
-        assert planned.kind == kind
-        assert not any("rounded" in note for note in planned.notes)
+        planned = Conversion.prepare(open_source(source), source.with_suffix(".gguf"), "gguf")
+        assert planned.dtype == kind
+        assert not any("rounded" in note for note in planned.warnings)
         before, after = tensors(source), tensors(planned.run())
         assert all(torch.equal(before[name].float(), after[name].float()) for name in before)
 
 
 def test_fp8_blocks_stay_what_they_are(publish: Publish, tmp_path: Path) -> None:
     first = convert(publish("tiny-deepseek_v3"), tmp_path / "first", "hf", dtype="fp8")
-    planned = Conversion.plan(open_source(first), tmp_path / "second", "hf")
-    assert planned.kind == "fp8"
-    assert "each scale is computed anew" in planned.notes[0]
+    planned = Conversion.prepare(open_source(first), tmp_path / "second", "hf")
+    assert planned.dtype == "fp8"
+    assert "each scale is computed anew" in planned.warnings[0]
     values = [
         {name: file.read(name) for name, file in HFCheckpoint.open(place).files.items()}
         for place in (first, planned.run())
@@ -213,28 +213,28 @@ def test_numbers_beyond_the_type_are_refused_by_name(
 @pytest.mark.parametrize(
     ("form", "fields", "words"),
     [
-        ("onnx", {}, r"--to: unknown form 'onnx'; use hf, gguf, fathom"),
-        ("fathom", {"dtype": "Q8_0"}, r"form fathom has no type 'Q8_0'; use one of float32, float16, bfloat16"),
-        ("gguf", {"dtype": "fp8"}, r"form gguf has no type 'fp8'; use one of F32, F16, BF16, Q8_0, Q4_0"),
-        ("hf", {"dtype": "int3"}, r"--dtype: form hf has no type 'int3'"),
-        ("hf", {"max_shard_bytes": 0}, r"--max-shard-bytes: 0 for form hf; give a number above 0"),
-        ("gguf", {"max_shard_bytes": 9}, r"--max-shard-bytes: 9 for form gguf"),
+        ("onnx", {}, r"--to: unknown format 'onnx'; use hf, gguf, fathom"),
+        ("fathom", {"dtype": "Q8_0"}, r"format fathom has no dtype 'Q8_0'; use one of float32, float16, bfloat16"),
+        ("gguf", {"dtype": "fp8"}, r"format gguf has no dtype 'fp8'; use one of F32, F16, BF16, Q8_0, Q4_0"),
+        ("hf", {"dtype": "int3"}, r"--dtype: format hf has no dtype 'int3'"),
+        ("hf", {"max_shard_bytes": 0}, r"--max-shard-bytes: 0 for format hf; give a number above 0"),
+        ("gguf", {"max_shard_bytes": 9}, r"--max-shard-bytes: 9 for format gguf"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
     publish: Publish, tmp_path: Path, form: str, fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(SpecError, match=words):
-        Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "out", form, **fields)
+        Conversion.prepare(open_source(publish("tiny-llama")), tmp_path / "out", form, **fields)
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="out: already exists; choose a new place"):
-        Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "out", "hf")
+        Conversion.prepare(open_source(publish("tiny-llama")), tmp_path / "out", "hf")
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf", "fathom"])
 def test_a_signal_ends_it_and_nothing_stays(publish: Publish, tmp_path: Path, form: str) -> None:
     interrupt = RecordingProgress(lambda update: os.kill(os.getpid(), signal.SIGINT))
-    planned = Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "out", form)
+    planned = Conversion.prepare(open_source(publish("tiny-llama")), tmp_path / "out", form)
     with pytest.raises(Interrupted, match="SIGINT: conversion stopped; nothing was written"):
         planned.run(interrupt)
     assert list(tmp_path.iterdir()) == []
@@ -262,5 +262,5 @@ def test_damage_in_our_own_form_is_never_passed_on(publish: Publish, tmp_path: P
 def test_what_a_family_cannot_say_is_told_first(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPECS["tiny-mixtral"], family="llama")
     ours = write_fathom(tmp_path / "ours", StateWeights(spec, build(spec, seed=0).state_dict()))
-    with pytest.raises(SpecError, match=r"--to: tiny-mixtral cannot be written as hf \(.*\); use another form"):
-        Conversion.plan(open_source(ours), tmp_path / "out", "hf")
+    with pytest.raises(SpecError, match=r"--to: tiny-mixtral cannot be written as hf \(.*\); use another format"):
+        Conversion.prepare(open_source(ours), tmp_path / "out", "hf")

@@ -40,7 +40,7 @@ def test_every_form_is_described_by_its_headers_alone(
 ) -> None:
     source, spec = publish(name), SPECS[name]
     if FORMS[form] is not None:
-        source = Conversion.plan(open_source(source), tmp_path / f"m.{form}", form, dtype=FORMS[form]).run()
+        source = Conversion.prepare(open_source(source), tmp_path / f"m.{form}", form, dtype=FORMS[form]).run()
     monkeypatch.setattr(TensorFile, "read", None)
     monkeypatch.setattr(Container, "read", only(Container.read, "rope_freqs.weight"))
     found = inspect_source(open_source(source))
@@ -82,7 +82,7 @@ def test_the_summary_names_what_differs_between_families() -> None:
     assert mistral["attention"] == "GQA-2 window 24, 4 heads of 16"
     assert "experts" not in mistral
     assert llama["positions"] == "rotary, theta 10,000, half layout, llama3 x4"
-    assert llama["context"] == "128, stretched from 32"
+    assert llama["context"] == "128, extended from 32"
     assert summary(SPECS["tiny-qwen2"])["attention"].endswith("biases on q, k, v")
     assert summary(SPECS["tiny-deepseek_v2"])["positions"].endswith("yarn x4, mscale 0.707, mscale_all_dim 0.707")
 
@@ -91,13 +91,13 @@ def test_exports_say_what_is_lost(publish: Publish, tmp_path: Path) -> None:
     exports = inspect_source(open_source(publish("tiny-deepseek_v2")))["exports"]
     assert exports["hf"] == exports["fathom"] == {"obstacle": None, "losses": []}
     assert any("initializer_range" in loss for loss in exports["gguf"]["losses"])
-    small = Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "m.gguf", "gguf", dtype="Q8_0").run()
+    small = Conversion.prepare(open_source(publish("tiny-llama")), tmp_path / "m.gguf", "gguf", dtype="Q8_0").run()
     widened = "Q8_0 tensors become float32, number for number; --dtype bfloat16 is smaller but rounds"
     assert inspect_source(open_source(small))["exports"]["hf"]["losses"] == [widened]
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told(publish: Publish, tmp_path: Path) -> None:
-    broken = Conversion.plan(open_source(publish("tiny-llama")), tmp_path / "broken", "hf").run()
+    broken = Conversion.prepare(open_source(publish("tiny-llama")), tmp_path / "broken", "hf").run()
     (broken / "tokenizer.json").write_text("{")
     found = inspect_source(open_source(broken))
     assert "not a usable tokenizer" in found["tokenizer"]["problem"]

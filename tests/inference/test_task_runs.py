@@ -102,8 +102,8 @@ def test_endings_are_scored_as_the_text_that_follows_a_space(tasks, tokenizer, t
         per_byte = [value / len(ending) for value, ending in zip(sums, row["endings"], strict=True)]
         right_by_bytes += per_byte.index(max(per_byte)) == row["expected_index"]
     assert (result.accuracy.correct, result.accuracy.n) == (right, 6)
-    assert result.normalised is not None
-    assert result.normalised.correct == right_by_bytes
+    assert result.accuracy_norm is not None
+    assert result.accuracy_norm.correct == right_by_bytes
     assert [(update.done, update.total) for update in progress.updates] == [(i + 1, 6) for i in range(6)]
     assert progress.updates[-1].metrics == {"right": f"{right / 6:.0%}"}
 
@@ -111,7 +111,7 @@ def test_endings_are_scored_as_the_text_that_follows_a_space(tasks, tokenizer, t
 def test_problems_go_through_the_chat_template_and_are_answered_greedily(tasks, tokenizer, tmp_path: Path) -> None:
     model = language_model(tokenizer)
     result = run_task(model, tasks["gsm8k"], cache_dir=tmp_path / "cache", limit=3)
-    assert (result.accuracy.n, result.normalised, result.chat) == (3, None, True)
+    assert (result.accuracy.n, result.accuracy_norm, result.chat) == (3, None, True)
     for row, record in zip(GSM8K, result.records, strict=False):
         ids = encode_chat(tokenizer, [{"role": "user", "content": row["prompt"]}])
         answer: list[int] = []
@@ -164,7 +164,7 @@ def test_records_are_written_once_and_never_over_another_file(tasks, tokenizer, 
 def test_what_cannot_be_run_is_refused(tasks, tokenizer, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="--limit: 0 cases; give at least 1"):
         run_task(language_model(tokenizer), tasks["gsm8k"], cache_dir=tmp_path / "cache", limit=0)
-    with pytest.raises(ContextError, match="leaves no room in the context of 8"):
+    with pytest.raises(ContextError, match="leaves no tokens for an answer in the context of 8"):
         run_task(language_model(tokenizer, context=8), tasks["gsm8k"], cache_dir=tmp_path / "cache")
 
 

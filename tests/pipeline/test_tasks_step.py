@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fathom.errors import ContextError, SpecError
-from fathom.evals.pass_at_k import normalised, paired_difference
+from fathom.evals.pass_at_k import normalize_answer, paired_difference
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.run import run
@@ -95,9 +95,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def plurality(record: dict[str, Any]) -> float:
     """The chance that the most frequent answer is right, where ties are drawn by lot."""
-    votes = Counter(normalised(final_answer(answer["text"]) or "") for answer in record["answers"])
+    votes = Counter(normalize_answer(final_answer(answer["text"]) or "") for answer in record["answers"])
     best = [vote for vote, count in votes.items() if count == max(votes.values())]
-    return best.count(normalised(record["expected"])) / len(best)
+    return best.count(normalize_answer(record["expected"])) / len(best)
 
 
 @pytest.fixture(scope="module")

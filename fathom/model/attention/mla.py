@@ -19,9 +19,9 @@ from fathom.model.norm import RMSNorm
 from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
 EXPANDED_COST_FACTOR = 1.4
-"""What a multiply-add of the expanded form counts: it also copies what it makes (measured, benchmarks/mla_forms.py)."""
+"""Weight of a multiply-add of the expanded form: it also copies its products (measured, benchmarks/mla_forms.py)."""
 
-TILED_COST_FACTOR = 1.1
+TILED_COST_FACTOR = 1.2
 """The same where keys and values are rebuilt in tiles, which stay in the processor's caches (measured there too)."""
 
 TILE_ROWS = 16_384
@@ -51,15 +51,15 @@ def costs(shape: LatentAttention, tokens: int, keys: int) -> tuple[int, int]:
 class MLA(nn.Module):
     """Attention whose keys and values are up-projections of one latent per token, with a decoupled rotary key.
 
-    Expanded, it rebuilds keys and values of every head and runs as MHA: cheapest where many queries meet (training,
-    prefill). Absorbed, the up-projections move to the query and the output, and it runs as MQA over the latents
-    themselves: cheapest where few queries meet a long cache (decoding). Both give the same numbers to rounding.
+    Expanded, it rebuilds keys and values of every head and runs as MHA: cheapest for many queries (training, prefill).
+    Absorbed, the up-projections move to the query and the output, and it runs as MQA over the latents themselves:
+    cheapest for few queries over a long cache (decoding). Both agree to rounding.
 
     A prompt is read in chunks. Where a chunk follows more than two tiles of cached tokens, the expanded form rebuilds
     their keys and values tile by tile and merges the attention over the tiles by log-sum-exp, so that memory does not
     grow with the context: a layer of V2-Lite allocates at most 96 MiB in float32 for a chunk of 512 tokens, at 128K
     tokens of context as at 8K. (Pages that lie apart are gathered first, into a buffer that all layers share: 288 MiB
-    at 128K.) The cost rule chooses the absorbed form, which rebuilds nothing, for chunks below about 190 tokens of
+    at 128K.) The cost rule chooses the absorbed form, which rebuilds nothing, for chunks below about 220 tokens of
     V2-Lite; a prompt of n tokens in larger chunks of T rebuilds n^2 / 2T latents.
 
     Head counts come from the shapes of the weights: a module whose projections hold some of the heads only (rows of
