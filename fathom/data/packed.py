@@ -1,4 +1,4 @@
-"""Sequences of any lengths laid end to end, as one batch to learn from.
+"""Packed (varlen) batches: sequences of any lengths, concatenated.
 
 N tokens of all sequences together.
 """
@@ -48,7 +48,7 @@ class PackedBatch:
         self._check_shared_prefixes()
 
     def _check_shared_prefixes(self) -> None:
-        """Refuse beginnings that are not what they are said to be, or learn."""
+        """Refuse prefixes that differ from what they share, or that have targets."""
         if self.shared_prefix_lengths is None:
             return
         if len(self.shared_prefix_lengths) != len(self.lengths):

@@ -1,6 +1,6 @@
-"""From what a judge says of answers to an advantage for each of their tokens.
+"""Turns judgements of answers into an advantage for each token.
 
-B answers in their groups, N tokens of them laid end to end.
+B answers in groups, N tokens of the packed answers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def token_advantages(
     kinds_of: list[int] = []
     starts = (lengths_B.cumsum(0) - lengths_B).tolist()
     for rollout, judged, change, start in zip(rollouts, judgements, changes, starts, strict=True):
-        for name, end, value in _placed(rollout, judged, prompt_formatter, None if changes_B is None else change):
+        for name, end, value in _token_rewards(
+            rollout, judged, prompt_formatter, None if changes_B is None else change
+        ):
             rewards.append(value)
             ends.append(start + end)
             kinds_of.append(kinds[name])
@@ -66,12 +68,12 @@ def token_advantages(
     )
 
 
-def _placed(
+def _token_rewards(
     rollout: Rollout, judged: Judgement, prompt_formatter: PromptFormatter, change: float | None
 ) -> list[tuple[str, int, float]]:
     """An answer's rewards by name, each with the index of the token it stands at; the outcome stands at the last."""
     steps = [(name, step) for name, scored in judged.steps.items() for step in scored]
-    tokens = prompt_formatter.places(rollout.answer_ids, [step.end for _, step in steps]) if steps else []
+    tokens = prompt_formatter.token_indices(rollout.answer_ids, [step.end for _, step in steps]) if steps else []
     placed = [(name, token, step.value) for (name, step), token in zip(steps, tokens, strict=True)]
     if judged.outcome is not None or change is not None:
         placed.append((_OUTCOME, len(rollout.answer_ids) - 1, (judged.outcome or 0.0) + (change or 0.0)))

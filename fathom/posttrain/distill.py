@@ -1,4 +1,4 @@
-"""On-policy distillation: the student answers, and at every token it drew learns what the teacher would have said.
+"""On-policy distillation: the student samples answers, and is trained towards the teacher's distribution at each token.
 
 N tokens of the answers of a micro-batch, B answers of a rollout.
 """
@@ -29,49 +29,49 @@ from fathom.train.micro_batch import MicroBatch
 from fathom.train.objective import ObjectiveOutput
 from fathom.train.state import Position
 
-MEASURED = ("divergence", "entropy", "logprob", "teacher_logprob")
-"""What is summed over the answers' tokens; the log-probabilities are both models' of the tokens that were drawn."""
+METRIC_NAMES = ("divergence", "entropy", "logprob", "teacher_logprob")
+"""Summed over the answers' tokens; the log-probabilities are both models' of the sampled tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class DistillObjective:
     """The mean divergence from ``teacher`` over the answers' tokens of a batch, none of which weighs more than another.
 
-    Column ``sampled`` holds the log-probabilities that ``watch`` compares. Only the student gets gradients.
+    Column ``sampled`` holds the log-probabilities that ``logprob_monitor`` compares. Only the student gets gradients.
     """
 
     teacher: Decoder
     loss: DistillationLoss
     chunk_tokens: int
-    watch: LogprobMonitor
+    logprob_monitor: LogprobMonitor
 
     def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the mean, and sums over its tokens."""
-        hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
+        hidden_ND, targets_N, is_target_N = select_target_tokens(hidden_BTD, micro)
         with torch.no_grad():
-            taught_BTD = self.teacher(micro.tokens_BT, packed=micro.packed).hidden_BTD
-        taught_ND, _, _ = select_target_tokens(taught_BTD, micro)
+            teacher_hidden_BTD = self.teacher(micro.tokens_BT, packed=micro.packed).hidden_BTD
+        teacher_hidden_ND, _, _ = select_target_tokens(teacher_hidden_BTD, micro)
 
         def with_both_heads(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            return self.teacher.apply_head(taught_ND, partial(self._compute, hidden_ND, head_VD, targets_N))
+            return self.teacher.apply_head(teacher_hidden_ND, partial(self._compute, hidden_ND, head_VD, targets_N))
 
-        loss_N, seen_N, theirs_N, entropy_N = model.apply_head(hidden_ND, with_both_heads)
-        self.watch.observe(seen_N, micro.columns["sampled"][learned_N])
-        told = dict(zip(MEASURED, (loss_N.detach(), entropy_N, seen_N, theirs_N), strict=True))
-        sums = {name: value_N.sum() for name, value_N in told.items()} | {"tokens": learned_N.sum()}
-        return ObjectiveOutput(loss_N.sum() * (micro.share / max(len(targets_N), 1)), sums)
+        loss_N, logprobs_N, teacher_logprobs_N, entropy_N = model.apply_head(hidden_ND, with_both_heads)
+        self.logprob_monitor.observe(logprobs_N, micro.columns["sampled"][is_target_N])
+        metrics = dict(zip(METRIC_NAMES, (loss_N.detach(), entropy_N, logprobs_N, teacher_logprobs_N), strict=True))
+        sums = {name: value_N.sum() for name, value_N in metrics.items()} | {"tokens": is_target_N.sum()}
+        return ObjectiveOutput(loss_N.sum() * (micro.target_fraction / max(len(targets_N), 1)), sums)
 
     def _compute(
-        self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, taught_ND: Tensor, teacher_VD: Tensor
+        self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, teacher_hidden_ND: Tensor, teacher_VD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return each token's divergence, both models' log-probabilities and the student's entropy, all (N,)."""
         chunk = self.chunk_tokens
-        loss_N = divergence(hidden_ND, head_VD, taught_ND, teacher_VD, self.loss, chunk_tokens=chunk)
+        loss_N = divergence(hidden_ND, head_VD, teacher_hidden_ND, teacher_VD, self.loss, chunk_tokens=chunk)
         with torch.no_grad():
-            seen_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=chunk)
-            theirs_N = chosen_logprobs(taught_ND, teacher_VD, targets_N, chunk_tokens=chunk)
+            logprobs_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=chunk)
+            teacher_logprobs_N = chosen_logprobs(teacher_hidden_ND, teacher_VD, targets_N, chunk_tokens=chunk)
             entropy_N = entropy(hidden_ND, head_VD, chunk_tokens=chunk)
-        return loss_N, seen_N, theirs_N, entropy_N
+        return loss_N, logprobs_N, teacher_logprobs_N, entropy_N
 
 
 class DistillTrainer(OnlineTrainer):
@@ -89,9 +89,9 @@ class DistillTrainer(OnlineTrainer):
         directory: Path,
         *,
         teacher: Decoder,
-        **surroundings: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **surroundings)
+        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **kwargs)
         if teacher.spec.vocab_size != model.spec.vocab_size:
             sizes = f"has a vocabulary of {teacher.spec.vocab_size} tokens, the student one of {model.spec.vocab_size}"
             raise SpecError("teacher", sizes, "use a teacher with the student's tokenizer")
@@ -104,16 +104,16 @@ class DistillTrainer(OnlineTrainer):
 
     def objective(self) -> DistillObjective:
         """Return the divergence from the teacher."""
-        return DistillObjective(self.teacher, self.spec.loss, self.spec.loss_chunk_tokens, self.watch)
+        return DistillObjective(self.teacher, self.spec.loss, self.spec.loss_chunk_tokens, self.logprob_monitor)
 
     def begin(self, position: Position) -> None:
-        """Need nothing: the teacher never changes."""
+        """No-op: the teacher never changes."""
 
     def end(self, position: Position) -> None:
-        """Need nothing."""
+        """No-op."""
 
     def collect_rollouts(self, number: int) -> RolloutBatch:
-        """Draw answers; all of them are learned from."""
+        """Sample answers; all of them are trained on."""
         asked = self.questions.next(self.spec.rollout.questions)
         rollouts = self.sample(asked, number)
         values: dict[str, Any] = answer_statistics(
@@ -126,6 +126,6 @@ class DistillTrainer(OnlineTrainer):
             rollouts=rollouts, columns={"sampled": [rollout.logprobs for rollout in rollouts]}, values=values
         )
 
-    def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return means over the tokens of ``MEASURED``."""
-        return {name: sums[name] / sums["tokens"] for name in MEASURED if sums["tokens"]}
+    def reduce_metrics(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return means over the tokens of ``METRIC_NAMES``."""
+        return {name: sums[name] / sums["tokens"] for name in METRIC_NAMES if sums["tokens"]}

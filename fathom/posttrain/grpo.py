@@ -41,7 +41,7 @@ RewardFn = Callable[[Sequence[RewardInput]], Sequence[Judgement]]
 
 @dataclass(frozen=True, slots=True)
 class _ScoredRollouts:
-    """Answers with what was said of them; ``advantages`` compare all of them, group by group."""
+    """Answers with their judgements; ``advantages`` compare all of them, group by group."""
 
     rollouts: list[Rollout]
     judgements: list[Judgement]
@@ -54,7 +54,7 @@ class _ScoredRollouts:
 
 
 class PolicyTrainer(OnlineTrainer):
-    """GRPO with any rewards. Groups whose answers are all rewarded alike are counted, and drawn anew if asked to.
+    """GRPO with any rewards. Groups whose answers have equal rewards are counted, and resampled if asked to.
 
     Under process supervision a group is alike where no kind of reward differs: neither outcomes nor steps.
     """
@@ -71,9 +71,9 @@ class PolicyTrainer(OnlineTrainer):
         directory: Path,
         *,
         judge: RewardFn,
-        **surroundings: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **surroundings)
+        super().__init__(model, spec, sampler, prompt_formatter, questions, directory, **kwargs)
         self._judge = judge
         self._reference: ReferenceModel | None = None
         self._recorded_reference: int | None = None
@@ -82,7 +82,9 @@ class PolicyTrainer(OnlineTrainer):
 
     def objective(self) -> PolicyObjective:
         """Return the policy loss."""
-        return PolicyObjective(self.spec.loss, self.spec.rollout.temperature, self.spec.loss_chunk_tokens, self.watch)
+        return PolicyObjective(
+            self.spec.loss, self.spec.rollout.temperature, self.spec.loss_chunk_tokens, self.logprob_monitor
+        )
 
     def state(self) -> dict[str, Any]:
         """Return where the problems stand, and which reference is in use."""
@@ -95,17 +97,17 @@ class PolicyTrainer(OnlineTrainer):
         self._recorded_reference = state.get(STATE_KEY)
 
     def begin(self, position: Position) -> None:
-        """Make the reference what it is at this position."""
+        """Restore the reference of this position."""
         if self._reference is not None:
             self._reference.begin(position.step, self._recorded_reference)
 
     def end(self, position: Position) -> None:
-        """Renew the reference when its time has come."""
+        """Update the reference when it is due."""
         if self._reference is not None:
             self._reference.after(position.step)
 
     def collect_rollouts(self, number: int) -> RolloutBatch:
-        """Draw groups of answers, judge them, and weigh every token by how its answer compares with its group."""
+        """Sample groups of answers, judge them, and give every token its advantage over its group."""
         judged, replaced = self._varied(number)
         values = self._values(judged, replaced)
         chosen = self._trainable(judged)
@@ -123,12 +125,16 @@ class PolicyTrainer(OnlineTrainer):
             columns["old"] = old
         if self._reference is not None:
             columns["reference"] = self._logprobs(self._reference.model, rollouts)
-        values_N = self._penalised(judged, old, columns["reference"]) if self._placed else judged.advantages.values_N
+        values_N = (
+            self._penalised(judged, old, columns["reference"])
+            if self._penalty_outside_loss
+            else judged.advantages.values_N
+        )
         pieces = values_N.split_with_sizes(judged.lengths)
         columns["advantage"] = [pieces[index].tolist() for index in chosen]
         return RolloutBatch(rollouts=rollouts, columns=columns, values=values)
 
-    def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def reduce_metrics(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Turn sums over tokens into means and shares."""
         terms = PolicyTerms(**{f.name: torch.tensor(sums[f.name]) for f in fields(PolicyTerms)})
         values: dict[str, Any] = policy_statistics(terms)
@@ -140,12 +146,12 @@ class PolicyTrainer(OnlineTrainer):
 
     @property
     def _needs_old(self) -> bool:
-        """Whether the policy moves away from the one that drew the answers before it has learned from all of them."""
-        return self.spec.updates * self.spec.epochs > 1 or self._placed
+        """Whether the policy is updated more than once a rollout, so that its log-probabilities must be kept."""
+        return self.spec.updates * self.spec.epochs > 1 or self._penalty_outside_loss
 
     @property
-    def _placed(self) -> bool:
-        """Whether a penalty is taken off rewards or advantages; every answer is then learned from."""
+    def _penalty_outside_loss(self) -> bool:
+        """Whether the KL penalty is subtracted from rewards or advantages; every answer is then trained on."""
         return self.spec.loss.kl is not None and self.spec.loss.kl.place != "loss"
 
     def _varied(self, number: int) -> tuple[_ScoredRollouts, int]:
@@ -188,7 +194,7 @@ class PolicyTrainer(OnlineTrainer):
         return _ScoredRollouts(rollouts, judgements, advantages)
 
     def _trainable(self, judged: _ScoredRollouts) -> list[int]:
-        """Say which answers' tokens have a gradient: all where a KL term pulls at every one, else those that vary."""
+        """Return the answers whose tokens have a gradient: all with a KL term, else those of groups that vary."""
         if self.spec.loss.kl is not None:
             return list(range(len(judged.rollouts)))
         return [index for index, varied in enumerate(judged.advantages.varied_B.tolist()) if varied]

@@ -1,4 +1,4 @@
-"""Learning from one's own answers: sample, look at them, update; what GRPO and on-policy distillation share."""
+"""Training on sampled answers: sample, score, update; what GRPO and on-policy distillation share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHOWN = {"reward": "reward", "accuracy": "right", "loss": "loss", "length": "to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch:
-    """What one rollout teaches: answers, with a number for each of their tokens by name, and what to log of them."""
+    """A rollout's answers with columns of one number a token, and metrics."""
 
     rollouts: Sequence[Rollout]
     columns: Mapping[str, Sequence[Sequence[float]]]
@@ -48,10 +48,10 @@ class RolloutBatch:
 
 
 class OnlineTrainer(ABC):
-    """Trains a decoder on answers that ``sampler`` draws from that same decoder's weights.
+    """Trains a decoder on answers that ``sampler`` samples with the same weights.
 
     A stage owns one directory: metrics.jsonl, one line a rollout; samples.jsonl, its first group's answers; and
-    checkpoints/. Checkpoints are taken between rollouts, and a resumed run draws what an uninterrupted one would.
+    checkpoints/. Checkpoints are taken between rollouts, and a resumed run samples what an uninterrupted one would.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OnlineTrainer(ABC):
         check_dtype(model)
         self.model, self.spec, self.sampler, self.prompt_formatter = model, spec, sampler, prompt_formatter
         self.questions, self.directory = questions, directory
-        self.watch = LogprobMonitor()
+        self.logprob_monitor = LogprobMonitor()
         self._progress = progress
         self._files = files
 
@@ -88,26 +88,26 @@ class OnlineTrainer(ABC):
 
     @abstractmethod
     def objective(self) -> Objective:
-        """Return what is minimised; it tells ``self.watch`` the log-probabilities it computes."""
+        """Return the objective; it passes the log-probabilities it computes to ``self.logprob_monitor``."""
 
     @abstractmethod
     def collect_rollouts(self, number: int) -> RolloutBatch:
-        """Draw the answers of rollout ``number``, counted from 1, and say what is to be learned from them."""
+        """Sample the answers of rollout ``number``, counted from 1, with the columns that the objective needs."""
 
     @abstractmethod
     def begin(self, position: Position) -> None:
-        """Make ready to go on after ``position``; called once weights are those of the position."""
+        """Prepare to continue after ``position``; called once, when weights are those of the position."""
 
     @abstractmethod
     def end(self, position: Position) -> None:
-        """Take note that a rollout's updates are done."""
+        """Called when a rollout's updates are done."""
 
     @abstractmethod
-    def measured(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Turn what the objective summed over one optimizer step into values worth logging."""
+    def reduce_metrics(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Turn the objective's sums over one optimizer step into metrics."""
 
     def run(self, resume: bool = False, *, allow_changes: bool = False) -> Path:
-        """Learn until ``rollouts`` are done, from the latest checkpoint if there is one; returns the last checkpoint.
+        """Train until ``rollouts`` are done, from the latest checkpoint if there is one; returns the last checkpoint.
 
         ``allow_changes`` is as for ``fathom.train.Trainer.run``.
 
@@ -156,7 +156,7 @@ class OnlineTrainer(ABC):
             samples.close()
 
     def sample(self, problems: Sequence[Problem], number: int, *, first_group: int = 0) -> list[Rollout]:
-        """Draw a group of answers to each problem with the weights as they are."""
+        """Sample a group of answers to each problem with the current weights."""
         self.model.eval()
         return sample_rollouts(
             self.sampler,
@@ -181,14 +181,14 @@ class _Run:
     def step(self, before: Position) -> Position:
         """Sample, update, report."""
         number, started = before.step + 1, time.perf_counter()
-        lesson = self.trainer.collect_rollouts(number)
+        rollout_batch = self.trainer.collect_rollouts(number)
         sampled = time.perf_counter()
-        values, tokens, loss = self._update(lesson, number, before)
+        values, tokens, loss = self._update(rollout_batch, number, before)
         ended = time.perf_counter()
-        answer_tokens = sum(len(rollout.answer_ids) for rollout in lesson.rollouts)
+        answer_tokens = sum(len(rollout.answer_ids) for rollout in rollout_batch.rollouts)
         position = Position(number, before.tokens + answer_tokens, before.seconds + ended - started, loss)
         values |= {
-            **lesson.values,
+            **rollout_batch.values,
             "tokens": position.tokens,
             "rollout_tokens_per_second": answer_tokens / max(sampled - started, 1e-9),
             "update_tokens_per_second": tokens / max(ended - sampled, 1e-9),
@@ -198,21 +198,21 @@ class _Run:
             "peak_memory_bytes": peak_memory(self.runner.device),
         }
         self.metrics.write(number, values)
-        self._keep_samples(lesson, number)
+        self._keep_samples(rollout_batch, number)
         self.trainer.end(position)
         self._report(position, values)
         return position
 
-    def _update(self, lesson: RolloutBatch, number: int, before: Position) -> tuple[dict[str, Any], int, float]:
+    def _update(self, rollout_batch: RolloutBatch, number: int, before: Position) -> tuple[dict[str, Any], int, float]:
         """Take the rollout's optimizer steps; returns what to log, the tokens that were trained on, and the loss."""
         trainer, spec = self.trainer, self.spec
-        batches = minibatches(lesson, spec, counter_seed(spec.seed, number))
+        batches = minibatches(rollout_batch, spec, counter_seed(spec.seed, number))
         self.trainer.model.train()
         found: list[dict[str, Any]] = []
         trained, loss = 0, 0.0
         rate = rate_at(spec, number, before.step / spec.rollouts)
         for index, batch in enumerate(batches):
-            trainer.watch.reset()
+            trainer.logprob_monitor.reset()
             micros = split(batch, 1, spec.micro_batch_tokens, self.runner.device)
             gradients = self.runner.accumulate(micros, len(batch.lengths), number, observe=False)
             if not gradients.finite:
@@ -220,12 +220,12 @@ class _Run:
                 kept = {"tokens": batch.tokens_N, "targets": batch.targets_N, **batch.columns}
                 self.stage.refuse(number, gradients, kept | {"lengths": torch.tensor(batch.lengths)})
             if index == 0:
-                difference = trainer.watch.difference
+                difference = trainer.logprob_monitor.difference
                 self._check(difference, number)
                 found.append(difference.values())
             self.runner.apply(gradients, rate)
             trained, loss = trained + len(batch.tokens_N), gradients.loss
-            found.append(trainer.measured(gradients.sums) | {"grad_norm": gradients.norm_value})
+            found.append(trainer.reduce_metrics(gradients.sums) | {"grad_norm": gradients.norm_value})
             routed = RoutingAgreement.from_sums(gradients.sums)
             if routed.tokens:
                 found.append({"routing_equal": routed.equal, "routing_shared": routed.shared})
@@ -247,11 +247,11 @@ class _Run:
                 "learns from another's answers"
             )
 
-    def _keep_samples(self, lesson: RolloutBatch, number: int) -> None:
-        if not lesson.rollouts:
+    def _keep_samples(self, rollout_batch: RolloutBatch, number: int) -> None:
+        if not rollout_batch.rollouts:
             return
-        first = lesson.rollouts[0]
-        shown = [rollout.text for rollout in lesson.rollouts if rollout.group == first.group][:4]
+        first = rollout_batch.rollouts[0]
+        shown = [rollout.text for rollout in rollout_batch.rollouts if rollout.group == first.group][:4]
         problem = {"task": first.problem.task, "question": first.problem.question, "expected": first.problem.answer}
         self.samples.write(number, {**problem, "answers": shown})
 
@@ -260,26 +260,26 @@ class _Run:
         self.trainer._progress.update(position.step, self.spec.rollouts, "rollouts", metrics=metrics)
 
 
-def minibatches(lesson: RolloutBatch, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
+def minibatches(rollout_batch: RolloutBatch, spec: OnlineSpec, seed: int) -> list[PackedBatch]:
     """Cut a rollout into its optimizer steps: all answers in a new order every epoch, in ``updates`` equal parts.
 
-    Within a step, answers lie group by group, so that a prompt is computed once a micro-batch.
+    Within a step, answers are packed group by group, so that a prompt is computed once a micro-batch.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(spec.epochs):
-        order = torch.randperm(len(lesson.rollouts), generator=generator)
+        order = torch.randperm(len(rollout_batch.rollouts), generator=generator)
         for part in order.tensor_split(spec.updates):
             drawn = sorted(part.tolist())
-            chosen = [drawn[place] for place in packing_order([lesson.rollouts[index] for index in drawn])]
+            chosen = [drawn[place] for place in packing_order([rollout_batch.rollouts[index] for index in drawn])]
             if chosen:
-                columns = {name: [column[index] for index in chosen] for name, column in lesson.columns.items()}
-                batches.append(pack_rollouts([lesson.rollouts[index] for index in chosen], columns))
+                columns = {name: [column[index] for index in chosen] for name, column in rollout_batch.columns.items()}
+                batches.append(pack_rollouts([rollout_batch.rollouts[index] for index in chosen], columns))
     return batches
 
 
 def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Average what several optimizer steps measured, by name."""
+    """Average the metrics of several optimizer steps, by name."""
     names = dict.fromkeys(name for values in found for name in values)
     return {
         name: sum(values[name] for values in found if name in values) / sum(name in values for values in found)

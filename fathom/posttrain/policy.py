@@ -1,4 +1,4 @@
-"""The policy loss as an objective of training: log-probabilities, the loss over them, and what is worth watching.
+"""The policy loss as an objective of training: log-probabilities, the loss over them, and metrics.
 
 N tokens of the answers of a micro-batch.
 """
@@ -26,20 +26,20 @@ from fathom.train.objective import ObjectiveOutput
 class PolicyObjective:
     """The clipped policy loss over the answers' tokens.
 
-    Columns: ``advantage``, ``weight`` and ``row``; ``sampled``, the log-probabilities that ``watch`` compares; ``old``
-    where more than one step is taken per rollout, else a step's own log-probabilities are the old ones; ``reference``
-    where there is one; and ``right``, 1 for answers that are, 0 for those that are not, -1 where nobody knows.
+    Columns: ``advantage``, ``weight`` and ``row``; ``sampled``, the log-probabilities that ``logprob_monitor``
+    compares; ``old`` where more than one step is taken per rollout, else a step's own log-probabilities are the old
+    ones; ``reference`` where there is one; and ``right``, 1 for correct answers, 0 for incorrect ones, -1 for unknown.
     """
 
     loss: PolicyLoss
     temperature: float
     chunk_tokens: int
-    watch: LogprobMonitor
+    logprob_monitor: LogprobMonitor
 
     def __call__(self, model: Decoder, hidden_BTD: Tensor, micro: MicroBatch) -> ObjectiveOutput:
         """Return the micro-batch's part of the loss, and sums of what ``policy_statistics`` divides."""
-        hidden_ND, targets_N, learned_N = select_target_tokens(hidden_BTD, micro)
-        columns = {name: column[learned_N] for name, column in micro.columns.items()}
+        hidden_ND, targets_N, is_target_N = select_target_tokens(hidden_BTD, micro)
+        columns = {name: column[is_target_N] for name, column in micro.columns.items()}
 
         def computed(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, PolicyTerms, Tensor]:
             compute = self._by_token if self.loss.by_token else self._whole
@@ -90,11 +90,11 @@ class PolicyObjective:
     def _compare(
         self, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, logprobs_N: Tensor, sampled_N: Tensor
     ) -> None:
-        """Compare at temperature 1, at which the sampler tells its log-probabilities."""
+        """Compare at temperature 1, of which the sampler's log-probabilities are."""
         if self.temperature != 1:
             with torch.no_grad():
                 logprobs_N = chosen_logprobs(hidden_ND, head_VD, targets_N, chunk_tokens=self.chunk_tokens)
-        self.watch.observe(logprobs_N, sampled_N)
+        self.logprob_monitor.observe(logprobs_N, sampled_N)
 
 
 def _entropies(entropy_N: Tensor, right_N: Tensor) -> dict[str, Tensor]:

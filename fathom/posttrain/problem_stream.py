@@ -1,4 +1,4 @@
-"""The stream of problems a policy learns from: sources in turn, resumable at any problem."""
+"""The stream of training problems: sources in turn, resumable at any problem."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProblemStream:
         return {"drawn": self._drawn, "seed": self._seed, "sets": [problems.name for problems in self._sets]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved place; other sources or another seed raise ``DataError``."""
+        """Go to a saved position; other sources or another seed raise ``DataError``."""
         mine = self.state()
         for name in ("seed", "sets"):
             if state.get(name) != mine[name]:

@@ -1,4 +1,4 @@
-"""Following a program's process to its end: bounded time and output, and what its end means."""
+"""Waits for a program's process within limits of time and output, and classifies how it ended."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ class ExecutionResult:
 
 @dataclass(slots=True)
 class _Pipe:
-    """What came out of one pipe: how much, and its end or its beginning."""
+    """The output of one pipe: its size, and its tail or its head."""
 
     limit: int
-    beginning: bool = False
+    keep_head: bool = False
     kept: bytes = b""
     size: int = 0
 
     def take(self, piece: bytes) -> None:
         self.size += len(piece)
         both = self.kept + piece
-        self.kept = both[: self.limit] if self.beginning else both[-self.limit :]
+        self.kept = both[: self.limit] if self.keep_head else both[-self.limit :]
 
     @property
     def text(self) -> str:
@@ -95,12 +95,12 @@ class ProcessMonitor:
         default_factory=lambda: {
             "out": _Pipe(_TAIL_BYTES),
             "err": _Pipe(_TAIL_BYTES),
-            "report": _Pipe(_REPORT_BYTES, beginning=True),
+            "report": _Pipe(_REPORT_BYTES, keep_head=True),
         }
     )
     stopped: ExitReason | None = None
 
-    def follow(self) -> None:
+    def wait(self) -> None:
         """Read until there is nothing more to read, or a limit is passed; ``stopped`` then says which."""
         deadline = time.monotonic() + _START_SECONDS
         started = False
@@ -127,9 +127,9 @@ class ProcessMonitor:
                 elif ended and not events:  # what it left behind may hold the pipes open
                     break
             if self.stopped is None and not selector.get_map():
-                self._wait(deadline)
+                self._wait_exit(deadline)
 
-    def _wait(self, deadline: float) -> None:
+    def _wait_exit(self, deadline: float) -> None:
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -175,7 +175,7 @@ class ProcessMonitor:
 
 
 def _parse_report(said: bytes) -> tuple[ExitReason, str] | None:
-    """What the harness reported; None where that is no report, whoever wrote it."""
+    """The harness's report; None where what was written is not one."""
     try:
         report = json.loads(said.partition(b"\n")[0])  # the first of several processes that failed
         kinds: dict[str, ExitReason] = {"raised": "raised", "memory": "memory", "exit": "exit"}

@@ -66,8 +66,8 @@ class PromptFormatter:
             ids.pop()
         return self._opened + self._tokenizer.decode(ids, skip_special=False, continues=True)
 
-    def places(self, answer_ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-        """Return which token completes the first so many characters of ``read(answer_ids)``, for each number of them.
+    def token_indices(self, answer_ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+        """Return the index of the token that completes each prefix of ``read(answer_ids)``, given in characters.
 
         Characters that the prompt has opened stand before the first token, and so belong to it.
 
@@ -78,11 +78,13 @@ class PromptFormatter:
         if ids and ids[-1] == self._tokenizer.eos_id:
             ids.pop()
         stream = self._tokenizer.stream(skip_special=False, continues=True)
-        told = list(accumulate((len(stream.push(token)) for token in ids), initial=len(self._opened)))
-        told[-1] += len(stream.flush())  # bytes that are no character
-        if ends and max(ends) > told[-1]:
-            raise DataError(f"steps: one ends after {max(ends)} characters of an answer of {told[-1]}; mend the reward")
-        return [max(0, bisect_left(told, end) - 1) for end in ends]
+        ends_of_tokens = list(accumulate((len(stream.push(token)) for token in ids), initial=len(self._opened)))
+        ends_of_tokens[-1] += len(stream.flush())  # bytes that are no character
+        if ends and max(ends) > ends_of_tokens[-1]:
+            raise DataError(
+                f"steps: one ends after {max(ends)} characters of an answer of {ends_of_tokens[-1]}; fix the reward"
+            )
+        return [max(0, bisect_left(ends_of_tokens, end) - 1) for end in ends]
 
     def stop_checker(self) -> StopChecker | None:
         """Return what ends one answer at the prompt's stop strings; None where it has none."""

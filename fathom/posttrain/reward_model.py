@@ -1,10 +1,10 @@
-"""Reward models: language models that also say how good an answer is.
+"""Reward models: language models whose logit of one reserved token scores an answer.
 
 A score is the logit of one reserved token, which no text uses, after the last token of a conversation: one row of the
 output head is what a value head would be. So a reward model has no parameter of its own, begins with an SFT
 checkpoint and is a checkpoint like any other; with tied embeddings the row is also the embedding of a token never read.
 
-N tokens of sequences laid end to end, B sequences, P pairs, D hidden size, V vocabulary.
+N tokens of packed sequences, B sequences, P pairs, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class RewardObjective:
         last_B = _last(micro.packed.lengths, hidden_BTD.device)
         scores_B = _scores(hidden_BTD[0], last_B, model, self.score_token)
         share = micro.columns[SHARE][0]
-        told: dict[str, Tensor]
+        metrics: dict[str, Tensor]
         if isinstance(self.spec, PairwiseLoss):
             terms = pairwise_loss(scores_B, self.spec.margin)
-            loss, told = terms.loss_P, {"accuracy": (terms.ahead_P > 0).float(), "margin": terms.ahead_P}
+            loss, metrics = terms.loss_P, {"accuracy": (terms.margin_P > 0).float(), "margin": terms.margin_P}
         else:
             targets_B = micro.columns[TARGET][last_B]
             loss = pointwise_loss(scores_B, targets_B, self.spec)
             given_B = scores_B.detach() if self.spec.form == "mse" else scores_B.detach().sigmoid()
-            told = {"score": given_B, "error": (given_B - targets_B).abs()}
-        return ObjectiveOutput(loss.sum() * share, {name: values.sum() * share for name, values in told.items()})
+            metrics = {"score": given_B, "error": (given_B - targets_B).abs()}
+        return ObjectiveOutput(loss.sum() * share, {name: values.sum() * share for name, values in metrics.items()})
 
 
 def scoring_example(tokens: Sequence[int], target: float | None = None) -> TrainingExample:
@@ -146,12 +146,12 @@ class ReasoningGenerator:
     max_tokens: int
 
     @staticmethod
-    def room_of(tokenizer: Tokenizer, max_tokens: int) -> int:
+    def token_budget(tokenizer: Tokenizer, max_tokens: int) -> int:
         """Return how many tokens reasoning of at most ``max_tokens`` adds, its tags included."""
         return max_tokens + len(think_tag_ids(tokenizer, THINK_PREFIX)) + len(think_end_ids(tokenizer))
 
     def extend(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the sequences with reasoning behind them; ``room_of`` must be left in the context."""
+        """Return the sequences with reasoning behind them; ``token_budget`` must be left in the context."""
         opening, closing = think_tag_ids(self.tokenizer, THINK_PREFIX), think_end_ids(self.tokenizer)
         stops = closing if len(closing) == 1 else ()
         prompts = [[*sequence, *opening] for sequence in sequences]
@@ -169,7 +169,7 @@ def make_score_fn(
     """
     room = model.spec.max_position_embeddings
     if reasoning is not None:
-        room -= ReasoningGenerator.room_of(tokenizer, reasoning.max_tokens)
+        room -= ReasoningGenerator.token_budget(tokenizer, reasoning.max_tokens)
 
     def scores(answers: Sequence[RewardInput]) -> list[float]:
         sequences = [_read(tokenizer, answered, answered.answer, room) for answered in answers]
@@ -189,8 +189,8 @@ def make_step_score_fn(
 
     Steps are those of the thinking (``rewards.steps``), and the whole answer is the last: each is a conversation of its
     own, whose reasoning ends with the step and whose content is empty. Of longer thinking the first 63 steps have
-    scores. A model that learned from whole answers only has seen no such beginnings: its scores of them are what
-    it makes of the likeness. An answer that does not fit the context has one score, nan.
+    scores. A model trained on whole answers only has not seen such prefixes: its
+    scores of them are extrapolation. An answer that does not fit the context has one score, nan.
     """
     room = model.spec.max_position_embeddings
 
@@ -214,7 +214,7 @@ def make_step_score_fn(
 
 
 def _read(tokenizer: Tokenizer, answered: RewardInput, said: str | Mapping[str, Any], room: int) -> list[int] | None:
-    """What a reward model reads of an answer, or of its beginning; None where that does not fit, or is refused."""
+    """The input of a reward model for an answer or a prefix of one; None where it does not fit, or is refused."""
     try:
         ids = conversation(tokenizer, [{"role": "user", "content": answered.problem.question}], said)
     except DataError:
@@ -223,7 +223,7 @@ def _read(tokenizer: Tokenizer, answered: RewardInput, said: str | Mapping[str, 
 
 
 def _answer_prefixes(answer: str) -> Iterator[tuple[int, str | Mapping[str, Any]]]:
-    """Yield how many characters each beginning of an answer has and what it says, the whole answer last."""
+    """Yield each prefix of an answer that ends with a step, as its length and its text; the whole answer is last."""
     start, _ = thinking_span(answer)
     tagged = special.THINK_BEGIN in answer or special.THINK_END in answer
     for end, _ in islice(steps_of(answer), MAX_SCORED_STEPS - 1):

@@ -1,6 +1,6 @@
-"""Answers drawn from the model that learns from them, with the log-probabilities they were drawn with.
+"""Rollouts: answers sampled from the model that is trained, with the log-probabilities they were sampled with.
 
-N tokens of all prompts and answers laid end to end, without the last of each.
+N tokens of all packed prompts and answers, without the last of each.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fathom.train.step import counter_seed
 
 
 class RolloutSampler(Sampler, Protocol):
-    """A sampler whose model learns between calls: the engine, over the very weights that are trained."""
+    """A sampler whose model is updated between calls: the engine, over the weights that are trained."""
 
     def forget(self) -> None:
-        """Drop what was computed with former weights."""
+        """Empty the prefix cache, which was computed with former weights."""
         ...
 
 
@@ -111,7 +111,7 @@ def _rollout(
 
 
 def packing_order(rollouts: Sequence[Rollout]) -> list[int]:
-    """Return the answers' indices as they are best laid: a group's together, those of like length next to each other.
+    """Return the answers' indices in packing order: a group's together, those of like length next to each other.
 
     A group's answers then share their prompt, and those of equal length attend together.
     """
@@ -119,7 +119,7 @@ def packing_order(rollouts: Sequence[Rollout]) -> list[int]:
 
 
 def pack_rollouts(rollouts: Sequence[Rollout], columns: Mapping[str, Sequence[Sequence[float]]]) -> PackedBatch:
-    """Lay answers end to end behind their prompts, in the order given; only answers are learned.
+    """Pack prompts with their answers in the order given; only answers are targets.
 
     ``columns`` hold, for each answer, one number a token of it; prompts get 0. ``row`` says which answer a token
     belongs to, and ``routes`` holds the experts that were recorded, -1 where none were. Neighbours of one group share

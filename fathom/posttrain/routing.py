@@ -1,4 +1,4 @@
-"""Whether the update sends tokens to the experts that the rollout sent them to.
+"""Agreement of the experts chosen in the update with those recorded in the rollout.
 
 N tokens, L mixture-of-experts layers, K experts per token.
 """
@@ -26,7 +26,7 @@ class RoutingAgreement:
 
     @classmethod
     def from_sums(cls, sums: Mapping[str, float]) -> RoutingAgreement:
-        """Read it off what a step's micro-batches add up to (``Gradients.sums``); no tokens where no routes were."""
+        """Compute it from ``Gradients.sums``; no tokens where no routes were recorded."""
         tokens = sums.get("routing_tokens", 0.0)
         if not tokens:
             return cls(0.0, 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Running a program that nobody vouches for: Python inside bubblewrap, without network, with bounded everything.
+"""Runs untrusted Python inside bubblewrap: no network, and limits on time, memory, processes and output.
 
 The program sees Python's own installation and the system's libraries, read-only, an empty /tmp in memory, and nothing
 else: no home, no network, no other process, no environment. Processor time, address space (of each process), file
@@ -82,12 +82,12 @@ def run_program(
             for fd in (*given, *filters):
                 os.close(fd)
         with process:
-            watch = ProcessMonitor(process, report, limits)
+            monitor = ProcessMonitor(process, report, limits)
             try:
-                watch.follow()
+                monitor.wait()
             finally:
                 _kill(process)
-    return watch.outcome(pass_code)
+    return monitor.outcome(pass_code)
 
 
 def _prefilled_pipe(data: bytes) -> int:
@@ -151,7 +151,7 @@ def _bubblewrap(limits: SandboxLimits, user: int | None, filters: Sequence[int])
 
 
 def _unused_user() -> int:
-    """A user id that nobody has, for one run, so that its limit of processes counts its own only."""
+    """An unused user id for one run, so that its limit of processes counts its own only."""
     lines = Path("/proc/self/uid_map").read_text().split("\n")
     mapped = [[int(number) for number in line.split()] for line in lines if line.strip()]
     user = _FIRST_USER + secrets.randbelow(_FIRST_USER)

@@ -18,9 +18,9 @@ from fathom.train.step import resolve_precision
 
 
 def select_target_tokens(hidden_BTD: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what learns of sequences laid end to end: its hidden states, its targets, and where it stands (N,)."""
-    learned_N = micro.targets_BT[0] != IGNORE_INDEX
-    return hidden_BTD[0][learned_N], micro.targets_BT[0][learned_N], learned_N
+    """Return the hidden states and targets of packed positions that have one, and the mask of these positions (N,)."""
+    is_target_N = micro.targets_BT[0] != IGNORE_INDEX
+    return hidden_BTD[0][is_target_N], micro.targets_BT[0][is_target_N], is_target_N
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def seccomp_filter() -> bytes | None:
 
 
 def _assembled(tests: list[tuple[int, int, str, str]]) -> bytes:
-    """Lay tests and the ends they jump to one after another; an empty label goes on with the next instruction."""
+    """Assemble tests and the ends they jump to in order; an empty label falls through to the next instruction."""
     ends = [
         ("socket", (_LOAD, _FIRST_ARGUMENT, "", "")),
         ("", (_EQUAL, _AF_UNIX, "allow", "refuse")),

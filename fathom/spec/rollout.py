@@ -80,7 +80,7 @@ class RolloutSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineSpec(UpdateSpec):
-    """Learning from one's own answers: ``rollouts`` times sample, judge, and take ``updates`` steps ``epochs`` times.
+    """Training on sampled answers: ``rollouts`` times sample, score, and take ``updates`` steps ``epochs`` times.
 
     ``micro_batch_tokens`` bounds the tokens of one forward pass. ``balanced`` keeps the routers' balance losses.
     ``max_logprob_difference`` (nats) stops the run where the log-probabilities of any token as it was sampled and as
@@ -111,7 +111,7 @@ class OnlineSpec(UpdateSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec(OnlineSpec):
-    """GRPO. ``reference_every`` rollouts the reference becomes the policy as it is (R1: every 400 steps)."""
+    """GRPO. Every ``reference_every`` rollouts the reference is synced with the policy (R1: every 400 steps)."""
 
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     reference_every: int | None = None

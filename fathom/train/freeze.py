@@ -1,4 +1,4 @@
-"""Keeping parts of a model still: which parameters a stage trains."""
+"""Freezing parts of a model: which parameters a stage trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fathom.errors import SpecError
 
 
 def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
-    """Let every parameter learn but those whose name is, or lies below, one of ``frozen``: ``layers``, ``vision.low``.
+    """Freeze parameters whose name is, or lies below, one of ``frozen`` (``layers``, ``vision.low``); train all others.
 
     Raises:
         SpecError: a name that no parameter has, or nothing is left to learn.

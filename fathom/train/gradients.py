@@ -1,4 +1,4 @@
-"""What a step's micro-batches add up to: losses, counts of experts, and what only logged steps gather.
+"""Sums over a step's micro-batches: losses, expert counts, and statistics of logged steps.
 
 L mixture-of-experts layers (MTP's last), E experts, S sources.
 """
@@ -17,10 +17,10 @@ from fathom.train.group import Group
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What only logged steps gather. ``counts_LE`` and ``dropped`` are None for dense models.
+    """Statistics of logged steps. ``counts_LE`` and ``dropped`` are None for dense models.
 
     ``nats_S`` and ``tokens_S`` sum the language-model loss and count the tokens of each known source; ``dropped`` is
-    the share of pairs of token and expert that found no room.
+    the share of pairs of token and expert that were dropped for lack of capacity.
     """
 
     counts_LE: Tensor | None
@@ -35,7 +35,7 @@ class Gradients:
 
     ``objective`` is what the stage minimises (nats per token, of a language model); balance and MTP losses join it.
     ``sums`` are what the objective wants logged. ``counts_LE`` holds how often each expert was chosen, by each mixture
-    of experts that ran, when somebody needs it.
+    of experts that ran, when the bias update or a log needs it.
     """
 
     objective: float
@@ -54,12 +54,12 @@ class Gradients:
 
     @property
     def finite(self) -> bool:
-        """Whether both loss and gradient norm are numbers to go on with."""
+        """Whether both loss and gradient norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm_value)
 
 
 class MicroBatchSums:
-    """What micro-batches add up to, on the device: read once, at the end."""
+    """Sums over micro-batches, on the device: read once, at the end."""
 
     def __init__(self, device: torch.device, sources: int, layers: int, experts: int) -> None:
         self.losses_3 = torch.zeros(3, device=device)
@@ -68,7 +68,7 @@ class MicroBatchSums:
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
         self.nats_S = torch.zeros(sources + 1, dtype=torch.float64, device="cpu")
         self.tokens_S = torch.zeros(sources + 1, dtype=torch.int64, device="cpu")
-        self.further: dict[str, Tensor] = {}
+        self.objective_sums: dict[str, Tensor] = {}
 
     def reduce(self, group: Group) -> None:
         """Add up what the ranks have, so that every rank holds the whole batch's sums."""
@@ -79,10 +79,10 @@ class MicroBatchSums:
         self.losses_3 = group.sum(self.losses_3)
         self.counts_LE, self.dropped = group.sum(self.counts_LE), group.sum(self.dropped)
         self.nats_S, self.tokens_S = group.sum(self.nats_S), group.sum(self.tokens_S)
-        self.further = {name: group.sum(value) for name, value in self.further.items()}
+        self.objective_sums = {name: group.sum(value) for name, value in self.objective_sums.items()}
 
     def add(self, losses_3: Tensor, sums: Mapping[str, Tensor]) -> None:
         """Add one micro-batch's losses and the objective's own sums."""
         self.losses_3 += losses_3
         for name, value in sums.items():
-            self.further[name] = self.further[name] + value if name in self.further else value
+            self.objective_sums[name] = self.objective_sums[name] + value if name in self.objective_sums else value

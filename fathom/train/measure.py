@@ -1,4 +1,4 @@
-"""What a step tells about itself: expert load, bits per byte by source, speed against the machine's, memory.
+"""Measurements of a step: expert load, bits per byte by source, speed against the machine's, memory.
 
 L mixture-of-experts layers, E experts, S sources.
 """
@@ -102,7 +102,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes held so far: allocated on a GPU, resident in the process otherwise; None where nobody counts."""
+    """Most bytes held so far: allocated on a GPU, resident in the process otherwise; None where unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":

@@ -1,6 +1,6 @@
 """Batches cut into what one forward pass takes.
 
-B sequences of the whole batch, T tokens, N tokens of sequences laid end to end, I images, L mixture-of-experts layers,
+B sequences of the whole batch, T tokens, N tokens of packed sequences, I images, L mixture-of-experts layers,
 K experts per token.
 """
 
@@ -26,7 +26,7 @@ from fathom.train.protocols import TokenBatch
 class MicroBatch:
     """Some of a batch's sequences, on the device: rows (B, T), or ``packed`` as (1, N).
 
-    ``share`` is their part of what the whole batch predicts, ``weight`` their part of its tokens, ``sequence_share``
+    ``share`` is their part of what the whole batch predicts, ``weight`` their part of its tokens, ``sequence_fraction``
     their part of its sequences. ``sequences`` says which of the batch's they are, ``source_B`` where rows come from,
     ``ends_BT`` which tokens end a sequence. ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
@@ -35,9 +35,9 @@ class MicroBatch:
 
     tokens_BT: Tensor
     targets_BT: Tensor
-    share: float
-    weight: float
-    sequence_share: float
+    target_fraction: float
+    token_fraction: float
+    sequence_fraction: float
     sequences: slice
     packed: PackedSequences | None = None
     ends_BT: Tensor | None = None
@@ -62,7 +62,7 @@ def split(
 
     A packed sequence that is longer than a micro-batch comes alone. Prefixes that sequences of a micro-batch share are
     computed once in it. ``batch`` is this rank's part of the whole batch, which is that of all ranks in order:
-    ``share``, ``weight``, ``sequence_share`` and ``sequences`` are of the whole.
+    ``share``, ``weight``, ``sequence_fraction`` and ``sequences`` are of the whole.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
@@ -126,9 +126,9 @@ def _split_rows(
         yield MicroBatch(
             tokens_BT=tokens_BT1[rows, :-1].to(device, non_blocking=True),
             targets_BT=targets_BT[rows].to(device),
-            share=int(learned_B[rows].sum()) / max(whole.targets, 1),
-            weight=(rows.stop - rows.start) / whole.sequences,
-            sequence_share=(rows.stop - rows.start) / whole.sequences,
+            target_fraction=int(learned_B[rows].sum()) / max(whole.targets, 1),
+            token_fraction=(rows.stop - rows.start) / whole.sequences,
+            sequence_fraction=(rows.stop - rows.start) / whole.sequences,
             sequences=slice(whole.first + rows.start, whole.first + rows.stop),
             ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows].to(device),
             source_B=batch.source_B[rows],
@@ -155,9 +155,9 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: 
         yield MicroBatch(
             tokens_BT=batch.tokens_N[rows_N].to(device)[None],
             targets_BT=targets_N.to(device)[None],
-            share=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
-            weight=len(rows_N) / whole.tokens,
-            sequence_share=len(run.lengths) / whole.sequences,
+            target_fraction=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
+            token_fraction=len(rows_N) / whole.tokens,
+            sequence_fraction=len(run.lengths) / whole.sequences,
             sequences=slice(whole.first + sequences.start, whole.first + sequences.stop),
             packed=run.packed,
             columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
@@ -166,9 +166,9 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: 
 
 @dataclass(frozen=True, slots=True)
 class _SequenceRun:
-    """Neighbours of a batch as one micro-batch lays them: the tokens of each, and those it leaves out.
+    """Consecutive sequences packed as one micro-batch: the tokens of each, and those it leaves out.
 
-    ``prefix_length`` is how much of the last sequence laid whole is a beginning that others may share.
+    ``prefix_length`` is how much of the last sequence packed whole is a prefix that others may share.
     """
 
     lengths: tuple[int, ...] = ()
@@ -182,7 +182,7 @@ class _SequenceRun:
         return PackedSequences(self.lengths, prefixes if any(prefixes) else None)
 
     def with_next(self, length: int, first: int) -> _SequenceRun:
-        """Lay one more sequence, without what it shares where that is here already."""
+        """Append a sequence, without the prefix it shares where that is in the run already."""
         left_out = min(first, self.prefix_length)
         prefix_length = self.prefix_length if left_out else first or length
         return _SequenceRun((*self.lengths, length - left_out), (*self.shared_prefix_lengths, left_out), prefix_length)

@@ -1,4 +1,4 @@
-"""What a stage minimises: the part of a training step that differs between pretraining, preferences and RL."""
+"""Objectives: the part of a training step that differs between pretraining, preferences and RL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fathom.train.micro_batch import MicroBatch
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveOutput:
-    """What one micro-batch adds to the whole batch's loss, with its graph, and to the sums worth logging, without.
+    """A micro-batch's part of the whole batch's loss, with its graph, and sums for the metrics, without.
 
     ``loss_BT`` are nats of each predicted token, where the loss is that of a language model.
     """
@@ -44,4 +44,4 @@ class LanguageModelling:
         """Return the micro-batch's part of the mean."""
         loss = partial(language_model_loss, targets_BT=micro.targets_BT, chunk_tokens=self.chunk_tokens)
         mean, loss_BT = model.apply_head(hidden_BTD, loss)
-        return ObjectiveOutput(mean * micro.share, loss_BT=loss_BT)
+        return ObjectiveOutput(mean * micro.target_fraction, loss_BT=loss_BT)

@@ -43,7 +43,7 @@ class TokenBatch(Protocol):
 
 
 class Resumable(Protocol):
-    """Something whose place a checkpoint keeps."""
+    """Something whose position a checkpoint keeps."""
 
     def state(self) -> dict[str, Any]:
         """Return where it stands, as JSON can hold it."""
@@ -58,5 +58,5 @@ class Loader(Resumable, Protocol):
     """An endless, resumable stream of batches."""
 
     def next(self, batch_size: int) -> TokenBatch | PackedBatch:
-        """Return the next ``batch_size`` sequences, or what of whole sequences laid end to end fills their room."""
+        """Return the next ``batch_size`` sequences, or packed sequences of as many tokens."""
         ...

@@ -35,7 +35,7 @@ class StepRunner:
 
     ``accumulate`` leaves the whole batch's gradients in the parameters, ``apply`` uses and frees them, ``discard``
     frees them unused; between steps no gradient is alive. ``balanced`` adds the routers' balance losses. Where a batch
-    has a column "routes", sums tell how far routers still choose alike; ``replay_routing`` has them choose alike.
+    has a column "routes", sums report how far routers agree with it; ``replay_routing`` sends tokens to these experts.
     ``group`` are the ranks that share each batch: gradients, losses and counts are those of the whole batch on each.
     """
 
@@ -76,7 +76,7 @@ class StepRunner:
         """Run forward and backward over a whole batch of so many sequences, micro-batch by micro-batch.
 
         Step ``number`` and the spec's seed decide which sequences no expert may drop and what routers draw, whatever
-        the micro-batch size; of sequences laid end to end none is dropped and nothing drawn. Balance losses
+        the micro-batch size; of packed sequences none is dropped and nothing drawn. Balance losses
         of scope "sequence" are means over the batch's sequences, packed ones too; those of scope "batch" and capacity
         are taken over each micro-batch, as they are over each device's share elsewhere.
 
@@ -94,9 +94,9 @@ class StepRunner:
                 check_tokens(micro.tokens_BT, self.model.spec.vocab_size)
                 exempt = exempt_B[micro.sequences] if exempt_B is not None else None
                 seeds = seeds_B[micro.sequences] if seeds_B is not None else None
-                learned = self._forward_backward(micro, exempt, seeds, sums, observe)
-                if observe and learned.loss_BT is not None:
-                    self._by_source(learned.loss_BT.sum(1), micro, sums)
+                objective_output = self._forward_backward(micro, exempt, seeds, sums, observe)
+                if observe and objective_output.loss_BT is not None:
+                    self._by_source(objective_output.loss_BT.sum(1), micro, sums)
         except (RuntimeError, MemoryError) as error:
             explained = self._explained(error)
             if explained is None:
@@ -141,11 +141,11 @@ class StepRunner:
                 checkpoint_activations=self.spec.activation_checkpointing,
                 mtp=self._with_mtp and not packed,
             )
-            learned = self.objective(self.model, output.hidden_BTD, micro)
-            losses_3 = self._losses(learned.loss, output, micro)
+            objective_output = self.objective(self.model, output.hidden_BTD, micro)
+            losses_3 = self._losses(objective_output.loss, output, micro)
         if output.routing and (observe or self._bias_rate):
             self._count(output, sums, observe)
-        further = {name: value.detach() for name, value in learned.sums.items()}
+        further = {name: value.detach() for name, value in objective_output.sums.items()}
         if routes_NLK is not None and output.routing:
             further |= routing_agreement_sums(routes_NLK, chosen_experts(output.routing)[0])
         del output
@@ -156,7 +156,7 @@ class StepRunner:
             )
         losses_3.sum().backward()  # type: ignore[no-untyped-call]
         sums.add(losses_3.detach(), further)
-        return ObjectiveOutput(learned.loss.detach(), loss_BT=learned.loss_BT)
+        return ObjectiveOutput(objective_output.loss.detach(), loss_BT=objective_output.loss_BT)
 
     def _features(self, images: ImageBatch | None) -> Tensor | None:
         if images is None:
@@ -174,15 +174,15 @@ class StepRunner:
                 output.routing,
                 moe,
                 packed=micro.packed,
-                sequence_share=micro.sequence_share,
-                token_share=micro.weight,
+                sequence_share=micro.sequence_fraction,
+                token_share=micro.token_fraction,
             )
         if output.mtp_hidden:
             weight, chunk = self.spec.mtp_loss_weight, self.spec.loss_chunk_tokens
             loss = partial(
                 mtp_loss, targets_BT=micro.targets_BT, ends_BT=micro.ends_BT, weight=weight, chunk_tokens=chunk
             )
-            further = self.model.apply_head(output.mtp_hidden, loss) * micro.share
+            further = self.model.apply_head(output.mtp_hidden, loss) * micro.target_fraction
         return torch.stack((objective, balance, further))
 
     def _count(self, output: DecoderOutput, sums: MicroBatchSums, observe: bool) -> None:
@@ -203,7 +203,7 @@ class StepRunner:
         self.group.sum_gradients(self.parameters)
         sums.reduce(self.group)
         norm = optim.gradient_norm(self.parameters)
-        further = [value.to(sums.losses_3)[None] for value in sums.further.values()]
+        further = [value.to(sums.losses_3)[None] for value in sums.objective_sums.values()]
         main, balance, mtp, norm_value, *rest = torch.cat(
             (sums.losses_3, norm.to(sums.losses_3)[None], *further)
         ).tolist()
@@ -213,7 +213,7 @@ class StepRunner:
             nats, tokens = sums.nats_S[:-1].tolist(), sums.tokens_S[:-1].tolist()
             lost = sums.dropped.item() / int(sums.counts_LE.sum()) if sums.layers else None
             observation = Observation(counts_LE, lost, nats, tokens)
-        named = dict(zip(sums.further, rest, strict=True))
+        named = dict(zip(sums.objective_sums, rest, strict=True))
         return Gradients(main, balance, mtp, norm, norm_value, counts_LE, observation, named)
 
     def _exempt(self, batch_size: int, number: int) -> Tensor | None:

@@ -25,10 +25,10 @@ def arguments(**changes: object) -> argparse.Namespace:
 def test_our_side_answers_the_prompts_at_full_length_and_learns_from_every_answer(tmp_path: Path) -> None:
     reports: list[Mapping[str, Any]] = []
     trainer = rl.our_trainer(arguments(), 2, tmp_path, lambda number, values: reports.append(values))
-    lesson = trainer.collect_rollouts(1)
-    assert [len(rollout.answer_ids) for rollout in lesson.rollouts] == [12] * 8
+    rollout_batch = trainer.collect_rollouts(1)
+    assert [len(rollout.answer_ids) for rollout in rollout_batch.rollouts] == [12] * 8
     prompts = [[int(word[1:]) for word in text.split()] for text in rl.prompts(arguments(), 512)]
-    assert [list(rollout.prompt_ids) for rollout in lesson.rollouts] == [p for p in prompts for _ in range(4)]
+    assert [list(rollout.prompt_ids) for rollout in rollout_batch.rollouts] == [p for p in prompts for _ in range(4)]
     assert [len(prompt) for prompt in prompts] == [8, 8]
     trainer.run()
     assert len(reports) == 2

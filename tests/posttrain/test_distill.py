@@ -72,8 +72,8 @@ def test_a_step_has_the_gradient_of_the_whole_reverse_divergence(
     tmp_path: Path, tokenizer: Tokenizer, micro_batch_tokens: int
 ) -> None:
     trainer = make(tokenizer, tmp_path)
-    lesson = trainer.collect_rollouts(1)
-    (batch,) = minibatches(lesson, SPEC, 1)
+    rollout_batch = trainer.collect_rollouts(1)
+    (batch,) = minibatches(rollout_batch, SPEC, 1)
     runner = StepRunner(
         trainer.model,
         make_optimizer(trainer.model, SPEC.optimizer),
@@ -85,10 +85,10 @@ def test_a_step_has_the_gradient_of_the_whole_reverse_divergence(
     assert (len(micros) > 1) == (micro_batch_tokens == 40)
     found = runner.accumulate(micros, len(batch.lengths), 1, observe=False)
     other = build(DENSE, seed=1)
-    expected = written_out(other, build(MODEL, seed=2), list(lesson.rollouts))
+    expected = written_out(other, build(MODEL, seed=2), list(rollout_batch.rollouts))
     expected.backward()  # type: ignore[no-untyped-call]
     assert found.objective == pytest.approx(expected.item(), abs=1e-5)
-    assert trainer.measured(found.sums)["divergence"] == pytest.approx(expected.item(), abs=1e-5)
+    assert trainer.reduce_metrics(found.sums)["divergence"] == pytest.approx(expected.item(), abs=1e-5)
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(
             parameter.grad, dict(other.named_parameters())[name].grad, rtol=1e-3, atol=1e-6, msg=name
@@ -165,8 +165,10 @@ def test_a_student_whose_sampler_computes_otherwise_stops(tmp_path: Path, tokeni
     learn = trainer.collect_rollouts
 
     def shifted(number: int) -> object:
-        lesson = learn(number)
-        return replace(lesson, columns={"sampled": [[v - 0.5 for v in row] for row in lesson.columns["sampled"]]})
+        rollout_batch = learn(number)
+        return replace(
+            rollout_batch, columns={"sampled": [[v - 0.5 for v in row] for row in rollout_batch.columns["sampled"]]}
+        )
 
     trainer.collect_rollouts = shifted  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainError, match="more than max_logprob_difference"):

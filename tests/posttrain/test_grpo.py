@@ -62,16 +62,16 @@ def test_a_step_has_the_gradient_of_the_paper(tmp_path: Path, make_policy: MakeP
     trainer.begin(Position())
     assert trainer._reference is not None
     trainer._reference.model.load_state_dict(reference.state_dict())
-    lesson = trainer.collect_rollouts(1)
-    totals = [judged.total for judged in even_characters([_answered(r) for r in lesson.rollouts])]
-    (batch,) = minibatches(lesson, SPEC, 1)
+    rollout_batch = trainer.collect_rollouts(1)
+    totals = [judged.total for judged in even_characters([_answered(r) for r in rollout_batch.rollouts])]
+    (batch,) = minibatches(rollout_batch, SPEC, 1)
     runner = StepRunner(
         model, make_optimizer(model, SPEC.optimizer), SPEC, objective=trainer.objective(), balanced=False
     )
     found = runner.accumulate(split(batch, 1, 50, runner.device), len(batch.lengths), 1, observe=False)
     mine = {name: parameter.grad for name, parameter in model.named_parameters()}
     other = build(MODEL, seed=1)
-    expected = oracle_loss(other, reference, lesson.rollouts, totals)
+    expected = oracle_loss(other, reference, rollout_batch.rollouts, totals)
     expected.backward()  # type: ignore[no-untyped-call]
     assert found.objective == pytest.approx(expected.item(), abs=1e-5)
     for name, parameter in other.named_parameters():
@@ -85,9 +85,9 @@ def test_answers_of_a_group_learn_behind_one_prompt_what_they_do_behind_their_ow
     spec = replace(SPEC, updates=updates)
     trainer = make_policy(tmp_path, spec)
     trainer.begin(Position())
-    lesson = trainer.collect_rollouts(1)
-    batches = minibatches(lesson, spec, 1)
-    rows = [rollout.tokens for rollout in lesson.rollouts]
+    rollout_batch = trainer.collect_rollouts(1)
+    batches = minibatches(rollout_batch, spec, 1)
+    rows = [rollout.tokens for rollout in rollout_batch.rollouts]
     assert sorted(length for batch in batches for length in batch.lengths) == sorted(rows)
     for batch in batches:
         found = []
@@ -176,15 +176,15 @@ def test_answers_without_an_advantage_are_left_out_and_change_nothing(tmp_path: 
         trainer = make_policy(tmp_path / str(keep_all), spec, judge=half)
         if keep_all:
             trainer._trainable = lambda judged: list(range(len(judged.rollouts)))  # type: ignore[method-assign]
-        lesson = trainer.collect_rollouts(1)
-        assert len(lesson.rollouts) == (12 if keep_all else 4)
-        assert lesson.values["zero_variance"] == pytest.approx(2 / 3)
-        tasks = lesson.values["tasks"]
+        rollout_batch = trainer.collect_rollouts(1)
+        assert len(rollout_batch.rollouts) == (12 if keep_all else 4)
+        assert rollout_batch.values["zero_variance"] == pytest.approx(2 / 3)
+        tasks = rollout_batch.values["tasks"]
         assert tasks["letters"]["reward"] == 1.0 > tasks["more"]["reward"]
         assert 8 * tasks["letters"]["length"] + 4 * tasks["more"]["length"] == pytest.approx(
-            12 * lesson.values["length"]
+            12 * rollout_batch.values["length"]
         )
-        (batch,) = minibatches(lesson, spec, 1)
+        (batch,) = minibatches(rollout_batch, spec, 1)
         optimizer = make_optimizer(trainer.model, spec.optimizer)
         runner = StepRunner(trainer.model, optimizer, spec, objective=trainer.objective(), balanced=False)
         runner.accumulate(split(batch, 1, 64, runner.device), len(batch.lengths), 1, observe=False)
@@ -202,11 +202,11 @@ def test_dull_groups_give_way_to_other_problems(tmp_path: Path, make_policy: Mak
     spec = replace(SPEC, rollout=replace(SPEC.rollout, resample=2))
     trainer = make_policy(tmp_path, spec, judge=first_two_dull)
     trainer.begin(Position())
-    lesson = trainer.collect_rollouts(1)
-    assert lesson.values["resampled_groups"] == 2
-    assert lesson.values["zero_variance"] == 0
-    assert len({rollout.group for rollout in lesson.rollouts}) == 3
-    assert not {"letters-0", "more-0"} & {rollout.problem.id for rollout in lesson.rollouts}
+    rollout_batch = trainer.collect_rollouts(1)
+    assert rollout_batch.values["resampled_groups"] == 2
+    assert rollout_batch.values["zero_variance"] == 0
+    assert len({rollout.group for rollout in rollout_batch.rollouts}) == 3
+    assert not {"letters-0", "more-0"} & {rollout.problem.id for rollout in rollout_batch.rollouts}
 
 
 def test_nothing_is_learned_where_all_answers_are_alike(tmp_path: Path, make_policy: MakePolicy) -> None:
@@ -289,11 +289,11 @@ def test_rewards_that_are_no_numbers_are_refused_by_name(tmp_path: Path, make_po
 def test_advantages_may_leave_the_deviation_out(tmp_path: Path, make_policy: MakePolicy) -> None:
     loss = PolicyLoss(advantage=AdvantageSpec(scale="none"), normalize="token")
     trainer = make_policy(tmp_path, replace(SPEC, loss=loss, reference_every=None))
-    lesson = trainer.collect_rollouts(1)
-    totals = [judged.total for judged in even_characters([_answered(r) for r in lesson.rollouts])]
+    rollout_batch = trainer.collect_rollouts(1)
+    totals = [judged.total for judged in even_characters([_answered(r) for r in rollout_batch.rollouts])]
     by_group: dict[int, list[float]] = {}
-    for rollout, total in zip(lesson.rollouts, totals, strict=True):
+    for rollout, total in zip(rollout_batch.rollouts, totals, strict=True):
         by_group.setdefault(rollout.group, []).append(total)
-    for rollout, total, given in zip(lesson.rollouts, totals, lesson.columns["advantage"], strict=True):
+    for rollout, total, given in zip(rollout_batch.rollouts, totals, rollout_batch.columns["advantage"], strict=True):
         mean = sum(by_group[rollout.group]) / len(by_group[rollout.group])
         assert given == pytest.approx([total - mean] * len(rollout.answer_ids))

@@ -128,16 +128,16 @@ def close(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]])
 def test_advantages_are_those_of_the_paper(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(), AccuracyReward(method="exact", weight=0.0)]) as judge:
         trainer = scripted(alone(), judge.judge)
-        lesson = trainer.collect_rollouts(1)
-    assert [rollout.text for rollout in lesson.rollouts] == [*GROUPS[0], *GROUPS[2]]
-    close(lesson.columns["advantage"], of_paper(trainer.prompt_formatter, lesson.rollouts))
-    assert lesson.columns["advantage"][3] == [0.0] * len(lesson.rollouts[3].answer_ids)
-    assert len(set(lesson.columns["advantage"][1])) == 4
-    assert lesson.values["zero_variance"] == pytest.approx(1 / 3)
+        rollout_batch = trainer.collect_rollouts(1)
+    assert [rollout.text for rollout in rollout_batch.rollouts] == [*GROUPS[0], *GROUPS[2]]
+    close(rollout_batch.columns["advantage"], of_paper(trainer.prompt_formatter, rollout_batch.rollouts))
+    assert rollout_batch.columns["advantage"][3] == [0.0] * len(rollout_batch.rollouts[3].answer_ids)
+    assert len(set(rollout_batch.columns["advantage"][1])) == 4
+    assert rollout_batch.values["zero_variance"] == pytest.approx(1 / 3)
     counts = [len(steps_by_hand(text)) for group in GROUPS for text in group]
     worth = [value for group in GROUPS for text in group for _, value in steps_by_hand(text)]
-    assert lesson.values["scored_steps"] == pytest.approx(sum(counts) / 12)
-    assert lesson.values["step_score"] == pytest.approx(sum(worth) / len(worth))
+    assert rollout_batch.values["scored_steps"] == pytest.approx(sum(counts) / 12)
+    assert rollout_batch.values["step_score"] == pytest.approx(sum(worth) / len(worth))
 
 
 def with_outcomes(
@@ -167,14 +167,14 @@ def with_outcomes(
 def test_an_outcome_is_one_more_step_compared_with_outcomes(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(weight=0.5), AccuracyReward(method="exact", weight=3.0)]) as judge:
         trainer = scripted(alone(), judge.judge)
-        lesson = trainer.collect_rollouts(1)
-    assert lesson.values["zero_variance"] == 0
-    outcomes = [3.0 * (rollout.text.split()[-1:] == [rollout.problem.answer]) for rollout in lesson.rollouts]
+        rollout_batch = trainer.collect_rollouts(1)
+    assert rollout_batch.values["zero_variance"] == 0
+    outcomes = [3.0 * (rollout.text.split()[-1:] == [rollout.problem.answer]) for rollout in rollout_batch.rollouts]
     assert [sum(outcomes[first : first + 4]) for first in (0, 4, 8)] == [0.0, 3.0, 3.0]
-    rollouts, kept = list(lesson.rollouts), [i for i, r in enumerate(lesson.rollouts) if r.group != 0]
-    close(lesson.columns["advantage"][:4], of_paper(trainer.prompt_formatter, rollouts[:4]))
+    rollouts, kept = list(rollout_batch.rollouts), [i for i, r in enumerate(rollout_batch.rollouts) if r.group != 0]
+    close(rollout_batch.columns["advantage"][:4], of_paper(trainer.prompt_formatter, rollouts[:4]))
     expected = with_outcomes(trainer.prompt_formatter, [rollouts[i] for i in kept], [outcomes[i] for i in kept], 0.5)
-    close([lesson.columns["advantage"][i] for i in kept], expected)
+    close([rollout_batch.columns["advantage"][i] for i in kept], expected)
 
 
 def test_outcomes_alone_are_what_outcome_supervision_makes_of_them(scripted: Callable[..., PolicyTrainer]) -> None:
@@ -187,13 +187,15 @@ def test_outcomes_alone_are_what_outcome_supervision_makes_of_them(scripted: Cal
 
 def test_under_outcome_supervision_steps_count_as_their_mean(scripted: Callable[..., PolicyTrainer]) -> None:
     with Judge([StepsReward(weight=2.0)]) as judge:
-        lesson = scripted(alone(PolicyLoss(advantage=AdvantageSpec(scale="none"))), judge.judge).collect_rollouts(1)
-    worth = [[value for _, value in steps_by_hand(rollout.text)] for rollout in lesson.rollouts]
+        rollout_batch = scripted(
+            alone(PolicyLoss(advantage=AdvantageSpec(scale="none"))), judge.judge
+        ).collect_rollouts(1)
+    worth = [[value for _, value in steps_by_hand(rollout.text)] for rollout in rollout_batch.rollouts]
     totals = [2.0 * statistics.fmean(values) if values else 0.0 for values in worth]
-    for index, rollout in enumerate(lesson.rollouts):
-        mates = [t for t, other in zip(totals, lesson.rollouts, strict=True) if other.group == rollout.group]
+    for index, rollout in enumerate(rollout_batch.rollouts):
+        mates = [t for t, other in zip(totals, rollout_batch.rollouts, strict=True) if other.group == rollout.group]
         expected = [totals[index] - statistics.fmean(mates)] * len(rollout.answer_ids)
-        assert lesson.columns["advantage"][index] == pytest.approx(expected)
+        assert rollout_batch.columns["advantage"][index] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("place", ["loss", "advantage", "reward"])
@@ -205,21 +207,21 @@ def test_a_penalty_works_where_it_is_placed(scripted: Callable[..., PolicyTraine
         assert trainer._reference is not None
         for parameter in trainer._reference.model.parameters():
             parameter.data.mul_(0.5)
-        lesson = trainer.collect_rollouts(1)
-    plain = of_paper(trainer.prompt_formatter, lesson.rollouts)
+        rollout_batch = trainer.collect_rollouts(1)
+    plain = of_paper(trainer.prompt_formatter, rollout_batch.rollouts)
     if place == "loss":
-        close(lesson.columns["advantage"], plain)
+        close(rollout_batch.columns["advantage"], plain)
         return
     apart = [
         [0.5 * (mine - theirs) for mine, theirs in zip(*pair, strict=True)]
-        for pair in zip(lesson.columns["old"], lesson.columns["reference"], strict=True)
+        for pair in zip(rollout_batch.columns["old"], rollout_batch.columns["reference"], strict=True)
     ]
     assert max(abs(value) for each in apart for value in each) > 0.01
     if place == "advantage":
         expected = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(plain, apart, strict=True)]
     else:
-        expected = with_outcomes(trainer.prompt_formatter, lesson.rollouts, [-sum(each) for each in apart], 1.0)
-    for mine, theirs in zip(lesson.columns["advantage"], expected, strict=True):
+        expected = with_outcomes(trainer.prompt_formatter, rollout_batch.rollouts, [-sum(each) for each in apart], 1.0)
+    for mine, theirs in zip(rollout_batch.columns["advantage"], expected, strict=True):
         assert list(mine) == pytest.approx(theirs, abs=1e-5)
 
 
@@ -227,16 +229,16 @@ def test_groups_whose_steps_are_alike_give_way_to_others(scripted: Callable[...,
     spec = alone(rollout=replace(SPEC.rollout, resample=1))
     with Judge([StepsReward()]) as judge:
         trainer = scripted(spec, judge.judge, [*GROUPS, GROUPS[0]])
-        lesson = trainer.collect_rollouts(1)
-    assert lesson.values["resampled_groups"] == 1
-    assert lesson.values["zero_variance"] == 0
-    assert [rollout.text for rollout in lesson.rollouts] == [*GROUPS[0], *GROUPS[2], *GROUPS[0]]
-    close(lesson.columns["advantage"], of_paper(trainer.prompt_formatter, lesson.rollouts))
+        rollout_batch = trainer.collect_rollouts(1)
+    assert rollout_batch.values["resampled_groups"] == 1
+    assert rollout_batch.values["zero_variance"] == 0
+    assert [rollout.text for rollout in rollout_batch.rollouts] == [*GROUPS[0], *GROUPS[2], *GROUPS[0]]
+    close(rollout_batch.columns["advantage"], of_paper(trainer.prompt_formatter, rollout_batch.rollouts))
 
 
 def test_nothing_to_judge_is_nothing_to_learn(scripted: Callable[..., PolicyTrainer]) -> None:
-    lesson = scripted(alone(), lambda answers: [], [[""] * 0] * 3)._compared([], [])
-    assert lesson.advantages.values_N.numel() == 0
+    rollout_batch = scripted(alone(), lambda answers: [], [[""] * 0] * 3)._compared([], [])
+    assert rollout_batch.advantages.values_N.numel() == 0
     with Judge([StepsReward()]) as judge:
         nothing = scripted(alone(), judge.judge, [["a", "b", "c", "d"]] * 3).collect_rollouts(1)
     assert not nothing.rollouts
@@ -270,11 +272,11 @@ def test_places_are_found_whatever_tokens_an_answer_is_cut_into(tokenizer: Token
         ends = list(range(len(text) + 1))
         opened = len(text) - len(tokenizer.decode([i for i in ids if i != tokenizer.eos_id], skip_special=False))
         expected = [0 if end <= opened else token_of(prompt_formatter, ids, text, end) for end in ends]
-        assert prompt_formatter.places(ids, ends) == expected
-        assert prompt_formatter.places(ids, ends[::-1]) == expected[::-1]
-    assert prompt_formatter.places([], [0]) == [0]
-    with pytest.raises(DataError, match="mend the reward"):
-        prompt_formatter.places([], [100])
+        assert prompt_formatter.token_indices(ids, ends) == expected
+        assert prompt_formatter.token_indices(ids, ends[::-1]) == expected[::-1]
+    assert prompt_formatter.token_indices([], [0]) == [0]
+    with pytest.raises(DataError, match="fix the reward"):
+        prompt_formatter.token_indices([], [100])
 
 
 def test_bytes_that_are_no_text_have_places_too(tokenizer: Tokenizer) -> None:
@@ -282,7 +284,7 @@ def test_bytes_that_are_no_text_have_places_too(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a€b")
     cut = ids[:2]
     assert prompt_formatter.read(cut) == "a\N{REPLACEMENT CHARACTER}"
-    assert prompt_formatter.places(cut, [1, 2]) == [0, 1]
+    assert prompt_formatter.token_indices(cut, [1, 2]) == [0, 1]
 
 
 def every_character(answers: Sequence[RewardInput]) -> list[Judgement]:

@@ -193,10 +193,10 @@ def test_reasoning_comes_before_the_score(model: Decoder, tokenizer: Tokenizer) 
     assert thought[: len(text)] == text
     begin, end = tokenizer.special_tokens["<think>"], tokenizer.special_tokens["</think>"]
     assert thought[len(text) :] == [begin, *tokenizer.encode("\n"), 100, 101, 102, 103, 104, end]
-    assert len(thought) - len(text) == ReasoningGenerator.room_of(tokenizer, 5)
+    assert len(thought) - len(text) == ReasoningGenerator.token_budget(tokenizer, 5)
     scores = make_score_fn(model, tokenizer, score_token=SCORE, reasoning=reasoning)
     assert scores([answered("2 + 3?", "five")]) == pytest.approx(score(model, [thought], score_token=SCORE), abs=1e-6)
-    longest = 64 - ReasoningGenerator.room_of(tokenizer, 5)
+    longest = 64 - ReasoningGenerator.token_budget(tokenizer, 5)
     filler = "x" * (longest - len(conversation(tokenizer, [{"role": "user", "content": "?"}], "")))
     found = scores([answered("?", filler), answered("?", filler + "x")])
     assert [math.isnan(value) for value in found] == [False, True]

@@ -132,7 +132,7 @@ def test_parts_of_a_batch_know_their_place_in_it(train_spec: TrainSpec) -> None:
 
     def cut(group: ThreadGroup) -> list[tuple[int, int, float, float]]:
         micros = split(rows_of(group.rank, group.size, batch), 2, 16, torch.device("cpu"), group)
-        return [(m.sequences.start, m.sequences.stop, m.share, m.weight) for m in micros]
+        return [(m.sequences.start, m.sequences.stop, m.target_fraction, m.token_fraction) for m in micros]
 
     assert run_ranks(cut) == [
         [(0, 2, 1 / 3, 1 / 3), (2, 3, 1 / 6, 1 / 6)],

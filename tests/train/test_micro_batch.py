@@ -53,8 +53,8 @@ def test_packed_micro_batches_hold_every_sequence_once_and_add_up(micro: int) ->
     assert torch.equal(torch.cat([m.tokens_BT[0] for m in micros]), batch.tokens_N)
     assert torch.equal(torch.cat([m.columns["place"] for m in micros]), torch.arange(42))
     assert [length for m in micros for length in lengths_of(m)] == [5, 5, 9, 3, 20]
-    assert sum(m.share for m in micros) == pytest.approx(1)
-    assert sum(m.weight for m in micros) == pytest.approx(1)
+    assert sum(m.target_fraction for m in micros) == pytest.approx(1)
+    assert sum(m.token_fraction for m in micros) == pytest.approx(1)
     assert all(m.tokens_BT.shape[1] <= 10 * micro or len(lengths_of(m)) == 1 for m in micros)
 
 
@@ -140,8 +140,8 @@ def test_a_shared_beginning_is_laid_once_in_every_micro_batch() -> None:
         ((6, 6), (0, 3)),
         ((9, 4), None),
     ]
-    assert sum(m.weight for m in micros) == pytest.approx(1)
-    assert sum(m.share for m in micros) == pytest.approx(1)
+    assert sum(m.token_fraction for m in micros) == pytest.approx(1)
+    assert sum(m.target_fraction for m in micros) == pytest.approx(1)
     assert sum(m.tokens_BT.shape[1] for m in micros) == 13 + 12 + 13
 
 

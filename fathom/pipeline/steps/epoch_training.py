@@ -15,7 +15,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.run_models import initial_tokenizer_files
-from fathom.posttrain.preferences import told
+from fathom.posttrain.preferences import problem_lines
 from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
 from fathom.spec.train import TrainSpec, UpdateSpec
 from fathom.train.loop import Trainer, TrainSummary
@@ -89,5 +89,5 @@ def log_lines(context: StepContext, lines: Sequence[str]) -> None:
 
 def log_report(context: StepContext, source: str, report: ConversationReport, what: str) -> None:
     """Show how much of a source is used, and why the rest is not."""
-    first, *rest = told(report, what)
+    first, *rest = problem_lines(report, what)
     log_lines(context, [f"{source}: {first}", *rest])

@@ -97,7 +97,7 @@ def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> 
     rated = _PreferenceData([], [], [])
     longest = step.train.sequence_length
     if step.reasoning_tokens:
-        longest -= ReasoningGenerator.room_of(tokenizer, step.reasoning_tokens)
+        longest -= ReasoningGenerator.token_budget(tokenizer, step.reasoning_tokens)
     for source in step.pairs:
         report = ConversationReport()
         if isinstance(source, PairFile):

@@ -1,6 +1,6 @@
 """The losses of post-training, as functions of tensors: no model, tokenizer, logging or collectives.
 
-Tokens are flat: N tokens of B answers laid end to end, ``row_N`` saying which answer each belongs to.
+Tokens are flat: N tokens of B packed answers, ``row_N`` saying which answer each belongs to.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def process_advantages(
     """Process supervision: a token's advantage sums the normalised rewards of all steps that end at it or later.
 
     ``step_ends_S`` holds the index in N of each step's last token, and rewards are normalised over all steps of a
-    group (DeepSeekMath §4.1.3). Answers lie end to end; one without steps gets 0.
+    group (DeepSeekMath §4.1.3). Answers are packed; one without steps gets 0.
 
     ``kinds_S`` names by any integer which reward each is of. Rewards of several kinds are compared with the mean of
     their own in the group, else a right step worth 1 would speak against an answer where a right result is worth 2;

@@ -1,4 +1,4 @@
-"""What every loss asks of its tensors."""
+"""Checks of tensors that losses share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On-policy distillation: how far a student is from a teacher at tokens the student drew.
+"""On-policy distillation: divergence of a student from a teacher at tokens the student sampled.
 
 Dimensions: N tokens, D the student's hidden size, E the teacher's, V their common vocabulary, C tokens of one chunk.
 """

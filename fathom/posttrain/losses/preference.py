@@ -1,6 +1,6 @@
 """Losses of pairs and scores: DPO and reward models.
 
-P pairs, B = 2 P answers laid chosen, rejected, chosen, rejected; N tokens. Losses come one for each pair or answer:
+P pairs, B = 2 P answers, chosen and rejected in turn; N tokens. Losses come one for each pair or answer:
 divided by the batch's count, they add up over micro-batches.
 """
 
@@ -20,10 +20,10 @@ from fathom.spec.posttrain import DpoLoss, PointwiseLoss
 
 @dataclass(frozen=True, slots=True)
 class PreferenceTerms:
-    """Each pair's loss, with gradient, and by how much the chosen answer's reward is ahead, without."""
+    """Each pair's loss, with gradient, and the margin of the chosen answer's reward, without."""
 
     loss_P: Tensor
-    ahead_P: Tensor
+    margin_P: Tensor
 
 
 def answer_logprobs(logprobs_N: Tensor, row_N: Tensor, rows: int, *, average: bool = False) -> Tensor:
@@ -40,18 +40,18 @@ def dpo_loss(logprobs_B: Tensor, reference_B: Tensor, spec: DpoLoss) -> Preferen
     """
     checks.same_length(logprobs_B=logprobs_B, reference_B=reference_B)
     chosen_P, rejected_P = _pairs(spec.beta * (logprobs_B - reference_B.detach()))
-    ahead_P = chosen_P - rejected_P
-    loss_P = -F.logsigmoid(ahead_P)
+    margin_P = chosen_P - rejected_P
+    loss_P = -F.logsigmoid(margin_P)
     if spec.label_smoothing:
-        loss_P = (1 - spec.label_smoothing) * loss_P - spec.label_smoothing * F.logsigmoid(-ahead_P)
-    return PreferenceTerms(loss_P, ahead_P.detach())
+        loss_P = (1 - spec.label_smoothing) * loss_P - spec.label_smoothing * F.logsigmoid(-margin_P)
+    return PreferenceTerms(loss_P, margin_P.detach())
 
 
 def pairwise_loss(scores_B: Tensor, margin: float | Tensor = 0.0) -> PreferenceTerms:
     """Bradley-Terry: - log sigmoid(chosen - rejected - margin), the margin one number or one for each pair."""
     chosen_P, rejected_P = _pairs(scores_B)
-    ahead_P = chosen_P - rejected_P
-    return PreferenceTerms(-F.logsigmoid(ahead_P - margin), ahead_P.detach())
+    margin_P = chosen_P - rejected_P
+    return PreferenceTerms(-F.logsigmoid(margin_P - margin), margin_P.detach())
 
 
 def pointwise_loss(scores_B: Tensor, targets_B: Tensor, spec: PointwiseLoss) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step of reinforcement learning is watched by, from the tensors of its losses. B answers."""
+"""Metrics of a reinforcement learning step from the tensors of its losses. B answers."""
 
 from __future__ import annotations
 

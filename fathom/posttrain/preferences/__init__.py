@@ -13,7 +13,7 @@ from fathom.posttrain.preferences.judged import (
     subset_of_problems,
 )
 from fathom.posttrain.preferences.loader import GroupLoader, TrainingExample
-from fathom.posttrain.preferences.pairs import Preference, PreferencePair, encode_pairs, read_preferences, told
+from fathom.posttrain.preferences.pairs import Preference, PreferencePair, encode_pairs, problem_lines, read_preferences
 
 __all__ = [
     "GroupLoader",
@@ -28,9 +28,9 @@ __all__ = [
     "pair_best_with_worst",
     "pair_groups",
     "pairs_from_token_ids",
+    "problem_lines",
     "read_judged",
     "read_preferences",
     "reference_logprobs",
     "subset_of_problems",
-    "told",
 ]

@@ -1,6 +1,6 @@
 """Many sequences through a model in few passes, without gradients.
 
-N tokens of the sequences of a pass laid end to end, D hidden size.
+N tokens of the packed sequences of a forward pass, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PASS_TOKENS = 8192
 def batched_hidden_states(
     model: Decoder, sequences: Sequence[Tensor], *, tokens: int = PASS_TOKENS, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield which sequences a pass holds and their hidden states (N, D), end to end; none sees another.
+    """Yield which sequences a pass holds and their packed hidden states (N, D); none attends to another.
 
     A pass holds at most ``tokens`` tokens, or one longer sequence, and sequences of like length, so that they attend
     together. ``dtype`` is what products are computed in. The model is in evaluation mode until the iterator ends.

@@ -1,6 +1,6 @@
-"""Direct preference optimization as an objective, and its reference: what the model thought before it learned.
+"""Direct preference optimization as an objective, and its reference log-probabilities: those of the initial model.
 
-N tokens of a micro-batch's sequences laid end to end, B sequences, chosen and rejected in turn, P pairs, D hidden size.
+N tokens of a micro-batch's packed sequences, B sequences, chosen and rejected in turn, P pairs, D hidden size.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ class PreferenceObjective:
         """Return the micro-batch's part of the mean."""
         assert micro.packed is not None
         targets_N = micro.targets_BT[0]
-        learned_N = targets_N != IGNORE_INDEX
-        row_N = rows_of(micro.packed.lengths, targets_N.device)[learned_N]
-        logprobs = partial(chosen_logprobs, targets_N=targets_N[learned_N], chunk_tokens=self.chunk_tokens)
-        logprobs_N = model.apply_head(hidden_BTD[0][learned_N], logprobs)
+        is_target_N = targets_N != IGNORE_INDEX
+        row_N = rows_of(micro.packed.lengths, targets_N.device)[is_target_N]
+        logprobs = partial(chosen_logprobs, targets_N=targets_N[is_target_N], chunk_tokens=self.chunk_tokens)
+        logprobs_N = model.apply_head(hidden_BTD[0][is_target_N], logprobs)
         policy_B, reference_B = (
             answer_logprobs(values_N, row_N, len(micro.packed.lengths), average=self.spec.average)
-            for values_N in (logprobs_N, micro.columns[REFERENCE][learned_N].to(logprobs_N.dtype))
+            for values_N in (logprobs_N, micro.columns[REFERENCE][is_target_N].to(logprobs_N.dtype))
         )
         terms = dpo_loss(policy_B, reference_B, self.spec)
         share = micro.columns[SHARE][0]
         chosen_2P = policy_B.detach().view(-1, 2).t()
         reward_2P = self.spec.beta * (chosen_2P - reference_B.view(-1, 2).t())
-        told = {
-            "accuracy": (terms.ahead_P > 0).to(terms.ahead_P.dtype),
-            "margin": terms.ahead_P,
+        metrics = {
+            "accuracy": (terms.margin_P > 0).to(terms.margin_P.dtype),
+            "margin": terms.margin_P,
             "chosen_reward": reward_2P[0],
             "rejected_reward": reward_2P[1],
             "chosen_logprob": chosen_2P[0],
             "rejected_logprob": chosen_2P[1],
         }
         return ObjectiveOutput(
-            terms.loss_P.sum() * share, {name: value_P.sum() * share for name, value_P in told.items()}
+            terms.loss_P.sum() * share, {name: value_P.sum() * share for name, value_P in metrics.items()}
         )
 
 
 def rows_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Say which of the sequences laid end to end each token belongs to, int64 (N,)."""
+    """Return the index of the packed sequence that each token belongs to, int64 (N,)."""
     return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
 
 
@@ -98,7 +98,7 @@ def reference_logprobs(
     tokens: int = PASS_TOKENS,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Return the model's log-probability of every learned token, 0 elsewhere: (T,) for chosen and rejected in turn.
+    """Return the model's log-probability of every target token, 0 elsewhere: (T,) for chosen and rejected in turn.
 
     ``dtype`` is what the training step computes its products in: the same as there, so that the first loss is log 2.
     """

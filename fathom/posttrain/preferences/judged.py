@@ -32,7 +32,7 @@ class JudgedAnswer:
 def read_judged(path: Path, report: ConversationReport) -> Iterator[JudgedAnswer]:
     """Yield the answers of a JSONL file: ``id``, ``task``, ``question``, ``answer``, both ``_ids``, and ``total``.
 
-    A bad line is reported, and the others go on.
+    A bad line is reported and left out.
 
     Raises:
         DataError: the file cannot be read.
@@ -68,7 +68,7 @@ def pair_best_with_worst(answers: Iterable[JudgedAnswer], per_problem: int) -> l
 def pairs_from_token_ids(
     found: Iterable[AnswerPair], report: ConversationReport, *, max_tokens: int
 ) -> list[PreferencePair]:
-    """Return couples as the very tokens that were drawn, at most ``max_tokens`` + 1 a side; others are reported."""
+    """Return pairs as the tokens that were sampled, at most ``max_tokens`` + 1 a side; others are reported."""
     pairs = []
     for better, worse in found:
         pair = PreferencePair(chosen=_sample(better), rejected=_sample(worse), prompt=better.question)
@@ -82,7 +82,7 @@ def pairs_from_token_ids(
 
 
 def as_preference(better: JudgedAnswer, worse: JudgedAnswer) -> Preference:
-    """Return a couple as a question and two answers, whichever model drew them."""
+    """Return a pair as a question and two answers, whichever model sampled them."""
     chosen, rejected = ({"role": "assistant", "content": answer.answer} for answer in (better, worse))
     asked = {"role": "user", "content": better.question}
     return Preference(messages=(asked,), chosen=chosen, rejected=rejected, place=better.place)

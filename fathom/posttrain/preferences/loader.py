@@ -1,4 +1,4 @@
-"""A loader of groups of sequences, such as the two of a pair: passes in ever new order, resumable at any batch.
+"""A loader of groups of sequences, such as the two of a pair: each epoch in a new order, resumable at any batch.
 
 T tokens of a sequence.
 """
@@ -35,7 +35,7 @@ class TrainingExample:
 
 
 class GroupLoader:
-    """Gives every group once a pass, each pass in a new order that depends on the seed and its number only.
+    """Yields every group once an epoch, each epoch in a new order that depends on the seed and its number only.
 
     Groups have equally many entries, which are never parted, and which share what they begin with in common until one
     learns: a pair's answers their prompt. A batch of B sequences holds as many groups as B x
@@ -54,11 +54,11 @@ class GroupLoader:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of a pass: all that are read."""
+        """Input tokens of an epoch."""
         return sum(self._sizes)
 
     def next(self, batch_size: int) -> PackedBatch:
-        """Return the next groups, laid end to end."""
+        """Return the next groups, packed."""
         if batch_size < 1:
             raise DataError(f"batch_size: must be 1 or more, got {batch_size}; give a positive number")
         room = batch_size * self._length

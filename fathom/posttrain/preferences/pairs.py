@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse answer: read from JSONL, and as tokens with what is learned of each."""
+"""Pairs of a better and a worse answer: read from JSONL, and as tokens with the targets of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fathom.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 T = TypeVar("T")
-TRAILING = 2
+MAX_TRAILING_TOKENS = 2
 """Tokens that a template may put behind the one that ends an answer: a line's end."""
 
 
@@ -32,7 +32,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """A preference as tokens; of each answer only its own turn is learned. ``prompt`` tells what both answer."""
+    """A preference as tokens; of each answer only its own turn is a target. ``prompt`` names what both answer."""
 
     chosen: Sample
     rejected: Sample
@@ -43,7 +43,7 @@ def read_preferences(path: Path, report: ConversationReport) -> Iterator[Prefere
     """Yield the pairs of a JSONL file: ``{"messages", "chosen", "rejected"}``.
 
     ``messages`` end where the assistant's turn begins; the two answers are texts, or messages of the assistant, with
-    ``reasoning_content`` where there is any. A bad line is reported, and the others go on.
+    ``reasoning_content`` where there is any. A bad line is reported and left out.
 
     Raises:
         DataError: the file cannot be read.
@@ -113,7 +113,7 @@ def pair_error(pair: PreferencePair, max_tokens: int, place: str) -> Conversatio
     return None
 
 
-def told(report: ConversationReport, what: str) -> list[str]:
+def problem_lines(report: ConversationReport, what: str) -> list[str]:
     """Return a report as lines, for other things than conversations."""
     return [f"{report.used} of {report.read} {what} are used", *report.lines[1:]]
 
@@ -124,7 +124,7 @@ def _answer(sample: Sample) -> Sample:
     Where that stretch is not at the end, the template shows the answer otherwise than it is written: none is learned.
     """
     end = max((place + 1 for place, on in enumerate(sample.learned) if on), default=0)
-    start = end = end if len(sample.tokens) - end <= TRAILING else 0
+    start = end = end if len(sample.tokens) - end <= MAX_TRAILING_TOKENS else 0
     while start and sample.learned[start - 1]:
         start -= 1
     return Sample(sample.tokens, [start <= place < end for place in range(len(sample.tokens))])

@@ -24,7 +24,7 @@ GymScore = Callable[..., float]
 
 
 class AccuracyScorer:
-    """Chooses how to compare by the problem, or as told. Code problems are the code reward's."""
+    """Compares by the method of the problem, or by the given one. Code problems are the code reward's."""
 
     def __init__(self, method: AccuracyMethod) -> None:
         self._method = method

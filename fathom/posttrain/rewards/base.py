@@ -1,4 +1,4 @@
-"""What every reward sees and says."""
+"""Inputs and results of rewards, and the protocol of a scorer."""
 
 from __future__ import annotations
 

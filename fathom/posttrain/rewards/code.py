@@ -46,7 +46,7 @@ def whole_program(answer: str, details: Mapping[str, Any]) -> str:
     """The program an answer stands for.
 
     An answer that defines the ``entry_point`` follows the problem's ``prompt``, whose imports and helpers it may use;
-    any other goes on where the prompt ends, as HumanEval asks for.
+    any other continues the prompt, as HumanEval asks for.
     """
     prompt, entry_point = str(details.get("prompt", "")), str(details.get("entry_point", ""))
     code = code_of(answer)

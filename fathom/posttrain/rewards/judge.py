@@ -34,7 +34,7 @@ class Judge:
     scores steps, that 0 is one step, which ends where the answer does.
 
     Raises:
-        SpecError: the rewards contradict each other, or a model reward has nobody to score it.
+        SpecError: the rewards contradict each other, or a model reward has no function that scores it.
         ResourceError: a code reward has no sandbox here.
     """
 
@@ -50,7 +50,9 @@ class Judge:
         for reward in self._rewards:
             if isinstance(reward, ModelReward):
                 if reward.name not in self._external:
-                    raise SpecError("rewards", f"nobody scores {reward.name!r}", "pass its function in external")
+                    raise SpecError(
+                        "rewards", f"{reward.name!r} has no function that scores it", "pass one in external"
+                    )
                 continue
             limit = seconds
             if isinstance(reward, CodeReward):
@@ -92,7 +94,7 @@ class Judge:
         return [self._judgement(each, len(answered.answer)) for each, answered in zip(scores, answers, strict=True)]
 
     def _outside(self, reward: ModelReward, answers: Sequence[RewardInput]) -> list[Score]:
-        """Ask a reward model; it may fail as any other reward, but it may also say that the run must end."""
+        """Call a reward model; its failure counts as any other reward's, unless it raises what must end the run."""
         try:
             values = list(self._external[reward.name](answers)) if answers else []
             if len(values) != len(answers):
@@ -132,7 +134,7 @@ class Judge:
 
 
 def _checked(reward: ModelReward, value: float | Sequence[StepScore], length: int) -> Score:
-    """What a reward model says of an answer of so many characters, as other rewards say it."""
+    """Convert a reward model's result for an answer of so many characters to a ``Score``."""
     if isinstance(value, Sequence) != reward.steps:
         raise TypeError(f"{type(value).__name__} for an answer, but steps is {str(reward.steps).lower()}")
     if isinstance(value, Sequence):

@@ -1,7 +1,7 @@
 """The language reward: the share of the thinking's words that are in the problem's language (R1 §2.3.2).
 
 R1 does not say how it counts. Here a word is a run of Latin letters, two or more (accents, hyphens and apostrophes
-included), or one Chinese character, or a run of letters of any other script, which is nobody's language. Not counted:
+included), or one Chinese character, or a run of letters of any other script, of neither language. Not counted:
 single Latin letters (variables), digits, punctuation, code in backticks, mathematics between dollar signs or in
 ``\\( \\)`` and ``\\[ \\]``, LaTeX commands, and tags. A Chinese text is thus counted by its characters, and one
 English word weighs as much as one of them.

@@ -1,6 +1,6 @@
 """Steps of an answer's thinking: where each ends, and the reward of those that are equations (DeepSeekMath §4.1.3).
 
-The paper does not say what a step is. Here thinking is cut at newlines and semicolons, as our worked solutions are
+The paper does not say what a step is. Here thinking is cut at newlines and semicolons, as Fathom's worked solutions are
 written, and a text without tags is all thinking.
 """
 
@@ -61,8 +61,8 @@ def is_right(step: str) -> bool | None:
     if len(step) > MAX_STEP_CHARS:
         return None
     verdicts = [equation_holds(_bare(piece)) for piece in _THOUSANDS.sub("", step).split(",")]
-    told = [verdict for verdict in verdicts if verdict is not None]
-    return all(told) if told else None
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return all(known) if known else None
 
 
 def _bare(piece: str) -> str:

@@ -28,7 +28,7 @@ _START = (
 class RewardWorkerClient:
     """One reward in a process of its own, started when first asked.
 
-    An answer that takes longer than ``seconds`` or ends the process scores 0, and a new process goes on with the next.
+    An answer that takes longer than ``seconds`` or ends the process scores 0, and a new process takes the next.
     The process may use ``memory_mib`` of address space. Used by one thread at a time.
     """
 
@@ -64,11 +64,11 @@ class RewardWorkerClient:
 
     def _some(self, answers: Sequence[RewardInput]) -> list[Score]:
         """Score as many as one process can: all of them, or up to the one that made it hang or die."""
-        reader = self._asked(answers)
+        reader = self._send(answers)
         scores: list[Score] = []
         try:
             for _ in answers:
-                scores.append(decode_score(self._heard(reader.read(self._setup.seconds))))
+                scores.append(decode_score(self._check_reply(reader.read(self._setup.seconds))))
         except TimeoutError:
             self.close()
             scores.append(Score(0.0, TIMED_OUT))
@@ -76,7 +76,7 @@ class RewardWorkerClient:
             scores.append(Score(0.0, f"crashed: {self._end()}"))
         return scores
 
-    def _asked(self, answers: Sequence[RewardInput]) -> MessageReader:
+    def _send(self, answers: Sequence[RewardInput]) -> MessageReader:
         """Hand answers to a process that is ready for them; one that died meanwhile is replaced once."""
         for reader in self._readers():
             assert self._running is not None
@@ -85,14 +85,14 @@ class RewardWorkerClient:
             try:
                 stdin.write(frame_message(encode(answers)))
                 stdin.flush()
-                self._heard(reader.read(_START_SECONDS))
+                self._check_reply(reader.read(_START_SECONDS))
                 return reader
             except (BrokenPipeError, EOFError):
                 why = self._end()
             except TimeoutError:
                 self.close()
                 why = f"it was not ready after {_START_SECONDS:g} s"
-        raise ResourceError(f"{self._name}: its process cannot be used ({why}); mend the reward or leave it out")
+        raise ResourceError(f"{self._name}: its process cannot be used ({why}); fix the reward or leave it out")
 
     def _readers(self) -> Iterator[MessageReader]:
         if self._running is not None:
@@ -114,15 +114,15 @@ class RewardWorkerClient:
         try:
             process.stdin.write(frame_message(to_mapping(self._setup)))
             process.stdin.flush()
-            self._heard(reader.read(_START_SECONDS))
+            self._check_reply(reader.read(_START_SECONDS))
         except (BrokenPipeError, EOFError):
-            raise ResourceError(f"{self._name}: its process did not start ({self._end()}); mend the reward") from None
+            raise ResourceError(f"{self._name}: its process did not start ({self._end()}); fix the reward") from None
         except TimeoutError:
             self.close()
             raise ResourceError(f"{self._name}: its process took over {_START_SECONDS:g} s to start") from None
         return reader
 
-    def _heard(self, message: Any) -> Any:
+    def _check_reply(self, message: Any) -> Any:
         """Pass a message on unless it says that the process cannot work."""
         if isinstance(message, dict) and "error" in message:
             self.close()

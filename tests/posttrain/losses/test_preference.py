@@ -46,7 +46,7 @@ def test_dpo_loss_and_gradient_equal_equation_7(beta: float, smoothing: float, a
                 sign = 1 if row % 2 == 0 else -1
                 wanted[i] = slope * beta * sign / (LENGTHS[row] if average else 1)
     torch.testing.assert_close(terms.loss_P.detach(), torch.tensor(losses, dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(terms.ahead_P, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(terms.margin_P, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-10)
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
@@ -66,7 +66,7 @@ def test_pairwise_loss_and_gradient(margin: float | str) -> None:
         x = ahead - (margins[pair].item() if isinstance(margin, str) else margin)
         assert terms.loss_P[pair].item() == pytest.approx(-math.log(sigmoid(x)), abs=1e-10)
         assert got[2 * pair : 2 * pair + 2] == pytest.approx([-sigmoid(-x), sigmoid(-x)], abs=1e-10)
-        assert terms.ahead_P[pair].item() == ahead
+        assert terms.margin_P[pair].item() == ahead
 
 
 def test_pointwise_losses_and_gradients() -> None:

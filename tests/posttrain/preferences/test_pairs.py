@@ -1,4 +1,4 @@
-"""Pairs from files: only the two answers are learned, and whatever is wrong with a line is told and left out."""
+"""Pairs from files: only the two answers are learned, and whatever is wrong with a line is reported and left out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fathom.posttrain.preferences import (
     encode_pairs,
     pair_best_with_worst,
     pairs_from_token_ids,
+    problem_lines,
     read_judged,
     read_preferences,
-    told,
 )
 from fathom.tokenizer import Tokenizer, special, train_bpe
 
@@ -72,7 +72,7 @@ def test_bad_lines_are_told_counted_and_left_out(tokenizer: Tokenizer, tmp_path:
     pairs = encode_pairs(tokenizer, read_preferences(write(tmp_path / "p.jsonl", rows), report), report, max_tokens=40)
     assert len(pairs) == report.used == 2
     assert dict(report.problems) == {"malformed": 5, "unknown_role": 2, "nothing_learned": 1, "too_long": 1}
-    lines = told(report, "pairs")
+    lines = problem_lines(report, "pairs")
     assert lines[0] == "2 of 11 pairs are used"
     assert any("p.jsonl, line 2: is no JSON" in line for line in lines)
     with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
@@ -90,7 +90,7 @@ def test_an_answer_that_is_not_found_teaches_nothing(tokenizer: Tokenizer, tmp_p
     report = ConversationReport()
     assert encode_pairs(refuses, read_preferences(path, report), report, max_tokens=99) == []
     assert dict(report.problems) == {"nothing_learned": 1}
-    assert "hides an answer" in told(report, "pairs")[1]
+    assert "hides an answer" in problem_lines(report, "pairs")[1]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))

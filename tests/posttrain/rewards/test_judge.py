@@ -227,7 +227,7 @@ class TestMistakes:
             judge.judge([ask("a", details={"dataset": "no_such_set"})])
 
     def test_a_model_reward_needs_somebody_to_score_it(self) -> None:
-        with pytest.raises(SpecError, match="nobody scores 'model'"):
+        with pytest.raises(SpecError, match="'model' has no function that scores it"):
             Judge([ModelReward(step="a")])
 
     def test_names_are_used_once(self) -> None:
