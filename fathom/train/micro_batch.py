@@ -26,11 +26,11 @@ from fathom.train.protocols import TokenBatch
 class MicroBatch:
     """Some of a batch's sequences, on the device: rows (B, T), or ``packed`` as (1, N).
 
-    ``share`` is their part of what the whole batch predicts, ``weight`` their part of its tokens, ``sequence_fraction``
-    their part of its sequences. ``sequences`` says which of the batch's they are, ``source_B`` where rows come from,
-    ``ends_BT`` which tokens end a sequence. ``columns`` have one row a token, (N, ...).
+    ``target_fraction``, ``token_fraction`` and ``sequence_fraction`` are their parts of the whole batch's targets,
+    tokens and sequences. ``sequences`` are their indices in the batch, ``source_B`` the sources of rows, ``ends_BT``
+    the tokens that end a sequence. ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
-    in ``weight`` and whatever else is taken over tokens, such as the z-loss and agreement of routing.
+    in ``token_fraction`` and whatever else is taken over tokens, such as the z-loss and agreement of routing.
     """
 
     tokens_BT: Tensor
@@ -62,7 +62,7 @@ def split(
 
     A packed sequence that is longer than a micro-batch comes alone. Prefixes that sequences of a micro-batch share are
     computed once in it. ``batch`` is this rank's part of the whole batch, which is that of all ranks in order:
-    ``share``, ``weight``, ``sequence_fraction`` and ``sequences`` are of the whole.
+    the fractions, ``sequence_fraction`` and ``sequences`` are of the whole.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
