@@ -1,1 +1,1 @@
-"""Checkpoints: our own store, and the published forms of each family."""
+"""Checkpoints: Fathom's own format, and Hugging Face and GGUF formats of each family."""

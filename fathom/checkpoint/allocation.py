@@ -1,4 +1,4 @@
-"""Memory for tensors that are read: large ones in huge pages, which the kernel clears in a quarter of the time."""
+"""Memory for tensors that are read: huge pages for large ones, which the kernel clears in a quarter of the time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _LARGE = 1 << 24
-"""Bytes from which memory is asked of the kernel anew for each tensor anyway."""
+"""Bytes from which the allocator asks the kernel for fresh memory for each tensor anyway."""
 
 
 def empty_cpu_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint of our own, as ``Weights``: read tensor by tensor, and written from any other form."""
+"""Fathom checkpoints as ``Weights``: read tensor by tensor, and written from any other format."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _BIAS = "e_score_correction_bias"
 
 @dataclass(frozen=True, slots=True)
 class FathomCheckpoint:
-    """A checkpoint of ours whose manifest, spec and header were read; ``stream`` compares the checksum.
+    """A Fathom checkpoint whose manifest, spec and header were read; ``stream`` compares the checksum.
 
-    ``tokenizer_directory`` is where its tokenizer lies. ``ends`` are the tokens that end an answer, where the
+    ``tokenizer_directory`` is where its tokenizer lies. ``stored_eos_ids`` are the tokens that end an answer, where the
     checkpoint names them.
     """
 
@@ -45,7 +45,7 @@ class FathomCheckpoint:
     file: TensorFile
     tokenizer_directory: Path | None = None
     carried: ExtraConfig | None = None
-    ends: frozenset[int] | None = None
+    stored_eos_ids: frozenset[int] | None = None
     form: str = "fathom"
 
     @classmethod
@@ -69,19 +69,19 @@ class FathomCheckpoint:
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Our names and types."""
-        return {ours: TYPES[self.file.entries[name].kind] for ours, name in self._names().items()}
+        """Types by parameter name."""
+        return {param_name: TYPES[self.file.entries[name].kind] for param_name, name in self._names().items()}
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:
-        """Our tensors as stored."""
+        """The tensors as stored."""
         return tuple(self.file.entries.values())
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """Those the checkpoint names, else the spec's token, else the tokenizer's."""
-        if self.ends is not None:
-            return self.ends
+        if self.stored_eos_ids is not None:
+            return self.stored_eos_ids
         if self.spec.eos_token_id is not None:
             return frozenset({self.spec.eos_token_id})
         tokenizer = self.tokenizer()
@@ -91,26 +91,26 @@ class FathomCheckpoint:
         """Yield the tensors in the order of the state.
 
         The file's checksum is taken on another thread meanwhile and compared before the last tensor is handed out,
-        so that nobody has all of a damaged file.
+        so that a damaged file is never handed out whole.
         """
         names = list(self._names().items())
         with _checked(self.checkpoint) as sound:
-            for ours, name in names[:-1]:
-                yield ours, current_layout(ours, self.file.read(name))
-            for ours, name in names[-1:]:
+            for param_name, name in names[:-1]:
+                yield param_name, current_layout(param_name, self.file.read(name))
+            for param_name, name in names[-1:]:
                 last = self.file.read(name)
                 sound.result()
-                yield ours, current_layout(ours, last)
+                yield param_name, current_layout(param_name, last)
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None."""
         return None if self.tokenizer_directory is None else Tokenizer.load(self.tokenizer_directory)
 
     def _names(self) -> dict[str, str]:
-        """Say under which name of the file each of our tensors lies; one that is missing is left out."""
+        """Return the file's name of each parameter; missing ones are omitted."""
         aliases, held = self.checkpoint.aliases(STEM), self.file.entries
-        named = {ours: aliases.get(ours, ours) for ours in parameter_shapes(self.spec)}
-        return {ours: name for ours, name in named.items() if name in held}
+        named = {param_name: aliases.get(param_name, param_name) for param_name in parameter_shapes(self.spec)}
+        return {param_name: name for param_name, name in named.items() if name in held}
 
 
 def write_fathom(
@@ -123,13 +123,13 @@ def write_fathom(
     dtype: torch.dtype | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> Path:
-    """Write a checkpoint of ours that needs nothing beside it, and return it; one tensor is held at a time.
+    """Write a self-contained Fathom checkpoint and return it; one tensor is held at a time.
 
     Args:
-        directory: where it appears; nothing may be there yet.
+        directory: where it appears; nothing may exist there.
         weights: what is written, in its own types.
         tokenizer: a tokenizer, or a directory whose tokenizer files are copied.
-        carried: fields of a config.json beyond the spec, kept so that writing one gives them back.
+        carried: fields of a config.json beyond the spec, kept so that they can be written again.
         eos_ids: tokens that end an answer, where they are more than the spec's.
         dtype: the type all tensors are converted to, but selection biases to float32; None keeps each.
         progress: receives the bytes written.
@@ -173,7 +173,7 @@ def _type(name: str, stored: torch.dtype, asked: torch.dtype | None) -> torch.dt
 def _converted(weights: Weights, types: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in weights.stream():
         yield name, tensor.to(types[name])
-        del tensor  # else it would lie beside the next one
+        del tensor  # else it would be held beside the next one
 
 
 def _write_tokenizer(draft: CheckpointWriter, tokenizer: Tokenizer | Path | None) -> None:

@@ -1,7 +1,7 @@
-"""Block-quantized FP8 as DeepSeek-V3 publishes it: E4M3 numbers and one float32 multiplier per block of a matrix.
+"""Block-quantized FP8 as DeepSeek-V3 publishes it: E4M3 values and one float32 multiplier per block of a matrix.
 
 A matrix of M rows and N columns has ceil(M / rows) x ceil(N / columns) scales, ``weight_scale_inv`` on disk; blocks
-at its edges are cut short. A number is its E4M3 value times the scale of its block (V3 §3.3; DeepSeek-V3
+at its edges are cut short. An element is its E4M3 value times the scale of its block (V3 §3.3; DeepSeek-V3
 README_WEIGHTS). Scales in powers of two (``scale_fmt`` ue8m0) are multiplied just the same.
 
 M rows, N columns, P and Q blocks down and across.
@@ -18,9 +18,9 @@ BlockShape = tuple[int, int]
 """Rows and columns of a block."""
 
 BLOCK_SHAPE: BlockShape = (128, 128)
-"""The released one."""
+"""The block shape of the released checkpoints."""
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
-"""448, which the largest magnitude of each block becomes."""
+"""448, to which the largest magnitude of each block is scaled."""
 
 
 def scale_shape(shape: tuple[int, ...], block: BlockShape = BLOCK_SHAPE) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def dequantize(
 def quantize(matrix_MN: Tensor, *, block: BlockShape = BLOCK_SHAPE) -> tuple[Tensor, Tensor]:
     """Return E4M3 values and float32 scales: each block's largest magnitude over 448, or 1 where all is zero.
 
-    What is not finite makes its block's scale not finite.
+    A value that is not finite makes its block's scale not finite.
     """
     values_MN = torch.empty(matrix_MN.shape, dtype=torch.float8_e4m3fn, device=matrix_MN.device)
     scale_PQ = torch.empty(scale_shape(tuple(matrix_MN.shape), block), device=matrix_MN.device)
@@ -60,5 +60,5 @@ def quantize(matrix_MN: Tensor, *, block: BlockShape = BLOCK_SHAPE) -> tuple[Ten
 
 
 def _across(scale: Tensor, columns: int, block: BlockShape) -> Tensor:
-    """Repeat scales over the columns of their blocks."""
+    """Expand scales over the columns of their blocks."""
     return scale.repeat_interleave(block[1], dim=-1)[..., :columns]

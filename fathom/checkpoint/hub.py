@@ -16,7 +16,7 @@ from fathom.progress import NULL_PROGRESS, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 UNWANTED = ("*/*", "consolidated*")
-"""Other forms of the same weights: in folders, or in the files of a model's first release."""
+"""Other formats of the same weights: in folders, or in the files of a model's first release."""
 _ELSEWHERE = "or download it by other means and give its directory"
 
 
@@ -64,7 +64,7 @@ def fetch_model(
 
 
 def _explained(repo_id: str, revision: str | None, error: Exception) -> CheckpointError | ResourceError:
-    """Turn what the library raised into one line with a way on."""
+    """Translate the library's exception into an error with a remedy."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):
@@ -88,7 +88,7 @@ def _bars(progress: Progress) -> Any:
     """Make the progress-bar class that the library counts bytes with, drawing nothing and reporting to ``progress``."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    lock, told = threading.Lock(), [0]
+    lock, reported = threading.Lock(), [0]
     base: Any = tqdm
 
     class Bar(base):  # type: ignore[misc]
@@ -99,8 +99,8 @@ def _bars(progress: Progress) -> Any:
         def update(self, n: float | None = 1) -> None:
             with lock:
                 self.n += n or 0
-                if self._counts_bytes and self.n > told[0]:
-                    told[0] = int(self.n)
-                    progress.update(told[0], int(self.total) if self.total else None, "bytes", phase="download")
+                if self._counts_bytes and self.n > reported[0]:
+                    reported[0] = int(self.n)
+                    progress.update(reported[0], int(self.total) if self.total else None, "bytes", phase="download")
 
     return Bar

@@ -1,4 +1,4 @@
-"""Reading the next tensor while the one before is written."""
+"""Read-ahead: reads the next tensor while the previous one is written."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LIMIT = 256 << 20
 
 
 def read_ahead(stream: Iterator[NamedTensor], sizes: Sequence[int], limit: int = LIMIT) -> Iterator[NamedTensor]:
-    """Yield what ``stream`` does, which runs on a thread of its own while the consumer works.
+    """Yield what ``stream`` yields, reading on another thread while the consumer works.
 
-    ``sizes`` are the bytes of its tensors, in order. The next one is begun only when it and those the consumer is not
+    ``sizes`` are the bytes of its tensors, in order. The next one is read only when it and those the consumer is not
     done with take at most ``limit`` bytes together, so that memory stays bounded by the largest. What ``stream`` raises
-    is raised here, after what came before it. The thread ends with the iteration, however that ends.
+    is raised here, after what came before it. The thread ends with the iteration, however it ends.
     """
     ahead = _ReadAheadQueue(stream, sizes, limit)
     thread = threading.Thread(target=ahead.run, name="read-ahead", daemon=True)
@@ -45,7 +45,7 @@ class _ReadAheadQueue:
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Make tensors until there are none left, or nobody wants them."""
+        """Read tensors until there are none left, or the consumer has stopped."""
         try:
             for size in itertools.chain(self.sizes, itertools.repeat(0)):
                 if not self._reserve(size):
@@ -56,7 +56,7 @@ class _ReadAheadQueue:
                 with self.changed:
                     self.ready.append((made, size))
                     self.changed.notify_all()
-                del made  # else it would live on beside the next one
+                del made  # else it would be held beside the next one
         except BaseException as error:
             self.error = error
         finally:
@@ -65,7 +65,7 @@ class _ReadAheadQueue:
                 self.changed.notify_all()
 
     def taken(self) -> Iterator[NamedTensor]:
-        """Hand out tensors, and give their room back when the next is asked for."""
+        """Yield tensors, and free the bytes of each when the next is asked for."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.ready or self.finished)

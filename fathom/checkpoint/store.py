@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors and JSON in one directory that appears whole or not at all.
+"""Checkpoints on disk: safetensors and JSON in one directory, written atomically.
 
     DIRECTORY/
     ├── STEM.safetensors   tensors, one file per stem
@@ -6,9 +6,8 @@
     ├── tokenizer.json     and what else belongs to a tokenizer, as it came
     └── manifest.json      format version, size and SHA-256 of every other file, aliases of shared tensors
 
-``atomic_checkpoint`` writes a temporary sibling, forces every file to disk, and publishes by renaming the directory.
-A process killed at any moment leaves the earlier checkpoints as they were and at most one hidden temporary, which the
-next ``prune`` removes. Nothing is pickled.
+``atomic_checkpoint`` publishes the directory (``fathom.files``): a process killed at any moment leaves the earlier
+checkpoints as they were and at most one hidden temporary, which the next ``prune`` removes. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ def save(
         directory: where the checkpoint appears; its parents are made.
         tensors: file stem -> name -> tensor, on any device, of any strides. Tensors that are the same memory are
             written once; views that merely overlap are written out each.
-        documents: file stem -> anything JSON can hold.
+        documents: file stem -> a JSON value.
         files: further files that are copied into it under their own names.
 
     Raises:
         ResourceError: the disk is full or refuses; the temporary is removed and what was published before stays.
-        CheckpointError: a stem is not a plain file name, or a document holds what JSON cannot.
+        CheckpointError: a stem is not a plain file name, or a document is no JSON value.
     """
     for stem in (*tensors, *documents):
         if not _STEM.fullmatch(stem) or stem == Path(MANIFEST).stem:
@@ -69,7 +68,7 @@ def save(
 
 @contextmanager
 def atomic_checkpoint(directory: Path) -> Iterator[CheckpointWriter]:
-    """Give a draft that appears at ``directory`` when the context is left without an error; one there is replaced.
+    """Yield a writer whose checkpoint is published at ``directory`` when the block succeeds, replacing one there.
 
     Raises:
         ResourceError: the disk is full or refuses; the temporary is removed and what was published before stays.
@@ -82,7 +81,7 @@ def atomic_checkpoint(directory: Path) -> Iterator[CheckpointWriter]:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A published checkpoint whose files were checked when it was opened."""
+    """A checkpoint whose files were checked when it was opened."""
 
     directory: Path
     manifest: Mapping[str, Any]
@@ -161,7 +160,7 @@ def latest(root: Path) -> Path | None:
 def prune(root: Path, keep: int) -> None:
     """Remove all but the ``keep`` latest checkpoints below ``root``, and what killed processes left unfinished.
 
-    A checkpoint is renamed out of sight before its files go, so that none is ever seen half removed.
+    A checkpoint is renamed before its files are removed, so that none is ever seen half removed.
     Only the process that saves into ``root`` may prune it.
     """
     if keep < 1:
@@ -205,5 +204,5 @@ def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
 
 def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: {problem}; restore the file, or delete {path.parent} to go on from an earlier checkpoint"
+        f"{path}: {problem}; restore the file, or delete {path.parent} to continue from an earlier checkpoint"
     )

@@ -1,7 +1,7 @@
 """Safetensors files, read and written one tensor at a time.
 
-Reading uses plain reads into torch's own memory and no memory map, so that what is resident is what is held. A header
-is believed only after it was checked whole: its size, its JSON, each type and shape against its bytes, and that the
+Reading uses plain reads into torch's own memory and no memory map, so that resident memory is what is held. A header
+is used only after it was checked whole: its size, its JSON, each type and shape against its bytes, and that the
 tensors tile the rest of the file without overlap or gap. Writing lays larger element types first, as other writers
 do, so that every tensor is aligned to its type even where types are mixed.
 """
@@ -50,7 +50,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: kind for kind,
 """The format's names, by type."""
 
 _LARGEST_HEADER = 100_000_000
-"""The format's own limit."""
+"""The limit of the format."""
 _METADATA = "__metadata__"
 
 Entry = tuple[str, torch.dtype, tuple[int, ...]]
@@ -58,7 +58,7 @@ Entry = tuple[str, torch.dtype, tuple[int, ...]]
 
 
 class _Fault(ValueError):
-    """What is wrong with a header."""
+    """A fault of a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
     """Writes a safetensors file; its tensors' names, types and shapes are known beforehand.
 
     Leaving the context raises ``CheckpointError`` where a tensor was not written. A file whose writing failed is
-    removed. An ``OSError`` passes through: whoever publishes the file explains it, and forces it to disk.
+    removed. An ``OSError`` passes through: ``fathom.files`` explains it, and forces the file to disk.
     """
 
     def __init__(self, path: Path, entries: Sequence[Entry], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -136,8 +136,8 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
         return len(data)
 
     @property
-    def settled(self) -> int:
-        """Bytes from the start of the file that are written for good."""
+    def final_bytes(self) -> int:
+        """Bytes from the start of the file that will not change any more."""
         return min((self._places[name] for name, _, _ in self._left), default=os.fstat(self._file.fileno()).st_size)
 
     def __exit__(
@@ -228,7 +228,7 @@ def _check_tiling(found: Mapping[str, tuple[StoredTensor, int]], size: int) -> N
 
 
 def _laid_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """Make the header, and say where in the file each tensor starts."""
+    """Return the header and the offset of each tensor in the file."""
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     places: dict[str, int] = {}
     end = 0

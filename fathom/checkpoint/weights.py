@@ -1,6 +1,6 @@
-"""``Weights``: what every form of a checkpoint is read as, and what every form is written from.
+"""``Weights``: the stream of parameters that every checkpoint format is read as and written from.
 
-A source (a published directory, a GGUF file, a checkpoint of our own) hands out our tensors one by one; a destination
+A source (a Hugging Face directory, a GGUF file, a Fathom checkpoint) yields parameters one by one; a destination
 takes them one by one. So loading and converting hold one tensor beside the destination, whatever the model's size.
 """
 
@@ -33,20 +33,20 @@ class StoredTensor:
 
 
 class Weights(Protocol):
-    """Our tensors of one model, in the order of ``parameter_shapes``, with their types known before they are read."""
+    """Parameters of one model in the order of ``parameter_shapes``; their types are known before they are read."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The model's spec."""
         ...
 
     @property
     def dtypes(self) -> Mapping[str, torch.dtype]:
-        """Our names, in the order of ``stream``, and the types it yields them in."""
+        """Parameter names in the order of ``stream``, and the types it yields them in."""
         ...
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield our tensors one by one, on the CPU; the caller may keep or change each."""
+        """Yield parameters one by one, on the CPU; the caller may keep or change each."""
         ...
 
 
@@ -55,12 +55,12 @@ class WeightSource(Weights, Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it lies: a directory, or a GGUF file."""
+        """Its path: a directory, or a GGUF file."""
         ...
 
     @property
     def form(self) -> str:
-        """The form it has: hf, gguf or fathom."""
+        """Its format: hf, gguf or fathom."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class WeightSource(Weights, Protocol):
 
     @property
     def carried(self) -> ExtraConfig | None:
-        """What a config.json says beyond the spec; None for other forms."""
+        """Fields of config.json beyond the spec; None for other formats."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class WeightSource(Weights, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StateWeights:
-    """A state in memory, as ``Weights``."""
+    """A state dict in memory, as ``Weights``."""
 
     spec: ModelSpec
     state: Mapping[str, Tensor] = field(repr=False)
@@ -120,6 +120,6 @@ def load_weights(model: Decoder, weights: Weights, progress: Progress = NULL_PRO
         del left[name]
         done += own[name].nbytes
         progress.update(done, total, "bytes", phase="load")
-        del tensor  # the stream makes the next one before the loop would let this one go
+        del tensor  # the stream makes the next one before the loop variable is rebound
     if left:
         raise CheckpointError(f"{next(iter(left))}: is missing, and {len(left) - 1} more; use a complete checkpoint")

@@ -1,4 +1,4 @@
-"""A checkpoint of our own form while it is written: a hidden folder whose files are hashed as they grow."""
+"""Writing a Fathom checkpoint: files are hashed as they grow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK = 1 << 18
 
 
 class CheckpointWriter:
-    """The files of a checkpoint in the making; ``write_manifest`` lists them in the manifest and forces all to disk."""
+    """Writes the files of a checkpoint into ``folder``; ``write_manifest`` lists them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class CheckpointWriter:
         self._aliases: dict[str, dict[str, str]] = {}
 
     def document(self, stem: str, content: Any) -> None:
-        """Write ``STEM.json``; ``CheckpointError`` where it holds what JSON cannot."""
+        """Write ``STEM.json``; ``CheckpointError`` where it is no JSON value."""
         path = self.folder / f"{stem}.json"
         path.write_text(_json(path, content), encoding="utf-8")
         self.add_file(path.name)
@@ -58,24 +58,24 @@ class CheckpointWriter:
         stem: str,
         entries: Sequence[Entry],
         tensors: Iterable[tuple[str, Tensor]],
-        wrote: Callable[[int], None] = lambda count: None,
+        on_write: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Write ``STEM.safetensors`` from tensors as they come, in the order of ``entries``.
 
         The checksum is taken on another thread from what is written already, so that no tensor is held for it.
-        ``wrote`` hears the bytes of each tensor.
+        ``on_write`` is called with the bytes of each tensor.
         """
         path = self.folder / f"{stem}.safetensors"
-        with _hashing(path) as follower:
+        with _hashing(path) as hasher:
             with TensorFileWriter(path, entries) as writer:
                 for name, tensor in tensors:
                     count = writer.write(name, tensor)
                     del tensor
-                    follower.advance(writer.settled)
-                    wrote(count)
+                    hasher.advance(writer.final_bytes)
+                    on_write(count)
             size = path.stat().st_size
-            follower.advance(size)
-            self._files[path.name] = {"bytes": size, "sha256": follower.result()}
+            hasher.advance(size)
+            self._files[path.name] = {"bytes": size, "sha256": hasher.result()}
 
     def write_manifest(self) -> None:
         """Write the manifest."""
@@ -134,15 +134,15 @@ class StreamingHasher:
 
 @contextmanager
 def _hashing(path: Path) -> Iterator[StreamingHasher]:
-    follower = StreamingHasher(path)
+    hasher = StreamingHasher(path)
     try:
-        yield follower
+        yield hasher
     finally:
-        follower.close()
+        hasher.close()
 
 
 def _without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split into tensors of their own and names that stand for one of them; views that merely overlap are kept."""
+    """Return distinct tensors and aliases of equal ones; views that merely overlap are kept."""
     distinct: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

@@ -1,4 +1,4 @@
-"""Making text regular: Unicode form, line ends, invisible characters, blank lines."""
+"""Normalizing text: Unicode form, line ends, invisible characters, blank lines."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _BATCH = 512
 
 @dataclass(slots=True)
 class SourceSummary:
-    """What became of one source. Bytes are of UTF-8 text; documents not kept are counted under why they went."""
+    """Counts of one source's documents and UTF-8 bytes; dropped documents are counted by reason."""
 
     language: str
     licence: str
@@ -47,7 +47,7 @@ class SourceSummary:
 
 @dataclass(slots=True)
 class CorpusSummary:
-    """What became of every source, by name."""
+    """Summaries of all sources, by name."""
 
     sources: dict[str, SourceSummary]
 
@@ -89,7 +89,7 @@ def build_corpus(
     *,
     pip_arguments: Sequence[str] = (),
 ) -> CorpusSummary:
-    """Write ``out_dir/{train,held_out}/SOURCE.jsonl`` (id and text per line) and ``summary.json``, or nothing.
+    """Write ``out_dir/{train,held_out}/SOURCE.jsonl`` (id and text per line) and ``summary.json``, atomically.
 
     Documents are cleaned, then exact and near repetitions are dropped across all sources in manifest order, so the
     splits share no text. A source above its ``max_bytes`` keeps the documents with the smallest content hashes,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of a source. ``id`` tells where it came from: file inside the source, then its number in the file."""
+    """One text of a source. ``id`` is its file inside the source, then its number in that file."""
 
     text: str
     source: str

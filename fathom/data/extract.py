@@ -37,7 +37,7 @@ _QUOTE = re.compile(r"》((?:第?[一二三四五六七八九十百千〇零]+[�
 def extract(source: PackageSource, archive: Path) -> Iterator[Document]:
     """Yield the documents of a source from its archive, in a fixed order.
 
-    A file that is not UTF-8, or not of the form its extractor expects, raises ``SourceError``.
+    A file that is not UTF-8, or not in the format its extractor expects, raises ``SourceError``.
     """
     make = EXTRACTORS.get(source.extractor)
     if make is None:

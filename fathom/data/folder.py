@@ -112,7 +112,7 @@ def _json_lines(file: Path, text: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{file}: line {number} is not JSON ({error}); mend or remove it") from None
+            raise DataError(f"{file}: line {number} is not JSON ({error}); fix or remove it") from None
         value = next((row[name] for name in _FIELDS if name in row), None) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise DataError(f"{file}: line {number} has no text in 'text' or 'content'; add one or remove the line")

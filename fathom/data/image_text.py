@@ -26,7 +26,7 @@ from fathom.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ImageTextPair:
-    """An image and what is said about it; ``prompt`` stands between them and is read but not learned."""
+    """An image and its text; ``prompt`` stands between them and is masked from the loss."""
 
     image: Path
     text: str
@@ -62,8 +62,8 @@ class ImageTextFile:
 class ImageTextLoader:
     """Draws whole batches of pairs or of text, so that no batch mixes the two; the n-th depends on the seed and n.
 
-    A sequence of a pair is the tokenizer's beginning, the image's tokens, prompt, text and end of sentence, padded.
-    Only text and end are learned. Pairs come in a new random order every pass. The share of image batches rises
+    A sequence of a pair is the begin-of-sentence token, the image's tokens, prompt, text and end of sentence, padded.
+    The loss covers text and end only. Pairs come in a new random order every epoch. The share of image batches rises
     linearly from 0 to ``fraction`` over the first ``warmup_tokens`` tokens.
     """
 

@@ -28,7 +28,7 @@ NEEDLE = "needle"
 class TokenBatch:
     """Sequences of T + 1 tokens (int64, on the CPU), and which of ``PackedLoader.sources`` each came from.
 
-    ``images`` belong to the image tokens, in order. ``targets_BT`` are what is learned where that is not every next
+    ``images`` belong to the image tokens, in order. ``targets_BT`` are the labels where they are not every next
     token; -100 marks positions that no loss counts. ``ends_BT`` (bool) marks the last token of each sample in rows that
     join several.
     """
@@ -54,7 +54,7 @@ class NeedleMixture:
 
 @dataclass(frozen=True, slots=True)
 class SourceProgress:
-    """What the loader has given of one source: sequences, tokens (T per sequence) and passes over its text."""
+    """What was drawn from one source: sequences, tokens (T per sequence) and epochs of its text."""
 
     sequences: int
     tokens: int
@@ -62,12 +62,12 @@ class SourceProgress:
 
 
 class PackedLoader:
-    """Draws sequences from sources by weight; the n-th sequence depends on nothing but the seed and n.
+    """Draws sequences of T + 1 tokens from sources by weight; the n-th depends on the seed and n only.
 
     Documents of a source stand one after another, each between its begin and end of sentence, and are cut into
-    windows of T + 1 tokens that overlap by one, so every token is a target once per pass. Each pass takes the
+    windows of T + 1 tokens that overlap by one, so every token is a target once per epoch. Each epoch takes the
     windows in a new random order and shifts all cuts by a new random offset, so that what is left over at the ends
-    differs from pass to pass. Passes go on without end. A source shorter than one window raises ``DataError``.
+    differs from epoch to epoch. The loader never ends. A source shorter than one window raises ``DataError``.
     """
 
     def __init__(
@@ -82,7 +82,9 @@ class PackedLoader:
         names = tuple(name for name in sorted(shards_by_source) if weights[name] > 0)
         self._needle = needle if needle is not None and needle.fraction > 0 else None
         self.sources = (*names, NEEDLE) if self._needle else names
-        self._walks = tuple(_SourceWindows(shards_by_source[name], name, sequence_length, seed) for name in names)
+        self._windows_by_source = tuple(
+            _SourceWindows(shards_by_source[name], name, sequence_length, seed) for name in names
+        )
         share = np.array([weights[name] for name in names], dtype=np.float64)
         self._cumulative = np.cumsum(share / share.sum())
         self._cumulative[-1] = 1.0
@@ -101,10 +103,10 @@ class PackedLoader:
             rng = self._rng(sum(self._drawn))
             source = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
             if self._needle is not None and rng.random() < self._needle.fraction:
-                tokens[row] = self._retrieval(self._needle, self._walks[source].shards, rng)
-                source = len(self._walks)
+                tokens[row] = self._retrieval(self._needle, self._windows_by_source[source].shards, rng)
+                source = len(self._windows_by_source)
             else:
-                tokens[row] = self._walks[source].window(self._drawn[source])
+                tokens[row] = self._windows_by_source[source].window(self._drawn[source])
             self._drawn[source] += 1
             sources[row] = source
         return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(sources))
@@ -113,16 +115,16 @@ class PackedLoader:
         return np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, sequence, 0]))
 
     def _retrieval(self, needle: NeedleMixture, shards: TokenShards, rng: np.random.Generator) -> NDArray[np.int64]:
-        room = min(self._sequence_length, len(shards))
-        start = int(rng.integers(0, len(shards) - room + 1))
-        haystack = shards.read(start, start + room)
+        length = min(self._sequence_length, len(shards))
+        start = int(rng.integers(0, len(shards) - length + 1))
+        haystack = shards.read(start, start + length)
         made = make_needle(needle.tokenizer, haystack, self._sequence_length, float(rng.random()), rng, "train")
         return np.array([*made.prompt_ids, *made.answer_ids, needle.tokenizer.eos_id], dtype=np.int64)
 
     @property
     def progress(self) -> dict[str, SourceProgress]:
         """What was given so far, by source."""
-        windows = [walk.windows for walk in self._walks] + [0]
+        windows = [walk.windows for walk in self._windows_by_source] + [0]
         return {
             name: SourceProgress(drawn, drawn * self._sequence_length, drawn / windows[i] if windows[i] else 0.0)
             for i, (name, drawn) in enumerate(zip(self.sources, self._drawn, strict=True))
@@ -159,14 +161,14 @@ class PackedLoader:
         self._drawn = [drawn[name] for name in self.sources]
 
     def _fingerprint(self) -> str:
-        parts = [[s.sha256 for s in walk.shards.index.shards] for walk in self._walks]
+        parts = [[s.sha256 for s in walk.shards.index.shards] for walk in self._windows_by_source]
         fraction = self._needle.fraction if self._needle else 0.0
-        told = repr((self.sources, parts, [float(c) for c in self._cumulative], fraction))
-        return sha256(told)[:16]
+        settings = repr((self.sources, parts, [float(c) for c in self._cumulative], fraction))
+        return sha256(settings)[:16]
 
 
 class _SourceWindows:
-    """The windows of one source in the order of each pass."""
+    """The windows of one source, in the order of each epoch."""
 
     def __init__(self, shards: TokenShards, name: str, sequence_length: int, seed: int) -> None:
         self.shards = shards
@@ -178,7 +180,7 @@ class _SourceWindows:
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def window(self, number: int) -> NDArray[np.int64]:
-        """Return the tokens of the ``number``-th window since the beginning of training."""
+        """Return the tokens of the ``number``-th window since the start of training."""
         epoch, place = divmod(number, self.windows)
         if epoch != self._epoch:
             rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, epoch, 0]))

@@ -58,14 +58,14 @@ def make_needle(
     question = tokenizer.encode(f"\nThe secret number of {key} is ")
     answer = tokenizer.encode(str(number))
     prefix = tokenizer.prefix_ids
-    room = length - len(prefix) - len(fact) - len(question) - len(answer)
-    if room < 0:
-        raise DataError(f"length: {length} tokens cannot hold the fact and the question; use {length - room} or more")
-    if len(haystack_tokens) < room:
-        raise DataError(f"haystack: {len(haystack_tokens)} tokens, {room} needed; give more text or a smaller length")
-    start = int(rng.integers(0, len(haystack_tokens) - room + 1))
-    hay = [int(token) for token in haystack_tokens[start : start + room]]
-    place = _sentence_end(tokenizer, hay, round(depth * room))
+    space = length - len(prefix) - len(fact) - len(question) - len(answer)
+    if space < 0:
+        raise DataError(f"length: {length} tokens cannot hold the fact and the question; use {length - space} or more")
+    if len(haystack_tokens) < space:
+        raise DataError(f"haystack: {len(haystack_tokens)} tokens, {space} needed; give more text or a smaller length")
+    start = int(rng.integers(0, len(haystack_tokens) - space + 1))
+    hay = [int(token) for token in haystack_tokens[start : start + space]]
+    place = _sentence_end(tokenizer, hay, round(depth * space))
     prompt = (*prefix, *hay[:place], *fact, *hay[place:], *question)
     blank = (*prefix, *hay, *question)
     return NeedleSample(prompt, blank, tuple(answer), key, number)

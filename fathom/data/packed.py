@@ -17,15 +17,17 @@ from fathom.spec.targets import IGNORE_INDEX
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Whole sequences, each of which starts anew and sees nothing of the others.
+    """A packed batch of whole sequences, none of which attends to another.
 
-    ``tokens_N`` (int64) are read and ``targets_N`` (int64) predicted, -100 where nothing is learned: of a text of T + 1
-    tokens, the first T and the last T. ``lengths`` are the T of each sequence. ``columns`` are further tensors with one
-    row a token. Examples of ``sequences_per_example`` sequences, such as the two of a pair, are never parted.
+    ``tokens_N`` (int64) are the inputs and ``targets_N`` (int64) the labels, -100 where the loss ignores them: of a
+    text of T + 1 tokens, the first T and the last T. ``lengths`` are the T of each sequence. ``columns`` are further
+    tensors with one row a token. Examples of ``sequences_per_example`` sequences, such as the two of a pair, are never
+    split.
 
     ``shared_prefix_lengths``, where given, says of each sequence how many of its first tokens are also those of the
-    last one before it that has 0: answers share their prompt. Nothing is learned there, so that a pass may compute them
-    once for all (``fathom.train.micro_batch.split``); columns are then those of the sequence that lays them.
+    last one before it that has 0: answers share their prompt. All labels there are -100, so that a forward pass may
+    compute them once for all (``fathom.train.micro_batch.split``); columns are then those of the sequence that lays
+    them.
     """
 
     tokens_N: Tensor
@@ -56,12 +58,12 @@ class PackedBatch:
                 f"batch: shared_prefix_lengths has {len(self.shared_prefix_lengths)} numbers for {len(self.lengths)} "
                 "sequences; give each"
             )
-        base = start = room = 0
+        base = start = longest = 0
         for index, (length, first) in enumerate(zip(self.lengths, self.shared_prefix_lengths, strict=True)):
-            base, room = (base, room) if first else (start, length)
+            base, longest = (base, longest) if first else (start, length)
             own_N, base_N = (self.tokens_N[at : at + first] for at in (start, base))
             learns = bool((self.targets_N[start : start + first] != IGNORE_INDEX).any())
-            if not 0 <= first < length or first > room or learns or not torch.equal(own_N, base_N):
+            if not 0 <= first < length or first > longest or learns or not torch.equal(own_N, base_N):
                 raise DataError(
                     f"batch: sequence {index} of {length} tokens does not share its first {first}, without learning, "
                     "with the last one before it that shares none; lay those that do behind each other"

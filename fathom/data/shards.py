@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """What index.json says of one source and split."""
+    """The contents of index.json of one source and split."""
 
     source: str
     split: str
@@ -75,10 +75,10 @@ def write_shards(
     shard_tokens: int = 16_777_216,
     progress: Progress = NULL_PROGRESS,
 ) -> dict[Split, dict[str, ShardIndex]]:
-    """Tokenize a corpus into ``out_dir/SPLIT/SOURCE/{NNNNN.bin, index.json}``, or leave nothing.
+    """Tokenize a corpus into ``out_dir/SPLIT/SOURCE/{NNNNN.bin, index.json}``, atomically.
 
     Every document is begin of sentence, its tokens, end of sentence. Files are little-endian uint16, or uint32 when
-    the vocabulary needs it, of at most ``shard_tokens`` tokens each; a document may go on in the next file.
+    the vocabulary needs it, of at most ``shard_tokens`` tokens each; a document may continue in the next file.
     """
     summary = CorpusSummary.load(corpus_dir)
     total = summary.bytes

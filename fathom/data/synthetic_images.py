@@ -41,7 +41,7 @@ PLACES = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows."""
+    """The shape, colour and place of a picture."""
 
     size: str
     colour: str

@@ -121,5 +121,5 @@ def _converted(source: WeightSource, format: CheckpointFormat, kind: str | None)
         from fathom.checkpoint.gguf.tensor_types import stored_kinds
 
         kinds = stored_kinds(source.spec, next(one for one in get_args(QuantType) if one == kind))
-        names = {rule.ours for rule in gguf_rules(source.spec) if any(kinds[name] == kind for name in rule.names)}
+        names = {rule.param_name for rule in gguf_rules(source.spec) if any(kinds[name] == kind for name in rule.names)}
     return {str(types[name]).removeprefix("torch.") for name in names}

@@ -1,4 +1,4 @@
-"""What a token costs in the key-value cache."""
+"""Bytes per token in the key-value cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cache_numbers_per_token(spec: ModelSpec) -> int:
 
 
 def cache_bytes_per_token(spec: ModelSpec, *, bits: float = 16, cache_format: CacheFormat = "plain") -> float:
-    """Bytes cached per token over all layers, at ``bits`` a number where they are plain: 16 is bfloat16.
+    """Bytes cached per token over all layers, at ``bits`` per element where they are not quantized: 16 is bfloat16.
 
     Of a quantized format the bytes are those a pool of pages stores, scales and padding included.
     """
@@ -33,7 +33,7 @@ def cache_bytes(spec: ModelSpec, context: int, *, bits: float = 16, cache_format
 
 
 def with_attention(spec: ModelSpec, num_kv_heads: int) -> ModelSpec:
-    """Return the model with grouped-query attention of equal head count and width in place of its own.
+    """Return the model with grouped-query attention of equal head count and width instead.
 
     MLA's head width is that of its part without position, which is also its value width in every release.
     """
@@ -46,7 +46,7 @@ def with_attention(spec: ModelSpec, num_kv_heads: int) -> ModelSpec:
 def compare_caches(spec: ModelSpec, *, bits: float = 16) -> dict[str, float]:
     """Bytes per token of MHA, GQA-8, MQA and the model's own attention at its shape (V2 Table 1).
 
-    GQA-8 is left out where the heads do not divide by 8. Keys are ``Attention.label`` names.
+    GQA-8 is omitted where the heads do not divide by 8. Keys are ``Attention.label`` names.
     """
     heads = spec.attention.num_heads
     counts = [heads, *([8] if heads % 8 == 0 else []), 1]

@@ -1,8 +1,8 @@
-"""How a token's numbers lie in a quantized cache, to the byte; ``model/cache/quantized.py`` stores them so.
+"""The layout of a token's elements in a quantized cache, to the byte (``model/cache/quantized.py``).
 
-A row is what one token leaves in one layer: keys, values, or the latent with its rotary key. First come the scales of
-all groups, bfloat16 for its range, then the codes. A group's scale is its largest magnitude over the largest code,
-rounded up.
+A row is what is cached of one token in one layer: keys, values, or the latent with its rotary key. First come the
+scales of all groups, bfloat16 for its range, then the codes. A group's scale is its largest magnitude over the largest
+code, rounded up.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fathom.spec import GroupedQueryAttention, LatentAttention
 
 QuantizedFormat = Literal["int8", "int6"]
 EIGHT_BITS = 127
-"""Largest code of a number in a byte of its own."""
+"""Largest code of an element of one byte."""
 PAIRED_MAX_CODE = 22
-"""Largest code where two numbers share 11 bits: 45 x 45 = 2025 pairs, 5.5 bits a number."""
+"""Largest code where two elements share 11 bits: 45 x 45 = 2025 pairs, 5.5 bits an element."""
 
 SCALE_BYTES = 2
 PAIR_BLOCK = 32
@@ -28,7 +28,7 @@ LATENT_GROUP, ROTARY_GROUP, HEAD_GROUP = 128, 16, 32
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``width`` neighbouring numbers of a row with codes from ``-largest`` to ``largest``, ``group`` to a scale."""
+    """``width`` neighbouring elements of a row with codes from ``-largest`` to ``largest``, ``group`` to a scale."""
 
     width: int
     largest: int
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRow:
-    """One token's numbers of one kind and layer."""
+    """One token's elements of one kind and layer."""
 
     segments: tuple[Segment, ...]
 
@@ -71,9 +71,9 @@ class QuantizedRow:
 def quantized_rows(
     attention: GroupedQueryAttention | LatentAttention, cache_format: QuantizedFormat
 ) -> tuple[QuantizedRow, ...]:
-    """Return the rows a token leaves in a layer: of keys and of values, or of the latent.
+    """Return the rows cached of a token in a layer: of keys and of values, or of the latent.
 
-    ``int8`` gives each number a byte. ``int6`` is 6 bits on average, scales included, at every published shape: MLA's
+    ``int8`` takes a byte per element. ``int6`` is 6 bits on average, scales included, at every published shape: MLA's
     latents in pairs at 5.5 bits and its rotary key at 8 (V2 §3.2.3 says 6 on average and no more), keys and values of
     heads in pairs with a scale for every 32.
     """

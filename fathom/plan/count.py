@@ -12,7 +12,7 @@ from fathom.spec.vision import SamSpec, SiglipSpec, VisionSpec
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """How many numbers a model learns.
+    """Parameter counts of a model.
 
     ``total`` is everything but the multi-token-prediction modules, which are ``mtp``, and the vision towers with their
     connector, which are ``vision``. ``active`` is what one token

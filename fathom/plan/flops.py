@@ -1,6 +1,6 @@
 """Floating-point operations per token: matrix products only, two operations a multiply-add.
 
-Softmax, activations and rotary embedding are left out, as is usual; norms and biases count as if each number were a
+Softmax, activations and rotary embedding are omitted, as is usual; norms and biases count as if each number were a
 column of a matrix, which is a part in ten thousand.
 """
 

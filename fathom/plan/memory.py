@@ -1,4 +1,4 @@
-"""What training holds in memory, roughly: parameters, gradients, optimizer state and activations."""
+"""An estimate of training memory: parameters, gradients, optimizer state and activations."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The papers' claims as small experiments, each with a table and a picture, and the mixtures of experts of old."""
+"""Papers' claims as small experiments with tables and figures, and the MoE models that preceded DeepSeek's."""

@@ -1,7 +1,7 @@
 """GShard: one encoder-decoder for many languages, dense and with top-2 experts in every other layer (GShard §2, §4).
 
 The paper's claims at the size of a minute: at equal FLOPs per token a mixture of experts translates better than a dense
-model, and without the auxiliary loss few experts do the work. Switch's router runs in the same model beside it.
+model, and without the auxiliary loss few experts take the load. Switch's router runs in the same model beside it.
 """
 
 from __future__ import annotations

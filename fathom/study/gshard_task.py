@@ -1,7 +1,7 @@
-"""Many languages and one: a translation task small enough to learn in a minute and too large for a small dense layer.
+"""A multilingual translation task: learned in a minute, and too large for a small dense layer.
 
 A sentence has one word of every part of speech. Each language has its own word for every common word, of the same
-part, and every other language tells the sentence backwards. A source is a language's mark and a sentence in the common
+part, and every second language reverses the sentence. A source is a language's mark and a sentence in the common
 words; its target is the sentence in that language. Solving it takes ``parts * words`` words for every language, of
 which any one token needs a single one: what conditional computation is for.
 """
@@ -51,23 +51,23 @@ class Languages:
         """Each language's word for each common one (languages, parts, words), and its order of parts."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.languages, self.parts)
-        told = torch.stack([torch.randperm(self.words, generator=generator) for _ in range(shape[0] * shape[1])])
+        dictionaries = torch.stack([torch.randperm(self.words, generator=generator) for _ in range(shape[0] * shape[1])])
         forwards = torch.arange(self.parts)
         orders = torch.stack([forwards.flip(0) if odd % 2 else forwards for odd in range(self.languages)])
-        return told.view(*shape, self.words), orders
+        return dictionaries.view(*shape, self.words), orders
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """Draw sentences: languages and words uniformly."""
         language_B = torch.randint(self.languages, (size,), generator=generator)
         words_BL = torch.randint(self.words, (size, self.parts), generator=generator)
-        told, orders = self.dictionaries()
+        dictionaries, orders = self.dictionaries()
         part_L = torch.arange(self.parts)
-        told_BL = told[language_B[:, None], part_L, words_BL] + part_L * self.words
-        told_BL = told_BL.gather(1, orders[language_B])
+        translated_BL = dictionaries[language_B[:, None], part_L, words_BL] + part_L * self.words
+        translated_BL = translated_BL.gather(1, orders[language_B])
         first_word = _FIRST_LANGUAGE + self.languages
         end_B1 = torch.full((size, 1), EOS)
         source_BL = words_BL + part_L * self.words + first_word
-        labels_BT = torch.cat((told_BL + first_word, end_B1), 1)
+        labels_BT = torch.cat((translated_BL + first_word, end_B1), 1)
         return Batch(
             source_BS=torch.cat((language_B[:, None] + _FIRST_LANGUAGE, source_BL, end_B1), 1),
             target_BT=torch.cat((torch.full_like(end_B1, PAD), labels_BT[:, :-1]), 1),

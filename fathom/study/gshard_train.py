@@ -28,7 +28,7 @@ from fathom.train.step import counter_seed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """How large the study is. Experts are ``d_ff / 2`` wide where a token meets two of them, so that FLOPs agree."""
+    """Sizes of the study. Experts are ``d_ff / 2`` wide where a token meets two of them, so that FLOPs agree."""
 
     task: Languages = field(default_factory=Languages)
     d_model: int = 64
@@ -88,7 +88,7 @@ def variants(sizes: StudyConfig) -> dict[str, EncoderDecoderSpec]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What one model came to. Loads are of the held-out sentences; ``dropped`` is the share of pairs in training."""
+    """Metrics of one model. Loads are of the held-out sentences; ``dropped`` is the share of pairs in training."""
 
     parameters: int
     flops_per_token: int
@@ -188,7 +188,7 @@ def _measured(
 
 
 def _by_language(output: EncoderDecoderOutput, held_out: Batch, moe: MixtureOfExperts) -> list[list[float]]:
-    """Of the decoder's last mixture: the share of each language's tokens whose first choice is each expert."""
+    """For the decoder's last MoE layer: the share of each language's tokens whose first choice is each expert."""
     first_BT = output.decoder_routing[-1].indices_BTK[..., 0]
     rows = []
     for language in range(int(held_out.language_B.max()) + 1):

@@ -1,4 +1,4 @@
-"""How the studies' pictures look."""
+"""The plot style of the studies."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 An experiment is a module with ``run(directory, *, seed, quick, progress)``. It writes result.json (every setting and
 figure), table.md and picture.png into ``directory``, which exists and is empty, and returns what result.json holds. The
-same seed gives the same files on the same machine. ``quick`` asks for sizes that take seconds and prove nothing. It
+same seed gives the same files on the same machine. ``quick`` asks for sizes that take seconds and show nothing. It
 reports between steps, often enough that an implementation of ``Progress`` can stop it by raising.
 """
 
@@ -86,7 +86,7 @@ def find(name: str) -> Experiment:
 def run_experiment(
     name: str, directory: Path, *, seed: int = 0, quick: bool = False, progress: Progress = NULL_PROGRESS
 ) -> dict[str, Any]:
-    """Run an experiment into ``directory``, which appears whole or not at all, and return its result.
+    """Run an experiment, publish its files at ``directory`` atomically, and return its result.
 
     Raises:
         SpecError: no experiment has that name, or the seed is negative.

@@ -1,4 +1,4 @@
-"""What an experiment leaves: result.json, table.md and picture.png, and the small arithmetic its tables need."""
+"""Writing an experiment's result.json, table.md and picture.png, and helpers for its tables."""
 
 from __future__ import annotations
 

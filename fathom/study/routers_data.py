@@ -1,4 +1,4 @@
-"""Real text that every installation has: the sources of Python's standard library, as bytes."""
+"""Text that every installation has: the sources of Python's standard library, as bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ByteCorpus:
 
 @lru_cache(maxsize=2)
 def standard_library(max_bytes: int) -> ByteCorpus:
-    """The library's modules in the order of their names, until ``max_bytes`` are read; tests and packages left out.
+    """The library's modules in the order of their names, until ``max_bytes`` are read; tests and packages excluded.
 
     Raises:
         DataError: this Python came without sources.
@@ -50,7 +50,7 @@ def standard_library(max_bytes: int) -> ByteCorpus:
 
 
 class RandomWindows:
-    """Endless windows at random places; batch n of a seed is the same whatever came before."""
+    """Endless windows at random places; batch n depends on the seed and n only."""
 
     def __init__(self, text_N: Tensor, length: int, seed: int) -> None:
         if text_N.numel() <= length + 1:

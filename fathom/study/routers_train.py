@@ -30,7 +30,7 @@ from fathom.train.loss import language_model_loss
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """How large the study is; the models are the ``tiny-*`` presets with ``layers`` layers."""
+    """Sizes of the study; the models are the ``tiny-*`` presets with ``layers`` layers."""
 
     layers: int = 2
     steps: int = 200
@@ -49,7 +49,7 @@ QUICK = StudyConfig(layers=1, steps=4, warmup=1, batch=2, length=16, text_bytes=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A model of the study. ``bfloat16_router`` computes the router's logits in bfloat16, against our rule."""
+    """A model of the study. ``bfloat16_router`` computes router logits in bfloat16 (no selective precision)."""
 
     name: str
     spec: ModelSpec
@@ -100,7 +100,7 @@ def round_routers(model: Decoder) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What one training came to. Load and drops are means over the second half of the logged steps, in training."""
+    """Metrics of one training. Load and drops are means over the second half of the logged steps, in training."""
 
     total: int
     active: int

@@ -1,4 +1,4 @@
-"""One thread where tensors are too small to share: on a busy machine several would wait for each other."""
+"""Running on one thread, for tensors too small to be worth several."""
 
 from __future__ import annotations
 

@@ -322,8 +322,12 @@ def test_parts_of_different_types_become_the_type_that_holds_them_all(kinds: tup
     found = from_hf(small, published)
     for rule in name_table(small).rules:
         parts = [published[name] for name in rule.names]
-        assert found[rule.ours].dtype == (torch.float32 if len({part.dtype for part in parts}) > 1 else parts[0].dtype)
-        assert torch.equal(found[rule.ours].float().flatten(), torch.cat([part.float().flatten() for part in parts]))
+        assert found[rule.param_name].dtype == (
+            torch.float32 if len({part.dtype for part in parts}) > 1 else parts[0].dtype
+        )
+        assert torch.equal(
+            found[rule.param_name].float().flatten(), torch.cat([part.float().flatten() for part in parts])
+        )
     assert {tensor.dtype for tensor in found.values()} == {torch.float32, *kinds}
 
 

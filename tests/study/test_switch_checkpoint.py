@@ -87,7 +87,7 @@ def test_names_are_a_bijection_bit_for_bit(published: Path, tmp_path: Path) -> N
     back = from_hf(ours.spec, again)
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
-    assert {rule.ours: rule.shape for rule in rules(ours.spec)} == {
+    assert {rule.param_name: rule.shape for rule in rules(ours.spec)} == {
         name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()
     }
     save(tmp_path / "copy", ours)

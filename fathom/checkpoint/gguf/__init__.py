@@ -1,4 +1,4 @@
-"""GGUF files, the form of llama.cpp: read as weights and tokenizer, and written."""
+"""GGUF files, the format of llama.cpp: reading weights and tokenizer, and writing."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""ggml's block formats: numbers in blocks of 32 or 256 that share a scale, to float32 and back.
+"""ggml's block formats, to float32 and back: blocks of 32 or 256 elements that share a scale.
 
 Each block is a row of bytes here, and its parts are columns. Dequantizing rounds just as ggml does, operation by
 operation, so the results equal the gguf library's to the bit; so does quantizing.
 
-Dimensions: N blocks, and as numbers the columns of a part.
+Dimensions: N blocks; numbers are the columns of a part.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ QuantType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 )
-"""The kinds that are no blocks, with their types."""
+"""The unquantized types."""
 _SMALL, _LARGE = 32, 256
 _CHUNK_ELEMENTS = 2**15  # in the cache, and too small for torch to share out among threads that may be busy
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A format: numbers and bytes of one block, and what turns rows of bytes (N, nbytes) into numbers (N, elements)."""
+    """A block format: elements and bytes of a block, and a function from bytes (N, nbytes) to values (N, elements)."""
 
     elements: int
     nbytes: int

@@ -1,4 +1,4 @@
-"""What an export to GGUF loses, in sentences: fields it has no place for, and what llama.cpp computes differently.
+"""Warnings of an export to GGUF: fields it cannot store, and what llama.cpp computes differently.
 
 What llama.cpp does was read in its source as llama-cpp-python 0.3.36 ships it, and checked by running it.
 """
@@ -52,10 +52,10 @@ def _unkept(spec: ModelSpec) -> Iterator[str]:
     try:
         again = _reread(spec)
     except SpecError:
-        yield "rope.scaling: the stored frequencies cannot be told to be Llama 3's, so that Fathom cannot read the file"
+        yield "rope.scaling: the stored frequencies do not identify Llama 3 scaling, so Fathom cannot read the file"
         return
-    ours, theirs = _flat(to_mapping(spec)), _flat(to_mapping(again))
-    changed = [path for path in ours if ours[path] != theirs.get(path)]
+    before, after = _flat(to_mapping(spec)), _flat(to_mapping(again))
+    changed = [path for path in before if before[path] != after.get(path)]
     if _same_rotation(spec.rope, again.rope, spec.attention.rope_dim):
         changed = [path for path in changed if not path.startswith("rope.")]
     training = [path for path in changed if path.startswith(_TRAINING)]
@@ -63,7 +63,7 @@ def _unkept(spec: ModelSpec) -> Iterator[str]:
         yield f"settings of training are not kept: {', '.join(training)}"
     for path in changed:
         if path not in training:
-            yield f"{path}: {ours[path]} reads back as {theirs.get(path, 'nothing')}"
+            yield f"{path}: {before[path]} reads back as {after.get(path, 'nothing')}"
 
 
 def _reread(spec: ModelSpec) -> ModelSpec:

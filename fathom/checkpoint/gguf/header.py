@@ -1,4 +1,4 @@
-"""The header of a GGUF file: counts, metadata and tensor entries, each checked against the file before it is believed.
+"""The header of a GGUF file: counts, metadata and tensor entries, each checked against the file before it is used.
 
 Nothing the file says is allocated, looped over or multiplied out before the bytes for it are known to be there, so a
 damaged or hostile file costs no more than reading it does.
@@ -121,9 +121,9 @@ class _Reader:
     def count(self, field: str, least: int) -> int:
         """Read a count of things that take at least ``least`` bytes each."""
         number = int(self.number("Q", field))
-        room = (min(self._size, MAX_HEADER_BYTES) - self.position) // least
-        if number > room:
-            self.refuse(field, f"is {number}, more than the {max(room, 0)} that the file has room for")
+        most = (min(self._size, MAX_HEADER_BYTES) - self.position) // least
+        if number > most:
+            self.refuse(field, f"is {number}, more than the {max(most, 0)} that fit in the file")
         return number
 
     def string(self, field: str, most: int = MAX_HEADER_BYTES) -> str:

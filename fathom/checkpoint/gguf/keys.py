@@ -24,23 +24,25 @@ ARCHITECTURES: Mapping[Family, Architecture] = MappingProxyType(
         "deepseek_v3": "deepseek2",
     }
 )
-"""What llama.cpp calls the form each family is stored in."""
+"""llama.cpp's architecture name of each family."""
 
 ValueType = Literal["UINT32", "FLOAT32", "BOOL", "STRING", "UINT32[]", "INT32[]", "FLOAT32[]", "STRING[]"]
 Metadata = dict[str, tuple[ValueType, Any]]
-"""What is to be written: keys with the type and the value of each."""
+"""Metadata to write: the type and value of each key."""
 
 _MISSING: Any = object()
 
 
 def architecture(spec: ModelSpec) -> Architecture:
-    """Return the architecture a spec's family is stored in.
+    """Return the llama.cpp architecture of a spec's family.
 
     Raises:
         SpecError: llama.cpp has none for it.
     """
     if spec.family not in ARCHITECTURES or spec.vision is not None:
-        raise SpecError("family", f"{spec.family} has no form in GGUF", f"use one of {', '.join(ARCHITECTURES)}")
+        raise SpecError(
+            "family", f"{spec.family} has no architecture in GGUF", f"use one of {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[spec.family]
 
 

@@ -1,7 +1,7 @@
 """A model's spec as GGUF metadata and back.
 
 Read, a file means what llama.cpp computes with it; written, llama.cpp computes what the spec says. Where it cannot,
-``losses`` says so.
+``conversion_warnings`` says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fathom.spec import (
 _SOFTMAX, _SIGMOID = 1, 2
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 _UNSUPPORTED = {"attention.causal": True, "attention.temperature_scale": 0, "use_kq_norm": False}
-"""Keys that change what is computed in ways no spec of ours has a word for, and the values that change nothing."""
+"""Keys that change what is computed in ways that no ModelSpec can express, and the values that change nothing."""
 
 
 def spec_from_metadata(
@@ -60,7 +60,7 @@ def spec_from_metadata(
     layers, modules = layers - modules, modules if f"blk.{layers - 1}.nextn.eh_proj.weight" in shapes else 0
     feed_forward = _read_feed_forward(keys, shapes, layers)
     vocabulary, hidden = shapes["token_embd.weight"]
-    ids: dict[str, Any] = {ours: keys.token_id(theirs) for ours, theirs in _IDS.items()}
+    ids: dict[str, Any] = {attribute: keys.token_id(key) for attribute, key in _IDS.items()}
     name = keys.raw("general.name") or keys.raw("general.basename") or keys.architecture
     return ModelSpec(
         name=str(name),
@@ -196,10 +196,10 @@ def metadata_from_spec(spec: ModelSpec) -> Metadata:
     }
     if spec.num_nextn_predict_layers:
         written[f"{arch}.nextn_predict_layers"] = ("UINT32", spec.num_nextn_predict_layers)
-    for ours, theirs in _IDS.items():
-        value = getattr(spec, ours)
+    for attribute, key in _IDS.items():
+        value = getattr(spec, attribute)
         if value is not None and value >= 0:
-            written[f"tokenizer.ggml.{theirs}"] = ("UINT32", value)
+            written[f"tokenizer.ggml.{key}"] = ("UINT32", value)
     return written
 
 
@@ -291,4 +291,4 @@ def _check(spec: ModelSpec, arch: Architecture) -> None:
     )
     for path, wrong, why in faults:
         if wrong:
-            raise SpecError(path, f"GGUF's architecture {arch} cannot express it ({why})", "write another form")
+            raise SpecError(path, f"GGUF's architecture {arch} cannot express it ({why})", "write another format")

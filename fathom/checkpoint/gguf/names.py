@@ -1,8 +1,8 @@
-"""Tensor names of GGUF: a bijection between our tensors and what llama.cpp calls them.
+"""Tensor names of GGUF: a bijection between Fathom's parameters and llama.cpp's tensors.
 
 llama.cpp stores gate and up apart, experts stacked, and MLA's up-projection as two tensors, keys transposed for its
 absorbed form. Where it rotates neighbouring columns (every architecture but qwen2), rows of queries and keys are stored
-in that order, whatever our layout is.
+in that order, whatever the spec's layout is.
 
 E experts, F expert width, D hidden size, H heads, N qk_nope_head_dim, V v_head_dim, C kv_lora_rank.
 """
@@ -66,31 +66,31 @@ _IGNORED = ("attn_rot_embd.weight", "nextn.embed_tokens.weight", "nextn.shared_h
 
 @dataclass(frozen=True, slots=True)
 class RotaryPermutation:
-    """Of each of ``heads`` heads, the last ``rotated`` rows hold column pairs in another order than ours."""
+    """Of each of ``heads`` heads, the last ``rotated`` rows hold column pairs in another order than the parameter."""
 
     heads: int
     rotated: int
-    ours: RopeLayout
+    layout: RopeLayout
 
     def order(self, rows: int) -> Tensor:
-        """Return which of our rows each stored row is."""
+        """Return the parameter's row of each stored row."""
         width = rows // self.heads
         kept, own = width - self.rotated, torch.arange(self.rotated)
-        pairs = own.view(2, -1).T if self.ours == "half" else own.view(-1, 2).T
+        pairs = own.view(2, -1).T if self.layout == "half" else own.view(-1, 2).T
         head = torch.cat((torch.arange(kept), pairs.flatten() + kept))
         return (head + width * torch.arange(self.heads)[:, None]).flatten()
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFRule:
-    """Our tensor ``ours`` of ``shape`` is the stored tensors ``shapes``, cut out of ours as ``cut`` says.
+    """The parameter ``param_name`` of ``shape`` is the stored tensors ``shapes``, cut out of it as ``cut`` says.
 
-    ``rows`` follow one another along our first dimension and ``expert_rows`` along our second, both with gate and up
-    joined (``joined_shape``); ``experts`` follow one another expert by expert (Mixtral's files of 2023); ``latent`` are
-    kv_b_proj's keys (H, C, N) and values (H, V, C).
+    ``rows`` are concatenated along the parameter's first dimension and ``expert_rows`` along its second, both with gate
+    and up joined (``joined_shape``); ``experts`` are concatenated expert by expert (Mixtral's files of 2023);
+    ``latent`` are kv_b_proj's keys (H, C, N) and values (H, V, C).
     """
 
-    ours: str
+    param_name: str
     shape: Shape
     shapes: Mapping[str, Shape]
     cut: SplitMode = "rows"
@@ -102,15 +102,15 @@ class GGUFRule:
         return tuple(self.shapes)
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield stored names with their tensors: views of ours, except where rows change places."""
+        """Yield stored names with their tensors: views of the parameter, except where rows are permuted."""
         if self.rotary is not None:
             tensor = tensor.index_select(0, self.rotary.order(self.shape[0]))
         yield from zip(self.shapes, self._places(tensor), strict=True)
 
     def assemble(self, lookup: Lookup) -> Tensor:
-        """Build our tensor; at most one stored tensor is held beside it. A lone one is handed on as it is.
+        """Build the parameter; at most one stored tensor is held beside it. A single one is returned as it is.
 
-        Where the stored ones differ in type, ours has the type that holds them all.
+        Stored tensors of different types are promoted to a common one.
         """
         if len(self.shapes) == 1 and self.cut == "rows":
             whole = lookup(self.names[0])
@@ -130,12 +130,12 @@ class GGUFRule:
                 whole = whole.to(torch.promote_types(whole.dtype, part.dtype))
             next(islice(self._places(whole), number, None)).copy_(part)
         if whole is None:
-            raise CheckpointError(f"{self.ours}: has no stored tensors; give the model at least one expert")
+            raise CheckpointError(f"{self.param_name}: has no stored tensors; give the model at least one expert")
         return whole
 
     def _places(self, tensor: Tensor) -> Iterator[Tensor]:
-        """Yield the view of ours that each stored tensor fills."""
-        count, tensor = len(self.shapes), tensor.reshape(joined_shape(self.ours, self.shape))
+        """Yield the view of the parameter that each stored tensor fills."""
+        count, tensor = len(self.shapes), tensor.reshape(joined_shape(self.param_name, self.shape))
         if self.cut == "rows":
             yield from tensor.chunk(count)
         elif self.cut == "expert_rows":
@@ -151,12 +151,15 @@ class GGUFRule:
 
 
 def gguf_rules(spec: ModelSpec, found: Collection[str] = ()) -> tuple[GGUFRule, ...]:
-    """One rule per tensor of ours, in the order of the state.
+    """One rule per parameter, in the order of the state dict.
 
-    Without ``found`` they say what we write. With the names a file holds, they say how to read it: MLA's up-projection
-    as one tensor (before 2025), experts as tensors of their own (2023), and gate and up as one (an option of 2026).
+    Without ``found`` they say what is written. With the names a file holds, they say how to read it: MLA's
+    up-projection as one tensor (before 2025), experts as tensors of their own (2023), and gate and up as one (an option
+    of 2026).
     """
-    return tuple(_rule(spec, ours, shape, frozenset(found)) for ours, shape in parameter_shapes(spec).items())
+    return tuple(
+        _rule(spec, param_name, shape, frozenset(found)) for param_name, shape in parameter_shapes(spec).items()
+    )
 
 
 def check(spec: ModelSpec, shapes: Mapping[str, Shape]) -> tuple[GGUFRule, ...]:
@@ -188,57 +191,57 @@ def _ignored(name: str, needed: Mapping[str, Shape]) -> bool:
     return repeats or name == ROPE_FACTORS or inner in _IGNORED
 
 
-def _rule(spec: ModelSpec, ours: str, shape: Shape, found: frozenset[str]) -> GGUFRule:
-    if ours in _OUTSIDE:
-        return GGUFRule(ours, shape, {_OUTSIDE[ours]: shape})
-    part, number, inner = ours.split(".", 2)
+def _rule(spec: ModelSpec, param_name: str, shape: Shape, found: frozenset[str]) -> GGUFRule:
+    if param_name in _OUTSIDE:
+        return GGUFRule(param_name, shape, {_OUTSIDE[param_name]: shape})
+    part, number, inner = param_name.split(".", 2)
     layer = int(number) + (0 if part == "layers" else spec.num_hidden_layers)
     inner = inner.removeprefix("block.")
     prefix = f"blk.{layer}"
     if inner == "mlp.gate.e_score_correction_bias":
-        return GGUFRule(ours, shape, {f"{prefix}.exp_probs_b.bias": shape})
+        return GGUFRule(param_name, shape, {f"{prefix}.exp_probs_b.bias": shape})
     stem, suffix = (inner, "weight") if inner.startswith("mlp.experts.") else inner.rsplit(".", 1)
     if stem not in _LAYER:
-        raise CheckpointError(f"{ours}: has no name in GGUF; choose another form to write")
+        raise CheckpointError(f"{param_name}: has no name in GGUF; choose another format to write")
     names = [f"{prefix}.{name}.{suffix}" for name in _LAYER[stem].split("|")]
     if stem.startswith("mlp.experts."):
-        return _experts(ours, shape, names, found)
+        return _experts(param_name, shape, names, found)
     if stem == "self_attn.kv_b_proj":
-        return _latent(spec, ours, shape, names[0], found)
-    height, *columns = joined_shape(ours, shape)
+        return _latent(spec, param_name, shape, names[0], found)
+    height, *columns = joined_shape(param_name, shape)
     rows = (height // len(names), *columns)
-    return GGUFRule(ours, shape, dict.fromkeys(names, rows), rotary=_rotary(spec, stem))
+    return GGUFRule(param_name, shape, dict.fromkeys(names, rows), rotary=_rotary(spec, stem))
 
 
-def _experts(ours: str, shape: Shape, names: list[str], found: frozenset[str]) -> GGUFRule:
+def _experts(param_name: str, shape: Shape, names: list[str], found: frozenset[str]) -> GGUFRule:
     """Gate and up as two stacks (what is written), as one, or expert by expert."""
-    joined = joined_shape(ours, shape)
+    joined = joined_shape(param_name, shape)
     experts, rows, columns = joined[0], joined[1] // len(names), joined[2]
     fused = names[0].replace("ffn_gate_exps", "ffn_gate_up_exps")
     if len(names) == 2 and fused in found:
-        return GGUFRule(ours, shape, {fused: joined})
+        return GGUFRule(param_name, shape, {fused: joined})
     single = [name.replace("_exps.", ".{}.") for name in names]
     if single[0].format(0) in found and experts <= len(found):
         alone = {name.format(expert): (rows, columns) for expert in range(experts) for name in single}
-        return GGUFRule(ours, shape, alone, cut="experts")
-    return GGUFRule(ours, shape, dict.fromkeys(names, (experts, rows, columns)), cut="expert_rows")
+        return GGUFRule(param_name, shape, alone, cut="experts")
+    return GGUFRule(param_name, shape, dict.fromkeys(names, (experts, rows, columns)), cut="expert_rows")
 
 
-def _latent(spec: ModelSpec, ours: str, shape: Shape, name: str, found: frozenset[str]) -> GGUFRule:
+def _latent(spec: ModelSpec, param_name: str, shape: Shape, name: str, found: frozenset[str]) -> GGUFRule:
     """MLA's up-projection: keys transposed and values, or whole in files from before 2025."""
     attention = spec.attention
     if name in found or not isinstance(attention, LatentAttention):
-        return GGUFRule(ours, shape, {name: shape})
+        return GGUFRule(param_name, shape, {name: shape})
     heads, rank = attention.num_heads, attention.kv_lora_rank
     parts = {
         name.replace("attn_kv_b", "attn_k_b"): (heads, rank, attention.qk_nope_head_dim),
         name.replace("attn_kv_b", "attn_v_b"): (heads, attention.v_head_dim, rank),
     }
-    return GGUFRule(ours, shape, parts, cut="latent")
+    return GGUFRule(param_name, shape, parts, cut="latent")
 
 
 def _rotary(spec: ModelSpec, stem: str) -> RotaryPermutation | None:
-    """Return how rows change places, or None where llama.cpp pairs columns as our layout does."""
+    """Return the permutation of rows, or None where llama.cpp pairs columns as the spec's layout does."""
     stored: RopeLayout = "half" if architecture(spec) == "qwen2" else "interleaved"
     attention, layout = spec.attention, spec.rope.layout
     if layout == stored:

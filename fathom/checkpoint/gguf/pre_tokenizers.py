@@ -1,4 +1,4 @@
-"""llama.cpp's names for how a text is split before tokens are merged, and what each stands for in a tokenizer.json.
+"""llama.cpp's pre-tokenizer names, and the patterns each stands for in a tokenizer.json.
 
 A GGUF file gives such a name and no patterns. Each name stands for regular expressions applied one after another,
 every one of them to the pieces that those before it left; so does a tokenizer.json, in Oniguruma's notation.
@@ -89,7 +89,7 @@ _SAME = {
 PRE_TOKENIZERS: Mapping[str, PreTokenizerRules] = MappingProxyType(
     _SPLITS | {alias: _SPLITS[name] for name, aliases in _SAME.items() for alias in aliases.split()}
 )
-"""All names that are read; those of one pattern are told apart by llama.cpp for other reasons."""
+"""All names that are read; llama.cpp distinguishes those of equal patterns for other reasons."""
 _DIGITS = {r"\p{N}+": r"\p{N}"}
 """Published DeepSeek LLM splits digits singly where llama.cpp's name takes runs: no merge joins digits there."""
 

@@ -74,9 +74,11 @@ class GGUFFile:
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Our names, and the types their tensors come in."""
+        """Parameter names and the types they are yielded in."""
         kinds = {name: FLOATS.get(info.kind, torch.float32) for name, info in self.container.tensors.items()}
-        return {rule.ours: reduce(torch.promote_types, (kinds[name] for name in rule.names)) for rule in self.rules}
+        return {
+            rule.param_name: reduce(torch.promote_types, (kinds[name] for name in rule.names)) for rule in self.rules
+        }
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -91,10 +93,10 @@ class GGUFFile:
             raise type(error)(f"{self.path}: {error}") from None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield our tensors one by one, on the CPU."""
+        """Yield parameters one by one, on the CPU."""
         with self.container.reading() as read:
             for rule in self.rules:
-                yield rule.ours, rule.assemble(read)
+                yield rule.param_name, rule.assemble(read)
 
 
 def _rope_factors(container: Container) -> list[float] | None:

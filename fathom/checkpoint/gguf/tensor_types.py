@@ -1,4 +1,4 @@
-"""In which of ggml's types each tensor of a written file is stored."""
+"""The ggml type of each tensor of a written file."""
 
 from __future__ import annotations
 

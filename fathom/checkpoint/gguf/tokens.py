@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as one of ours: byte-level BPE ("gpt2") and SentencePiece's BPE ("llama")."""
+"""Tokenizers stored in GGUF files: byte-level BPE ("gpt2") and SentencePiece's BPE ("llama")."""
 
 from __future__ import annotations
 

@@ -45,12 +45,12 @@ def write_gguf(
     tokenizer: Tokenizer | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> Path:
-    """Write a file and return its path; ``losses`` says beforehand what it will not hold.
+    """Write a file and return its path; ``conversion_warnings`` says beforehand what it cannot store.
 
-    About one tensor of ours, and its stored bytes, are held in memory.
+    About one parameter and its stored bytes are held in memory.
 
     Args:
-        path: where it appears; nothing may be there yet.
+        path: where it appears; nothing may exist there.
         weights: the model, read once.
         kind: the type of most tensors; see ``stored_kinds`` for the others.
         tokenizer: stored inside; without one the file holds ids only.
@@ -58,7 +58,7 @@ def write_gguf(
 
     Raises:
         CheckpointError: the file exists, a weight is beyond float16, the gguf package is missing.
-        SpecError: llama.cpp has no form for the spec.
+        SpecError: llama.cpp has no architecture for the spec.
         ResourceError: the disk is full or refuses; nothing appears.
     """
     if path.exists():
@@ -90,14 +90,14 @@ def _write(
     total, start, alignment = _write_header(path, metadata, weights.spec, extra, kinds)
     done = 0
     with FileIO(path, "r+") as file:
-        steady, place = WritebackFile(file), start
+        output, place = WritebackFile(file), start
         for name, tensor in _stored(weights, extra):
             packed = _packed(name, tensor, kinds.get(name, "F32"))
-            steady.write(place, packed.reshape(-1).view(np.uint8).data)
+            output.write(place, packed.reshape(-1).view(np.uint8).data)
             place += -(-packed.nbytes // alignment) * alignment
             done += packed.nbytes
             progress.update(done, total, "bytes", phase="write")
-            del packed, tensor  # else they would lie beside the next ones
+            del packed, tensor  # else they would be held beside the next ones
         file.truncate(place)
 
 
@@ -159,9 +159,9 @@ def _stored(weights: Weights, extra: Mapping[str, Tensor]) -> Iterator[tuple[str
     yield from extra.items()
     stream = weights.stream()
     for rule in gguf_rules(weights.spec):
-        ours, tensor = next(stream, (None, torch.empty(0)))
-        if ours != rule.ours or tuple(tensor.shape) != rule.shape:
-            raise CheckpointError(f"{rule.ours}: expected next, got {ours}; use weights that fit the spec")
+        param_name, tensor = next(stream, (None, torch.empty(0)))
+        if param_name != rule.param_name or tuple(tensor.shape) != rule.shape:
+            raise CheckpointError(f"{rule.param_name}: expected next, got {param_name}; use weights that fit the spec")
         yield from rule.split(tensor)
 
 

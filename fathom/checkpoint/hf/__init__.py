@@ -1,8 +1,8 @@
 """Hugging Face directories: config.json beside model.safetensors, or beside shards with an index; read and written.
 
-Reading takes safetensors only (no pickle) and checks every name and shape before a tensor is read. Writing makes a
-hidden sibling, forces it to disk and renames it, so that a directory is there whole or not at all. Both hold one
-published tensor beside the stream of ours.
+Reading takes safetensors only (no pickle) and checks every name and shape before a tensor is read. Writing is
+atomic. Both hold one
+Hugging Face tensor beside the stream of parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def save_hf(
     tokenizer: Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write a whole state of ours, on any device and in its own types, by ``write_hf``; errors as there."""
+    """Write a whole state dict, on any device and in its own types, by ``write_hf``; errors as there."""
     name_table(spec).check_ours({name: tuple(tensor.shape) for name, tensor in state.items()})
     ordered = {name: state[name] for name in parameter_shapes(spec)}
     weights = StateWeights(spec, ordered)

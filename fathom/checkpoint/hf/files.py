@@ -1,4 +1,4 @@
-"""The files of a published directory: what they are called, which holds which tensor, JSON in and out."""
+"""The files of a Hugging Face directory: names, the index of tensors, and reading JSON."""
 
 from __future__ import annotations
 

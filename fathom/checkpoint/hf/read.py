@@ -1,4 +1,4 @@
-"""Reading a published directory as ``Weights``."""
+"""Reading a Hugging Face directory as ``Weights``."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _TIED, _HEAD = "tie_word_embeddings", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class HFCheckpoint:
-    """A published directory whose config and file headers were read, but none of its tensors.
+    """A Hugging Face directory whose config and file headers were read, but none of its tensors.
 
-    ``carried`` holds the fields of config.json that a spec has no place for; ``write_hf`` writes them back.
+    ``carried`` holds the fields of config.json that a spec cannot hold; ``write_hf`` writes them again.
     Block-quantized FP8 weights are handed out in bfloat16. Where the config promises multi-token-prediction modules
     and no tensor of theirs is there, as transformers saves DeepSeek-V3, the spec has none and ``carried`` keeps the
     config's promise. A vision model whose files hold an output head has one, though its config may say by default that
@@ -78,10 +78,10 @@ class HFCheckpoint:
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Our names, and the types ``stream`` yields them in."""
+        """Parameter names and the types ``stream`` yields them in."""
         table = name_table(self.spec)
         stored = table.stored_names(self.files)
-        return {rule.ours: rule.dtype(lambda name: self._dtype(stored[name])) for rule in table.rules}
+        return {rule.param_name: rule.dtype(lambda name: self._dtype(stored[name])) for rule in table.rules}
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -103,7 +103,7 @@ class HFCheckpoint:
         return Tokenizer.load(self.path) if (self.path / TOKENIZER).is_file() else None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield our tensors one by one, on the CPU, in the types they are stored in (FP8: bfloat16)."""
+        """Yield parameters one by one, on the CPU, in the types they are stored in (FP8: bfloat16)."""
         yield from stream_from_hf(self.spec, self.shapes, self._read, self._dtype)
 
     def _dtype(self, name: str) -> torch.dtype:

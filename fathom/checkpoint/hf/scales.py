@@ -1,4 +1,4 @@
-"""Which stored tensors are FP8 weights, which are their scales, and what config.json must say of them."""
+"""Pairing FP8 weights with their scales, as config.json's quantization_config describes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError
 
 SUFFIX = "_scale_inv"
-"""What a scale is called beyond its weight."""
+"""Suffix of a scale's name after its weight's."""
 QUANTIZATION: Mapping[str, Any] = MappingProxyType(
     {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": list(BLOCK_SHAPE)}
 )

@@ -1,4 +1,4 @@
-"""Writing ``Weights`` as a published directory, tensor by tensor."""
+"""Writing ``Weights`` as a Hugging Face directory, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _BIAS = "e_score_correction_bias"
 
 @dataclass(frozen=True, slots=True)
 class WritePlan:
-    """What will be written, known before the first tensor: one group of entries per published tensor."""
+    """The tensors to write: one group of entries per Hugging Face tensor."""
 
     rules: tuple[tuple[Rule, tuple[str, ...]], ...]
     groups: dict[str, tuple[Entry, ...]]
@@ -85,13 +85,13 @@ def write_hf(
 ) -> Path:
     """Write a directory that other programs load, and return it.
 
-    One published tensor is held beside what the stream holds.
+    One Hugging Face tensor is held beside what the stream holds.
 
     Args:
-        directory: where it appears; nothing may be there yet.
+        directory: where it appears; nothing may exist there.
         weights: the model; its family says how tensors are named.
         carried: fields of config.json beyond the spec, as ``HFCheckpoint.carried`` holds them.
-        tokenizer: it, or a directory whose tokenizer files and generation settings are copied.
+        tokenizer: a tokenizer, or a directory whose tokenizer files and generation settings are copied.
         dtype: what weights are converted to; None keeps each. ``fp8`` stores the matrices of attention and
             feed-forward layers in blocks as DeepSeek-V3 does, and the rest in bfloat16. Selection biases stay float32
             wherever a type is given.
@@ -141,7 +141,7 @@ def plan_weights(weights: Weights, dtype: DType | None) -> WritePlan:
     for rule, parts, repeats in table.pieces():
         rules.append((rule, repeats))
         for name in (*parts, *repeats):
-            groups[name] = _entries(rule, name, types[rule.ours], dtype)
+            groups[name] = _entries(rule, name, types[rule.param_name], dtype)
     return WritePlan(tuple(rules), groups)
 
 
@@ -158,16 +158,16 @@ def _entries(rule: Rule, name: str, stored: torch.dtype, dtype: DType | None) ->
         return (name, torch.float8_e4m3fn, shape), scale
     if dtype is None:
         return ((name, stored, shape),)
-    if rule.ours.endswith(_BIAS):
+    if rule.param_name.endswith(_BIAS):
         return ((name, torch.float32, shape),)
     return ((name, torch.bfloat16 if dtype == "fp8" else dtype, shape),)
 
 
 def _in_blocks(rule: Rule) -> bool:
     """Whether DeepSeek-V3 stores it in FP8: every matrix of attention, experts and dense layers but the router's."""
-    text = rule.ours.startswith(("layers.", "mtp."))
-    inside = ".self_attn." in rule.ours or ".mlp." in rule.ours
-    return text and inside and len(rule.part_shape) == 2 and ".gate." not in rule.ours
+    text = rule.param_name.startswith(("layers.", "mtp."))
+    inside = ".self_attn." in rule.param_name or ".mlp." in rule.param_name
+    return text and inside and len(rule.part_shape) == 2 and ".gate." not in rule.param_name
 
 
 def _nbytes(group: tuple[Entry, ...]) -> int:
@@ -234,10 +234,10 @@ def _published(weights: Weights, plan: WritePlan) -> Iterator[tuple[Tensor, ...]
     """Yield what each group of the plan holds, converted."""
     stream = weights.stream()
     for rule, repeats in plan.rules:
-        ours, whole = next(stream, ("nothing more", torch.empty(0)))
-        if ours != rule.ours or tuple(whole.shape) != rule.shape:
+        param_name, whole = next(stream, ("nothing more", torch.empty(0)))
+        if param_name != rule.param_name or tuple(whole.shape) != rule.shape:
             raise CheckpointError(
-                f"{ours}: {tuple(whole.shape)} came where {rule.ours} of {rule.shape} was due; "
+                f"{param_name}: {tuple(whole.shape)} came where {rule.param_name} of {rule.shape} was due; "
                 "use weights that fit their spec"
             )
         for name, part in (*rule.split(whole), *((name, whole) for name in repeats)):

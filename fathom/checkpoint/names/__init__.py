@@ -1,4 +1,4 @@
-"""Published tensor names: one table per family, from our parameters to what is on disk and back, bit for bit."""
+"""Hugging Face tensor names: one table per family that maps Fathom's parameters to files and back, bit for bit."""
 
 from __future__ import annotations
 

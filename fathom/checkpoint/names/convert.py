@@ -1,4 +1,4 @@
-"""Convert states between our names and a family's published ones, strictly and one tensor at a time."""
+"""Convert state dicts between Fathom's names and a family's Hugging Face names, strictly and one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fathom.model.build import Shape
 from fathom.spec import Family, ModelSpec
 
 _LISTED = 20
-"""How many tensors of each kind of fault an error names."""
+"""Tensors of each kind of fault that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameTable:
-    """All rules of one model: a bijection between our tensors and the published ones, plus published repeats."""
+    """All rules of one model: a bijection between parameters and Hugging Face tensors, plus duplicates."""
 
     family: Family
     rules: tuple[Rule, ...]
     duplicates: tuple[DuplicateTensor, ...]
 
     def our_shapes(self) -> dict[str, Shape]:
-        """Names and shapes on our side."""
-        return {rule.ours: rule.shape for rule in self.rules}
+        """Parameter names and shapes."""
+        return {rule.param_name: rule.shape for rule in self.rules}
 
     def hf_shapes(self) -> dict[str, Shape]:
         """Names and shapes that a published checkpoint holds, written repeats included."""
@@ -41,12 +41,12 @@ class NameTable:
         repeats: dict[str, tuple[str, ...]] = {}
         for copy in self.duplicates:
             if copy.written:
-                repeats[copy.ours] = (*repeats.get(copy.ours, ()), copy.published)
+                repeats[copy.param_name] = (*repeats.get(copy.param_name, ()), copy.published)
         for rule in self.rules:
-            yield rule, tuple(rule.names), repeats.get(rule.ours, ())
+            yield rule, tuple(rule.names), repeats.get(rule.param_name, ())
 
     def check_ours(self, shapes: Mapping[str, Shape]) -> None:
-        """Raise one ``CheckpointError`` listing all missing, unexpected and wrongly shaped tensors of ours."""
+        """Raise one ``CheckpointError`` listing all missing, unexpected and wrongly shaped parameters."""
         faults = _faults(self.our_shapes(), {}, shapes)
         if faults:
             raise CheckpointError(
@@ -79,7 +79,7 @@ class NameTable:
     def _remedy(self, needed: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
         if any(name.endswith("weight_scale_inv") for name in found):
             return "scales go with FP8 weights; open the directory that holds both"
-        mtp = {name for rule in self.rules if rule.ours.startswith("mtp.") for name in rule.names}
+        mtp = {name for rule in self.rules if rule.param_name.startswith("mtp.") for name in rule.names}
         if mtp and mtp == needed.keys() - found.keys():
             return "set num_nextn_predict_layers to 0, for the weights lack the multi-token-prediction modules"
         return "use the config.json that belongs to these weights"
@@ -91,26 +91,26 @@ def name_table(spec: ModelSpec) -> NameTable:
 
 
 def to_hf(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and split a state of ours into published tensors: views of it, no copies."""
+    """Rename and split a state dict into Hugging Face tensors: views of it, no copies."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return dict(stream_to_hf(spec, shapes, state.__getitem__))
 
 
 def from_hf(spec: ModelSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename, join and stack published tensors into a state of ours; see ``stream_from_hf``."""
+    """Rename, join and stack Hugging Face tensors into a state dict; see ``stream_from_hf``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in published.items()}
     return dict(stream_from_hf(spec, shapes, published.__getitem__, lambda name: published[name].dtype))
 
 
 def stream_to_hf(spec: ModelSpec, shapes: Mapping[str, Shape], lookup: Lookup) -> Iterator[tuple[str, Tensor]]:
-    """Yield published tensors one by one, after checking that ``shapes`` is the whole state of ours.
+    """Yield Hugging Face tensors one by one, after checking that ``shapes`` is the whole state dict.
 
-    ``lookup`` is called once per tensor of ours; its published repeats follow it.
+    ``lookup`` is called once per parameter; its duplicates follow it.
     """
     table = name_table(spec)
     table.check_ours(shapes)
     for rule, _, repeats in table.pieces():
-        tensor = lookup(rule.ours)
+        tensor = lookup(rule.param_name)
         yield from rule.split(tensor)
         yield from ((name, tensor) for name in repeats)
         del tensor
@@ -122,11 +122,11 @@ def stream_from_hf(
     lookup: Lookup,
     dtypes: Callable[[str], torch.dtype],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield our tensors one by one, after checking that ``shapes`` is the whole published checkpoint.
+    """Yield parameters one by one, after checking that ``shapes`` is the whole Hugging Face checkpoint.
 
-    ``lookup`` reads one published tensor, and ``dtypes`` tells its type beforehand: parts of different types become
-    the type that holds them all. No more than one of ours and one published are held at a time. A repeat that differs
-    from what it repeats raises ``CheckpointError``.
+    ``lookup`` reads one Hugging Face tensor, and ``dtypes`` gives its type beforehand: parts of different types are
+    promoted to a common one. At most one parameter and one Hugging Face tensor are held at a time. A duplicate that
+    differs from its original raises ``CheckpointError``.
     """
     table = name_table(spec)
     table.check_hf(shapes)
@@ -134,12 +134,16 @@ def stream_from_hf(
     for rule in table.rules:
         tensor = rule.assemble(lambda name: lookup(stored[name]), rule.dtype(lambda name: dtypes(stored[name])))
         for copy in table.duplicates:
-            if copy.ours == rule.ours and copy.published in shapes and not _equal(lookup(copy.published), tensor):
+            if (
+                copy.param_name == rule.param_name
+                and copy.published in shapes
+                and not _equal(lookup(copy.published), tensor)
+            ):
                 raise CheckpointError(
                     f"{copy.published}: differs from {rule.published[0][0]}, which the spec shares with it; "
                     "use the config.json that belongs to these weights"
                 )
-        yield rule.ours, tensor
+        yield rule.param_name, tensor
         del tensor
 
 

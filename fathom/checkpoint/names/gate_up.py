@@ -1,4 +1,4 @@
-"""Gate and up projections: (2, F, D) and (E, 2, F, D) in our models, joined as (2F, D) and (E, 2F, D) elsewhere.
+"""Gate and up projections: (2, F, D) and (E, 2, F, D) in Fathom's models, joined as (2F, D) and (E, 2F, D) elsewhere.
 
 Published parts, GGUF's fused form and Fathom checkpoints of format version 1 have the rows of the gate first and those
 of up behind them.
@@ -19,10 +19,10 @@ _DIMENSION: Mapping[str, tuple[int, int]] = MappingProxyType(
 """By the end of a name: the dimension of gate and up, and how many dimensions the tensor has with it."""
 
 
-def joined_shape(ours: str, shape: Shape) -> Shape:
+def joined_shape(param_name: str, shape: Shape) -> Shape:
     """The shape with gate and up joined: (2, F, ...) becomes (2F, ...); other tensors' shapes as they are."""
     for end, (at, rank) in _DIMENSION.items():
-        if ours.endswith(end) and len(shape) == rank:
+        if param_name.endswith(end) and len(shape) == rank:
             return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
     return shape
 
@@ -32,8 +32,8 @@ def current_layout(name: str, tensor: Tensor) -> Tensor:
 
     ``name`` is a parameter's, or that of its optimizer state (``PARAMETER/exp_avg``).
     """
-    ours = name.partition("/")[0]
+    param_name = name.partition("/")[0]
     for end, (at, rank) in _DIMENSION.items():
-        if ours.endswith(end) and tensor.dim() == rank - 1 and tensor.shape[at] % 2 == 0:
+        if param_name.endswith(end) and tensor.dim() == rank - 1 and tensor.shape[at] % 2 == 0:
             return tensor.reshape(*tensor.shape[:at], 2, -1, *tensor.shape[at + 1 :])
     return tensor

@@ -1,4 +1,4 @@
-"""Rules: one tensor of ours, and the published tensors it splits into and is assembled from."""
+"""Rules: one parameter, and the Hugging Face tensors it splits into and is assembled from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Lookup = Callable[[str], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Our tensor ``ours`` of ``shape`` is the published tensors ``published``.
+    """The parameter ``param_name`` of ``shape`` is the Hugging Face tensors ``published``.
 
-    Each row holds the names whose tensors follow one another along a dimension; there is one row per expert when
-    ``stacked`` (our first dimension), otherwise one row.
+    Each row holds the names whose tensors are concatenated along a dimension; there is one row per expert when
+    ``stacked`` (the parameter's first dimension), otherwise one row.
     """
 
-    ours: str
+    param_name: str
     shape: Shape
     published: tuple[tuple[str, ...], ...]
     stacked: bool = False
@@ -37,7 +37,7 @@ class Rule:
     @property
     def part_shape(self) -> Shape:
         """Shape of each published tensor."""
-        joined = joined_shape(self.ours, self.shape)
+        joined = joined_shape(self.param_name, self.shape)
         slab = joined[1:] if self.stacked else joined
         return (slab[0] // len(self.published[0]), *slab[1:])
 
@@ -47,17 +47,17 @@ class Rule:
         return (name for row in self.published for name in row)
 
     def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield published names with views of our tensor: no copies."""
-        tensor = tensor.reshape(joined_shape(self.ours, self.shape))
+        """Yield Hugging Face names with views of the parameter: no copies."""
+        tensor = tensor.reshape(joined_shape(self.param_name, self.shape))
         for index, row in enumerate(self.published):
             slab = tensor[index] if self.stacked else tensor
             rows = self.part_shape[0]
             yield from ((name, slab.narrow(0, place * rows, rows)) for place, name in enumerate(row))
 
     def assemble(self, lookup: Lookup, dtype: torch.dtype) -> Tensor:
-        """Build our tensor in ``dtype``; at most one published tensor is held beside it.
+        """Build the parameter in ``dtype``; at most one Hugging Face tensor is held beside it.
 
-        A lone one of that type is handed on as it is.
+        A single one of that type is returned as it is.
         """
         if not self.stacked and len(self.published[0]) == 1:
             return lookup(self.published[0][0]).to(dtype)
@@ -67,12 +67,12 @@ class Rule:
                 part = lookup(name)
                 if whole is None:
                     whole = _empty(self.shape, dtype, part.device)
-                joined = whole.view(joined_shape(self.ours, self.shape))
+                joined = whole.view(joined_shape(self.param_name, self.shape))
                 slab = joined[index] if self.stacked else joined
                 slab.narrow(0, place * part.shape[0], part.shape[0]).copy_(part)
                 del part
         if whole is None:
-            raise CheckpointError(f"{self.ours}: has no published tensors; give the model at least one expert")
+            raise CheckpointError(f"{self.param_name}: has no published tensors; give the model at least one expert")
         return whole
 
     def dtype(self, dtypes: Callable[[str], torch.dtype]) -> torch.dtype:
@@ -86,25 +86,27 @@ def _empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateTensor:
-    """A published tensor that repeats ``ours``: dropped on reading after comparison, written if ``written``."""
+    """A Hugging Face tensor that duplicates ``param_name``: compared and dropped on reading, written if ``written``."""
 
     published: str
-    ours: str
+    param_name: str
     shape: Shape
     written: bool
 
 
 def rules(spec: ModelSpec) -> tuple[Rule, ...]:
-    """One rule per tensor of ours, in the order of the state; ``CheckpointError`` where the family has no name."""
+    """One rule per parameter, in the order of the state dict; ``CheckpointError`` where the family has no name."""
     found, nameless = [], []
-    for ours, shape in parameter_shapes(spec).items():
-        parts = _published(spec, ours)
+    for param_name, shape in parameter_shapes(spec).items():
+        parts = _published(spec, param_name)
         if parts is None:
-            nameless.append(ours)
+            nameless.append(param_name)
             continue
         stacked = "{e}" in parts[0]
         experts = range(shape[0] if stacked else 1)
-        found.append(Rule(ours, shape, tuple(tuple(p.replace("{e}", str(e)) for p in parts) for e in experts), stacked))
+        found.append(
+            Rule(param_name, shape, tuple(tuple(p.replace("{e}", str(e)) for p in parts) for e in experts), stacked)
+        )
     if nameless:
         more = f" and {len(nameless) - 1} more" if len(nameless) > 1 else ""
         raise CheckpointError(
@@ -125,13 +127,13 @@ def duplicate_tensors(spec: ModelSpec) -> tuple[DuplicateTensor, ...]:
     return tuple(found)
 
 
-def _published(spec: ModelSpec, ours: str) -> tuple[str, ...] | None:
-    """Return the published names of one of ours, ``{e}`` unfilled; None when the family has none."""
-    if spec.family in VISION_FAMILIES or ours.startswith("vision."):
-        return published_vision(spec, ours)
-    if ours in OUTSIDE:
-        return OUTSIDE[ours]
-    part, number, inner = ours.split(".", 2)
+def _published(spec: ModelSpec, param_name: str) -> tuple[str, ...] | None:
+    """Return the Hugging Face names of a parameter, with ``{e}`` unfilled; None when the family has none."""
+    if spec.family in VISION_FAMILIES or param_name.startswith("vision."):
+        return published_vision(spec, param_name)
+    if param_name in OUTSIDE:
+        return OUTSIDE[param_name]
+    part, number, inner = param_name.split(".", 2)
     index = int(number)
     if part == "layers":
         names = LAYERS[spec.family].get(inner)

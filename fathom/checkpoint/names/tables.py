@@ -1,8 +1,8 @@
-"""What each family calls our tensors on disk.
+"""Hugging Face tensor names of each family.
 
-A table maps a name of ours within one decoder layer to the published names it is made of, in the order of its rows;
-``{e}`` in a published name means one such set per expert, stacked along our first dimension. What a table does not
-list, the family cannot publish.
+A table maps a parameter's name within one decoder layer to the Hugging Face names it is made of, in row order;
+``{e}`` in a Hugging Face name means one such set per expert, stacked along the parameter's first dimension. What a
+table does not list, the family cannot store.
 
 Sources: the released checkpoints' indices; DeepSeek-V3 README_WEIGHTS for multi-token prediction.
 """
@@ -22,7 +22,7 @@ def _same(*names: str) -> dict[str, tuple[str, ...]]:
 
 
 def _frozen(*tables: Table) -> Table:
-    return MappingProxyType({ours: published for table in tables for ours, published in table.items()})
+    return MappingProxyType({param_name: published for table in tables for param_name, published in table.items()})
 
 
 OUTSIDE = _frozen(
@@ -32,7 +32,7 @@ OUTSIDE = _frozen(
         "lm_head.weight": ("lm_head.weight",),
     }
 )
-"""Tensors outside the layers; every family calls them the same."""
+"""Tensors outside the layers; the same names in every family."""
 
 _NORMS = _same("input_layernorm.weight", "post_attention_layernorm.weight")
 _GQA = _same(*(f"self_attn.{name}_proj.weight" for name in "qkvo"))

@@ -1,4 +1,4 @@
-"""Vision-language models: what DeepSeek-VL's checkpoints call the tensors of the towers and of the language model.
+"""Vision-language models: DeepSeek-VL's tensor names of the towers and of the language model.
 
 Sources: transformers' deepseek_vl and deepseek_vl_hybrid, whose conversions of the released checkpoints carry one more
 ``vision_model.`` in the names of SigLIP, as transformers 4 wrote it.
@@ -19,13 +19,13 @@ _TEXT = "model.language_model."
 _OLD, _NEW = "model.vision_model.vision_model.", "model.vision_model."
 
 
-def published_vision(spec: ModelSpec, ours: str) -> tuple[str, ...] | None:
-    """Return the published names of one of ours in a family of ``FAMILIES``; None when it has none."""
+def published_vision(spec: ModelSpec, param_name: str) -> tuple[str, ...] | None:
+    """Return the Hugging Face names of a parameter in a family of ``FAMILIES``; None when it has none."""
     if spec.vision is None or spec.family not in FAMILIES:
         return None
-    if ours in OUTSIDE:
-        return tuple(_text(name) for name in OUTSIDE[ours])
-    part, rest = ours.split(".", 1)
+    if param_name in OUTSIDE:
+        return tuple(_text(name) for name in OUTSIDE[param_name])
+    part, rest = param_name.split(".", 1)
     if part == "layers":
         index, inner = rest.split(".", 1)
         names = LAYERS["llama"].get(inner)
@@ -56,12 +56,12 @@ _PLACES: Mapping[str, str] = MappingProxyType(
         "connector.": "model.aligner.",
     }
 )
-"""What the towers' names begin with, ours to published; the first that fits holds. What follows is the same."""
+"""Prefixes of the towers' names, Fathom's to Hugging Face; the first match applies, and the rest of a name is equal."""
 
 
-def _tower(ours: str) -> tuple[str, ...]:
-    begun = next(place for place in _PLACES if ours.startswith(place))
-    name = _PLACES[begun] + ours.removeprefix(begun)
+def _tower(param_name: str) -> tuple[str, ...]:
+    begun = next(place for place in _PLACES if param_name.startswith(place))
+    name = _PLACES[begun] + param_name.removeprefix(begun)
     return tuple(name.replace(".qkv_proj.", f".{which}_proj.") for which in "qkv") if ".qkv_proj." in name else (name,)
 
 

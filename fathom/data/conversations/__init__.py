@@ -1,4 +1,4 @@
-"""Conversations to learn from: read, laid out as tokens with a mask, packed and given batch by batch."""
+"""Conversations for supervised fine-tuning: reading, encoding with a loss mask, packing and loading."""
 
 from __future__ import annotations
 

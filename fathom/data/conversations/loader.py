@@ -1,4 +1,4 @@
-"""The loader of conversations: passes over samples in ever new order, resumable at any batch.
+"""The loader of conversations: epochs over samples, each in a new order, resumable at any batch.
 
 B sequences of a batch, T tokens of a sequence.
 """
@@ -25,11 +25,11 @@ _Stream = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 
 
 class ConversationLoader:
-    """Gives every sample once a pass, each pass in a new order that depends on the seed and its number only.
+    """Yields every sample once an epoch, in an order that depends on the seed and the epoch only.
 
-    With ``packing`` "masked" a batch of B sequences is B bins of at most T tokens, filled with whole samples that see
-    nothing of each other. With "joined" the samples of all passes are one stream, cut into windows of T tokens; each
-    target is given once a pass. Samples may have at most T + 1 tokens; their first token is never predicted.
+    With ``packing`` "masked" a batch of B sequences is B bins of at most T tokens, packed with whole samples that do
+    not attend to each other. With "joined" the samples of all epochs are one stream, cut into windows of T tokens; each
+    target is given once an epoch. Samples may have at most T + 1 tokens; their first token is never predicted.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class ConversationLoader:
 
     @property
     def samples(self) -> int:
-        """How many samples a pass has."""
+        """Samples of an epoch."""
         return len(self._tokens)
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of a pass, as batches count them: all that are read."""
+        """Tokens of an epoch, as batches count them: all inputs."""
         return sum(self._lengths) if self._packing == "masked" else sum(map(len, self._tokens))
 
     @property
-    def learned_per_epoch(self) -> int:
-        """Tokens of a pass that are predicted."""
+    def trainable_tokens_per_epoch(self) -> int:
+        """Tokens of an epoch that are in the loss."""
         return int(sum(learned[1:].sum() for learned in self._learned))
 
     @property
     def epochs(self) -> float:
-        """Passes given so far."""
+        """Epochs given so far."""
         return self._epoch + self._place / self._places(self._epoch)
 
     def next(self, batch_size: int) -> PackedBatch | TokenBatch:
@@ -71,7 +71,7 @@ class ConversationLoader:
         return self._packed(batch_size) if self._packing == "masked" else self._windows(batch_size)
 
     def state(self) -> dict[str, Any]:
-        """Return the position as plain JSON: the pass, the place in it, and what those depend on."""
+        """Return the position as plain JSON: the epoch, the place in it, and what those depend on."""
         return {
             "epoch": self._epoch,
             "place": self._place,
@@ -94,7 +94,7 @@ class ConversationLoader:
         if isinstance(epoch, int) and isinstance(place, int) and epoch >= 0 and 0 <= place < self._places(epoch):
             self._epoch, self._place = epoch, place
         else:
-            raise DataError(f"loader state: place {place!r} is in no pass {epoch!r}; use the checkpoint's own")
+            raise DataError(f"loader state: place {place!r} is in no epoch {epoch!r}; use the checkpoint's own")
 
     def _packed(self, batch_size: int) -> PackedBatch:
         chosen: list[int] = []
@@ -141,7 +141,7 @@ class ConversationLoader:
         return np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 3, epoch, 0]))
 
     def _bins(self, epoch: int) -> list[list[int]]:
-        """Return the bins of a pass; packing sorts by length, so they are put in a new order again."""
+        """Return the bins of an epoch, shuffled, since packing sorts samples by length."""
         if self._order is None or self._order[0] != epoch:
             rng = self._rng(epoch)
             packed = pack_into_bins(rng.permutation(self.samples).tolist(), self._lengths, self._length)
@@ -149,7 +149,7 @@ class ConversationLoader:
         return self._order[1]
 
     def _stream(self, epoch: int) -> _Stream:
-        """Return the tokens of a pass; at each what is predicted there, nothing at a sample's end; and those ends."""
+        """Return the tokens of an epoch, the target at each (-100 at a sample's end), and which tokens end a sample."""
         if self._streamed is None or self._streamed[0] != epoch:
             order = self._rng(epoch).permutation(self.samples)
             ends = np.full(1, IGNORE_INDEX, dtype=np.int64)

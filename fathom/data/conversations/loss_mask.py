@@ -1,7 +1,7 @@
-"""Conversations as tokens, and which of them a model learns to write.
+"""Conversations as token ids with a loss mask.
 
-The tokens are those that ``encode_chat`` gives, whatever the template. Where an answer stands among them is found by
-laying out the conversation's beginnings: up to the answer as a prompt, and up to its end.
+The tokens are those that ``encode_chat`` gives, whatever the template. An answer's place among them is found by
+encoding prefixes of the conversation: up to the answer as a prompt, and up to its end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A conversation's tokens, and for each whether it is to be predicted.
+    """A conversation's token ids and loss mask: ``learned`` is true for tokens in the loss.
 
-    ``left_out`` turns of learned roles are read but not learned: the template shows them otherwise than the model would
-    have to write them, without their reasoning for one.
+    ``left_out`` counts turns of trained roles that are masked out, since the template shows them otherwise than the
+    model would have to write them, e.g. without their reasoning.
     """
 
     tokens: list[int]
@@ -41,13 +41,13 @@ def encode_with_loss_mask(
     thinking: KeepThinking = "keep",
     template: str | None = None,
 ) -> Sample:
-    """Encode a conversation in OpenAI's form, and mark what is learned of it.
+    """Encode a conversation in OpenAI's format with its loss mask.
 
-    Of the turns whose role is in ``learn``, everything is that the model has to write: reasoning, content, calls and
-    the token that ends the turn; never what a prompt ends with, such as ``<｜Assistant｜>``. ``thinking`` "keep" has
-    the last answer begin with its reasoning, between think tags if the template has no form of its own for it; "drop"
-    shows none. Earlier answers that had reasoning are left out, since templates show them without it. The template is
-    the tokenizer's unless one is given, and may be one that nobody vouches for.
+    Of the turns whose role is in ``learn``, the loss covers all that the model has to write: reasoning, content, calls
+    and the token that ends the turn; never what a prompt ends with, such as ``<｜Assistant｜>``. ``thinking`` "keep"
+    has the last answer begin with its reasoning, between think tags if the template has no format for it; "drop"
+    shows none. Earlier answers that had reasoning are masked out, since templates show them without it. The template is
+    the tokenizer's unless one is given, and may be one that Fathom does not know.
 
     Raises:
         DataError: a message is malformed, or the template refuses the conversation.
@@ -90,7 +90,7 @@ class _TurnLocator:
         return spans
 
     def _alone(self, index: int) -> tuple[list[int], int] | None:
-        """Return a conversation that ends with a turn, and where that begins; None where it cannot be learned."""
+        """Return a conversation that ends with a turn, and where that begins; None where it cannot be trained on."""
         final = index == len(self._turns.messages) - 1
         try:
             turn = self._whole if final else self._turns.until(index + 1)
@@ -102,7 +102,7 @@ class _TurnLocator:
             return None
 
     def _answer_start(self, index: int, turn: list[int]) -> int | None:
-        """Return where the model goes on after the prompt; a token of both the prompt and the answer is skipped."""
+        """Return where the model continues after the prompt; a token of both the prompt and the answer is skipped."""
         prompt = self._turns.until(index, prompt=True)
         same = _common(prompt, turn)
         rest = prompt[same:]
@@ -140,7 +140,7 @@ class _TurnLocator:
         return next(((start, end) for end in ends if self._whole[:end] == turn[:end]), None)
 
     def _moved(self, turn: list[int], start: int, after: int, before: int) -> Span | None:
-        """Return where a turn stands between two places, if what is around it is what no content can forge."""
+        """Return where a turn stands between two places, if special tokens enclose it, which no content can spell."""
         for end in self._ends(turn, start):
             if start and {turn[start - 1], turn[end - 1]} <= self._special:
                 stretch = turn[start - 1 : end]
@@ -172,5 +172,5 @@ def _with_reasoning(
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences begin with alike."""
+    """Return the length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,6 +1,6 @@
-"""Samples put together: whole ones that see nothing of each other, or one stream cut into windows.
+"""Packing samples into fixed-size bins, and their targets.
 
-N tokens of sequences laid end to end, 1 in ``BT1`` the one token more that shifts inputs to targets.
+N tokens of packed sequences, 1 in ``BT1`` the one token more that shifts inputs to targets.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from fathom.spec.targets import IGNORE_INDEX
 
 Tokens = NDArray[np.int64]
 PACKING_WINDOW = 1024
-"""Samples that are packed together: more waste less room, fewer stay nearer the order of the epoch."""
+"""Samples that are packed at a time: more leave less padding, fewer stay nearer the order of the epoch."""
 
 
 def pack_into_bins(
-    order: Sequence[int], lengths: Sequence[int], room: int, window: int = PACKING_WINDOW
+    order: Sequence[int], lengths: Sequence[int], capacity: int, window: int = PACKING_WINDOW
 ) -> list[list[int]]:
-    """Put samples into as few bins of ``room`` tokens as a quick rule finds.
+    """Pack samples into few bins of ``capacity`` tokens (best fit decreasing).
 
-    ``order`` is cut into windows; in each, the longest sample goes first, into the bin with the least room that it fits
-    (best fit decreasing). Costs n log n. Every sample must fit a bin.
+    ``order`` is cut into windows; in each, the longest sample goes first, into the fullest bin that it fits.
+    Costs n log n. Every sample must fit a bin.
     """
     packed: list[list[int]] = []
     for start in range(0, len(order), window):
-        free: list[tuple[int, int]] = []  # room left and bin, ascending
+        free: list[tuple[int, int]] = []  # free tokens and bin, ascending
         for sample in sorted(order[start : start + window], key=lambda index: -lengths[index]):
             place = bisect_left(free, (lengths[sample], -1))
             if place == len(free):
-                left, chosen = room, len(packed)
+                left, chosen = capacity, len(packed)
                 packed.append([])
             else:
                 left, chosen = free.pop(place)
@@ -52,5 +52,5 @@ def pack_samples(tokens: Sequence[Tokens], learned: Sequence[NDArray[np.bool_]])
 
 
 def next_token_targets(tokens: Tokens, learned: NDArray[np.bool_]) -> Tokens:
-    """Return what is predicted at each position but the last: the next token where it is learned, -100 elsewhere."""
+    """Return the target at each position but the last: the next token where the loss mask is set, -100 elsewhere."""
     return np.where(learned[1:], tokens[1:], IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""Conversations from JSONL files, in the form of OpenAI's messages; what cannot be used is told and left out."""
+"""Reading conversations from JSONL files of OpenAI's messages; those that cannot be used are reported and skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Reason = Literal["malformed", "unknown_role", "template", "too_long", "nothing_l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in OpenAI's form, the tools on offer, and where it comes from, for reports."""
+    """Messages in OpenAI's format, the tools on offer, and where it comes from, for reports."""
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -31,7 +31,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class ConversationProblem:
-    """Why a conversation cannot be used: one sentence, and the place of the conversation."""
+    """Why a conversation was skipped: one sentence, and the place of the conversation."""
 
     reason: Reason
     place: str
@@ -43,9 +43,9 @@ class ConversationProblem:
 
 @dataclass(slots=True)
 class ConversationReport:
-    """What became of conversations; fills as they are read and encoded.
+    """Counts of used and skipped conversations; filled as they are read and encoded.
 
-    ``left_out`` turns of used conversations are read but not learned. ``examples`` are the first few of each reason.
+    ``left_out`` counts masked turns of used conversations. ``examples`` are the first few of each reason.
     """
 
     used: int = 0
@@ -87,17 +87,17 @@ class ConversationReport:
     @property
     def lines(self) -> list[str]:
         """The report as lines to print: each reason with how often it came, and its first example."""
-        told = [f"{self.used} of {self.read} conversations are used"]
+        lines = [f"{self.used} of {self.read} conversations are used"]
         if self.left_out:
-            told.append(f"{self.left_out} turns are read but not learned: the chat template shows them otherwise")
-        return told + [f"{count} x {name}: {self.examples[name][0]}" for name, count in self.problems.most_common()]
+            lines.append(f"{self.left_out} turns are masked from the loss: the chat template shows them otherwise")
+        return lines + [f"{count} x {name}: {self.examples[name][0]}" for name, count in self.problems.most_common()]
 
 
 def read_conversations(path: Path, report: ConversationReport) -> Iterator[Conversation]:
     """Yield the conversations of a JSONL file: ``{"messages": [...]}``, with ``"tools"`` where there are any.
 
     Roles are system, developer, user, assistant and tool; an assistant's reasoning stands under ``reasoning_content``
-    or ``reasoning``, its calls under ``tool_calls``. A bad line is reported, and the others go on.
+    or ``reasoning``, its calls under ``tool_calls``. A bad line is reported and skipped.
 
     Raises:
         DataError: the file cannot be read.
@@ -128,7 +128,7 @@ def encode_conversations(
 ) -> list[Sample]:
     """Return the conversations as samples of at most ``max_tokens`` + 1 tokens.
 
-    One that the chat template refuses, that is longer, or of which nothing is learned is reported and left out.
+    One that the chat template refuses, that is longer, or of which no token is in the loss is reported and skipped.
 
     Raises:
         DataError: none is left; the message names the first problem.
@@ -157,7 +157,7 @@ def encode_conversations(
         samples.append(sample)
     if not samples:
         first = next((str(kept[0]) for kept in report.examples.values()), "there are none")
-        raise DataError(f"conversations: none of {report.read} can be used ({first}); mend or add some")
+        raise DataError(f"conversations: none of {report.read} can be used ({first}); fix or add some")
     return samples
 
 
@@ -165,7 +165,7 @@ def _unusable(sample: Sample, max_tokens: int, learn: Sequence[str]) -> tuple[Re
     if len(sample.tokens) > max_tokens + 1:
         return "too_long", f"{len(sample.tokens)} tokens exceed {max_tokens + 1}; shorten it, or raise sequence_length"
     if not any(sample.learned):
-        return "nothing_learned", f"no turn of {' or '.join(learn)} can be learned; add one, or change learn"
+        return "nothing_learned", f"no turn of {' or '.join(learn)} can be trained on; add one, or change learn"
     return None
 
 
@@ -180,7 +180,7 @@ def _read(line: bytes, place: str) -> Conversation | ConversationProblem:
         return ConversationProblem("malformed", place, 'has no messages; write {"messages": [...]}')
     tools = row.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        return ConversationProblem("malformed", place, "tools: expected a list of objects; give OpenAI's form")
+        return ConversationProblem("malformed", place, "tools: expected a list of objects; give OpenAI's format")
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         try:

@@ -1,4 +1,4 @@
-"""Conversations in the one form that the rest of this room reads, and laid out by a chat template as token ids."""
+"""Conversations with normalized messages, encoded by a chat template as token ids."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TemplatedConversation:
         return cls(tokenizer, chosen, tuple(fitted), variables)
 
     def ids(self, messages: Messages, *, prompt: bool = False) -> list[int]:
-        """Return the ids of messages; as a ``prompt``, up to where the model goes on."""
+        """Return the ids of messages; as a ``prompt``, up to where the model continues."""
         return encode_chat(self.tokenizer, messages, self.template, add_generation_prompt=prompt, **self.variables)
 
     def until(self, end: int, *, prompt: bool = False) -> list[int]:

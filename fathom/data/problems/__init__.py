@@ -1,4 +1,4 @@
-"""Problems to train on and to be judged by: opened from their sources, with training and held-out kept apart."""
+"""Problem sets: opened from their sources, with disjoint training and held-out splits."""
 
 from __future__ import annotations
 

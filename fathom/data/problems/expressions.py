@@ -1,4 +1,4 @@
-"""The expressions of word-problem templates: a small part of Python's grammar, computed by our own walk of the tree."""
+"""The expressions of word-problem templates: a small part of Python's grammar, evaluated by walking its syntax tree."""
 
 from __future__ import annotations
 

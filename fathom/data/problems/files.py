@@ -17,23 +17,23 @@ MAX_LINE_CHARS = 4_194_304
 
 
 class ListedProblems:
-    """A ``ProblemSet`` of listed problems, in their order; a side begins anew after its last problem."""
+    """A ``ProblemSet`` of listed problems, in their order; a split repeats after its last problem."""
 
-    def __init__(self, name: str, sides: Mapping[Split, list[Problem]]) -> None:
+    def __init__(self, name: str, splits: Mapping[Split, list[Problem]]) -> None:
         self.name = name
-        self._sides = sides
+        self._splits = splits
 
     def problems(self, split: Split, start: int, count: int, *, seed: int = 0) -> list[Problem]:
-        """Return problems of a split; a side without any raises ``DataError``."""
+        """Return problems of a split; a split without any raises ``DataError``."""
         check_range(start, count)
-        side = self._sides[split]
-        if not side:
+        problems = self._splits[split]
+        if not problems:
             raise DataError(f'{self.name}: no problem is {split}; add some with "split": "{split}"')
-        return [side[index % len(side)] for index in range(start, start + count)]
+        return [problems[index % len(problems)] for index in range(start, start + count)]
 
     def size(self, split: Split) -> int | None:
         """Return how many problems a split has."""
-        return len(self._sides[split])
+        return len(self._splits[split])
 
 
 def open_file(source: FileProblems, base: Path) -> ListedProblems:
@@ -41,10 +41,10 @@ def open_file(source: FileProblems, base: Path) -> ListedProblems:
 
     Each line is a table of ``question`` and ``answer``, and may have ``id``, ``language``, ``details`` and ``split``.
     Without ``split`` a question's hash decides, one in ten being held out. Every fault raises ``DataError`` with its
-    line; so does one question on both sides. A question that comes again on its own side is read once.
+    line; so does one question in both splits. A question repeated within its split is read once.
     """
     path = base / Path(source.path).expanduser()
-    sides: dict[Split, list[Problem]] = {"train": [], "held_out": []}
+    splits: dict[Split, list[Problem]] = {"train": [], "held_out": []}
     seen: dict[str, tuple[Split, int]] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -56,10 +56,10 @@ def open_file(source: FileProblems, base: Path) -> ListedProblems:
                 f"{path}: line {number} is {split}, but its question is {first[0]} in line {first[1]}; remove one"
             )
         if first[1] == number:
-            sides[split].append(problem)
+            splits[split].append(problem)
     if not seen:
         raise DataError(f"{path}: holds no problem; add lines of question and answer")
-    return ListedProblems(source.name, sides)
+    return ListedProblems(source.name, splits)
 
 
 def _lines(path: Path) -> list[str]:
@@ -77,7 +77,7 @@ def _read(source: FileProblems, line: str, where: str, number: int) -> tuple[Pro
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); mend or remove it") from None
+        raise DataError(f"{where} is not JSON ({error}); fix or remove it") from None
     if not isinstance(row, dict):
         raise DataError(f'{where} is no table; write it as {{"question": ..., "answer": ...}}')
     unknown = sorted(set(row) - set(_FIELDS))

@@ -1,4 +1,4 @@
-"""Problem sets that are generated without end, with their two sides kept apart."""
+"""Endless generated problem sets with disjoint splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_CANDIDATES = 4096
 
 
 class ProblemSet(Protocol):
-    """The problems of a task, in two sides that share no question."""
+    """The problems of a task, in two splits that share no question."""
 
     @property
     def name(self) -> str:
@@ -27,7 +27,7 @@ class ProblemSet(Protocol):
     def problems(self, split: Split, start: int, count: int, *, seed: int = 0) -> list[Problem]:
         """Return problems ``start`` to ``start + count`` of a split; each depends on split, index and seed only.
 
-        A side with an end begins anew after it. Held-out problems are pairwise different up to that end.
+        A finite split repeats after its last problem. Held-out problems are pairwise different up to that end.
         """
         ...
 
@@ -39,7 +39,7 @@ class ProblemSet(Protocol):
 class GeneratedProblems:
     """A ``ProblemSet`` over a generator of candidates, by the rule of ``split``; ``task`` is what is hashed.
 
-    A training problem is the first candidate of its index on the training side: any index costs the same. Held-out
+    A training problem is the first candidate of its index in the training split: any index costs the same. Held-out
     problems are the different held-out questions in the order they are met, so reaching one costs all before it, ten
     candidates each; they are kept.
     """

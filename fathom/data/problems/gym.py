@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym's data sets, drawn from our own seeds, as plain JSON that its scorers take."""
+"""Problems of reasoning-gym's data sets, drawn from Fathom's seeds, as plain JSON that its scorers take."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UNSUPPORTED_DATASETS: Mapping[str, str] = MappingProxyType(
         "word_ladder": _NOT_REPEATABLE,
     }
 )
-"""Data sets that cannot be asked, split and judged by our rules, and why (release 0.1.25)."""
+"""Data sets that cannot be asked, split and judged by Fathom's rules, and why (release 0.1.25)."""
 
 
 def open_gym(source: GymProblems) -> GeneratedProblems:

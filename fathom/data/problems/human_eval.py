@@ -28,7 +28,7 @@ _MAX_BYTES = 16_777_216
 class HumanEval:
     """A ``ProblemSet`` of held-out problems; asking for training ones raises ``SpecError``.
 
-    A problem's question is the code to go on from; its details are ``prompt``, ``tests``, ``entry_point`` and
+    A problem's question is the code to continue; its details are ``prompt``, ``tests``, ``entry_point`` and
     ``canonical_solution``. The tests define ``check(candidate)``.
     """
 
@@ -37,7 +37,7 @@ class HumanEval:
         self._problems = tuple(problems)
 
     def problems(self, split: Split, start: int, count: int, *, seed: int = 0) -> list[Problem]:
-        """Return problems in the order of their publication, beginning anew after the last."""
+        """Return problems in the order of their publication, repeating after the last."""
         check_range(start, count)
         self._refuse(split)
         return [self._problems[index % len(self._problems)] for index in range(start, start + count)]

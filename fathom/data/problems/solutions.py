@@ -1,4 +1,4 @@
-"""Worked solutions of some reasoning-gym problems, written out from their metadata for a model to learn from.
+"""Worked solutions of some reasoning-gym problems, written out from their metadata as training text.
 
 Each is short text of small steps that ends with the answer. A text that does not is withheld: what is taught is right.
 """

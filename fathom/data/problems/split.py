@@ -1,7 +1,7 @@
-"""Which side a question is on: training and held-out questions are kept apart by construction, twice.
+"""Assigning questions to the training or held-out split; the splits are disjoint by construction.
 
-Either side draws from seeds of its own, and a question is held out when the hash of its task and text says so, whatever
-it was drawn from: generated problems of the other side are passed over. So no held-out question can be met in
+Each split draws from its own seeds, and a question is held out when the hash of its task and text says so, whatever
+it was drawn from: generated problems of the other split are skipped. So no held-out question can be met in
 training, even where a task has few different questions.
 """
 

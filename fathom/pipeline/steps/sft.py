@@ -67,7 +67,11 @@ def run(step: SftStep, context: StepContext) -> None:
     train = step.train
     loader = ConversationLoader(samples, sequence_length=train.sequence_length, seed=train.seed, packing=train.packing)
     context.path(step).mkdir(parents=True, exist_ok=True)
-    document = {"samples": loader.samples, "tokens": loader.tokens_per_epoch, "learned": loader.learned_per_epoch}
+    document = {
+        "samples": loader.samples,
+        "tokens": loader.tokens_per_epoch,
+        "learned": loader.trainable_tokens_per_epoch,
+    }
     write_json(context.path(step) / DATA, document | {"sources": counts})
     train_epochs(step, context, start, loader)
 
@@ -180,7 +184,7 @@ def as_texts(
         samples.append(Sample([*prompt, *written], [False] * len(prompt) + [True] * len(written)))
     if not samples:
         first = next((str(kept[0]) for kept in report.examples.values()), "there are none")
-        raise DataError(f"conversations: none of {report.read} can be used ({first}); mend or add some")
+        raise DataError(f"conversations: none of {report.read} can be used ({first}); fix or add some")
     return samples
 
 

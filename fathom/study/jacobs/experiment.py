@@ -1,4 +1,4 @@
-"""The experiment: three errors, mixtures of 2, 4 and 8 experts and two backprop nets on vowels, many runs of each."""
+"""The experiment on vowels: three error functions, mixtures of 2 to 8 experts and two backprop nets, many runs each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fathom.study.threads import one_thread
 class StudyConfig:
     """``steps`` are tried with ``trial_runs`` runs each, and the fastest is used, as the paper chose its own.
 
-    Initial weights are small, so that gates begin even as the paper's did.
+    Initial weights are small, so that gates start even, as the paper's did.
     """
 
     runs: int = 25

@@ -1,4 +1,4 @@
-"""The experiment's picture: who owns which part of the input plane, and how fast each system learns.
+"""The experiment's figure: which expert wins where in the input plane, and learning curves.
 
 Dimensions: N points of the plane, E experts.
 """
@@ -27,7 +27,7 @@ _INKS = {"mixture": PALETTE[0], "competitive": PALETTE[1], "cooperative": PALETT
 
 
 class Row(Protocol):
-    """What is drawn of a trained system."""
+    """The data drawn of a trained system."""
 
     @property
     def error(self) -> str:
@@ -56,7 +56,7 @@ class Row(Protocol):
 
 
 class Sizes(Protocol):
-    """What the labels say."""
+    """Sizes in the labels."""
 
     @property
     def criterion(self) -> float:
@@ -157,7 +157,7 @@ def _curves(axes: Axes, rows: Sequence[Row], sizes: Sizes) -> None:
 
 
 def _specialisation(axes: Axes, rows: Sequence[Row]) -> None:
-    """How much the winner's error exceeds the blend's against how many experts share a case, one dot a run."""
+    """Excess error of the winner over the blend against experts per case, one dot per run."""
     for error in ("mixture", "competitive", "cooperative"):
         kinds = [row.test_at_end for row in rows if row.error == error]
         x = torch.cat([kind.experts_per_case for kind in kinds])

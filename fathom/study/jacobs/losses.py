@@ -32,7 +32,7 @@ def competitive(outputs: Tensor, log_gates: Tensor, target: Tensor) -> Tensor:
 
 
 def mixture(outputs: Tensor, log_gates: Tensor, target: Tensor) -> Tensor:
-    """-log sum p exp(-1/2 ||d - o||^2): the surprise of a mixture of Gaussians (eq 3), the one the paper used.
+    """-log sum p exp(-1/2 ||d - o||^2): the negative log-likelihood of a mixture of Gaussians, the paper's (eq 3).
 
     Its slope at an expert's answer is -(d - o) times the expert's posterior share of the case (eq 5), so the expert
     that fits best learns fastest.

@@ -1,4 +1,4 @@
-"""How far experts have specialised, run by run.
+"""Measures of the experts' specialisation, per run.
 
 Dimensions: R runs, N cases, E experts, O outputs.
 """

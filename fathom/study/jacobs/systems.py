@@ -1,4 +1,4 @@
-"""The paper's nets, many runs of one at once, and its plain gradient descent.
+"""The paper's nets, many runs at once, and its plain gradient descent.
 
 Dimensions: R runs (independent initial weights), N cases, I inputs with a constant 1, E experts, H hidden units,
 O outputs (one logistic unit: which vowel of its pair).
@@ -59,7 +59,7 @@ class Backprop:
 
 @dataclass(frozen=True, slots=True)
 class TrainingHistory:
-    """What training did.
+    """The history of a training.
 
     ``reached_R`` is the first epoch whose mean squared error of the blend met the criterion, -1 where none did;
     ``errors_TR`` that error at every epoch; ``at_criterion`` the weights of that epoch, or the last ones.
@@ -116,7 +116,7 @@ def set_weights(system: System, weights: tuple[Tensor, ...]) -> None:
 
 
 def _one_product(x_NI: Tensor, weights_RIF: Tensor) -> Tensor:
-    """The runs' products with the same inputs, (R, N, F), as one product of matrices instead of many thin ones."""
+    """The runs' products with the same inputs, (R, N, F), as one matrix product."""
     runs, inputs, features = weights_RIF.shape
     wide_NF = x_NI @ weights_RIF.transpose(0, 1).reshape(inputs, runs * features)
     return wide_NF.view(-1, runs, features).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The experiment's table and what it says of the paper's claims, made from what result.json holds."""
+"""The experiment's table and its verdict on the paper's claims, from result.json."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if not all(_reached(row) for row in (*mixture, *nets)):
         return [*lines, "- Not measured: the epochs to the criterion, which some systems never met."]
-    ours, theirs = [_epochs(row) for row in mixture if row["size"] >= 4], [_epochs(row) for row in nets]
-    ratio = fmean(ours) / fmean(theirs)
-    pairs = f"{_range(ours, 0)} against {_range(theirs, 0)} epochs, {ratio:.2f} times as many"
+    mixtures, backprop = [_epochs(row) for row in mixture if row["size"] >= 4], [_epochs(row) for row in nets]
+    ratio = fmean(mixtures) / fmean(backprop)
+    pairs = f"{_range(mixtures, 0)} against {_range(backprop, 0)} epochs, {ratio:.2f} times as many"
     lines.append(_verdict(ratio <= 0.67, "Mixtures need about half the epochs of backprop nets", pairs))
-    if len(ours) > 1 and len(theirs) > 1:
-        line = f"{ours[0]:.0f} and {ours[-1]:.0f} epochs, the nets {theirs[0]:.0f} and {theirs[-1]:.0f}"
-        better = ours[-1] < ours[0] and theirs[-1] > theirs[0]
+    if len(mixtures) > 1 and len(backprop) > 1:
+        line = f"{mixtures[0]:.0f} and {mixtures[-1]:.0f} epochs, the nets {backprop[0]:.0f} and {backprop[-1]:.0f}"
+        better = mixtures[-1] < mixtures[0] and backprop[-1] > backprop[0]
         lines.append(_verdict(better, "More experts learn no slower, more hidden units do", line))
     return lines
 

@@ -1,4 +1,4 @@
-"""Text that is on every machine: the sources of Python's own standard library."""
+"""Text that every installation has: the sources of Python's standard library."""
 
 from __future__ import annotations
 

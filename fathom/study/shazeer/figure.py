@@ -1,4 +1,4 @@
-"""The experiment's picture: the load of every expert under each loss, and perplexity against the number of experts."""
+"""The experiment's figure: the load of every expert under each loss, and perplexity against the number of experts."""
 
 from __future__ import annotations
 

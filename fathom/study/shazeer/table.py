@@ -1,4 +1,4 @@
-"""The experiment's tables beside the paper's, and what they say of its claims, made from what result.json holds."""
+"""The experiment's tables beside the paper's, and the verdict on its claims, from result.json."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fathom.study.shazeer.model import MoELanguageModel, cross_entropy
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes that every model of the experiment shares."""
+    """Settings shared by every model of the experiment."""
 
     vocabulary: int = 1024
     width: int = 64

@@ -1,4 +1,4 @@
-"""The published form of Switch Transformers: a T5 encoder-decoder whose every other layer is a mixture of experts.
+"""Switch Transformers as published: a T5 encoder-decoder with a mixture of experts in every second layer.
 
 The same encoder-decoder with another router is GShard's (``fathom.study.gshard``).
 """

@@ -14,7 +14,7 @@ from fathom.study.switch_t5.spec import EncoderDecoderSpec
 
 
 class KVCache:
-    """Keys and values (B, H, S, K) that one attention layer has seen; new ones are put behind them."""
+    """Keys and values (B, H, S, K) of one attention layer; new ones are appended."""
 
     def __init__(self) -> None:
         self.keys_BHSK: Tensor | None = None

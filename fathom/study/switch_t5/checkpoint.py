@@ -1,4 +1,4 @@
-"""Opening and writing a published directory: config.json and safetensors."""
+"""Reading and writing a Hugging Face directory: config.json and safetensors."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def load(directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Encode
 
 
 def save(directory: Path | str, model: EncoderDecoder) -> Path:
-    """Write a directory that transformers opens; it appears whole or not at all.
+    """Write a directory that transformers opens, atomically.
 
     Raises:
         CheckpointError: the directory exists.
-        SpecError: the published form cannot say what the model is.
+        SpecError: the Hugging Face config cannot express the model.
     """
     root = Path(directory)
     config = spec_to_config(model.spec)

@@ -1,4 +1,4 @@
-"""Greedy generation with the decoder's keys and values kept from step to step.
+"""Greedy generation with a key-value cache.
 
 B batch, S source tokens.
 """

@@ -19,12 +19,12 @@ from fathom.study.switch_t5.attention import Attention, KVCache, RelativeBias, p
 from fathom.study.switch_t5.feed_forward import DenseMLP, SparseMLP
 from fathom.study.switch_t5.spec import EncoderDecoderSpec
 
-_DECODER_DRAWS = 1 << 16  # the decoder's layers draw from streams behind all of the encoder's
+_DECODER_DRAWS = 1 << 16  # the decoder's layers draw from streams after all of the encoder's
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderOutput:
-    """What a forward pass leaves; each stack has one routing per mixture of experts."""
+    """The outputs of a forward pass; each stack has one routing per mixture of experts."""
 
     logits_BTV: Tensor
     encoded_BSD: Tensor
@@ -34,7 +34,7 @@ class EncoderDecoderOutput:
 
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderCache:
-    """What decoding keeps from step to step: each layer's own keys and values, and those of the source."""
+    """The cache of decoding: each layer's self-attention keys and values, and those of the source."""
 
     own: tuple[KVCache, ...]
     source: tuple[KVCache, ...]

@@ -1,4 +1,4 @@
-"""Our tensor names and the published ones, one to one: only experts are stacked here and apart there."""
+"""Fathom's and Hugging Face's tensor names, one to one but for experts, which are stacked here."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One of our tensors and the published tensors it is made of: itself, or one per expert along the first axis."""
+    """A parameter and the Hugging Face tensors it is made of: itself, or one per expert along the first dimension."""
 
-    ours: str
-    theirs: tuple[str, ...]
+    param_name: str
+    hf_names: tuple[str, ...]
     shape: Shape
     stacked: bool = False
 
@@ -46,45 +46,47 @@ def rules(spec: EncoderDecoderSpec) -> tuple[Rule, ...]:
 
 
 def _layer(spec: EncoderDecoderSpec, stack: str, index: int) -> Iterator[Rule]:
-    ours, theirs = f"{stack}.layers.{index}", f"{stack}.block.{index}.layer"
+    prefix, hf_prefix = f"{stack}.layers.{index}", f"{stack}.block.{index}.layer"
     width, inner = spec.d_model, spec.num_heads * spec.d_kv
     attentions = [("self_attn", "SelfAttention")] + ([("cross_attn", "EncDecAttention")] if stack == "decoder" else [])
     for place, (name, published) in enumerate(attentions):
-        yield Rule(f"{ours}.{name}_norm.weight", (f"{theirs}.{place}.layer_norm.weight",), (width,))
+        yield Rule(f"{prefix}.{name}_norm.weight", (f"{hf_prefix}.{place}.layer_norm.weight",), (width,))
         for letter in "qkvo":
             shape = (width, inner) if letter == "o" else (inner, width)
-            yield Rule(f"{ours}.{name}.{letter}.weight", (f"{theirs}.{place}.{published}.{letter}.weight",), shape)
+            yield Rule(f"{prefix}.{name}.{letter}.weight", (f"{hf_prefix}.{place}.{published}.{letter}.weight",), shape)
     place = len(attentions)
-    yield Rule(f"{ours}.mlp_norm.weight", (f"{theirs}.{place}.layer_norm.weight",), (width,))
-    mlp, moe = f"{theirs}.{place}.mlp", spec.moe
+    yield Rule(f"{prefix}.mlp_norm.weight", (f"{hf_prefix}.{place}.layer_norm.weight",), (width,))
+    mlp, moe = f"{hf_prefix}.{place}.mlp", spec.moe
     sparse = moe is not None and spec.is_sparse(index, decoder=stack == "decoder")
     if sparse and moe is not None:
         router = (moe.n_routed_experts, width)
-        yield Rule(f"{ours}.mlp.router.weight", (f"{mlp}.router.classifier.weight",), router)
+        yield Rule(f"{prefix}.mlp.router.weight", (f"{mlp}.router.classifier.weight",), router)
     inner = moe.moe_intermediate_size if sparse and moe is not None else spec.d_ff
     for letter, shape in (("wi", (inner, width)), ("wo", (width, inner))):
         if sparse and moe is not None:
             experts = range(moe.n_routed_experts)
             names = tuple(f"{mlp}.experts.expert_{e}.{letter}.weight" for e in experts)
-            yield Rule(f"{ours}.mlp.experts.{letter}", names, (len(names), *shape), stacked=True)
+            yield Rule(f"{prefix}.mlp.experts.{letter}", names, (len(names), *shape), stacked=True)
         else:
-            yield Rule(f"{ours}.mlp.{letter}.weight", (f"{mlp}.{letter}.weight",), shape)
+            yield Rule(f"{prefix}.mlp.{letter}.weight", (f"{mlp}.{letter}.weight",), shape)
 
 
 def to_hf(spec: EncoderDecoderSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state under the published names."""
+    """Return a state dict under the Hugging Face names."""
     published: dict[str, Tensor] = {}
     for rule in rules(spec):
-        tensor = state[rule.ours]
+        tensor = state[rule.param_name]
         parts = tensor.unbind(0) if rule.stacked else (tensor,)
-        published |= zip(rule.theirs, parts, strict=True)
+        published |= zip(rule.hf_names, parts, strict=True)
     return published
 
 
 def from_hf(spec: EncoderDecoderSpec, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors under our names; ``check_names`` says beforehand whether all are there."""
+    """Return Hugging Face tensors under Fathom's names; ``check_names`` checks beforehand that all are there."""
     return {
-        rule.ours: torch.stack([published[name] for name in rule.theirs]) if rule.stacked else published[rule.theirs[0]]
+        rule.param_name: torch.stack([published[name] for name in rule.hf_names])
+        if rule.stacked
+        else published[rule.hf_names[0]]
         for rule in rules(spec)
     }
 
@@ -101,7 +103,7 @@ def check_names(spec: EncoderDecoderSpec, shapes: Mapping[str, Shape], where: st
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; all are counted, some named.
     """
-    wanted = {name: rule.published_shape for rule in rules(spec) for name in rule.theirs}
+    wanted = {name: rule.published_shape for rule in rules(spec) for name in rule.hf_names}
     doubles = copies(spec)
     problems = [
         _some("missing", [name for name in wanted if name not in shapes]),

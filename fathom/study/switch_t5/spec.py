@@ -1,4 +1,4 @@
-"""What makes one T5 encoder-decoder with experts differ from another, and its published config.json both ways."""
+"""The spec of a T5 encoder-decoder with experts, and reading and writing its config.json."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def spec_to_config(spec: EncoderDecoderSpec) -> dict[str, Any]:
     """Write the published config.json.
 
     Raises:
-        SpecError: the published form cannot say what the spec says.
+        SpecError: the Hugging Face config cannot express the spec.
     """
     moe = spec.moe
     if moe is None or spec.expert_capacity is None:

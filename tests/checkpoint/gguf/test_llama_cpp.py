@@ -203,7 +203,7 @@ def test_both_read_a_file_in_fewer_bits_alike(
     shapes = {entry.name: entry.shape for entry in container.tensors.values()}
     assert spec_from_metadata(container.metadata, shapes) == spec
     read = build(spec).eval()
-    read.load_state_dict({rule.ours: rule.assemble(container.read).float() for rule in check(spec, shapes)})
+    read.load_state_dict({rule.param_name: rule.assemble(container.read).float() for rule in check(spec, shapes)})
     tokens = _tokens(spec)
     exact, ours, theirs = _ours(model, tokens), _ours(read, tokens), _theirs(path, tokens)
     apart, lost = _distance(theirs, ours), _distance(ours, exact)

@@ -19,7 +19,7 @@ SpecOf = Callable[[str], ModelSpec]
 
 
 def _stored(spec: ModelSpec, state: dict[str, Tensor], found: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    return {name: part.clone() for rule in gguf_rules(spec, found) for name, part in rule.split(state[rule.ours])}
+    return {name: part.clone() for rule in gguf_rules(spec, found) for name, part in rule.split(state[rule.param_name])}
 
 
 def _shapes(stored: dict[str, Tensor]) -> dict[str, Shape]:
@@ -30,26 +30,26 @@ def test_ours_to_gguf_and_back_is_the_same_bit_for_bit(spec: ModelSpec, random_s
     state = random_state(spec)
     stored = _stored(spec, state)
     rules = check(spec, _shapes(stored))
-    assert [rule.ours for rule in rules] == list(state)
+    assert [rule.param_name for rule in rules] == list(state)
     for rule in rules:
-        assert torch.equal(rule.assemble(stored.__getitem__), state[rule.ours]), rule.ours
+        assert torch.equal(rule.assemble(stored.__getitem__), state[rule.param_name]), rule.param_name
 
 
 def test_every_rule_announces_the_shapes_it_splits_into(spec: ModelSpec, random_state: Make) -> None:
     state = random_state(spec)
     for rule in gguf_rules(spec):
-        assert {name: tuple(part.shape) for name, part in rule.split(state[rule.ours])} == rule.shapes
+        assert {name: tuple(part.shape) for name, part in rule.split(state[rule.param_name])} == rule.shapes
 
 
 def test_names_are_those_the_gguf_library_gives_the_published_tensors(spec: ModelSpec) -> None:
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture(spec))
     library = gguf.get_tensor_name_map(arch, spec.num_hidden_layers)
-    published = {rule.ours: rule.published for rule in name_table(spec).rules}
+    published = {rule.param_name: rule.published for rule in name_table(spec).rules}
     for rule in gguf_rules(spec):
-        if rule.ours.startswith("mtp."):
+        if rule.param_name.startswith("mtp."):
             continue  # that version of the library maps none for these families
         expected = []
-        for name in published[rule.ours][0]:
+        for name in published[rule.param_name][0]:
             merged = name.replace(".experts.0.", ".experts.")
             if "block_sparse_moe.experts" in merged:
                 merged = merged.replace("model.", "").replace("block_sparse_moe", "feed_forward")
@@ -57,7 +57,7 @@ def test_names_are_those_the_gguf_library_gives_the_published_tensors(spec: Mode
             if "kv_b_proj" in merged:
                 parts = [merged.replace("kv_b", letter + "_b") for letter in "kv"]
             expected += [library.get_name(part, try_suffixes=(".weight", ".bias")) for part in parts]
-        if rule.ours.endswith("e_score_correction_bias"):
+        if rule.param_name.endswith("e_score_correction_bias"):
             expected = [rule.names[0]]
             assert rule.names[0].endswith(".exp_probs_b.bias")
         assert list(rule.names) == expected
@@ -144,14 +144,14 @@ def test_gate_and_up_in_one_stack_are_read_and_repeats_are_passed_over(spec_of: 
 
 def _assert_reads(spec: ModelSpec, stored: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     for rule in check(spec, _shapes(stored)):
-        assert torch.equal(rule.assemble(stored.__getitem__), state[rule.ours]), rule.ours
+        assert torch.equal(rule.assemble(stored.__getitem__), state[rule.param_name]), rule.param_name
 
 
 def test_parts_of_different_types_are_joined_in_the_type_that_holds_both(spec_of: SpecOf, random_state: Make) -> None:
     spec = spec_of("llama")
     state = random_state(spec)
     stored = _stored(spec, state)
-    rule = next(rule for rule in gguf_rules(spec) if rule.ours == "layers.0.mlp.gate_up_proj.weight")
+    rule = next(rule for rule in gguf_rules(spec) if rule.param_name == "layers.0.mlp.gate_up_proj.weight")
     for narrow in rule.names:
         mixed = stored | {narrow: stored[narrow].to(torch.bfloat16)}
         joined = rule.assemble(mixed.__getitem__)

@@ -33,7 +33,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def _stored(spec: ModelSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: part.contiguous() for rule in gguf_rules(spec) for name, part in rule.split(state[rule.ours])}
+    return {name: part.contiguous() for rule in gguf_rules(spec) for name, part in rule.split(state[rule.param_name])}
 
 
 def _metadata(reader: gguf.GGUFReader) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_a_masked_pass_gives_every_sample_whole_and_once() -> None:
     packed = loader(samples)
     assert packed.samples == 23
     assert packed.tokens_per_epoch == sum(len(tokens) for tokens, _ in found)
-    assert packed.learned_per_epoch == sum(t != -100 for _, targets in found for t in targets)
+    assert packed.trainable_tokens_per_epoch == sum(t != -100 for _, targets in found for t in targets)
     assert len(batches) < 23 / 1.5
 
 
@@ -168,8 +168,8 @@ def test_states_of_other_samples_or_settings_are_refused_by_name(packing: Any) -
         (loader(packing=packing, sequence_length=13).state(), "sequence_length is 13"),
         (loader(other, packing=packing).state(), "data is"),
         (loader(packing="joined" if packing == "masked" else "masked").state(), "packing is"),
-        (mine.state() | {"place": 10**6}, "place 1000000 is in no pass 0"),
-        (mine.state() | {"epoch": -1}, "in no pass -1"),
+        (mine.state() | {"place": 10**6}, "place 1000000 is in no epoch 0"),
+        (mine.state() | {"epoch": -1}, "in no epoch -1"),
         (mine.state() | {"place": None}, "place None"),
         ({}, "sequence_length is None"),
     ]:

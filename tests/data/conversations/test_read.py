@@ -97,7 +97,7 @@ def test_turns_that_are_left_out_are_counted(ours: Tokenizer, tmp_path: Path) ->
     path = written(tmp_path / "chats.jsonl", {"messages": [ASKED, reasoned, ASKED, reasoned]})
     _, report = encoded(ours, path)
     assert report.left_out == 1
-    assert report.lines[1].startswith("1 turns are read but not learned")
+    assert report.lines[1].startswith("1 turns are masked from the loss")
 
 
 def test_only_bad_lines_is_an_error_that_names_the_first(ours: Tokenizer, tmp_path: Path) -> None:
