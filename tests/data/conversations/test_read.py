@@ -60,7 +60,7 @@ def encoded(tokenizer: Tokenizer, path: Path, max_tokens: int = 64, **options: A
         ({"messages": [ASKED, {"role": "assistant", "content": "x", "reasoning": [1]}]}, "template", "reasoning"),
         ({"messages": [{"role": "user", "content": "\ud800"}, *GOOD["messages"]]}, "template", "surrogates"),
         ({"messages": [ASKED, {"role": "assistant", "content": "five " * 1000}]}, "too_long", "tokens exceed 65"),
-        ({"messages": [ASKED]}, "nothing_learned", "no turn of assistant can be learned"),
+        ({"messages": [ASKED]}, "nothing_learned", "no turn of assistant can be trained on"),
     ],
 )
 def test_a_bad_line_is_told_and_the_others_go_on(
