@@ -41,8 +41,8 @@ class PackedBatch:
         tokens = sum(self.lengths)
         if not self.lengths or min(self.lengths) < 1 or len(self.lengths) % self.sequences_per_example:
             raise DataError(
-                f"batch: {len(self.lengths)} sequences of {min(self.lengths, default=0)} tokens or more cannot be laid "
-                f"end to end {self.sequences_per_example} at a time; leave empty ones out"
+                f"batch: {len(self.lengths)} sequences of {min(self.lengths, default=0)} tokens or more cannot be "
+                f"packed {self.sequences_per_example} at a time; leave empty ones out"
             )
         for name, column in {"tokens": self.tokens_N, "targets": self.targets_N, **self.columns}.items():
             if column.shape[:1] != (tokens,):

@@ -51,7 +51,9 @@ class Languages:
         """Each language's word for each common one (languages, parts, words), and its order of parts."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.languages, self.parts)
-        dictionaries = torch.stack([torch.randperm(self.words, generator=generator) for _ in range(shape[0] * shape[1])])
+        dictionaries = torch.stack(
+            [torch.randperm(self.words, generator=generator) for _ in range(shape[0] * shape[1])]
+        )
         forwards = torch.arange(self.parts)
         orders = torch.stack([forwards.flip(0) if odd % 2 else forwards for odd in range(self.languages)])
         return dictionaries.view(*shape, self.words), orders
