@@ -62,7 +62,7 @@ def split(
 
     A packed sequence that is longer than a micro-batch comes alone. Prefixes that sequences of a micro-batch share are
     computed once in it. ``batch`` is this rank's part of the whole batch, which is that of all ranks in order:
-    the fractions, ``sequence_fraction`` and ``sequences`` are of the whole.
+    the fractions and ``sequences`` are of the whole.
 
     Raises:
         DataError: rows of another length than ``sequence_length``.
