@@ -1,4 +1,4 @@
-"""Answers of a model to problems: drawn by its engine, all of them at once, and handed out as they end."""
+"""Samples answers to problems with the engine, all in one batch, and yields them as they finish."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fathom.spec.recipe import AnswersStep, TasksStep
 from fathom.spec.sampling import SamplingParams
 
 MAX_LISTED = 3
-"""Problems that an error names."""
+"""Problems that an error lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledAnswer:
-    """Answer ``copy`` to problem ``index``: its text as rewards read it, its tokens, and whether it ended by itself.
+    """Answer ``copy`` to problem ``index``: its text as rewards read it, its tokens, whether it ended by itself.
 
-    ``error`` is one line where the engine failed at it.
+    ``error`` is one line where the engine failed on it.
     """
 
     index: int
@@ -40,12 +40,12 @@ def sample_answers(
     problems: Sequence[Problem],
     asking: TasksStep | AnswersStep,
 ) -> Iterator[SampledAnswer]:
-    """Yield ``samples`` answers to every problem as they end; each draws with a seed of its problem and its number.
+    """Yield ``samples`` answers to every problem as they finish; the seed is derived from the problem and the copy.
 
-    An answer ends where the context does, if it has not before.
+    An answer that reaches the end of the context is cut off there.
 
     Raises:
-        ContextError: a problem leaves no room for an answer.
+        ContextError: a problem leaves no tokens for an answer.
     """
     prompts = [prompt_formatter.encode(problem) for problem in problems]
     check_prompt_lengths(problems, prompts, model.spec.max_position_embeddings)
@@ -70,26 +70,26 @@ def sample_answers(
 
 
 def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[Sequence[int]], context: int) -> None:
-    """Refuse problems whose prompts leave no room for an answer; ``ContextError`` names them."""
+    """Raise ``ContextError`` with the problems whose prompts leave no tokens for an answer."""
     long = [(p, len(prompt)) for p, prompt in zip(problems, prompts, strict=True) if len(prompt) >= context]
     if long:
         named = ", ".join(f"{problem.id} ({tokens} tokens)" for problem, tokens in long[:MAX_LISTED])
         more = f" and {len(long) - MAX_LISTED} more" if len(long) > MAX_LISTED else ""
         raise ContextError(
-            f"{long[0][0].task}: {named}{more} leave no room for an answer in the context of {context}; "
-            "stretch the context or take shorter problems"
+            f"{long[0][0].task}: {named}{more} leave no tokens for an answer in the context of {context}; "
+            "extend the context or use shorter problems"
         )
 
 
 @dataclass(slots=True)
 class _PendingAnswer:
-    """An answer under way."""
+    """An answer that is being sampled."""
 
     index: int
     copy: int
     ids: list[int] = field(default_factory=list)
 
-    def drawn(self, prompt_formatter: PromptFormatter, *, finished: bool, error: str | None = None) -> SampledAnswer:
+    def result(self, prompt_formatter: PromptFormatter, *, finished: bool, error: str | None = None) -> SampledAnswer:
         return SampledAnswer(
             index=self.index,
             copy=self.copy,
@@ -103,7 +103,7 @@ class _PendingAnswer:
 def _step_engine(
     engine: Engine, prompt_formatter: PromptFormatter, waiting: dict[int, _PendingAnswer]
 ) -> Iterator[SampledAnswer]:
-    """Run one step of the engine and yield the answers that ended in it."""
+    """Run one step of the engine and yield the answers that finished in it."""
     outputs = engine.step()
     if engine.last_error is not None:
         raise engine.last_error
@@ -115,11 +115,11 @@ def _step_engine(
         if output.finish_reason is None:
             continue
         del waiting[output.request_id]
-        yield answer.drawn(prompt_formatter, finished=output.finish_reason == "stop", error=output.error)
+        yield answer.result(prompt_formatter, finished=output.finish_reason == "stop", error=output.error)
 
 
 def failure_kind(message: str) -> str:
-    """Return what kind of failure a message tells of, without what is different every time."""
+    """Return the kind of failure of a message, without its varying details."""
     return message.partition(":")[0].strip() or "failed"
 
 

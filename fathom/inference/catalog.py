@@ -1,4 +1,4 @@
-"""The catalog: real models by name, each one file of a published package, fetched by hash and never installed."""
+"""The catalog: models by name, each a file of a published package, verified by SHA-256 and never installed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import from_mapping, read_toml
 
 DEFAULT_CACHE = Path("~/.cache/fathom")
-"""Where the library keeps what it fetched; the command line passes its own."""
+"""Default cache of downloads; the command line passes its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogModel:
-    """One model: ``member`` of a package, both known by their SHA-256."""
+    """One model: ``member`` of a package, both with their SHA-256."""
 
     name: str
     title: str
@@ -43,7 +43,7 @@ class _Table:
 
 @cache
 def catalog() -> Mapping[str, CatalogModel]:
-    """Return the models that can be named, in the order they are listed."""
+    """Return the models by name, in the order of the table."""
     table = from_mapping(_Table, read_toml(Path(__file__).with_name("catalog.toml")))
     return MappingProxyType({model.name: model for model in table.models})
 
@@ -57,11 +57,11 @@ def fetch_named(
 ) -> Path:
     """Return the model's file in the cache, fetching and extracting it the first time.
 
-    It lies at ``cache_dir/models/SHA256/FILE`` and appears there only when its size and hash are right; the package
-    it came in is removed then. Later calls look at the size alone, so a name costs nothing more than a path.
+    It is published at ``cache_dir/models/SHA256/FILE`` once its size and hash are verified; the downloaded package is
+    then removed. Later calls check the size only.
 
     Raises:
-        SourceError: no network, or what arrived is not what the catalog promises.
+        SourceError: no network, or the download does not match the catalog.
         ResourceError: the disk is full.
     """
     home = cache_dir.expanduser() / "models" / model.member_sha256

@@ -1,4 +1,4 @@
-"""``LanguageModel.chat``: a conversation answered in this process, whole or as it is drawn."""
+"""``LanguageModel.chat``: chat completion in this process, whole or streamed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 class ChatKwargs(TypedDict, total=False):
-    """What ``LanguageModel.chat`` takes by name: fields of ``ChatOptions`` and of ``SamplingParams``.
+    """Keyword arguments of ``LanguageModel.chat``: fields of ``ChatOptions`` and of ``SamplingParams``.
 
-    ``stop`` may be one string. ``max_tokens`` left out is what fits, at most ``DEFAULT_TOKENS``; ``temperature`` and
-    ``top_p`` are then ``TEMPERATURE`` and ``TOP_P``, as in ``fathom chat``.
+    ``stop`` may be one string. Defaults: ``max_tokens`` what fits the context, at most ``DEFAULT_TOKENS``;
+    ``temperature`` ``TEMPERATURE`` and ``top_p`` ``TOP_P``, as in ``fathom chat``.
     """
 
     stop: str | Sequence[str]
@@ -54,7 +54,7 @@ class ChatKwargs(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of a prompt, those of them found in the prefix cache, and tokens drawn, those of the thinking apart."""
+    """Token counts: prompt, prompt tokens found in the prefix cache, completion, and thinking within the completion."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -77,15 +77,15 @@ class ChatAnswer:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer as a message, to go on from. Reasoning is left out: templates show none of earlier turns."""
+        """The answer as an assistant message. Reasoning is left out, as templates drop it from earlier turns."""
         calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in self.tool_calls]
         return {"role": "assistant", "content": self.text} | ({"tool_calls": calls} if calls else {})
 
 
 class ChatStream(Iterator[Delta]):
-    """An answer's parts as they are drawn, and the ``answer`` they make up.
+    """Iterator over the deltas of an answer; ``answer`` is the whole of it.
 
-    ``close`` ends the request; what was drawn until then stays.
+    ``close`` cancels the request; the deltas received so far are kept.
     """
 
     def __init__(self, prepared: PreparedRequest, outputs: Generator[Output, None, None]) -> None:
@@ -100,12 +100,12 @@ class ChatStream(Iterator[Delta]):
         return next(self._deltas)
 
     def close(self) -> None:
-        """End the request, wherever it is."""
+        """Cancel the request."""
         self._deltas.close()
 
     @property
     def answer(self) -> ChatAnswer:
-        """The whole answer, once the rest of it is drawn."""
+        """The whole answer; runs the request to its end."""
         for _ in self:
             pass
         called = self._calls and self._end == "stop"
@@ -118,7 +118,7 @@ class ChatStream(Iterator[Delta]):
         )
 
     def _read(self, outputs: Generator[Output, None, None]) -> Generator[Delta, None, None]:
-        with closing(outputs):  # a stop string ends the request, and so does a reader who leaves
+        with closing(outputs):  # cancels the request at a stop string and when the iterator is closed
             for output in outputs:
                 for token in output.tokens:
                     self._count(output)
@@ -127,7 +127,7 @@ class ChatStream(Iterator[Delta]):
                         self._end = "stop"
                         return
                 if output.finish_reason == "error":
-                    raise FathomError(f"the engine could not go on ({output.error}); check the model's weights")
+                    raise FathomError(f"the engine failed ({output.error}); check the model's weights")
                 if output.finish_reason is not None:
                     self._end = output.finish_reason
             yield from self._kept(self._parser.flush())
@@ -150,10 +150,10 @@ class ChatStream(Iterator[Delta]):
 
 
 def start_chat(
-    model: ChatModel, messages: Messages, *, system: str | None = None, **asked: Unpack[ChatKwargs]
+    model: ChatModel, messages: Messages, *, system: str | None = None, **chat_options: Unpack[ChatKwargs]
 ) -> ChatStream:
-    """Lay a conversation out and begin its answer; everything is checked at once, and drawn as it is read."""
-    given: dict[str, Any] = dict(asked)
+    """Prepare and submit a conversation; errors are raised at once, tokens are generated as the stream is read."""
+    given: dict[str, Any] = dict(chat_options)
     options = {name: given.pop(name) for name in _OPTIONS & given.keys()}
     if isinstance(options.get("stop"), str):
         options["stop"] = (options["stop"],)
@@ -162,12 +162,12 @@ def start_chat(
     return ChatStream(prepared, run(model, prepared, given))
 
 
-def run(model: ChatModel, prepared: PreparedRequest, asked: Mapping[str, Any]) -> Generator[Output, None, None]:
-    """Begin a prepared request with fields of ``SamplingParams``; what is left out is chosen as ``ChatKwargs`` says."""
-    unknown = sorted(asked.keys() - _PARAMS)
+def run(model: ChatModel, prepared: PreparedRequest, chat_options: Mapping[str, Any]) -> Generator[Output, None, None]:
+    """Submit a prepared request with fields of ``SamplingParams``; defaults are those of ``ChatKwargs``."""
+    unknown = sorted(chat_options.keys() - _PARAMS)
     if unknown:
-        raise SpecError(unknown[0], "is no option of an answer", f"use one of {', '.join(sorted(_PARAMS | _OPTIONS))}")
-    fields = {"temperature": TEMPERATURE, "top_p": TOP_P} | dict(asked)
+        raise SpecError(unknown[0], "is no option of chat", f"use one of {', '.join(sorted(_PARAMS | _OPTIONS))}")
+    fields = {"temperature": TEMPERATURE, "top_p": TOP_P} | dict(chat_options)
     if fields.get("max_tokens") is None:
         fields["max_tokens"] = fit_max_tokens(model, prepared, DEFAULT_TOKENS)
     params = SamplingParams(**fields)
@@ -183,7 +183,7 @@ def run(model: ChatModel, prepared: PreparedRequest, asked: Mapping[str, Any]) -
 
 
 def fit_max_tokens(model: ChatModel, prepared: PreparedRequest, most: int) -> int:
-    """Return how many tokens the context leaves for an answer, at most ``most`` and at least one."""
+    """Return the tokens that the context leaves for an answer, between 1 and ``most``."""
     return max(1, min(most, model.spec.max_position_embeddings - len(prepared.prompt_ids)))
 
 
@@ -196,5 +196,5 @@ def _conversation(messages: Messages, system: str | None) -> list[Mapping[str, A
         [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     )
     if not turns:
-        raise DataError("messages: there are none; give what the user says")
+        raise DataError("messages: there are none; give at least one message")
     return [{"role": "system", "content": system}, *turns] if system is not None else turns

@@ -20,7 +20,7 @@ from fathom.spec.recipe import ShardsStep
 from fathom.tokenizer.bpe import Tokenizer
 
 DOCUMENT_SEPARATOR = "\n\n"
-"""What stands between documents for a model that marks no beginning of a text."""
+"""Separator of documents for a tokenizer without a beginning-of-sequence token."""
 
 
 def bits_by_source(
@@ -32,9 +32,9 @@ def bits_by_source(
     context: int | None = None,
     overlap: bool = True,
 ) -> dict[str, BitsPerByte]:
-    """Measure the first ``max_tokens`` tokens of each source; without ``overlap`` at half the cost, a little higher.
+    """Measure the first ``max_tokens`` tokens of each source.
 
-    Sources of fewer than two tokens are left out.
+    Without ``overlap`` the cost is halved and the value slightly higher. Sources of fewer than two tokens are skipped.
     """
     streams = ((name, source.read(0, min(len(source), max_tokens)).tolist()) for name, source in shards.items())
     return measure_streams(model, tokenizer, streams, context=context, overlap=overlap)
@@ -44,7 +44,7 @@ def measure_held_out(model: LanguageModel, *, max_tokens: int, context: int | No
     """Measure the held-out text of the run that a model belongs to.
 
     Raises:
-        CheckpointError: the model lies in no run, or in one without shards.
+        CheckpointError: the model belongs to no run, or to one without shards.
     """
     run = find_run(model.path)
     recipe = read_recipe(run) if run is not None else None
@@ -60,8 +60,8 @@ def measure_texts(
 ) -> dict[str, BitsPerByte]:
     """Measure the first ``max_tokens`` tokens of each folder or file of text.
 
-    Documents are framed as the tokenizer frames them: between its beginning and its end of sentence, or, where it puts
-    nothing before a text, by an empty line alone.
+    Documents are wrapped in the tokenizer's beginning- and end-of-sequence tokens, or, where it has none, separated by
+    an empty line.
     """
     tokenizer = model.tokenizer
     framed = bool(tokenizer.prefix_ids)

@@ -1,4 +1,4 @@
-"""``LanguageModel``: a trained directory opened for use; what ``fathom.load`` returns.
+"""``LanguageModel``: a loaded model with its tokenizer and engine; what ``fathom.load`` returns.
 
 T tokens, V vocabulary.
 """
@@ -74,11 +74,11 @@ class LanguageModel:
         cache_dir: Path = DEFAULT_CACHE,
         engine: EngineSpec | None = None,
     ) -> LanguageModel:
-        """Open whatever ``open_source`` does: a run, a checkpoint, a published directory, a GGUF file, a name.
+        """Load what ``open_source`` opens: a run, a checkpoint, a published directory, a GGUF file, a name.
 
-        ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 packs them
-        once loaded (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` keeps
-        what is downloaded. ``engine`` lays out the engine.
+        ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 quantizes
+        them after loading (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` is
+        the cache of downloads. ``engine`` configures the engine.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
@@ -95,7 +95,7 @@ class LanguageModel:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The model's spec."""
         return self.model.spec
 
     @property
@@ -107,7 +107,7 @@ class LanguageModel:
 
     @property
     def engine(self) -> Engine:
-        """The engine that continues prompts, made when it is first asked for: its pool may be large."""
+        """The inference engine, created on first use: its page pool may be large."""
         if self._engine is None:
             unused_ids = () if self._tokenizer is None else self._tokenizer.unused_ids(self.spec.vocab_size)
             self._engine = Engine(self.model, eos_ids=self.eos_ids, unused_ids=unused_ids, spec=self._engine_spec)
@@ -115,7 +115,7 @@ class LanguageModel:
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """What makes structured output of this model's tokens; it reads the vocabulary when first asked for."""
+        """The grammar compiler for structured output, created on first use: it reads the vocabulary."""
         if self._grammars is None:
             self._grammars = GrammarCompiler(self.tokenizer, eos_ids=self.eos_ids or None)
         return self._grammars
@@ -127,7 +127,7 @@ class LanguageModel:
 
     @property
     def cache_bytes_per_token(self) -> float:
-        """Bytes the cache takes for one token, at the precision the model runs in or in the engine's cache format."""
+        """Bytes of cache per token, in the model's dtype or in the engine's cache format."""
         if self._engine_spec is not None and self._engine_spec.cache_format != "plain":
             return self.engine.pool.bytes_per_token
         weight = self.model.embed_tokens.weight
@@ -158,7 +158,7 @@ class LanguageModel:
     def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
         """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
 
-        ``variables`` reach the template. The features of the latest images are kept, by their pixels.
+        ``variables`` are passed to the template. Features of recent images are cached by their pixels.
         """
         if not self.tokenizer.can_chat:
             raise DataError(f"{self.path}: has no chat template; give token ids of a text to continue instead")
@@ -178,27 +178,32 @@ class LanguageModel:
         *,
         system: str | None = None,
         stream: Literal[False] = False,
-        **asked: Unpack[ChatKwargs],
+        **chat_options: Unpack[ChatKwargs],
     ) -> ChatAnswer: ...
     @overload
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: Literal[True], **asked: Unpack[ChatKwargs]
+        self,
+        messages: Messages,
+        *,
+        system: str | None = None,
+        stream: Literal[True],
+        **chat_options: Unpack[ChatKwargs],
     ) -> ChatStream: ...
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: bool = False, **asked: Unpack[ChatKwargs]
+        self, messages: Messages, *, system: str | None = None, stream: bool = False, **chat_options: Unpack[ChatKwargs]
     ) -> ChatAnswer | ChatStream:
         """Answer a message or a conversation; ``print(model.chat("Why is the sky blue?"))``.
 
-        ``messages`` is what the user says, or messages with ``role`` and ``content``, whose contents may hold images.
-        ``asked`` are fields of ``ChatOptions`` and of ``SamplingParams``. With ``stream`` the parts come as they are
-        drawn, and ``ChatStream.answer`` has the whole.
+        ``messages`` is a user message, or messages with ``role`` and ``content``, whose contents may hold images.
+        ``chat_options`` are fields of ``ChatOptions`` and of ``SamplingParams``. With ``stream``, deltas are yielded as
+        they are generated, and ``ChatStream.answer`` is the whole.
 
         Raises:
             ContextError: the conversation does not fit the context together with ``max_tokens``.
             DataError: a message, image or tool cannot be used, or there is no chat template.
             SpecError: an option is unknown or out of range.
         """
-        streamed = start_chat(self, messages, system=system, **asked)
+        streamed = start_chat(self, messages, system=system, **chat_options)
         return streamed if stream else streamed.answer
 
     def generate(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> list[int]:
@@ -213,7 +218,7 @@ class LanguageModel:
         return list(self.stream(prompt, params))
 
     def stream(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> Iterator[int]:
-        """Yield the new token ids as they are drawn; arguments and errors as of ``generate``."""
+        """Yield the new token ids as they are generated; arguments and errors as of ``generate``."""
         read = prompt if isinstance(prompt, Prompt) else Prompt(to_token_ids("prompt", prompt))
         return self.engine.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
 

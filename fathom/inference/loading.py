@@ -1,4 +1,4 @@
-"""From what a user names to weights: a run, a checkpoint, a published directory, a GGUF file, or a name."""
+"""Resolves a path or name to weights: a run, a checkpoint, a published directory, a GGUF file or a name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def open_source(
     path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_dir: Path = DEFAULT_CACHE
 ) -> WeightSource:
-    """Read the headers of the model that ``path`` names, but none of its tensors.
+    """Open the model that ``path`` names; reads headers only.
 
-    What lies on disk comes first: a run (its last step that has a checkpoint), a step, a checkpoint, a
+    Paths take precedence: a run (its last step that has a checkpoint), a step, a checkpoint, a
     directory with config.json, a .gguf file or a directory with one. Then the names of the catalog, then
-    ``owner/name`` of the hub; what these download is kept in ``cache_dir`` and ``progress`` receives the bytes.
+    ``owner/name`` of the hub; downloads are cached in ``cache_dir`` and ``progress`` receives the bytes.
 
     Raises:
-        CheckpointError: nothing loadable there; the message says what may be given.
+        CheckpointError: nothing loadable; the message lists what may be given.
         SourceError: a name could not be fetched.
     """
     place, name = Path(path), str(path)
@@ -83,7 +83,7 @@ def _unknown(name: str) -> CheckpointError:
 
 
 def find_checkpoint(directory: Path) -> Path:
-    """Return the checkpoint a run, a step or a checkpoint directory stands for; else ``CheckpointError``."""
+    """Return the checkpoint of a run, a step or a checkpoint directory; ``CheckpointError`` where there is none."""
     if (directory / store.MANIFEST).is_file():
         return directory
     if (directory / STATE_FILE).is_file() and (directory / RECIPE_FILE).is_file():

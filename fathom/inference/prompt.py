@@ -1,4 +1,4 @@
-"""From messages to what the engine reads: token ids, and the features of the images they hold.
+"""Encodes messages for the engine: token ids, and the features of the images in them.
 
 N image tokens, D hidden size.
 """
@@ -34,7 +34,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as the model reads it; ``features_ND`` has one row per image token of ``token_ids``."""
+    """An encoded conversation; ``features_ND`` has a row per image token of ``token_ids``."""
 
     token_ids: tuple[int, ...]
     features_ND: Tensor | None = None
@@ -51,11 +51,11 @@ def make_prompt(
     variables: Mapping[str, Any] | None = None,
     features: FeatureCache | None = None,
 ) -> Prompt:
-    """Encode messages by the chat template, and run their images through the towers.
+    """Encode messages by the chat template, and run their images through the vision towers.
 
     A content is a text or a list of parts; an image part holds its picture under ``image`` or ``image_url``: a path, a
-    ``data:`` URI or the bytes of an image file. ``variables`` reach the template, tools among them; ``features`` keeps
-    what the towers made of images seen before.
+    ``data:`` URI or the bytes of an image file. ``variables``, tools among them, are passed to the template.
+    ``features`` caches the features of images.
 
     Raises:
         DataError: a message or an image cannot be read, or the model has no vision towers.
@@ -84,9 +84,9 @@ def make_prompt(
 
 
 class FeatureCache:
-    """Features of the images seen last, by their pixels, so that a conversation runs each through the towers once.
+    """LRU cache of image features by pixels, so that a conversation runs each image through the towers once.
 
-    It belongs to one model whose weights stay as they are. Safe to use from several threads.
+    For one model with fixed weights. Thread-safe.
     """
 
     def __init__(self, max_images: int = 32) -> None:
@@ -95,7 +95,7 @@ class FeatureCache:
         self._lock = Lock()
 
     def features(self, image: Image, compute: Callable[[Image], Tensor]) -> Tensor:
-        """Return the features of an image, (N, D), computed unless they are kept."""
+        """Return the features of an image, (N, D), computed unless cached."""
         key = sha256(repr(image.size).encode() + image.tobytes())
         with self._lock:
             if key in self._kept:
@@ -110,7 +110,7 @@ class FeatureCache:
 
 
 def image_processing(source: WeightSource) -> ImageProcessing | None:
-    """Return how a directory's images are prepared, or None where its model sees none or it does not say.
+    """Return the image processing of a directory, or None where the model has no vision or no processor file.
 
     Raises:
         CheckpointError: the directory's preprocessor_config.json cannot be used.
@@ -129,7 +129,7 @@ def image_processing(source: WeightSource) -> ImageProcessing | None:
 
 
 def features_of(model: Decoder, images: ImageBatch) -> Tensor:
-    """Run images through the towers of a model and flatten them into rows, (N, D)."""
+    """Run images through the vision towers and flatten the features to (N, D)."""
     if model.vision is None:
         raise DataError(f"{model.spec.name}: sees no images; leave them out, or use a vision model")
     moved = images.part(slice(None), model.embed_tokens.weight.device)

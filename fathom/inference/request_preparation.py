@@ -1,7 +1,7 @@
-"""Text in, text out: what a chat or a completion asks for, laid out for the engine, and its tokens read as an answer.
+"""Prepares chat and completion requests for the engine, and the parsers of their output.
 
-The command line, ``LanguageModel.chat`` and the server all come this way: ``prepare_chat`` or ``prepare_text`` makes
-the prompt, the constraint and a parser, and whoever runs the engine feeds the drawn tokens to the parser.
+Used by the command line, ``LanguageModel.chat`` and the server: ``prepare_chat`` or ``prepare_text`` makes the prompt,
+the constraint and a parser, and the caller that runs the engine feeds the generated tokens to the parser.
 
 N image tokens, D hidden size.
 """
@@ -49,38 +49,38 @@ _CLOSE = "\n</think>\n\n"
 
 
 class ChatModel(Protocol):
-    """What answering needs of a model; ``LanguageModel`` is one."""
+    """What request preparation needs of a model; ``LanguageModel`` implements it."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The model's spec."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
+        """The tokenizer."""
         ...
 
     @property
     def engine(self) -> Engine:
-        """What continues its prompts."""
+        """The inference engine."""
         ...
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """What makes structured output of its tokens."""
+        """The grammar compiler for structured output."""
         ...
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
-        """Encode a conversation by its chat template."""
+        """Encode a conversation by the chat template."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """What a text must be. At most one of ``schema``, ``json_object``, ``regex`` and ``grammar`` (Lark) may be given.
+    """Constraints on a completion, at most one of ``schema``, ``json_object``, ``regex`` and ``grammar`` (Lark).
 
-    ``stop`` strings end the text, and are part of it only with ``include_stop``.
+    ``stop`` strings end the text and are kept in it only with ``include_stop``.
     """
 
     stop: tuple[str, ...] = ()
@@ -101,11 +101,11 @@ class TextOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions(TextOptions):
-    """What an answer in a conversation may and must be.
+    """Options of a chat completion.
 
-    ``tools`` are in OpenAI's form. ``thinking`` true opens the reasoning in the prompt, false closes it there, None
-    leaves it to the template. ``thinking_budget`` closes the reasoning after so many tokens. ``variables`` reach the
-    chat template. Stop strings act on the content alone, and a schema is obeyed once the reasoning has ended.
+    ``tools`` are in OpenAI's format. ``thinking`` true opens the reasoning in the prompt, false closes it there, None
+    leaves it to the template. ``thinking_budget`` closes the reasoning after that many tokens. ``variables`` are passed
+    to the chat template. Stop strings and grammars apply to the content, after the reasoning.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -123,10 +123,10 @@ class ChatOptions(TextOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRequest:
-    """A request as the engine reads it, and how its answer is read.
+    """A request for the engine and the parser of its output.
 
-    ``constraint`` belongs to one request: each further choice takes a ``copy()`` of it, before the first token is
-    drawn. ``stop_token_ids`` are added to those the caller asks for.
+    ``constraint`` is stateful and belongs to one request: each further choice takes a ``copy()`` before the first token
+    is generated. ``stop_token_ids`` are added to those of the caller.
     """
 
     tokenizer: Tokenizer
@@ -137,7 +137,7 @@ class PreparedRequest:
     options: TextOptions = TextOptions()
 
     def parser_factory(self) -> OutputParser:
-        """Return a parser for one answer."""
+        """Return a new parser for one answer."""
         chat = self.options if isinstance(self.options, ChatOptions) else None
         return OutputParser(
             self.tokenizer,
@@ -152,10 +152,10 @@ class PreparedRequest:
 def prepare_chat(
     model: ChatModel, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
 ) -> PreparedRequest:
-    """Lay a conversation out for the engine.
+    """Prepare a conversation for the engine.
 
-    Images are part of messages' contents, as ``make_prompt`` takes them. Running them through the vision towers is the
-    costly part; call this from a thread if that matters.
+    Images are parts of messages' contents, as ``make_prompt`` takes them; they run through the vision towers here, so
+    servers call this from a thread.
 
     Raises:
         DataError: a message, tool or image cannot be read, the model has no chat template, or a schema cannot be
@@ -182,9 +182,9 @@ def prepare_text(
     suffix: str | None = None,
     options: TextOptions | None = None,
 ) -> PreparedRequest:
-    """Lay a text to continue out for the engine: a text or token ids; with ``suffix``, a middle to fill in.
+    """Prepare a completion for the engine: a text or token ids; with ``suffix``, fill-in-the-middle.
 
-    A text gets what the tokenizer puts before texts; token ids are taken as they are.
+    A text gets the tokenizer's prefix; token ids are taken unchanged.
 
     Raises:
         DataError: the vocabulary cannot fill in the middle, ``suffix`` comes with token ids, or a schema cannot be
@@ -227,7 +227,7 @@ def _constraint(model: ChatModel, options: TextOptions) -> Constraint | None:
 
 
 def _variables(options: ChatOptions) -> dict[str, Any]:
-    """Return what the template is told beside the messages; templates call the switch for reasoning by two names."""
+    """Return the template's variables beside the messages; templates name the switch for reasoning in two ways."""
     reserved = sorted(_RESERVED & options.variables.keys())
     if reserved:
         raise SpecError("variables", f"{reserved[0]!r} is not the caller's to set", "leave it out")

@@ -1,4 +1,4 @@
-"""What a run directory records of itself: its recipe, the state of its steps, and where each left its result."""
+"""Reads the record of a run directory: its recipe, the state of its steps, and the paths of their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE_FILE, RECIPE_FILE = "state.json", "recipe.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepState:
-    """One step's record. ``seconds`` sums all attempts; ``inputs`` is the fingerprint of what it was made from."""
+    """One step's record. ``seconds`` sums all attempts; ``inputs`` is the fingerprint of its inputs."""
 
     status: Status
     seconds: float

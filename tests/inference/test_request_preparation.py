@@ -133,7 +133,7 @@ def test_a_reader_who_leaves_ends_the_request(model: LanguageModel, scripted) ->
 
 def test_an_engine_that_fails_is_an_error_not_an_answer(model: LanguageModel, scripted) -> None:
     scripted("the", "error")
-    with pytest.raises(FathomError, match=r"could not go on \(lost\)"):
+    with pytest.raises(FathomError, match=r"the engine failed \(lost\)"):
         model.chat("hello")
     scripted("the river", "length")
     assert model.chat("hello").finish_reason == "length"
@@ -237,7 +237,7 @@ def test_texts_and_middles_are_laid_out(model: LanguageModel) -> None:
 
 
 def test_what_cannot_be_asked_is_named_at_once(model: LanguageModel) -> None:
-    with pytest.raises(SpecError, match="colour: is no option of an answer; use one of"):
+    with pytest.raises(SpecError, match="colour: is no option of chat; use one of"):
         model.chat("hello", stream=True, colour="red")  # type: ignore[call-overload]
     with pytest.raises(SpecError, match="stop: a stop string is empty"):
         model.chat("hello", stop="")

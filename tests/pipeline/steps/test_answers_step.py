@@ -163,7 +163,7 @@ def test_a_file_that_is_shorter_is_asked_once(bench: Any, known: str) -> None:
 
 def test_a_question_without_room_is_refused_before_anything_is_drawn(bench: Any) -> None:
     long = bench.write("long.jsonl", [{"id": "0", "question": "plus " * 600, "answer": "1", "split": "train"}])
-    with pytest.raises(ContextError, match="leave no room for an answer"):
+    with pytest.raises(ContextError, match="leave no tokens for an answer"):
         bench.run("out", drawing(long))
 
 
