@@ -1,7 +1,7 @@
-"""Names of pages by what is in them: equal names mean equal tokens, equal images and an equal past.
+"""Block hashes of full pages: equal hashes mean equal tokens, equal images and an equal prefix.
 
-A page's name is a SHA-256 over fields that each carry a type and a length, so that no two different contents can be
-written the same way. It begins with its parent's, and the first parent's with the request's salt.
+A page's hash is a SHA-256 over fields that each carry a type and a length, so that different contents are never
+encoded alike. It starts with its parent's hash, and the first parent's with the request's salt.
 
 N image tokens, D hidden size.
 """
@@ -27,30 +27,30 @@ def _digest(*fields: tuple[bytes, bytes]) -> bytes:
 
 
 class BlockHasher:
-    """The names of one sequence's whole pages, made as its tokens become known."""
+    """The block hashes of one sequence's full pages, computed as its tokens become known."""
 
     def __init__(self, page_size: int, *, salt: str = "", images: ImageTokenFeatures | None = None) -> None:
         self._size = page_size
         self._images = images
         self._parent = _digest((b"R", b"fathom page"), (b"S", salt.encode()))
-        self._names: list[bytes] = []
+        self._hashes: list[bytes] = []
 
     def hashes(self, tokens: Sequence[int], pages: int) -> Sequence[bytes]:
-        """Return the names of at least the first ``pages`` pages of ``tokens``, which reach as far and only grow."""
-        while len(self._names) < pages:
-            start = len(self._names) * self._size
+        """Return the hashes of at least the first ``pages`` pages of ``tokens``, which reach as far and only grow."""
+        while len(self._hashes) < pages:
+            start = len(self._hashes) * self._size
             ids = array("q", tokens[start : start + self._size])
             fields = [(b"P", self._parent), (b"T", ids.tobytes())]
             seen = b"" if self._images is None else self._images.content(start, start + self._size)
             if seen:
                 fields.append((b"I", seen))
             self._parent = _digest(*fields)
-            self._names.append(self._parent)
-        return self._names
+            self._hashes.append(self._parent)
+        return self._hashes
 
 
 class ImageTokenFeatures:
-    """Which tokens of a prompt are an image's, and their features: row n belongs to the n-th of them."""
+    """The image tokens of a prompt and their features: row n belongs to the n-th image token."""
 
     def __init__(self, prompt: Sequence[int], image_token_id: int, features_ND: Tensor) -> None:
         self._places = [index for index, token in enumerate(prompt) if token == image_token_id]

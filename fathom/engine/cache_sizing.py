@@ -1,4 +1,4 @@
-"""How large an engine's pool is."""
+"""The size of an engine's page pool."""
 
 from __future__ import annotations
 

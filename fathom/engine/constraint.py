@@ -1,4 +1,4 @@
-"""What an answer may consist of, token by token: the interface of grammars, thinking budgets and the like.
+"""Constraints on the next token: the interface of grammars, thinking budgets and the like.
 
 W words of 32 tokens each, V vocabulary.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class TokenConstraint(Protocol):
-    """One request's rule of which tokens may come next; it is told every token that came.
+    """One request's rule of which tokens may come next; it accepts every sampled token.
 
     Before the first token and after each, ``fill_bitmask`` may be called any number of times and changes nothing.
     """
@@ -30,16 +30,16 @@ class TokenConstraint(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came; ``DataError`` if it was not allowed, and the rule is then as before."""
+        """Advance by a sampled token; ``DataError`` if it was not allowed, and the state is then unchanged."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Whether only the end may come."""
+        """Whether the answer is complete: only its end may come."""
         ...
 
     def copy(self) -> TokenConstraint:
-        """Return a rule in the same state that goes its own way, for drafts and for starting anew."""
+        """Return an independent copy in the same state, for drafts and for starting anew."""
         ...
 
 

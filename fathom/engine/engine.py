@@ -32,7 +32,7 @@ class Engine:
     """Continues prompts with one model; implements ``fathom.spec.sampling.Sampler``.
 
     ``submit`` requests and call ``step`` while the engine ``has_work``, or let ``sample`` and ``stream`` do both.
-    Whatever else runs, is cached, or is put back and read again, a request's answer is the one it would get alone,
+    Whatever else runs, is cached, or is preempted and recomputed, a request's answer is the one it would get alone,
     to rounding. One thread at a time; ``EngineWorker`` serves many. The model is put in evaluation mode.
 
     ``unused_ids`` are ids of the model's vocabulary that have no token, such as those that pad it: they are never
@@ -57,7 +57,7 @@ class Engine:
         draft_tokens = 0 if drafting == "none" else self.spec.draft_tokens
         self.scheduler = Scheduler(self.spec, self.pages, window=model.window, draft_tokens=draft_tokens)
         self.last_error: Exception | None = None
-        self._intake = InputProcessor(model.spec, self.scheduler, self.eos_ids)
+        self._input_processor = InputProcessor(model.spec, self.scheduler, self.eos_ids)
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
             compiled.warm_up()
@@ -89,7 +89,7 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
             pages_total=self.pages.total,
-            pages_used=self.pages.owned,
+            pages_used=self.pages.num_used,
             pages_cached=self.pages.cached,
             prompt_tokens=self.scheduler.prompt_tokens,
             cached_tokens=self.scheduler.cached_tokens,
@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def leaked_pages(self) -> int:
-        """Pages held by no request there is; anything but 0 is a fault of the engine."""
+        """Pages that are allocated though no request holds them; anything but 0 is a fault of the engine."""
         return self.pages.leaked(state.pages for state in self._states.values())
 
     def prepare(self, request: Request) -> RequestState:
@@ -112,21 +112,21 @@ class Engine:
             ContextError: the prompt is empty, or does not fit the context or the pool together with ``max_tokens``.
             SpecError: a token id is outside the vocabulary, or not as many features as image tokens.
         """
-        return self._intake.state(request)
+        return self._input_processor.process(request)
 
     def enqueue(self, state: RequestState) -> None:
-        """Let a prepared request wait for its turn."""
+        """Add a prepared request to the waiting queue."""
         self._states[state.id] = state
         self.scheduler.add(state)
 
     def submit(self, request: Request) -> int:
-        """Check a request, let it wait for its turn, and return its id; raises as ``prepare`` does."""
+        """Check a request, add it to the waiting queue, and return its id; raises as ``prepare`` does."""
         state = self.prepare(request)
         self.enqueue(state)
         return state.id
 
     def cancel(self, request_id: int) -> None:
-        """End a request at once and take back its pages; unknown and finished ones are ignored."""
+        """End a request at once and free its pages; unknown and finished ones are ignored."""
         self.end(request_id, "cancelled")
 
     def end(self, request_id: int, reason: FinishReason, error: str | None = None) -> Output | None:
@@ -144,7 +144,7 @@ class Engine:
         self.pages.forget()
 
     def step(self) -> list[Output]:
-        """Run one forward pass and return what each request in it got; empty when there is nothing to do.
+        """Run one forward pass and return the output of each request in it; empty when there is nothing to do.
 
         A pass that raises ends its requests with an error and is kept in ``last_error``; the engine continues.
 
@@ -153,20 +153,20 @@ class Engine:
         """
         outputs, self._undelivered = self._undelivered, []
         self.last_error = None
-        works = self.scheduler.plan()
-        if not works:
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
             if self._states and not outputs:
                 raise EngineError(self._no_progress())
             return outputs
         self._steps += 1
         try:
             with torch.inference_mode(), self._autocast():
-                drawn = self._forward.run(works)
+                drawn = self._forward.run(scheduled)
         except Exception as error:
             self.last_error = error
-            return [*outputs, *(self._fail(work.state, one_line(error)) for work in works)]
-        settled = (self._settle(work, drawn.get(work.state.id)) for work in works)
-        return [*outputs, *(output for output in settled if output is not None)]
+            return [*outputs, *(self._fail(work.state, one_line(error)) for work in scheduled)]
+        processed = (self._process_output(work, drawn.get(work.state.id)) for work in scheduled)
+        return [*outputs, *(output for output in processed if output is not None)]
 
     def _no_progress(self) -> str:
         stats = self.stats
@@ -176,27 +176,29 @@ class Engine:
             "lengths, since it is a fault of Fathom"
         )
 
-    def _settle(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob] | SamplingFailure | None) -> Output | None:
-        """Take note of what a step did for one request; None while it reads its prompt."""
+    def _process_output(
+        self, work: ScheduledRequest, drawn: Sequence[TokenLogprob] | SamplingFailure | None
+    ) -> Output | None:
+        """Update one request with the result of a step; None while it prefills its prompt."""
         state = work.state
         if isinstance(drawn, SamplingFailure):
             return self._fail(state, drawn.message)
-        state.computed = work.end
+        state.num_computed_tokens = work.end
         if drawn is None:
             self._cache_full_pages(state)
             return None
-        state.computed += len(drawn) - 1
-        return self._extend(work, drawn)
+        state.num_computed_tokens += len(drawn) - 1
+        return self._append_tokens(work, drawn)
 
-    def _extend(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob]) -> Output:
-        """Append drawn tokens to an answer, up to the one that ends it."""
+    def _append_tokens(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob]) -> Output:
+        """Append sampled tokens to an answer, up to the one that ends it."""
         state = work.state
         kept: list[TokenLogprob] = []
         reason: FinishReason | None = None
         stop_token: TokenLogprob | None = None
         first = not state.drawn
         for each in drawn:
-            if each.token_id in state.stops:
+            if each.token_id in state.all_stop_token_ids:
                 reason, stop_token = "stop", each
                 break
             try:
@@ -214,11 +216,12 @@ class Engine:
                 reason = "length"
                 break
         self._generated_tokens += len(kept)
-        state.computed = min(state.computed, len(state.tokens))  # accepted drafts behind a stop are dropped
+        # accepted drafts after the token that ended the answer are dropped
+        state.num_computed_tokens = min(state.num_computed_tokens, len(state.tokens))
         self._cache_full_pages(state)
         if reason is not None:
             self._remove(state)
-        elif work.room:
+        elif work.num_draft_slots:
             self.scheduler.free_draft_pages(state)
         return state.output(tuple(kept), reason, stop_token=stop_token, with_prompt=first)
 
@@ -233,18 +236,18 @@ class Engine:
         return finished or (stops and len(state.drawn) + 1 >= state.request.params.min_tokens)
 
     def _cache_full_pages(self, state: RequestState) -> None:
-        """Let others share the pages that are full now."""
-        full = state.complete // self.pool.page_size
-        if state.names is None or full <= state.named:
+        """Register the hashes of pages that are full now, so that other requests share them."""
+        full = state.num_cacheable_tokens // self.pool.page_size
+        if state.block_hashes is None or full <= state.num_hashed_pages:
             return
-        names = state.names.hashes(state.tokens, full)
-        for index in range(state.named, full):
-            state.pages[index] = self.pages.name(state.pages[index], names[index])
-        state.named = full
+        hashes = state.block_hashes.hashes(state.tokens, full)
+        for index in range(state.num_hashed_pages, full):
+            state.pages[index] = self.pages.register_hash(state.pages[index], hashes[index])
+        state.num_hashed_pages = full
 
     def _fail(self, state: RequestState, message: str, kept: Sequence[TokenLogprob] = ()) -> Output:
-        """End a request whose numbers cannot be trusted, and leave none of them behind."""
-        self.pool.clear(self.pages.private(state.pages))
+        """End a request with an error and clear the pages that only it holds: their values may not be finite."""
+        self.pool.clear(self.pages.unshared(state.pages))
         self._remove(state)
         return state.output(tuple(kept), "error", error=message)
 
@@ -293,7 +296,7 @@ class Engine:
         return self._tokens(self.outputs(request))
 
     def outputs(self, request: Request) -> Generator[Output, None, None]:
-        """Run one request and yield what each step gave it; otherwise as ``stream``."""
+        """Run one request and yield its output of each step; otherwise as ``stream``."""
         return self._streamed(self.prepare(request))
 
     @staticmethod
@@ -310,24 +313,24 @@ class Engine:
         )
 
     def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
-        boxes = {state.id: self._open_output_queue(state) for state in states}
+        queues = {state.id: self._open_output_queue(state) for state in states}
         try:
             with self._autocast():  # so that weights are cast once, not at every step
                 while any(state.id in self._states for state in states):
-                    self._pump()
+                    self._step_and_dispatch()
         finally:
             for state in states:
                 self._close_output_queue(state)
-        return list(boxes.values())
+        return list(queues.values())
 
     def _streamed(self, state: RequestState) -> Generator[Output, None, None]:
-        box = self._open_output_queue(state)
+        queue = self._open_output_queue(state)
         try:
-            while box or state.id in self._states:
-                while box:
-                    yield box.pop(0)
+            while queue or state.id in self._states:
+                while queue:
+                    yield queue.pop(0)
                 if state.id in self._states:
-                    self._pump()
+                    self._step_and_dispatch()
         finally:
             self._close_output_queue(state)
 
@@ -339,8 +342,8 @@ class Engine:
         self.cancel(state.id)
         self._output_queues.pop(state.id, None)
 
-    def _pump(self) -> None:
-        """Run a step for ``sample`` or ``stream``; what belongs to neither waits for the next ``step``."""
+    def _step_and_dispatch(self) -> None:
+        """Run a step for ``sample`` or ``stream``; outputs of other requests are returned by the next ``step``."""
         for output in self.step():
             self._output_queues.get(output.request_id, self._undelivered).append(output)
         if self.last_error is not None:

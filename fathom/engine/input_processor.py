@@ -1,4 +1,4 @@
-"""From a request to its state: everything about it that can be refused is refused here, before it waits.
+"""Validates a request and makes its state, before it is queued.
 
 N image tokens, D hidden size.
 """
@@ -29,8 +29,8 @@ class InputProcessor:
         self._eos_ids = eos_ids
         self._ids = count()
 
-    def state(self, request: Request) -> RequestState:
-        """Return a request's state at its beginning.
+    def process(self, request: Request) -> RequestState:
+        """Return the initial state of a request.
 
         Raises:
             ContextError: the prompt is empty, or does not fit the context or the pool together with ``max_tokens``.

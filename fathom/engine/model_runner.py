@@ -1,4 +1,4 @@
-"""One step's forward pass: requests' tokens laid end to end, and what is read off its end.
+"""One step's forward pass over the packed tokens of its requests, and sampling.
 
 N tokens of the step, D hidden size, B rows that draw, V vocabulary, L mixture-of-experts layers, K experts per token.
 """
@@ -46,13 +46,13 @@ class _BatchEntry:
     def drafts(self) -> list[int]:
         return self.ids[self.work.tokens :]
 
-    def stays(self, drawn: Sequence[TokenLogprob]) -> int:
-        """Tokens of the piece that the request keeps: its own, and the drafts before the last that was drawn."""
+    def num_kept(self, drawn: Sequence[TokenLogprob]) -> int:
+        """Tokens of the entry that the request keeps: its own, and the drafts before the last that was drawn."""
         return self.work.tokens + max(len(drawn) - 1, 0)
 
 
 class ModelRunner:
-    """Runs a step's work on the model and draws where a request has come to its end."""
+    """Runs a step's work on the model and samples the next tokens of requests that are prefilled."""
 
     def __init__(
         self,
@@ -72,61 +72,63 @@ class ModelRunner:
         self._unused_ids_N = unused_ids_N
         self.drafted = self.accepted = 0
 
-    def run(self, works: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
-        """Return the next tokens, or what is wrong, by request id; requests with more prompt to read have neither.
+    def run(self, scheduled: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
+        """Return the next tokens, or what is wrong, by request id; requests with more prompt to prefill have neither.
 
         They are several where drafts were accepted: as many more of the request's tokens are computed then.
         """
-        pieces = self._pieces(works)
-        slices = [
-            SequenceChunk(piece.state.pages, piece.state.computed, len(piece.ids), piece.state.first)
-            for piece in pieces
+        entries = self._batch_entries(scheduled)
+        chunks = [
+            SequenceChunk(
+                entry.state.pages, entry.state.num_computed_tokens, len(entry.ids), entry.state.first_page_token
+            )
+            for entry in entries
         ]
-        tokens = [token for piece in pieces for token in piece.ids]
-        hidden_ND, routes_NLK = self._hidden(tokens, slices, self._features(pieces))
-        parts = hidden_ND.split_with_sizes([len(piece.ids) for piece in pieces])
-        result = self._find_nonfinite(pieces, hidden_ND, parts)
+        tokens = [token for entry in entries for token in entry.ids]
+        hidden_ND, routes_NLK = self._hidden(tokens, chunks, self._features(entries))
+        parts = hidden_ND.split_with_sizes([len(entry.ids) for entry in entries])
+        result = self._find_nonfinite(entries, hidden_ND, parts)
         drawing: list[_BatchEntry] = []
         rows: list[int] = []
         row = 0
-        for piece, part_ND in zip(pieces, parts, strict=True):
-            row += len(piece.ids)
-            if piece.state.id in result:
+        for entry, part_ND in zip(entries, parts, strict=True):
+            row += len(entry.ids)
+            if entry.state.id in result:
                 continue
-            if piece.state.needs_prompt_logprobs:
-                self._score_prompt(piece.work, part_ND)
-            if piece.rows:
-                rows += range(row - len(piece.rows), row)
-                drawing.append(piece)
+            if entry.state.needs_prompt_logprobs:
+                self._score_prompt(entry.work, part_ND)
+            if entry.rows:
+                rows += range(row - len(entry.rows), row)
+                drawing.append(entry)
         if drawing:
             last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
-            each = [row for piece in drawing for row in piece.rows]
+            each = [row for entry in drawing for row in entry.rows]
             drawn = iter(try_draw(self._model.logits(last_BD), each, unused_ids_N=self._unused_ids_N))
-            for piece in drawing:
-                result[piece.state.id] = self._accept(piece, [next(drawn) for _ in piece.rows])
-        self._update_drafter(pieces, parts, result)
+            for entry in drawing:
+                result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
+        self._update_drafter(entries, parts, result)
         if routes_NLK is not None:
-            self._record(pieces, routes_NLK, result)
+            self._record(entries, routes_NLK, result)
         return result
 
-    def _pieces(self, works: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
-        """Add drafts to the works and put them into the order of the pass."""
-        drafts = self._drafter.propose(works)
-        pieces = []
-        for work in works:
+    def _batch_entries(self, scheduled: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
+        """Add drafts to the scheduled and put them into the order of the pass."""
+        drafts = self._drafter.propose(scheduled)
+        entries = []
+        for work in scheduled:
             state = work.state
-            ids, rows = state.tokens[state.computed : work.end], []
+            ids, rows = state.tokens[state.num_computed_tokens : work.end], []
             if work.end == len(state.tokens):
                 proposed = drafts.get(state.id, ())
                 rows = draft_metadata(state.row, proposed)
                 ids += proposed[: len(rows) - 1]
-            pieces.append(_BatchEntry(work, ids, rows))
-        return sorted(pieces, key=lambda piece: (len(piece.ids), piece.work.end))
+            entries.append(_BatchEntry(work, ids, rows))
+        return sorted(entries, key=lambda entry: (len(entry.ids), entry.work.end))
 
     def _accept(
-        self, piece: _BatchEntry, drawn: Sequence[TokenLogprob | SamplingFailure]
+        self, entry: _BatchEntry, drawn: Sequence[TokenLogprob | SamplingFailure]
     ) -> Sequence[TokenLogprob] | SamplingFailure:
-        """Return the tokens that stay. Where one cannot be drawn, those before it do, and the next step tells why."""
+        """Return the tokens that stay. Where one cannot be sampled, those before it stay, and the next step fails."""
         good: list[TokenLogprob] = []
         for each in drawn:
             if isinstance(each, SamplingFailure):
@@ -134,61 +136,61 @@ class ModelRunner:
             good.append(each)
         if not good:
             return drawn[0] if isinstance(drawn[0], SamplingFailure) else good
-        kept = accept_drafts(good, piece.drafts[: len(good) - 1])
-        self.drafted += len(piece.drafts)
+        kept = accept_drafts(good, entry.drafts[: len(good) - 1])
+        self.drafted += len(entry.drafts)
         self.accepted += len(kept) - 1
         return kept
 
     def _update_drafter(
         self,
-        pieces: Sequence[_BatchEntry],
+        entries: Sequence[_BatchEntry],
         parts: Sequence[Tensor],
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
     ) -> None:
         states, hidden_ND = [], []
-        for piece, part_ND in zip(pieces, parts, strict=True):
-            drawn = result.get(piece.state.id, ())
+        for entry, part_ND in zip(entries, parts, strict=True):
+            drawn = result.get(entry.state.id, ())
             if not isinstance(drawn, SamplingFailure):
-                states.append(piece.state)
-                hidden_ND.append(part_ND[: piece.stays(drawn)])
+                states.append(entry.state)
+                hidden_ND.append(part_ND[: entry.num_kept(drawn)])
         self._drafter.observe(states, hidden_ND)
 
     def _record(
         self,
-        pieces: Sequence[_BatchEntry],
+        entries: Sequence[_BatchEntry],
         routes_NLK: Tensor,
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
     ) -> None:
-        """Write down where the tokens that stay went."""
-        for piece, part_NLK in zip(pieces, routes_NLK.split_with_sizes([len(p.ids) for p in pieces]), strict=True):
-            state, drawn = piece.state, result.get(piece.state.id, ())
+        """Record the experts of the tokens that are kept."""
+        for entry, part_NLK in zip(entries, routes_NLK.split_with_sizes([len(p.ids) for p in entries]), strict=True):
+            state, drawn = entry.state, result.get(entry.state.id, ())
             if isinstance(drawn, SamplingFailure):
                 continue
-            if state.routes is None:
-                state.routes = RoutedExpertsRecorder(*part_NLK.shape[1:])
-            state.routes.write(state.computed, part_NLK[: piece.stays(drawn)])
+            if state.routed_experts is None:
+                state.routed_experts = RoutedExpertsRecorder(*part_NLK.shape[1:])
+            state.routed_experts.write(state.num_computed_tokens, part_NLK[: entry.num_kept(drawn)])
 
     def _hidden(
-        self, tokens: Sequence[int], slices: Sequence[SequenceChunk], features_ND: Tensor | None
+        self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the model over a step's tokens; returns (N, D) and, if it is recorded, where they went, (N, L, K)."""
+        """Run the model over a step's tokens; returns (N, D) and, if it is recorded, their experts (N, L, K)."""
         if self._compiled is not None and len(tokens) == 1 and features_ND is None:
-            return self._compiled(tokens[0], slices[0]), None
-        step = PagedStep(self._pool, slices, window=self._model.window)
+            return self._compiled(tokens[0], chunks[0]), None
+        step = PagedStep(self._pool, chunks, window=self._model.window)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
         output: DecoderOutput = self._model(tokens_1N, cache=step, features_ND=features_ND)
         routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
         return output.hidden_BTD[0], routes_NLK
 
     def _find_nonfinite(
-        self, pieces: Sequence[_BatchEntry], hidden_ND: Tensor, parts: Sequence[Tensor]
+        self, entries: Sequence[_BatchEntry], hidden_ND: Tensor, parts: Sequence[Tensor]
     ) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
-        """Find requests that left numbers in the pool which are not finite: each token attends to itself."""
+        """Find requests whose KV entries in the pool are not finite: each token attends to itself."""
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure] = {}
         if not hidden_ND.sum(dtype=torch.float32).isfinite():
-            for piece, part_ND in zip(pieces, parts, strict=True):
+            for entry, part_ND in zip(entries, parts, strict=True):
                 if not part_ND.isfinite().all():
-                    result[piece.state.id] = SamplingFailure("logits", _NOT_FINITE)
+                    result[entry.state.id] = SamplingFailure("logits", _NOT_FINITE)
         return result
 
     def _score_prompt(self, work: ScheduledRequest, hidden_ND: Tensor) -> None:
@@ -199,25 +201,27 @@ class ModelRunner:
         for low in range(start, stop, _PROMPT_LOGPROB_CHUNK):
             high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
             next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
-            logits_NV = self._model.logits(hidden_ND[low - state.computed : high - state.computed])
+            logits_NV = self._model.logits(
+                hidden_ND[low - state.num_computed_tokens : high - state.num_computed_tokens]
+            )
             state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top, unused_ids_N=self._unused_ids_N)
 
-    def _features(self, pieces: Sequence[_BatchEntry]) -> Tensor | None:
+    def _features(self, entries: Sequence[_BatchEntry]) -> Tensor | None:
         """Return a row for every image token of the step, None where no prompt has its images in it.
 
         An image token that was drawn or drafted is a token like any other: its row is its embedding.
         """
         vision = self._model.spec.vision
-        each = [piece.work for piece in pieces]
-        given = [w.state.images.rows(w.state.computed, w.end) for w in each if w.state.images is not None]
+        each = [entry.work for entry in entries]
+        given = [w.state.images.rows(w.state.num_computed_tokens, w.end) for w in each if w.state.images is not None]
         if vision is None or not any(len(rows_ND) for rows_ND in given):
             return None
         drawn_1D = self._model.embed_tokens.weight[vision.image_token_id][None].to(given[0])
         rows, images = [], iter(given)
-        for piece in pieces:
-            state = piece.state
+        for entry in entries:
+            state = entry.state
             if state.images is not None:
                 rows.append(next(images))
-            prompt_left = max(len(state.request.prompt) - state.computed, 0)
-            rows += [drawn_1D] * piece.ids[prompt_left:].count(vision.image_token_id)
+            prompt_left = max(len(state.request.prompt) - state.num_computed_tokens, 0)
+            rows += [drawn_1D] * entry.ids[prompt_left:].count(vision.image_token_id)
         return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it, in token ids.
+"""Requests to the engine and their outputs, in token ids.
 
 N image tokens, D hidden size, P tokens that were run, L mixture-of-experts layers, K experts per token.
 """
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Request:
     """One prompt to continue.
 
-    A higher ``priority`` goes first and takes pages from lower ones when the pool is full; equal ones go in order of
-    arrival. Pages of a common beginning are shared only between requests of equal ``salt``. ``features_ND`` are the
-    prompt's image tokens, as ``Decoder.forward`` takes them. ``constraint`` says which tokens may come next; it is
-    this request's own and changes with every drawn token. ``stop_checker`` takes each token of the answer and ends it,
-    with that token as its last, for the reason "stop", but not before ``min_tokens``.
+    A higher ``priority`` goes first and preempts lower ones when the pool is full; equal ones go in order of arrival.
+    Prefixes are shared only between requests of equal ``salt``. ``features_ND`` are the prompt's image tokens, as
+    ``Decoder.forward`` takes them. ``constraint`` says which tokens may come next; it is this request's own and changes
+    with every sampled token. ``stop_checker`` takes each token of the answer and ends it, with that token as its last,
+    for the reason "stop", but not before ``min_tokens``.
     """
 
     prompt: tuple[int, ...]
@@ -63,8 +63,8 @@ class EngineStats:
     """An engine at one moment.
 
     Requests that run or wait; pages of the pool, those that requests hold and those kept for their prefix; and counts
-    since the engine was made: prompt tokens, those of them found in the prefix cache, tokens generated, requests put
-    back to make room, tokens drafted and accepted, steps.
+    since the engine was made: prompt tokens, those of them found in the prefix cache, tokens generated, preemptions,
+    tokens drafted and accepted, steps.
     """
 
     running: int = 0

@@ -1,4 +1,4 @@
-"""Where one request's tokens went: the experts that every mixture of experts chose for each.
+"""The routed experts of one request's tokens, in every mixture-of-experts layer.
 
 P tokens of prompt and answer that were run, N tokens of one step, L mixture-of-experts layers, K experts per token.
 """
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 _UNKNOWN = -1
-_ROOM = 64  # rows at first; doubled when they are full
+_INITIAL_ROWS = 64  # doubled when they are full
 
 
 class RoutedExpertsRecorder:
-    """Grows with the request; rows that nothing was written for, such as those of shared pages, are -1."""
+    """A buffer that grows with the request; rows that were not computed for it, such as of shared pages, are -1."""
 
     def __init__(self, layers: int, chosen: int) -> None:
-        self._rows = torch.full((_ROOM, layers, chosen), _UNKNOWN, dtype=torch.int16, device="cpu")
+        self._rows = torch.full((_INITIAL_ROWS, layers, chosen), _UNKNOWN, dtype=torch.int16, device="cpu")
         self._end = 0
 
     def write(self, start: int, routes_NLK: Tensor) -> None:
-        """Take note of tokens ``start`` and following, over what is there."""
+        """Write the experts of tokens ``start`` and following, replacing earlier ones."""
         end = start + len(routes_NLK)
         self._end = max(self._end, end)
         while end > len(self._rows):

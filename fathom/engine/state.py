@@ -1,4 +1,4 @@
-"""One request on its way through the engine.
+"""The state of one request in the engine.
 
 N tokens, D hidden size.
 """
@@ -19,13 +19,14 @@ from fathom.spec.sampling import FinishReason, TokenLogprob
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """What the engine knows of a request.
+    """A request with its tokens, pages and progress.
 
-    ``tokens`` are the prompt and what was drawn; the first ``computed`` of them are in ``pages``, which begin with
-    token ``first``, and the first ``named`` pages have names. Ids follow arrival. ``names`` is None where pages are not
-    shared. ``drawn``, which is also ``row.drawn``, grows with what is drawn; a token of ``stops`` ends the answer.
-    ``history`` and ``pending_hidden_ND``, the latest hidden states that the MTP module has not read, are their
-    drafters' own. ``routes`` is None where nobody records them.
+    ``tokens`` are the prompt and the sampled tokens; the first ``num_computed_tokens`` of them have KV entries in
+    ``pages``, which start at token ``first_page_token``, and the hashes of the first ``num_hashed_pages`` pages are
+    registered. Ids follow arrival. ``block_hashes`` is None where pages are not shared. ``drawn``, which is also
+    ``row.drawn``, grows with the sampled tokens; a token of ``all_stop_token_ids`` ends the answer. ``ngram_index`` and
+    ``pending_hidden_ND``, the latest hidden states that the MTP module has not processed, belong to the drafters.
+    ``routed_experts`` is None where they are not recorded.
     """
 
     id: int
@@ -33,36 +34,38 @@ class RequestState:
     row: SamplingMetadata
     tokens: list[int]
     drawn: list[int]
-    names: BlockHasher | None = None
+    block_hashes: BlockHasher | None = None
     images: ImageTokenFeatures | None = None
-    stops: frozenset[int] = frozenset()
+    all_stop_token_ids: frozenset[int] = frozenset()
     running: bool = False
-    computed: int = 0
+    num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
-    first: int = 0
-    named: int = 0
+    first_page_token: int = 0
+    num_hashed_pages: int = 0
     cached_tokens: int | None = None
-    history: NgramIndex | None = None
+    ngram_index: NgramIndex | None = None
     pending_hidden_ND: Tensor | None = None
-    routes: RoutedExpertsRecorder | None = None
+    routed_experts: RoutedExpertsRecorder | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
-    rank: tuple[int, int] = field(init=False)
+    queue_key: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rank = (-self.request.priority, self.id)
+        self.queue_key = (-self.request.priority, self.id)
 
     @property
     def remaining(self) -> int:
-        """Tokens still to be run before the next can be drawn: one while decoding."""
-        return len(self.tokens) - self.computed
+        """Tokens to compute before the next can be sampled: one while decoding."""
+        return len(self.tokens) - self.num_computed_tokens
 
     @property
-    def complete(self) -> int:
-        """Tokens that have all their numbers in the pages, the MTP module's too: it is late by those it has not read.
+    def num_cacheable_tokens(self) -> int:
+        """Tokens whose KV entries are all in the pages, those of the MTP module too, which lags by its pending tokens.
 
         The last hidden state is of use only with the next token, so that it is not missing.
         """
-        return self.computed - max((0 if self.pending_hidden_ND is None else len(self.pending_hidden_ND)) - 1, 0)
+        return self.num_computed_tokens - max(
+            (0 if self.pending_hidden_ND is None else len(self.pending_hidden_ND)) - 1, 0
+        )
 
     @property
     def needs_prompt_logprobs(self) -> bool:
@@ -78,7 +81,7 @@ class RequestState:
         stop_token: TokenLogprob | None = None,
         with_prompt: bool = False,
     ) -> Output:
-        """Make an output of this request; the last one, which has a reason, tells where its tokens went."""
+        """Make an output of this request; the last one, which has a reason, holds the routed experts."""
         asked = with_prompt and self.request.params.prompt_logprobs is not None
         return Output(
             request_id=self.id,
@@ -94,4 +97,6 @@ class RequestState:
 
     def _routing(self, stop_token: TokenLogprob | None) -> Tensor | None:
         """Return the experts of the tokens that were run: all where a stop token followed, else all but the last."""
-        return None if self.routes is None else self.routes.first(len(self.tokens) - (stop_token is None))
+        return (
+            None if self.routed_experts is None else self.routed_experts.first(len(self.tokens) - (stop_token is None))
+        )

@@ -1,4 +1,4 @@
-"""The thread that steps an engine, so that any number of others may use it."""
+"""A thread that steps an engine for any number of others."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class EngineWorker:
         self._clock = clock
         self._progress_at: float | None = None  # None while idle
         self._fatal: str | None = None
-        self._changed = threading.Condition()
-        self._arrived: deque[tuple[RequestState, OutputCallback]] = deque()
+        self._condition = threading.Condition()
+        self._incoming: deque[tuple[RequestState, OutputCallback]] = deque()
         self._cancelled: deque[int] = deque()
         self._listeners: dict[int, OutputCallback] = {}  # of the worker's thread only
         self._callbacks: list[Callable[[], None]] = []
@@ -68,22 +68,22 @@ class EngineWorker:
         return self._stats
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, give those under way ``drain_seconds`` to end, cancel the rest, and end the thread."""
-        with self._changed:
+        with self._condition:
             self._draining = True
             self._deadline = time.monotonic() + drain_seconds
-            self._changed.notify_all()
+            self._condition.notify_all()
         if self._thread.is_alive():
             self._thread.join()
         elif self._fatal is None:
             self._cancel_all()
 
     def submit(self, request: Request, listener: OutputCallback) -> int:
-        """Check a request, let it wait for its turn, and return its id.
+        """Check a request, add it to the queue, and return its id.
 
         Raises:
             QueueFull: as many requests wait as may.
@@ -94,40 +94,40 @@ class EngineWorker:
         return self.submit_all([request], listener)[0]
 
     def submit_all(self, requests: Sequence[Request], listener: OutputCallback) -> list[int]:
-        """Submit all of these or, where one is refused, none; raises as ``submit``."""
-        self._check_room(len(requests))
+        """Submit all of these requests or, where one is refused, none; raises as ``submit``."""
+        self._check_queue_limit(len(requests))
         states = [self.engine.prepare(request) for request in requests]
-        with self._changed:
-            self._check_room(len(states))
+        with self._condition:
+            self._check_queue_limit(len(states))
             if self._progress_at is None:
                 self._progress_at = self._clock()
-            self._arrived.extend((state, listener) for state in states)
-            self._changed.notify_all()
+            self._incoming.extend((state, listener) for state in states)
+            self._condition.notify_all()
         return [state.id for state in states]
 
     def cancel(self, request_id: int) -> None:
-        """End a request before the next step; its listener hears of it. Unknown and finished ones are ignored."""
-        with self._changed:
+        """End a request before the next step; its listener gets a last output. Unknown ids are ignored."""
+        with self._condition:
             self._cancelled.append(request_id)
-            self._changed.notify_all()
+            self._condition.notify_all()
 
     def on_step(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after each step's listeners, so that a step's outputs can be handed over at once."""
-        with self._changed:
+        with self._condition:
             self._callbacks = [*self._callbacks, callback]
 
-    def _check_room(self, more: int) -> None:
+    def _check_queue_limit(self, more: int) -> None:
         if self._fatal is not None:
             raise EngineError(f"engine: its thread ended after {self._fatal}; restart the process")
         if self._draining:
             raise Draining
-        waiting = len(self._arrived) + self._stats.waiting
+        waiting = len(self._incoming) + self._stats.waiting
         if waiting + more > self.max_waiting:
             raise QueueFull(waiting, self.max_waiting)
 
     def _serve(self) -> None:
         try:
-            while self._take_in():
+            while self._wait_for_work():
                 outputs = self._step()
                 self._stats = self.engine.stats
                 self._deliver(outputs)
@@ -135,11 +135,13 @@ class EngineWorker:
         except BaseException as error:  # the thread ends: whatever it was, every listener must be called
             self._end_without_engine(error)
 
-    def _take_in(self) -> bool:
-        """Wait for something to do and let new requests in; False when it is time to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._arrived or self._cancelled or self.engine.has_work or self._draining)
-            self._enqueue_arrived()
+    def _wait_for_work(self) -> bool:
+        """Wait for requests or cancellations and queue them in the engine; False when the thread is to end."""
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._incoming or self._cancelled or self.engine.has_work or self._draining
+            )
+            self._enqueue_incoming()
             self._stats = self.engine.stats
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
             late = self._deadline is not None and (time.monotonic() >= self._deadline or not self.engine.has_work)
@@ -159,21 +161,21 @@ class EngineWorker:
         self._failures = 0 if failure is None else self._failures + 1
         if failure is not None:
             self.last_error = one_line(failure)
-        with self._changed:
-            if not (self.engine.has_work or self._arrived):
+        with self._condition:
+            if not (self.engine.has_work or self._incoming):
                 self._progress_at = None
             elif failure is None:
                 self._progress_at = self._clock()
         return outputs
 
-    def _enqueue_arrived(self) -> None:
-        while self._arrived:
-            state, listener = self._arrived.popleft()
+    def _enqueue_incoming(self) -> None:
+        while self._incoming:
+            state, listener = self._incoming.popleft()
             self._listeners[state.id] = listener
             self.engine.enqueue(state)
 
     def _cancel_all(self) -> None:
-        self._enqueue_arrived()
+        self._enqueue_incoming()
         ended = [self.engine.end(request_id, "cancelled") for request_id in tuple(self._listeners)]
         self._deliver([output for output in ended if output is not None])
         self._stats = self.engine.stats
@@ -182,11 +184,11 @@ class EngineWorker:
     def _end_without_engine(self, error: BaseException) -> None:
         """End every request with an error, without asking the engine, whose state is not known any more."""
         message = one_line(error)
-        with self._changed:
+        with self._condition:
             self._fatal = self.last_error = message
-            listeners = {**self._listeners, **{state.id: listener for state, listener in self._arrived}}
+            listeners = {**self._listeners, **{state.id: listener for state, listener in self._incoming}}
             self._listeners.clear()
-            self._arrived.clear()
+            self._incoming.clear()
         outputs = [Output(request_id=request_id, finish_reason="error", error=message) for request_id in listeners]
         for output in outputs:
             with suppress(Exception):

@@ -140,14 +140,14 @@ def test_drafts_take_no_page_that_another_needs(weight: float) -> None:
 def test_drafts_take_what_others_leave_of_a_step() -> None:
     model = with_mtp(0.0)
     engine = Engine(model, spec=replace(SPEC, drafting="mtp", draft_tokens=3, max_batch=6, step_tokens=6))
-    plan, sizes = engine.scheduler.plan, []
+    plan, sizes = engine.scheduler.schedule, []
 
     def spy() -> list:  # type: ignore[type-arg]
         works = plan()
-        sizes.append([(work.tokens, work.room) for work in works])
+        sizes.append([(work.tokens, work.num_draft_slots) for work in works])
         return works
 
-    engine.scheduler.plan = spy  # type: ignore[method-assign]
+    engine.scheduler.schedule = spy  # type: ignore[method-assign]
     prompts = [(n, n + 1, n + 2) for n in range(4)]
     completions = engine.sample(prompts, GREEDY)
     assert [list(c.token_ids) for c in completions] == [answer(model, prompt, GREEDY) for prompt in prompts]

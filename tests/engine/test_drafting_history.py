@@ -37,16 +37,16 @@ def test_drafts_follow_the_latest_of_the_longest_earlier_occurrences(
     for end, token in enumerate(tokens, start=1):
         growing.append(token)
         if end % 3 == 0 or end == len(tokens):  # asked now and then, as while decoding
-            assert history.continuation(count) == searched(growing, count, shortest, longest)
+            assert history.propose(count) == searched(growing, count, shortest, longest)
 
 
 def test_a_period_goes_on_beyond_the_end() -> None:
-    assert NgramIndex([7, 8, 9, 7, 8, 9, 7, 8], shortest=2, longest=3).continuation(5) == [9, 7, 8, 9, 7]
+    assert NgramIndex([7, 8, 9, 7, 8, 9, 7, 8], shortest=2, longest=3).propose(5) == [9, 7, 8, 9, 7]
 
 
 @pytest.mark.parametrize("tokens", [[], [1], [1, 2, 3], [1, 2, 3, 4, 2, 3]])
 def test_what_did_not_occur_has_no_continuation(tokens: list[int]) -> None:
-    assert NgramIndex(tokens).continuation(3) == []
+    assert NgramIndex(tokens).propose(3) == []
 
 
 def test_a_frequent_run_costs_no_more_than_a_few_comparisons() -> None:
@@ -59,8 +59,8 @@ def test_a_frequent_run_costs_no_more_than_a_few_comparisons() -> None:
 
     tokens = Counted([1, 1, 1, 2] * 1000)
     history = NgramIndex(tokens, shortest=1)
-    history.continuation(1)
+    history.propose(1)
     tokens.append(2)  # seen a thousand times
     Counted.reads = 0
-    assert history.continuation(1) == [2]
+    assert history.propose(1) == [2]
     assert Counted.reads < 64 * 3

@@ -65,7 +65,7 @@ class Checked:
         drafts = self.drafter.propose(works)
         for work in works:
             got = list(drafts.get(work.state.id, ()))
-            expected = drafts_of(self.model, work.state.tokens, work.room)
+            expected = drafts_of(self.model, work.state.tokens, work.num_draft_slots)
             assert got == [int(logits_V.argmax()) for logits_V in expected]
             for logits_V in expected:
                 assert min(float((row_V - logits_V).abs().max()) for row_V in self.recorded.rows) < 1e-6

@@ -51,7 +51,7 @@ def test_the_pages_taken_are_those_that_a_search_of_the_whole_pool_chooses(
             searched.release(released)
         elif count <= pages.available:
             grown = held[which % len(held)] if held and which % 3 == 1 else []
-            taken = pages.take(count, grown[-1] if grown else None)
+            taken = pages.allocate(count, grown[-1] if grown else None)
             assert taken == searched.take(count, grown[-1] if grown else None)
             if grown:
                 grown += taken
@@ -92,13 +92,13 @@ def calls(work: Callable[[], object]) -> int:
 
 def test_a_page_of_a_fragmented_pool_costs_a_few_calls_and_the_heap_stays_as_small_as_the_runs() -> None:
     pages = PageAllocator(100_000)
-    everything = pages.take(100_000)
+    everything = pages.allocate(100_000)
     pages.release(everything[::2])
-    assert calls(lambda: pages.take(1)) < 40
-    assert calls(lambda: pages.take(100)) < 100 * 20
-    churned = [pages.take(3) for _ in range(200)]
+    assert calls(lambda: pages.allocate(1)) < 40
+    assert calls(lambda: pages.allocate(100)) < 100 * 20
+    churned = [pages.allocate(3) for _ in range(200)]
     assert calls(lambda: [pages.release(each) for each in churned]) < 600 * 20
     for _ in range(3):
-        again = pages.take(40_000)
+        again = pages.allocate(40_000)
         pages.release(again)
     assert len(pages._free._by_length) <= 2 * len(pages._free._end_by_start) + 64

@@ -19,32 +19,32 @@ def names(tokens: list[int], salt: str = "", images: ImageTokenFeatures | None =
 
 def named(pages: PageAllocator, *labels: bytes) -> list[int]:
     """Take pages, name them as one sequence does, and give them back."""
-    taken = pages.take(len(labels))
-    taken = [pages.name(page, label) for page, label in zip(taken, labels, strict=True)]
+    taken = pages.allocate(len(labels))
+    taken = [pages.register_hash(page, label) for page, label in zip(taken, labels, strict=True)]
     pages.release(taken)
     return taken
 
 
 def test_a_sequence_grows_into_its_neighbour_and_others_begin_where_they_leave_it_room() -> None:
     pages = PageAllocator(16)
-    first, second = pages.take(2), pages.take(2)
+    first, second = pages.allocate(2), pages.allocate(2)
     assert first == [0, 1]
     assert second == [9, 10]
-    first += pages.take(3, after=first[-1])
-    second += pages.take(2, after=second[-1])
+    first += pages.allocate(3, after=first[-1])
+    second += pages.allocate(2, after=second[-1])
     assert first == [0, 1, 2, 3, 4]
     assert second == [9, 10, 11, 12]
     pages.verify([first, second])
-    third = pages.take(4)
+    third = pages.allocate(4)
     assert third == [5, 6, 7, 8]
     pages.verify([first, second, third])
 
 
 def test_a_run_too_short_is_continued_elsewhere() -> None:
     pages = PageAllocator(6)
-    held = pages.take(6)
+    held = pages.allocate(6)
     pages.release([1, 4, 5])
-    assert pages.take(3) == [4, 5, 1]
+    assert pages.allocate(3) == [4, 5, 1]
     pages.verify([[0, 2, 3], [4, 5, 1]])
     assert held == [0, 1, 2, 3, 4, 5]
 
@@ -53,43 +53,43 @@ def test_named_pages_stay_until_their_room_is_needed_the_longest_unused_first_an
     pages = PageAllocator(6)
     named(pages, b"a1", b"a2", b"a3")
     named(pages, b"b1", b"b2")
-    assert (pages.available, pages.cached, pages.owned) == (6, 5, 0)
-    pages.take(2)
-    assert pages.find([b"a1", b"a2", b"a3"]) == [0, 1]
-    pages.take(2)
-    assert pages.find([b"a1"]) == []
-    assert len(pages.find([b"b1", b"b2"])) == 2
-    pages.take(1)
-    assert len(pages.find([b"b1", b"b2"])) == 1
+    assert (pages.available, pages.cached, pages.num_used) == (6, 5, 0)
+    pages.allocate(2)
+    assert pages.match_prefix([b"a1", b"a2", b"a3"]) == [0, 1]
+    pages.allocate(2)
+    assert pages.match_prefix([b"a1"]) == []
+    assert len(pages.match_prefix([b"b1", b"b2"])) == 2
+    pages.allocate(1)
+    assert len(pages.match_prefix([b"b1", b"b2"])) == 1
 
 
 def test_found_pages_are_shared_and_outlive_their_first_holder() -> None:
     pages = PageAllocator(4)
-    first = pages.take(2)
-    assert pages.name(first[0], b"a") == first[0]
-    found = pages.find([b"a", b"b"])
-    pages.share(found)
+    first = pages.allocate(2)
+    assert pages.register_hash(first[0], b"a") == first[0]
+    found = pages.match_prefix([b"a", b"b"])
+    pages.acquire(found)
     pages.verify([first, found])
-    assert pages.private(first) == first[1:]
+    assert pages.unshared(first) == first[1:]
     assert pages.freeable_by([first]) == 1
     assert pages.freeable_by([first, found]) == 2
     pages.release(first)
     pages.verify([found])
-    assert (pages.owned, pages.cached) == (1, 0)
+    assert (pages.num_used, pages.cached) == (1, 0)
     assert pages.leaked([]) == 1
     pages.release(found)
-    assert (pages.owned, pages.cached) == (0, 1)
+    assert (pages.num_used, pages.cached) == (0, 1)
 
 
 def test_a_page_computed_twice_is_kept_once() -> None:
     pages = PageAllocator(4)
     named(pages, b"a")
-    again = pages.take(1)
-    kept = pages.name(again[0], b"a")
-    assert [kept] == pages.find([b"a"])
+    again = pages.allocate(1)
+    kept = pages.register_hash(again[0], b"a")
+    assert [kept] == pages.match_prefix([b"a"])
     assert kept != again[0]
     pages.verify([[kept]])
-    assert pages.owned == 1
+    assert pages.num_used == 1
 
 
 def test_forgetting_frees_what_is_cached() -> None:
@@ -97,7 +97,7 @@ def test_forgetting_frees_what_is_cached() -> None:
     named(pages, b"a", b"b")
     pages.forget()
     assert (pages.cached, pages.available) == (0, 4)
-    assert pages.find([b"a"]) == []
+    assert pages.match_prefix([b"a"]) == []
     pages.verify([])
 
 
@@ -110,16 +110,16 @@ def test_books_agree_after_any_sequence_of_operations(seed: int) -> None:
         deed = draw.random()
         if deed < 0.35 and pages.available:
             labels = draw.choice(known) if known and draw.random() < 0.5 else []
-            found = pages.find(labels[: draw.randrange(1 + len(labels))])
-            pages.share(found)
-            held.append(found + pages.take(draw.randint(0, min(3, pages.available)), found[-1] if found else None))
+            found = pages.match_prefix(labels[: draw.randrange(1 + len(labels))])
+            pages.acquire(found)
+            held.append(found + pages.allocate(draw.randint(0, min(3, pages.available)), found[-1] if found else None))
         elif deed < 0.6 and held:
             sequence, label = draw.choice(held), draw.randbytes(2)
             known.append([])
             for index, page in enumerate(sequence):
                 label += bytes([draw.randrange(2)])
-                if pages.private([page]):
-                    sequence[index] = pages.name(page, label)
+                if pages.unshared([page]):
+                    sequence[index] = pages.register_hash(page, label)
                     known[-1].append(label)
         elif held:
             pages.release(held.pop(draw.randrange(len(held))))
@@ -127,14 +127,14 @@ def test_books_agree_after_any_sequence_of_operations(seed: int) -> None:
         assert pages.leaked(held) == 0
     for sequence in held:
         pages.release(sequence)
-    assert (pages.owned, pages.available) == (0, 24)
+    assert (pages.num_used, pages.available) == (0, 24)
 
 
 def test_the_checker_finds_a_page_that_was_lost() -> None:
     pages = PageAllocator(4)
-    pages.take(1)
+    pages.allocate(1)
     assert pages.leaked([]) == 1
-    with pytest.raises(AssertionError, match="page 0: 1 holders counted, 0 hold it"):
+    with pytest.raises(AssertionError, match="page 0: 1 references counted, there are 0"):
         pages.verify([])
 
 

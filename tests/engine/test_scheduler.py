@@ -26,16 +26,16 @@ def request(length: int, max_tokens: int = 8, *, first: int = 1, priority: int =
 
 def planned(made: Engine) -> dict[int, int]:
     """Plan a step and run it; return the tokens of each request in it."""
-    plan, works = made.scheduler.plan, {}
+    plan, works = made.scheduler.schedule, {}
 
     def spy() -> list:  # type: ignore[type-arg]
         chosen = plan()
         works.update({work.state.id: work.tokens for work in chosen})
         return chosen
 
-    made.scheduler.plan = spy  # type: ignore[method-assign]
+    made.scheduler.schedule = spy  # type: ignore[method-assign]
     made.step()
-    made.scheduler.plan = plan  # type: ignore[method-assign]
+    made.scheduler.schedule = plan  # type: ignore[method-assign]
     verify(made)
     return works
 

@@ -40,13 +40,13 @@ class ModelFree:
         pages = -(-(spec.cache_tokens or LONGEST) // spec.page_size)
         self.pages = PageAllocator(pages)
         self.scheduler = Scheduler(spec, self.pages, window=window, draft_tokens=draft_tokens)
-        self._intake = InputProcessor(model, self.scheduler, frozenset())
+        self._input_processor = InputProcessor(model, self.scheduler, frozenset())
         self._accepted = accepted
         self.states: dict[int, RequestState] = {}
         self.steps = 0
 
     def submit(self, request: Request) -> int:
-        state = self._intake.state(request)
+        state = self._input_processor.process(request)
         self.states[state.id] = state
         self.scheduler.add(state)
         return state.id
@@ -57,9 +57,9 @@ class ModelFree:
             self.scheduler.remove(state)
 
     def step(self) -> list[ScheduledRequest]:
-        works = self.scheduler.plan()
+        works = self.scheduler.schedule()
         self.steps += 1
-        assert sum(work.tokens + work.room for work in works) <= self.scheduler.spec.step_tokens
+        assert sum(work.tokens + work.num_draft_slots for work in works) <= self.scheduler.spec.step_tokens
         assert len(works) <= len(self.scheduler.running) <= self.scheduler.spec.max_batch
         for work in works:
             self._settle(work)
@@ -68,22 +68,22 @@ class ModelFree:
 
     def _settle(self, work: ScheduledRequest) -> None:
         state, size, end = work.state, self.scheduler.spec.page_size, work.end
-        assert state.first + len(state.pages) * size >= end + work.room
-        state.computed = end
+        assert state.first_page_token + len(state.pages) * size >= end + work.num_draft_slots
+        state.num_computed_tokens = end
         if end == len(state.tokens):
-            kept = min(self._accepted[self.steps % len(self._accepted)], work.room)
-            state.computed += kept
+            kept = min(self._accepted[self.steps % len(self._accepted)], work.num_draft_slots)
+            state.num_computed_tokens += kept
             state.tokens += [0] * (kept + 1)
             state.drawn += [0] * (kept + 1)
-        full = state.complete // size
-        if state.names is not None and full > state.named:
-            hashes = state.names.hashes(state.tokens, full)
-            for index in range(state.named, full):
-                state.pages[index] = self.pages.name(state.pages[index], hashes[index])
-            state.named = full
+        full = state.num_cacheable_tokens // size
+        if state.block_hashes is not None and full > state.num_hashed_pages:
+            hashes = state.block_hashes.hashes(state.tokens, full)
+            for index in range(state.num_hashed_pages, full):
+                state.pages[index] = self.pages.register_hash(state.pages[index], hashes[index])
+            state.num_hashed_pages = full
         if len(state.drawn) == state.request.params.max_tokens:
             self.cancel(state.id)
-        elif work.room:
+        elif work.num_draft_slots:
             self.scheduler.free_draft_pages(state)
 
 
@@ -118,7 +118,7 @@ def run(made: ModelFree, load: Sequence[Arrival]) -> None:
         assert works or not made.states, f"step {now} runs none of {len(made.states)} requests"
         now += 1
         assert now <= most, f"{len(made.states)} requests are left after {most} steps"
-    assert made.pages.owned == 0
+    assert made.pages.num_used == 0
 
 
 @settings(max_examples=600, deadline=None)
@@ -158,7 +158,7 @@ def test_a_waiting_request_that_does_not_fit_does_not_stop_the_prompts_of_runnin
 def test_an_engine_that_plans_nothing_while_requests_are_under_way_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Engine(tiny("gqa"), spec=EngineSpec(page_size=4, cache_tokens=400))
     made.submit(Request(prompt=(1, 2, 3), params=SamplingParams(max_tokens=4)))
-    monkeypatch.setattr(made.scheduler, "plan", lambda: [])
+    monkeypatch.setattr(made.scheduler, "schedule", lambda: [])
     with pytest.raises(
         EngineError, match=r"none of 0 running and 1 waiting requests, with 0 of 100 pages.*cancel them"
     ):

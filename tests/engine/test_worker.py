@@ -175,7 +175,7 @@ def test_a_scheduler_that_fails_fails_all_requests_and_the_engine_goes_on(
 ) -> None:
     ear = Ear(5)
     with monkeypatch.context() as patch:
-        patch.setattr(worker.engine.scheduler, "plan", lambda: [][0])
+        patch.setattr(worker.engine.scheduler, "schedule", lambda: [][0])
         worker.submit_all([greedy(1, 2)] * 5, ear)
         worker.start()
         assert {output.error for output in ear.wait()} == {"IndexError: list index out of range"}
@@ -304,7 +304,7 @@ def test_steps_that_fail_are_no_progress(worker: EngineWorker, monkeypatch: pyte
 def test_an_engine_that_plans_nothing_fails_its_requests_instead_of_spinning(
     worker: EngineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.engine.scheduler, "plan", lambda: [])
+    monkeypatch.setattr(worker.engine.scheduler, "schedule", lambda: [])
     for _ in range(3):
         ear = Ear()
         worker.submit(greedy(1, 2), ear)

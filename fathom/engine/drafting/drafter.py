@@ -1,4 +1,4 @@
-"""The interface of what proposes tokens.
+"""The interface of drafters, which propose tokens ahead.
 
 N tokens of one request in a step, D hidden size.
 """
@@ -15,14 +15,14 @@ from fathom.engine.state import RequestState
 
 
 class Drafter(Protocol):
-    """Proposes what may come next. Whatever it proposes, answers stay the same; good drafts make them come sooner."""
+    """Proposes the next tokens. Answers are the same whatever it proposes; accepted drafts save steps."""
 
-    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
-        """Return drafts by request id, at most as many as a work has room for, before the pass that tries them."""
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
+        """Return drafts by request id, at most as many as a work has slots for, before the pass that verifies them."""
         ...
 
     def observe(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
-        """Hear of a pass: the hidden states of each request's next tokens, those of refused drafts left out.
+        """Take the hidden states of each request's tokens of a pass, those of rejected drafts left out.
 
         Its ``computed`` does not count them yet, and its ``tokens`` do not have those drawn in this pass.
         """
@@ -32,7 +32,7 @@ class Drafter(Protocol):
 class NoDrafter:
     """Proposes nothing."""
 
-    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return nothing."""
         return {}
 

@@ -38,29 +38,31 @@ class MtpDrafter:
         # the hidden state of each page's last token, with which the first token after a shared page is paired
         self._last_PD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
 
-    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, after reading what the last step left."""
-        for work in works:
-            work.state.pending_hidden_ND = self._held(work.state)
-        chosen = [work for work in works if work.room and work.state.pending_hidden_ND is not None]
-        chosen.sort(key=lambda work: (_unread(work.state), work.state.computed))
+        for work in scheduled:
+            work.state.pending_hidden_ND = self._previous_hidden(work.state)
+        chosen = [work for work in scheduled if work.num_draft_slots and work.state.pending_hidden_ND is not None]
+        chosen.sort(key=lambda work: (_unread(work.state), work.state.num_computed_tokens))
         if not chosen:
             return {}
-        ends = [work.state.computed + 1 for work in chosen]
-        hidden_BD = self._read([work.state for work in chosen], ends, [_unread(work.state) for work in chosen])
+        ends = [work.state.num_computed_tokens + 1 for work in chosen]
+        hidden_BD = self._process_pending(
+            [work.state for work in chosen], ends, [_unread(work.state) for work in chosen]
+        )
         drafts: dict[int, list[int]] = {work.state.id: [] for work in chosen}
-        for depth in range(1, max(work.room for work in chosen) + 1):
+        for depth in range(1, max(work.num_draft_slots for work in chosen) + 1):
             logits_BV = self._model.logits(hidden_BD)
             if self._unused_ids_N is not None:
                 logits_BV = logits_BV.index_fill(-1, self._unused_ids_N, -torch.inf)
             tokens = logits_BV.argmax(-1).tolist()
             for work, token in zip(chosen, tokens, strict=True):
                 drafts[work.state.id].append(token)
-            further = [index for index, work in enumerate(chosen) if work.room > depth]
+            further = [index for index, work in enumerate(chosen) if work.num_draft_slots > depth]
             if not further:
                 break
             chosen = [chosen[index] for index in further]
-            slices = [SequenceChunk(work.state.pages, work.state.computed + depth, 1) for work in chosen]
+            slices = [SequenceChunk(work.state.pages, work.state.num_computed_tokens + depth, 1) for work in chosen]
             hidden_BD = self._forward_mtp(slices, [tokens[index] for index in further], hidden_BD[further])
         return drafts
 
@@ -69,22 +71,22 @@ class MtpDrafter:
         self._keep_page_ends(states, hidden_ND)
         behind, ends = [], []
         for state, new_ND in zip(states, hidden_ND, strict=True):
-            held_ND = self._held(state)
+            held_ND = self._previous_hidden(state)
             state.pending_hidden_ND = new_ND.clone() if held_ND is None else torch.cat((held_ND, new_ND))
             if len(state.pending_hidden_ND) > self._most_unread:
                 behind.append(state)
-                ends.append(state.computed + len(new_ND))
+                ends.append(state.num_computed_tokens + len(new_ND))
         if behind:
-            self._read(behind, ends, [_unread(state) - 1 for state in behind])
+            self._process_pending(behind, ends, [_unread(state) - 1 for state in behind])
 
-    def _held(self, state: RequestState) -> Tensor | None:
+    def _previous_hidden(self, state: RequestState) -> Tensor | None:
         """The hidden states before the step's first: none at the beginning, a page's last one after a shared page."""
-        if state.pending_hidden_ND is not None or state.computed == 0:
+        if state.pending_hidden_ND is not None or state.num_computed_tokens == 0:
             return state.pending_hidden_ND
-        page = state.pages[state.computed // self._pool.page_size - 1]
+        page = state.pages[state.num_computed_tokens // self._pool.page_size - 1]
         return self._last_PD[page : page + 1]
 
-    def _read(self, states: Sequence[RequestState], ends: Sequence[int], counts: Sequence[int]) -> Tensor:
+    def _process_pending(self, states: Sequence[RequestState], ends: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Let the module read the first ``counts`` unread hidden states of each request, up to slot ``ends``.
 
         Returns the module's last hidden state of each, (B, D).
@@ -108,8 +110,8 @@ class MtpDrafter:
     def _keep_page_ends(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
         size, pages, rows = self._pool.page_size, [], []
         for state, new_ND in zip(states, hidden_ND, strict=True):
-            for index in range(size - 1 - state.computed % size, len(new_ND), size):
-                pages.append(state.pages[(state.computed + index) // size])
+            for index in range(size - 1 - state.num_computed_tokens % size, len(new_ND), size):
+                pages.append(state.pages[(state.num_computed_tokens + index) // size])
                 rows.append(new_ND[index])
         if pages:
             self._last_PD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows)

@@ -12,13 +12,13 @@ from fathom.engine.scheduler import ScheduledRequest
 class NgramDrafter(NoDrafter):
     """Proposes what followed the last tokens when they last occurred in the same request."""
 
-    def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id."""
         drafts = {}
-        for work in works:
-            if work.room:
+        for work in scheduled:
+            if work.num_draft_slots:
                 state = work.state
-                if state.history is None:
-                    state.history = NgramIndex(state.tokens)
-                drafts[state.id] = state.history.continuation(work.room)
+                if state.ngram_index is None:
+                    state.ngram_index = NgramIndex(state.tokens)
+                drafts[state.id] = state.ngram_index.propose(work.num_draft_slots)
         return drafts

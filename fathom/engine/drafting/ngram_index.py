@@ -22,7 +22,7 @@ class NgramIndex:
         self._latest: dict[tuple[int, ...], int] = {}  # a run's tokens -> the index behind its last occurrence
         self._earlier = array("q", [0] * shortest)  # the same of the occurrence before; 0 is none
 
-    def continuation(self, count: int) -> list[int]:
+    def propose(self, count: int) -> list[int]:
         """Return ``count`` tokens that followed the longest run the tokens end with, at its latest occurrence.
 
         None where no run of at least ``shortest`` tokens occurred before. Where the run is so late that the tokens end

@@ -34,7 +34,7 @@ def draft_metadata(row: SamplingMetadata, drafts: Sequence[int]) -> list[Samplin
                 break
             if constraint.finished:
                 break
-        rows.append(row.after(drafts[:count], constraint))
+        rows.append(row.with_drafts(drafts[:count], constraint))
     return rows
 
 

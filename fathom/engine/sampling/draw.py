@@ -170,7 +170,7 @@ def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> li
     alike: dict[float, list[int]] = {}
     for index, (row, norm) in enumerate(zip(rows, norms, strict=True)):
         if abs(norm) < torch.inf:
-            if row.plain and (row.params.temperature == 0 or is_unfiltered(row.params, logits_RV.shape[-1])):
+            if row.is_unmodified and (row.params.temperature == 0 or is_unfiltered(row.params, logits_RV.shape[-1])):
                 alike.setdefault(row.params.temperature, []).append(index)
             else:
                 tokens[index] = _draw_one(logits_RV[index], row, bests[index])
@@ -205,7 +205,7 @@ def _draw_unfiltered(
 
 
 def _draw_one(logits_V: Tensor, row: SamplingMetadata, best: float) -> int | SamplingFailure:
-    if not row.plain:
+    if not row.is_unmodified:
         try:
             logits_V = apply_logits_processors(logits_V, row)
         except FathomError as error:

@@ -37,7 +37,7 @@ class SamplingMetadata:
     _prompt_ids: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def plain(self) -> bool:
+    def is_unmodified(self) -> bool:
         """Whether the next token is drawn from the model's own logits."""
         p = self.params
         penalised = p.repetition_penalty != 1 or bool(self.drawn and (p.presence_penalty or p.frequency_penalty))
@@ -50,7 +50,7 @@ class SamplingMetadata:
             self._prompt_ids, _ = _distinct(self.prompt)
         return self._prompt_ids
 
-    def after(self, tokens: Sequence[int], constraint: TokenConstraint | None) -> SamplingMetadata:
+    def with_drafts(self, tokens: Sequence[int], constraint: TokenConstraint | None) -> SamplingMetadata:
         """Return the row as it will be when ``tokens`` were drawn and ``constraint`` was told them."""
         later = replace(self, drawn=(*self.drawn, *tokens), constraint=constraint)
         later._prompt_ids = self._prompt_ids
@@ -67,7 +67,7 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
         SpecError: ``logit_bias`` names a token outside the vocabulary.
         DataError: the constraint cannot go on.
     """
-    if row.plain:
+    if row.is_unmodified:
         return logits_V
     logits_V = logits_V.clone()
     params, vocab = row.params, len(logits_V)

@@ -30,7 +30,7 @@ def logits_after(tokens: Sequence[int]) -> Tensor:
 def plain(row: SamplingMetadata, count: int) -> list[int]:
     tokens = list(row.drawn)
     for _ in range(count):
-        later = row.after(tokens[len(row.drawn) :], None)
+        later = row.with_drafts(tokens[len(row.drawn) :], None)
         tokens.append(draw(logits_after([*row.prompt, *tokens])[None], [later])[0].token_id)
     return tokens
 
@@ -41,7 +41,7 @@ def drafted(
     """Draw ``count`` tokens with drafts given step by step; return them and the steps it took."""
     tokens, steps = list[int](), 0
     while len(tokens) < count:
-        rows = draft_metadata(row.after(tokens, None), drafts[steps % len(drafts)] if drafts else ())
+        rows = draft_metadata(row.with_drafts(tokens, None), drafts[steps % len(drafts)] if drafts else ())
         tried = list(rows[-1].drawn[len(tokens) :])
         logits = torch.stack([logits_after([*row.prompt, *r.drawn]) for r in rows])
         tokens += [token.token_id for token in rule(draw(logits, rows), tried)]
