@@ -129,6 +129,15 @@ _EXPLANATIONS = {
 }
 _BY_NUMBER = {getattr(errno, name): text for name, text in _EXPLANATIONS.items() if hasattr(errno, name)}
 
+ENVIRONMENT_ERRORS = frozenset(
+    getattr(errno, name, None)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG"),
+        *("EMFILE", "ENFILE", "EIO", "ESTALE", "ENXIO", "ENODEV"),
+    )
+) - {None}
+"""What the file system or its limits refuse; any other ``OSError`` may be a fault of the program."""
+
 
 def explain_os_error(error: OSError) -> str:
     """Return the cause of an ``OSError`` with its remedy, e.g. "the disk is full; free disk space or ...".

@@ -6,12 +6,11 @@ code.
 
 from __future__ import annotations
 
-import errno
 import threading
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import CheckpointError, ResourceError
+from fathom.errors import ENVIRONMENT_ERRORS, CheckpointError, ResourceError, explain_os_error
 from fathom.progress import NULL_PROGRESS, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -78,8 +77,8 @@ def _explained(repo_id: str, revision: str | None, error: Exception) -> Checkpoi
         return CheckpointError(f"{repo_id}: is not on the hub, or is private; {remedy}")
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(f"{repo_id}: has no revision {revision!r}; name a branch, tag or commit of it")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{repo_id}: not fetched ({error.strerror}); free disk space and fetch again")
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRORS:
+        return ResourceError(f"{repo_id}: not fetched, {explain_os_error(error)}, then fetch again")
     reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
     return CheckpointError(f"{repo_id}: the hub cannot be reached ({reason}); check the network, {_ELSEWHERE}")
 

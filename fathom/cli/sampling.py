@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.errors import DataError
+from fathom.errors import DataError, explain_os_error
 
 if TYPE_CHECKING:
     from fathom.inference.chat_session import ChatAnswer, ChatStream
@@ -37,7 +37,7 @@ def read_schema(path: Path | None) -> dict[str, Any] | None:
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"--schema {path}: cannot be read ({error.strerror}); check the path") from None
+        raise DataError(f"--schema {path}: cannot be read, {explain_os_error(error)}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"--schema {path}: is not JSON ({error}); correct it") from None
     if not isinstance(schema, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fathom.data.document import Document
 from fathom.data.extract import cut, plain
-from fathom.errors import DataError, SpecError
+from fathom.errors import DataError, SpecError, explain_os_error
 from fathom.spec.data import FolderSource
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
@@ -82,7 +82,7 @@ def _read(file: Path) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(f"{file}: cannot be read, {explain_os_error(error)}") from None
     if not content.strip():
         raise DataError(f"{file}: empty; remove it or add text")
     if b"\0" in content[:65_536]:

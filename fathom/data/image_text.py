@@ -16,7 +16,7 @@ import torch
 
 from fathom.data.images import open_image, preprocess
 from fathom.data.loader import PackedLoader, TokenBatch
-from fathom.errors import DataError
+from fathom.errors import DataError, explain_os_error
 from fathom.files import sha256
 from fathom.spec.images import ImageProcessing
 from fathom.spec.targets import IGNORE_INDEX
@@ -51,7 +51,7 @@ class ImageTextFile:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+            raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
         lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
         pairs = tuple(_pair(line, f"{path}, line {number}", path.parent) for number, line in lines)
         if not pairs:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fathom.errors import DataError
+from fathom.errors import DataError, explain_os_error
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, Normalization
 from fathom.spec.vision import VisionSpec
@@ -94,7 +94,7 @@ def _content(source: str | Path | bytes) -> tuple[str, bytes]:
             with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
-            raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
+            raise DataError(f"{path}: cannot be opened, {explain_os_error(error)}") from None
     if len(content) > MAX_BYTES:
         raise DataError(f"{name}: is larger than {MAX_BYTES >> 20} MiB; give a smaller file")
     return name, content

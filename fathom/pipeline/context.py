@@ -134,9 +134,9 @@ def taught_by(recipe: Recipe, step: DistillStep) -> ModelStep | None:
 
 
 def train_chain(recipe: Recipe, step: Step) -> list[TrainStep]:
-    """Return the train steps up to ``step``, itself included, that go on with one another.
+    """Return the train steps up to ``step``, itself included, each of which continues the one before.
 
-    The first draws the model, or takes that of its ``start``: a step with either begins a new line.
+    The first draws the model, or takes that of its ``start``: a step with either starts a new chain.
     """
     line: list[TrainStep] = []
     for other in recipe.steps:
@@ -148,7 +148,7 @@ def train_chain(recipe: Recipe, step: Step) -> list[TrainStep]:
 
 
 def init_step(recipe: Recipe, step: Step) -> ModelStep | None:
-    """Return the step whose model the train steps up to ``step`` go on with, None where they draw their own.
+    """Return the step whose model the train steps up to ``step`` continue, None where they draw their own.
 
     Raises:
         SpecError: ``start`` names no step before it that leaves a model.

@@ -12,7 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fathom.errors import FathomError, Interrupted, ResourceError, SpecError, explain_os_error
+from fathom.errors import (
+    ENVIRONMENT_ERRORS,
+    FathomError,
+    Interrupted,
+    ResourceError,
+    SpecError,
+    explain_os_error,
+)
 from fathom.files import fingerprint, is_leftover
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
 from fathom.model.device import resolve_device
@@ -30,14 +37,6 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import LearningStep, Step
 
 LOCK_FILE = ".lock"
-ENVIRONMENT_ERRORS = frozenset(
-    getattr(errno, name, None)
-    for name in (
-        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG"),
-        *("EMFILE", "ENFILE", "EIO", "ESTALE", "ENXIO", "ENODEV"),
-    )
-) - {None}
-"""What the file system or its limits refuse; any other ``OSError`` of a step may be a fault of the program."""
 
 
 def run(
@@ -55,7 +54,7 @@ def run(
     """Run the steps of ``plan`` in ``directory`` that are not done yet; return their names.
 
     A finished step runs again only if its result was deleted and a step after it needs to run.
-    A step that was interrupted continues if it trains and otherwise starts again from its beginning.
+    A step that was interrupted continues if it trains and otherwise starts again.
     ``allow_changes`` accepts fields of training steps that change what is learned; ``accept_changes`` has the rules.
     Only the main thread can turn SIGINT and SIGTERM into a clean stop.
 

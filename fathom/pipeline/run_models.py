@@ -1,4 +1,4 @@
-"""Models of a run: as a train step begins them, and as the steps after it find them."""
+"""Models of a run: the initial model of a train step, and the models that steps leave."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def initial_model(context: StepContext, step: Step, tokenizer: Tokenizer) -> Dec
 
 
 def build_initial_model(context: StepContext, step: TrainStep, tokenizer: Tokenizer) -> Decoder:
-    """Build the model a train step begins with: the weights of the step it goes on from, or random ones.
+    """Build the initial model of a train step, with the weights of the step it continues or random ones.
 
     Raises:
         SpecError: the model cannot read sequences as long as the step's.

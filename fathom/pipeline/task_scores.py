@@ -15,7 +15,7 @@ from fathom.inference.answer_sampling import count_failures
 
 Record = Mapping[str, Any]
 EXAMPLES = 3
-"""Problems of each task whose answers are shown: the first ones, whatever became of them."""
+"""Problems of each task whose answers are shown: the first ones, right or wrong."""
 
 
 def stage_score(records: Sequence[Record], seconds: float) -> dict[str, Any]:

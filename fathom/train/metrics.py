@@ -162,5 +162,5 @@ def open_tensorboard(directory: Path, *, after_step: int, note: Callable[[str], 
     except ImportError:
         note('TensorBoard is not installed, so its log is left out; pip install "fathom-lm[track]" adds it')
     except OSError as error:
-        note(f"{directory}: TensorBoard's log is left out ({error.strerror or error}); check the disk")
+        note(f"{directory}: TensorBoard's log is left out, {explain_os_error(error)}")
     return None

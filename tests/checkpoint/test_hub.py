@@ -188,7 +188,7 @@ def test_a_full_disk_is_a_matter_of_resources(hub: Hub, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(ResourceError, match=r"not fetched \(No space left on device\); free disk space"):
+    with pytest.raises(ResourceError, match="not fetched, the disk is full; free disk space"):
         fetch_model("owner/tiny", cache_dir=tmp_path / "cache", endpoint=hub.url)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize_into
 from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
-from fathom.errors import CheckpointError
+from fathom.errors import CheckpointError, explain_os_error
 
 ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
@@ -58,7 +58,7 @@ class Container:
                 size = os.fstat(file.fileno()).st_size
                 header = read_header(file, size, path)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+            raise CheckpointError(f"{path}: cannot be read, {explain_os_error(error)}") from None
         return cls(path, header.version, size, header.metadata, _tensors(header, size, path))
 
     def read(self, name: str) -> Tensor:
@@ -78,7 +78,7 @@ class Container:
         try:
             file = self.path.open("rb", buffering=0)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}); check the path") from None
+            raise CheckpointError(f"{self.path}: cannot be read, {explain_os_error(error)}") from None
         with file:
             yield lambda name: self._read(file, self.tensors[name])
 
@@ -112,7 +112,7 @@ class Container:
             try:
                 count = file.readinto(view[done:])
             except OSError as error:
-                raise CheckpointError(f"{self.path}: {name} cannot be read ({error.strerror}); try again") from None
+                raise CheckpointError(f"{self.path}: {name} cannot be read, {explain_os_error(error)}") from None
             if not count:
                 raise CheckpointError(f"{self.path}: {name} ends early; the file changed while it was read, try again")
             done += count

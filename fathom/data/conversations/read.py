@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fathom.chat.parts import checked_message
 from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
 from fathom.data.conversations.templated import KeepThinking
-from fathom.errors import DataError
+from fathom.errors import DataError, explain_os_error
 from fathom.tokenizer import Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -113,7 +113,7 @@ def read_conversations(path: Path, report: ConversationReport) -> Iterator[Conve
                 else:
                     report.add(found)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
 
 
 def encode_conversations(

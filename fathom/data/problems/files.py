@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from fathom.data.problems.generated import check_range
 from fathom.data.problems.split import held_out
-from fathom.errors import DataError, SpecError
+from fathom.errors import DataError, SpecError, explain_os_error
 from fathom.spec.problem import FileProblems, Problem, Split
 
 _FIELDS = ("question", "answer", "id", "language", "details", "split")
@@ -66,7 +66,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 

@@ -86,7 +86,7 @@ def run(step: AnswersStep, context: StepContext) -> None:
 
 
 class _AnswerCounts:
-    """Counts, task by task, what became of the answers."""
+    """Counts by task of the answers and of the reasons why some are not kept."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, dict[str, int]] = {}
@@ -115,8 +115,7 @@ class _AnswerCounts:
     def lines(self) -> Iterator[str]:
         """Say what was kept."""
         for task, counts in self.tasks.items():
-            told = f"{counts['correct']} of {counts['answers']} answers are right, {counts['kept']} kept"
-            yield f"{task}: {told}"
+            yield f"{task}: {counts['correct']} of {counts['answers']} answers are right, {counts['kept']} kept"
         for failure, times in count_failures(self.failures).items():
             yield f"{times} x {failure}"
         if not self.judged:
@@ -177,7 +176,7 @@ def _conversations(
     prompt_formatter: PromptFormatter,
     tally: _AnswerCounts,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the kept answers of each problem as conversations, and count what became of all."""
+    """Yield the kept answers of each problem as conversations, and count all."""
     by_problem: dict[tuple[str, str], list[_ScoredRollout]] = {}
     for each in given:
         by_problem.setdefault((each.rollout.problem.task, each.rollout.problem.id), []).append(each)

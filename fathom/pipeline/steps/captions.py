@@ -21,19 +21,19 @@ def run(step: CaptionsStep, context: StepContext) -> None:
     model = trained_model(context, step)
     file = ImageTextFile.open(context.path(context.before(step, PicturesStep)) / PAIR_FILES["held_out"])
     pairs = file.pairs[: step.count]
-    told = []
+    captions = []
     for index, pair in enumerate(pairs):
-        told.append(caption(model, pair))
+        captions.append(caption(model, pair))
         context.progress.update(index + 1, len(pairs), "pictures", phase="captions")
-    right = [said.strip() == pair.text.strip() for said, pair in zip(told, pairs, strict=True)]
-    words = [_word_share(said, pair.text) for said, pair in zip(told, pairs, strict=True)]
+    right = [said.strip() == pair.text.strip() for said, pair in zip(captions, pairs, strict=True)]
+    words = [_word_share(said, pair.text) for said, pair in zip(captions, pairs, strict=True)]
     result = {
         "count": len(pairs),
         "exact": sum(right) / len(pairs),
         "words": sum(words) / len(pairs),
         "examples": [
             {"image": str(pair.image), "text": pair.text, "said": said}
-            for said, pair in list(zip(told, pairs, strict=True))[:EXAMPLES]
+            for said, pair in list(zip(captions, pairs, strict=True))[:EXAMPLES]
         ],
     }
     write_json(context.path(step), result)

@@ -1,4 +1,4 @@
-"""What the steps share that pass over a set of samples: their training stage, what it tells, and what it keeps."""
+"""What SFT, DPO and reward model steps share: their training stage, its reports and what it caches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EpochsStep = SftStep | DpoStep | RewardModelStep
 
 
 class EpochLoader(Loader, Protocol):
-    """A loader that knows how many tokens a pass over its samples has."""
+    """A loader with a known number of tokens per epoch."""
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -57,7 +57,7 @@ def train_epochs(
 
 
 def stage_spec(step: EpochsStep, tokens_per_epoch: int) -> TrainSpec:
-    """Return passes over a set of so many tokens as a stage of training.
+    """Return epochs of so many tokens as a training stage.
 
     Raises:
         SpecError: they do not fill one batch.

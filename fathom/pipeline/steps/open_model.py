@@ -1,4 +1,4 @@
-"""The open step: an existing model becomes the beginning of a run."""
+"""The open step: an existing model becomes the first checkpoint of a run."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def run(step: RewardModelStep, context: StepContext) -> None:
 
 
 def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> _PreferenceData:
-    """Return what every source holds; lines that cannot be used are told."""
+    """Return what every source holds; lines that cannot be used are reported."""
     rated = _PreferenceData([], [], [])
     longest = step.train.sequence_length
     if step.reasoning_tokens:

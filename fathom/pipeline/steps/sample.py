@@ -19,10 +19,10 @@ def run(step: SampleStep, context: StepContext) -> None:
     tokenizer = model.tokenizer
     prompts = [[*tokenizer.prefix_ids, *tokenizer.encode(prompt)] for prompt in step.prompts]
     seed = step.sampling.seed or 0
-    rooms = [max(1, model.spec.max_position_embeddings - len(prompt)) for prompt in prompts]
+    limits = [max(1, model.spec.max_position_embeddings - len(prompt)) for prompt in prompts]
     params = [
-        dataclasses.replace(step.sampling, seed=seed + index, max_tokens=min(step.sampling.max_tokens, room))
-        for index, room in enumerate(rooms)
+        dataclasses.replace(step.sampling, seed=seed + index, max_tokens=min(step.sampling.max_tokens, limit))
+        for index, limit in enumerate(limits)
     ]
     completions = model.engine.sample(prompts, params)
     samples = [

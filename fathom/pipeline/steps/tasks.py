@@ -44,13 +44,13 @@ def run(step: TasksStep, context: StepContext) -> None:
     """Write ``tasks`` (task -> stage -> figures) and ``examples`` to ``context.path(step)``."""
     tasks = {source.name: held_out_problems(step, index, context) for index, source in enumerate(step.problems)}
     named = measured_steps(context.recipe, step)
-    watch = _StageProgress(context, len(named) * step.samples * sum(map(len, tasks.values())))
+    progress = _StageProgress(context, len(named) * step.samples * sum(map(len, tasks.values())))
     records: dict[str, dict[str, Sequence[Record]]] = {task: {} for task in tasks}
     scores: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     with open_judge(context, step, step.rewards, seconds=step.reward_timeout_seconds) as judge:
         for problems in tasks.values():
             _check_judged(step, judge, problems[0])
-        stages = [_Stage(step, stage, context, judge, watch, tasks) for stage in named]
+        stages = [_Stage(step, stage, context, judge, progress, tasks) for stage in named]
         for stage in stages:
             for task, (found, seconds) in stage.measured():
                 scores[task][stage.name] = _scored(found, seconds, records[task])
@@ -115,10 +115,10 @@ class _Stage:
         stage: ModelStep,
         context: StepContext,
         judge: Judge,
-        watch: _StageProgress,
+        progress: _StageProgress,
         tasks: Mapping[str, Sequence[Problem]],
     ) -> None:
-        self.step, self.context, self.judge, self.watch, self.tasks = step, context, judge, watch, tasks
+        self.step, self.context, self.judge, self.progress, self.tasks = step, context, judge, progress, tasks
         self.name = stage.name
         self._path = context.path(stage)
         self._checkpoint = (find_checkpoint(self._path) / MANIFEST).read_bytes()
@@ -139,7 +139,7 @@ class _Stage:
             key = self._key(problems)
             kept = _kept(path, key)
             if kept is not None:
-                self.watch.add(self.name, task, len(problems) * self.step.samples)
+                self.progress.add(self.name, task, len(problems) * self.step.samples)
                 yield task, (kept["records"], kept["seconds"])
                 continue
             if model is None:
@@ -158,7 +158,7 @@ class _Stage:
         while batch := list(islice(answers, JUDGE_BATCH_SIZE)):
             judged |= self._judged(batch, problems, prompts)
             right = sum(answer["correct"] for answer in judged.values()) / len(judged)
-            self.watch.add(self.name, task, len(batch), right)
+            self.progress.add(self.name, task, len(batch), right)
         return [
             {
                 "id": problem.id,

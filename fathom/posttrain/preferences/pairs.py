@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fathom.chat.parts import checked_message
 from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
 from fathom.data.conversations.read import ROLES, ConversationProblem, ConversationReport
-from fathom.errors import DataError
+from fathom.errors import DataError, explain_os_error
 from fathom.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -71,7 +71,7 @@ def read_lines(
                 else:
                     yield found
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
 
 
 def encode_pairs(

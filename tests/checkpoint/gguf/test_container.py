@@ -186,7 +186,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot be read, there is no such file"):
         Container.open(tmp_path / "absent.gguf")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Container.open(tmp_path)
