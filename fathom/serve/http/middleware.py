@@ -137,12 +137,15 @@ class _HttpExchange:
     async def send(self, message: Message) -> None:
         """Send a part of the response; its headers get the request id."""
         if message["type"] == "http.response.start":
+            has_body = self.scope["method"] not in ("GET", "HEAD", "OPTIONS")
+            if has_body and self.body_open and message["status"] != 408:
+                await self._discard()
             self.status = message["status"]
             extra: list[tuple[bytes, bytes]] = [
                 (b"x-request-id", self.request_id.encode()),
                 (b"x-content-type-options", b"nosniff"),
             ]
-            if self.body_open and self.scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            if self.body_open and has_body:
                 extra.append((b"connection", b"close"))  # the rest of the body is not read
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         else:
@@ -155,8 +158,6 @@ class _HttpExchange:
             raise RuntimeError(
                 "the response had begun"
             ) from error  # closes the connection: the response must not look complete
-        if error.status != 408:
-            await self._discard()
         body = json.dumps(error.body).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -165,7 +166,7 @@ class _HttpExchange:
             await self.send({"type": "http.response.body", "body": body})
 
     async def _discard(self) -> None:
-        """Read the rest of the body for a moment: a client that is still sending would not read the error."""
+        """Read the rest of the body for a moment: closing while the client still sends would reset the connection."""
         if any(name == b"expect" for name, _ in self.scope["headers"]):
             return
         left = self.middleware.settings.limits.body_bytes

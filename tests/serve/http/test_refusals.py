@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import Any
 
 import openai
@@ -223,6 +224,23 @@ def test_images_come_as_data_and_never_from_a_path_or_an_unnamed_host(server: Ru
             answer = http.post("/v1/chat/completions", json={"messages": [message]})
         assert answer.status_code == 400
         assert "data: URI" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "expected"),
+    [("/v1/embeddings", JSON, 404), ("/health", JSON, 405), ("/v1/completions", "Content-Type: text/plain", 415)],
+)
+def test_a_refusal_reaches_a_client_that_is_still_sending(server: Running, path: str, kind: str, expected: int) -> None:
+    sent = request(path, b" " * 2_000_000, kind)
+    head = sent.index(b"\r\n\r\n") + 4
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        for part in (sent[:head], sent[head:]):
+            connection.sendall(part)
+            time.sleep(0.1)  # the server has the headers, and would have closed the connection by now
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+    assert status(received) == expected
 
 
 def test_a_full_queue_is_refused_with_a_retry_after(serve: Serve) -> None:
