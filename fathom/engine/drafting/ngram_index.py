@@ -26,7 +26,7 @@ class NgramIndex:
         """Return ``count`` tokens that followed the longest run the tokens end with, at its latest occurrence.
 
         None where no run of at least ``shortest`` tokens occurred before. Where the run is so late that the tokens end
-        first, they go on by repeating what was returned.
+        first, the returned tokens repeat.
         """
         self._index()
         tokens = self._tokens

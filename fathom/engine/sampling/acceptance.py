@@ -3,7 +3,7 @@
 Leviathan et al. 2023 accept a draft d with the target's probability p(d) and otherwise draw from p without d. When a
 draft is one token and not a distribution, drawing x from p and keeping d if x = d is the same rule: x is d with
 probability p(d), and where it is not, it is distributed as p without d. So the engine draws at every drafted position
-as it would without drafts, by the same number of (seed, position), and goes on as long as the drafts guessed it. A
+as it would without drafts, by the same number of (seed, position), and continues as long as the drafts are equal. A
 request's tokens are then the ones it would have had without drafts, at any temperature and whatever was drafted when.
 """
 

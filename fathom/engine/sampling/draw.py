@@ -58,7 +58,7 @@ def draw(
     """Draw one token per row; ``try_draw`` for callers that must tell good rows from bad ones.
 
     Raises:
-        DataError: a row has no next token; no constraint was told anything.
+        DataError: a row has no next token; no constraint has accepted anything.
     """
     drawn = try_draw(logits_BV, rows, unused_ids_N=unused_ids_N)
     for index, token in enumerate(drawn):
@@ -89,7 +89,7 @@ def distribution(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     """Return the probabilities (V,) in float64 by which ``draw`` draws, written plainly and at the cost of a sort.
 
     Raises:
-        DataError: nothing is allowed, or the constraint cannot go on.
+        DataError: nothing is allowed, or the constraint cannot continue.
         SpecError: ``logit_bias`` names a token outside the vocabulary.
     """
     logits_V = apply_logits_processors(logits_V.float(), row)

@@ -51,7 +51,7 @@ class SamplingMetadata:
         return self._prompt_ids
 
     def with_drafts(self, tokens: Sequence[int], constraint: TokenConstraint | None) -> SamplingMetadata:
-        """Return the row as it will be when ``tokens`` were drawn and ``constraint`` was told them."""
+        """Return the row as it will be when ``tokens`` were sampled and ``constraint`` has accepted them."""
         later = replace(self, drawn=(*self.drawn, *tokens), constraint=constraint)
         later._prompt_ids = self._prompt_ids
         return later
@@ -65,7 +65,7 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
 
     Raises:
         SpecError: ``logit_bias`` names a token outside the vocabulary.
-        DataError: the constraint cannot go on.
+        DataError: the constraint cannot continue.
     """
     if row.is_unmodified:
         return logits_V
