@@ -271,7 +271,7 @@ def test_problems_beyond_the_context_are_named_before_anything_is_drawn(
 ) -> None:
     row = {"question": "river " * 200, "answer": "x", "id": "endless", "split": "held_out"}
     (tmp_path / "rivers.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ContextError, match=r"rivers: endless \(\d+ tokens\) leave no room .* context of 128"):
+    with pytest.raises(ContextError, match=r"rivers: endless \(\d+ tokens\) leave no tokens .* context of 128"):
         measure(plan_of(tmp_path, publish, asked()), tmp_path / "run")
     assert not (tmp_path / "run" / "tasks").exists()
 
