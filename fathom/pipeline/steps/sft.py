@@ -130,7 +130,7 @@ def _installed(package: str) -> str:
 def read_source(
     source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
 ) -> tuple[list[Sample], ConversationReport]:
-    """Return a source's samples, and what became of its conversations.
+    """Return a source's samples and a report of its conversations.
 
     Worked problems and kept answers are asked as ``step.prompt`` says; a file's conversations are as they are.
 
