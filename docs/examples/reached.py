@@ -27,6 +27,6 @@ for name in sys.argv[1:]:
                     rise, least, most = (100 * change[part] for part in ("value", "low", "high"))
                     line += f"   {rise:+5.1f}  ({least:+5.1f} to {most:+5.1f})"
                 print(line)
-        for policy, told in run["policies"].items():
-            difference = told["largest_logprob_difference"]
-            print(f"    {policy}: {told['rollouts']} rollouts; largest difference of log-probs {difference:.1e}")
+        for policy, output in run["policies"].items():
+            difference = output["largest_logprob_difference"]
+            print(f"    {policy}: {output['rollouts']} rollouts; largest difference of log-probs {difference:.1e}")

@@ -42,9 +42,9 @@ with serving("smollm2-135m") as address:
         stream=True,
         stream_options={"include_usage": True},
     )
-    told = list(pieces)
-    print("streamed:", [p.choices[0].delta.content for p in told if p.choices and p.choices[0].delta.content])
-    usage = told[-1].usage
+    result = list(pieces)
+    print("streamed:", [p.choices[0].delta.content for p in result if p.choices and p.choices[0].delta.content])
+    usage = result[-1].usage
     print(f"usage: {usage.prompt_tokens} prompt tokens, {usage.prompt_tokens_details.cached_tokens} of them cached")
 
     schema = {

@@ -127,8 +127,8 @@ def _files(console: Console, files: list[dict[str, Any]]) -> None:
 
 
 def _exports(exports: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
-    for form, told in exports.items():
-        if told["obstacle"] is not None:
-            yield form, f"cannot be written: {told['obstacle']}"
+    for form, export in exports.items():
+        if export["obstacle"] is not None:
+            yield form, f"cannot be written: {export['obstacle']}"
         else:
-            yield form, "\n".join(told["losses"]) or "loses nothing"
+            yield form, "\n".join(export["losses"]) or "loses nothing"

@@ -75,7 +75,7 @@ def initial_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Tensor]]:
 
     Every matrix is drawn from N(0, initializer_range^2); norms are one, biases zero (V2 §3.1.2). Vision towers come
     last, so that the language model is drawn as it would be without them. Each tensor is made when it is asked for and
-    not held here: whoever drops it before asking for the next, as ``initialize`` does, never holds two.
+    not held here: a caller that drops it before asking for the next, as ``initialize`` does, never holds two.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, shape in _state_shapes(spec):

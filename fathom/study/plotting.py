@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 
 PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899", "#64748b", "#84cc16")
-"""Told apart by most eyes; the first three also by those that confuse red and green."""
+"""Colours distinguishable by most readers; the first three also by those that confuse red and green."""
 _STYLE: Any = {
     "axes.unicode_minus": False,
     "font.family": "sans-serif",

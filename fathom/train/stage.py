@@ -31,7 +31,7 @@ CHECKPOINTS = "checkpoints"
 class Stage:
     """One stage's directory of checkpoints and the loop over its steps.
 
-    It keeps still what ``spec.frozen`` names, and makes the ``optimizer`` of the rest. ``source`` is where the stage's
+    It freezes what ``spec.frozen`` names, and makes the ``optimizer`` of the rest. ``source`` is where the stage's
     batches come from: its state is part of every checkpoint. ``files`` are copied into each: the tokenizer's, so that a
     checkpoint is a model wherever it goes. Ranks of a ``group`` stop and save together, and rank 0 writes.
     """

@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` can be told about an answer, and how reasoning is shown."""
+"""Options of ``generate`` and ``chat`` for an answer, and how reasoning is shown."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ def test_a_run_is_described_in_plain_lines(finished: Path, call) -> None:
     assert done.code == 0, done.err
     lines = [line.rstrip() for line in done.out.splitlines()]
     assert lines[0] == f"tiny  deepseek_v2, format fathom, {find_checkpoint(finished)}"
-    told = {line[:19].strip(): line[19:] for line in lines if line.startswith("  ")}
-    assert told["attention"].startswith("MLA-16+8, 2 heads")
-    assert told["context"].startswith("192, extended from 48")
-    assert told["bfloat16"].startswith("96 bytes per token")
-    assert told["float32"].startswith("192 bytes per token")
-    assert told["tokenizer"].startswith("byte-level BPE, ")
-    assert told["chat template"] != "none"
-    assert told["hf"] == "left out, for only training needs it: optimizer, random"
+    result = {line[:19].strip(): line[19:] for line in lines if line.startswith("  ")}
+    assert result["attention"].startswith("MLA-16+8, 2 heads")
+    assert result["context"].startswith("192, extended from 48")
+    assert result["bfloat16"].startswith("96 bytes per token")
+    assert result["float32"].startswith("192 bytes per token")
+    assert result["tokenizer"].startswith("byte-level BPE, ")
+    assert result["chat template"] != "none"
+    assert result["hf"] == "left out, for only training needs it: optimizer, random"
     for title in ("model", "parameters", "cache", "text", "exports"):
         assert title in lines
     assert any(line.startswith("tensors") for line in lines)

@@ -84,8 +84,8 @@ def test_a_disk_that_fills_while_downloading_is_a_resource_error(
     make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = make_package({"a.txt": "hello"})
-    told = subprocess.CompletedProcess([], 1, "", "ERROR: Could not install: [Errno 28] No space left on device\n")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **options: told)
+    result = subprocess.CompletedProcess([], 1, "", "ERROR: Could not install: [Errno 28] No space left on device\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: result)
     with pytest.raises(ResourceError, match=r"tinytexts==1\.0 does not fit on the disk; free some space"):
         fetch(source, tmp_path / "cache")
     assert leftovers(tmp_path / "cache") == []

@@ -25,8 +25,8 @@ def test_exercises_are_training_problems_of_all_sources_in_turn(tmp_path: Path) 
     sums, bits = (open_problems(each).problems("train", 0, 21, seed=1) for each in (SUMS, BITS))
     assert [document.id for document in documents[:4]] == [sums[0].id, bits[0].id, sums[1].id, bits[1].id]
     first = sums[0]
-    told = f"Question: {first.question}\nSolution: {first.details['solution']}\nAnswer: {first.answer}"
-    assert documents[0].text == told
+    result = f"Question: {first.question}\nSolution: {first.details['solution']}\nAnswer: {first.answer}"
+    assert documents[0].text == result
     assert not any(held_out("chain_sum", problem.question) for problem in sums)
 
 
@@ -75,8 +75,8 @@ def test_every_page_is_printed_in_one_of_the_manners(tmp_path: Path) -> None:
         page.text for page in read_problem_documents(replace(SOURCE, texts=manners, problems_per_document=3), tmp_path)
     ]
     asked = {page for page in pages if "Question: " in page}
-    told = {page for page in pages if "Pupil: " in page}
+    result = {page for page in pages if "Pupil: " in page}
     assert len(asked) > 1
-    assert len(told) > 1
-    assert asked | told == set(pages)
-    assert not asked & told
+    assert len(result) > 1
+    assert asked | result == set(pages)
+    assert not asked & result

@@ -26,26 +26,26 @@ PROMPT = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 class Script:
     """A constraint that allows one token after another, and then only the end."""
 
-    def __init__(self, *tokens: int, told: tuple[int, ...] = ()) -> None:
-        self.tokens, self.told = tokens, list(told)
+    def __init__(self, *tokens: int, accepted: tuple[int, ...] = ()) -> None:
+        self.tokens, self.accepted = tokens, list(accepted)
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
         bitmask_W.zero_()
-        token = self.tokens[len(self.told)]
+        token = self.tokens[len(self.accepted)]
         bitmask_W[token // 32] = torch.tensor(1 << (token % 32), dtype=torch.int64).to(torch.int32)
         return True
 
     def accept(self, token_id: int) -> None:
         if token_id == 13:
             raise ValueError("thirteen\nis refused")
-        self.told.append(token_id)
+        self.accepted.append(token_id)
 
     @property
     def finished(self) -> bool:
-        return len(self.told) == len(self.tokens)
+        return len(self.accepted) == len(self.tokens)
 
     def copy(self) -> Script:
-        return Script(*self.tokens, told=tuple(self.told))
+        return Script(*self.tokens, accepted=tuple(self.accepted))
 
 
 @torch.inference_mode()
@@ -108,7 +108,7 @@ def test_a_constraint_is_told_every_token_and_ends_the_answer_when_only_the_end_
     engine, script = Engine(tiny("gqa"), spec=SPEC), Script(40, 31, 7)
     engine.submit(Request(prompt=PROMPT, params=GREEDY, constraint=script))
     outputs = finish(engine)[0]
-    assert ids(outputs) == script.told == [40, 31, 7]
+    assert ids(outputs) == script.accepted == [40, 31, 7]
     assert outputs[-1].finish_reason == "stop"
 
 

@@ -1,4 +1,4 @@
-"""One engine, many threads: every listener hears everything of its request, in order, and an end."""
+"""One engine, many threads: every callback gets all outputs of its request, in order, and the last one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 class Ear:
-    """A listener that keeps what it hears and says when it has heard enough."""
+    """A callback that keeps outputs and signals when it has enough."""
 
     def __init__(self, ends: int = 1) -> None:
         self.heard: list[Output] = []
@@ -227,7 +227,7 @@ def test_the_models_thread_records_no_gradients(worker: EngineWorker, monkeypatc
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0

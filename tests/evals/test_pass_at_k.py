@@ -79,7 +79,7 @@ def test_answers_vote_in_one_form(answer: str, form: str) -> None:
 
 
 def test_many_answers_are_voted_on_exactly() -> None:
-    # of 64 answers 33 are right and 31 all the same: whoever has more than half of k = 63 wins
+    # of 64 answers 33 are right and 31 all the same: the one with more than half of k = 63 wins
     record = ProblemSamples(correct=(True,) * 33 + (False,) * 31, answers=("1",) * 33 + ("2",) * 31)
     assert majority(record, 63) == pytest.approx(1.0)
     assert majority(record, 62) == pytest.approx(1 - 0.5 * math.comb(33, 2) / math.comb(64, 2))

@@ -1,4 +1,4 @@
-"""Answers judged by their last number, from a sampler that writes what it is told."""
+"""Answers judged by their last number, from a sampler that returns given texts."""
 
 from __future__ import annotations
 

@@ -207,8 +207,8 @@ def test_a_template_without_tools_is_told_of_them_in_the_system_message(model: L
         'hello[assistant]<tool_call>\n{"name": "road", "arguments": {"to": 2}}\n</tool_call>'
         "[user]<tool_response>\narrived\n</tool_response>"
     )
-    told = prepare_chat(other, [{"role": "system", "content": "Hi."}, *HELLO], ChatOptions(tools=(ROAD,)))
-    assert spelled(other, told.prompt_ids).startswith("[system]Hi.\n\nYou can call")
+    result = prepare_chat(other, [{"role": "system", "content": "Hi."}, *HELLO], ChatOptions(tools=(ROAD,)))
+    assert spelled(other, result.prompt_ids).startswith("[system]Hi.\n\nYou can call")
 
 
 def test_variables_reach_the_template_and_cannot_unlock_it(model: LanguageModel) -> None:

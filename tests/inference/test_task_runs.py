@@ -129,7 +129,7 @@ def test_problems_go_through_the_chat_template_and_are_answered_greedily(tasks, 
 
 def test_a_model_without_a_chat_template_gets_a_text_to_continue(tokenizer: Tokenizer) -> None:
     class Bare(Tokenizer):
-        """Ours, as if nothing told how to chat."""
+        """Our tokenizer without a chat template."""
 
         can_chat = False
 

@@ -42,7 +42,7 @@ class Ahead:
 
 def pool_of(model: Decoder, pages: int) -> PagePool:
     pool = PagePool.allocate(model.spec, pages=pages, page_size=PAGE, extra_layers=1, dtype=torch.float64)
-    for layer in pool.layers:  # what nobody wrote must not be seen
+    for layer in pool.layers:  # what was not written must not be read
         for part in layer:
             rows = torch.full((1, pool.kv_shapes[0][0] * pool.kv_shapes[0][1]), 1e6, dtype=torch.float64)
             part.write(torch.arange(pages * PAGE), rows.expand(pages * PAGE, -1))

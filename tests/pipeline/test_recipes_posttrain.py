@@ -172,17 +172,17 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
 def test_what_a_run_reached_is_collected_and_drawn(base: Path, texts: Path, tmp_path: Path) -> None:
     overrides = [*pretrained("textbooks"), *online("r1-zero")]
     found = finish(plan_of("r1-zero", base, overrides, texts), tmp_path / "run")
-    told = recipes.collect(tmp_path / "run")
-    assert told["tasks"].keys() == found.keys()
-    assert told["tasks"]["leg_counting"]["r1-zero"]["n"] == 4
-    policy = told["policies"]["r1-zero"]
+    result = recipes.collect(tmp_path / "run")
+    assert result["tasks"].keys() == found.keys()
+    assert result["tasks"]["leg_counting"]["r1-zero"]["n"] == 4
+    policy = result["policies"]["r1-zero"]
     assert policy["rollouts"] == len(policy["curves"]["reward"]) == 2
     assert policy["largest_logprob_difference"] == pytest.approx(
         max(line["logprob_difference"] for line in lines(tmp_path / "run", "r1-zero"))
     )
     change = 100 * found["leg_counting"]["r1-zero"]["change"]["value"]
-    assert recipes.rises([told, told])["leg_counting"]["r1-zero"] == [round(change, 1)] * 2
-    recipes.picture([told, told], tmp_path / "picture.png")
+    assert recipes.rises([result, result])["leg_counting"]["r1-zero"] == [round(change, 1)] * 2
+    recipes.picture([result, result], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 

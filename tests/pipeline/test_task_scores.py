@@ -72,8 +72,8 @@ def test_ks_are_powers_of_two_and_all_answers() -> None:
 
 
 def test_failures_are_counted_by_part_and_kind() -> None:
-    told = [{"accuracy": "timed out"}, {"code": "crashed: a"}, {}, {"code": "crashed: b", "accuracy": "timed out"}]
-    assert count_failures([*told, {"engine": ""}]) == {
+    result = [{"accuracy": "timed out"}, {"code": "crashed: a"}, {}, {"code": "crashed: b", "accuracy": "timed out"}]
+    assert count_failures([*result, {"engine": ""}]) == {
         "accuracy: timed out": 2,
         "code: crashed": 2,
         "engine: failed": 1,

@@ -142,11 +142,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, toke
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
     kept = ("step", "divergence", "length", "teacher_logprob")
-    told = [
+    result = [
         [[line[name] for name in kept] for line in read_json_lines(tmp_path / run / "metrics.jsonl")]
         for run in ("whole", "parts")
     ]
-    assert told[0] == told[1]
+    assert result[0] == result[1]
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

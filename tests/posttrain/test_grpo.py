@@ -237,8 +237,8 @@ class Liar:
         *,
         stop_checkers: Sequence[StopChecker | None] | None = None,
     ) -> list[Completion]:
-        told = self._engine.sample(prompts, params, stop_checkers=stop_checkers)
-        return [replace(each, logprobs=tuple(value - 0.25 for value in each.logprobs)) for each in told]
+        result = self._engine.sample(prompts, params, stop_checkers=stop_checkers)
+        return [replace(each, logprobs=tuple(value - 0.25 for value in each.logprobs)) for each in result]
 
     def forget(self) -> None:
         self._engine.forget()

@@ -33,8 +33,8 @@ def test_a_loss_by_token_needs_the_logits_once(temperature: float, kl: KlPenalty
         inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         total, terms, logprobs, entropy = computed(*inputs, targets, columns)
         gradients.append(torch.autograd.grad(total, inputs))
-        told = [getattr(terms, f.name).detach() for f in fields(terms)]
-        found.append([total.detach(), logprobs, entropy, *told])
+        result = [getattr(terms, f.name).detach() for f in fields(terms)]
+        found.append([total.detach(), logprobs, entropy, *result])
     for got, wanted in zip((*found[0], *gradients[0]), (*found[1], *gradients[1]), strict=True):
         torch.testing.assert_close(got, wanted)
 

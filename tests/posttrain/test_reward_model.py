@@ -130,8 +130,8 @@ def test_learning_pulls_good_and_bad_answers_apart(model: Decoder, loss: RewardM
     assert lines[-1]["loss"] < 0.3
     scores = score(model, SEQUENCES, score_token=SCORE)
     assert all(good > bad + 2 for good, bad in zip(scores[::2], scores[1::2], strict=True))
-    told = {"accuracy", "margin"} if isinstance(loss, PairwiseLoss) else {"score", "error"}
-    assert told <= lines[-1].keys()
+    result = {"accuracy", "margin"} if isinstance(loss, PairwiseLoss) else {"score", "error"}
+    assert result <= lines[-1].keys()
 
 
 def test_the_score_token_is_one_that_no_text_uses(tokenizer: Tokenizer) -> None:

@@ -35,7 +35,7 @@ def problem(question: str = "What is 1 + 2?") -> Problem:
 
 
 class Scripted:
-    """A sampler of twenty lines: says what it is told, token by token."""
+    """A sampler of twenty lines: returns given texts, token by token."""
 
     def __init__(self, answer: Sequence[int], stop_token: int | None) -> None:
         self.answer, self.stop_token = tuple(answer), stop_token
@@ -258,11 +258,11 @@ def test_what_a_rollout_spec_accepts_is_drawn_from_the_softmax_that_the_loss_is_
     problems = [problem(f"{index}?") for index in range(spec.questions)]
     rollouts = sample_rollouts(sampler, formatter, problems, spec, seed=seed, context=64)
     update = UpdateSpec(optimizer=AdamWSpec(lr=1.0))
-    told, ratios_of = (
+    result, ratios_of = (
         rollout_logprobs(model, rollouts, update, temperature=at, micro_batch_tokens=64)
         for at in (1.0, spec.temperature)
     )
-    for rollout, params, logprobs, at_temperature in zip(rollouts, sampler.params, told, ratios_of, strict=True):
+    for rollout, params, logprobs, at_temperature in zip(rollouts, sampler.params, result, ratios_of, strict=True):
         assert rollout.logprobs == pytest.approx(logprobs, abs=1e-4)
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.answer_ids]])
         with torch.no_grad():

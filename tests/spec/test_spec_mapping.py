@@ -247,10 +247,10 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_spec_error_gains_its_parents_path() -> None:
-    error = SpecError("lr", "is wrong", "mend it").under("optimizer").under("steps[3]")
-    assert (error.path, str(error)) == ("steps[3].optimizer.lr", "steps[3].optimizer.lr: is wrong; mend it")
-    assert SpecError("[2]", "is wrong", "mend it").under("list").path == "list[2]"
-    assert str(SpecError("", "is wrong", "mend it")) == "is wrong; mend it"
+    error = SpecError("lr", "is wrong", "fix it").under("optimizer").under("steps[3]")
+    assert (error.path, str(error)) == ("steps[3].optimizer.lr", "steps[3].optimizer.lr: is wrong; fix it")
+    assert SpecError("[2]", "is wrong", "fix it").under("list").path == "list[2]"
+    assert str(SpecError("", "is wrong", "fix it")) == "is wrong; fix it"
 
 
 def test_none_is_left_out_because_toml_has_no_null() -> None:

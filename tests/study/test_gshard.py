@@ -34,7 +34,7 @@ TASK = Languages(languages=4, parts=3, words=5, seed=3)
 
 def test_targets_are_the_sources_in_each_languages_words_and_order() -> None:
     batch = TASK.draw(64, torch.Generator().manual_seed(0))
-    told, orders = TASK.dictionaries()
+    found_result, orders = TASK.dictionaries()
     first_word = 2 + TASK.languages
     for source, target, labels, language in zip(
         batch.source_BS.tolist(),
@@ -48,12 +48,12 @@ def test_targets_are_the_sources_in_each_languages_words_and_order() -> None:
         assert target == [PAD, *labels[:-1]]
         words = [token - first_word for token in source[1:-1]]
         assert [word // TASK.words for word in words] == [0, 1, 2]
-        expected = [5 * part + int(told[language, part, word % 5]) for part, word in enumerate(words)]
+        expected = [5 * part + int(found_result[language, part, word % 5]) for part, word in enumerate(words)]
         assert [token - first_word for token in labels[:-1]] == [expected[i] for i in orders[language].tolist()]
     assert orders[0].tolist() == [0, 1, 2]
     assert orders[1].tolist() == [2, 1, 0]
     assert int(batch.labels_BT.max()) < TASK.vocab_size
-    assert all(sorted(row) == list(range(5)) for row in told.flatten(0, 1).tolist())
+    assert all(sorted(row) == list(range(5)) for row in found_result.flatten(0, 1).tolist())
 
 
 def test_the_same_generator_draws_the_same_sentences() -> None:

@@ -108,14 +108,16 @@ def test_the_criterion_keeps_the_weights_that_met_it() -> None:
 def by_hand(gates: list[list[float]], answers: list[list[float]], target: list[int]) -> tuple[object, Cases]:
     """A system that answers as told, whatever it is asked."""
 
-    class Told:
+    class FixedGate:
         parameters = ()
 
         def __call__(self, formants: Tensor) -> tuple[Tensor, Tensor]:
             return torch.tensor([answers]).unsqueeze(-1), torch.tensor([gates]).clamp(min=1e-30).log()
 
     count = len(target)
-    return Told(), Cases(torch.zeros(count, 2), torch.zeros(count).long(), torch.tensor(target).float().unsqueeze(1))
+    return FixedGate(), Cases(
+        torch.zeros(count, 2), torch.zeros(count).long(), torch.tensor(target).float().unsqueeze(1)
+    )
 
 
 def test_measures_of_owners_and_of_experts_that_need_each_other() -> None:

@@ -68,11 +68,11 @@ def test_a_published_directory_opens_and_computes_the_same(tmp_path: Path, shard
 def test_what_we_write_opens_in_transformers(tmp_path: Path) -> None:
     ours = build(spec_from_config(SwitchTransformersConfig(**SMALL).to_dict()), seed=5).eval()
     save(tmp_path / "mine", ours)
-    theirs, told = SwitchTransformersForConditionalGeneration.from_pretrained(
+    theirs, result = SwitchTransformersForConditionalGeneration.from_pretrained(
         tmp_path / "mine", output_loading_info=True
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    assert not result["missing_keys"]
+    assert not result["unexpected_keys"]
     torch.testing.assert_close(logits_of(ours), logits_of(theirs.eval()), rtol=1e-5, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
     with pytest.raises(CheckpointError, match="exists already"):

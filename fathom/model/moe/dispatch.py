@@ -27,7 +27,7 @@ class TokenDispatcher(Protocol):
     """Brings tokens to the experts that a process holds, and their outputs back.
 
     ``Experts`` calls ``dispatch``, the grouped products, ``combine``; no layer knows which process it is in. Sorting by
-    expert is part of the grouped products: it reads rows where they are and copies none, whoever sent them.
+    expert is part of the grouped products: it reads rows where they are and copies none, wherever they come from.
     """
 
     def dispatch(self, x_ND: Tensor, assignment: ExpertAssignment) -> tuple[Tensor, ExpertAssignment, Any]:

@@ -66,7 +66,7 @@ class _PreferenceData:
 def run(step: RewardModelStep, context: StepContext) -> None:
     """Train in ``context.path(step)``, from the latest checkpoint there if there is one.
 
-    ``reward.json`` beside the checkpoints holds the score token, and how many held-out pairs are told apart by the
+    ``reward.json`` beside the checkpoints holds the score token, and how many held-out pairs are ranked correctly by the
     model that the step starts from and by the one it leaves.
     """
     start = trained_model(context, step)
@@ -88,7 +88,7 @@ def run(step: RewardModelStep, context: StepContext) -> None:
         context.path(step) / REWARD_FILE, facts | {"before": _accuracy_json(before), "after": _accuracy_json(after)}
     )
     if before.n:
-        shares = f"{after.correct} of {after.n} held-out pairs are told apart (before: {before.correct})"
+        shares = f"{after.correct} of {after.n} held-out pairs are ranked correctly (before: {before.correct})"
         log_lines(context, [shares])
 
 

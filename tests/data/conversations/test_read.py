@@ -1,4 +1,4 @@
-"""Files of conversations: what is bad is told by line and left out, and the others go on."""
+"""Files of conversations: bad lines are reported by number and skipped."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_bad_line_is_told_and_the_others_go_on(
         raise DataError(str(problem))
     assert report.lines[0] == "2 of 3 conversations are used"
     assert report.lines[1].startswith(f"1 x {reason}: chats.jsonl, line 3: ")
-    assert all("\n" not in told for told in report.lines)
+    assert all("\n" not in result for result in report.lines)
 
 
 def test_a_template_that_raises_is_told_for_each_and_few_are_kept(ours: Tokenizer, tmp_path: Path) -> None:

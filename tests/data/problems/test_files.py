@@ -18,13 +18,13 @@ def written(folder: Path, rows: list[Any]) -> Path:
 
 
 def test_problems_are_read_with_their_fields_and_divided_as_told_or_by_hash(tmp_path: Path) -> None:
-    told = [
+    result = [
         {"question": "1 + 1", "answer": "2", "split": "held_out", "id": 7, "details": {"solution": "2"}},
         "",
         {"question": "一加一", "answer": "二", "language": "zh", "split": "train"},
         {"question": "一加一", "answer": "二", "language": "zh", "split": "train"},
     ]
-    written(tmp_path, told + [{"question": f"{n}?", "answer": str(n)} for n in range(300)])
+    written(tmp_path, result + [{"question": f"{n}?", "answer": str(n)} for n in range(300)])
     task = open_problems(FileProblems(path="mine.jsonl", name="my-task"), base=tmp_path)
     kept, train = task.problems("held_out", 0, 1)[0], task.problems("train", 0, 1)[0]
     assert kept == Problem(id="7", task="my-task", question="1 + 1", answer="2", details={"solution": "2"})

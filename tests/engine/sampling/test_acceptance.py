@@ -126,6 +126,6 @@ def test_drafts_end_before_an_end_and_where_the_grammar_forbids() -> None:
         SamplingMetadata(params=SamplingParams(), prompt=(0,), drawn=[], seed=0, constraint=constraint), [a, b, c, a]
     )
     assert [list(r.drawn) for r in rows] == [[], [a], [a, b]]
-    constraint.accept(a)  # the request's own constraint was told nothing of the drafts
+    constraint.accept(a)  # the request's own constraint accepted none of the drafts
     tokens = [draw(torch.zeros(1, tokenizer.vocab_size), [rows[2]])[0].token_id for _ in range(3)]
     assert set(tokens) <= {a, b}

@@ -50,7 +50,7 @@ def rows(path: Path) -> list[Any]:
 
 
 def problems(bench: Any, answers: dict[str, str], name: str = "sums.jsonl") -> str:
-    """Write training problems; those that nobody knows the answer to are answered by no model."""
+    """Write training problems; those without a known answer are answered by no model."""
     written = [
         {"id": str(i), "question": q, "answer": answers.get(q, "?!?"), "split": "train"} for i, q in enumerate(ASKED)
     ]
@@ -129,15 +129,15 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
     )
     out = bench.run("out", drawing(known, max_tokens=60), sft, dpo, reward)
     kept = len(rows(out / "drawn" / "conversations.jsonl"))
-    told = "\n".join(bench.watching.messages)
-    assert f"drawn: {kept} of {kept} conversations are used" in told
+    result = "\n".join(bench.watching.messages)
+    assert f"drawn: {kept} of {kept} conversations are used" in result
     assert json.loads((out / "sft" / "data.json").read_text())["samples"] == kept
     report = ConversationReport()
     judged = list(read_judged(out / "drawn" / "answers.jsonl", report))
     found = pair_best_with_worst(judged, 2)
     assert report.read == 0
     assert len(judged) == 30
-    assert f"drawn: {len(found)} of {len(found)} pairs are used" in told
+    assert f"drawn: {len(found)} of {len(found)} pairs are used" in result
     assert len(list(read_conversations(out / "drawn" / "conversations.jsonl", report))) == kept
     assert read_json_lines(out / "dpo" / "metrics.jsonl")
     assert (out / "reward-model" / "reward.json").exists()

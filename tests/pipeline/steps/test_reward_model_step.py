@@ -54,13 +54,13 @@ def answered(question: str, answer: str) -> RewardInput:
 def test_it_tells_held_out_pairs_apart_and_scores_for_a_judge(bench: Any, passes: Passes, loss: Any) -> None:
     step = make_step(bench.write("pairs.jsonl", [*PAIRS, "{"]), passes, loss=loss)
     out = bench.run("out", step)
-    told = read_json(out / "reward-model" / "reward.json")
-    assert told["score_token"] == bench.tokenizer.pad_id
-    assert told["held_out"] == told["held_out_prompts"] == 4
-    assert told["learned"] == 36 * (1 if isinstance(loss, PairwiseLoss) else 2)
-    assert told["after"]["accuracy"] == 1
-    assert told["after"]["low"] < 1 == told["after"]["high"]
-    assert told["before"]["n"] == 4
+    result = read_json(out / "reward-model" / "reward.json")
+    assert result["score_token"] == bench.tokenizer.pad_id
+    assert result["held_out"] == result["held_out_prompts"] == 4
+    assert result["learned"] == 36 * (1 if isinstance(loss, PairwiseLoss) else 2)
+    assert result["after"]["accuracy"] == 1
+    assert result["after"]["low"] < 1 == result["after"]["high"]
+    assert result["before"]["n"] == 4
     assert "pairs.jsonl: 40 of 41 pairs are used" in bench.watching.messages
     later = TasksStep(
         problems=(GymProblems(dataset="chain_sum"),),

@@ -91,9 +91,9 @@ def test_bad_conversations_are_told_and_the_run_goes_on(bench: Any, passes: Pass
     (source,) = read_json(out / "sft" / "data.json")["sources"]
     assert source["used"] == 1
     assert source["left_out"] == {"malformed": 1, "unknown_role": 1, "too_long": 1, "nothing_learned": 1}
-    told = "\n".join(bench.watching.messages)
-    assert "talks.jsonl: 1 of 5 conversations are used" in told
-    assert "talks.jsonl, line 2: is no JSON" in told
+    result = "\n".join(bench.watching.messages)
+    assert "talks.jsonl: 1 of 5 conversations are used" in result
+    assert "talks.jsonl, line 2: is no JSON" in result
 
 
 def test_a_resume_opens_the_samples_that_were_encoded(

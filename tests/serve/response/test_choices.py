@@ -42,7 +42,7 @@ def outputs(text: str) -> list[Output]:
 
 
 def merged(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put a stream together as OpenAI's client does: texts are joined, and calls are told apart by their index."""
+    """Put a stream together as OpenAI's client does: texts are joined, and calls are distinguished by their index."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "calls": {}, "problems": [], "logprobs": []}
     for chunk in chunks:
         delta = chunk["delta"]

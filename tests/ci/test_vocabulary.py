@@ -1,0 +1,40 @@
+"""Words that were retired for the field's own do not come back; ``docs/migration.md`` alone still knows them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RETIRED = (
+    r"(?:laid|lays?|laying) (?:them |it )?end to end",
+    r"(?:keeps?|kept|keeping) still",
+    r"names? of (?:the )?pages",
+    r"\bLesson\b",
+    r"\bKin\b",
+    r"\bFollower\b",
+    r"\bWorkshop\b",
+    r"\bMailbox\b",
+    r"\bPatience\b",
+    r"\bTold\b",
+    r"\bSteady\w*\b",
+    r"\bmend(?:s|ed|ing)?\b",
+    r"[Tt]ells? nobody",
+    r"whoever watches",
+    r"its own former self",
+)
+PLACES = ("fathom", "benchmarks", "docs", "recipes/*.toml", "README.md", "CONTRIBUTING.md", "tests", ".ci", "Makefile")
+NOT_SEARCHED = {"docs/migration.md", "tests/ci/test_vocabulary.py"}
+
+
+def test_retired_words_stay_retired() -> None:
+    pattern = re.compile("|".join(RETIRED))
+    listed = subprocess.run(["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = []
+    for name in listed.splitlines():
+        if name in NOT_SEARCHED or not name.endswith((".py", ".md", ".toml", ".js", ".jinja", "Makefile", "run")):
+            continue
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found += [f"{name}: {match.group(0)!r}" for match in pattern.finditer(re.sub(r"\s+", " ", text))]
+    assert not found, "\n".join(found)
