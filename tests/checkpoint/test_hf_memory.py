@@ -37,7 +37,7 @@ import json, sys
 from pathlib import Path
 import torch
 from fathom.checkpoint.hf import HFCheckpoint, write_hf
-from fathom.checkpoint.weights import fill
+from fathom.checkpoint.weights import load_weights
 from fathom.model import build
 
 def status(field):
@@ -51,7 +51,7 @@ before = status("VmRSS")
 if what == "load":
     model = build(source.spec, device=torch.device("cpu"), dtype=torch.bfloat16, seed=None)
     destination = sum(tensor.nbytes for tensor in model.state_dict().values())
-    fill(model, source)
+    load_weights(model, source)
 else:
     dtype = {"rewrite": None, "fp8": "fp8", "float16": torch.float16}[what]
     write_hf(Path(sys.argv[3]), source, carried=source.carried, dtype=dtype, max_shard_bytes=300_000_000)

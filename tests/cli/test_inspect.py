@@ -21,7 +21,7 @@ def test_a_run_is_described_in_plain_lines(finished: Path, call) -> None:
     assert result["float32"].startswith("192 bytes per token")
     assert result["tokenizer"].startswith("byte-level BPE, ")
     assert result["chat template"] != "none"
-    assert result["hf"] == "left out, for only training needs it: optimizer, random"
+    assert result["hf"] == "left out, for only training needs it: optimizer"
     for title in ("model", "parameters", "cache", "text", "exports"):
         assert title in lines
     assert any(line.startswith("tensors") for line in lines)

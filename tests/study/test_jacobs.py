@@ -106,7 +106,7 @@ def test_the_criterion_keeps_the_weights_that_met_it() -> None:
 
 
 def by_hand(gates: list[list[float]], answers: list[list[float]], target: list[int]) -> tuple[object, Cases]:
-    """A system that answers as told, whatever it is asked."""
+    """A system with fixed gates and answers."""
 
     class FixedGate:
         parameters = ()

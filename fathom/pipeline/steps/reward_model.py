@@ -66,8 +66,8 @@ class _PreferenceData:
 def run(step: RewardModelStep, context: StepContext) -> None:
     """Train in ``context.path(step)``, from the latest checkpoint there if there is one.
 
-    ``reward.json`` beside the checkpoints holds the score token, and how many held-out pairs are ranked correctly by the
-    model that the step starts from and by the one it leaves.
+    ``reward.json`` beside the checkpoints holds the score token, and how many held-out pairs are ranked
+    correctly by the model that the step starts from and by the trained one.
     """
     start = trained_model(context, step)
     rated = _read(step, context, start.tokenizer)
