@@ -181,7 +181,7 @@ def trl_trainer(a: argparse.Namespace, directory: Path) -> Any:
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    class Watch(TrainerCallback):
+    class PhaseTimer(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **further: Any) -> None:
             trainer.began = time.perf_counter()
 
@@ -239,7 +239,7 @@ def trl_trainer(a: argparse.Namespace, directory: Path) -> Any:
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=vocabulary(vocab), eos_token="</s>", pad_token="</s>", padding_side="left"
         ),
-        callbacks=[Watch()],
+        callbacks=[PhaseTimer()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.rollout_seconds, trainer.step_seconds, trainer.began = [], [], 0.0

@@ -28,6 +28,26 @@ PLACES = ("fathom", "benchmarks", "docs", "recipes/*.toml", "README.md", "CONTRI
 NOT_SEARCHED = {"docs/migration.md", "tests/ci/test_vocabulary.py"}
 
 
+def rows(section: str) -> list[list[str]]:
+    """Return the cells of a table of ``docs/migration.md``."""
+    text = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_migration_table_names_modules_that_exist() -> None:
+    for _, new in rows("Modules"):
+        path = ROOT / new.replace(".", "/").replace("/{/}", "")
+        assert "{" in new or path.with_suffix(".py").exists() or path.is_dir(), new
+
+
+def test_the_migration_table_names_symbols_where_they_are() -> None:
+    for _, new, module in rows("Classes, functions and constants of one module"):
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert re.search(rf"^(?:(?:async )?def |class )?{re.escape(new)}\b", file.read_text(), re.MULTILINE), new
+
+
 def test_retired_words_stay_retired() -> None:
     pattern = re.compile("|".join(RETIRED))
     listed = subprocess.run(["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True, check=True).stdout
