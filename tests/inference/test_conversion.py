@@ -56,9 +56,12 @@ def their_tokens(path: Path) -> list[int]:
     transformers.logging.disable_progress_bar()
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
     given = tokenizer(PROMPT, return_tensors="pt")
-    drawn = model.generate(**given, max_new_tokens=GREEDY.max_tokens, do_sample=False)
+    padded = (
+        list(range(len(tokenizer), model.config.vocab_size)) or None
+    )  # transformers would sample ids without a token
+    drawn = model.generate(**given, max_new_tokens=GREEDY.max_tokens, do_sample=False, suppress_tokens=padded)
     tokens: list[int] = drawn[0, given["input_ids"].shape[1] :].tolist()
-    return tokens
+    return tokens[:-1] if tokens[-1] == model.generation_config.eos_token_id else tokens
 
 
 @pytest.mark.parametrize("name", SPECS)

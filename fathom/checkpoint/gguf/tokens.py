@@ -12,7 +12,7 @@ from fathom.errors import CheckpointError, DataError
 from fathom.tokenizer.bpe import Tokenizer
 
 PREFIX = "tokenizer.ggml."
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
 _LLAMA_IDS = MappingProxyType({"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0})
 """What a SentencePiece file means where it does not say."""
@@ -194,8 +194,15 @@ class _Vocabulary:
             "added_tokens": list(self._added()),
             **parts,
             "post_processor": None if begin is None else _beginning(self.tokens[begin], begin),
-            "model": {**usual, "fuse_unk": True, "vocab": self.ids, **model},
+            "model": {**usual, "fuse_unk": True, "vocab": self._vocabulary(), **model},
         }
+
+    def _vocabulary(self) -> dict[str, int]:
+        """Return the ids that have a token: placeholders such as [PAD99], which fill a padded model up, have none."""
+        return {token: index for token, index in self.ids.items() if not self._is_placeholder(index)}
+
+    def _is_placeholder(self, index: int) -> bool:
+        return self.types[index] == _UNUSED and self.tokens[index] in (f"[PAD{index}]", f"[EMPTY_{index}]")
 
     def _added(self) -> Iterator[dict[str, Any]]:
         options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

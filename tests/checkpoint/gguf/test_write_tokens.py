@@ -69,6 +69,12 @@ def test_ids_without_a_token_are_unused_and_special_ones_are_control(ours: Token
     assert set(types[len(SPECIAL_TOKENS) : ours.vocab_size]) == {1}
 
 
+def test_ids_without_a_token_have_none_when_read_back(ours: Tokenizer, spec: ModelSpec) -> None:
+    again = tokenizer_from_metadata(_plain(ours, spec))
+    assert again is not None
+    assert again.unused_ids(450) == ours.unused_ids(450) == tuple(range(ours.vocab_size, 450))
+
+
 def test_added_tokens_are_the_users_own_unless_special_or_spelled_like_a_marker(
     ours: Tokenizer, spec: ModelSpec
 ) -> None:
