@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 from fathom.errors import Interrupted
+from fathom.train.signals import StopRequest
 
 REPEAT_SECONDS = 1.0
 """Signals that follow one another within this time count as one, so that the second does not cut clean-up short."""
 
 
-class RunSignals:
+class RunSignals(StopRequest):
     """While entered, a signal raises ``Interrupted`` inside ``interruptible`` and is otherwise kept for ``check``.
 
-    A step may install handlers of its own meanwhile. Handlers can be set in the main thread only: elsewhere nothing is
-    installed. What was installed before is restored on leaving.
+    A step may install handlers of its own meanwhile.
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        super().__init__()
         self._interruptible = False
         self._raised = -REPEAT_SECONDS
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> RunSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -56,8 +40,9 @@ class RunSignals:
         if self.signal_name is not None:
             raise Interrupted(f"{self.signal_name} arrived; finished steps are kept")
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Keep the signal, and raise ``Interrupted`` inside ``interruptible``."""
+        super().handle(number, frame)
         now = time.monotonic()
         if self._interruptible and now - self._raised >= REPEAT_SECONDS:
             self._raised = now
