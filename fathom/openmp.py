@@ -14,7 +14,9 @@ def limit_spinning(environment: MutableMapping[str, str]) -> bool:
 
     libgomp spins for 30 billion turns by default where OMP_WAIT_POLICY is not set and threads do not outnumber the
     processors, and never sleeps while another program holds a core that its own threads wait for. Measured with two
-    threads on two cores: 3 % slower on a quiet machine, up to twenty times faster beside a busy third process.
+    threads on two cores, training: up to twenty times faster beside a busy third process; on a quiet machine 3 % slower
+    on one processor and 17 to 25 % on a virtual one, where waking a thread costs more. OMP_WAIT_POLICY=active gives the
+    speed of a quiet machine back.
 
     Respected choices are OMP_WAIT_POLICY, GOMP_SPINCOUNT and every KMP_* variable. libgomp reads the environment when
     torch loads it: later calls change nothing. Returns whether the variable was set.
