@@ -5,8 +5,8 @@
 
 Trains the quickstart's pretraining step for ``--steps`` steps, each logged, in a run directory of its own, and compares
 every loss, gradient norm and expert load that both runs logged. Equal figures need the same processor, number of
-threads and torch; the file names them. Exits with 1 where a figure differs. ``benchmarks/results`` has the steps as they
-were before names and seams were changed, on two threads of a Xeon.
+threads and torch; the file names them. Exits with 1 where a figure differs. ``benchmarks/results`` has the
+steps as they were before names and seams were changed, on two threads of a Xeon.
 """
 
 from __future__ import annotations
