@@ -23,9 +23,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 5.0
 KEPT_BY_TOOLS = ("pytest-of-", "torchinductor_", "torch_", "matplotlib-", "node-compile-cache", "playwright")
-"""Beginnings of names in the temporary folder that tools keep for the next run."""
+"""Prefixes of names in the temporary folder that tools keep for the next run."""
 SESSION_THREADS = ("asyncio_", "execnet", "fathom-serve", "pytest_timeout")
-"""Beginnings of names of threads that belong to test tools, or to servers that live as long as the session."""
+"""Prefixes of names of threads that belong to test tools, or to servers that live as long as the session."""
 
 
 def live_threads() -> set[threading.Thread]:
