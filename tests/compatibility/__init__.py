@@ -1,0 +1,22 @@
+"""What other people hand over, and what Fathom does with it: the cases behind docs/compatibility.md.
+
+`python -m tests.compatibility` runs them all and writes the page and its Chinese twin.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from tests.compatibility.case import Area
+
+AREAS: Mapping[str, tuple[str, str]] = {
+    # module: title, title in Chinese; a module defines CASES
+    "names": ("Names", "名称"),
+}
+
+
+def areas() -> list[Area]:
+    """Import every area's cases, in the order of the page."""
+    return [
+        Area(title=title, title_zh=title_zh, cases=import_module(f"tests.compatibility.{name}").CASES)
+        for name, (title, title_zh) in AREAS.items()
+    ]
