@@ -22,9 +22,9 @@ class Outcome:
 class Case:
     """One row of the table.
 
-    ``what`` is an English phrase and ``zh`` the same in Chinese. ``source`` is the public thread where people met it, as
-    ``owner/repo#123``, or empty. ``run`` gets an empty directory, does the thing with real components and returns what
-    happened; ``expected`` is the promise.
+    ``what`` is an English phrase and ``zh`` the same in Chinese. ``source`` is the public thread where people met it,
+    as ``owner/repo#123``, or empty. ``run`` gets an empty directory, does the thing with real components and returns
+    what happened; ``expected`` is the promise.
     """
 
     what: str
