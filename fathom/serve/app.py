@@ -18,7 +18,7 @@ from fathom.engine.worker import EngineWorker
 from fathom.serve.api.chat import create_chat_completion
 from fathom.serve.api.completions import create_completion
 from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
-from fathom.serve.errors import ApiError
+from fathom.serve.errors import ApiError, error_body
 from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.openapi import describe
 from fathom.serve.http.page_files import page_router
@@ -194,7 +194,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"{request.method}: not a method of this route; see /openapi.json",
     }
     fault = ApiError(error.status_code, words.get(error.status_code, str(error.detail)), code="no_route")
-    return JSONResponse(fault.body, error.status_code, headers=dict(error.headers or {}))
+    body = error_body(fault, request.url.path, request.state.request_id)
+    return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
 
 def _document(app: FastAPI, keys: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's format: a status and ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in the format of their route: OpenAI's ``{"error": {"message", "type", "param", "code"}}``, or Anthropic's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
+}
+ANTHROPIC_PREFIX = "/v1/messages"
+"""Routes below it speak Anthropic's interface, errors included."""
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
 }
 
 
@@ -48,6 +60,14 @@ class ApiError(FathomError):
         """The response's further headers."""
         given = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return given | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def error_body(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
+    """Return an error's JSON in the format of the route at ``path``."""
+    if not path.startswith(ANTHROPIC_PREFIX):
+        return error.body
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
 class ClientDisconnected(Exception):

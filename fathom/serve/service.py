@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from fathom.serve.errors import ApiError, as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
-from fathom.serve.response.choices import Choice
-from fathom.serve.response.streams import EventStream, ResponseMetadata, ResponseState, collect, run_until_disconnect
+from fathom.serve.response.answer import Choice
+from fathom.serve.response.encoder import ResponseEncoder
+from fathom.serve.response.streams import EventStream, ResponseState, collect, run_until_disconnect
 from fathom.serve.response.token_format import TokenFormatter
-from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -35,11 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationJob:
-    """A preprocessed request: what the engine runs, and the builder of each choice."""
+    """A preprocessed request: what the engine runs, the builder of each choice, and how the response is written."""
 
     requests: Sequence[Request]
     choices: Sequence[Choice]
     per_prompt: int
+    encoder: ResponseEncoder
 
 
 class Service:
@@ -81,12 +81,9 @@ class Service:
     async def respond(
         self,
         http: HttpRequest,
-        body: SamplingRequest,
         preprocess: Callable[[], GenerationJob],
         *,
-        prefix: str,
-        kind: str,
-        chunk_kind: str,
+        stream: bool,
         began: float,
     ) -> Response:
         """Run ``preprocess`` in a thread, submit its job, and return the response as JSON or as an event stream.
@@ -105,13 +102,10 @@ class Service:
         cleanup.callback(slot.release)
         job = await run_until_disconnect(self.executor.run(lambda: self._with_api_errors(preprocess)), http.receive)
         output_queue = self._with_api_errors(lambda: self.engine_client.submit(job.requests))
-        metadata = ResponseMetadata(
-            response_id=f"{prefix}-{uuid.uuid4().hex}", kind=kind, model=self.settings.name, created=int(time.time())
-        )
         state = ResponseState(
             job.choices,
             output_queue,
-            metadata,
+            job.encoder,
             self.metrics,
             self.lifecycle,
             slot=slot,
@@ -119,9 +113,8 @@ class Service:
             per_prompt=job.per_prompt,
         )
         cleanup.callback(state.close)
-        if body.stream:
-            seconds = self.settings.limits.write_timeout_seconds
-            return EventStream(state, chunk_kind, usage=body.wants_usage, write_timeout_seconds=seconds)
+        if stream:
+            return EventStream(state, write_timeout_seconds=self.settings.limits.write_timeout_seconds)
         return await collect(state, http.receive)
 
     def retry_after(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -21,6 +21,7 @@ from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
 from fathom.serve.errors import refuse
 from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import ChatChoiceBuilder
+from fathom.serve.response.encoder import ChoicesEncoder, ResponseEncoder, ResponseMetadata
 from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.service import GenerationJob, Service
@@ -32,15 +33,7 @@ async def create_chat_completion(service: Service, http: HttpRequest) -> Respons
     began = time.monotonic()
     body = await read_body(http, ChatCompletionRequest, service.executor)
     service.check_model(body.model)
-    return await service.respond(
-        http,
-        body,
-        lambda: _job(service, body),
-        prefix="chatcmpl",
-        kind="chat.completion",
-        chunk_kind="chat.completion.chunk",
-        began=began,
-    )
+    return await service.respond(http, lambda: _job(service, body), stream=bool(body.stream), began=began)
 
 
 def structured_output_options(
@@ -75,8 +68,16 @@ def structured_output_options(
     return {"schema": schema}
 
 
-def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
-    """Preprocess a conversation; runs in a thread."""
+def chat_job(
+    service: Service,
+    body: ChatCompletionRequest,
+    encoder: Callable[[Sequence[ChatChoiceBuilder]], ResponseEncoder],
+) -> GenerationJob:
+    """Preprocess a conversation; runs in a thread. ``encoder`` makes what writes the response from its choices.
+
+    Raises:
+        ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
+    """
     limits = service.settings.limits
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
@@ -85,7 +86,8 @@ def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
-    return _generation_job(service, body, _with_tool_constraint(service, body, prepared, options))
+    requests, choices = _choices(service, body, _with_tool_constraint(service, body, prepared, options))
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=encoder(choices))
 
 
 def _with_tool_constraint(
@@ -101,7 +103,23 @@ def _with_tool_constraint(
     return dataclasses.replace(prepared, constraint=constraint)
 
 
-def _generation_job(service: Service, body: ChatCompletionRequest, prepared: PreparedRequest) -> GenerationJob:
+def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
+    return chat_job(
+        service,
+        body,
+        lambda choices: ChoicesEncoder(
+            choices,
+            ResponseMetadata.new("chatcmpl", service.settings.name),
+            kind="chat.completion",
+            chunk_kind="chat.completion.chunk",
+            usage=body.wants_usage,
+        ),
+    )
+
+
+def _choices(
+    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest
+) -> tuple[list[Request], list[ChatChoiceBuilder]]:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
@@ -130,7 +148,7 @@ def _generation_job(service: Service, body: ChatCompletionRequest, prepared: Pre
         choices.append(
             ChatChoiceBuilder(index, prepared.parser_factory(), service.token_formatter, logprobs=logprobs is not None)
         )
-    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices)
+    return requests, choices
 
 
 def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:

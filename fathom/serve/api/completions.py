@@ -15,6 +15,7 @@ from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_pro
 from fathom.serve.errors import refuse
 from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import CompletionChoiceBuilder
+from fathom.serve.response.encoder import ChoicesEncoder, ResponseMetadata
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.service import GenerationJob, Service
 
@@ -26,15 +27,7 @@ async def create_completion(service: Service, http: HttpRequest) -> Response:
     began = time.monotonic()
     body = await read_body(http, CompletionRequest, service.executor)
     service.check_model(body.model)
-    return await service.respond(
-        http,
-        body,
-        lambda: _job(service, body),
-        prefix="cmpl",
-        kind="text_completion",
-        chunk_kind="text_completion",
-        began=began,
-    )
+    return await service.respond(http, lambda: _job(service, body), stream=bool(body.stream), began=began)
 
 
 def _job(service: Service, body: CompletionRequest) -> GenerationJob:
@@ -55,7 +48,14 @@ def _job(service: Service, body: CompletionRequest) -> GenerationJob:
             index = position * body.choices + number
             requests.append(_request(service, body, prepared, number))
             choices.append(_choice(service, body, prepared, prompt, index))
-    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices)
+    encoder = ChoicesEncoder(
+        choices,
+        ResponseMetadata.new("cmpl", service.settings.name),
+        kind="text_completion",
+        chunk_kind="text_completion",
+        usage=body.wants_usage,
+    )
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=encoder)
 
 
 def _prompts(body: CompletionRequest) -> list[Prompt]:

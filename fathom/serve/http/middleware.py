@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fathom.files import sha256
-from fathom.serve.errors import ApiError, ClientDisconnected
+from fathom.serve.errors import ANTHROPIC_PREFIX, ApiError, ClientDisconnected, error_body
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import ServeSettings
 
@@ -145,6 +145,8 @@ class _HttpExchange:
                 (b"x-request-id", self.request_id.encode()),
                 (b"x-content-type-options", b"nosniff"),
             ]
+            if self.scope["path"].startswith(ANTHROPIC_PREFIX):
+                extra.append((b"request-id", self.request_id.encode()))
             if self.body_open and has_body:
                 extra.append((b"connection", b"close"))  # the rest of the body is not read
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
@@ -158,7 +160,7 @@ class _HttpExchange:
             raise RuntimeError(
                 "the response had begun"
             ) from error  # closes the connection: the response must not look complete
-        body = json.dumps(error.body).encode()
+        body = json.dumps(error_body(error, self.scope["path"], self.request_id)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         with suppress(OSError):

@@ -1,17 +1,14 @@
-"""Builders of one choice: engine outputs in; JSON chunks out while streaming, or the whole choice at the end."""
+"""Choices as chat and text completions have them: JSON chunks while streaming, or the whole choice at the end."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from fathom.chat.output import Channel, Delta, OutputParser
-from fathom.chat.output.tools import ToolCall
-from fathom.engine.request import Output
-from fathom.serve.errors import ApiError
+from fathom.chat.output import Delta, OutputParser
+from fathom.serve.response.answer import AnswerPart, AssistantAnswer, Choice
 from fathom.serve.response.token_format import TokenFormatter
 from fathom.spec.sampling import TokenLogprob
 from fathom.tokenizer.pieces import StreamDecoder
@@ -20,53 +17,8 @@ quoted = json.encoder.encode_basestring_ascii
 """A text as an ASCII JSON string: some SSE readers split lines at other characters than line feeds."""
 
 
-class Choice(ABC):
-    """State that chat and text choices share: token counts and the finish reason."""
-
-    def __init__(self, index: int, parser: OutputParser) -> None:
-        self.index = index
-        self.parser = parser
-        self.finish_reason: str | None = None
-        self.generated = self.reasoning = 0
-        self.prompt_tokens = self.cached_tokens = 0
-
-    def push(self, output: Output) -> None:
-        """Add one step's output.
-
-        Raises:
-            ApiError: the engine failed at this request or cancelled it.
-        """
-        self.prompt_tokens, self.cached_tokens = output.prompt_tokens, output.cached_tokens
-        if output.prompt_logprobs is not None:
-            self.push_prompt_logprobs(output.prompt_logprobs)
-        for token in output.tokens:
-            self.reasoning += self.parser.thinking
-            self.generated += 1
-            self.push_token(token, self.parser.push_token(token.token_id))
-            if self.parser.stopped is not None:
-                self.close("stop")
-                return
-        if output.finish_reason in ("stop", "length"):
-            self.push_deltas(self.parser.flush())
-            self.close(output.finish_reason)
-        elif output.finish_reason is not None:
-            raise ApiError(500, output.error or f"the request was {output.finish_reason}", code=output.finish_reason)
-
-    def close(self, reason: str) -> None:
-        """Set the finish reason."""
-        self.finish_reason = reason
-
-    @abstractmethod
-    def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
-        """Add the log-probabilities of the prompt."""
-
-    @abstractmethod
-    def push_token(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
-        """Add a token and the deltas it completed."""
-
-    @abstractmethod
-    def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Add deltas, as those that were held back until the end."""
+class ListedChoice(Choice, ABC):
+    """A choice as an element of ``choices``, as chat and text completions have it."""
 
     @abstractmethod
     def chunks(self) -> list[str]:
@@ -77,89 +29,62 @@ class Choice(ABC):
         """Return the finished choice as an element of ``choices``."""
 
 
-class ChatChoiceBuilder(Choice):
-    """An assistant's message: reasoning, content and tool calls."""
+class ChatChoiceBuilder(AssistantAnswer, ListedChoice):
+    """An assistant's message as chat completions have it."""
 
     def __init__(self, index: int, parser: OutputParser, token_formatter: TokenFormatter, *, logprobs: bool) -> None:
-        super().__init__(index, parser)
-        self._token_formatter = token_formatter
-        self._texts: dict[str, list[str]] = {"thinking": [], "content": []}
-        self._calls: list[dict[str, Any]] = []
-        self._problems: list[str] = []
-        self._pending: list[tuple[Channel, str]] = []
-        self._logprobs: list[dict[str, Any]] | None = [] if logprobs else None
+        super().__init__(index, parser, token_formatter, logprobs=logprobs)
         self._sent_logprobs = 0
         self._begun = self._ended = False
 
-    def push_prompt_logprobs(self, logprobs: Sequence[TokenLogprob | None]) -> None:
-        """Ignored: chat responses do not include the prompt."""
-
-    def push_token(self, token: TokenLogprob, deltas: Sequence[Delta]) -> None:
-        """Add a token and the deltas it completed."""
-        if self._logprobs is not None:
-            self._logprobs.append(self._token_formatter.chat_logprob(token))
-        self.push_deltas(deltas)
-
-    def push_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Add deltas. A tool call gets its index and id here, so that equal calls stay distinct."""
-        for delta in deltas:
-            if delta.tool_call is None:
-                self._texts[delta.channel].append(delta.text)
-                self._pending.append((delta.channel, delta.text))
-            else:
-                call = _call(delta.tool_call)
-                self._pending.append(("tool_call", json.dumps({"index": len(self._calls), **call})))
-                self._calls.append(call)
-                self._problems += [f"{delta.tool_call.name}: {problem}" for problem in delta.tool_call.problems]
-
     def close(self, reason: str) -> None:
         """Set the finish reason, which is ``tool_calls`` where the answer stopped with calls."""
-        self.finish_reason = "tool_calls" if self._calls and reason == "stop" else reason
+        super().close("tool_calls" if self.has_calls and reason == "stop" else reason)
 
     def chunks(self) -> list[str]:
         """Return what is new since the last call."""
         deltas = [] if self._begun else ['{"role":"assistant","content":""}']
         self._begun = True
-        deltas += [_delta(channel, text) for channel, text in _joined(self._pending)]
-        self._pending = []
+        deltas += [_delta(part, text) for part, text in self.take_new()]
         chunks = [self._chunk(delta) for delta in deltas]
         if self.finish_reason is not None and not self._ended:
             self._ended = True
-            extra = {"fathom": {"problems": self._problems}} if self._problems else {}
+            extra = {"fathom": {"problems": self.problems}} if self.problems else {}
             chunks.append(self._chunk(json.dumps(extra), self.finish_reason))
         return chunks
 
     def to_json(self) -> dict[str, Any]:
         """Return the finished choice."""
-        thinking, content = ("".join(self._texts[channel]) for channel in ("thinking", "content"))
+        thinking, content = self.text("thinking"), self.text("content")
+        calls = [_call(part) for part in self.parts if part.call is not None]
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": content if content or not self._calls else None,
+            "content": content if content or not calls else None,
             "refusal": None,
             "reasoning_content": thinking or None,
             "reasoning": thinking or None,
         }
-        if self._calls:
-            message["tool_calls"] = self._calls
-        if self._problems:
-            message["fathom"] = {"problems": self._problems}
+        if calls:
+            message["tool_calls"] = calls
+        if self.problems:
+            message["fathom"] = {"problems": self.problems}
         return {
             "index": self.index,
             "message": message,
-            "logprobs": None if self._logprobs is None else {"content": self._logprobs, "refusal": None},
+            "logprobs": None if self.logprobs is None else {"content": self.logprobs, "refusal": None},
             "finish_reason": self.finish_reason,
         }
 
     def _chunk(self, delta: str, reason: str | None = None) -> str:
         logprobs = "null"
-        if self._logprobs is not None and self._sent_logprobs < len(self._logprobs) and "role" not in delta[:8]:
-            logprobs = json.dumps({"content": self._logprobs[self._sent_logprobs :], "refusal": None})
-            self._sent_logprobs = len(self._logprobs)
+        if self.logprobs is not None and self._sent_logprobs < len(self.logprobs) and "role" not in delta[:8]:
+            logprobs = json.dumps({"content": self.logprobs[self._sent_logprobs :], "refusal": None})
+            self._sent_logprobs = len(self.logprobs)
         ended = "null" if reason is None else f'"{reason}"'
         return f'{{"index":{self.index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{ended}}}'
 
 
-class CompletionChoiceBuilder(Choice):
+class CompletionChoiceBuilder(ListedChoice):
     """A text completion, which starts with its prompt where ``echo`` is given."""
 
     def __init__(
@@ -241,29 +166,17 @@ def _columns() -> dict[str, list[Any]]:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+def _call(part: AnswerPart) -> dict[str, Any]:
+    assert part.call is not None
+    function = {"name": part.call.name, "arguments": part.call.arguments}
+    return {"id": f"call_{part.call_id}", "type": "function", "function": function}
 
 
-def _delta(channel: Channel, text: str) -> str:
-    """Return the JSON of a chunk's ``delta``; ``text`` is the text of its channel, or a call's JSON."""
-    if channel == "tool_call":
-        return f'{{"tool_calls":[{text}]}}'
+def _delta(part: AnswerPart, text: str) -> str:
+    """Return the JSON of a chunk's ``delta``; ``text`` is what is new in ``part``, unless it is a call."""
+    if part.call is not None:
+        return f'{{"tool_calls":[{json.dumps({"index": part.call_index, **_call(part)})}]}}'
     value = quoted(text)
-    if channel == "thinking":
+    if part.channel == "thinking":
         return f'{{"reasoning_content":{value},"reasoning":{value}}}'
     return f'{{"content":{value}}}'
-
-
-def _joined(pending: Sequence[tuple[Channel, str]]) -> list[tuple[Channel, str]]:
-    """Join adjacent texts of one channel; calls stay one each."""
-    if len(pending) < 2:
-        return list(pending)
-    joined: list[tuple[Channel, str]] = []
-    for channel, text in pending:
-        if joined and channel != "tool_call" and joined[-1][0] == channel:
-            joined[-1] = (channel, joined[-1][1] + text)
-        else:
-            joined.append((channel, text))
-    return joined

@@ -6,11 +6,9 @@ One task per response waits for the client to disconnect; there is none per toke
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
@@ -21,7 +19,8 @@ from fathom.serve.engine_client import OutputQueue
 from fathom.serve.errors import ApiError, ClientDisconnected, draining
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
-from fathom.serve.response.choices import Choice
+from fathom.serve.response.answer import Choice
+from fathom.serve.response.encoder import ResponseEncoder, Usage
 
 T = TypeVar("T")
 _HEAD = [
@@ -31,20 +30,6 @@ _HEAD = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseMetadata:
-    """Fields that a response's body or all its chunks share; ``kind`` is the ``object`` field of a whole body."""
-
-    response_id: str
-    kind: str
-    model: str
-    created: int
-
-    def fields(self, kind: str) -> dict[str, Any]:
-        """Return these fields as JSON, with ``kind`` as the ``object`` field."""
-        return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
-
-
 class ResponseState:
     """One HTTP request's choices while they are generated."""
 
@@ -52,7 +37,7 @@ class ResponseState:
         self,
         choices: Sequence[Choice],
         output_queue: OutputQueue,
-        metadata: ResponseMetadata,
+        encoder: ResponseEncoder,
         metrics: Metrics,
         lifecycle: Lifecycle,
         *,
@@ -60,7 +45,7 @@ class ResponseState:
         began: float,
         per_prompt: int,
     ) -> None:
-        self.choices, self.output_queue, self.metadata = choices, output_queue, metadata
+        self.choices, self.output_queue, self.encoder = choices, output_queue, encoder
         self.metrics, self.lifecycle = metrics, lifecycle
         self._choice_by_id = dict(zip(output_queue.request_ids, choices, strict=True))
         self._open = len(choices)
@@ -102,17 +87,9 @@ class ResponseState:
             self._observe_latency(choice)
         return list(touched.values())
 
-    def usage(self) -> dict[str, Any]:
-        """Return token counts; a prompt with several choices counts once."""
-        prompts = self.choices[:: self._per_prompt]
-        prompt, completion = sum(c.prompt_tokens for c in prompts), sum(c.generated for c in self.choices)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(c.cached_tokens for c in prompts)},
-            "completion_tokens_details": {"reasoning_tokens": sum(c.reasoning for c in self.choices)},
-        }
+    def usage(self) -> Usage:
+        """Return the token counts so far."""
+        return Usage.of(self.choices, self._per_prompt)
 
     def close(self) -> None:
         """Cancel unfinished requests, which frees their pages, and release the slot. Idempotent."""
@@ -172,12 +149,7 @@ async def collect(state: ResponseState, receive: Receive) -> Response:
     async with cancel_on_disconnect(state, receive):
         while not state.ended:
             await state.advance()
-    body = state.metadata.fields(state.metadata.kind) | {
-        "choices": [choice.to_json() for choice in state.choices],
-        "usage": state.usage(),
-        "system_fingerprint": None,
-    }
-    return JSONResponse(body)
+    return JSONResponse(state.encoder.body(state.usage()))
 
 
 class WriteTimeout:
@@ -221,38 +193,28 @@ class WriteTimeout:
 
 
 class EventStream(Response):
-    """Sends a response as server-sent events: chunks, the usage if asked for, and ``[DONE]``.
+    """Sends a response as server-sent events; an error while streaming is sent as an event and ends the stream."""
 
-    An error while streaming is sent as an event of its own and ends the stream without ``[DONE]``.
-    """
-
-    def __init__(self, state: ResponseState, chunk_kind: str, *, usage: bool, write_timeout_seconds: float) -> None:
+    def __init__(self, state: ResponseState, *, write_timeout_seconds: float) -> None:
         super().__init__()
         self._state = state
-        self._usage = usage
         self._write_timeout = WriteTimeout(write_timeout_seconds)
-        self._fields = state.metadata.fields(chunk_kind) | {"system_fingerprint": None}
-        self._before = f'data: {json.dumps(self._fields)[:-1]}, "choices":['
-        self._after = '],"usage":null}\n\n' if usage else "]}\n\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream until its end, an error or the client's disconnect."""
-        state = self._state
+        state, encoder = self._state, self._state.encoder
         async with cancel_on_disconnect(state, receive), self._write_timeout:
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             try:
+                if begun := encoder.begin():
+                    await self._write(send, begun)
                 while not state.ended:
-                    text = "".join(
-                        f"{self._before}{chunk}{self._after}"
-                        for choice in await state.advance()
-                        for chunk in choice.chunks()
-                    )
+                    text = "".join([encoder.update(choice) for choice in await state.advance()])
                     if text:
                         await self._write(send, text)
-                last = self._usage_event() if self._usage else ""
-                await self._write(send, f"{last}data: [DONE]\n\n", ends=True)
+                await self._write(send, encoder.end(state.usage()), ends=True)
             except ApiError as error:
-                await self._write(send, f"data: {json.dumps(error.body)}\n\n", ends=True)
+                await self._write(send, encoder.error(error), ends=True)
             except ClientDisconnected:
                 scope["state"]["log_fields"] = {"disconnected": True}
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -262,6 +224,3 @@ class EventStream(Response):
         self._write_timeout.begin()
         await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
         self._write_timeout.end()
-
-    def _usage_event(self) -> str:
-        return f"data: {json.dumps(self._fields | {'choices': [], 'usage': self._state.usage()})}\n\n"
