@@ -19,6 +19,7 @@ from fathom.serve.api.params import check_limits, check_prompt, resolve_max_toke
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
 from fathom.serve.errors import refuse
+from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseEncoder, ResponseMetadata
@@ -33,7 +34,8 @@ async def create_chat_completion(service: Service, http: HttpRequest) -> Respons
     began = time.monotonic()
     body = await read_body(http, ChatCompletionRequest, service.executor)
     service.check_model(body.model)
-    return await service.respond(http, lambda: _job(service, body), stream=bool(body.stream), began=began)
+    notices = notices_of(http)
+    return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
 
 
 def structured_output_options(
@@ -72,8 +74,11 @@ def chat_job(
     service: Service,
     body: ChatCompletionRequest,
     encoder: Callable[[Sequence[ChatChoiceBuilder]], ResponseEncoder],
+    *,
+    notices: Notices,
 ) -> GenerationJob:
-    """Preprocess a conversation; runs in a thread. ``encoder`` makes what writes the response from its choices.
+    """Preprocess a conversation; runs in a thread. ``encoder`` makes what writes the response from its choices;
+    ``notices`` (of ``notices_of(http)``) says what was clamped.
 
     Raises:
         ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
@@ -86,7 +91,7 @@ def chat_job(
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
-    requests, choices = _choices(service, body, _with_tool_constraint(service, body, prepared, options))
+    requests, choices = _choices(service, body, _with_tool_constraint(service, body, prepared, options), notices)
     return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=encoder(choices))
 
 
@@ -103,7 +108,7 @@ def _with_tool_constraint(
     return dataclasses.replace(prepared, constraint=constraint)
 
 
-def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
+def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> GenerationJob:
     return chat_job(
         service,
         body,
@@ -114,16 +119,17 @@ def _job(service: Service, body: ChatCompletionRequest) -> GenerationJob:
             chunk_kind="chat.completion.chunk",
             usage=body.wants_usage,
         ),
+        notices=notices,
     )
 
 
 def _choices(
-    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest
+    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, notices: Notices
 ) -> tuple[list[Request], list[ChatChoiceBuilder]]:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
-    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None)
+    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None, notices)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests, choices = [], []
     for index in range(body.choices):

@@ -13,6 +13,7 @@ from fathom.inference.request_preparation import PreparedRequest, TextOptions, p
 from fathom.serve.api.chat import structured_output_options
 from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
 from fathom.serve.errors import refuse
+from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.response.choices import CompletionChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseMetadata
@@ -27,10 +28,11 @@ async def create_completion(service: Service, http: HttpRequest) -> Response:
     began = time.monotonic()
     body = await read_body(http, CompletionRequest, service.executor)
     service.check_model(body.model)
-    return await service.respond(http, lambda: _job(service, body), stream=bool(body.stream), began=began)
+    notices = notices_of(http)
+    return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
 
 
-def _job(service: Service, body: CompletionRequest) -> GenerationJob:
+def _job(service: Service, body: CompletionRequest, notices: Notices) -> GenerationJob:
     """Preprocess prompts; runs in a thread."""
     prompts = _prompts(body)
     limits = service.settings.limits
@@ -46,7 +48,7 @@ def _job(service: Service, body: CompletionRequest) -> GenerationJob:
         check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "prompt")
         for number in range(body.choices):
             index = position * body.choices + number
-            requests.append(_request(service, body, prepared, number))
+            requests.append(_request(service, body, prepared, number, notices))
             choices.append(_choice(service, body, prepared, prompt, index))
     encoder = ChoicesEncoder(
         choices,
@@ -69,9 +71,13 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
     return list(given)
 
 
-def _request(service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int) -> Request:
+def _request(
+    service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int, notices: Notices
+) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
-    tokens = resolve_max_tokens(body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS)
+    tokens = resolve_max_tokens(
+        body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS, notices
+    )
     params = sampling_params(
         body,
         vocab_size=service.model.spec.vocab_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fathom.errors import ContextError
 from fathom.serve.errors import ApiError, refuse
+from fathom.serve.http.notices import Notices
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import Limits
 from fathom.spec.sampling import SamplingParams
@@ -62,21 +62,19 @@ def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) ->
         )
 
 
-def resolve_max_tokens(asked: int | None, prompt: int, max_model_len: int, default: int | None) -> int:
-    """Return how many tokens to generate: what was asked, or ``default``, or all that fit.
+def resolve_max_tokens(
+    asked: int | None, prompt: int, max_model_len: int, default: int | None, notices: Notices
+) -> int:
+    """Return how many tokens to generate: what was asked, or ``default``, or all that fit if that is less.
 
-    Raises:
-        ContextError: they do not fit.
+    A negative number asks for all that fit. ``notices`` says where fewer than asked fit.
     """
     available = max_model_len - prompt
     if asked is None:
         return max(1, available if default is None else min(default, available))
     if asked > available:
-        raise ContextError(
-            f"max_tokens: {asked} after a prompt of {prompt} tokens exceed the context of {max_model_len}; "
-            f"ask for at most {available} or shorten the prompt"
-        )
-    return asked
+        notices.clamp("max_tokens", available)
+    return available if asked < 0 else min(asked, available)
 
 
 def sampling_params(

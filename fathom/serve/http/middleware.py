@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fathom.files import sha256
 from fathom.serve.errors import ANTHROPIC_PREFIX, ApiError, ClientDisconnected, error_body
+from fathom.serve.http.notices import Notices
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import ServeSettings
 
@@ -97,6 +98,7 @@ class _HttpExchange:
         self.received = 0
         self.deadline = self.began + middleware.settings.limits.body_timeout_seconds
         self.body_open = True
+        self.notices = scope["state"]["notices"] = Notices()
         self.cleanup = scope["state"]["cleanup"] = ExitStack()
         """Closed at the end of the request, however it ends; routes add what they must release."""
 
@@ -144,6 +146,7 @@ class _HttpExchange:
             extra: list[tuple[bytes, bytes]] = [
                 (b"x-request-id", self.request_id.encode()),
                 (b"x-content-type-options", b"nosniff"),
+                *[(name.encode(), value.encode()) for name, value in self.notices.headers.items()],
             ]
             if self.scope["path"].startswith(ANTHROPIC_PREFIX):
                 extra.append((b"request-id", self.request_id.encode()))
@@ -194,6 +197,7 @@ class _HttpExchange:
             "received": self.received,
             "sent": self.sent,
         } | self.scope["state"].get("log_fields", {})
+        line |= self.notices.log_fields
         access_logger.info(json.dumps(line))
 
 

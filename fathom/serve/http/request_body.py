@@ -1,4 +1,4 @@
-"""Strict parsing of JSON request bodies; errors name the field."""
+"""Parsing of JSON request bodies: errors name the field, and unknown fields are ignored and named to the client."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from fathom.serve.errors import ApiError, ClientDisconnected
 from fathom.serve.executor import PreprocessExecutor
+from fathom.serve.http.json_cost import parsed_bytes
+from fathom.serve.http.notices import notices_of
+from fathom.serve.schemas.common import RequestModel
+from fathom.serve.schemas.ignored import IgnoredFields
 
-B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B", bound=RequestModel)
 _INLINE_BYTES = 32_768
 """Bodies up to this size are parsed on the event loop: faster than handing them to a thread."""
+_UNWEIGHED_BYTES = 1 << 20
+_MOST_EXPANSION = 20
+"""Larger bodies are refused where their values would take more than this many times their length."""
 _SHOWN = 80
 
 
 async def read_body(request: Request, model: type[B], executor: PreprocessExecutor) -> B:
-    """Return a request's body.
+    """Return a request's body. Fields that were ignored are added to the request's notices.
 
     Raises:
-        ApiError: it is not JSON, or a field is unknown, missing or of the wrong type.
+        ApiError: it is not JSON, or a field is missing or of the wrong type.
         ClientDisconnected: the client left before it was complete.
     """
     content = bytearray()
@@ -33,16 +40,32 @@ async def read_body(request: Request, model: type[B], executor: PreprocessExecut
             raise ClientDisconnected
         content += message.get("body", b"")
         more = message.get("more_body", False)
-    parse: Callable[[], B] = lambda: parse_body(bytes(content), model)  # noqa: E731  one expression, run here or there
-    return parse() if len(content) <= _INLINE_BYTES else await executor.run(parse)
+    parse: Callable[[], tuple[B, IgnoredFields]] = lambda: parse_body(bytes(content), model)  # noqa: E731
+    body, ignored = parse() if len(content) <= _INLINE_BYTES else await executor.run(parse)
+    notices_of(request).ignore(ignored)
+    return body
 
 
-def parse_body(content: bytes, model: type[B]) -> B:
-    """Parse and validate JSON as ``model``; ``ApiError`` names the wrong field."""
+def parse_body(content: bytes, model: type[B]) -> tuple[B, IgnoredFields]:
+    """Parse and validate JSON as ``model``; return it with the fields that were ignored.
+
+    Raises:
+        ApiError: names the wrong field, its value and the remedy.
+    """
+    if len(content) > _UNWEIGHED_BYTES and parsed_bytes(content) > _MOST_EXPANSION * len(content):
+        raise ApiError(
+            413,
+            f"body: its {len(content)} bytes hold more JSON values than may be read at once; send fewer or leave out "
+            "fields that are not needed",
+            code="body_too_large",
+        )
+    ignored = IgnoredFields()
     try:
-        return model.model_validate_json(content)
+        body = model.model_validate_json(content)
     except ValidationError as error:
         raise _validation_error(error, content) from None
+    body.take_ignored(ignored)
+    return body.resolved(ignored), ignored
 
 
 def _validation_error(error: ValidationError, content: bytes) -> ApiError:
@@ -56,8 +79,6 @@ def _validation_error(error: ValidationError, content: bytes) -> ApiError:
     fault = max(faults, key=lambda fault: len(_path(fault["loc"], given)))
     path = _path(fault["loc"], given)
     where = _format_path(path) or "body"
-    if fault["type"] == "extra_forbidden":
-        return ApiError(400, f"{where}: is an unknown field; leave it out", param=where, code="unknown_field")
     if fault["type"] == "missing":
         return ApiError(400, f"{where}: is missing; give it", param=where, code="missing_field")
     shown = json.dumps(_at(given, path), ensure_ascii=True)

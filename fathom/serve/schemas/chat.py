@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from fathom.serve.schemas.common import MAX_TOKENS, RequestModel, SamplingRequest
+from fathom.serve.schemas.common import MAX_TOKENS, WHOLE, RequestModel, SamplingRequest, TokenCount
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -16,7 +16,6 @@ class ImageUrl(RequestModel):
     """An image: a data: URI, or an http(s) URL of a host the server may fetch from."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
 
 
 class Part(RequestModel):
@@ -56,7 +55,6 @@ class Call(RequestModel):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description="Accepted and ignored.")
 
 
 class Message(RequestModel):
@@ -69,10 +67,6 @@ class Message(RequestModel):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    refusal: Any = Field(None, description="Accepted and ignored.")
-    annotations: Any = Field(None, description="Accepted and ignored.")
-    audio: None = None
-    function_call: None = None
 
 
 class NamedFunction(RequestModel):
@@ -111,26 +105,25 @@ class Thinking(RequestModel):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled"]
-    budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    budget_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS), WHOLE] = None
 
 
 class ChatCompletionRequest(SamplingRequest):
     """A conversation to answer."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    max_completion_tokens: TokenCount = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored.")
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = Field(
         None, description="'none' turns reasoning off; other values reach the template."
     )
     thinking: Thinking | None = None
-    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Maximum tokens of reasoning.")
+    thinking_budget: Annotated[
+        int | None, Field(ge=0, le=MAX_TOKENS, description="Maximum tokens of reasoning."), WHOLE
+    ] = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
-    store: Any = Field(None, description="Accepted and ignored.")
-    verbosity: Any = Field(None, description="Accepted and ignored.")
-    modalities: list[Literal["text"]] | None = None
+    modalities: list[str] | None = None

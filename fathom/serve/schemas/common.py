@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from fathom.serve.schemas.ignored import IgnoredFields, IgnoredValue
 
 MAX_TOKENS = 1 << 24
-_INT64 = 1 << 63
+INT64 = 1 << 63
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
-class RequestModel(BaseModel):
-    """Strict: values are not coerced, and unknown fields are errors."""
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+WHOLE = BeforeValidator(_whole)
+"""Takes 4.0 for 4; place it after the constraints: ``Annotated[int | None, Field(ge=1), WHOLE]``."""
+
+TokenCount = Annotated[
+    int | None,
+    Field(ge=-2, lt=INT64, description="Tokens to generate at most; as many as fit where it is more, or negative."),
+    WHOLE,
+]
+
+
+class RequestModel(BaseModel):
+    """Base of every object in a request body.
+
+    Values of known fields are not coerced: ``"1"`` is no number, ``true`` is none either; a whole float is an integer
+    where the field is ``Whole``. Unknown fields are ignored: their names are kept, with True for a value and None for
+    null, until ``take_ignored`` collects them; their values are never read.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+    __pydantic_extra__: dict[str, IgnoredValue]
+
+    def take_ignored(self, ignored: IgnoredFields, path: str = "") -> None:
+        """Move the names of unknown fields, here and in all inner objects, to ``ignored``; null asks for nothing."""
+        extra = self.__pydantic_extra__
+        if extra:
+            known = type(self)._known_names()
+            for name, given in extra.items():
+                if given is not None:
+                    ignored.add(f"{path}{name}", known)
+            extra.clear()  # so that model_dump has known fields only
+        for name, value in self.__dict__.items():
+            if isinstance(value, RequestModel):
+                value.take_ignored(ignored, f"{path}{self._given_name(name)}.")
+            elif isinstance(value, list) and value and isinstance(value[0], RequestModel):
+                for index, item in enumerate(value):
+                    item.take_ignored(ignored, f"{path}{self._given_name(name)}[{index}].")
+
+    def resolved(self, ignored: IgnoredFields) -> Self:
+        """Return this with fields of other names moved to their own; those that cannot be are added to ``ignored``."""
+        return self
+
+    @classmethod
+    def _known_names(cls) -> frozenset[str]:
+        return frozenset(map(cls._given_name, cls.model_fields))
+
+    @classmethod
+    def _given_name(cls, field: str) -> str:
+        return cls.model_fields[field].alias or field
 
 
 class StreamOptions(RequestModel):
     """Options of a streamed response."""
 
     include_usage: bool | None = Field(None, description="Send a last chunk with the usage.")
-    include_obfuscation: bool | None = Field(None, description="Accepted and ignored.")
 
 
 class SamplingRequest(RequestModel):
-    """Sampling parameters, and fields that are accepted and ignored."""
+    """Sampling parameters."""
 
     model: str | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
     temperature: float | None = Field(None, ge=0, le=100, description="Default 1; 0 is greedy decoding.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(
-        None, ge=-1, le=MAX_TOKENS, description="Sample from the k most likely tokens; 0 or -1: from all."
-    )
+    top_k: Annotated[
+        int | None,
+        Field(ge=-1, le=MAX_TOKENS, description="Sample from the k most likely tokens; 0 or -1: from all."),
+        WHOLE,
+    ] = None
     min_p: float | None = Field(None, ge=0, le=1, description="Minimum probability relative to the most likely token.")
-    n: int | None = Field(None, ge=1, description="Choices per prompt.")
-    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
-    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="No end of sequence before this many tokens.")
+    n: Annotated[int | None, Field(ge=1, description="Choices per prompt."), WHOLE] = None
+    max_tokens: TokenCount = None
+    min_tokens: Annotated[
+        int | None, Field(ge=0, le=MAX_TOKENS, description="No end of sequence before this many tokens."), WHOLE
+    ] = None
     stop: str | list[str] | None = Field(None, description="Stop strings; they are not part of the output.")
     stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
     ignore_eos: bool | None = Field(None, description="Continue after end-of-sequence tokens.")
@@ -47,27 +100,22 @@ class SamplingRequest(RequestModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, description="Token ids (as strings) with a bias added to their logits."
     )
-    seed: int | None = Field(None, ge=-_INT64, lt=_INT64, description="The same seed gives the same output.")
+    seed: Annotated[
+        int | None, Field(ge=-INT64, lt=INT64, description="The same seed gives the same output."), WHOLE
+    ] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     guided_regex: str | None = Field(None, description="Regular expression that the whole output must match.")
-    priority: int | None = Field(None, ge=-1000, le=1000, description="Higher runs first.")
+    priority: Annotated[int | None, Field(ge=-1000, le=1000, description="Higher runs first."), WHOLE] = None
     cache_salt: str | None = Field(
         None, max_length=256, description="Cached prefixes are shared only between requests with the same salt."
     )
-    user: Any = Field(None, description="Accepted and ignored.")
-    metadata: Any = Field(None, description="Accepted and ignored.")
-    service_tier: Any = Field(None, description="Accepted and ignored.")
-    safety_identifier: Any = Field(None, description="Accepted and ignored.")
-    prompt_cache_key: Any = Field(None, description="Accepted and ignored.")
-    prompt_cache_retention: Any = Field(None, description="Accepted and ignored.")
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings as a list."""
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+        """The stop strings as a list; an empty one stops nothing."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in given if stop]
 
     @property
     def choices(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from fathom.serve.schemas.chat import ResponseFormat
-from fathom.serve.schemas.common import SamplingRequest, TokenId
+from fathom.serve.schemas.common import WHOLE, SamplingRequest, TokenId
 
 
 class CompletionRequest(SamplingRequest):
@@ -14,6 +16,6 @@ class CompletionRequest(SamplingRequest):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     suffix: str | None = Field(None, description="Text after the completion (fill-in-the-middle).")
     echo: bool | None = Field(None, description="Return the prompt before the completion.")
-    logprobs: int | None = Field(None, ge=0)
-    best_of: int | None = Field(None, ge=1, description="Only n itself is supported.")
+    logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
+    best_of: Annotated[int | None, Field(ge=1, description="Only n itself is supported."), WHOLE] = None
     response_format: ResponseFormat | None = None

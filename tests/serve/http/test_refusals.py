@@ -31,8 +31,8 @@ def test_clients_raise_their_own_errors(client: openai.OpenAI, server: Running) 
     hello: list[Any] = [{"role": "user", "content": "a"}]
     with pytest.raises(openai.NotFoundError, match="use 'tiny'"):
         client.chat.completions.create(model="gpt-9", messages=hello)
-    with pytest.raises(openai.BadRequestError, match="context") as caught:
-        client.chat.completions.create(model=NAME, messages=hello, max_tokens=4000)
+    with pytest.raises(openai.BadRequestError, match="more than the 511 allowed") as caught:
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "a b" * 600}])
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError, match="no such route"):
         client.embeddings.create(model=NAME, input="a")
@@ -50,11 +50,9 @@ def test_clients_raise_their_own_errors(client: openai.OpenAI, server: Running) 
         (b'{"messages": [{"role": "robot", "content": "a"}]}', "messages[0].role"),
         (b'{"messages": [{"role": "user"}]}', "messages[0].content"),
         (b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "messages[0].content[0].text"),
-        (b'{"messages": [{"role": "user", "content": "a", "x": 1}]}', "messages[0].x"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "JSON"),
         (b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}', "temperature"),
         (b'{"messages": ' + b"[" * 100_000, "JSON"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "functions": []}', "functions"),
         (b'{"messages": [{"role": "user", "content": "a"}], "top_logprobs": 3}', "top_logprobs"),
     ],
 )
