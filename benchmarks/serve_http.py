@@ -21,6 +21,7 @@ from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
 from fathom.inference.language_model import LanguageModel
 from fathom.serve.app import create_app
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.run import Server, listen
 from fathom.serve.settings import ServeSettings
 from fathom.spec import EngineSpec, SamplingParams
@@ -97,11 +98,11 @@ def main() -> None:
         return
     spec = EngineSpec(max_batch=asked.streams, prefix_cache=False)
     model = LanguageModel.open(asked.model, device="cpu", engine=spec)
-    worker = EngineWorker(model.engine)
-    server = Server(create_app(model, worker, ServeSettings(name="model")))
+    models = ModelPool.of("model", model, ServeSettings())
+    worker = models.workers()["model"]
+    server = Server(create_app(models))
     bound = listen("127.0.0.1", 0)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
-    worker.start()
     thread.start()
     prompt = (*model.tokenizer.prefix_ids, *model.tokenizer.encode(PROMPT))
     port = bound.getsockname()[1]

@@ -48,6 +48,17 @@ def available_memory(root: Path = Path("/")) -> int:
     return min(free)
 
 
+def release_free_memory() -> None:
+    """Give freed memory back to the operating system where the C library keeps it, as glibc does."""
+    if sys.platform == "linux":
+        import ctypes
+
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # another C library
+            return
+
+
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
     """Yield the directory of each control group that this process is in and that may limit its memory."""
     mounts = list(_mounts(root))

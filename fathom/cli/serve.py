@@ -14,7 +14,6 @@ from fathom.cli import model_options, options
 from fathom.errors import DataError
 
 if TYPE_CHECKING:
-    from fathom.engine.worker import EngineWorker
     from fathom.inference.language_model import LanguageModel
     from fathom.serve.settings import ServeSettings
 
@@ -122,7 +121,6 @@ def serve(
         preprocess_threads=preprocess_threads,
     )
     settings = ServeSettings(
-        name=served_name or Path(model).name.removesuffix(GGUF),
         api_keys=keys,
         allowed_hosts=loopback_hosts(host, allowed_host or ()),
         cors_origins=tuple(cors_origin or ()),
@@ -131,7 +129,8 @@ def serve(
         stall_timeout_seconds=stall_timeout_seconds,
         limits=limits,
     )
-    _run(model_options.open_model(model, device, dtype, weights, engine), settings, host, port, max_waiting)
+    opened = model_options.open_model(model, device, dtype, weights, engine)
+    _run(opened, served_name or Path(model).name.removesuffix(GGUF), settings, host, port, max_waiting)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
@@ -148,33 +147,31 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
 
 
-def _run(model: LanguageModel, settings: ServeSettings, host: str, port: int, max_waiting: int) -> None:
-    from fathom.engine.worker import EngineWorker
+def _run(model: LanguageModel, name: str, settings: ServeSettings, host: str, port: int, max_waiting: int) -> None:
     from fathom.serve.app import create_app
+    from fathom.serve.model_pool import ModelPool
     from fathom.serve.run import listen, run
 
     if not settings.api_keys and host not in LOOPBACK:
         print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
-    worker = EngineWorker(model.engine, max_waiting=max_waiting)
     bound = listen(host, port)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fathom.serve").setLevel(logging.INFO)
-    app = create_app(model, worker, settings)
-    worker.start()
+    models = ModelPool.of(name, model, settings, max_waiting=max_waiting)
     try:
-        run(app, bound, ready=lambda: _announce(model, worker, settings, host, bound.getsockname()[1]))
+        run(create_app(models), bound, ready=lambda: _announce(model, name, settings, host, bound.getsockname()[1]))
     finally:
-        worker.close()
+        models.close()
 
 
-def _announce(model: LanguageModel, worker: EngineWorker, settings: ServeSettings, host: str, port: int) -> None:
+def _announce(model: LanguageModel, name: str, settings: ServeSettings, host: str, port: int) -> None:
     model_options.announce(model)
     pool = model.engine.pool
     shown = f"[{host}]" if ":" in host else host
     guarded = f"{len(settings.api_keys)} keys" if settings.api_keys else "no key needed"
     print(
         f"cache pool {pool.num_pages * pool.page_size:,} tokens in pages of {pool.page_size}, {pool.nbytes:,} bytes\n"
-        f"serving {settings.name} at http://{shown}:{port} ({guarded})",
+        f"serving {name} at http://{shown}:{port} ({guarded})",
         file=sys.stderr,
         flush=True,
     )

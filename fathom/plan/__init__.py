@@ -7,9 +7,11 @@ from fathom.plan.cache_rows import cache_bits_per_number
 from fathom.plan.count import ParameterCount, count_parameters
 from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token, training_flops_per_token
 from fathom.plan.memory import TrainingMemory, training_memory
+from fathom.plan.serving import ServingMemory, default_cache_tokens, serving_memory
 
 __all__ = [
     "ParameterCount",
+    "ServingMemory",
     "TrainingMemory",
     "cache_bits_per_number",
     "cache_bytes",
@@ -18,7 +20,9 @@ __all__ = [
     "compare_caches",
     "count_parameters",
     "decoding_flops_per_token",
+    "default_cache_tokens",
     "forward_flops_per_token",
+    "serving_memory",
     "training_flops_per_token",
     "training_memory",
 ]

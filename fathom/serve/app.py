@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,7 +13,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from fathom.engine.worker import EngineWorker
 from fathom.serve.api.chat import create_chat_completion
 from fathom.serve.api.completions import create_completion
 from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
@@ -22,15 +20,11 @@ from fathom.serve.errors import ApiError, error_body
 from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.openapi import describe
 from fathom.serve.http.page_files import page_router
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas import response_models as responses
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
-from fathom.serve.service import Service
-from fathom.serve.settings import ServeSettings
-
-if TYPE_CHECKING:
-    from fathom.inference.language_model import LanguageModel
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -41,18 +35,18 @@ BODIES: Mapping[str, type[BaseModel]] = {
 _EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
-def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> FastAPI:
-    """Return the application over a started worker; ``app.state.service`` is the state its routes share.
+def create_app(models: ModelPool) -> FastAPI:
+    """Return the application over a pool of models, which is ``app.state.models``.
 
-    Run it in one process: the engine's state is in it.
+    Run it in one process: the engines' state is in it.
     """
-    service = Service(model, worker, settings)
+    settings = models.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.engine_client.attach(asyncio.get_running_loop())
+        models.attach(asyncio.get_running_loop())
         yield
-        service.executor.close()
+        models.executor.close()
 
     app = FastAPI(
         title="Fathom",
@@ -63,14 +57,14 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.service = service
-    _add_generation_routes(app, service)
-    _add_model_routes(app, service)
-    _add_tokenizer_routes(app, service)
-    _add_status_routes(app, service)
+    app.state.models = models
+    _add_generation_routes(app, models)
+    _add_model_routes(app, models)
+    _add_tokenizer_routes(app, models)
+    _add_status_routes(app, models)
     app.include_router(page_router())
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=models.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -83,7 +77,7 @@ def create_app(model: LanguageModel, worker: EngineWorker, settings: ServeSettin
     return app
 
 
-def _add_generation_routes(app: FastAPI, service: Service) -> None:
+def _add_generation_routes(app: FastAPI, models: ModelPool) -> None:
     @app.post(
         "/v1/chat/completions",
         response_model=responses.ChatCompletionResponse,
@@ -92,7 +86,7 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        return await create_chat_completion(service, request)
+        return await create_chat_completion(models, request)
 
     @app.post(
         "/v1/completions",
@@ -102,40 +96,39 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     )
     async def completions(request: Request) -> Response:
         """Complete texts, or fill in the middle."""
-        return await create_completion(service, request)
+        return await create_completion(models, request)
 
 
-def _add_model_routes(app: FastAPI, service: Service) -> None:
+def _add_model_routes(app: FastAPI, models: ModelPool) -> None:
     @app.get("/v1/models", response_model=responses.ModelList, tags=["models"])
-    async def models() -> Response:
-        """List the served models."""
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+    async def list_models() -> Response:
+        """List the served models, loaded or not, and their aliases."""
+        return JSONResponse({"object": "list", "data": models.cards()})
 
     @app.get("/v1/models/{name:path}", response_model=responses.ModelCard, tags=["models"])
     async def model(name: str) -> Response:
         """Describe one model."""
-        service.check_model(name)
-        return JSONResponse(_model(service))
+        return JSONResponse(models.card(name))
 
 
-def _add_tokenizer_routes(app: FastAPI, service: Service) -> None:
+def _add_tokenizer_routes(app: FastAPI, models: ModelPool) -> None:
     @app.post("/tokenize", response_model=responses.TokenizeResponse, tags=["tokens"])
     async def to_tokens(request: Request) -> Response:
         """Return a text's tokens."""
-        return JSONResponse(await tokenize(service, request))
+        return JSONResponse(await tokenize(models, request))
 
     @app.post("/detokenize", response_model=responses.DetokenizeResponse, tags=["tokens"])
     async def to_text(request: Request) -> Response:
         """Return tokens' text."""
-        return JSONResponse(await detokenize(service, request))
+        return JSONResponse(await detokenize(models, request))
 
     @app.get("/tokenizer_info", response_model=responses.TokenizerInfo, tags=["tokens"])
-    async def facts() -> Response:
-        """Describe the tokenizer and its chat template."""
-        return JSONResponse(tokenizer_info(service))
+    async def facts(request: Request) -> Response:
+        """Describe the tokenizer and its chat template; ``?model=`` names the model."""
+        return JSONResponse(await tokenizer_info(models, request))
 
 
-def _add_status_routes(app: FastAPI, service: Service) -> None:
+def _add_status_routes(app: FastAPI, models: ModelPool) -> None:
     @app.get(
         "/health",
         response_model=responses.HealthResponse,
@@ -143,8 +136,8 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         tags=["status"],
     )
     async def health() -> Response:
-        """Report whether the engine is alive and makes progress; ``status`` is the reason where it is not."""
-        fault = service.lifecycle.fault
+        """Report whether the engines of all loaded models make progress; ``status`` is the reason where not."""
+        fault = models.lifecycle.fault
         return JSONResponse({"status": fault or "ok"}, 503 if fault else 200)
 
     @app.get(
@@ -155,35 +148,13 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     )
     async def ready() -> Response:
         """Report whether requests are accepted."""
-        fault = "shutting down" if service.lifecycle.draining else service.lifecycle.fault
+        fault = "shutting down" if models.lifecycle.draining else models.lifecycle.fault
         return JSONResponse({"status": fault or "ready"}, 503 if fault else 200)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["status"])
     async def metrics() -> Response:
         """Return all metrics in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _model(service: Service) -> dict[str, Any]:
-    stats, spec, tokenizer = service.worker.stats, service.model.spec, service.model.tokenizer
-    return {
-        "id": service.settings.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "fathom",
-        "max_model_len": service.max_model_len,
-        "fathom": {
-            "family": spec.family,
-            "attention": spec.attention.label,
-            "context": service.max_model_len,
-            "supports_images": spec.vision is not None,
-            "can_chat": tokenizer.can_chat,
-            "supports_reasoning": tokenizer.can_chat and "think" in tokenizer.chat_template,
-            "cache_bytes_per_token": service.model.cache_bytes_per_token,
-            "cache_pages": stats.pages_total,
-            "suggestions": dataclasses.asdict(service.model.suggestions),
-        },
-    }
+        return Response(models.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

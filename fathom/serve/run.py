@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from fathom.errors import ResourceError
-from fathom.serve.service import Service
+from fathom.serve.model_pool import ModelPool
 
 _LINGER_SECONDS = 5.0
 _HEADER_SLACK = 4
@@ -22,8 +22,8 @@ class Server(uvicorn.Server):
     """Uvicorn, but the first SIGTERM or SIGINT drains and exits with 0, and the second kills the process."""
 
     def __init__(self, app: FastAPI) -> None:
-        self.service: Service = app.state.service
-        settings = self.service.settings
+        self.models: ModelPool = app.state.models
+        settings = self.models.settings
         super().__init__(
             uvicorn.Config(
                 app,
@@ -48,10 +48,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, let requests finish within ``drain_seconds``, then end the rest with an error."""
-        service = self.service
-        service.lifecycle.draining = True
+        models = self.models
+        models.begin_drain()
         draining = asyncio.create_task(
-            asyncio.to_thread(service.lifecycle.drain, service.settings.drain_seconds), name="drain"
+            asyncio.to_thread(models.lifecycle.drain, models.settings.drain_seconds), name="drain"
         )
         await super().shutdown(sockets)
         await draining
@@ -79,7 +79,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, bound: socket.socket, *, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until a signal comes. The worker must have been started; it is closed on the way out.
+    """Serve until a signal comes; the models' workers are closed on the way out.
 
     ``ready`` is called once requests are accepted.
     """

@@ -1,8 +1,7 @@
-"""State shared by all routes: the model, the engine client, preprocessing threads, limits and metrics."""
+"""One loaded model and what its requests need: engine client, preprocessing threads, limits and metrics."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fathom.engine.worker import EngineWorker
 from fathom.errors import FathomError
 from fathom.serve.admission import AdmissionControl
 from fathom.serve.engine_client import EngineClient
-from fathom.serve.errors import ApiError, as_api_error, draining
+from fathom.serve.errors import as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
@@ -42,22 +41,26 @@ class GenerationJob:
     encoder: ResponseEncoder
 
 
-class Service:
-    """One served model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """What all models of a server share."""
 
-    def __init__(self, model: LanguageModel, worker: EngineWorker, settings: ServeSettings) -> None:
-        self.model, self.worker, self.settings = model, worker, settings
-        self.created = int(time.time())
-        self.engine_client = EngineClient(worker, interval=settings.stream_interval_seconds)
-        limits = settings.limits
-        self.executor = PreprocessExecutor(
-            threads=limits.preprocess_threads,
-            max_jobs=limits.max_preprocessing,
-            seconds=limits.preprocess_timeout_seconds,
-        )
-        self.lifecycle = Lifecycle(worker, stall_timeout_seconds=settings.stall_timeout_seconds)
-        self.metrics = Metrics(lambda: worker.stats, lambda: worker.stalled_seconds)
-        self.admission = AdmissionControl(settings.limits.max_concurrent_requests, self.metrics, self.retry_after)
+    settings: ServeSettings
+    executor: PreprocessExecutor
+    lifecycle: Lifecycle
+    metrics: Metrics
+    admission: AdmissionControl
+
+
+class Service:
+    """One loaded model; ``name`` is what responses call it."""
+
+    def __init__(self, name: str, model: LanguageModel, worker: EngineWorker, context: ServerContext) -> None:
+        self.name, self.model, self.worker = name, model, worker
+        self.settings, self.executor, self.lifecycle = context.settings, context.executor, context.lifecycle
+        self.metrics, self.admission = context.metrics, context.admission
+        self.latency = context.metrics.latency(name)
+        self.engine_client = EngineClient(worker, interval=context.settings.stream_interval_seconds)
         self.token_formatter = TokenFormatter(model.tokenizer)
 
     @property
@@ -67,16 +70,6 @@ class Service:
         if self.model.model.window is not None:
             return context
         return min(context, pool.num_pages * pool.page_size)
-
-    def check_model(self, name: str | None) -> None:
-        """Refuse a model name that is not the served one."""
-        if name is not None and name != self.settings.name:
-            raise ApiError(
-                404,
-                f"model: {name[:80]!r} is not served here; use {self.settings.name!r}",
-                param="model",
-                code="model_not_found",
-            )
 
     async def respond(
         self,
@@ -106,7 +99,7 @@ class Service:
             job.choices,
             output_queue,
             job.encoder,
-            self.metrics,
+            self.latency,
             self.lifecycle,
             slot=slot,
             began=began,

@@ -1,4 +1,4 @@
-"""Settings of a server: name, keys, allowed hosts and limits."""
+"""Settings of a server: keys, allowed hosts and limits."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ class Limits:
 class ServeSettings:
     """One server.
 
-    ``name`` is the model's name in requests. Without ``api_keys`` no key is needed. ``allowed_hosts`` are the Host
+    Without ``api_keys`` no key is needed. ``allowed_hosts`` are the Host
     headers that are accepted, all where empty; they protect against DNS rebinding. ``cors_origins`` are the origins
     whose pages may send requests from a browser. ``image_hosts`` are the hosts that images may be fetched from; without
     any, images must be ``data:`` URIs. On shutdown running requests have ``drain_seconds`` to finish. An engine that
     has requests but has not stepped for ``stall_timeout_seconds`` is unhealthy. With many streams open, each is sent an
-    event every ``stream_interval_seconds`` at most.
+    event every ``stream_interval_seconds`` at most. A request waits for its model to be loaded for
+    ``load_timeout_seconds`` at most.
     """
 
-    name: str
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -75,13 +75,13 @@ class ServeSettings:
     drain_seconds: float = 30.0
     stall_timeout_seconds: float = 300.0
     stream_interval_seconds: float = 0.025
+    load_timeout_seconds: float = 120.0
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise SpecError("name", "is empty", "give the model's name in requests")
         check.not_negative("drain_seconds", self.drain_seconds)
         check.positive("stall_timeout_seconds", self.stall_timeout_seconds)
+        check.positive("load_timeout_seconds", self.load_timeout_seconds)
         check.not_negative("stream_interval_seconds", self.stream_interval_seconds)
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:

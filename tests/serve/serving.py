@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import httpx2
 import openai
 
-from fathom.engine.worker import EngineWorker
 from fathom.inference.language_model import LanguageModel
 from fathom.serve.app import create_app
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.run import Server, listen
 from fathom.serve.service import Service
 from fathom.serve.settings import ServeSettings
@@ -50,8 +50,15 @@ class Running:
     """A server that answers."""
 
     url: str
-    service: Service
+    models: ModelPool
     server: Server
+
+    @property
+    def service(self) -> Service:
+        """The first model, which must be loaded."""
+        service = self.models.loaded(self.models.names[0])
+        assert service is not None
+        return service
 
     @property
     def port(self) -> int:
@@ -90,21 +97,28 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
 @contextlib.contextmanager
 def running(model: LanguageModel, *, max_waiting: int = 256, **settings: object) -> Iterator[Running]:
     """Serve a model in this process."""
-    worker = EngineWorker(model.engine, max_waiting=max_waiting)
-    app = create_app(model, worker, ServeSettings(**({"name": NAME, "drain_seconds": 5.0} | settings)))  # type: ignore[arg-type]
+    models = ModelPool.of(NAME, model, ServeSettings(**({"drain_seconds": 5.0} | settings)), max_waiting=max_waiting)  # type: ignore[arg-type]
+    with serving(models) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(models: ModelPool) -> Iterator[Running]:
+    """Serve a pool of models in this process."""
+    app = create_app(models)
     bound = listen("127.0.0.1", 0)
     server = Server(app)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), name="fathom-serve-test")
-    worker.start()
     thread.start()
     try:
         assert wait_until(lambda: server.started)
-        yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", app.state.service, server)
+        yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", models, server)
     finally:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
-        assert not worker.healthy
+        assert not any(worker.healthy for worker in models.workers().values())
+        models.close()
 
 
 def raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from fathom.engine.request import EngineStats
 from fathom.serve.admission import AdmissionControl
 from fathom.serve.api import chat, completions
 from fathom.serve.errors import ApiError, ClientDisconnected
@@ -141,7 +140,7 @@ def test_a_request_that_is_refused_after_it_was_taken_frees_its_place(serve: Ser
 
 @pytest.mark.parametrize("error", [None, ApiError(400, "no"), ClientDisconnected(), OSError(), CancelledError()])
 def test_a_place_is_freed_however_a_request_ends(error: BaseException | None) -> None:
-    metrics = Metrics(EngineStats)
+    metrics = Metrics(dict)
     admission = AdmissionControl(1, metrics, lambda: 7)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -161,7 +160,7 @@ def test_a_place_is_freed_however_a_request_ends(error: BaseException | None) ->
         pass
 
     scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
-    middleware = RequestMiddleware(app, ServeSettings(name="a"), metrics)
+    middleware = RequestMiddleware(app, ServeSettings(), metrics)
     task = middleware(scope, receive, send)
     if isinstance(error, CancelledError):
         with pytest.raises(CancelledError):

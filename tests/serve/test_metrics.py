@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from fathom.engine.request import EngineStats
 from fathom.serve.metrics import MAX_RETRY_SECONDS, Metrics
 from tests.serve.serving import Running, Serve, wait_until
 
@@ -69,7 +68,7 @@ def test_each_request_is_one_line_without_its_text_or_key(serve: Serve, caplog: 
 def test_the_advice_when_to_come_again_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    metrics = Metrics(EngineStats)
+    metrics = Metrics(dict)
     assert metrics.retry_after(50) == 1
     for _ in range(10):
         metrics.begin()

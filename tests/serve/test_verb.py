@@ -58,7 +58,7 @@ def test_options_are_checked(
 
 def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServeSettings] = []
-    monkeypatch.setattr("fathom.cli.serve._run", lambda model, settings, *others: seen.append(settings))
+    monkeypatch.setattr("fathom.cli.serve._run", lambda model, name, settings, *others: seen.append(settings))
     limits = ["--max-concurrent-requests", "7", "--max-preprocessing", "5", "--preprocess-threads", "3"]
     arguments = [str(directory), "--device", "cpu", *limits, "--stall-timeout-seconds", "9.5"]
     with pytest.raises(SystemExit) as ended:

@@ -21,6 +21,7 @@ from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseEncoder, ResponseMetadata
 from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
@@ -29,11 +30,11 @@ from fathom.serve.service import GenerationJob, Service
 from fathom.serve.settings import Limits
 
 
-async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
+async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Response:
     """Answer a conversation."""
     began = time.monotonic()
-    body = await read_body(http, ChatCompletionRequest, service.executor)
-    service.check_model(body.model)
+    body = await read_body(http, ChatCompletionRequest, models.executor)
+    service = await models.acquire(http, body.model)
     notices = notices_of(http)
     return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
 
@@ -114,7 +115,7 @@ def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> Gen
         body,
         lambda choices: ChoicesEncoder(
             choices,
-            ResponseMetadata.new("chatcmpl", service.settings.name),
+            ResponseMetadata.new("chatcmpl", service.name),
             kind="chat.completion",
             chunk_kind="chat.completion.chunk",
             usage=body.wants_usage,

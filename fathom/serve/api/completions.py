@@ -15,6 +15,7 @@ from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_pro
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.response.choices import CompletionChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseMetadata
 from fathom.serve.schemas.completions import CompletionRequest
@@ -23,11 +24,11 @@ from fathom.serve.service import GenerationJob, Service
 Prompt = str | Sequence[int]
 
 
-async def create_completion(service: Service, http: HttpRequest) -> Response:
+async def create_completion(models: ModelPool, http: HttpRequest) -> Response:
     """Complete texts, or fill in the middle."""
     began = time.monotonic()
-    body = await read_body(http, CompletionRequest, service.executor)
-    service.check_model(body.model)
+    body = await read_body(http, CompletionRequest, models.executor)
+    service = await models.acquire(http, body.model)
     notices = notices_of(http)
     return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
 
@@ -52,7 +53,7 @@ def _job(service: Service, body: CompletionRequest, notices: Notices) -> Generat
             choices.append(_choice(service, body, prepared, prompt, index))
     encoder = ChoicesEncoder(
         choices,
-        ResponseMetadata.new("cmpl", service.settings.name),
+        ResponseMetadata.new("cmpl", service.name),
         kind="text_completion",
         chunk_kind="text_completion",
         usage=body.wants_usage,

@@ -12,16 +12,17 @@ from fathom.serve.api.params import at_most
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.errors import as_api_error, refuse
 from fathom.serve.http.request_body import read_body
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 
 _MAX_TOKENS = 1 << 22
 
 
-async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
+async def tokenize(models: ModelPool, http: HttpRequest) -> dict[str, Any]:
     """Return the tokens of a text or of a conversation."""
-    body = await read_body(http, TokenizeRequest, service.executor)
-    service.check_model(body.model)
+    body = await read_body(http, TokenizeRequest, models.executor)
+    service = await models.acquire(http, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
     ids = await service.executor.run(lambda: _ids(service, body))
@@ -29,19 +30,19 @@ async def tokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": names}
 
 
-async def detokenize(service: Service, http: HttpRequest) -> dict[str, Any]:
+async def detokenize(models: ModelPool, http: HttpRequest) -> dict[str, Any]:
     """Return the text of tokens, special tokens included."""
-    body = await read_body(http, DetokenizeRequest, service.executor)
-    service.check_model(body.model)
+    body = await read_body(http, DetokenizeRequest, models.executor)
+    service = await models.acquire(http, body.model)
     at_most("tokens", len(body.tokens), _MAX_TOKENS)
     tokenizer = service.model.tokenizer
     text = await service.executor.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
     return {"prompt": text}
 
 
-def tokenizer_info(service: Service) -> dict[str, Any]:
-    """Describe the tokenizer, for clients that build prompts themselves."""
-    tokenizer = service.model.tokenizer
+async def tokenizer_info(models: ModelPool, http: HttpRequest) -> dict[str, Any]:
+    """Describe the tokenizer of the model that ``?model=`` names, for clients that build prompts themselves."""
+    tokenizer = (await models.acquire(http, http.query_params.get("model"))).model.tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.id_to_token(tokenizer.bos_id) or None,

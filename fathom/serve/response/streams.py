@@ -18,7 +18,7 @@ from fathom.serve.admission import RequestSlot
 from fathom.serve.engine_client import OutputQueue
 from fathom.serve.errors import ApiError, ClientDisconnected, draining
 from fathom.serve.lifecycle import Lifecycle
-from fathom.serve.metrics import Metrics
+from fathom.serve.metrics import LatencyMetrics
 from fathom.serve.response.answer import Choice
 from fathom.serve.response.encoder import ResponseEncoder, Usage
 
@@ -38,7 +38,7 @@ class ResponseState:
         choices: Sequence[Choice],
         output_queue: OutputQueue,
         encoder: ResponseEncoder,
-        metrics: Metrics,
+        latency: LatencyMetrics,
         lifecycle: Lifecycle,
         *,
         slot: RequestSlot,
@@ -46,7 +46,7 @@ class ResponseState:
         per_prompt: int,
     ) -> None:
         self.choices, self.output_queue, self.encoder = choices, output_queue, encoder
-        self.metrics, self.lifecycle = metrics, lifecycle
+        self.latency, self.lifecycle = latency, lifecycle
         self._choice_by_id = dict(zip(output_queue.request_ids, choices, strict=True))
         self._open = len(choices)
         self._began = began
@@ -104,9 +104,9 @@ class ResponseState:
         if choice.generated == tokens:
             return
         if last:
-            self.metrics.inter_token_latency.observe((now - last) / (choice.generated - tokens))
+            self.latency.inter_token_latency.observe((now - last) / (choice.generated - tokens))
         else:
-            self.metrics.time_to_first_token.observe(now - self._began)
+            self.latency.time_to_first_token.observe(now - self._began)
         self._timed[choice.index] = choice.generated, now
 
 

@@ -158,12 +158,13 @@ class CompletionResponse(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """A served model."""
+    """A served model; ``root`` is the name that ``id`` is an alias of, or ``id`` itself."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     max_model_len: int
     fathom: dict[str, Any]
 

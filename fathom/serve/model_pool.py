@@ -1,0 +1,339 @@
+"""The models of a server: loaded on first use within a limit of memory, the least recently used idle one evicted."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request as HttpRequest
+
+from fathom.engine.request import EngineStats
+from fathom.engine.worker import EngineWorker
+from fathom.errors import Draining, ResourceError
+from fathom.progress import NULL_PROGRESS, Progress
+from fathom.serve.admission import AdmissionControl
+from fathom.serve.errors import ApiError, draining, refuse
+from fathom.serve.executor import PreprocessExecutor
+from fathom.serve.lifecycle import Lifecycle
+from fathom.serve.metrics import COUNTERS, Metrics
+from fathom.serve.model_definition import ModelDefinition, facts_of, listed, names_of
+from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, model_bytes
+from fathom.serve.response.streams import run_until_disconnect
+from fathom.serve.service import ServerContext, Service
+from fathom.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fathom.inference.language_model import LanguageModel
+
+
+class _Entry:
+    """A model of the pool, loaded or not."""
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        self.definition = definition
+        self.service: Service | None = None
+        self.nbytes = 0
+        """Bytes it takes, or is about to take."""
+        self.users = 0
+        """Requests that use it or wait for it; it is idle without any."""
+        self.last_used = 0.0
+        self.load: asyncio.Task[None] | None = None
+        self.failure: tuple[float, ApiError] | None = None
+        self.past = EngineStats()
+        """Counts of the engines it had before it was evicted."""
+
+
+class ModelPool:
+    """All models of one server.
+
+    ``memory`` bounds the bytes of the models loaded at once, unlimited where it is None. All methods but ``preload``
+    and ``close`` are called on the event loop.
+    """
+
+    def __init__(
+        self,
+        definitions: Sequence[ModelDefinition],
+        settings: ServeSettings,
+        *,
+        memory: int | None = None,
+        max_waiting: int = 256,
+    ) -> None:
+        names = names_of(definitions)
+        self.settings, self.memory = settings, memory
+        self.created = int(time.time())
+        self._max_waiting = max_waiting
+        entries = {definition.name: _Entry(definition) for definition in definitions}
+        self._entries = {name: entries[definition.name] for name, definition in names.items()}
+        self._check_sizes()
+        limits = settings.limits
+        self.executor = PreprocessExecutor(
+            threads=limits.preprocess_threads,
+            max_jobs=limits.max_preprocessing,
+            seconds=limits.preprocess_timeout_seconds,
+        )
+        self.lifecycle = Lifecycle(self.workers, stall_timeout_seconds=settings.stall_timeout_seconds)
+        self.metrics = Metrics(self._stats, lambda: self.lifecycle.stalled_seconds)
+        admission = AdmissionControl(limits.max_concurrent_requests, self.metrics, self.retry_after)
+        self._context = ServerContext(
+            settings=settings,
+            executor=self.executor,
+            lifecycle=self.lifecycle,
+            metrics=self.metrics,
+            admission=admission,
+        )
+        self._loader = ModelLoader(lambda: self.lifecycle.draining)
+        self._loading = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._waiters = 0
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model: LanguageModel,
+        settings: ServeSettings,
+        *,
+        aliases: Sequence[str] = (),
+        max_waiting: int = 256,
+    ) -> ModelPool:
+        """Return a pool of one model that is loaded already, its engine's worker started."""
+        pool = model.engine.pool
+        facts = facts_of(
+            model.spec,
+            model.tokenizer,
+            model.suggestions,
+            engine=model.engine.spec,
+            cache_tokens=pool.num_pages * pool.page_size,
+            bits=model.model.embed_tokens.weight.element_size() * 8,
+            nbytes=model_bytes(model),
+        )
+        definition = ModelDefinition(name=name, open=lambda progress: model, facts=facts, aliases=tuple(aliases))
+        made = cls([definition], settings, max_waiting=max_waiting)
+        made.preload(name)
+        return made
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names, aliases left out."""
+        return [entry.definition.name for entry in self._models()]
+
+    def preload(self, name: str, progress: Progress = NULL_PROGRESS) -> Service:
+        """Load a model before the server starts, and return it."""
+        entry = self._entries[name]
+        return self._loaded(entry, entry.definition.open(progress))
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver the outputs of models that are loaded already to an event loop."""
+        for service in self._services():
+            service.engine_client.attach(loop)
+
+    async def acquire(self, http: HttpRequest, name: str | None) -> Service:
+        """Return the model that a request names, loaded, and keep it so until the end of the HTTP exchange.
+
+        The request's body must have been read. Loading waits for memory that other models' requests use.
+
+        Raises:
+            ApiError: 404, there is no such model; 400, none is named where several are served; 503, it could not be
+                loaded, or not in time, or the server is shutting down; 429, too many requests wait for a model.
+            ClientDisconnected: the client left first.
+        """
+        entry = self._find(name)
+        cleanup: ExitStack = http.state.cleanup
+        entry.users += 1
+        cleanup.callback(self._release, entry)
+        if entry.service is None:
+            await run_until_disconnect(self._wait_for(entry), http.receive)
+        assert entry.service is not None, "its users keep a model loaded"
+        return entry.service
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Return what GET /v1/models lists: every name, aliases included."""
+        return [self._card(name) for name in self._entries]
+
+    def card(self, name: str) -> dict[str, Any]:
+        """Return one of ``cards``; ``ApiError`` 404 where there is no such name."""
+        self._find(name)
+        return self._card(name)
+
+    def loaded(self, name: str) -> Service | None:
+        """Return a model if it is loaded."""
+        return self._entries[name].service
+
+    def retry_after(self) -> int:
+        """Seconds for the Retry-After header."""
+        stats = [service.worker.stats for service in self._services()]
+        return self.metrics.retry_after(sum(each.waiting + each.running for each in stats))
+
+    def begin_drain(self) -> None:
+        """Take no new requests, and end those that wait for a model."""
+        self.lifecycle.draining = True
+        self._changed.set()
+
+    def close(self) -> None:
+        """End every model's worker and all threads."""
+        for service in self._services():
+            service.worker.close()
+        self._loader.close()
+        self.executor.close()
+
+    async def _wait_for(self, entry: _Entry) -> None:
+        """Wait until a model is loaded; raises as ``acquire``."""
+        if self.lifecycle.draining:
+            raise draining(self.retry_after())
+        if entry.failure is not None and time.monotonic() - entry.failure[0] < RETRY_SECONDS:
+            raise entry.failure[1]
+        if self._waiters >= self.settings.limits.max_concurrent_requests:
+            raise ApiError(
+                429, f"{self._waiters} requests wait for models; try again in 10 s", code="busy", retry_after=10
+            )
+        self._waiters += 1
+        try:
+            async with asyncio.timeout(self.settings.load_timeout_seconds):
+                while entry.service is None:  # a load that nobody waited for any more ends without it
+                    if entry.load is None or entry.load.done():
+                        entry.load = asyncio.create_task(self._load(entry), name=f"load {entry.definition.name}")
+                    await asyncio.shield(entry.load)
+        except TimeoutError:
+            raise self._too_late(entry) from None
+        finally:
+            self._waiters -= 1
+
+    async def _load(self, entry: _Entry) -> None:
+        """Load a model once there is memory for it; one at a time."""
+        name = entry.definition.name
+        async with self._loading:
+            if not await self._make_room(entry):
+                return
+            entry.nbytes, began = entry.definition.nbytes, time.monotonic()
+            try:
+                service = self._loaded(entry, await self._loader.load(entry.definition))
+            except Draining:
+                raise draining(self.retry_after()) from None
+            except Exception as error:
+                entry.nbytes = 0
+                self.metrics.load_failures.labels(name).inc()
+                failure = load_error(name, error)
+                entry.failure = (time.monotonic(), failure)
+                raise failure from None
+            service.engine_client.attach(asyncio.get_running_loop())
+            self.metrics.load_seconds.labels(name).observe(time.monotonic() - began)
+
+    def _loaded(self, entry: _Entry, model: LanguageModel) -> Service:
+        """Start the engine of a model that was loaded."""
+        worker = EngineWorker(model.engine, max_waiting=self._max_waiting)
+        service = Service(entry.definition.name, model, worker, self._context)
+        worker.start()
+        entry.service, entry.nbytes, entry.failure = service, model_bytes(model), None
+        self.metrics.model_bytes.labels(entry.definition.name).set(entry.nbytes)
+        return service
+
+    async def _make_room(self, entry: _Entry) -> bool:
+        """Evict idle models until a model fits; False where nobody waits for it any more."""
+        while entry.users:
+            if self.lifecycle.draining:
+                raise draining(self.retry_after())
+            used = sum(other.nbytes for other in self._models())
+            if self.memory is None or used + entry.definition.nbytes <= self.memory:
+                return True
+            self._changed.clear()
+            idle = [other for other in self._models() if other.service is not None and not other.users]
+            if idle:
+                await self._evict(min(idle, key=lambda other: other.last_used))
+            else:
+                await self._changed.wait()
+        return False
+
+    async def _evict(self, entry: _Entry) -> None:
+        """Unload an idle model: requests for it from now on load it again."""
+        service, entry.service = entry.service, None
+        assert service is not None
+        worker = service.worker
+        del service
+        await self._loader.unload(worker)
+        entry.past = _sum(entry.past, worker.stats)
+        del worker
+        await self._loader.free()
+        entry.nbytes = 0
+        self.metrics.evictions.labels(entry.definition.name).inc()
+        self.metrics.model_bytes.labels(entry.definition.name).set(0)
+
+    def _release(self, entry: _Entry) -> None:
+        entry.users -= 1
+        entry.last_used = time.monotonic()
+        if not entry.users:
+            self._changed.set()
+
+    def _find(self, name: str | None) -> _Entry:
+        if name in self._entries:
+            return self._entries[name]
+        names = self.names
+        if name is not None:
+            use = f"use {names[0]!r}" if len(names) == 1 else f"use one of {listed(names)}"
+            raise ApiError(
+                404, f"model: {name[:80]!r} is not served here; {use}", param="model", code="model_not_found"
+            )
+        if len(names) == 1:
+            return self._entries[names[0]]
+        raise refuse("model", "is missing, and several models are served", f"name one of {listed(names)}")
+
+    def _card(self, name: str) -> dict[str, Any]:
+        entry = self._entries[name]
+        facts = dict(entry.definition.facts)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "fathom",
+            "root": entry.definition.name,
+            "max_model_len": facts["context"],
+            "fathom": facts | {"loaded": entry.service is not None},
+        }
+
+    def _check_sizes(self) -> None:
+        for entry in self._models():
+            need = entry.definition.nbytes
+            if self.memory is not None and need > self.memory:
+                raise ResourceError(
+                    f"--model-memory: {entry.definition.name} alone takes {need:,} bytes, more than the "
+                    f"{self.memory:,} given; give more, a smaller --cache-tokens, or leave the model out"
+                )
+
+    def _too_late(self, entry: _Entry) -> ApiError:
+        seconds = self.settings.load_timeout_seconds
+        busy = [other.definition.name for other in self._models() if other.service is not None and other.users]
+        reason = f"memory is held by {listed(busy)}, in use" if busy else "loading takes longer"
+        return ApiError(
+            503,
+            f"model: {entry.definition.name!r} was not loaded within {seconds:g} s ({reason}); try again in 30 s",
+            param="model",
+            code="model_loading",
+            retry_after=30,
+        )
+
+    def _models(self) -> Iterator[_Entry]:
+        return (entry for name, entry in self._entries.items() if name == entry.definition.name)
+
+    def _services(self) -> list[Service]:
+        return [entry.service for entry in self._models() if entry.service is not None]
+
+    def workers(self) -> Mapping[str, EngineWorker]:
+        """Return the loaded models' workers by name."""
+        return {service.name: service.worker for service in self._services()}
+
+    def _stats(self) -> Mapping[str, EngineStats]:
+        """Return every model's counts, those of its evicted engines included."""
+        stats = {}
+        for entry in self._models():
+            now = EngineStats() if entry.service is None else entry.service.worker.stats
+            stats[entry.definition.name] = _sum(entry.past, now)
+        return stats
+
+
+def _sum(past: EngineStats, now: EngineStats) -> EngineStats:
+    """Return an engine's numbers now, with the counts of the engines before it added."""
+    fields = [field for field, _ in COUNTERS.values()]
+    return dataclasses.replace(now, **{name: getattr(past, name) + getattr(now, name) for name in fields})
