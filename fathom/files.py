@@ -17,7 +17,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ PARTIAL = ".partial"
 REPLACED = ".replaced"
 """Suffix of a folder between the two renames that replace it; put back if the process dies there."""
 
+_NAMES = "names"
+"""Lists the names of several files that are published at once, the first one's last; holds while they are renamed."""
 _BLOCK_BYTES = 1 << 18
 _ABANDONED_SECONDS = 86_400
 """Age at which a temporary counts as abandoned where the file system has no locks."""
@@ -49,6 +51,35 @@ def publish_file(path: Path) -> Iterator[Path]:
         sync(partial)
         partial.replace(path)
         sync(path.parent)
+
+
+@contextmanager
+def publish_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield temporary files that take the names of ``paths``, of one folder, when the block succeeds: all, or none.
+
+    They are renamed with the first one last. What a process leaves that is killed between two renames is removed by
+    ``remove_leftovers``, as is what it leaves while it writes.
+
+    Raises:
+        ResourceError: the file system refuses; none of the names appears.
+    """
+    first = paths[0]
+    with _explained(first), _temporary(first, Path.mkdir) as folder:
+        partials = [folder / path.name for path in paths]
+        for partial in partials:
+            partial.touch()
+        yield partials
+        for partial in partials:
+            sync(partial)
+        (folder / _NAMES).write_text("\n".join(path.name for path in paths), encoding="utf-8")
+        sync(folder / _NAMES)
+        try:
+            for partial, path in zip(reversed(partials), reversed(paths), strict=True):
+                partial.replace(path)
+        except BaseException:
+            _take_back(folder)
+            raise
+        sync(first.parent)
 
 
 @contextmanager
@@ -247,10 +278,22 @@ def _remove_abandoned(path: Path) -> None:
         if lock is None and time.time() - path.stat().st_mtime < _ABANDONED_SECONDS:
             return
         try:
+            _take_back(path)
             _remove(path)
         finally:
             if lock is not None:
                 os.close(lock)
+
+
+def _take_back(folder: Path) -> None:
+    """Remove those of several files that were renamed already, where the first was not."""
+    try:
+        first, *others = (folder / _NAMES).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return
+    for name in others if (folder / first).exists() else ():
+        if Path(name).name == name and not (folder / name).exists():
+            (folder.parent / name).unlink(missing_ok=True)
 
 
 def _lock(path: Path, *, wait: bool = True) -> int | None:

@@ -220,3 +220,56 @@ def test_only_a_full_disk_is_called_full() -> None:
         assert "disk space" not in explain_os_error(OSError(number, os.strerror(number)))
     assert "odd" in explain_os_error(OSError("odd"))
     assert "OSError" in explain_os_error(OSError())
+
+
+def publish_several(folder: Path, text: str) -> None:
+    with files.publish_files([folder / name for name in "abc"]) as partials:
+        for partial in partials:
+            partial.write_text(text)
+
+
+def test_several_files_appear_all_or_none_whichever_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+    for allowed in range(40):
+        left = [allowed]
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "rename", "replace", "mkdir", "open"):
+                patch.setattr(os, name, counted(getattr(os, name), left))
+            try:
+                publish_several(tmp_path, "x")
+            except ResourceError as error:
+                refused.append(str(error))
+        if left[0] >= 0:
+            break
+        files.remove_leftovers(tmp_path)
+        found = sorted(path.name for path in tmp_path.iterdir())
+        assert found in ([], ["a", "b", "c"])  # all, where it failed behind the last rename
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert len(refused) >= 8
+    assert all(message.startswith(f"{tmp_path / 'a'}: not written, the disk is full") for message in refused)
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["x"] * 3
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "b", "c"]
+
+
+def test_a_process_killed_between_the_renames_of_several_files_leaves_what_the_next_removes(tmp_path: Path) -> None:
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from fathom import files
+        plain = Path.replace
+        def replace(self, target):
+            if self.name == "b":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(self, target)
+        Path.replace = replace
+        with files.publish_files([Path(sys.argv[1]) / name for name in "abc"]) as partials:
+            pass
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=False)
+    assert (tmp_path / "c").exists()
+    (tmp_path / "mine").write_text("kept")
+    files.remove_leftovers(tmp_path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    publish_several(tmp_path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "mine"]

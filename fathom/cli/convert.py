@@ -29,14 +29,28 @@ def convert(
     max_shard_bytes: Annotated[
         int | None, typer.Option("--max-shard-bytes", help="Split weights beyond this over several files (hf).")
     ] = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--split-max-size",
+            help="Write NAME-00001-of-00009.gguf and so on, none larger than this, e.g. 4GiB (gguf); "
+            "left out, one file of any size.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a model as a Hugging Face directory, a GGUF file or a checkpoint of Fathom, in bounded memory."""
+    """Write a model as a Hugging Face directory, GGUF files or a checkpoint of Fathom, in bounded memory."""
     from fathom.inference.conversion import Conversion
+    from fathom.inference.inspection import list_files
     from fathom.inference.loading import open_source
+    from fathom.spec.byte_size import parse_byte_size
+
+    split_max_bytes = None if split_max_size is None else parse_byte_size("--split-max-size", split_max_size)
 
     with LoadProgress(model) as progress:
         source = open_source(model, progress, cache_dir=options.cache_directory())
-    planned = Conversion.prepare(source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    planned = Conversion.prepare(
+        source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes, split_max_bytes=split_max_bytes
+    )
     for note in planned.warnings:
         print(f"note: {note}", file=sys.stderr)
     display = make_display(Console(stderr=True))
@@ -45,6 +59,7 @@ def convert(
         written = planned.run(display)
     finally:
         display.close()
-    files = [written] if written.is_file() else [path for path in written.iterdir() if path.is_file()]
+    files = list_files(written)
     kind = f", {planned.dtype}" if planned.dtype is not None else ""
-    print(f"{written}: format {planned.format}{kind}, {amount(sum(path.stat().st_size for path in files))}B")
+    parts = f" in {len(files)} files" if written.is_file() and len(files) > 1 else ""
+    print(f"{written}: format {planned.format}{kind}, {amount(sum(file['bytes'] for file in files))}B{parts}")

@@ -33,7 +33,10 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A checked conversion. ``dtype`` is that of its matrices; None keeps each tensor's own."""
+    """A checked conversion. ``dtype`` is that of its matrices; None keeps each tensor's own.
+
+    ``split_max_bytes`` is the size above which a GGUF file is written as several; None never splits it.
+    """
 
     source: WeightSource
     destination: Path
@@ -41,6 +44,7 @@ class Conversion:
     dtype: str | None
     max_shard_bytes: int
     warnings: tuple[str, ...]
+    split_max_bytes: int | None = None
 
     @classmethod
     def prepare(
@@ -51,6 +55,7 @@ class Conversion:
         *,
         dtype: str | None = None,
         max_shard_bytes: int | None = None,
+        split_max_bytes: int | None = None,
     ) -> Conversion:
         """Check a conversion and list its warnings; only headers are read.
 
@@ -64,6 +69,9 @@ class Conversion:
         if max_shard_bytes is not None and (known != "hf" or max_shard_bytes <= 0):
             problem = f"{max_shard_bytes} for format {known}"
             raise SpecError("--max-shard-bytes", problem, "give a number above 0, and only with --to hf")
+        if split_max_bytes is not None and known != "gguf":
+            problem = f"{split_max_bytes} for format {known}"
+            raise SpecError("--split-max-size", problem, "give it with --to gguf; --to hf takes --max-shard-bytes")
         target = resolve_target_dtype(known, dtype) if dtype is not None else lossless_dtype(source, known)
         if destination.exists():
             raise CheckpointError(f"{destination}: already exists; choose a new place or remove it first")
@@ -73,10 +81,18 @@ class Conversion:
                 "--to", f"{source.spec.name} cannot be written as {known} ({unsupported})", "use another format"
             )
         warnings = (*dtype_warnings(source, known, target), *conversion_warnings(source, known, target))
-        return cls(source, destination, known, target, max_shard_bytes or SHARD_BYTES, warnings)
+        return cls(
+            source,
+            destination,
+            known,
+            target,
+            max_shard_bytes or SHARD_BYTES,
+            warnings,
+            split_max_bytes=split_max_bytes,
+        )
 
     def run(self, progress: Progress = NULL_PROGRESS) -> Path:
-        """Write the checkpoint and return its path.
+        """Write the checkpoint and return its path, or that of the first part of a split GGUF model.
 
         SIGINT and SIGTERM stop the conversion between two tensors; partial output is removed.
 
@@ -115,7 +131,14 @@ class Conversion:
         from fathom.checkpoint.gguf import write_gguf
 
         kind = next(kind for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0") if kind == self.dtype)
-        return write_gguf(self.destination, weights, kind=kind, tokenizer=self.source.tokenizer(), progress=progress)
+        return write_gguf(
+            self.destination,
+            weights,
+            kind=kind,
+            tokenizer=self.source.tokenizer(),
+            max_part_bytes=self.split_max_bytes,
+            progress=progress,
+        )
 
 
 QUANTIZED_DTYPES = ("Q8_0", "Q4_0", "fp8")

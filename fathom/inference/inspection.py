@@ -40,7 +40,7 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
         "family": spec.family,
         "form": source.form,
         "path": str(source.path),
-        "files": files(source.path),
+        "files": list_files(source.path),
         "summary": summary(spec),
         "spec": to_mapping(spec),
         "parameters": asdict(count_parameters(spec)),
@@ -59,9 +59,11 @@ def _export(source: WeightSource, form: CheckpointFormat) -> dict[str, Any]:
     return {"obstacle": unsupported, "losses": found}
 
 
-def files(path: Path) -> list[dict[str, Any]]:
-    """List the files of a directory, or the one file, with their bytes."""
-    found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+def list_files(path: Path) -> list[dict[str, Any]]:
+    """List the files of a directory, or the one file or all parts of a split GGUF model, with their bytes."""
+    from fathom.checkpoint.gguf.part_names import present_parts
+
+    found = present_parts(path) if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return [{"name": file.name, "bytes": file.stat().st_size} for file in found]
 
 

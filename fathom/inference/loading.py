@@ -48,8 +48,8 @@ def open_source(
 
 
 def _open_file(file: Path) -> WeightSource:
-    if file.suffix != GGUF:
-        raise CheckpointError(f"{file}: is not a model; give a .gguf file, or the directory the file lies in")
+    if file.suffix.lower() != GGUF:
+        raise CheckpointError(f"{file}: is not a model; give a {GGUF} file, or the directory the file lies in")
     from fathom.checkpoint.gguf import GGUFFile
 
     return GGUFFile.open(file)
@@ -58,14 +58,22 @@ def _open_file(file: Path) -> WeightSource:
 def _open_directory(directory: Path) -> WeightSource:
     if (directory / "config.json").is_file():
         return HFCheckpoint.open(directory)
-    files = sorted(path for path in directory.glob(f"*{GGUF}") if path.is_file())
+    files = gguf_models(directory)
     if len(files) > 1:
         listed = ", ".join(file.name for file in files[:5])
-        raise CheckpointError(f"{directory}: holds {len(files)} {GGUF} files ({listed}); give one of them")
+        raise CheckpointError(f"{directory}: holds {len(files)} {GGUF} models ({listed}); give one of them")
     if files:
         return _open_file(files[0])
     checkpoint = find_checkpoint(directory)
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
+
+
+def gguf_models(directory: Path) -> list[Path]:
+    """Return the GGUF models of a directory: whole files, and one part of each split model."""
+    from fathom.checkpoint.gguf.part_names import group_parts, is_gguf
+
+    names = [file.name for file in directory.iterdir() if is_gguf(file) and file.is_file()]
+    return [directory / name for name in group_parts(names)]
 
 
 def _fetch_from_hub(name: str, cache_dir: Path, progress: Progress) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -61,6 +62,32 @@ def test_a_run_becomes_gguf_and_our_own_form(finished: Path, tmp_path: Path, cal
     assert our_text(small)
 
 
+def test_gguf_is_written_in_parts_above_a_size_and_any_part_or_the_directory_opens(
+    finished: Path, tmp_path: Path, call
+) -> None:
+    done = call("convert", finished, tmp_path / "tiny.gguf", "--to", "gguf", "--split-max-size", "60KB")
+    parts = sorted(tmp_path.iterdir())
+    assert done.out.startswith(f"{parts[0]}: format gguf, F32, ")
+    assert done.out.endswith(f" in {len(parts)} files\n")
+    assert len(parts) > 2
+    assert [part.name for part in parts] == [f"tiny-{n + 1:05d}-of-{len(parts):05d}.gguf" for n in range(len(parts))]
+    assert all(part.stat().st_size <= 60_000 for part in parts)
+    expected = our_text(finished)
+    assert our_text(parts[1]) == our_text(tmp_path) == expected
+    shown = json.loads(call("inspect", parts[-1], "--json").out)
+    assert [file["name"] for file in shown["files"]] == [part.name for part in parts]
+    assert call("convert", tmp_path, tmp_path / "hf", "--to", "hf").code == 0
+    assert our_text(tmp_path / "hf") == expected
+    parts[1].unlink()
+    call("chat", parts[0]).refused(f"part 2 of {len(parts)}, {parts[1].name}, is missing; download")
+
+
+def test_a_model_below_the_size_is_one_file(finished: Path, tmp_path: Path, call) -> None:
+    out = tmp_path / "tiny.gguf"
+    assert call("convert", finished, out, "--to", "gguf", "--split-max-size", "4GiB").out.startswith(f"{out}: format")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
 def test_a_checkpoint_carried_away_from_its_run_brings_its_tokenizer(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(find_checkpoint(finished), tmp_path / "alone")
     assert our_text(tmp_path / "alone") == our_text(finished)
@@ -70,6 +97,9 @@ def test_bad_input_is_one_line(finished: Path, tmp_path: Path, call) -> None:
     out = tmp_path / "out"
     call("convert", finished, out, "--to", "fathom", "--dtype", "Q8_0").refused("--dtype", "float32, float16, bfloat16")
     call("convert", finished, out, "--to", "pickle").refused("--to", "hf, gguf, fathom")
+    call("convert", finished, out, "--to", "hf", "--split-max-size", "1G").refused("--split-max-size", "--to gguf")
+    call("convert", finished, out, "--to", "gguf", "--split-max-size", "big").refused("'big' is no size in bytes")
+    call("convert", finished, out, "--to", "gguf", "--split-max-size", "0").refused("--split-max-size", "above 0")
     call("convert", tmp_path / "none", out, "--to", "hf").refused("none")
     call("convert", finished, tmp_path, "--to", "hf").refused("already exists")
     assert list(tmp_path.iterdir()) == []
@@ -80,8 +110,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(finished: Path, tmp_path: Pa
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from fathom.cli.main import main; main()"
     )
-    for form in ("hf", "gguf", "fathom"):
-        command = [sys.executable, "-c", script, "convert", str(finished), str(tmp_path / "out"), "--to", form]
+    for form in (["hf"], ["gguf"], ["gguf", "--split-max-size", "30K"], ["fathom"]):
+        command = [sys.executable, "-c", script, "convert", str(finished), str(tmp_path / "out"), "--to", *form]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 2, done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -91,8 +121,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(finished: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf", "fathom"])
-def test_an_interrupt_leaves_nothing_and_exits_with_130(finished: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", [["hf"], ["gguf"], ["gguf", "--split-max-size", "30K"], ["fathom"]])
+def test_an_interrupt_leaves_nothing_and_exits_with_130(finished: Path, tmp_path: Path, form: list[str]) -> None:
     """Each checkpoint tensor is read only after a line is answered, so the signal arrives in the middle."""
     script = (
         "import sys; from fathom.checkpoint.tensorfile import TensorFile; plain = TensorFile.read\n"
@@ -101,7 +131,7 @@ def test_an_interrupt_leaves_nothing_and_exits_with_130(finished: Path, tmp_path
         "TensorFile.read = read\n"
         "from fathom.cli.main import main; main()"
     )
-    command = [sys.executable, "-c", script, "convert", str(finished), str(tmp_path / "out"), "--to", form]
+    command = [sys.executable, "-c", script, "convert", str(finished), str(tmp_path / "out"), "--to", *form]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as process:
         assert process.stdin is not None

@@ -53,7 +53,7 @@ def test_every_form_opens_by_its_path(places: Path, place: str, form: str) -> No
 
 def test_a_directory_with_several_gguf_files_asks_which(places: Path) -> None:
     (places / "gguf" / "other.gguf").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"holds 2 \.gguf files \(other\.gguf, tiny\.gguf\); give one of them"):
+    with pytest.raises(CheckpointError, match=r"holds 2 \.gguf models \(other\.gguf, tiny\.gguf\); give one of them"):
         open_source(places / "gguf")
 
 

@@ -26,7 +26,9 @@ ARCHITECTURES: Mapping[Family, Architecture] = MappingProxyType(
 )
 """llama.cpp's architecture name of each family."""
 
-ValueType = Literal["UINT32", "FLOAT32", "BOOL", "STRING", "UINT32[]", "INT32[]", "FLOAT32[]", "STRING[]"]
+ValueType = Literal[
+    "UINT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "UINT32[]", "INT32[]", "FLOAT32[]", "STRING[]"
+]
 Metadata = dict[str, tuple[ValueType, Any]]
 """Metadata to write: the type and value of each key."""
 

@@ -1,4 +1,4 @@
-"""A GGUF file as a source of weights."""
+"""A GGUF model, in one file or in parts, as a source of weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS
-from fathom.checkpoint.gguf.container import Container
 from fathom.checkpoint.gguf.metadata import spec_from_metadata
 from fathom.checkpoint.gguf.names import GGUFRule, check
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS
+from fathom.checkpoint.gguf.split import SplitContainer
 from fathom.checkpoint.gguf.tokens import end_ids, tokenizer_from_metadata
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError, DataError, SpecError
@@ -27,27 +27,28 @@ _LONGEST_FACTORS = 65536
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """A file whose header fits a model that Fathom builds; none of its tensors was read.
+    """A file, or the parts of a split one, whose headers fit a model that Fathom builds; none of its tensors was read.
 
-    Quantized tensors stream as float32, those of 16 bits as they are stored.
+    ``path`` is the file or the first part. Quantized tensors stream as float32, those of 16 bits as they are stored.
     """
 
     path: Path
     spec: ModelSpec
-    container: Container = field(repr=False)
+    container: SplitContainer = field(repr=False)
     rules: tuple[GGUFRule, ...] = field(repr=False)
     form: str = "gguf"
     carried: ExtraConfig | None = None
 
     @classmethod
     def open(cls, path: Path) -> GGUFFile:
-        """Read the header and check every name, shape and type.
+        """Read the header and check every name, shape and type; any part of a split model opens all of it.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or holds tensors that do not fit its metadata.
+            CheckpointError: a file is missing, damaged, or holds tensors that do not fit its metadata.
             SpecError: the metadata describes a model that Fathom cannot build.
         """
-        container = Container.open(path)
+        container = SplitContainer.open(path)
+        path = container.path
         shapes = {name: info.shape for name, info in container.tensors.items()}
         for info in container.tensors.values():
             if info.kind not in FLOATS and info.kind not in BLOCK_FORMATS:
@@ -64,6 +65,11 @@ class GGUFFile:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         return cls(path, spec, container, rules)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of all parts."""
+        return self.container.files
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:
@@ -99,7 +105,7 @@ class GGUFFile:
                 yield rule.param_name, rule.assemble(read)
 
 
-def _rope_factors(container: Container) -> list[float] | None:
+def _rope_factors(container: SplitContainer) -> list[float] | None:
     """Return the file's divisors of the rotary frequencies, where it has some."""
     info = container.tensors.get(ROPE_FACTORS)
     if info is None:

@@ -1,9 +1,8 @@
-"""Write weights as one GGUF file that llama.cpp opens, tensor by tensor."""
+"""Write weights as a GGUF file, or as the parts of a split one, that llama.cpp opens, tensor by tensor."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, QuantType, quantize
+from fathom.checkpoint.gguf.blocks import QuantType, quantize
 from fathom.checkpoint.gguf.keys import Metadata
 from fathom.checkpoint.gguf.metadata import metadata_from_spec
 from fathom.checkpoint.gguf.names import gguf_rules
+from fathom.checkpoint.gguf.part_names import part_path
+from fathom.checkpoint.gguf.parts import PlannedTensor, aligned, plan_parts, split_metadata
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
 from fathom.checkpoint.gguf.tensor_types import FILE_TYPES, stored_kinds
 from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.weights import Weights
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, FathomError
-from fathom.files import publish_file
-from fathom.model.build import Shape
+from fathom.files import publish_file, publish_files, remove_leftovers
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 _LARGEST_HALF = 65504.0
-_BYTES: Mapping[str, tuple[int, int]] = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}
 _QUANTIZATION_VERSION = 2
 
 
@@ -43,32 +42,42 @@ def write_gguf(
     *,
     kind: QuantType,
     tokenizer: Tokenizer | None = None,
+    max_part_bytes: int | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> Path:
-    """Write a file and return its path; ``conversion_warnings`` says beforehand what it cannot store.
+    """Write a file, or the parts of a split model, and return its path or that of the first part.
 
-    About one parameter and its stored bytes are held in memory.
+    ``conversion_warnings`` says beforehand what it cannot store. About one parameter and its stored bytes are held in
+    memory.
 
     Args:
         path: where it appears; nothing may exist there.
         weights: the model, read once.
         kind: the type of most tensors; see ``stored_kinds`` for the others.
         tokenizer: stored inside; without one the file holds ids only.
+        max_part_bytes: a larger model is split as llama.cpp's gguf-split does, into files beside ``path`` that are
+            named NAME-00001-of-00009.gguf; None never splits.
         progress: receives the bytes written.
 
     Raises:
-        CheckpointError: the file exists, a weight is beyond float16, the gguf package is missing.
-        SpecError: llama.cpp has no architecture for the spec.
+        CheckpointError: a file exists, a weight is beyond float16, the gguf package is missing.
+        SpecError: llama.cpp has no architecture for the spec, or there would be too many parts.
         ResourceError: the disk is full or refuses; nothing appears.
     """
-    if path.exists():
-        raise CheckpointError(f"{path}: already exists; choose a new name or remove it first")
-    spec = weights.spec
-    metadata = _metadata(spec, kind, tokenizer)
-    kinds = stored_kinds(spec, kind)
-    with publish_file(path) as temporary:
-        _write(temporary, metadata, weights, kinds, progress)
-    return path
+    metadata, extra = _metadata(weights.spec, kind, tokenizer), _extra(weights.spec)
+    parts = plan_parts(_planned(weights.spec, extra, kind), metadata, max_part_bytes)
+    count = len(parts)
+    paths = [path] if count == 1 else [part_path(path, number, count) for number in range(1, count + 1)]
+    for present in (each for each in (path, *paths) if each.exists()):
+        raise CheckpointError(f"{present}: already exists; choose a new name or remove it first")
+    if count == 1:
+        with publish_file(path) as temporary:
+            _write([temporary], parts, metadata, weights, extra, progress)
+    else:
+        remove_leftovers(path.parent, paths[0].name)
+        with publish_files(paths) as temporaries:
+            _write(temporaries, parts, metadata, weights, extra, progress)
+    return paths[0]
 
 
 def _metadata(spec: ModelSpec, kind: QuantType, tokenizer: Tokenizer | None) -> Metadata:
@@ -83,40 +92,54 @@ def _metadata(spec: ModelSpec, kind: QuantType, tokenizer: Tokenizer | None) -> 
     }
 
 
+def _planned(spec: ModelSpec, extra: Mapping[str, Tensor], kind: QuantType) -> list[PlannedTensor]:
+    """Return all tensors in the order they are stored."""
+    kinds = stored_kinds(spec, kind)
+    planned = [PlannedTensor(name, tuple(tensor.shape), "F32") for name, tensor in extra.items()]
+    shapes = (item for rule in gguf_rules(spec) for item in rule.shapes.items())
+    return planned + [PlannedTensor(name, shape, kinds[name]) for name, shape in shapes]
+
+
 def _write(
-    path: Path, metadata: Metadata, weights: Weights, kinds: Mapping[str, QuantType], progress: Progress
+    paths: Sequence[Path],
+    parts: Sequence[Sequence[PlannedTensor]],
+    metadata: Metadata,
+    weights: Weights,
+    extra: Mapping[str, Tensor],
+    progress: Progress,
 ) -> None:
-    extra = _extra(weights.spec)
-    total, start, alignment = _write_header(path, metadata, weights.spec, extra, kinds)
-    done = 0
-    with FileIO(path, "r+") as file:
-        output, place = WritebackFile(file), start
-        for name, tensor in _stored(weights, extra):
-            packed = _packed(name, tensor, kinds.get(name, "F32"))
-            output.write(place, packed.reshape(-1).view(np.uint8).data)
-            place += -(-packed.nbytes // alignment) * alignment
-            done += packed.nbytes
-            progress.update(done, total, "bytes", phase="write")
-            del packed, tensor  # else they would be held beside the next ones
-        file.truncate(place)
+    """Write all parts, one after another, from one stream of weights."""
+    total = sum(planned.nbytes for part in parts for planned in part)
+    tensor_count, done, stored = sum(map(len, parts)), 0, _stored(weights, extra)
+    for number, (path, part) in enumerate(zip(paths, parts, strict=True)):
+        own = metadata if number == 0 else {}
+        numbers = split_metadata(number, len(parts), tensor_count) if len(parts) > 1 else {}
+        place = _write_header(path, own | numbers, part)
+        with FileIO(path, "r+") as file:
+            output = WritebackFile(file)
+            for planned in part:
+                name, tensor = next(stored)
+                packed = _packed(name, tensor, planned.kind)
+                output.write(place, packed.reshape(-1).view(np.uint8).data)
+                place += aligned(packed.nbytes)
+                done += packed.nbytes
+                progress.update(done, total, "bytes", phase="write")
+                del packed, tensor  # else they would be held beside the next ones
+            file.truncate(place)
 
 
-def _write_header(
-    path: Path, metadata: Metadata, spec: ModelSpec, extra: Mapping[str, Tensor], kinds: Mapping[str, QuantType]
-) -> tuple[int, int, int]:
-    """Write all that goes before the tensors; returns their bytes, the place of the first, and their alignment."""
+def _write_header(path: Path, metadata: Metadata, part: Sequence[PlannedTensor]) -> int:
+    """Write all that goes before the tensors; returns the place of the first."""
     writer = _open(path, metadata)
     try:
-        shapes = {name: shape for rule in gguf_rules(spec) for name, shape in rule.shapes.items()}
-        total = sum(_add(writer, name, tuple(tensor.shape), "F32") for name, tensor in extra.items())
-        total += sum(_add(writer, name, shape, kinds[name]) for name, shape in shapes.items())
+        for planned in part:
+            _add(writer, planned)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        alignment = writer.data_alignment
     finally:
         writer.close()
-    return total, -(-path.stat().st_size // alignment) * alignment, alignment
+    return aligned(path.stat().st_size)
 
 
 def _open(path: Path, metadata: Metadata) -> GGUFWriter:
@@ -124,10 +147,9 @@ def _open(path: Path, metadata: Metadata) -> GGUFWriter:
         from gguf import GGUFValueType, GGUFWriter
     except ImportError:
         raise CheckpointError("gguf: the package is not installed; pip install 'fathom-lm[gguf]'") from None
-    writer = GGUFWriter(path, metadata["general.architecture"][1])
+    writer = GGUFWriter(path, "")
+    writer.kv_data[0].clear()  # its architecture: only the first part has one
     for key, (kind, value) in metadata.items():
-        if key == "general.architecture":
-            continue  # the writer has it already
         name, listed, _ = kind.partition("[]")
         if listed:
             writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=GGUFValueType[name])
@@ -144,14 +166,12 @@ def _extra(spec: ModelSpec) -> dict[str, Tensor]:
     return {ROPE_FACTORS: rope_factors(scaling, spec.rope.theta, spec.attention.rope_dim)}
 
 
-def _add(writer: GGUFWriter, name: str, shape: Shape, kind: QuantType) -> int:
-    """Announce a tensor; returns its bytes."""
+def _add(writer: GGUFWriter, planned: PlannedTensor) -> None:
+    """Announce a tensor."""
     from gguf import GGMLQuantizationType
 
-    elements, width = _BYTES.get(kind) or (BLOCK_FORMATS[kind].elements, BLOCK_FORMATS[kind].nbytes)
-    nbytes = math.prod(shape) // elements * width
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=GGMLQuantizationType[kind])
-    return nbytes
+    kind = GGMLQuantizationType[planned.kind]
+    writer.add_tensor_info(planned.name, planned.shape, np.dtype(np.float32), planned.nbytes, raw_dtype=kind)
 
 
 def _stored(weights: Weights, extra: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

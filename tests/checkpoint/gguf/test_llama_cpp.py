@@ -267,6 +267,15 @@ pieces = st.one_of(
 )
 
 
+def test_llama_cpp_opens_a_model_in_parts(spec_of: SpecOf, random_model: MakeModel, tmp_path: Path) -> None:
+    spec = spec_of("llama")
+    weights = StateWeights(spec, random_model(spec).state_dict())
+    whole = write_gguf(tmp_path / "m.gguf", weights, kind="F32")
+    first = write_gguf(tmp_path / "parts" / "m.gguf", weights, kind="F32", max_part_bytes=60_000)
+    assert len(list(first.parent.iterdir())) > 2
+    assert torch.equal(_theirs(first, _tokens(spec)), _theirs(whole, _tokens(spec)))
+
+
 @given(text=st.lists(pieces, max_size=10).map("".join))
 @settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_llama_cpp_gives_our_tokens(text: str, tokenizer: Tokenizer, vocabulary: Any) -> None:
