@@ -142,7 +142,7 @@ def test_an_index_that_names_anything_but_its_own_files_is_refused(sharded: Path
     content = json.loads((directory / INDEX).read_text())
     content["weight_map"]["model.norm.weight"] = name
     (directory / INDEX).write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="which is no .safetensors file of its directory; download the index"):
+    with pytest.raises(CheckpointError, match=r"which is no .safetensors file of its directory; download the index"):
         open_source(directory)
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_the_config_names_must_be_one_of_the_directory(whole: Path, 
     directory = shutil.copytree(whole, tmp_path / "model")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
-    with pytest.raises(CheckpointError, match="transformers_weights is|is missing, and config.json names it"):
+    with pytest.raises(CheckpointError, match=r"transformers_weights is|is missing, and config.json names it"):
         open_source(directory)
 
 
@@ -162,7 +162,7 @@ def test_a_pointer_of_git_lfs_is_called_so(whole: Path, tmp_path: Path, name: st
     with pytest.raises(CheckpointError, match=f"{name}: is a pointer of Git LFS and not the file itself; run 'git lfs"):
         open_source(directory)
     (tmp_path / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4870\n")
-    with pytest.raises(CheckpointError, match="m.gguf: is a pointer of Git LFS"):
+    with pytest.raises(CheckpointError, match=r"m.gguf: is a pointer of Git LFS"):
         open_source(tmp_path / "m.gguf")
 
 
