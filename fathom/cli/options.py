@@ -9,10 +9,6 @@ from typing import Annotated
 import typer
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-TextColumn = Annotated[
-    str | None,
-    typer.Option("--text-column", help="The column that holds the text of --text's data files."),
-]
 Model = Annotated[
     str,
     typer.Argument(

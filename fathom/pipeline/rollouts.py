@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fathom.data.problems import open_problems
 from fathom.pipeline.context import StepContext
+from fathom.pipeline.problem_sources import opened_problems
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import ProblemSource
@@ -31,5 +31,4 @@ def rollout_engine(policy: OnlineSpec, device: torch.device) -> EngineSpec:
 
 def questions(context: StepContext, sources: tuple[ProblemSource, ...], seed: int) -> ProblemStream:
     """Open a step's problems."""
-    base = context.plan.base
-    return ProblemStream([open_problems(each, cache_dir=context.cache_dir, base=base) for each in sources], seed=seed)
+    return ProblemStream([opened_problems(source, context) for source in sources], seed=seed)

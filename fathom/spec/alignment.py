@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fathom.errors import SpecError
 from fathom.spec import check
+from fathom.spec.data_format import CONVERSATION_FORMATS, PREFERENCE_FORMATS, check_format
 from fathom.spec.posttrain import DpoLoss, RewardModelLoss
 from fathom.spec.problem import ProblemSource
 from fathom.spec.rewards import AccuracyReward, RewardSpec, scores_steps
@@ -26,14 +27,21 @@ class OpenStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationFile:
-    """A JSONL file of conversations in OpenAI's form; ``repeat`` times an epoch. ``path`` is relative to the recipe."""
+    """A file or folder of conversations, ``repeat`` times an epoch; ``path`` is relative to the recipe.
+
+    Its columns are recognised, unless ``format`` names one of ``CONVERSATION_FORMATS`` or ``fields`` says which columns
+    of the file are those of a format.
+    """
 
     kind: ClassVar[str] = "file"
     path: str
     repeat: int = 1
+    format: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check.positive("repeat", self.repeat)
+        object.__setattr__(self, "fields", check_format(CONVERSATION_FORMATS, self.format, self.fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,10 +184,19 @@ class GrpoStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairFile:
-    """A JSONL file of pairs ``{"messages", "chosen", "rejected"}``; ``path`` is relative to the recipe."""
+    """A file or folder of pairs of a better and a worse answer; ``path`` is relative to the recipe.
+
+    Its columns are recognised, unless ``format`` names one of ``PREFERENCE_FORMATS`` or ``fields`` says which columns
+    of the file are those of a format.
+    """
 
     kind: ClassVar[str] = "file"
     path: str
+    format: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", check_format(PREFERENCE_FORMATS, self.format, self.fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

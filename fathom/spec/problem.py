@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from fathom.errors import SpecError
 from fathom.spec import check
+from fathom.spec.data_format import PROBLEM_FORMATS, check_format
 from fathom.spec.mapping import plain_table
 
 Split = Literal["train", "held_out"]
@@ -85,19 +87,32 @@ class CodeProblems:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileProblems:
-    """A user's own problems: a JSONL file of questions and answers; ``path`` is relative to the recipe."""
+    """A file or folder of questions and answers; ``path`` is relative to the recipe.
+
+    Its columns are recognised, unless ``format`` names one of ``PROBLEM_FORMATS`` or ``fields`` says which columns of
+    the file are those of a format. ``name`` is what the file is called by default.
+    """
 
     kind: ClassVar[str] = "problems"
     name: str = ""
     path: str
+    format: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise SpecError("path", "is empty", "name a .jsonl file")
-        _set_name(self, PurePath(self.path).stem)
+            raise SpecError("path", "is empty", "name a file of problems, e.g. a .jsonl or .parquet file")
+        _set_name(self, _plain_stem(self.path))
+        object.__setattr__(self, "fields", check_format(PROBLEM_FORMATS, self.format, self.fields))
 
 
 ProblemSource = GymProblems | SymbolicProblems | CodeProblems | FileProblems
+
+
+def _plain_stem(path: str) -> str:
+    """Return a file's name up to its first dot, with - for what may not stand in a name."""
+    name = PurePath(path).name
+    return re.sub(r"[^\w-]+", "-", name.lstrip(".").partition(".")[0]).strip("-") or "problems"
 
 
 def _set_name(source: ProblemSource, default: str) -> None:

@@ -56,9 +56,8 @@ class HFCheckpoint:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; check the path")
         raw = read_json(directory / CONFIG)
-        named = raw.pop("transformers_weights", None)  # a file, and nothing of the model
         config = _config(directory / CONFIG, raw)
-        files = tensor_files(directory, named)
+        files = tensor_files(directory)
         if config.spec.vision is not None and config.spec.tie_word_embeddings and _HEAD in files:
             config = _config(directory / CONFIG, {**raw, _TIED: False})
         if config.spec.num_nextn_predict_layers and not _has_prediction(config.spec, files):

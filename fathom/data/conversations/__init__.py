@@ -1,23 +1,16 @@
-"""Conversations for supervised fine-tuning: reading, encoding with a loss mask, packing and loading."""
+"""Conversations for supervised fine-tuning: reading any known form, encoding with a loss mask, packing, loading."""
 
 from __future__ import annotations
 
+from fathom.data.conversations.forms import Conversation
 from fathom.data.conversations.loader import ConversationLoader
 from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
-from fathom.data.conversations.read import (
-    Conversation,
-    ConversationProblem,
-    ConversationReport,
-    encode_conversations,
-    read_conversations,
-)
+from fathom.data.conversations.read import encode_conversations, read_conversations
 from fathom.data.conversations.templated import KeepThinking
 
 __all__ = [
     "Conversation",
     "ConversationLoader",
-    "ConversationProblem",
-    "ConversationReport",
     "KeepThinking",
     "Sample",
     "encode_conversations",

@@ -40,6 +40,7 @@ def encode_with_loss_mask(
     tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: KeepThinking = "keep",
     template: str | None = None,
+    turns: Sequence[bool | None] = (),
 ) -> Sample:
     """Encode a conversation in OpenAI's format with its loss mask.
 
@@ -47,22 +48,37 @@ def encode_with_loss_mask(
     and the token that ends the turn; never what a prompt ends with, such as ``<｜Assistant｜>``. ``thinking`` "keep"
     has the last answer begin with its reasoning, between think tags if the template has no format for it; "drop"
     shows none. Earlier answers that had reasoning are masked out, since templates show them without it. The template is
-    the tokenizer's unless one is given, and may be one that Fathom does not know.
+    the tokenizer's unless one is given, and may be one that Fathom does not know. ``turns`` has an entry for every
+    message, or none: True puts a message into the loss and False out of it, whatever its role; None leaves it to that.
 
     Raises:
         DataError: a message is malformed, or the template refuses the conversation.
     """
-    turns = TemplatedConversation.of(tokenizer, messages, tools=tools or (), thinking=thinking, template=template)
-    whole = turns.until(len(turns.messages))
-    spans = _TurnLocator(turns, whole).spans([i for i, m in enumerate(turns.messages) if m["role"] in learn])
+    conversation = TemplatedConversation.of(
+        tokenizer, messages, tools=tools or (), thinking=thinking, template=template
+    )
+    whole = conversation.until(len(conversation.messages))
+    chosen = _chosen(conversation.messages, learn, turns)
+    spans = _TurnLocator(conversation, whole).spans(chosen)
     learned = [False] * len(whole)
     for start, end in filter(None, spans):
         learned[start:end] = [True] * (end - start)
-    last = spans[-1] if turns.messages and turns.messages[-1]["role"] in learn else None
-    if last is not None and turns.hides_reasoning(len(turns.messages) - 1):
-        whole, learned = _with_reasoning(turns, whole, learned, last)
+    final = len(conversation.messages) - 1
+    last = spans[-1] if chosen and chosen[-1] == final else None
+    if last is not None and conversation.hides_reasoning(final):
+        whole, learned = _with_reasoning(conversation, whole, learned, last)
     learned[:1] = [False] * len(learned[:1])  # nothing stands before the first token to predict it from
     return Sample(whole, learned, left_out=spans.count(None))
+
+
+def _chosen(messages: Messages, learn: Sequence[str], turns: Sequence[bool | None]) -> list[int]:
+    """Return the messages that are learned. ``turns`` belong to the last ones: tools may stand in one before them."""
+    flags = [None] * (len(messages) - len(turns)) + list(turns)
+    return [
+        index
+        for index, (message, flag) in enumerate(zip(messages, flags, strict=True))
+        if (message["role"] in learn if flag is None else flag)
+    ]
 
 
 class _TurnLocator:

@@ -1,26 +1,34 @@
-"""A user's own problems: a JSONL file of questions and answers."""
+"""A user's own problems: files of questions and answers in any known form."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from types import MappingProxyType
 
+from fathom.data.forms import Columns, read_rows
+from fathom.data.problems.forms import PROBLEM_FORMS, ProblemRow
 from fathom.data.problems.generated import check_range
 from fathom.data.problems.split import held_out
-from fathom.errors import DataError, SpecError, explain_os_error
-from fathom.spec.problem import FileProblems, Problem, Split
+from fathom.data.row_report import RowProblem, RowReport, UnusableRow
+from fathom.errors import DataError, SpecError
+from fathom.spec.problem import FileProblems, Problem, ProblemLanguage, Split
 
-_FIELDS = ("question", "answer", "id", "language", "details", "split")
-MAX_LINE_CHARS = 4_194_304
+_HELD_OUT = ("held_out", "test", "validation", "valid", "val", "dev", "eval")
+_LANGUAGES: Mapping[str, ProblemLanguage] = MappingProxyType(
+    {"en": "en", "eng": "en", "english": "en", "zh": "zh", "zho": "zh", "chinese": "zh", "zh-cn": "zh", "中文": "zh"}
+)
 
 
 class ListedProblems:
-    """A ``ProblemSet`` of listed problems, in their order; a split repeats after its last problem."""
+    """A ``ProblemSet`` of listed problems, in their order; a split repeats after its last problem.
 
-    def __init__(self, name: str, splits: Mapping[Split, list[Problem]]) -> None:
+    ``report`` says how many rows are used, and why others are not.
+    """
+
+    def __init__(self, name: str, splits: Mapping[Split, list[Problem]], report: RowReport) -> None:
         self.name = name
+        self.report = report
         self._splits = splits
 
     def problems(self, split: Split, start: int, count: int, *, seed: int = 0) -> list[Problem]:
@@ -37,71 +45,58 @@ class ListedProblems:
 
 
 def open_file(source: FileProblems, base: Path) -> ListedProblems:
-    """Read a file of problems, its path taken from ``base`` unless absolute.
+    """Read a file of problems, or the files of a folder, its path taken from ``base`` unless absolute.
 
-    Each line is a table of ``question`` and ``answer``, and may have ``id``, ``language``, ``details`` and ``split``.
-    Without ``split`` a question's hash decides, one in ten being held out. Every fault raises ``DataError`` with its
-    line; so does one question in both splits. A question repeated within its split is read once.
+    Rows have one of ``PROBLEM_FORMS``. Without ``split`` a question's hash decides, one in ten being held out. A row
+    that cannot be used is reported, and so is one whose question is in the other split; a question repeated within its
+    split is read once.
+
+    Raises:
+        DataError: the file cannot be read, its form is unknown or ambiguous, or no row is of use.
     """
     path = base / Path(source.path).expanduser()
     splits: dict[Split, list[Problem]] = {"train": [], "held_out": []}
-    seen: dict[str, tuple[Split, int]] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
+    report = RowReport()
+    seen: dict[str, tuple[Split, str]] = {}
+    several = not path.is_file()
+    for place, row in read_rows(path, PROBLEM_FORMS, report, Columns(source.format, source.fields)):
+        number = place if several else place.rpartition(" ")[2]
+        try:
+            problem, split = _problem(source, row, number), _split(row)
+        except (SpecError, UnusableRow) as error:
+            report.add(RowProblem("malformed", place, str(error)))
             continue
-        problem, split = _read(source, line, f"{path}: line {number}", number)
-        first = seen.setdefault(problem.question, (split, number))
+        first = seen.setdefault(problem.question, (split, place))
         if first[0] != split:
-            raise DataError(
-                f"{path}: line {number} is {split}, but its question is {first[0]} in line {first[1]}; remove one"
-            )
-        if first[1] == number:
+            sentence = f"is {split}, but its question is {first[0]} in {first[1]}; remove one"
+            report.add(RowProblem("other_split", place, sentence))
+            continue
+        report.used += 1
+        if first[1] == place:
             splits[split].append(problem)
-    if not seen:
-        raise DataError(f"{path}: holds no problem; add lines of question and answer")
-    return ListedProblems(source.name, splits)
+    if not report.used:
+        raise DataError(f"{path}: none of {report.read} problems can be used ({report.first}); fix or add some")
+    return ListedProblems(source.name, splits, report)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+def _split(row: ProblemRow) -> Split:
+    if row.split is None:
+        return "held_out" if held_out("problems", row.question) else "train"
+    name = row.split.lower() if isinstance(row.split, str) else ""
+    if name != "train" and name not in _HELD_OUT:
+        raise UnusableRow(f"has the split {row.split!r}; use train or held_out, or leave it out")
+    return "train" if name == "train" else "held_out"
 
 
-def _read(source: FileProblems, line: str, where: str, number: int) -> tuple[Problem, Split]:
-    if len(line) > MAX_LINE_CHARS:
-        raise DataError(f"{where} has {len(line)} characters, above {MAX_LINE_CHARS}; shorten or remove it")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); fix or remove it") from None
-    if not isinstance(row, dict):
-        raise DataError(f'{where} is no table; write it as {{"question": ..., "answer": ...}}')
-    unknown = sorted(set(row) - set(_FIELDS))
-    if unknown:
-        raise DataError(f"{where} has an unknown field {unknown[0]!r}; use {', '.join(_FIELDS)}")
-    for name in ("question", "answer"):
-        if not isinstance(row.get(name), str):
-            raise DataError(f"{where} has no text in {name!r}; add it or remove the line")
-    try:
-        problem = _problem(source, row, number)
-    except SpecError as error:
-        raise DataError(f"{where}: {error}") from None
-    split = row.get("split", "held_out" if held_out("problems", problem.question) else "train")
-    if split not in get_args(Split):
-        raise DataError(f"{where} has the split {split!r}; use {' or '.join(get_args(Split))}, or leave it out")
-    return problem, split
-
-
-def _problem(source: FileProblems, row: Mapping[str, Any], number: int) -> Problem:
+def _problem(source: FileProblems, row: ProblemRow, number: str) -> Problem:
+    spelled = "en" if row.language is None else str(row.language).lower()
+    if spelled not in _LANGUAGES:
+        raise UnusableRow(f"language: unknown value {row.language!r}; use en or zh")
     return Problem(
-        id=str(row.get("id", f"{source.name}/{number}")),
+        id=row.id or f"{source.name}/{number}",
         task=source.name,
-        question=row["question"],
-        answer=row["answer"],
-        language=row.get("language", "en"),
-        details=row.get("details", {}),
+        question=row.question,
+        answer=row.answer,
+        language=_LANGUAGES[spelled],
+        details=row.details,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from fathom.checkpoint.tensor_cache import cached_tensors
-from fathom.data.conversations.read import ConversationReport
+from fathom.data.forms import Columns
+from fathom.data.row_report import RowReport
 from fathom.errors import DataError
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import StepContext, named_step
@@ -58,9 +59,10 @@ def read_pairs(step: DpoStep, context: StepContext, tokenizer: Tokenizer) -> lis
     """
     pairs: list[PreferencePair] = []
     for source in step.pairs:
-        report, longest = ConversationReport(), step.train.sequence_length
+        report, longest = RowReport(), step.train.sequence_length
         if isinstance(source, PairFile):
-            name, preferences = source.path, read_preferences(context.plan.base / source.path, report)
+            columns = Columns(source.format, source.fields)
+            name, preferences = source.path, read_preferences(context.plan.base / source.path, report, columns)
             pairs += encode_pairs(tokenizer, preferences, report, max_tokens=longest)
         else:
             answers = named_step(context.recipe, step, source.step, AnswersStep, "pairs.step")

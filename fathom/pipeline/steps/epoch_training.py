@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fathom.checkpoint import store
-from fathom.data.conversations.read import ConversationReport
+from fathom.data.row_report import RowReport
 from fathom.errors import SpecError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.run_models import initial_tokenizer_files
-from fathom.posttrain.preferences import problem_lines
 from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
 from fathom.spec.train import TrainSpec, UpdateSpec
 from fathom.train.loop import Trainer, TrainSummary
@@ -87,7 +86,7 @@ def log_lines(context: StepContext, lines: Sequence[str]) -> None:
         context.progress.message(line)
 
 
-def log_report(context: StepContext, source: str, report: ConversationReport, what: str) -> None:
+def log_report(context: StepContext, source: str, report: RowReport, what: str) -> None:
     """Show how much of a source is used, and why the rest is not."""
-    first, *rest = problem_lines(report, what)
+    first, *rest = report.lines(what)
     log_lines(context, [f"{source}: {first}", *rest])

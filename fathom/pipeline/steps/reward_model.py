@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fathom.checkpoint.tensor_cache import cached_tensors
-from fathom.data.conversations.read import ConversationProblem, ConversationReport
+from fathom.data.forms import Columns
+from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
 from fathom.evals.accuracy import Accuracy
 from fathom.files import sha256, write_json
@@ -99,9 +100,9 @@ def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> 
     if step.reasoning_tokens:
         longest -= ReasoningGenerator.token_budget(tokenizer, step.reasoning_tokens)
     for source in step.pairs:
-        report = ConversationReport()
+        report = RowReport()
         if isinstance(source, PairFile):
-            found = read_preferences(context.plan.base / source.path, report)
+            found = read_preferences(context.plan.base / source.path, report, Columns(source.format, source.fields))
             _add_pairs(rated, tokenizer, found, report, longest=longest, alone=True)
             log_report(context, source.path, report, "pairs")
             continue
@@ -110,7 +111,7 @@ def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> 
         if not isinstance(step.loss, PairwiseLoss):
             _add_single(rated, tokenizer, judged, report, longest=longest)
             log_report(context, source.step, report, "answers")
-            report = ConversationReport()
+            report = RowReport()
         drawn = [as_preference(better, worse) for better, worse in pair_best_with_worst(judged, source.per_problem)]
         _add_pairs(rated, tokenizer, drawn, report, longest=longest, alone=False)
         log_report(context, source.step, report, "pairs")
@@ -121,7 +122,7 @@ def _add_pairs(
     rated: _PreferenceData,
     tokenizer: Tokenizer,
     preferences: Iterable[Preference],
-    report: ConversationReport,
+    report: RowReport,
     *,
     longest: int,
     alone: bool,
@@ -138,7 +139,7 @@ def _add_single(
     rated: _PreferenceData,
     tokenizer: Tokenizer,
     judged: Sequence[JudgedAnswer],
-    report: ConversationReport,
+    report: RowReport,
     *,
     longest: int,
 ) -> None:
@@ -147,11 +148,11 @@ def _add_single(
         try:
             tokens = conversation(tokenizer, asked, answer.answer)
         except DataError as error:
-            report.add(ConversationProblem("template", answer.place, str(error)))
+            report.add(RowProblem("template", answer.place, str(error)))
             continue
         if len(tokens) > longest:
             sentence = f"{len(tokens)} tokens exceed {longest}; shorten it, or raise sequence_length"
-            report.add(ConversationProblem("too_long", answer.place, sentence))
+            report.add(RowProblem("too_long", answer.place, sentence))
             continue
         report.used += 1
         rated.single.append((json.dumps(asked, ensure_ascii=False), rated.add(tokens), answer.total))

@@ -12,21 +12,19 @@ import torch
 
 import fathom
 from fathom.checkpoint.tensor_cache import cached_tensors
+from fathom.data.conversations import Conversation
 from fathom.data.conversations.encoded import EncodedSamples
 from fathom.data.conversations.loader import ConversationLoader
 from fathom.data.conversations.loss_mask import Sample
-from fathom.data.conversations.read import (
-    Conversation,
-    ConversationProblem,
-    ConversationReport,
-    encode_conversations,
-    read_conversations,
-)
+from fathom.data.conversations.read import encode_conversations, read_conversations
 from fathom.data.conversations.templated import REASONING, normalize_messages
-from fathom.data.problems import open_problems
+from fathom.data.data_files import data_files
+from fathom.data.forms import Columns
+from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
 from fathom.files import file_sha256, sha256, write_json
 from fathom.pipeline.context import StepContext, named_step
+from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.epoch_training import log_report, train_epochs
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
@@ -78,7 +76,7 @@ def run(step: SftStep, context: StepContext) -> None:
 
 def _cached_source(
     index: int, source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
-) -> tuple[EncodedSamples, ConversationReport]:
+) -> tuple[EncodedSamples, RowReport]:
     """Return what ``read_source`` does, from the step's directory unless anything it depends on has changed."""
 
     def encode() -> dict[str, torch.Tensor]:
@@ -89,7 +87,7 @@ def _cached_source(
     found = cached_tensors(
         context.path(step) / f"samples-{index}.safetensors", _source_key(source, step, context, tokenizer), encode
     )
-    report = ConversationReport.from_json(json.loads(bytes(found["report"].tolist())))
+    report = RowReport.from_json(json.loads(bytes(found["report"].tolist())))
     return EncodedSamples.from_tensors(found), report
 
 
@@ -113,7 +111,7 @@ def _source_key(source: ConversationSource, step: SftStep, context: StepContext,
         step.train.learn,
         tokenizer.fingerprint,
         dict(tokenizer.config),
-        file_sha256(path) if path is not None and path.is_file() else None,
+        [file_sha256(file) for file in data_files(path) if file.is_file()] if path is not None else None,
         generator,
         fathom.__version__,
     ]
@@ -129,7 +127,7 @@ def _installed(package: str) -> str:
 
 def read_source(
     source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
-) -> tuple[list[Sample], ConversationReport]:
+) -> tuple[list[Sample], RowReport]:
     """Return a source's samples and a report of its conversations.
 
     Worked problems and kept answers are asked as ``step.prompt`` says; a file's conversations are as they are.
@@ -137,7 +135,7 @@ def read_source(
     Raises:
         DataError: the source cannot be read, or nothing of it can be used.
     """
-    report = ConversationReport()
+    report = RowReport()
     conversations = _conversations(source, step, context, tokenizer, report)
     if isinstance(step.prompt, TextPrompt) and not isinstance(source, ConversationFile):
         return as_texts(tokenizer, step.prompt, conversations, report, max_tokens=step.train.sequence_length), report
@@ -157,7 +155,7 @@ def as_texts(
     tokenizer: Tokenizer,
     prompting: TextPrompt,
     conversations: Iterable[Conversation],
-    report: ConversationReport,
+    report: RowReport,
     *,
     max_tokens: int,
 ) -> list[Sample]:
@@ -178,38 +176,38 @@ def as_texts(
         written = [*tokenizer.encode(text, continues=True), tokenizer.eos_id]
         if len(prompt) + len(written) > max_tokens + 1:
             sentence = f"{len(prompt) + len(written)} tokens exceed {max_tokens + 1}; raise sequence_length"
-            report.add(ConversationProblem("too_long", conversation.place, sentence))
+            report.add(RowProblem("too_long", conversation.place, sentence))
             continue
         report.used += 1
         samples.append(Sample([*prompt, *written], [False] * len(prompt) + [True] * len(written)))
     if not samples:
-        first = next((str(kept[0]) for kept in report.examples.values()), "there are none")
-        raise DataError(f"conversations: none of {report.read} can be used ({first}); fix or add some")
+        raise DataError(f"conversations: none of {report.read} can be used ({report.first}); fix or add some")
     return samples
 
 
 def _conversations(
-    source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer, report: ConversationReport
+    source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer, report: RowReport
 ) -> Iterator[Conversation]:
     match source:
         case ConversationFile():
-            yield from read_conversations(context.plan.base / source.path, report)
+            columns = Columns(source.format, source.fields)
+            yield from read_conversations(context.plan.base / source.path, report, columns)
         case KeptAnswers():
             answers = named_step(context.recipe, step, source.step, AnswersStep, "data.step")
-            yield from read_conversations(context.path(answers) / CONVERSATIONS, report)
+            yield from read_conversations(context.path(answers) / CONVERSATIONS, report, Columns("messages"))
         case WorkedProblems():
             yield from _worked(source, PromptFormatter(tokenizer, step.prompt), context, report)
 
 
 def _worked(
-    source: WorkedProblems, prompt_formatter: PromptFormatter, context: StepContext, report: ConversationReport
+    source: WorkedProblems, prompt_formatter: PromptFormatter, context: StepContext, report: RowReport
 ) -> Iterator[Conversation]:
-    problems = open_problems(source.problems, cache_dir=context.cache_dir, base=context.plan.base)
+    problems = opened_problems(source.problems, context)
     for problem in problems.problems("train", 0, source.count, seed=source.seed):
         solution = problem.details.get("solution")
         if not solution:
             sentence = "has no worked solution; use other problems, or give details.solution"
-            report.add(ConversationProblem("nothing_learned", problem.id, sentence))
+            report.add(RowProblem("nothing_learned", problem.id, sentence))
             continue
         answer = {"role": "assistant", "content": problem.answer}
         if _share(problem.id, source.seed) < source.reasoned:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint.store import MANIFEST
-from fathom.data.problems import open_problems
 from fathom.errors import CheckpointError, SpecError
 from fathom.files import sha256, write_json
 from fathom.inference.answer_sampling import SampledAnswer, check_prompt_lengths, sample_answers
@@ -22,6 +21,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import find_checkpoint, open_source
 from fathom.inference.run_record import read_json
 from fathom.pipeline.context import StepContext, measured_steps
+from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
@@ -64,7 +64,7 @@ def run(step: TasksStep, context: StepContext) -> None:
 
 def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list[Problem]:
     """Return up to ``count`` different held-out problems of a source, the same ones for every stage."""
-    opened = open_problems(step.problems[index], cache_dir=context.cache_dir, base=context.plan.base)
+    opened = opened_problems(step.problems[index], context)
     size = opened.size("held_out")
     problems = opened.problems("held_out", 0, step.count if size is None else min(step.count, size))
     different = list({problem.question: problem for problem in reversed(problems)}.values())[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fathom.posttrain.preferences.batched_forward import batched_hidden_states
 from fathom.posttrain.preferences.dpo import PreferenceObjective, pair_groups, reference_logprobs
+from fathom.posttrain.preferences.forms import PREFERENCE_FORMS, Preference
 from fathom.posttrain.preferences.judged import (
     JudgedAnswer,
     as_preference,
@@ -13,9 +14,10 @@ from fathom.posttrain.preferences.judged import (
     subset_of_problems,
 )
 from fathom.posttrain.preferences.loader import GroupLoader, TrainingExample
-from fathom.posttrain.preferences.pairs import Preference, PreferencePair, encode_pairs, problem_lines, read_preferences
+from fathom.posttrain.preferences.pairs import PreferencePair, encode_pairs, read_preferences
 
 __all__ = [
+    "PREFERENCE_FORMS",
     "GroupLoader",
     "JudgedAnswer",
     "Preference",
@@ -28,7 +30,6 @@ __all__ = [
     "pair_best_with_worst",
     "pair_groups",
     "pairs_from_token_ids",
-    "problem_lines",
     "read_judged",
     "read_preferences",
     "reference_logprobs",

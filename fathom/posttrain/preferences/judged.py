@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fathom.data.conversations.loss_mask import Sample
-from fathom.data.conversations.read import ConversationProblem, ConversationReport
+from fathom.data.forms import file_records
+from fathom.data.records import BadRecord, Record
+from fathom.data.row_report import RowProblem, RowReport
 from fathom.files import sha256
-from fathom.posttrain.preferences.pairs import Preference, PreferencePair, pair_error, read_lines
+from fathom.posttrain.preferences.forms import Preference
+from fathom.posttrain.preferences.pairs import PreferencePair, pair_error
 
 AnswerPair = tuple["JudgedAnswer", "JudgedAnswer"]
 
@@ -29,7 +32,7 @@ class JudgedAnswer:
     place: str = ""
 
 
-def read_judged(path: Path, report: ConversationReport) -> Iterator[JudgedAnswer]:
+def read_judged(path: Path, report: RowReport) -> Iterator[JudgedAnswer]:
     """Yield the answers of a JSONL file: ``id``, ``task``, ``question``, ``answer``, both ``_ids``, and ``total``.
 
     A bad line is reported and left out.
@@ -37,7 +40,12 @@ def read_judged(path: Path, report: ConversationReport) -> Iterator[JudgedAnswer
     Raises:
         DataError: the file cannot be read.
     """
-    yield from read_lines(path, report, _judged)
+    for record in file_records(path):
+        found = _judged(record)
+        if isinstance(found, RowProblem):
+            report.add(found)
+        else:
+            yield found
 
 
 def subset_of_problems(answers: Iterable[JudgedAnswer], share: float) -> list[JudgedAnswer]:
@@ -65,9 +73,7 @@ def pair_best_with_worst(answers: Iterable[JudgedAnswer], per_problem: int) -> l
     return found
 
 
-def pairs_from_token_ids(
-    found: Iterable[AnswerPair], report: ConversationReport, *, max_tokens: int
-) -> list[PreferencePair]:
+def pairs_from_token_ids(found: Iterable[AnswerPair], report: RowReport, *, max_tokens: int) -> list[PreferencePair]:
     """Return pairs as the tokens that were sampled, at most ``max_tokens`` + 1 a side; others are reported."""
     pairs = []
     for better, worse in found:
@@ -93,16 +99,19 @@ def _sample(answer: JudgedAnswer) -> Sample:
     return Sample([*answer.prompt_ids, *answer.answer_ids], learned)
 
 
-def _judged(row: Mapping[str, Any], place: str) -> JudgedAnswer | ConversationProblem:
+def _judged(record: Record | BadRecord) -> JudgedAnswer | RowProblem:
+    if isinstance(record, BadRecord):
+        return RowProblem("malformed", record.place, record.sentence)
+    row, place = record.value, record.place
     texts = [row.get(name) for name in ("id", "task", "question", "answer")]
     total = row.get("total")
     if not all(isinstance(text, str) for text in texts):
-        return ConversationProblem("malformed", place, "id, task, question or answer is no text; give all four")
+        return RowProblem("malformed", place, "id, task, question or answer is no text; give all four")
     if not isinstance(total, int | float) or not math.isfinite(total):
-        return ConversationProblem("malformed", place, f"total is {total!r}; give a finite number")
+        return RowProblem("malformed", place, f"total is {total!r}; give a finite number")
     prompt_ids, answer_ids = row.get("prompt_ids"), row.get("answer_ids")
     if not _are_ids(prompt_ids) or not _are_ids(answer_ids):
-        return ConversationProblem("malformed", place, "prompt_ids or answer_ids are no token ids; give lists of them")
+        return RowProblem("malformed", place, "prompt_ids or answer_ids are no token ids; give lists of them")
     return JudgedAnswer(
         problem=f"{row['task']}/{row['id']}",
         question=row["question"],

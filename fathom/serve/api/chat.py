@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fathom.chat.output.budget import Constraint, ThinkingBudget
+from fathom.chat.output.thinking import ends_inside_reasoning
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
 from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
@@ -73,29 +74,15 @@ def structured_output_options(
 def chat_job(
     service: Service,
     body: ChatCompletionRequest,
-    encoder: Callable[[Sequence[ChatChoiceBuilder], int], ResponseEncoder],
+    encoder: Callable[[Sequence[ChatChoiceBuilder]], ResponseEncoder],
     *,
     notices: Notices,
 ) -> GenerationJob:
-    """Preprocess a conversation; runs in a thread.
-
-    ``encoder`` makes what writes the response from its choices and the number of the prompt's tokens; ``notices`` (of
-    ``notices_of(http)``) says what was clamped.
+    """Preprocess a conversation; runs in a thread. ``encoder`` makes what writes the response from its choices;
+    ``notices`` (of ``notices_of(http)``) says what was clamped.
 
     Raises:
         ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
-    """
-    prepared = prepare(service, body)
-    requests, choices = _choices(service, body, prepared, notices)
-    written = encoder(choices, len(prepared.prompt_ids))
-    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=written)
-
-
-def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
-    """Make a conversation's prompt and what constrains its answer; runs in a thread.
-
-    Raises:
-        ApiError, DataError, SpecError: a field cannot be used, or the prompt is too long.
     """
     limits = service.settings.limits
     if body.top_logprobs is not None and not body.logprobs:
@@ -105,7 +92,8 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
-    return _with_tool_constraint(service, body, prepared, options)
+    requests, choices = _choices(service, body, _with_tool_constraint(service, body, prepared, options), notices)
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=encoder(choices))
 
 
 def _with_tool_constraint(
@@ -115,7 +103,7 @@ def _with_tool_constraint(
     constraint: Constraint | None = tool_call_constraint(body, service.model)
     if constraint is None:
         return prepared
-    inside = prepared.in_reasoning
+    inside = ends_inside_reasoning(prepared.tokenizer, prepared.prompt_ids)
     if inside or options.thinking_budget is not None:
         constraint = ThinkingBudget(prepared.tokenizer, options.thinking_budget, inside, constraint)
     return dataclasses.replace(prepared, constraint=constraint)
@@ -125,7 +113,7 @@ def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> Gen
     return chat_job(
         service,
         body,
-        lambda choices, _: ChoicesEncoder(
+        lambda choices: ChoicesEncoder(
             choices,
             ResponseMetadata.new("chatcmpl", service.name),
             kind="chat.completion",
@@ -165,13 +153,7 @@ def _choices(
             )
         )
         choices.append(
-            ChatChoiceBuilder(
-                index,
-                prepared.parser_factory(),
-                service.token_formatter,
-                logprobs=logprobs is not None,
-                single_call=body.parallel_tool_calls is False,
-            )
+            ChatChoiceBuilder(index, prepared.parser_factory(), service.token_formatter, logprobs=logprobs is not None)
         )
     return requests, choices
 

@@ -11,11 +11,11 @@ import pytest
 from fathom.chat.templates import TEMPLATES
 from fathom.data.conversations import (
     Conversation,
-    ConversationReport,
     encode_conversations,
     encode_with_loss_mask,
     read_conversations,
 )
+from fathom.data.row_report import RowReport
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer
 
@@ -29,8 +29,8 @@ def written(path: Path, *lines: Any) -> Path:
     return path
 
 
-def encoded(tokenizer: Tokenizer, path: Path, max_tokens: int = 64, **options: Any) -> tuple[int, ConversationReport]:
-    report = ConversationReport()
+def encoded(tokenizer: Tokenizer, path: Path, max_tokens: int = 64, **options: Any) -> tuple[int, RowReport]:
+    report = RowReport()
     samples = encode_conversations(
         tokenizer, read_conversations(path, report), report, max_tokens=max_tokens, **options
     )
@@ -41,10 +41,10 @@ def encoded(tokenizer: Tokenizer, path: Path, max_tokens: int = 64, **options: A
 @pytest.mark.parametrize(
     ("line", "reason", "words"),
     [
-        (b"{", "malformed", "is no JSON"),
-        (b"[" * 100_000, "malformed", "is no JSON"),
-        (b"\xff\xfe", "malformed", "is no JSON"),
-        ([], "malformed", "has no messages"),
+        (b"{", "malformed", "not JSON"),
+        (b"[" * 100_000, "malformed", "nested too deeply"),
+        (b"\xff\xfe", "malformed", "not UTF-8"),
+        ([], "malformed", "no JSON object but an array"),
         ({"messages": []}, "malformed", "has no messages"),
         ({"messages": "hi"}, "malformed", "has no messages"),
         ({"messages": ["hi"]}, "malformed", r"messages\[0\].role: expected text"),
@@ -55,7 +55,8 @@ def encoded(tokenizer: Tokenizer, path: Path, max_tokens: int = 64, **options: A
         ),
         ({"messages": [ASKED, {"role": "assistant", "content": None}]}, "malformed", r"messages\[1\].content"),
         ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{}]}]}, "malformed", "give the name of the tool"),
-        ({"messages": [ASKED], "tools": "f"}, "malformed", "tools: expected a list"),
+        ({"messages": [ASKED], "tools": "f"}, "malformed", "tools: is no JSON"),
+        ({"messages": [ASKED], "tools": [3]}, "malformed", "tools: expected a list"),
         ({"messages": [ASKED, {"role": "king", "content": "x"}]}, "unknown_role", r"messages\[1\].role: .*'king'"),
         ({"messages": [ASKED, {"role": "assistant", "content": "x", "reasoning": [1]}]}, "template", "reasoning"),
         ({"messages": [{"role": "user", "content": "\ud800"}, *GOOD["messages"]]}, "template", "surrogates"),
@@ -75,9 +76,9 @@ def test_a_bad_line_is_told_and_the_others_go_on(
     assert problem.place == "chats.jsonl, line 3"
     with pytest.raises(DataError, match=words):
         raise DataError(str(problem))
-    assert report.lines[0] == "2 of 3 conversations are used"
-    assert report.lines[1].startswith(f"1 x {reason}: chats.jsonl, line 3: ")
-    assert all("\n" not in result for result in report.lines)
+    assert report.lines()[0] == "2 of 3 conversations are used"
+    assert report.lines()[1].startswith(f"1 x {reason}: chats.jsonl, line 3: ")
+    assert all("\n" not in result for result in report.lines())
 
 
 def test_a_template_that_raises_is_told_for_each_and_few_are_kept(ours: Tokenizer, tmp_path: Path) -> None:
@@ -97,11 +98,11 @@ def test_turns_that_are_left_out_are_counted(ours: Tokenizer, tmp_path: Path) ->
     path = written(tmp_path / "chats.jsonl", {"messages": [ASKED, reasoned, ASKED, reasoned]})
     _, report = encoded(ours, path)
     assert report.left_out == 1
-    assert report.lines[1].startswith("1 turns are masked from the loss")
+    assert report.lines()[1].startswith("1 turns are masked from the loss")
 
 
 def test_only_bad_lines_is_an_error_that_names_the_first(ours: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of 2 can be used \(chats.jsonl, line 1: is no JSON"):
+    with pytest.raises(DataError, match=r"none of 2 can be used \(chats.jsonl, line 1: not JSON"):
         encoded(ours, written(tmp_path / "chats.jsonl", b"{", {"messages": [ASKED]}))
     with pytest.raises(DataError, match="none of 0 can be used"):
         encoded(ours, written(tmp_path / "empty.jsonl"))
@@ -112,7 +113,7 @@ def test_only_bad_lines_is_an_error_that_names_the_first(ours: Tokenizer, tmp_pa
 def test_tools_reach_the_template_and_conversations_need_no_file(ours: Tokenizer, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
     path = written(tmp_path / "chats.jsonl", {**GOOD, "tools": tools})
-    report = ConversationReport()
+    report = RowReport()
     (found,) = read_conversations(path, report)
     made = Conversation(messages=tuple(GOOD["messages"]), tools=tuple(tools))
     samples = encode_conversations(ours, [found, made], report, max_tokens=512)

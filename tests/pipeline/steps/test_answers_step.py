@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fathom.data.conversations.read import ConversationReport, read_conversations
+from fathom.data.conversations.read import read_conversations
+from fathom.data.row_report import RowReport
 from fathom.errors import ContextError, SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.steps.answers import _AnswerCounts, _conversations, _ScoredRollout
@@ -132,7 +133,7 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
     result = "\n".join(bench.watching.messages)
     assert f"drawn: {kept} of {kept} conversations are used" in result
     assert json.loads((out / "sft" / "data.json").read_text())["samples"] == kept
-    report = ConversationReport()
+    report = RowReport()
     judged = list(read_judged(out / "drawn" / "answers.jsonl", report))
     found = pair_best_with_worst(judged, 2)
     assert report.read == 0
@@ -145,7 +146,7 @@ def test_kept_and_judged_answers_are_what_later_steps_learn_from(bench: Any, kno
 
 def test_a_share_of_the_problems_is_the_same_whatever_their_order(bench: Any, known: str) -> None:
     out = bench.run("out", drawing(known))
-    judged = list(read_judged(out / "drawn" / "answers.jsonl", ConversationReport()))
+    judged = list(read_judged(out / "drawn" / "answers.jsonl", RowReport()))
     taken = {answer.problem for answer in subset_of_problems(judged, 0.4)}
     assert len(taken) == 2
     assert {answer.problem for answer in subset_of_problems(judged[::-1], 0.4)} == taken

@@ -38,7 +38,7 @@ def test_preferences_are_learned_and_told(bench: Any, passes: Passes) -> None:
     assert lines[-1]["chosen_reward"] > lines[-1]["rejected_reward"]
     result = "\n".join(bench.watching.messages)
     assert "pairs.jsonl: 4 of 6 pairs are used" in result
-    assert "pairs.jsonl, line 5: is no JSON" in result
+    assert "pairs.jsonl, line 5: not JSON" in result
 
 
 def test_a_stopped_step_keeps_its_reference_and_ends_as_one_that_was_not(

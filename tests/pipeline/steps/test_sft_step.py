@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import fathom
 from fathom.data.conversations import loss_mask as mask
-from fathom.data.conversations.read import Conversation, ConversationReport
+from fathom.data.conversations.read import Conversation, RowReport
 from fathom.errors import DataError, Interrupted, SpecError
 from fathom.inference.run_record import read_json
 from fathom.pipeline.context import RunPlan, StepContext
@@ -93,7 +93,7 @@ def test_bad_conversations_are_told_and_the_run_goes_on(bench: Any, passes: Pass
     assert source["left_out"] == {"malformed": 1, "unknown_role": 1, "too_long": 1, "nothing_learned": 1}
     result = "\n".join(bench.watching.messages)
     assert "talks.jsonl: 1 of 5 conversations are used" in result
-    assert "talks.jsonl, line 2: is no JSON" in result
+    assert "talks.jsonl, line 2: not JSON" in result
 
 
 def test_a_resume_opens_the_samples_that_were_encoded(
@@ -253,13 +253,13 @@ def test_a_text_goes_on_where_its_prompt_ends(bench: Any, text: str, begins: str
     (whole,) = prompt_formatter.messages(Problem(id="1", task="t", question=ASKED[0], answer=""))
     for asked in (ASKED[0], whole["content"]):
         talked = Conversation(messages=tuple(talk(asked, ANSWERS[0], reasoning_content="I count.")["messages"]))
-        (sample,) = as_texts(tokenizer, prompting, [talked], ConversationReport(), max_tokens=500)
+        (sample,) = as_texts(tokenizer, prompting, [talked], RowReport(), max_tokens=500)
         prompt = prompt_formatter.encode(Problem(id="1", task="t", question=ASKED[0], answer=""))
         assert sample.tokens[: len(prompt)] == prompt
         assert sample.learned == [False] * len(prompt) + [True] * (len(sample.tokens) - len(prompt))
         assert tokenizer.decode(sample.tokens[len(prompt) :]) == begins
         assert sample.tokens[-1] == tokenizer.eos_id
-    report = ConversationReport()
+    report = RowReport()
     with pytest.raises(DataError, match="tokens exceed 9"):
         as_texts(tokenizer, prompting, [talked], report, max_tokens=8)
     assert dict(report.problems) == {"too_long": 1}

@@ -10,14 +10,13 @@ import pytest
 
 from fathom.chat import encode_chat
 from fathom.chat.templates import TEMPLATES
-from fathom.data.conversations.read import ConversationReport
+from fathom.data.row_report import RowReport
 from fathom.errors import DataError
 from fathom.posttrain.preferences import (
     as_preference,
     encode_pairs,
     pair_best_with_worst,
     pairs_from_token_ids,
-    problem_lines,
     read_judged,
     read_preferences,
 )
@@ -40,7 +39,7 @@ def test_only_the_two_answers_are_learned(tokenizer: Tokenizer, tmp_path: Path) 
     asked = [*ASKED, {"role": "assistant", "content": "five"}, {"role": "user", "content": "why?"}]
     better = {"role": "assistant", "content": "It is so.", "reasoning_content": "three follows two"}
     path = write(tmp_path / "pairs.jsonl", [{"messages": asked, "chosen": better, "rejected": "no"}])
-    report = ConversationReport()
+    report = RowReport()
     (pair,) = encode_pairs(tokenizer, read_preferences(path, report), report, max_tokens=200)
     end = special.END
     for sample, answer in (
@@ -68,13 +67,13 @@ def test_bad_lines_are_told_counted_and_left_out(tokenizer: Tokenizer, tmp_path:
         {**good, "chosen": "five " * 60},
         good,
     ]
-    report = ConversationReport()
+    report = RowReport()
     pairs = encode_pairs(tokenizer, read_preferences(write(tmp_path / "p.jsonl", rows), report), report, max_tokens=40)
     assert len(pairs) == report.used == 2
     assert dict(report.problems) == {"malformed": 5, "unknown_role": 2, "nothing_learned": 1, "too_long": 1}
-    lines = problem_lines(report, "pairs")
+    lines = report.lines("pairs")
     assert lines[0] == "2 of 11 pairs are used"
-    assert any("p.jsonl, line 2: is no JSON" in line for line in lines)
+    assert any("p.jsonl, line 2: not JSON" in line for line in lines)
     with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
         list(read_preferences(tmp_path / "none.jsonl", report))
 
@@ -87,17 +86,17 @@ def test_an_answer_that_is_not_found_teaches_nothing(tokenizer: Tokenizer, tmp_p
     refuses = Tokenizer(tokenizer.tokenizer_json, {**tokenizer.config, "chat_template": template})
     asked = [{"role": "assistant", "content": "hello"}, *ASKED]
     path = write(tmp_path / "p.jsonl", [{"messages": asked, "chosen": "five", "rejected": "six"}])
-    report = ConversationReport()
+    report = RowReport()
     assert encode_pairs(refuses, read_preferences(path, report), report, max_tokens=99) == []
     assert dict(report.problems) == {"nothing_learned": 1}
-    assert "hides an answer" in problem_lines(report, "pairs")[1]
+    assert "hides an answer" in report.lines("pairs")[1]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_answers_are_found_under_every_familys_template(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
     family = Tokenizer(tokenizer.tokenizer_json, {**tokenizer.config, "chat_template": TEMPLATES[name]})
     path = write(tmp_path / "p.jsonl", [{"messages": ASKED, "chosen": "It is five", "rejected": "It is six"}])
-    report = ConversationReport()
+    report = RowReport()
     (pair,) = encode_pairs(family, read_preferences(path, report), report, max_tokens=900)
     for sample, answer in ((pair.chosen, "It is five"), (pair.rejected, "It is six")):
         learned = [token for token, on in zip(sample.tokens, sample.learned, strict=True) if on]
@@ -130,7 +129,7 @@ def test_judged_answers_pair_best_with_worst_by_problem(tmp_path: Path) -> None:
         {**judged("c", 1, 9), "answer_ids": []},
         {**judged("c", 1, 9), "question": None},
     ]
-    report = ConversationReport()
+    report = RowReport()
     answers = list(read_judged(write(tmp_path / "answers.jsonl", rows), report))
     assert dict(report.problems) == {"malformed": 3}
     assert [(a.answer, b.answer) for a, b in pair_best_with_worst(answers, 1)] == [("11", "12")]

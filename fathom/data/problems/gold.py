@@ -1,0 +1,86 @@
+"""The gold answer of a problem: the final value that answers are compared with, apart from its worked solution.
+
+GSM8K ends a solution with a line ``#### 15``, MATH has the value in the last ``\\boxed{}``; others give the value
+alone, as a text or a number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fathom.data.row_report import UnusableRow
+
+_MARKER = "####"
+_BOXED = re.compile(r"\\f?boxed\s*\{")
+_CALCULATION = re.compile(r"<<[^>]*>>")
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A final value, and the worked solution that it was read from, if it was."""
+
+    answer: str
+    solution: str | None = None
+
+
+def gold_answer(value: Any, where: str) -> Gold:
+    """Return the value of an answer's column: a number, a text, or a worked solution that marks its value.
+
+    Raises:
+        UnusableRow: it is none of these.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        return marked_answer(value) or Gold(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UnusableRow(f"{where}: expected text or a number, got {value!r:.40}; give the final value")
+    return Gold(str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else repr(value))
+
+
+def solved_answer(value: Any, where: str) -> Gold:
+    """Return the value of a column of solutions where no column has the answers: marked, or a single line.
+
+    Raises:
+        UnusableRow: a solution of several lines marks none.
+    """
+    gold = gold_answer(value, where)
+    if gold.solution is None and "\n" in gold.answer.strip():
+        raise UnusableRow(f"{where}: marks no final answer with #### or \\boxed{{}}; add a column answer")
+    return gold
+
+
+def marked_answer(text: str) -> Gold | None:
+    """Return the value that a text marks: on a last line that begins with ####, or in its last ``\\boxed{}``."""
+    *lines, last = text.rstrip().split("\n")
+    if last.lstrip().startswith(_MARKER):
+        answer = last.lstrip().removeprefix(_MARKER).strip()
+        return Gold(answer, written("\n".join(lines))) if answer else None
+    boxed = last_boxed(text)
+    if boxed is None:
+        return None
+    alone = text.strip().strip("$").strip()
+    only = _BOXED.match(alone) is not None and alone.endswith("}") and alone.count("boxed") == 1
+    return Gold(boxed, None if only and alone.index("{") + len(boxed) + 2 >= len(alone) else text.strip())
+
+
+def last_boxed(text: str) -> str | None:
+    """Return what is in the last ``\\boxed{}``, its braces balanced; None where there is none, or it has no end."""
+    found = list(_BOXED.finditer(text))
+    if not found:
+        return None
+    start = found[-1].end()
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start:place].strip() or None
+    return None
+
+
+def written(solution: str) -> str | None:
+    """Return a worked solution without GSM8K's calculations in ``<<...>>``; None where nothing is written."""
+    return _CALCULATION.sub("", solution).strip() or None
