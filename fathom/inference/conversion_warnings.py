@@ -11,6 +11,7 @@ from fathom.checkpoint.hf.files import TOKENIZER_FILES
 from fathom.checkpoint.names import name_table
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
+from fathom.logs import listed
 from fathom.spec.hf import spec_to_hf
 
 CheckpointFormat = Literal["hf", "gguf", "fathom"]
@@ -18,8 +19,6 @@ FORMS: tuple[CheckpointFormat, ...] = ("hf", "gguf", "fathom")
 """Hugging Face directories, GGUF files, and Fathom checkpoints."""
 
 _WEIGHTS = ("config.json", "generation_config.json", "manifest.json", "spec.json")
-_MAX_LISTED = 8
-"""Config fields that a warning lists before it counts the rest."""
 
 
 def unsupported_reason(source: WeightSource, format: CheckpointFormat) -> str | None:
@@ -58,7 +57,7 @@ def conversion_warnings(source: WeightSource, format: CheckpointFormat, kind: st
         unmarked = sorted(source.eos_ids - end_ids(_token_metadata(source)))
         found += [f"tokens {unmarked} end an answer, but are not marked so"] if unmarked and tokenizer else []
         beyond = [] if source.carried is None else sorted(source.carried["fields"].keys() - {"dtype", "torch_dtype"})
-        found += [f"left out, for no number depends on it: {_listed(beyond)} of config.json"] if beyond else []
+        found += [f"left out, for no number depends on it: {listed(beyond)} of config.json"] if beyond else []
     return tuple(found)
 
 
@@ -77,15 +76,10 @@ def _dropped_files(source: WeightSource) -> list[str]:
     if isinstance(source, FathomCheckpoint):
         parts = [name for name in source.checkpoint.manifest["files"] if name.endswith(".safetensors")]
         more = sorted(Path(name).stem for name in parts if name != f"{STEM}.safetensors")
-        return [f"left out, for only training needs it: {_listed(more)}"] if more else []
+        return [f"left out, for only training needs it: {listed(more)}"] if more else []
     if isinstance(source, HFCheckpoint):
         known = {*TOKENIZER_FILES, *_WEIGHTS}
         names = (path.name for path in source.path.iterdir() if path.is_file() and not path.name.startswith("."))
         more = sorted(name for name in names if name not in known and not name.startswith("model"))
-        return [f"left out, for it is no part of the model: {_listed(more)}"] if more else []
+        return [f"left out, for it is no part of the model: {listed(more)}"] if more else []
     return []
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more

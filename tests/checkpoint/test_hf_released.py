@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils.quantization_config import QuantizationMethod
 
 from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf, write_hf
+from fathom.checkpoint.hf.scales import QUANTIZATION_METHODS
 from fathom.errors import CheckpointError, SpecError
 from fathom.model.build import parameter_shapes
 from fathom.spec import ModelSpec
@@ -164,15 +166,17 @@ def test_faults_of_a_config_name_its_file_and_field(tmp_path: Path) -> None:
     ("in_config", "in_generation", "found"),
     [
         (None, None, {1}),
-        (7, None, {7}),
-        ([7, 3], None, {3, 7}),
+        (7, None, {1, 7}),
+        ([7, 3], None, {1, 3, 7}),
         ([7], [3, 1], {1, 3, 7}),
-        (None, 9, {9}),
-        (-1, [9, -1, True], {9}),
+        (None, 9, {1, 9}),
+        (-1, [9, -1, True], {1, 9}),
+        (2, 45, {1, 2, 45}),
+        ([7, 45], 9, {1, 7, 9}),
     ],
 )
 def test_every_end_that_is_named_ends(in_config: Any, in_generation: Any, found: set[int], tmp_path: Path) -> None:
-    """Where the config and the generation config name none, the tokenizer's counts."""
+    """The tokenizer's counts too; a token of the config that is ordinary text, as 45 is, only alone."""
     publish(tmp_path / "model", released("deepseek-llm-7b"))
     config = config_of(tmp_path / "model") | {"eos_token_id": in_config}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
@@ -186,8 +190,15 @@ def test_every_end_that_is_named_ends(in_config: Any, in_generation: Any, found:
 @pytest.mark.parametrize(
     ("quantization", "problem"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "quant_method 'gptq' is not read; use unquantized"),
-        ("fp8", "quant_method 'fp8' is not read"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "quant_method 'gptq', 2- to 8-bit integers, is not read; use unquantized",
+        ),
+        ({"bits": 4, "group_size": 64, "desc_act": True}, "quant_method 'gptq'"),
+        ({"bits": 4, "group_size": 64}, "quant_method 'mlx'"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "quant_method 'bitsandbytes'"),
+        ({"quant_method": "brand-new"}, "quant_method 'brand-new' is not read"),
+        ("fp4", "quant_method 'fp4' is not read"),
         ({"quant_method": "fp8", "weight_block_size": None}, "weight_block_size: None is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size: \[128\] is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weights with 2-D blocks"),
@@ -210,3 +221,35 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=r"model.norm.weight: is I8, which is not read as a weight"):
         HFCheckpoint.open(tmp_path / "model")
+
+
+def test_unknown_fields_are_named_in_one_line_and_written_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    beyond = {"unsloth_fixed": True, "model_max_length": 4096, "use_flash_attn": True, "says_nothing": None}
+    config = released("deepseek-llm-7b") | beyond
+    publish(tmp_path / "model", config)
+    for _ in range(2):
+        source = HFCheckpoint.open(tmp_path / "model")
+    line = "carries 3 fields that Fathom does not read: unsloth_fixed, model_max_length, use_flash_attn"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'model/config.json'}: {line}"]
+    write_hf(tmp_path / "again", source, carried=source.carried)
+    assert config_of(tmp_path / "again").items() >= beyond.items()
+
+
+@pytest.mark.parametrize("method", [*QuantizationMethod, "mlx", "modelopt"])
+def test_every_quantization_method_is_read_or_known_by_name(method: str) -> None:
+    known = str(getattr(method, "value", method))
+    assert known == "fp8" or known in QUANTIZATION_METHODS
+
+
+def test_contradictory_ends_are_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish(tmp_path / "model", released("deepseek-llm-7b") | {"eos_token_id": 45})
+    (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
+    train_bpe(["some words to train on"], vocab_size=300).save(tmp_path / "model")
+    assert HFCheckpoint.open(tmp_path / "model").eos_ids == {1, 3, 4}
+    said = "generation_config.json [3, 4], config.json [45], the tokenizer [1]"
+    assert caplog.messages == [f"{tmp_path / 'model'}: eos_token_id differs ({said}); answers end at [1, 3, 4]"]
+    (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(CheckpointError, match=r"eos_token_id is '</s>'; give a token id or a list"):
+        _ = HFCheckpoint.open(tmp_path / "model").eos_ids

@@ -346,7 +346,7 @@ def test_generation_settings_name_every_end(tokenizer: Tokenizer, tmp_path: Path
         "bos_token_id": 5,
         "eos_token_id": [8, 9],
     }
-    assert HFCheckpoint.open(tmp_path / "carried").eos_ids == {7, 8, 9}
+    assert HFCheckpoint.open(tmp_path / "carried").eos_ids == {1, 7, 8, 9}
 
 
 def test_a_tokenizer_is_written_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint import fp8
-from fathom.checkpoint.hf.files import CONFIG, GENERATION, TOKENIZER, read_json, tensor_files
+from fathom.checkpoint.hf.end_tokens import end_tokens
+from fathom.checkpoint.hf.files import CONFIG, TOKENIZER, read_json, tensor_files
 from fathom.checkpoint.hf.scales import FP8Scales, find_scales
 from fathom.checkpoint.names import name_table, stream_from_hf
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor
-from fathom.errors import CheckpointError, SpecError
+from fathom.errors import CheckpointError, DataError, SpecError
+from fathom.logs import listed, warn_once
 from fathom.model.build import Shape
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig, HFConfig, spec_from_hf, spec_to_hf
@@ -44,6 +46,7 @@ class HFCheckpoint:
     files: Mapping[str, TensorFile] = field(repr=False)
     scales: FP8Scales = field(repr=False)
     form: str = "hf"
+    _tokenizers: list[Tokenizer] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> HFCheckpoint:
@@ -57,6 +60,9 @@ class HFCheckpoint:
             raise CheckpointError(f"{directory}: no such directory; check the path")
         raw = read_json(directory / CONFIG)
         config = _config(directory / CONFIG, raw)
+        if config.unknown:
+            fields = f"{len(config.unknown)} field{'s' if len(config.unknown) > 1 else ''}"
+            warn_once(f"{directory / CONFIG}: carries {fields} that Fathom does not read: {listed(config.unknown)}")
         files = tensor_files(directory)
         if config.spec.vision is not None and config.spec.tie_word_embeddings and _HEAD in files:
             config = _config(directory / CONFIG, {**raw, _TIED: False})
@@ -85,22 +91,18 @@ class HFCheckpoint:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the generation config's and the config's, else the tokenizer's.
-
-        Conversions of DeepSeek-VL keep a llama's default in the config, so there the tokenizer's is always one.
-        """
-        path, config = self.path / GENERATION, spec_to_hf(self.spec, self.carried)
-        named = [self.spec.eos_token_id, config.get("text_config", config).get("eos_token_id")]
-        if path.is_file():
-            named.append(read_json(path).get("eos_token_id"))
-        listed = [token for given in named for token in (given if isinstance(given, list) else [given])]
-        found = frozenset(token for token in listed if type(token) is int and token >= 0)
-        tokenizer = self.tokenizer() if not found or self.spec.vision is not None else None
-        return found if tokenizer is None else found | {tokenizer.eos_id}
+        """Tokens that end an answer, by the generation config, the config and the tokenizer (``end_tokens``)."""
+        try:
+            tokenizer = self.tokenizer()
+        except DataError:  # who uses it is told; the weights serve without it
+            tokenizer = None
+        return end_tokens(self.path, self.spec, spec_to_hf(self.spec, self.carried), tokenizer)
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer beside the weights, or None."""
-        return Tokenizer.load(self.path) if (self.path / TOKENIZER).is_file() else None
+        """The tokenizer beside the weights, read once, or None."""
+        if not self._tokenizers and (self.path / TOKENIZER).is_file():
+            self._tokenizers.append(Tokenizer.load(self.path))
+        return self._tokenizers[0] if self._tokenizers else None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Yield parameters one by one, on the CPU, in the types they are stored in (FP8: bfloat16)."""
@@ -137,4 +139,4 @@ def _without_prediction(path: Path, raw: Mapping[str, Any]) -> HFConfig:
         carried["spelled"] = {**carried["spelled"], _PREDICTION: [0, raw[_PREDICTION]]}
     else:
         carried["absent"] = {**carried["absent"], _PREDICTION: 0}
-    return HFConfig(config.spec, carried)
+    return HFConfig(config.spec, carried, config.unknown)

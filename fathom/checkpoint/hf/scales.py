@@ -17,6 +17,38 @@ QUANTIZATION: Mapping[str, Any] = MappingProxyType(
     {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": list(BLOCK_SHAPE)}
 )
 """config.json's quantization_config of the released DeepSeek-V3."""
+QUANTIZATION_METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "aqlm": "additive codebooks",
+        "auto-round": "4-bit integers",
+        "awq": "4-bit integers",
+        "bitnet": "ternary weights",
+        "bitsandbytes": "8-bit integers or 4-bit floats",
+        "compressed-tensors": "several packed forms",
+        "eetq": "8-bit integers",
+        "fbgemm_fp8": "FP8 with a scale per row",
+        "fouroversix": "4-bit floats",
+        "fp_quant": "4-bit floats",
+        "gemma": "packed integers",
+        "gguf": "blocks inside safetensors",
+        "gptq": "2- to 8-bit integers",
+        "higgs": "vector codebooks",
+        "hqq": "1- to 8-bit integers",
+        "metal": "packed integers",
+        "mlx": "packed integers",
+        "modelopt": "FP8 or 4-bit floats",
+        "mxfp4": "4-bit floats",
+        "mxfp8": "FP8 in blocks of 32",
+        "nvfp4": "4-bit floats",
+        "quanto": "2- to 8-bit numbers",
+        "quark": "several packed forms",
+        "sinq": "packed integers",
+        "spqr": "sparse integers",
+        "torchao": "several packed forms",
+        "vptq": "vector codebooks",
+    }
+)
+"""Methods that transformers, vLLM and MLX write and that are refused, with what they store."""
 _SCALE_KINDS = ("F32", "BF16", "F16", "F8_E8M0")
 _WIDE = ("F64", "F32", "F16", "BF16")
 
@@ -60,12 +92,14 @@ def find_scales(stored: Iterable[StoredTensor], quantization: Any) -> FP8Scales:
 
 
 def _block(quantization: Any) -> BlockShape:
-    if quantization is None:
+    if not quantization:
         return BLOCK_SHAPE
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if not isinstance(quantization, dict) or method not in (None, "fp8"):
+    method = quantization_method(quantization)
+    if method != "fp8":
+        what = f", {QUANTIZATION_METHODS[method]}," if method in QUANTIZATION_METHODS else ""
         raise CheckpointError(
-            f"config.json: quantization_config: quant_method {method!r} is not read; use unquantized or FP8 weights"
+            f"config.json: quantization_config: quant_method {method!r}{what} is not read; "
+            "use unquantized weights, FP8 blocks or a GGUF file of the model"
         )
     given = quantization.get("weight_block_size", list(BLOCK_SHAPE))
     if not isinstance(given, list) or len(given) != 2 or not all(type(n) is int and n > 0 for n in given):
@@ -73,3 +107,17 @@ def _block(quantization: Any) -> BlockShape:
             f"config.json: quantization_config.weight_block_size: {given!r} is not read; use weights with 2-D blocks"
         )
     return given[0], given[1]
+
+
+def quantization_method(quantization: Any) -> Any:
+    """Return quant_method of a quantization_config, or what a config without one means by its other fields."""
+    if not isinstance(quantization, dict):
+        return quantization
+    method = quantization.get("quant_method")
+    if method is not None:
+        return method
+    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
+        return "bitsandbytes"
+    if "bits" in quantization:
+        return "mlx" if quantization.keys() <= {"bits", "group_size", "mode"} else "gptq"
+    return "fp8"

@@ -84,6 +84,7 @@ def read_grouped(
         check.positive("num_attention_heads", heads)
         check.multiple_of("hidden_size", hidden_size, heads, why="head_dim is not given")
         width = hidden_size // heads
+    check_windows(fields, defaults, sliding_window)
     return GroupedQueryAttention(
         num_heads=heads,
         num_kv_heads=heads if kv_heads is None else kv_heads,
@@ -92,6 +93,28 @@ def read_grouped(
         out_bias=out_bias,
         sliding_window=sliding_window,
     )
+
+
+def check_windows(fields: Fields, defaults: Defaults, window: int | None) -> None:
+    """Refuse a sliding window, or kinds of layers, other than the one ``window`` that all layers have.
+
+    A window as wide as the context, or switched off by use_sliding_window, changes nothing.
+    """
+    on = fields.raw("use_sliding_window") is not False
+    if not fields.was_read("sliding_window"):
+        given = fields.optional_integer("sliding_window")
+        context = fields.integer("max_position_embeddings", defaults.get("max_position_embeddings", MISSING))
+        if given is not None and on and 0 < given < context:
+            remedy = "set it to null if the weights were trained without it, else choose another model"
+            raise SpecError("sliding_window", f"{given} is not supported, for this family has no windows", remedy)
+    elif window is not None and not on and not fields.was_read("layer_types"):
+        problem = f"False contradicts sliding_window {window}"
+        raise SpecError("use_sliding_window", problem, "set sliding_window to null or remove use_sliding_window")
+    if not fields.was_read("layer_types"):
+        kinds, kind = fields.raw("layer_types") or [], "full_attention" if window is None else "sliding_attention"
+        if not isinstance(kinds, list) or any(one != kind for one in kinds):
+            problem = f"is {kinds!r:.60}, where all layers of this family are {kind}"
+            raise SpecError("layer_types", problem, "choose a model whose layers are all alike")
 
 
 def write_grouped(spec: ModelSpec) -> dict[str, Any]:

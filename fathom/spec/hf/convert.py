@@ -16,7 +16,8 @@ from fathom.errors import SpecError
 from fathom.spec.hf import dense, experts, latent, vision
 from fathom.spec.hf.common import read_name
 from fathom.spec.hf.fields import Fields
-from fathom.spec.hf.rope import ConfigLayout, config_layout
+from fathom.spec.hf.known_fields import ALIASES
+from fathom.spec.hf.rope import ConfigLayout, config_layout, without_stale_rope
 from fathom.spec.mapping import to_mapping
 from fathom.spec.model import FAMILIES, Family, ModelSpec
 
@@ -60,31 +61,32 @@ class HFConfig:
     ``carried`` is plain JSON, meant for ``spec_to_hf``. Its ``fields`` have no place in a spec. ``absent`` names
     fields that were left out, with the value their absence means. ``spelled`` maps a field to [the value as we would
     write it, the value as it was written]. ``inside`` holds the same three of each config within the config.
-    ``family`` and ``layout`` say what form the file had.
+    ``family`` and ``layout`` say what form the file had. ``unknown`` names the fields, those of tables with the table's
+    name before a dot, that nothing is known of and that say something.
     """
 
     spec: ModelSpec
     carried: ExtraConfig
+    unknown: tuple[str, ...] = ()
 
 
-def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None, keep_unknown: bool = False) -> HFConfig:
+def spec_from_hf(config: Mapping[str, Any], *, name: str | None = None) -> HFConfig:
     """Read a Hugging Face config.json into a spec and what must be carried along.
 
     A missing field means the default of transformers' config class of that model_type. ``name`` names the spec;
     without it the name we exported it under, the last part of ``_name_or_path``, or the model type does.
-    ``keep_unknown`` accepts unknown fields.
 
     Raises:
-        SpecError: a field is unknown, mistyped, or asks for what is not built; the message says what to do.
+        SpecError: a field is mistyped, or asks for what is not built; the message says what to do.
     """
     if not isinstance(config, Mapping):
         raise SpecError("config.json", f"expected a table, got {config!r}", "give the parsed config.json")
-    spec = _read(config, keep_unknown=keep_unknown)
+    spec, unknown = _read(config)
     if name is not None:
         spec = replace(spec, name=name)
     layout = config_layout(config)
     written = _WRITE[spec.family](spec, layout)
-    return HFConfig(spec, {"family": spec.family, "layout": layout, **_carry(config, written)})
+    return HFConfig(spec, {"family": spec.family, "layout": layout, **_carry(config, written)}, unknown)
 
 
 def spec_to_hf(spec: ModelSpec, carried: ExtraConfig | None = None) -> dict[str, Any]:
@@ -104,7 +106,11 @@ def spec_to_hf(spec: ModelSpec, carried: ExtraConfig | None = None) -> dict[str,
     if carried["family"] != spec.family:
         problem = f"the spec is {spec.family} but what is carried was read from {carried['family']}"
         raise SpecError("family", problem, "write it without what was carried")
-    return _restore(written, carried)
+    restored = _restore(written, carried)
+    for alias, field in ALIASES.get(spec.family, {}).items():
+        if restored.get(alias) is not None and restored.get(field, restored[alias]) != restored[alias]:
+            del restored[alias]
+    return restored
 
 
 def _carry(config: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,20 +140,21 @@ def _restore(written: dict[str, Any], carried: Mapping[str, Any]) -> dict[str, A
     for key, (ours, theirs) in carried["spelled"].items():
         if key in written and _same(written[key], ours):
             written[key] = theirs
-    return {**carried["fields"], **written}
+    return without_stale_rope({**carried["fields"], **written})
 
 
-def _read(config: Mapping[str, Any], *, keep_unknown: bool) -> ModelSpec:
-    fields = Fields(config, keep_unknown=keep_unknown)
-    family = next((known for known in FAMILIES if known == fields.raw("model_type")), None)
+def _read(config: Mapping[str, Any]) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Return the spec, and the names of unknown fields."""
+    family = next((known for known in FAMILIES if known == config.get("model_type")), None)
     if family is None:
-        problem = f"{config.get('model_type')!r} is not supported"
+        problem = f"{config['model_type']!r} is not supported" if "model_type" in config else "is missing"
         raise SpecError("model_type", problem, f"choose a model of {', '.join(FAMILIES)}")
     try:
+        fields = Fields(config, ALIASES.get(family))
         arguments = _READ[family](fields)
         name = read_name(fields)
-        fields.check_rest()
-        return ModelSpec(name=name, family=family, **arguments)
+        unknown = fields.check_rest()
+        return ModelSpec(name=name, family=family, **arguments), unknown
     except SpecError as error:
         path = _PUBLISHED_NAMES.get(error.path, error.path)
         raise SpecError(path, error.problem, error.remedy) from None
@@ -155,7 +162,7 @@ def _read(config: Mapping[str, Any], *, keep_unknown: bool) -> ModelSpec:
 
 def _check_readable(spec: ModelSpec, written: Mapping[str, Any]) -> None:
     try:
-        again = _read(written, keep_unknown=False)
+        again, _ = _read(written)
     except SpecError as error:
         raise SpecError(error.path, f"family {spec.family} cannot express it ({error.problem})", error.remedy) from None
     ours, theirs = _flat(to_mapping(spec)), _flat(to_mapping(again))

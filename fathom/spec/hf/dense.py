@@ -85,6 +85,8 @@ def write_mistral(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
 def read_qwen2(fields: Fields) -> dict[str, Any]:
     """Read model_type qwen2: biases on q, k and v; a window on all layers or on none."""
     common = read_common(fields, _QWEN2)
+    for name in ("attention_bias", "qkv_bias"):
+        fields.raw(name)  # no class of transformers reads them: the biases are there whatever they say
     window = _qwen2_window(fields, common["num_hidden_layers"])
     return common | {
         "attention": read_grouped(fields, _QWEN2, common["hidden_size"], qkv_bias=True, sliding_window=window),

@@ -1,70 +1,41 @@
 """Reading a config.json field by field: typed, located, and with unread fields reported.
 
-Three kinds of fields are not part of a spec: those that change no number of the model (carried along), those of which
-only one value is supported (checked, then carried), and unknown ones (refused unless they are empty).
+Fields that are not part of a spec are carried along. Those known to change what a model computes are refused where
+their value means something that is not built (``known_fields``); those that nothing is known of are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fathom.errors import SpecError
-
-_INERT = frozenset(
-    {
-        "_attn_implementation",
-        "_name_or_path",
-        "attention_dropout",
-        "attn_implementation",
-        "auto_map",
-        "chunk_size_feed_forward",
-        "dtype",
-        "id2label",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "problem_type",
-        "quantization_config",
-        "return_dict",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "torch_dtype",
-        "transformers_version",
-        "unsloth_version",
-        "use_cache",
-    }
-)
-"""Fields that name software, precision of storage, or training-time settings the spec has no word for."""
-
-_FIXED: Mapping[str, tuple[Collection[Any], str]] = {
-    "hidden_act": (("silu", "swish", None), "only SwiGLU feed-forward layers are built; choose a model with silu"),
-    "pretraining_tp": ((1, 0, None), "merge the slices into one matrix and set it to 1"),
-    "partial_rotary_factor": ((1, None), "only heads rotated as a whole are built; choose a model without it"),
-    "ep_size": ((1, None), "merge the expert-parallel shards and set it to 1"),
-    "is_encoder_decoder": ((False, None), "only decoder-only models are built"),
-    "add_cross_attention": ((False, None), "only decoder-only models are built"),
-}
-"""Fields of which only these values are built, and what to do about others."""
+from fathom.spec.hf.known_fields import INERT, UNSUPPORTED
 
 MISSING: Any = object()
 """Marks a field without a default."""
 
 
 class Fields:
-    """The fields of one config.json, with a note of which were read."""
+    """The fields of one config.json, with a note of which were read.
 
-    def __init__(self, config: Mapping[str, Any], *, keep_unknown: bool) -> None:
-        self._config = config
-        self._read: set[str] = set()
-        self.keep_unknown = keep_unknown
+    ``aliases`` maps other names of fields to the names they are read by.
+    """
+
+    def __init__(self, config: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> None:
+        self._config = _without_aliases(config, aliases or {})
+        self._read: set[str] = set(aliases or {})
+        self._unknown_inside: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)
 
     def __contains__(self, name: str) -> bool:
         return name in self._config
+
+    def was_read(self, name: str) -> bool:
+        """Whether a field was read before."""
+        return name in self._read
 
     def raw(self, name: str, default: Any = None) -> Any:
         """Return a field as it stands and count it as read."""
@@ -74,6 +45,8 @@ class Fields:
     def integer(self, name: str, default: Any = MISSING) -> int:
         """Return a whole number; null means the default."""
         value = self._value(name, default)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise SpecError(name, f"expected a whole number, got {value!r}", "correct the config.json")
         return value
@@ -126,19 +99,25 @@ class Fields:
         if name in self._config and self.raw(name) not in allowed:
             raise SpecError(name, f"{self._config[name]!r} is not supported", remedy)
 
-    def check_rest(self) -> None:
-        """Check fields of one supported value, and refuse unread fields unless they are empty."""
-        for name, (allowed, remedy) in _FIXED.items():
-            if name not in self._read:
-                self.only(name, allowed, remedy)
-        for name, value in self._config.items():
-            known = name in self._read or name in _INERT
-            if not known and not self.keep_unknown and not is_empty(value):
-                raise SpecError(
-                    name,
-                    f"unknown field with value {value!r}",
-                    "if it changes no number the model computes, read the config with keep_unknown=True",
-                )
+    def note_unknown(self, table: str, names: Iterable[str]) -> None:
+        """Count fields of a nested table as unknown."""
+        self._unknown_inside += [f"{table}.{name}" for name in names]
+
+    def check_rest(self) -> tuple[str, ...]:
+        """Return the names of unknown fields that say something, those of nested tables last.
+
+        Raises:
+            SpecError: a field that was not read is known to change numbers, and has a value that is not built.
+        """
+        rest = [(name, value) for name, value in self._config.items() if name not in self._read]
+        for name, value in rest:
+            known = UNSUPPORTED.get(name)
+            if known is not None and value not in (None, "", [], {}, *known.harmless):
+                raise SpecError(name, f"{value!r:.60} is not supported, for {known.reason}", known.remedy)
+        unknown = (
+            name for name, value in rest if name not in INERT and name not in UNSUPPORTED and not is_empty(value)
+        )
+        return (*unknown, *self._unknown_inside)
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.raw(name)
@@ -152,3 +131,16 @@ class Fields:
 def is_empty(value: Any) -> bool:
     """Whether a field says nothing: null, false, or an empty string, list or table."""
     return value is None or value is False or value in ("", [], {})
+
+
+def _without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the config with every field under the name it is read by."""
+    renamed = dict(config)
+    for alias, name in aliases.items():
+        value = config.get(alias)
+        if value is None:
+            continue
+        if config.get(name) not in (None, value):
+            raise SpecError(alias, f"{value!r} contradicts {name} {config[name]!r}", "keep one of the two")
+        renamed[name] = value
+    return renamed

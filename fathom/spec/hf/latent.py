@@ -6,7 +6,7 @@ from typing import Any
 
 from fathom.errors import SpecError
 from fathom.spec.attention import LatentAttention
-from fathom.spec.hf.common import Defaults, read_common, read_fathom_balance, write_common
+from fathom.spec.hf.common import Defaults, check_windows, read_common, read_fathom_balance, write_common
 from fathom.spec.hf.experts import expert_balance, read_experts, write_experts
 from fathom.spec.hf.fields import Fields
 from fathom.spec.hf.rope import ConfigLayout
@@ -48,7 +48,6 @@ _V3: Defaults = {
 def read_v2(fields: Fields) -> dict[str, Any]:
     """Read model_type deepseek_v2: MLA, softmax scores, plain or device-limited top-k."""
     fields.only("rope_interleave", (True, None), "deepseek_v2 checkpoints pair neighbouring columns; set it to true")
-    fields.only("mlp_bias", (False, None), "feed-forward biases are not built beside experts; set it to false")
     common = read_common(fields, _V2, "interleaved")
     experts = read_experts(fields, _V2, common["num_hidden_layers"], _router_v2)
     return common | {"attention": _read_latent(fields, _V2)} | experts
@@ -113,6 +112,7 @@ def _read_latent(fields: Fields, defaults: Defaults) -> LatentAttention:
     fields.only("num_key_value_heads", (heads, None), f"latent attention has no fewer KV heads; set it to {heads}")
     fields.raw("head_dim")  # transformers writes both, and derives them from the others
     fields.raw("qk_head_dim")
+    check_windows(fields, defaults, None)
     return LatentAttention(
         num_heads=heads,
         q_lora_rank=fields.optional_integer("q_lora_rank", 1536),

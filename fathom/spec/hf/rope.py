@@ -28,6 +28,24 @@ _KEYS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (1,),
+    "extrapolation_factor": (1,),
+    "attn_factor": (1,),
+    "llama_4_scaling_beta": (0,),
+    "mrope_section": ([],),
+    "short_factor": ([],),
+    "long_factor": ([],),
+    "alpha": (1,),
+}
+"""Fields of a rope table that change the rotation and are not built, with the values that change nothing."""
+_UNSUPPORTED_KINDS: Mapping[str, str] = {
+    "dynamic": "remove the scaling and keep to max_position_embeddings tokens, where it changes nothing",
+    **dict.fromkeys(("longrope", "su"), "choose another model: its factors scale short texts too"),
+    **dict.fromkeys(("mrope", "proportional", "axial"), "choose a model whose heads are rotated as a whole"),
+    "ntk": "set rope_theta to the stretched base and remove the scaling",
+}
+"""What to do about kinds of scaling that are not built."""
 _COMMON = frozenset({"type", "rope_type", "rope_theta", "partial_rotary_factor"})
 
 
@@ -42,16 +60,43 @@ def read_rope(fields: Fields, layout: RopeLayout, *, theta: float, context: int)
     """Read either form; ``theta`` is the model type's default base, ``context`` its max_position_embeddings."""
     new, old = fields.table("rope_parameters"), fields.table("rope_scaling")
     base = fields.number("rope_theta", theta)
-    if new is not None and old:
-        raise SpecError("rope_scaling", "rope_parameters is given too", "keep one of the two")
-    name = "rope_scaling" if new is None else "rope_parameters"
-    table = Fields((old if new is None else new) or {}, keep_unknown=fields.keep_unknown)
+    if not new:
+        return _read_table(fields, "rope_scaling", old or {}, layout, base, context)
+    read = _read_table(fields, "rope_parameters", new, layout, base, context)
+    if old and read != _read_table(fields, "rope_scaling", old, layout, read.theta, context):
+        raise SpecError(
+            "rope_scaling", "rope_parameters is given too, and means another rotation", "keep one of the two"
+        )
+    return read
+
+
+def _read_table(
+    fields: Fields, name: str, given: Mapping[str, Any], layout: RopeLayout, base: float, context: int
+) -> RopeSpec:
+    """Read one of the two tables; ``base`` is its rope_theta where it has none."""
+    table = Fields(given)
     try:
+        _check_one_table(given)
         base = table.number("rope_theta", base)
         scaling = _read_scaling(table, context)
     except SpecError as error:
         raise error.under(name) from None
+    fields.note_unknown(name, _unknown(table, scaling))
     return RopeSpec(theta=base, layout=layout, scaling=scaling)
+
+
+def _check_one_table(given: Mapping[str, Any]) -> None:
+    nested = [key for key, value in given.items() if isinstance(value, Mapping) and value]
+    if nested:
+        raise SpecError(
+            nested[0], "rotations by kind of layer are not built", "choose a model whose layers are all alike"
+        )
+
+
+def _unknown(table: Fields, scaling: RopeScaling | None) -> list[str]:
+    """Return unknown fields of a rope table that say something."""
+    read = _KEYS["default" if scaling is None else scaling.kind] | _COMMON | _UNSUPPORTED.keys()
+    return [key for key in table if key not in read and not is_empty(table.raw(key))]
 
 
 def _read_scaling(table: Fields, context: int) -> RopeScaling | None:
@@ -60,11 +105,12 @@ def _read_scaling(table: Fields, context: int) -> RopeScaling | None:
         raise SpecError("rope_type", f"{new!r} contradicts type {old!r}", "keep one of the two")
     kind = table.word("rope_type", table.word("type", "default"))
     if kind not in _KEYS:
-        raise SpecError("rope_type", f"{kind!r} is not supported", f"use one of {', '.join(sorted(_KEYS))}")
-    table.only("partial_rotary_factor", (1, None), "only heads rotated as a whole are built; choose a model without it")
-    for key in table:
-        if key not in _KEYS[kind] | _COMMON and not is_empty(table.raw(key)) and not table.keep_unknown:
-            raise SpecError(key, f"unknown field of {kind} scaling", "remove it or read with keep_unknown=True")
+        how = _UNSUPPORTED_KINDS.get(kind, "choose another model")
+        raise SpecError("rope_type", f"{kind!r} is not supported, only {', '.join(sorted(_KEYS))}", how)
+    for key, harmless in _UNSUPPORTED.items():
+        table.only(key, (None, *harmless), "choose a model without it")
+    if kind == "default" and old is None and new is None:
+        table.only("factor", (1, None), "say in rope_type how positions are scaled")
     if kind == "default":
         return None
     if kind == "linear":
@@ -99,6 +145,16 @@ def write_rope(rope: RopeSpec, layout: ConfigLayout) -> dict[str, Any]:
         table = {"rope_theta": rope.theta} | (_scaling(rope.scaling, "rope_type") or {"rope_type": "default"})
         return {"rope_parameters": table}
     return {"rope_theta": rope.theta, "rope_scaling": _scaling(rope.scaling, "type")}
+
+
+def without_stale_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Drop the rope_scaling of a config.json that has both tables, if it no longer says the same."""
+    if config.get("rope_parameters") and config.get("rope_scaling"):
+        try:
+            read_rope(Fields(config), "half", theta=1.0, context=config.get("max_position_embeddings", 1))
+        except SpecError:
+            del config["rope_scaling"]
+    return config
 
 
 def _scaling(scaling: RopeScaling | None, key: str) -> dict[str, Any] | None:

@@ -20,30 +20,8 @@ TEXT, LOW, HIGH = "text_config", "vision_config", "high_res_vision_config"
 SUB_CONFIGS = (TEXT, LOW, HIGH)
 """Tables that are configs of their own."""
 
-_INERT = (
-    "architectures",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "initializer_factor",
-    "initializer_range",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "model_type",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "repetition_penalty",
-    "temperature",
-    "tie_word_embeddings",
-    "top_k",
-    "top_p",
-    "typical_p",
-)
-"""Fields of a sub config that change nothing: how a model of its own would be named, begun, or sampled from."""
+_INERT = ("architectures", "initializer_range", "model_type", "tie_word_embeddings")
+"""Fields of a sub config that change nothing: how a model of its own would be named or begun."""
 
 
 def read_vl(fields: Fields) -> dict[str, Any]:
@@ -80,15 +58,16 @@ def write_vl_hybrid(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
 
 
 def _read_sub(fields: Fields, name: str, read: Callable[[Fields], T]) -> T:
-    """Read a sub config and refuse unknown fields in it; a missing one has nothing but defaults."""
-    table = Fields(fields.table(name) or {}, keep_unknown=fields.keep_unknown)
+    """Read a sub config; a missing one has nothing but defaults."""
+    table = Fields(fields.table(name) or {})
     try:
         found = read(table)
         for inert in _INERT:
             table.raw(inert)
-        table.check_rest()
+        unknown = table.check_rest()
     except SpecError as error:
         raise error.under(name) from None
+    fields.note_unknown(name, unknown)
     return found
 
 

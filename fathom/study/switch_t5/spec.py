@@ -92,7 +92,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str = "switch") -> Enco
         raise SpecError("config.json", f"expected a table, got {config!r}", "give the parsed config.json")
     if config.get("model_type") != _MODEL_TYPE:
         raise SpecError("model_type", f"{config.get('model_type')!r} is not {_MODEL_TYPE}", "open it with fathom.load")
-    fields = Fields(config, keep_unknown=False)
+    fields = Fields(config)
     layers = fields.integer("num_layers", 12)
     decoder_layers = fields.integer("num_decoder_layers", layers if "num_decoder_layers" in config else 12)
     width = fields.integer("d_ff", 2048)
@@ -156,7 +156,9 @@ def _check_rest(fields: Fields) -> None:
     # Published, but read by no line of the published class: padding does take places there.
     for name in ("router_ignore_padding_tokens", "router_type", "model_type", *_INERT, *_INERT_TABLES):
         fields.raw(name)
-    fields.check_rest()
+    unknown = fields.check_rest()
+    if unknown:
+        raise SpecError(unknown[0], "unknown field", "remove it if it changes no number the model computes")
 
 
 def spec_to_config(spec: EncoderDecoderSpec) -> dict[str, Any]:

@@ -39,13 +39,38 @@ YARN = released("deepseek-v2")["rope_scaling"]
         ("mistral-7b", {"num_attention_heads": 0}, "num_attention_heads: must be above 0"),
         ("mistral-7b", {"num_key_value_heads": 5}, "num_attention_heads: 32 is not a multiple of 5"),
         ("mistral-7b", {"num_attention_heads": 24}, "hidden_size: 4096 is not a multiple of 24"),
-        ("mistral-7b", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: unknown field.*keep_unknown"),
-        ("mistral-7b", {"n_new_things": 0}, "n_new_things: unknown field"),
+        ("mistral-7b", {"model_type": None}, "model_type: None is not supported; choose a model of llama, "),
+        ("mistral-7b", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: 30.0 is not supported, for soft"),
+        ("mistral-7b", {"sliding_window": 64, "use_sliding_window": False}, "use_sliding_window: False contradicts"),
+        (
+            "mistral-7b",
+            {"layer_types": ["full_attention"] * 32},
+            "layer_types: is .*all layers of this family are slid",
+        ),
+        ("deepseek-llm-7b", {"sliding_window": 1024}, "sliding_window: 1024 is not supported.* null if"),
+        ("deepseek-v3", {"sliding_window": 1024}, "sliding_window: 1024 is not supported"),
+        ("deepseek-v3", {"layer_types": ["sliding_attention"]}, "layer_types: is .*are full_attention"),
+        ("deepseek-v3", {"num_mtp_layers": 3}, "num_mtp_layers: 3 contradicts num_nextn_predict_layers 1"),
+        ("mixtral-8x7b", {"num_experts": 9}, "num_experts: 9 contradicts num_local_experts 8"),
         ("mistral-7b", {"rope_scaling": "yarn"}, "rope_scaling: expected a table"),
         ("mistral-7b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type: 'dynamic'"),
         ("mistral-7b", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: is missing"),
         ("mistral-7b", {"rope_scaling": {"type": "linear", "rope_type": "yarn"}}, "rope_type: 'yarn' contradicts"),
-        ("mistral-7b", {"rope_scaling": {"type": "linear", "factor": 2.0, "nu": 3}}, "rope_scaling.nu: unknown"),
+        (
+            "mistral-7b",
+            {"rope_scaling": {"factor": 2.0}},
+            "rope_scaling.factor: 2.0 is not supported; say in rope_type",
+        ),
+        (
+            "mistral-7b",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "attn_factor": 2}},
+            "rope_scaling.attn_factor",
+        ),
+        (
+            "mistral-7b",
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "rope_parameters.full_attention: rotations by kind of layer",
+        ),
         ("deepseek-v2", {"rope_scaling": {**YARN, "factor": -1}}, "factor: must be above 0"),
         (
             "mistral-7b",
@@ -99,9 +124,11 @@ def test_an_unknown_field_that_says_nothing_is_carried(empty: Any) -> None:
     assert spec_to_hf(read.spec, read.carried) == config
 
 
-def test_an_unknown_field_is_carried_when_asked() -> None:
-    config = released("mistral-7b") | {"brand_new": {"deep": [1]}}
-    read = spec_from_hf(config, keep_unknown=True)
+def test_unknown_fields_are_carried_and_named() -> None:
+    config = released("mistral-7b") | {"n_new_things": 0, "brand_new": {"deep": [1]}, "nothing": None}
+    config["rope_scaling"] = {"type": "linear", "factor": 2.0, "finetuned": True}
+    read = spec_from_hf(config)
+    assert read.unknown == ("n_new_things", "brand_new", "rope_scaling.finetuned")
     assert spec_to_hf(read.spec, read.carried) == config
 
 
