@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fathom.errors import SpecError
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Model = Annotated[
@@ -24,3 +29,19 @@ def cache_directory() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fathom"
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Return a size in bytes: 8GiB, 500MB, 1.5G or 4096; K, M, G, T and KB ... are powers of 1000, KiB ... of 1024.
+
+    Raises:
+        SpecError: no size, or none above 0.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise SpecError(option, f"{text!r} is no size", "give one such as 8GiB or 500MB")
+    number, unit, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** ("kmgt".index(unit.lower()) + 1 if unit else 0))
+    if size < 1:
+        raise SpecError(option, f"{text!r} is no size above 0", "give one such as 8GiB or 500MB")
+    return size

@@ -5,27 +5,53 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fathom.cli import model_options, options
+from fathom.cli import model_options, options, served_models
+from fathom.cli.load_progress import LoadProgress
+from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
+    from fathom.serve.model_pool import ModelPool
     from fathom.serve.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
-GGUF = ".gguf"
 
 
 Host = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is all interfaces.")]
 Port = Annotated[int, typer.Option("--port", help="0 chooses a free port.", min=0, max=65535)]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="A run, one of its checkpoints, a directory with config.json, a .gguf file, a name that `fathom models` "
+        "lists as ready, or owner/name on the hub; NAME=MODEL names it. Several are loaded on first use.",
+    ),
+]
 ServedName = Annotated[
-    str | None, typer.Option("--served-name", help="The model's name in requests; default: the last part of MODEL.")
+    str | None, typer.Option("--served-name", help="The name of one model in requests; default: its last part.")
+]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="ALIAS=NAME: a further name of a model, such as gpt-4o=NAME; may be repeated."),
+]
+ModelMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--model-memory",
+        help="Memory of all loaded models, weights and caches, e.g. 8GiB: idle ones are unloaded to load another. "
+        "Default for several: four fifths of the memory there is.",
+    ),
+]
+LoadTimeoutSeconds = Annotated[
+    float, typer.Option("--load-timeout-seconds", help="Time that a request waits for its model to be loaded.")
 ]
 ApiKeyFile = Annotated[
     Path | None,
@@ -72,10 +98,13 @@ DrainSeconds = Annotated[
 
 
 def serve(
-    model: options.Model,
+    model: Models,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     served_name: ServedName = None,
+    alias: Alias = None,
+    model_memory: ModelMemory = None,
+    load_timeout_seconds: LoadTimeoutSeconds = 120.0,
     api_key_file: ApiKeyFile = None,
     allowed_host: AllowedHost = None,
     cors_origin: CorsOrigin = None,
@@ -97,13 +126,15 @@ def serve(
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
 ) -> None:
-    """Serve a model over HTTP, with a page to talk to it, until SIGTERM or Ctrl+C.
+    """Serve one model or several over HTTP, with a page to talk to them, until SIGTERM or Ctrl+C.
 
     POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
     """
     from fathom.serve.http.middleware import loopback_hosts
     from fathom.serve.settings import Limits, ServeSettings
 
+    named = served_models.named_models(model, served_name, alias or ())
+    memory = None if model_memory is None else options.parse_bytes("--model-memory", model_memory)
     keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
     engine = model_options.engine_spec(
         cache,
@@ -127,10 +158,17 @@ def serve(
         image_hosts=tuple(name.lower() for name in allow_image_host or ()),
         drain_seconds=drain_seconds,
         stall_timeout_seconds=stall_timeout_seconds,
+        load_timeout_seconds=load_timeout_seconds,
         limits=limits,
     )
-    opened = model_options.open_model(model, device, dtype, weights, engine)
-    _run(opened, served_name or Path(model).name.removesuffix(GGUF), settings, host, port, max_waiting)
+    if memory is None and len(named) > 1:
+        memory = served_models.default_memory(device)
+    if memory is None:
+        opened = model_options.open_model(named[0].path, device, dtype, weights, engine)
+        _run(lambda: _pool_of_one(named[0], opened, settings, max_waiting), settings, host, port)
+        return
+    opening = OpeningOptions(device=device, dtype=dtype, weights=weights, engine=engine, memory=memory)
+    _run(lambda: _pool(named, opening, settings, max_waiting), settings, host, port)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
@@ -147,9 +185,34 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
 
 
-def _run(model: LanguageModel, name: str, settings: ServeSettings, host: str, port: int, max_waiting: int) -> None:
-    from fathom.serve.app import create_app
+def _pool_of_one(named: NamedModel, model: LanguageModel, settings: ServeSettings, max_waiting: int) -> ModelPool:
+    """Return a pool of a model that was opened, and say what it is."""
     from fathom.serve.model_pool import ModelPool
+
+    pool = ModelPool.of(named.name, model, settings, aliases=named.aliases, max_waiting=max_waiting)
+    _announce_model(model)
+    return pool
+
+
+def _pool(named: Sequence[NamedModel], opening: OpeningOptions, settings: ServeSettings, max_waiting: int) -> ModelPool:
+    """Return a pool within a limit of memory; a single model is loaded at once, several on first use."""
+    from fathom.serve.model_pool import ModelPool
+
+    found = served_models.definitions(named, opening)
+    pool = ModelPool(found, settings, memory=opening.memory, max_waiting=max_waiting)
+    if len(named) == 1:
+        with LoadProgress(named[0].path) as progress:
+            _announce_model(pool.preload(named[0].name, progress).model)
+        return pool
+    for definition in found:
+        also = f", also {', '.join(definition.aliases)}" if definition.aliases else ""
+        print(f"{definition.name}: {definition.nbytes:,} bytes with its cache{also}", file=sys.stderr)
+    print(f"model memory {opening.memory:,} bytes; models are loaded on first use", file=sys.stderr)
+    return pool
+
+
+def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str, port: int) -> None:
+    from fathom.serve.app import create_app
     from fathom.serve.run import listen, run
 
     if not settings.api_keys and host not in LOOPBACK:
@@ -157,24 +220,25 @@ def _run(model: LanguageModel, name: str, settings: ServeSettings, host: str, po
     bound = listen(host, port)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fathom.serve").setLevel(logging.INFO)
-    models = ModelPool.of(name, model, settings, max_waiting=max_waiting)
-    try:
-        run(create_app(models), bound, ready=lambda: _announce(model, name, settings, host, bound.getsockname()[1]))
-    finally:
-        models.close()
+    with bound:
+        models = make_pool()
+        try:
+            run(create_app(models), bound, ready=lambda: _announce(models, host, bound.getsockname()[1]))
+        finally:
+            models.close()
 
 
-def _announce(model: LanguageModel, name: str, settings: ServeSettings, host: str, port: int) -> None:
+def _announce_model(model: LanguageModel) -> None:
     model_options.announce(model)
     pool = model.engine.pool
-    shown = f"[{host}]" if ":" in host else host
-    guarded = f"{len(settings.api_keys)} keys" if settings.api_keys else "no key needed"
-    print(
-        f"cache pool {pool.num_pages * pool.page_size:,} tokens in pages of {pool.page_size}, {pool.nbytes:,} bytes\n"
-        f"serving {name} at http://{shown}:{port} ({guarded})",
-        file=sys.stderr,
-        flush=True,
-    )
+    tokens = pool.num_pages * pool.page_size
+    print(f"cache pool {tokens:,} tokens in pages of {pool.page_size}, {pool.nbytes:,} bytes", file=sys.stderr)
+
+
+def _announce(models: ModelPool, host: str, port: int) -> None:
+    shown, keys = f"[{host}]" if ":" in host else host, models.settings.api_keys
+    guarded = f"{len(keys)} keys" if keys else "no key needed"
+    print(f"serving {', '.join(models.names)} at http://{shown}:{port} ({guarded})", file=sys.stderr, flush=True)
 
 
 def _check_packages() -> None:

@@ -85,7 +85,7 @@ class LanguageModel:
         """
         check.one_of("weights", weights, WEIGHT_FORMATS)
         where = resolve_device(device)
-        kind = _dtype(dtype, where)
+        kind = resolve_dtype(dtype, where)
         source = open_source(path, progress, cache_dir=cache_dir)
         model = build(source.spec, device=where, dtype=kind, seed=None)
         load_weights(model, source, progress)
@@ -223,7 +223,8 @@ class LanguageModel:
         return self.engine.stream(read.token_ids, params or SamplingParams(), features_ND=read.features_ND)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type of the weights for ``auto``, ``float32`` or ``bfloat16`` on a device; ``SpecError`` otherwise."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -299,7 +299,7 @@ class ModelPool:
             if self.memory is not None and need > self.memory:
                 raise ResourceError(
                     f"--model-memory: {entry.definition.name} alone takes {need:,} bytes, more than the "
-                    f"{self.memory:,} given; give more, a smaller --cache-tokens, or leave the model out"
+                    f"{self.memory:,} given; give at least {need:,}, a smaller --cache-tokens, or leave the model out"
                 )
 
     def _too_late(self, entry: _Entry) -> ApiError:

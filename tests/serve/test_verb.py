@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from fathom.cli.main import guarded, make_app
+from fathom.cli.options import parse_bytes
 from fathom.cli.serve import read_keys
-from fathom.errors import DataError
+from fathom.errors import DataError, SpecError
+from fathom.serve.model_pool import ModelPool
 from fathom.serve.settings import ServeSettings
 
 
@@ -45,6 +47,15 @@ def test_a_port_in_use_is_reported_before_the_model_answers(
         (["--max-preprocessing", "-3"], "max_preprocessing: must be above 0, got -3"),
         (["--preprocess-threads", "0"], "preprocess_threads: must be above 0, got 0"),
         (["--preprocess-threads", "100000"], "preprocess_threads: 100000 exceed 256"),
+        (["--model-memory", "plenty"], "--model-memory: 'plenty' is no size; give one such as 8GiB or 500MB"),
+        (["--model-memory", "0"], "--model-memory: '0' is no size above 0"),
+        (["--model-memory", "1KiB"], "alone takes"),
+        (["--load-timeout-seconds", "0"], "load_timeout_seconds: must be above 0"),
+        (["--alias", "gpt-4o=gpt"], "--alias: 'gpt-4o=gpt' is no alias of 'model'; give one such as gpt-4o=model"),
+        (["--alias", "a", "--alias", "a"], "--alias: 'a' is taken"),
+        (["/elsewhere/model"], "'model' names two models; give one another name: NAME="),
+        (["b=/elsewhere/model", "--served-name", "x"], "--served-name: 'x' is one name, and 2 models are served"),
+        (["b=/elsewhere/model"], "/elsewhere/model: no such file"),
         (["--stall-timeout-seconds", "nan"], "stall_timeout_seconds: must be above 0, got nan"),
     ],
 )
@@ -58,7 +69,7 @@ def test_options_are_checked(
 
 def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServeSettings] = []
-    monkeypatch.setattr("fathom.cli.serve._run", lambda model, name, settings, *others: seen.append(settings))
+    monkeypatch.setattr("fathom.cli.serve._run", lambda make_pool, settings, *others: seen.append(settings))
     limits = ["--max-concurrent-requests", "7", "--max-preprocessing", "5", "--preprocess-threads", "3"]
     arguments = [str(directory), "--device", "cpu", *limits, "--stall-timeout-seconds", "9.5"]
     with pytest.raises(SystemExit) as ended:
@@ -68,6 +79,58 @@ def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: py
     found = settings.limits
     assert (found.max_concurrent_requests, found.max_preprocessing, found.preprocess_threads) == (7, 5, 3)
     assert settings.stall_timeout_seconds == 9.5
+
+
+def test_several_models_get_names_aliases_and_a_share_of_the_memory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[ModelPool] = []
+    monkeypatch.setattr("fathom.cli.serve._run", lambda make_pool, *others: made.append(make_pool()))
+    arguments = [
+        f"a={directory}",
+        f"b={directory}",
+        "--alias",
+        "gpt-4o=b",
+        "--model-memory",
+        "64MiB",
+        "--device",
+        "cpu",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        guarded(lambda: make_app()(["serve", *arguments]))
+    assert not ended.value.code
+    (pool,) = made
+    pool.close()
+    assert [card["id"] for card in pool.cards()] == ["a", "b", "gpt-4o"]
+    assert pool.memory == 64 << 20
+    assert not pool.workers()
+    assert "b: " in (shown := capsys.readouterr().err)
+    assert "also gpt-4o" in shown
+
+
+def test_one_model_within_a_memory_is_loaded_at_the_start(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ModelPool] = []
+    monkeypatch.setattr("fathom.cli.serve._run", lambda make_pool, *others: made.append(make_pool()))
+    with pytest.raises(SystemExit) as ended:
+        guarded(lambda: make_app()(["serve", str(directory), "--model-memory", "1GB", "--device", "cpu"]))
+    assert not ended.value.code
+    (pool,) = made
+    assert list(pool.workers()) == ["model"]
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 << 30), ("8gb", 8 * 10**9), ("1.5G", 1_500_000_000), ("4096", 4096), ("2 MiB", 2 << 20), ("7B", 7)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_bytes("--model-memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "8GiBs", "1e9", "0.0001", "nan", "∞"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="is no size"):
+        parse_bytes("--model-memory", text)
 
 
 def test_nonsense_is_refused_before_a_model_is_opened(

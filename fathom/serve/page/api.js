@@ -41,16 +41,19 @@ export class Api {
     return response;
   }
 
+  /** The served models, without the other names that some of them have. */
   async models() {
     const { data } = await (await this.#ask("/v1/models")).json();
-    return data;
+    return data.filter(({ id, root }) => !root || root === id);
   }
 
-  /** Pages and requests as {pages_used, ...}; null where the server does not say. */
+  /** Pages and requests of all models together as {pages_used, ...}; null where the server does not say. */
   async gauges() {
     const text = await (await this.#ask("/metrics")).text();
     const found = text.split("\n").map((line) => GAUGE.exec(line)).filter(Boolean);
-    return found.length ? Object.fromEntries(found.map(([, name, value]) => [name, Number(value)])) : null;
+    const sums = {};
+    for (const [, name, value] of found) sums[name] = (sums[name] ?? 0) + Number(value);
+    return found.length ? sums : null;
   }
 
   /** Yield the parts of an answer to a conversation: {thinking}, {content}, {finish}, {usage}. */

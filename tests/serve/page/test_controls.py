@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
+from starlette.responses import JSONResponse
 
 from tests.serve.page.scripted import Script
 
@@ -115,3 +116,17 @@ def test_the_cache_is_shown_while_the_page_is_seen(page: Page) -> None:
     expect(page.locator("#queue-text")).to_have_text("1 running, 2 waiting")
     with page.expect_request("**/metrics"):
         pass
+
+
+def test_a_menu_chooses_among_several_models_and_leaves_their_aliases_out(page: Page, script: Script) -> None:
+    names = {"small": "small", "large": "large", "gpt-4o": "large"}
+    cards = [{"id": name, "object": "model", "root": root} for name, root in names.items()]
+    script.models = JSONResponse({"object": "list", "data": cards})
+    script.text("ok")
+    page.reload()
+    expect(page.locator("#model option")).to_have_text(["small", "large"])
+    page.select_option("#model", "large")
+    page.reload()
+    ask(page, "Which?")
+    answered(page, "ok")
+    assert script.asked[-1]["model"] == "large"

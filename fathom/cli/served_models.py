@@ -1,0 +1,157 @@
+"""The models of ``fathom serve``: names and aliases, sizes from headers, and how each is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from fathom.cli import options
+from fathom.cli.load_progress import LoadProgress
+from fathom.errors import DataError, SpecError
+from fathom.spec import check
+from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
+
+if TYPE_CHECKING:
+    from fathom.inference.language_model import LanguageModel
+    from fathom.progress import Progress
+    from fathom.serve.model_definition import ModelDefinition
+
+GGUF = ".gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model as the command line names it."""
+
+    name: str
+    path: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningOptions:
+    """How the models are opened; ``memory`` is for all of them together."""
+
+    device: str
+    dtype: str
+    weights: str
+    engine: EngineSpec
+    memory: int
+
+
+def named_models(given: Sequence[str], served_name: str | None, aliases: Sequence[str]) -> list[NamedModel]:
+    """Return the models of ``MODEL`` and ``NAME=MODEL`` arguments with their aliases.
+
+    Raises:
+        SpecError: two have one name, a name is given for several, or an alias is of no model.
+    """
+    pairs = [_split(each) for each in given]
+    if served_name is not None:
+        if len(pairs) > 1:
+            problem = f"{served_name!r} is one name, and {len(pairs)} models are served"
+            raise SpecError("--served-name", problem, "write NAME=PATH for each instead")
+        pairs = [(served_name, pairs[0][1])]
+    names = [name for name, _ in pairs]
+    for name, path in pairs:
+        if not name.strip():
+            raise SpecError("MODEL", f"{path!r} gives no name", "write NAME=PATH")
+        if names.count(name) > 1:
+            raise SpecError("MODEL", f"{name!r} names two models", f"give one another name: NAME={path}")
+    by_model = _aliases(aliases, names)
+    return [NamedModel(name, path, by_model[name]) for name, path in pairs]
+
+
+def definitions(models: Sequence[NamedModel], opening: OpeningOptions) -> list[ModelDefinition]:
+    """Return what the server needs of each model, from its headers; what is not on this machine is fetched now.
+
+    Raises:
+        CheckpointError: nothing loadable.
+        DataError: a model has no tokenizer.
+    """
+    check.one_of("--weights", opening.weights, WEIGHT_FORMATS)
+    return [_definition(model, opening) for model in models]
+
+
+def default_memory(device: str) -> int:
+    """Return the bytes that models may take together: four fifths of the memory this process may use."""
+    from fathom.engine.cache_sizing import memory_bytes
+    from fathom.model.device import resolve_device
+    from fathom.system import memory_limit
+
+    where = resolve_device(device)
+    return (memory_bytes(where) if where.type == "cuda" else memory_limit()) * 4 // 5
+
+
+def default_name(path: str) -> str:
+    """Return the name of a model that is given none: the last part of its path, without .gguf."""
+    last = Path(os.path.abspath(path)).name
+    return last[: -len(GGUF)] if last.lower().endswith(GGUF) else last
+
+
+def _split(given: str) -> tuple[str, str]:
+    name, sign, path = given.partition("=")
+    if sign and path and "/" not in name and not Path(given).exists():
+        return name, path
+    return default_name(given), given
+
+
+def _aliases(given: Sequence[str], names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    taken = set(names)
+    for each in given:
+        alias, sign, name = each.partition("=")
+        name = name if sign or len(names) > 1 else names[0]
+        if not alias.strip() or name not in found:
+            known = ", ".join(map(repr, names))
+            raise SpecError(
+                "--alias", f"{each!r} is no alias of {known}", f"give one such as {alias or 'x'}={names[0]}"
+            )
+        if alias in taken:
+            raise SpecError("--alias", f"{alias!r} is taken", "give each alias once, and none that is a model's name")
+        taken.add(alias)
+        found[name] += (alias,)
+    return found
+
+
+def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
+    from fathom.inference.language_model import LanguageModel, resolve_dtype
+    from fathom.inference.loading import open_source
+    from fathom.inference.suggestions import suggestions_for
+    from fathom.model.device import resolve_device
+    from fathom.serve.model_definition import ModelDefinition, facts_of, memory_of
+
+    cache_dir = options.cache_directory()
+    with LoadProgress(named.path) as shown:
+        source = open_source(named.path, shown, cache_dir=cache_dir)
+    tokenizer = source.tokenizer()
+    if tokenizer is None:
+        raise DataError(f"{source.path}: has no tokenizer; put tokenizer.json beside the weights")
+    bits = resolve_dtype(opening.dtype, resolve_device(opening.device)).itemsize * 8
+    takes = memory_of(source.spec, opening.engine, opening.memory, bits)
+    engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
+
+    def load(progress: Progress) -> LanguageModel:
+        return LanguageModel.open(
+            named.path,
+            device=opening.device,
+            dtype=opening.dtype,
+            weights=cast(WeightFormat, opening.weights),
+            progress=progress,
+            cache_dir=cache_dir,
+            engine=engine,
+        )
+
+    facts = facts_of(
+        source.spec,
+        tokenizer,
+        suggestions_for(source.path, tokenizer),
+        engine=engine,
+        cache_tokens=takes.cache_tokens,
+        bits=bits,
+        nbytes=takes.total,
+    )
+    return ModelDefinition(name=named.name, open=load, facts=facts, nbytes=takes.total, aliases=named.aliases)
