@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import anthropic
 import httpx2
 import openai
 
@@ -66,6 +67,9 @@ class Running:
 
     def client(self, key: str = "unused-key") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def anthropic(self, key: str = "unused-key") -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0, timeout=60)
 
     def http(self, **headers: str) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)

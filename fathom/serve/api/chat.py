@@ -74,15 +74,29 @@ def structured_output_options(
 def chat_job(
     service: Service,
     body: ChatCompletionRequest,
-    encoder: Callable[[Sequence[ChatChoiceBuilder]], ResponseEncoder],
+    encoder: Callable[[Sequence[ChatChoiceBuilder], int], ResponseEncoder],
     *,
     notices: Notices,
 ) -> GenerationJob:
-    """Preprocess a conversation; runs in a thread. ``encoder`` makes what writes the response from its choices;
-    ``notices`` (of ``notices_of(http)``) says what was clamped.
+    """Preprocess a conversation; runs in a thread.
+
+    ``encoder`` makes what writes the response from its choices and the number of the prompt's tokens; ``notices`` (of
+    ``notices_of(http)``) says what was clamped.
 
     Raises:
         ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
+    """
+    prepared = prepare(service, body)
+    requests, choices = _choices(service, body, prepared, notices)
+    written = encoder(choices, len(prepared.prompt_ids))
+    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=written)
+
+
+def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
+    """Make a conversation's prompt and what constrains its answer; runs in a thread.
+
+    Raises:
+        ApiError, DataError, SpecError: a field cannot be used, or the prompt is too long.
     """
     limits = service.settings.limits
     if body.top_logprobs is not None and not body.logprobs:
@@ -92,8 +106,7 @@ def chat_job(
     options = _options(service, body)
     prepared = prepare_chat(service.model, messages, options)
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
-    requests, choices = _choices(service, body, _with_tool_constraint(service, body, prepared, options), notices)
-    return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=encoder(choices))
+    return _with_tool_constraint(service, body, prepared, options)
 
 
 def _with_tool_constraint(
@@ -113,7 +126,7 @@ def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> Gen
     return chat_job(
         service,
         body,
-        lambda choices: ChoicesEncoder(
+        lambda choices, _: ChoicesEncoder(
             choices,
             ResponseMetadata.new("chatcmpl", service.name),
             kind="chat.completion",
@@ -153,7 +166,13 @@ def _choices(
             )
         )
         choices.append(
-            ChatChoiceBuilder(index, prepared.parser_factory(), service.token_formatter, logprobs=logprobs is not None)
+            ChatChoiceBuilder(
+                index,
+                prepared.parser_factory(),
+                service.token_formatter,
+                logprobs=logprobs is not None,
+                single_call=body.parallel_tool_calls is False,
+            )
         )
     return requests, choices
 

@@ -21,8 +21,8 @@ class Notices:
         self._clamped: dict[str, int] = {}
 
     def ignore(self, fields: IgnoredFields) -> None:
-        """Name fields that had no effect."""
-        self._ignored = fields.text
+        """Name fields that had no effect, beside those named before."""
+        self._ignored = ", ".join(text for text in (self._ignored, fields.text) if text)
 
     def clamp(self, field: str, value: int) -> None:
         """Say that ``field`` counts as ``value``, the most that is possible; of several values the least is named."""

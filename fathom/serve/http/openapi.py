@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from fathom.serve.errors import ANTHROPIC_PREFIX
+from fathom.serve.schemas.messages_models import AnthropicErrorResponse
 from fathom.serve.schemas.response_models import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -31,14 +33,15 @@ STATUSES: Mapping[int, str] = {
 def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool) -> dict[str, Any]:
     """Return the document; ``bodies`` maps the routes that read a body to its schema."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse]
+    models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse, AnthropicErrorResponse]
     named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas |= definitions["$defs"]
-    error = {"application/json": {"schema": named[(ErrorResponse, "validation")]}}
     for path, operations in document["paths"].items():
+        fault = AnthropicErrorResponse if path.startswith(ANTHROPIC_PREFIX) else ErrorResponse
+        error = {"application/json": {"schema": named[(fault, "validation")]}}
         for operation in operations.values():
             operation["responses"].pop("422", None)
             for status, words in STATUSES.items():

@@ -42,7 +42,7 @@ class Choice(ABC):
             self.reasoning += self.inside_reasoning
             self.generated += 1
             self.push_token(token, self.parser.push_token(token.token_id))
-            if self.parser.stopped is not None:
+            if self.complete:
                 self.close("stop")
                 return
         if output.finish_reason in ("stop", "length"):
@@ -50,6 +50,11 @@ class Choice(ABC):
             self.close(output.finish_reason)
         elif output.finish_reason is not None:
             raise ApiError(500, output.error or f"the request was {output.finish_reason}", code=output.finish_reason)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the choice ends here, whatever the engine generates next."""
+        return self.parser.stopped is not None
 
     def close(self, reason: str) -> None:
         """Set the finish reason."""
@@ -91,10 +96,22 @@ class AnswerPart:
 
 
 class AssistantAnswer(Choice):
-    """An assistant's message: reasoning, content and tool calls as parts in the order they were generated."""
+    """An assistant's message: reasoning, content and tool calls as parts in the order they were generated.
 
-    def __init__(self, index: int, parser: OutputParser, token_formatter: TokenFormatter, *, logprobs: bool) -> None:
+    With ``single_call`` it ends after its first call.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        parser: OutputParser,
+        token_formatter: TokenFormatter,
+        *,
+        logprobs: bool,
+        single_call: bool = False,
+    ) -> None:
         super().__init__(index, parser)
+        self._single_call = single_call
         self._token_formatter = token_formatter
         self.parts: list[AnswerPart] = []
         self.problems: list[str] = []
@@ -107,6 +124,11 @@ class AssistantAnswer(Choice):
     def has_calls(self) -> bool:
         """Whether the answer calls tools."""
         return self._calls > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether a stop string was found, or the only call that is wanted."""
+        return super().complete or (self._single_call and self.has_calls)
 
     def text(self, channel: Channel) -> str:
         """Return the joined text of a channel."""
@@ -127,6 +149,8 @@ class AssistantAnswer(Choice):
     def push_deltas(self, deltas: Sequence[Delta]) -> None:
         """Add deltas. A tool call gets its index and id here, so that equal calls stay distinct."""
         for delta in deltas:
+            if self._single_call and self.has_calls:
+                return
             part = self.parts[-1] if self.parts else None
             if part is None or part.channel != delta.channel or delta.tool_call is not None:
                 part = self._next_part(delta)

@@ -32,8 +32,16 @@ class ListedChoice(Choice, ABC):
 class ChatChoiceBuilder(AssistantAnswer, ListedChoice):
     """An assistant's message as chat completions have it."""
 
-    def __init__(self, index: int, parser: OutputParser, token_formatter: TokenFormatter, *, logprobs: bool) -> None:
-        super().__init__(index, parser, token_formatter, logprobs=logprobs)
+    def __init__(
+        self,
+        index: int,
+        parser: OutputParser,
+        token_formatter: TokenFormatter,
+        *,
+        logprobs: bool,
+        single_call: bool = False,
+    ) -> None:
+        super().__init__(index, parser, token_formatter, logprobs=logprobs, single_call=single_call)
         self._sent_logprobs = 0
         self._begun = self._ended = False
 

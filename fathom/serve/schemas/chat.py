@@ -29,7 +29,7 @@ class Part(RequestModel):
 class Function(RequestModel):
     """A function that the model may call; ``parameters`` is a JSON Schema."""
 
-    name: str = Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")
+    name: str = Field(min_length=1, max_length=128, pattern="^[a-zA-Z0-9_.-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(None, description="Constrain the arguments to the schema where a call is forced.")
@@ -117,6 +117,7 @@ class ChatCompletionRequest(SamplingRequest):
     top_logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: the answer ends after its first call.")
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = Field(
         None, description="'none' turns reasoning off; other values reach the template."

@@ -37,7 +37,7 @@ class RequestModel(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
-    __pydantic_extra__: dict[str, IgnoredValue]
+    __pydantic_extra__: dict[str, IgnoredValue] = Field(init=False)
 
     def take_ignored(self, ignored: IgnoredFields, path: str = "") -> None:
         """Move the names of unknown fields, here and in all inner objects, to ``ignored``; null asks for nothing."""

@@ -11,12 +11,15 @@ import schemathesis
 from pydantic import BaseModel
 
 from fathom.serve.app import BODIES
+from fathom.serve.schemas import messages_models as messages
 from fathom.serve.schemas import response_models as answers
 from tests.serve.serving import Running
 
 ROUTES = {
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
     "/v1/models/{name}",
     "/tokenize",
@@ -58,6 +61,8 @@ def test_the_document_names_every_route_its_body_and_its_errors(server: Running)
         ("/v1/models", None, answers.ModelList),
         ("/tokenizer_info", None, answers.TokenizerInfo),
         ("/health", None, answers.HealthResponse),
+        ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}, messages.MessageResponse),
+        ("/v1/messages", {}, messages.AnthropicErrorResponse),
         ("/v1/models/none", None, answers.ErrorResponse),
         ("/tokenize", {}, answers.ErrorResponse),
     ],

@@ -1,0 +1,87 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's interface over the chat requests of this server."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from fathom.serve.api.chat import chat_job, prepare
+from fathom.serve.api.messages_translation import MessagesTranslation
+from fathom.serve.http.notices import Notices, notices_of
+from fathom.serve.http.request_body import read_body
+from fathom.serve.model_pool import ModelPool
+from fathom.serve.response.encoder import ResponseMetadata
+from fathom.serve.response.messages_encoder import MessagesEncoder
+from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
+from fathom.serve.schemas.messages_models import MessageResponse, TokensCount
+from fathom.serve.service import GenerationJob, Service
+
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def messages_router(models: ModelPool) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(tags=["generation"])
+
+    @router.post("/v1/messages", response_model=MessageResponse, responses={200: {"content": _EVENTS}})
+    async def messages(request: HttpRequest) -> Response:
+        """Continue a conversation, in Anthropic's format."""
+        return await create_message(models, request)
+
+    @router.post("/v1/messages/count_tokens", response_model=TokensCount)
+    async def count(request: HttpRequest) -> Response:
+        """Count the tokens of a conversation's prompt, in Anthropic's format."""
+        return await count_tokens(models, request)
+
+    return router
+
+
+async def create_message(models: ModelPool, http: HttpRequest) -> Response:
+    """Continue a conversation."""
+    began = time.monotonic()
+    body = await read_body(http, MessagesRequest, models.executor)
+    service = await models.acquire(http, body.model)
+    request_id, notices = str(http.state.request_id), notices_of(http)
+    return await service.respond(
+        http, lambda: _job(service, body, request_id, notices), stream=bool(body.stream), began=began
+    )
+
+
+async def count_tokens(models: ModelPool, http: HttpRequest) -> Response:
+    """Count the tokens of a conversation's prompt, as a message created from it does."""
+    body = await read_body(http, CountTokensRequest, models.executor)
+    service = await models.acquire(http, body.model)
+    notices = notices_of(http)
+    return JSONResponse({"input_tokens": await service.executor.run(lambda: _count(service, body, notices))})
+
+
+def _count(service: Service, body: CountTokensRequest, notices: Notices) -> int:
+    """Preprocess a conversation and count its tokens; runs in a thread."""
+    translation = MessagesTranslation(body)
+    notices.ignore(translation.ignored)
+    return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
+
+
+def _job(service: Service, body: MessagesRequest, request_id: str, notices: Notices) -> GenerationJob:
+    """Preprocess a conversation; runs in a thread."""
+    translation = MessagesTranslation(body)
+    notices.ignore(translation.ignored)
+    omitted = body.thinking is not None and body.thinking.display == "omitted"
+    metadata = ResponseMetadata.new("msg", service.name, "_")
+    return translation.names.run(
+        lambda: chat_job(
+            service,
+            translation.chat,
+            lambda choices, prompt_tokens: MessagesEncoder(
+                choices[0],
+                metadata,
+                prompt_tokens=prompt_tokens,
+                request_id=request_id,
+                omit_thinking=omitted,
+            ),
+            notices=notices,
+        )
+    )

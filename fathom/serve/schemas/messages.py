@@ -1,0 +1,112 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens, after Anthropic's API."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from fathom.serve.schemas.common import MAX_TOKENS, RequestModel
+
+
+class Source(RequestModel):
+    """Where an image or a document comes from: base64 data, a URL, a text, or blocks."""
+
+    type: str
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    content: str | list[Block] | None = None
+
+
+class Block(RequestModel):
+    """A content block; ``type`` says which of the fields it has."""
+
+    type: str
+    text: str | None = None
+    source: Source | str | None = None
+    title: str | None = None
+    context: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | dict[str, Any] | None = None
+    is_error: bool | None = None
+
+
+class Turn(RequestModel):
+    """One turn; consecutive turns of one role are one."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class MessagesTool(RequestModel):
+    """A tool of the client's, with a JSON Schema of its input; tools that run on Anthropic's servers are ignored."""
+
+    type: str | None = None
+    name: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class MessagesToolChoice(RequestModel):
+    """Whether tools are called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingConfig(RequestModel):
+    """Whether the model reasons; ``adaptive`` leaves it to the model's template, as leaving ``thinking`` out does."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="omitted: the reasoning is not shown, only carried in the block's signature."
+    )
+
+
+class OutputFormat(RequestModel):
+    """A JSON Schema that the answer must satisfy."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(RequestModel):
+    """The answer's format and effort."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class CountTokensRequest(RequestModel):
+    """A conversation with its tools, as a message is created from it."""
+
+    model: str
+    messages: list[Turn] = Field(min_length=1)
+    system: str | list[Block] | None = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: MessagesToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesRequest(CountTokensRequest):
+    """A conversation to continue. Where it ends with an assistant's turn, the answer continues that turn."""
+
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS)
+    stop_sequences: list[str] | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    stream: bool | None = None
