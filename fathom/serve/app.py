@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from fathom.serve.api.chat import create_chat_completion
 from fathom.serve.api.completions import create_completion
 from fathom.serve.api.messages import messages_router
+from fathom.serve.api.responses_router import responses_router
 from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
 from fathom.serve.errors import ApiError, error_body
 from fathom.serve.http.middleware import RequestMiddleware
@@ -26,11 +27,14 @@ from fathom.serve.schemas import response_models as responses
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
 from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
+from fathom.serve.schemas.responses import InputTokensRequest, ResponsesRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/responses/input_tokens": InputTokensRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/tokenize": TokenizeRequest,
@@ -66,6 +70,7 @@ def create_app(models: ModelPool) -> FastAPI:
     _add_model_routes(app, models)
     _add_tokenizer_routes(app, models)
     _add_status_routes(app, models)
+    app.include_router(responses_router(models))
     app.include_router(messages_router(models))
     app.include_router(page_router())
     app.add_exception_handler(HTTPException, _http_error)

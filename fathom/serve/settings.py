@@ -17,7 +17,8 @@ class Limits:
     ``choices`` bounds the choices of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
-    ``preprocess_timeout_seconds``. A client has ``body_timeout_seconds`` to send its request and
+    ``preprocess_timeout_seconds``. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
+    kept for ``previous_response_id``. A client has ``body_timeout_seconds`` to send its request and
     ``write_timeout_seconds`` to receive each chunk.
     """
 
@@ -33,6 +34,8 @@ class Limits:
     stop_strings: int = 16
     stop_chars: int = 256
     logit_bias: int = 1024
+    stored_responses: int = 1024
+    stored_response_bytes: int = 64 << 20
     images: int = 16
     image_bytes: int = 16 << 20
     max_concurrent_requests: int = 512
