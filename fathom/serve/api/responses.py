@@ -137,7 +137,7 @@ def _job(
             lambda choices, _: ResponsesEncoder(
                 choices[0],
                 metadata,
-                _echo(body),
+                echo(body),
                 carry_reasoning=_ENCRYPTED in (body.include or []),
                 on_complete=keep,
             ),
@@ -177,7 +177,7 @@ def _shortened(service: Service, translation: ResponsesTranslation, fault: ApiEr
     return translation.without_first_turns(turns)
 
 
-def _echo(body: ResponsesRequest) -> dict[str, Any]:
+def echo(body: ResponsesRequest) -> dict[str, Any]:
     """Return the response's fields that repeat the request, defaults included."""
     text, reasoning = body.text, body.reasoning
     wanted = None if text is None or text.format is None else text.format.model_dump(by_alias=True, exclude_none=True)

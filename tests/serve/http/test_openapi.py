@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from fathom.serve.app import BODIES
 from fathom.serve.schemas import messages_models as messages
 from fathom.serve.schemas import response_models as answers
+from fathom.serve.schemas import responses_models as outputs
 from tests.serve.serving import Running
 
 ROUTES = {
@@ -20,6 +21,11 @@ ROUTES = {
     "/v1/completions",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/input_items",
+    "/v1/responses/{response_id}/cancel",
     "/v1/models",
     "/v1/models/{name}",
     "/tokenize",
@@ -62,6 +68,8 @@ def test_the_document_names_every_route_its_body_and_its_errors(server: Running)
         ("/tokenizer_info", None, answers.TokenizerInfo),
         ("/health", None, answers.HealthResponse),
         ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}, messages.MessageResponse),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 4, "top_logprobs": 1}, outputs.ResponseObject),
+        ("/v1/responses/none", None, answers.ErrorResponse),
         ("/v1/messages", {}, messages.AnthropicErrorResponse),
         ("/v1/models/none", None, answers.ErrorResponse),
         ("/tokenize", {}, answers.ErrorResponse),

@@ -1,0 +1,58 @@
+"""Responses that are kept for ``previous_response_id``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fathom.serve.errors import ApiError
+from fathom.serve.response_store import ResponseStore, StoredResponse
+
+
+def response(name: str, previous: str | None = None, text: str = "") -> StoredResponse:
+    items: list[Any] = [{"id": f"in_{name}", "text": text}]
+    body = {"id": name, "output": [{"id": f"out_{name}"}]}
+    return StoredResponse(body=body, input_items=items, input_bytes=len(text), previous=previous)
+
+
+def test_a_history_is_the_items_of_all_responses_before() -> None:
+    store = ResponseStore(max_responses=9, max_bytes=9999)
+    store.put("a", response("r1"))
+    store.put("a", response("r2", "r1"))
+    assert [item["id"] for item in store.history("a", "r2")] == ["in_r1", "out_r1", "in_r2", "out_r2"]
+    assert store.item("a", "out_r1", "input[0].id")["id"] == "out_r1"
+
+
+def test_an_owner_sees_no_other_owners_responses() -> None:
+    store = ResponseStore(max_responses=9, max_bytes=9999)
+    store.put("a", response("r1"))
+    for use in (lambda: store.get("b", "r1"), lambda: store.delete("b", "r1"), lambda: store.item("b", "in_r1", "x")):
+        with pytest.raises(ApiError) as caught:
+            use()
+        assert caught.value.status == 404
+    assert store.get("a", "r1").body["id"] == "r1"
+
+
+def test_the_least_recently_used_response_is_evicted() -> None:
+    store = ResponseStore(max_responses=2, max_bytes=9999)
+    store.put("a", response("r1"))
+    store.put("a", response("r2"))
+    store.get("a", "r1")
+    store.put("a", response("r3", "r2"))
+    with pytest.raises(ApiError, match=r"previous_response_id: 'r2' is not kept here: .* send the whole conversation"):
+        store.history("a", "r3")
+    assert store.history("a", "r1")
+
+
+def test_bytes_are_bounded_and_freed() -> None:
+    store = ResponseStore(max_responses=99, max_bytes=500)
+    for name in "abcd":
+        store.put("", response(name, text="x" * 150))
+        assert store.nbytes <= 500
+    assert len(store) == 2
+    store.put("", response("huge", text="x" * 501))
+    assert len(store) == 2
+    store.delete("", "d")
+    store.delete("", "c")
+    assert (len(store), store.nbytes) == (0, 0)
