@@ -1,9 +1,10 @@
-"""``fathom inspect``: what a checkpoint holds, without loading it."""
+"""``fathom inspect``: what a checkpoint holds, without loading it, or what the columns of a data file mean."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,33 +12,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fathom.cli import options
+from fathom.cli import inspect_data, options
 from fathom.cli.display import amount
 from fathom.cli.load_progress import LoadProgress
+from fathom.cli.sections import PIPE_COLUMNS, report_console, section
 
-PIPE_COLUMNS = 140
-NAME_COLUMNS = 17
 TEMPLATE_LINES = 4
 SPECIAL_TOKENS = 8
 FILES = 12
 
 
 def inspect(
-    model: options.Model,
+    model: options.ModelOrData,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs, with the whole spec.")] = False,
+    kind: Annotated[str, typer.Option("--kind", help="Read data as: conversations, preferences or problems.")] = "",
+    format_name: Annotated[str, typer.Option("--format", help="Read data in this format, as in a recipe.")] = "",
+    field: Annotated[
+        list[str] | None, typer.Option("--field", help="A column of the data, as prompt=COLUMN; may be repeated.")
+    ] = None,
 ) -> None:
-    """Say what a model is: shape, parameters, tensors, cache, tokenizer, and what each export would lose."""
+    """Say what a model is: shape, parameters, tensors, cache, tokenizer, exports; or what the columns of data mean."""
     from fathom.inference.inspection import inspect_source
     from fathom.inference.loading import open_source
+    from fathom.pipeline.data_inspection import holds_data
 
+    if kind or format_name or field or holds_data(Path(model)):
+        inspect_data.inspect(Path(model), as_json=as_json, kind=kind, format_name=format_name, fields=field or [])
+        return
     with LoadProgress(model) as progress:
         found = inspect_source(open_source(model, progress, cache_dir=options.cache_directory()))
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_COLUMNS)
+    console = report_console()
     console.print(
         Text.assemble((found["name"], "bold"), f"  {found['family']}, format {found['form']}, {found['path']}")
     )
@@ -47,27 +54,16 @@ def inspect(
         ("cache", _cache(found["cache"], found["spec"]["max_position_embeddings"])),
         ("text", _text(found)),
     ):
-        _section(console, title, rows)
+        section(console, title, rows)
     _tensors(console, found["tensors"])
     _files(console, found["files"])
-    _section(console, "exports", _exports(found["exports"]))
+    section(console, "exports", _exports(found["exports"]))
 
 
 def size(count: int) -> str:
     """Write bytes shortly: 1.23 GB."""
     short = amount(count)
     return f"{short[:-1]} {short[-1]}B" if short[-1].isalpha() else f"{short} B"
-
-
-def _section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
-    console.print()
-    console.print(title, style="bold")
-    for name, value in rows:
-        first, *more = value.splitlines() or [""]
-        line = Text.assemble((f"  {name:<{NAME_COLUMNS - 1}} ", "dim"), first)
-        for extra in more:
-            line.append(f"\n  {'':<{NAME_COLUMNS}}{extra}")
-        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def _parameters(count: Mapping[str, int]) -> Iterable[tuple[str, str]]:
@@ -123,7 +119,7 @@ def _files(console: Console, files: list[dict[str, Any]]) -> None:
     rows = [(size(file["bytes"]), file["name"]) for file in files[:FILES]]
     if files[FILES:]:
         rows.append((size(sum(file["bytes"] for file in files[FILES:])), f"in {len(files) - FILES} more"))
-    _section(console, f"files, {size(total)}", rows)
+    section(console, f"files, {size(total)}", rows)
 
 
 def _exports(exports: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str]]:

@@ -22,6 +22,14 @@ Model = Annotated[
     ),
 ]
 
+ModelOrData = Annotated[
+    str,
+    typer.Argument(
+        help="A model, as for other verbs: a run, a checkpoint, a directory, a .gguf file, a name. Or data: a file or "
+        "folder of .jsonl, .json, .parquet or .csv, compressed or not."
+    ),
+]
+
 
 def cache_directory() -> Path:
     """Where fetched sources are kept: FATHOM_CACHE, else fathom/ in XDG_CACHE_HOME or ~/.cache."""

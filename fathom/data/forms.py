@@ -120,25 +120,51 @@ def candidates(row: Row, forms: Sequence[Form[T]], columns: Columns = AS_FOUND) 
     return [form for form in found if not any(form.name in other.over for other in found)]
 
 
-def recognise(where: object, rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns = AS_FOUND) -> Form[T]:
+@dataclass(frozen=True, slots=True)
+class Recognition(Generic[T]):
+    """The form of a file's rows; None where they fit none, or where one of ``choices`` has to be named."""
+
+    form: Form[T] | None
+    choices: tuple[Form[T], ...] = ()
+    row: Row = field(default_factory=dict)
+
+
+def recognise(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns = AS_FOUND) -> Recognition[T]:
+    """Return the form that most rows have, or the forms between which a source has to choose."""
+    named = next((form for form in forms if form.name == columns.format), None)
+    if named is not None:
+        return Recognition(named)
+    votes: Counter[str] = Counter()
+    for row in rows:
+        fitting = candidates(row, forms, columns)
+        if len(fitting) > 1:
+            return Recognition(None, tuple(fitting), row)
+        votes.update(form.name for form in fitting)
+    if votes:
+        ((name, _),) = votes.most_common(1)
+        return Recognition(next(form for form in forms if form.name == name))
+    for row in rows:
+        explicit = tuple(form for form in forms if form.explicit and form.fits(columns.renamed(row)))
+        if explicit:
+            return Recognition(None, explicit, row)
+    return Recognition(None)
+
+
+def recognised(where: object, rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns = AS_FOUND) -> Form[T]:
     """Return the form that most rows have.
 
     Raises:
         DataError: rows fit two forms, or none; the message has the choices.
     """
-    named = next((form for form in forms if form.name == columns.format), None)
-    if named is not None:
-        return named
-    votes: Counter[str] = Counter()
-    for row in rows:
-        fitting = candidates(row, forms, columns)
-        if len(fitting) > 1:
-            raise DataError(f"{where}: {_known_columns(row, fitting)} fit more than one form; set {choices(fitting)}")
-        votes.update(form.name for form in fitting)
-    if votes:
-        ((name, _),) = votes.most_common(1)
-        return next(form for form in forms if form.name == name)
-    raise DataError(f"{where}: {_unknown(rows, forms, columns)}")
+    found = recognise(rows, forms, columns)
+    if found.form is not None:
+        return found.form
+    if not found.choices:
+        raise DataError(f"{where}: {_unknown(rows, forms, columns)}")
+    known = {name for form in found.choices for name, column in form.names(found.row).items() if column.required}
+    names = ", ".join(name for name in found.row if name in known)
+    problem = "fit more than one form" if len(found.choices) > 1 else "do not say what is learned"
+    raise DataError(f"{where}: the columns {names} {problem}; set {choices(found.choices)}")
 
 
 def choices(forms: Sequence[Form[T]]) -> str:
@@ -165,7 +191,7 @@ def read_rows(
             rows.append(record.value)
         if len(rows) >= SAMPLED_ROWS:
             break
-    form = recognise(path, rows, forms, columns) if rows else forms[0]
+    form = recognised(path, rows, forms, columns) if rows else forms[0]
     for record in chain(head, records):
         if isinstance(record, BadRecord):
             report.add(RowProblem("malformed", record.place, record.sentence))
@@ -218,22 +244,14 @@ def convert_row(
         return RowProblem("malformed", record.place, str(error))
 
 
-def _known_columns(row: Row, forms: Sequence[Form[T]]) -> str:
-    names = {name for form in forms for name, column in form.names(row).items() if column.required}
-    return f"the columns {', '.join(name for name in row if name in names)}"
-
-
 def _unknown(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns) -> str:
-    """Say that rows fit no form, with the forms that ``format`` could name, or else all forms."""
+    """Say that rows fit no form, with what was found and what is known."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     absent = [f"{own} = {column!r}" for own, column in columns.fields.items() if column not in names]
     more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
     shown = (", ".join(names[:_SHOWN_COLUMNS]) or "(none)") + more
     if absent:
         return f"fields: {absent[0]}, but the columns are {shown}; correct fields"
-    explicit = [form for form in forms if form.explicit and any(form.fits(columns.renamed(row)) for row in rows)]
-    if explicit:
-        return f"the columns {shown} do not say what is learned; set {choices(explicit)}"
     known = "; ".join(f"{form.name}: {', '.join(c.name for c in form.columns if c.required)}" for form in forms)
     example = next(column.name for column in forms[0].columns if column.required)
     remedy = f'rename columns, or set fields = {{ {example} = "COLUMN" }}'

@@ -45,6 +45,19 @@ class ListedProblems:
 
 
 def open_file(source: FileProblems, base: Path) -> ListedProblems:
+    """Return ``read_file``'s problems.
+
+    Raises:
+        DataError: as there, and where no row is of use.
+    """
+    problems = read_file(source, base)
+    if not problems.report.used:
+        read, first = problems.report.read, problems.report.first
+        raise DataError(f"{base / source.path}: none of {read} problems can be used ({first}); fix or add some")
+    return problems
+
+
+def read_file(source: FileProblems, base: Path) -> ListedProblems:
     """Read a file of problems, or the files of a folder, its path taken from ``base`` unless absolute.
 
     Rows have one of ``PROBLEM_FORMS``. Without ``split`` a question's hash decides, one in ten being held out. A row
@@ -52,7 +65,7 @@ def open_file(source: FileProblems, base: Path) -> ListedProblems:
     split is read once.
 
     Raises:
-        DataError: the file cannot be read, its form is unknown or ambiguous, or no row is of use.
+        DataError: the file cannot be read, or its form is unknown or ambiguous.
     """
     path = base / Path(source.path).expanduser()
     splits: dict[Split, list[Problem]] = {"train": [], "held_out": []}
@@ -74,8 +87,6 @@ def open_file(source: FileProblems, base: Path) -> ListedProblems:
         report.used += 1
         if first[1] == place:
             splits[split].append(problem)
-    if not report.used:
-        raise DataError(f"{path}: none of {report.read} problems can be used ({report.first}); fix or add some")
     return ListedProblems(source.name, splits, report)
 
 

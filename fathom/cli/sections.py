@@ -1,0 +1,29 @@
+"""Sections of names and values on a terminal, or as plain lines of a fixed width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.text import Text
+
+PIPE_COLUMNS = 140
+NAME_COLUMNS = 17
+
+
+def report_console() -> Console:
+    """Return a console as wide as the terminal, or ``PIPE_COLUMNS`` wide."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
+
+
+def section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print a title, and a line for each name and value; further lines of a value stand below it."""
+    console.print()
+    console.print(title, style="bold", markup=False)
+    for name, value in rows:
+        first, *more = value.splitlines() or [""]
+        line = Text.assemble((f"  {name:<{NAME_COLUMNS - 1}} ", "dim"), first)
+        for extra in more:
+            line.append(f"\n  {'':<{NAME_COLUMNS}}{extra}")
+        console.print(line, soft_wrap=not console.is_terminal)

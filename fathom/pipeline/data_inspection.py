@@ -1,0 +1,225 @@
+"""What a data file's columns mean before a run: the forms it may be read in, its counts, and its first sample.
+
+Rows are read by the same tables and readers as the steps of a recipe use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fathom.data.conversations.forms import CONVERSATION_FORMS, Conversation
+from fathom.data.conversations.read import read_conversations
+from fathom.data.data_files import data_files, is_data_file
+from fathom.data.forms import SAMPLED_ROWS, Columns, Form, Row, file_records, recognise, recognised
+from fathom.data.problems.files import read_file
+from fathom.data.problems.forms import PROBLEM_FORMS
+from fathom.data.records import Record, holds_records
+from fathom.data.row_report import RowReport
+from fathom.errors import DataError
+from fathom.posttrain.preferences import PREFERENCE_FORMS, Preference, read_preferences
+from fathom.spec.problem import FileProblems, Problem
+
+Sample = Mapping[str, Any]
+_MODEL_FILES = frozenset({"config.json", "params.json", "state.json", "tokenizer.json"})
+_MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pth")
+_TEXT = ("text", "content")
+LEARNED_ROLE = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class DataKind:
+    """A kind of data that a step reads: what its rows are called, the step, the forms, and the reader."""
+
+    name: str
+    step: str
+    forms: Sequence[Form[Any]]
+    read: Callable[[Path, Columns], tuple[RowReport, Sample | None]]
+
+
+def holds_data(path: Path) -> bool:
+    """Whether a path is one of data rather than of a model: by its suffix, a pattern, or what lies in a folder."""
+    if path.is_dir():
+        inside = [file.name.lower() for file in path.iterdir()]
+        if any(name in _MODEL_FILES or name.endswith(_MODEL_SUFFIXES) for name in inside):
+            return False
+        return any(is_data_file(file) for file in path.rglob("*"))
+    return holds_records(path)
+
+
+def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = None) -> dict[str, Any]:
+    """Return a description of a data file or folder as plain JSON; every row is read.
+
+    ``uses`` are the forms that its rows have, one for each kind of data, ``choices`` those that a recipe has to name.
+
+    Raises:
+        DataError: it cannot be read, or ``kind`` or ``columns`` are given and do not fit.
+    """
+    given = columns or Columns()
+    kinds = [KINDS[kind]] if kind is not None else list(KINDS.values())
+    counts: Counter[str] = Counter()
+    rows: list[Row] = []
+    total, unreadable = 0, 0
+    for record in file_records(path):
+        total += 1
+        if not isinstance(record, Record):
+            unreadable += 1
+            continue
+        counts.update(name for name, value in record.value.items() if value is not None)
+        if len(rows) < SAMPLED_ROWS:
+            rows.append(record.value)
+    found: dict[str, Any] = {
+        "path": str(path),
+        "files": [str(file) for file in data_files(path)],
+        "rows": total,
+        "unreadable": unreadable,
+        "columns": dict(counts),
+        "uses": [],
+        "choices": [],
+    }
+    for one in kinds:
+        if given.format is None or any(form.name == given.format for form in one.forms):
+            _describe(path, one, rows, given, counts, found)
+    if not found["uses"] and not found["choices"]:
+        _refuse_unknown(path, kinds, rows, given, counts, found)
+    return found
+
+
+def _describe(
+    path: Path, kind: DataKind, rows: Sequence[Row], columns: Columns, counts: Mapping[str, int], found: dict[str, Any]
+) -> None:
+    """Add how one kind of data reads the file: its form and what comes of it, or the forms it has to choose from."""
+    recognition = recognise(rows, kind.forms, columns) if rows else None
+    if recognition is None:
+        return
+    form = recognition.form
+    if form is None:
+        found["choices"] += [
+            {"kind": kind.name, "step": kind.step, "format": other.name, "means": other.advice or other.title}
+            for other in recognition.choices
+        ]
+        return
+    report, sample = kind.read(path, columns)
+    meanings = _meanings(form, rows, columns)
+    found["uses"].append(
+        {
+            "kind": kind.name,
+            "step": kind.step,
+            "format": form.name,
+            "title": form.title,
+            "columns": meanings,
+            "ignored": [name for name in counts if name not in meanings],
+            "used": report.used,
+            "problems": {reason: [count, str(report.examples[reason][0])] for reason, count in report.problems.items()},
+            "sample": sample,
+        }
+    )
+
+
+def _meanings(form: Form[Any], rows: Sequence[Row], columns: Columns) -> dict[str, str]:
+    """Return what each column of the file that a form reads means, by the file's names."""
+    own = {name: columns.fields.get(name, name) for row in rows for name in form.names(columns.renamed(row))}
+    by_name = {name: column for row in rows for name, column in form.names(columns.renamed(row)).items()}
+    return {own[name]: column.meaning for name, column in by_name.items()}
+
+
+def _refuse_unknown(
+    path: Path,
+    kinds: Sequence[DataKind],
+    rows: Sequence[Row],
+    columns: Columns,
+    counts: Mapping[str, int],
+    found: dict[str, Any],
+) -> None:
+    """Describe a corpus of plain text; any other file that fits no form is refused with all forms of its kind."""
+    text = next((name for name in _TEXT if name in counts), None)
+    if text is not None and len(kinds) > 1 and columns == Columns():
+        found["uses"].append(
+            {
+                "kind": "corpus",
+                "step": "corpus",
+                "format": "text",
+                "title": "documents",
+                "columns": {text: "a document's text"},
+                "ignored": [name for name in counts if name != text],
+                "used": counts[text],
+                "problems": {},
+                "sample": {"text": next((row[text] for row in rows if row.get(text)), None)},
+            }
+        )
+        return
+    if not rows:
+        raise DataError(f"{path}: holds no row that can be read; add some, or get the file again")
+    if len(kinds) == 1:
+        recognised(path, rows, kinds[0].forms, columns)
+    known = "; ".join(f"{kind.name}: {_required(kind)}" for kind in kinds)
+    names = ", ".join(islice(counts, 12)) or "(none)"
+    raise DataError(f"{path}: no known form in the columns {names}; known are {known}; rename columns or use --field")
+
+
+def _required(kind: DataKind) -> str:
+    """Return the columns that each form of a kind is recognised by."""
+    return " | ".join(" + ".join(c.name for c in form.columns if c.required) for form in kind.forms)
+
+
+def _conversations(path: Path, columns: Columns) -> tuple[RowReport, Sample | None]:
+    report, first = RowReport(), None
+    for conversation in read_conversations(path, report, columns):
+        report.used += 1
+        first = first or _conversation(conversation)
+    return report, first
+
+
+def _conversation(conversation: Conversation) -> Sample:
+    flags = conversation.learn or (None,) * len(conversation.messages)
+    turns = [_turn(message, flag) for message, flag in zip(conversation.messages, flags, strict=True)]
+    names = [str(tool.get("function", tool).get("name", "?")) for tool in conversation.tools]
+    return {"place": conversation.place, "turns": turns, "tools": names}
+
+
+def _turn(message: Mapping[str, Any], flag: bool | None) -> Sample:
+    """Return a message and whether it is in the loss, where a step learns the assistant's turns."""
+    return {**message, "in_loss": message["role"] == LEARNED_ROLE if flag is None else flag}
+
+
+def _preferences(path: Path, columns: Columns) -> tuple[RowReport, Sample | None]:
+    report, first = RowReport(), None
+    for pair in read_preferences(path, report, columns):
+        report.used += 1
+        first = first or _pair(pair)
+    return report, first
+
+
+def _pair(pair: Preference) -> Sample:
+    turns = [_turn(message, False) for message in pair.messages]
+    return {"place": pair.place, "turns": turns, "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def _problems(path: Path, columns: Columns) -> tuple[RowReport, Sample | None]:
+    opened = read_file(FileProblems(name="file", path=str(path), format=columns.format, fields=columns.fields), Path())
+    first = next((opened.problems(split, 0, 1)[0] for split in ("train", "held_out") if opened.size(split)), None)
+    return opened.report, None if first is None else _problem(first) | {
+        "train": opened.size("train"),
+        "held_out": opened.size("held_out"),
+    }
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {"question": problem.question, "answer": problem.answer, "details": dict(problem.details)}
+
+
+KINDS: Mapping[str, DataKind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            DataKind("conversations", "sft", CONVERSATION_FORMS, _conversations),
+            DataKind("preferences", "dpo", PREFERENCE_FORMS, _preferences),
+            DataKind("problems", "grpo", PROBLEM_FORMS, _problems),
+        )
+    }
+)
