@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fathom.chat.continuation import (
+    check_continuable,
+    continued_text,
+    cut_at_mark,
+    with_mark,
+    with_reasoning_as_content,
+)
 from fathom.chat.parts import (
     checked_message,
     format_messages_for_template,
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 4_194_304
 MAX_NESTING = 64
+_THINK_TAGS = re.compile(f"({re.escape(special.THINK_BEGIN)}|{re.escape(special.THINK_END)})")
 _GUARDS = ("\uf8f0", "\uf8f1", "\uf8f2", "\uf8f3")
 
 
@@ -66,6 +74,7 @@ def encode_chat(
     max_chars: int = MAX_CHARS,
     image_token_id: int | None = None,
     tokens_per_image: int = 1,
+    continue_final_message: bool = False,
     **variables: Any,
 ) -> list[int]:
     """Return the ids of a chat: special tokens of the template are encoded as such, those in messages as plain text.
@@ -74,8 +83,11 @@ def encode_chat(
     special token, so that no message can contain one; it is removed after splitting. A private-use character that
     occurs in the messages is never chosen. An assistant's closing think tag stays readable to the template.
     ``variables``, tools and their descriptions among them, are guarded in the same way. Each image becomes
-    ``tokens_per_image`` times ``image_token_id``.
+    ``tokens_per_image`` times ``image_token_id``. With ``continue_final_message`` the ids end inside the last message,
+    an assistant's, without its end token; think tags in it are special tokens, as they would be in an answer.
     """
+    if continue_final_message:
+        check_continuable(messages)
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
     chosen = tokenizer.chat_template if template is None else template
     checked = [
@@ -86,16 +98,24 @@ def encode_chat(
         raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
     starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in names.values()}))) + "]")
     guarded = [_guarded(message, starts, guard) for message in checked]  # its JSON is read: escapes hide no character
-    text = render(
-        guarded,
-        chosen,
-        add_generation_prompt=add_generation_prompt,
-        bos_token=tokenizer.id_to_token(tokenizer.bos_id),
-        eos_token=tokenizer.id_to_token(tokenizer.eos_id),
-        max_chars=max_chars,
-        image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
-        **{name: _guard_value(value, starts, guard) for name, value in variables.items()},
-    )
+    guarded_variables = {name: _guard_value(value, starts, guard) for name, value in variables.items()}
+
+    def render_guarded(shown: Sequence[Mapping[str, Any]]) -> str:
+        return render(
+            shown,
+            chosen,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            bos_token=tokenizer.id_to_token(tokenizer.bos_id),
+            eos_token=tokenizer.id_to_token(tokenizer.eos_id),
+            max_chars=max_chars,
+            image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
+            **guarded_variables,
+        )
+
+    if continue_final_message:
+        text = _render_continued(render_guarded, guarded[:-1], _guarded_tagged(checked[-1], starts, guard), guard * 2)
+    else:
+        text = render_guarded(guarded)
     names_by_length = sorted(names.values(), key=len, reverse=True)
     pieces = re.split("(" + "|".join(map(re.escape, names_by_length)) + ")", text)
     ids: list[int] = []
@@ -105,6 +125,26 @@ def encode_chat(
         elif piece:
             ids.extend(tokenizer.encode(piece.replace(guard, ""), continues=index > 0))
     return _with_images(ids, image_count(guarded), image_token_id, tokens_per_image)
+
+
+def _render_continued(
+    render_guarded: Callable[[Sequence[Mapping[str, Any]]], str],
+    before: Sequence[dict[str, Any]],
+    final: dict[str, Any],
+    mark: str,
+) -> str:
+    """Render a conversation up to the end of its final message's text. No message may contain ``mark``."""
+    field, _ = continued_text(final)
+    shown = cut_at_mark(render_guarded([*before, with_mark(final, mark)]), mark)
+    if shown is None and field != "content":
+        final = with_reasoning_as_content(final)
+        shown = cut_at_mark(render_guarded([*before, with_mark(final, mark)]), mark)
+    if shown is None:
+        raise DataError(
+            f"messages[{len(before)}].{field}: the chat template does not show its end, so it cannot be continued; "
+            "leave continue_final_message and prefix out"
+        )
+    return shown
 
 
 def _with_images(ids: list[int], images: int, image_token_id: int | None, tokens_per_image: int) -> list[int]:
@@ -126,6 +166,19 @@ def _guarded(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> di
         | {key: _guard_value(value, starts, guard) for key, value in message.items() if key != "content"}
         | {"content": map_text(message["content"], guarded_text)}
     )
+
+
+def _guarded_tagged(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
+    """Guard a message whose think tags stay as they are."""
+
+    def guard_between(text: str) -> str:
+        return "".join(
+            part if index % 2 else starts.sub(lambda match: match[0] + guard, part)
+            for index, part in enumerate(_THINK_TAGS.split(text))
+        )
+
+    content = map_text(message["content"], guard_between)
+    return {name: _guard_value(value, starts, guard) for name, value in message.items()} | {"content": content}
 
 
 def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:

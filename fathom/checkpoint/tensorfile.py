@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
+from fathom.checkpoint.located import pointer_remedy
 from fathom.checkpoint.weights import StoredTensor
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
@@ -76,7 +77,7 @@ class TensorFile:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                header, start = _header(file.read(8), size, file)
+                header, start = _header(path, file.read(8), size, file)
             metadata = _metadata(header.pop(_METADATA, {}))
             found = {name: _entry(name, given) for name, given in header.items()}
             _check_tiling(found, size - start)
@@ -165,9 +166,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
             writer.write(name, tensor)
 
 
-def _header(prefix: bytes, size: int, file: Any) -> tuple[dict[str, Any], int]:
+def _header(path: Path, prefix: bytes, size: int, file: Any) -> tuple[dict[str, Any], int]:
     """Return the header and where the data starts."""
     length = int.from_bytes(prefix, "little")
+    if prefix == b"version ":
+        pointer = pointer_remedy(prefix + file.read(64))
+        if pointer is not None:
+            raise CheckpointError(f"{path}: {pointer}")
     if len(prefix) < 8 or length > size - 8:
         raise _Fault(f"its {size} bytes end within the header")
     if length > _LARGEST_HEADER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ def evaluate(
         list[Path] | None,
         typer.Option("--text", help="Measure this folder or file instead of the run's held-out text."),
     ] = None,
+    text_column: options.TextColumn = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="gsm8k, hellaswag or truthfulqa_mc1; may be repeated.")
     ] = None,
@@ -52,10 +54,14 @@ def evaluate(
         raise SpecError("--limit" if limit is not None else "--out", "is about tasks", "name one with --task")
     if out is not None:
         check_records(out)
+    if text_column is not None and not text:
+        raise SpecError("--text-column", "is about the data files of --text", "give --text FOLDER, or leave it out")
     opened = model_options.open_model(model, device, dtype, weights)
     texts: Mapping[str, BitsPerByte] = {}
     if text:
-        texts = measure_texts(opened, text, max_tokens=max_tokens, context=context)
+        texts, notes = measure_texts(opened, text, max_tokens=max_tokens, context=context, text_column=text_column)
+        for note in notes:
+            print(note, file=sys.stderr)
     elif not tasks:
         texts = measure_held_out(opened, max_tokens=max_tokens, context=context)
     model_options.announce(opened)

@@ -27,6 +27,7 @@ def train(
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="Train on this folder of text instead; may be repeated.")
     ] = None,
+    text_column: options.TextColumn = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field, e.g. pretrain.train.total_tokens=500000.")
     ] = None,
@@ -38,7 +39,7 @@ def train(
     from fathom.pipeline.recipe import load_run_plan
     from fathom.pipeline.run import run
 
-    plan = load_run_plan(recipe, overrides=changes or [], text=text or [])
+    plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
     again = f"fathom train {recipe} --out {directory} --resume"
     display = make_display(Console())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fathom.data import left_out
 from fathom.errors import DataError, explain_os_error
 
 _MIB = 1_048_576
@@ -40,8 +41,19 @@ class ReadLimits:
 DEFAULT_LIMITS = ReadLimits()
 
 
-class DamagedFileError(DataError):
-    """A file ends too early or cannot be unpacked from some place on; what came before it was given."""
+class UnusableFileError(DataError):
+    """One file cannot be used, which says nothing of the files beside it; ``reason`` is one of ``left_out``."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DamagedFileError(UnusableFileError):
+    """A file ends too early or cannot be read from some place on; what came before it was given."""
+
+    def __init__(self, message: str, reason: str = left_out.DAMAGED) -> None:
+        super().__init__(message, reason)
 
 
 class _Decompressor(Protocol):
@@ -70,7 +82,8 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
     """Yield the content of a file in pieces, unpacked where its suffix says that it is compressed.
 
     Raises:
-        DataError: the file cannot be opened, a library is missing, or the file unpacks to more than ``limits`` allow.
+        DataError: a library is missing, or the file unpacks to more than ``limits`` allow.
+        UnusableFileError: the file cannot be opened or read.
         DamagedFileError: it ends within compressed data or is not what its suffix says; all before it was yielded.
     """
     suffix = compression(path)
@@ -90,11 +103,16 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
     except OSError as error:
         if isinstance(decoder, _Members) and error.errno is None:  # bz2 reports bad data so
             raise _damaged(path, suffix, error) from None
-        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
+        raise unreadable(path, error) from None
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, _zstd_error()) as error:
         raise _damaged(path, suffix, error) from None
     if decoder is not None and not decoder.complete:
         raise DamagedFileError(f"{path}: cut short, its {suffix} data ends too early; get the file again")
+
+
+def unreadable(path: Path, error: OSError) -> UnusableFileError:
+    """Return what to raise for a file that the system does not give."""
+    return UnusableFileError(f"{path}: cannot be read, {explain_os_error(error)}", left_out.UNREADABLE)
 
 
 def _check_size(path: Path, consumed: int, produced: int, limits: ReadLimits) -> None:

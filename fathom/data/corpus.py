@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from fathom.data.document import Document
 from fathom.data.extract import extract
 from fathom.data.fetch import DEFAULT_CACHE, fetch_all
 from fathom.data.folder import FolderReading
+from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
 from fathom.errors import DataError
 from fathom.files import json_text, publish_directory
@@ -25,6 +26,7 @@ from fathom.spec.recipe import CorpusStep
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _BATCH = 512
+_NOT_COUNTS = ("left_out", "skipped_files")  # the latter is what a summary had before left_out
 
 
 @dataclass(slots=True)
@@ -42,7 +44,17 @@ class SourceSummary:
     exact_duplicates: int = 0
     near_duplicates: int = 0
     over_cap: int = 0
-    skipped_files: list[str] = field(default_factory=list)
+    left_out: LeftOutReport = field(default_factory=LeftOutReport)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SourceSummary:
+        """Read one source's part of summary.json."""
+        report = LeftOutReport.from_mapping(values.get("left_out", {}))
+        return cls(**{name: value for name, value in values.items() if name not in _NOT_COUNTS}, left_out=report)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for summary.json."""
+        return asdict(self) | {"left_out": asdict(self.left_out)["reasons"]}
 
 
 @dataclass(slots=True)
@@ -66,7 +78,7 @@ class CorpusSummary:
         return {
             "documents": self.documents,
             "bytes": self.bytes,
-            "sources": {name: asdict(s) for name, s in self.sources.items()},
+            "sources": {name: s.to_json() for name, s in self.sources.items()},
         }
 
     @classmethod
@@ -75,8 +87,8 @@ class CorpusSummary:
         path = corpus_dir / "summary.json"
         try:
             sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
-            return cls({name: SourceSummary(**values) for name, values in sources.items()})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls({name: SourceSummary.from_mapping(values) for name, values in sources.items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: no usable summary ({error}); delete the folder and build it again") from None
 
 
@@ -131,9 +143,7 @@ def read_documents(corpus_dir: Path, source: str, split: Split) -> Iterator[Docu
 
 def _raw(source: Source, archives: dict[str, Path], cache_dir: Path, result: SourceSummary) -> Iterator[Document]:
     if isinstance(source, FolderSource):
-        reading = FolderReading(source)
-        yield from reading
-        result.skipped_files = reading.skipped
+        yield from FolderReading(source, result.left_out)
     elif isinstance(source, ExerciseSource):
         yield from read_problem_documents(source, cache_dir)
     else:

@@ -1,23 +1,28 @@
-"""A user's own text: files and folders of .txt, .md, .py and .jsonl."""
+"""A user's own text: files and folders of prose, code and data sets, compressed or not."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fathom.data import left_out
+from fathom.data.compressed import UnusableFileError, inner_suffix
 from fathom.data.document import Document
 from fathom.data.extract import cut, plain
-from fathom.errors import DataError, SpecError, explain_os_error
+from fathom.data.folder_scan import CODE_SUFFIXES, KNOWN_SUFFIXES, FoundFile, is_readable, scan_folder
+from fathom.data.left_out import LeftOutReport
+from fathom.data.record_texts import record_texts
+from fathom.data.records import holds_records
+from fathom.data.text_stream import read_text
+from fathom.errors import DataError, SpecError
 from fathom.spec.data import FolderSource
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-_FIELDS = ("text", "content")
+_MAY_BE_OTHER_THINGS = (".json", ".csv", ".tsv")
 
 
-def folder_sources(folders: Sequence[Path]) -> tuple[FolderSource, ...]:
+def folder_sources(folders: Sequence[Path], text_column: str | None = None) -> tuple[FolderSource, ...]:
     """Make one source per folder or file, named after it; equal names are numbered."""
     sources: list[FolderSource] = []
     for folder in folders:
@@ -28,92 +33,81 @@ def folder_sources(folders: Sequence[Path]) -> tuple[FolderSource, ...]:
         name, number = base, 2
         while name in taken:
             name, number = f"{base}-{number}", number + 1
-        sources.append(FolderSource(name=name, path=str(folder.resolve())))
+        sources.append(FolderSource(name=name, path=str(folder.resolve()), text_column=text_column))
     return tuple(sources)
 
 
 @dataclass(slots=True)
 class FolderReading:
-    """The documents of a folder as an iterator; ``skipped`` fills with one line per unusable file as it runs."""
+    """The documents of a folder as an iterator; ``left_out`` fills as it runs with what is none, and why."""
 
     source: FolderSource
-    skipped: list[str] = field(default_factory=list)
+    left_out: LeftOutReport = field(default_factory=LeftOutReport)
     used: int = 0
 
     def __iter__(self) -> Iterator[Document]:
         """Yield documents file by file, in order of path.
 
-        An unreadable, empty, binary or wrongly encoded file is skipped and noted, so long as another file is of
-        use. A single file, a folder without any usable text, and a bad line of .jsonl raise ``DataError``.
+        An unreadable, empty, binary or wrongly encoded file, and an unreadable record, are counted and named, so long
+        as there is text besides. A file given by its own name that is of no use, a folder without any text, a
+        symbolic link that leads back to where it lies, data without a column of text, and a file that unpacks to
+        absurd sizes raise ``DataError``.
         """
         root = Path(self.source.path)
-        for file in _files(self.source, root):
+        for file in self._files(root):
+            texts = 0
             try:
-                text = _read(file)
-            except DataError as error:
-                if root.is_file():
+                for texts, text in enumerate(self._texts(file), start=1):
+                    yield Document(text, self.source.name, f"{file.name}#{texts - 1}")
+            except UnusableFileError as error:
+                if root.is_file() or (error.reason == left_out.NO_COLUMN and not _may_be_other_things(file.path)):
                     raise
-                self.skipped.append(str(error))
-                continue
-            self.used += 1
-            name = file.name if file == root else str(file.relative_to(root))
-            for index, part in enumerate(_documents(file, text)):
-                yield Document(part, self.source.name, f"{name}#{index}")
+                self.left_out.add(error.reason, str(error))
+            self.used += texts > 0
         if not self.used:
-            first = f" ({self.skipped[0]})" if self.skipped else ""
-            raise DataError(f"{root}: no usable text in {len(self.skipped)} files{first}; add UTF-8 text files")
+            raise DataError(
+                f"{root}: no usable text in {self.left_out.count} files{self._first()}; add UTF-8 text files"
+            )
+
+    def _files(self, root: Path) -> list[FoundFile]:
+        if root.is_file():
+            if not is_readable(root):
+                raise DataError(f"{root}: unknown kind of file; use {KNOWN_SUFFIXES}")
+            return [FoundFile(root, root.name)]
+        if not root.is_dir():
+            raise DataError(f"{root}: source {self.source.name!r} has no such file or folder; correct path")
+        files = scan_folder(root, self.left_out)
+        if not files:
+            raise DataError(f"{root}: no file of text or data found{self._first()}; add {KNOWN_SUFFIXES}")
+        return files
+
+    def _first(self) -> str:
+        """The most telling example of what was left out, in parentheses."""
+        reasons = sorted(self.left_out.reasons, key=lambda reason: (reason != left_out.NO_COLUMN, reason in _BY_NAME))
+        return f" ({self.left_out.reasons[reasons[0]].examples[0]})" if reasons else ""
+
+    def _texts(self, file: FoundFile) -> Iterator[str]:
+        if holds_records(file.path):
+            yield from record_texts(file.path, self.source, self.left_out)
+            return
+        text, problem = read_text(file.path, encoding=self.source.encoding)
+        if problem:
+            self.left_out.add(left_out.DAMAGED, problem)
+        match inner_suffix(file.path):
+            case ".txt":
+                yield from plain(text)
+            case suffix if suffix in CODE_SUFFIXES:
+                yield text
+            case _:
+                yield from cut(text.replace("\r\n", "\n"))
 
 
-def _files(source: FolderSource, root: Path) -> list[Path]:
-    if root.is_file():
-        if root.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{root}: unknown kind of file; use {', '.join(SUFFIXES)}")
-        return [root]
-    if not root.is_dir():
-        raise DataError(f"{root}: source {source.name!r} has no such file or folder; correct path")
-    inside = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = sorted(path for path in inside if not any(p.startswith(".") for p in path.relative_to(root).parts))
-    if not files:
-        raise DataError(f"{root}: no {', '.join(SUFFIXES)} file found; add some or correct path")
-    return files
+_BY_NAME = (
+    *(left_out.HIDDEN, left_out.PACKAGES, left_out.DESCRIPTIONS, left_out.OTHER_KINDS, left_out.ARCHIVES),
+    *(left_out.BROKEN_LINKS, left_out.REPEATED),
+)
 
 
-def _read(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read, {explain_os_error(error)}") from None
-    if not content.strip():
-        raise DataError(f"{file}: empty; remove it or add text")
-    if b"\0" in content[:65_536]:
-        raise DataError(f"{file}: holds binary data; remove it or save it as UTF-8 text")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-
-
-def _documents(file: Path, text: str) -> Iterator[str]:
-    match file.suffix.lower():
-        case ".jsonl":
-            yield from _json_lines(file, text)
-        case ".txt":
-            yield from plain(text)
-        case ".md":
-            yield from cut(text.replace("\r\n", "\n"))
-        case _:
-            yield text
-
-
-def _json_lines(file: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}: line {number} is not JSON ({error}); fix or remove it") from None
-        value = next((row[name] for name in _FIELDS if name in row), None) if isinstance(row, dict) else None
-        if not isinstance(value, str):
-            raise DataError(f"{file}: line {number} has no text in 'text' or 'content'; add one or remove the line")
-        yield value
+def _may_be_other_things(path: Path) -> bool:
+    """Whether a file of this suffix in a folder of text need not be data: settings, a table."""
+    return path.suffix.lower() in _MAY_BE_OTHER_THINGS

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits
-from fathom.errors import DataError, explain_os_error
+from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, unreadable
+from fathom.errors import DataError
 
 _BATCH_ROWS = 128
 
@@ -19,16 +19,19 @@ def parquet_columns(path: Path) -> list[str]:
     return names
 
 
-def parquet_rows(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[dict[str, Any]]:
-    """Yield each row as its values by column; ``_BATCH_ROWS`` of them are in memory at once.
+def parquet_rows(
+    path: Path, limits: ReadLimits = DEFAULT_LIMITS, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield each row as its values by column, of all columns or the given ones; ``_BATCH_ROWS`` are in memory at once.
 
     Raises:
-        DataError: the file cannot be opened, pyarrow is missing, or a column unpacks to more than ``limits`` allow.
+        DataError: pyarrow is missing, or a column unpacks to more than ``limits`` allow.
+        UnusableFileError: the file cannot be opened.
         DamagedFileError: it is no Parquet, or damaged from some row on; all rows before were yielded.
     """
     with _opened(path) as file:
         _check_size(path, file.metadata, limits)
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
         while True:
             try:
                 batch = next(batches, None)
@@ -51,7 +54,7 @@ def _opened(path: Path) -> Any:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
+        raise unreadable(path, error) from None
     try:
         return parquet.ParquetFile(path, memory_map=False)
     except (OSError, ValueError) as error:

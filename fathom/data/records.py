@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,37 +56,45 @@ def holds_records(path: Path) -> bool:
     return inner_suffix(path) in RECORD_SUFFIXES
 
 
-def read_records(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[Record | BadRecord]:
+def read_records(
+    path: Path,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    *,
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+) -> Iterator[Record | BadRecord]:
     """Yield the records of a file in their order; memory is bounded by the largest one.
 
     ``.jsonl`` and ``.ndjson`` have an object on each line; ``.json`` an array of objects, one object, or objects that
     follow each other; a file of lines that starts as an array is read as one. Values of Parquet are Python's, those of
     CSV and TSV texts by the names in the first line. Empty lines are passed over. A line that is no JSON object, not
     UTF-8 or above ``limits.max_record_bytes`` is a ``BadRecord``; a file that ends too early gives what is before, and
-    one.
+    one. ``columns`` are those read of Parquet, the others staying on the disk; ``encoding`` is that of text which is
+    not UTF-8.
 
     Raises:
-        DataError: the file cannot be opened, has another suffix, needs a library that is not installed, or unpacks to
-            more than ``limits`` allow.
+        DataError: the file has another suffix, needs a library that is not installed, or unpacks to more than
+            ``limits`` allow.
+        UnusableFileError: it cannot be opened.
     """
     suffix = inner_suffix(path)
     if suffix not in RECORD_SUFFIXES:
         raise DataError(f"{path}: not a data file; give one of {', '.join(RECORD_SUFFIXES)}")
     if suffix == ".parquet":
-        yield from _parquet_records(path, limits)
+        yield from _parquet_records(path, limits, columns)
     elif suffix in _TABLES:
-        yield from _table_records(path, _TABLES[suffix], limits)
-    elif _by_lines(path, suffix, limits):
-        yield from _line_records(path, limits)
+        yield from _table_records(path, _TABLES[suffix], limits, encoding)
+    elif _by_lines(path, suffix, limits, encoding):
+        yield from _line_records(path, limits, encoding)
     else:
-        yield from _value_records(path, limits)
+        yield from _value_records(path, limits, encoding)
 
 
-def _by_lines(path: Path, suffix: str, limits: ReadLimits) -> bool:
+def _by_lines(path: Path, suffix: str, limits: ReadLimits, encoding: str | None) -> bool:
     """Whether a JSON file has a record on each line, as its first bytes show."""
     head = b""
     try:
-        for chunk in utf8_chunks(path, limits):
+        for chunk in utf8_chunks(path, limits, encoding):
             head += chunk
             if len(head) >= _PEEK_BYTES:
                 break
@@ -114,20 +122,22 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _line_records(path: Path, limits: ReadLimits) -> Iterator[Record | BadRecord]:
+def _line_records(path: Path, limits: ReadLimits, encoding: str | None) -> Iterator[Record | BadRecord]:
     number = 0
     try:
-        for number, line in lines(utf8_chunks(path, limits), limits.max_record_bytes):
+        for number, line in lines(utf8_chunks(path, limits, encoding), limits.max_record_bytes):
             if line is None or line.strip():
                 yield _parsed(f"{path}, line {number}", line, limits)
     except DamagedFileError as error:
         yield _damage(path, f"{path}, line {number + 1}", error)
 
 
-def _value_records(path: Path, limits: ReadLimits) -> Iterator[Record | BadRecord]:
+def _value_records(path: Path, limits: ReadLimits, encoding: str | None) -> Iterator[Record | BadRecord]:
     number = 0
     try:
-        for number, value in enumerate(json_values(utf8_chunks(path, limits), limits.max_record_bytes), start=1):
+        for number, value in enumerate(
+            json_values(utf8_chunks(path, limits, encoding), limits.max_record_bytes), start=1
+        ):
             if value == b"":
                 yield BadRecord(f"{path}, row {number}", "the array has no end; get the file again or close it with ]")
             else:
@@ -161,20 +171,22 @@ def _damage(path: Path, place: str, error: DamagedFileError) -> BadRecord:
     return BadRecord(place, str(error).removeprefix(f"{path}: "))
 
 
-def _parquet_records(path: Path, limits: ReadLimits) -> Iterator[Record | BadRecord]:
+def _parquet_records(path: Path, limits: ReadLimits, columns: Sequence[str] | None) -> Iterator[Record | BadRecord]:
     if compression(path):
         raise DataError(f"{path}: Parquet is compressed inside; unpack it ({', '.join(COMPRESSIONS)} are for text)")
     number = 0
     try:
-        for number, row in enumerate(parquet_rows(path, limits), start=1):
+        for number, row in enumerate(parquet_rows(path, limits, columns), start=1):
             yield Record(f"{path}, row {number}", row)
     except DamagedFileError as error:
         yield _damage(path, f"{path}, row {number + 1}", error)
 
 
-def _table_records(path: Path, delimiter: str, limits: ReadLimits) -> Iterator[Record | BadRecord]:
+def _table_records(
+    path: Path, delimiter: str, limits: ReadLimits, encoding: str | None
+) -> Iterator[Record | BadRecord]:
     csv.field_size_limit(max(csv.field_size_limit(), limits.max_record_bytes))
-    rows = csv.reader(_table_lines(path, limits), delimiter=delimiter)
+    rows = csv.reader(_table_lines(path, limits, encoding), delimiter=delimiter)
     number = 0
     try:
         names = next(rows, [])
@@ -188,9 +200,9 @@ def _table_records(path: Path, delimiter: str, limits: ReadLimits) -> Iterator[R
         yield BadRecord(f"{path}, row {number + 1}", f"not readable as CSV ({error}); fix its quotation marks")
 
 
-def _table_lines(path: Path, limits: ReadLimits) -> Iterator[str]:
+def _table_lines(path: Path, limits: ReadLimits, encoding: str | None) -> Iterator[str]:
     """Yield lines for the csv module, which joins those within quotation marks."""
-    for number, line in lines(utf8_chunks(path, limits), limits.max_record_bytes):
+    for number, line in lines(utf8_chunks(path, limits, encoding), limits.max_record_bytes):
         if line is None:
             raise DamagedFileError(
                 f"{path}: line {number} is longer than {limits.max_record_bytes:,} bytes; shorten it"

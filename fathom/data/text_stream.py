@@ -6,17 +6,18 @@ import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, read_chunks
-from fathom.errors import DataError
+from fathom.data import left_out
+from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, UnusableFileError, read_chunks
 
 _BINARY_PEEK = 65_536
 
 
-def utf8_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[bytes]:
+def utf8_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS, encoding: str | None = None) -> Iterator[bytes]:
     """Yield the content of a text file as UTF-8 without a byte order mark.
 
-    UTF-16 and UTF-32 are known by their mark and transcoded; anything else is passed on as it is.
-    Errors as ``read_chunks``, and ``DamagedFileError`` for UTF-16 or UTF-32 that is none.
+    UTF-16 and UTF-32 are known by their mark and transcoded, and so is everything else where an ``encoding`` is
+    given; without one it is passed on as it is. Errors as ``read_chunks``, and ``DamagedFileError`` for what is not
+    in the encoding.
     """
     chunks = read_chunks(path, limits)
     head = b""
@@ -24,51 +25,58 @@ def utf8_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
         head += chunk
         if len(head) >= 4:
             break
-    encoding = _marked_encoding(head)
-    if encoding is None:
+    marked = _marked_encoding(head)
+    if head.startswith(codecs.BOM_UTF8) or not (marked or encoding):
         yield head.removeprefix(codecs.BOM_UTF8)
         yield from chunks
         return
-    decoder = codecs.getincrementaldecoder(encoding)()
+    chosen = marked or encoding or "utf-8"
+    decoder = codecs.getincrementaldecoder(chosen)()
     try:
         yield decoder.decode(head).encode()
         for chunk in chunks:
             yield decoder.decode(chunk).encode()
         yield decoder.decode(b"", final=True).encode()
     except UnicodeError:
-        raise DamagedFileError(f"{path}: not {encoding.upper()} as its first bytes say; save it as UTF-8") from None
+        said = "as its first bytes say" if marked else "as its source says"
+        raise DamagedFileError(f"{path}: not {chosen} {said}; save it as UTF-8", left_out.ENCODING) from None
 
 
 def _marked_encoding(head: bytes) -> str | None:
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
-    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return None
 
 
-def read_text(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[str, str]:
+def read_text(path: Path, limits: ReadLimits = DEFAULT_LIMITS, encoding: str | None = None) -> tuple[str, str]:
     """Read a text file whole; returns its text, and what is wrong with its end or an empty text.
 
     Raises:
-        DataError: it cannot be read, is empty, is binary, or is not UTF-8 (nor UTF-16 or UTF-32 with a mark).
+        DataError: as ``read_chunks``.
+        UnusableFileError: it cannot be read, is empty, is binary, or not in its encoding (``utf8_chunks``).
     """
     content, problem = bytearray(), ""
     try:
-        for chunk in utf8_chunks(path, limits):
+        for chunk in utf8_chunks(path, limits, encoding):
             if len(content) < _BINARY_PEEK and b"\0" in chunk:
-                raise DataError(f"{path}: holds binary data; remove it or save it as UTF-8 text")
+                message = f"{path}: holds binary data; remove it or save it as UTF-8 text"
+                raise UnusableFileError(message, left_out.BINARY)
             content += chunk
     except DamagedFileError as error:
-        if not content.strip():
+        if not content.strip() or error.reason == left_out.ENCODING:
             raise
         problem = str(error)
     if not content.strip():
-        raise DataError(f"{path}: empty; remove it or add text")
+        raise UnusableFileError(f"{path}: empty; remove it or add text", left_out.EMPTY)
     try:
         return content.decode(), problem
     except UnicodeDecodeError as error:
         if problem and error.end == len(content) and error.reason == "unexpected end of data":
             return content[: error.start].decode(), problem
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        message = f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8, or name its encoding in the source"
+        raise UnusableFileError(message, left_out.ENCODING) from None
 
 
 def lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:

@@ -36,6 +36,8 @@ class ChatKwargs(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]]
     thinking: bool | None
     thinking_budget: int | None
+    continue_final_message: bool
+    add_generation_prompt: bool
     variables: Mapping[str, Any]
     max_tokens: int | None
     min_tokens: int

@@ -56,9 +56,16 @@ def measure_held_out(model: LanguageModel, *, max_tokens: int, context: int | No
 
 
 def measure_texts(
-    model: LanguageModel, folders: Sequence[Path], *, max_tokens: int, context: int | None = None
-) -> dict[str, BitsPerByte]:
+    model: LanguageModel,
+    folders: Sequence[Path],
+    *,
+    max_tokens: int,
+    context: int | None = None,
+    text_column: str | None = None,
+) -> tuple[dict[str, BitsPerByte], list[str]]:
     """Measure the first ``max_tokens`` tokens of each folder or file of text.
+
+    Returns the measurements by source, and a line for everything that the folders hold and that was left out.
 
     Documents are wrapped in the tokenizer's beginning- and end-of-sequence tokens, or, where it has none, separated by
     an empty line.
@@ -77,15 +84,17 @@ def measure_texts(
                 break
         return found[:max_tokens]
 
-    streams = []
-    for source in folder_sources(folders):
-        texts = (cleaned for document in FolderReading(source) if (cleaned := clean(document.text)) is not None)
+    streams, notes = [], []
+    for source in folder_sources(folders, text_column):
+        reading = FolderReading(source)
+        texts = (cleaned for document in reading if (cleaned := clean(document.text)) is not None)
         streams.append((source.name, tokens(texts)))
+        notes += [f"{source.name}: {line}" for line in reading.left_out.lines()]
     results = measure_streams(model.model, tokenizer, iter(streams), context=context)
     missing = [name for name, _ in streams if name not in results]
     if missing:
-        raise DataError(f"{missing[0]}: holds no text to measure; give a folder of .txt, .md, .py or .jsonl files")
-    return results
+        raise DataError(f"{missing[0]}: holds no text to measure; give a folder of text, code or data files")
+    return results, notes
 
 
 def measure_streams(

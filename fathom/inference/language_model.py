@@ -155,7 +155,14 @@ class LanguageModel:
         with torch.inference_mode():
             return self.model.logits(self.model(tokens_1T).hidden_BTD[0])
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> Prompt:
         """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
 
         ``variables`` are passed to the template. Features of recent images are cached by their pixels.
@@ -167,6 +174,8 @@ class LanguageModel:
             self.tokenizer,
             messages,
             processing=self.processing,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             variables=variables,
             features=self._features,
         )

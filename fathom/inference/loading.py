@@ -9,7 +9,10 @@ from pathlib import Path
 from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
+from fathom.checkpoint.hf.files import CONFIG, find_weights
+from fathom.checkpoint.hf.unreadable import explain_unreadable
 from fathom.checkpoint.hub import fetch_model
+from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
 from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
@@ -19,6 +22,9 @@ from fathom.spec.recipe import ModelStep, TokenizerStep
 
 CHECKPOINTS = "checkpoints"
 GGUF = ".gguf"
+PROJECTOR = "mmproj"
+"""How names begin of files that hold the image projector of a model, as llama.cpp's converter names them."""
+LISTED = 5
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,6 +42,7 @@ def open_source(
         SourceError: a name could not be fetched.
     """
     place, name = Path(path), str(path)
+    check_link(place)
     if place.is_file():
         return _open_file(place)
     if place.is_dir():
@@ -56,24 +63,39 @@ def _open_file(file: Path) -> WeightSource:
 
 
 def _open_directory(directory: Path) -> WeightSource:
-    if (directory / "config.json").is_file():
+    check_link(directory / CONFIG)
+    models = gguf_models(directory)
+    if (directory / CONFIG).is_file() and (not models or find_weights(directory) is not None):
         return HFCheckpoint.open(directory)
-    files = gguf_models(directory)
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files[:5])
-        raise CheckpointError(f"{directory}: holds {len(files)} {GGUF} models ({listed}); give one of them")
-    if files:
-        return _open_file(files[0])
+    if len(models) > 1:
+        listed = ", ".join(file.name for file in models[:LISTED])
+        more = f" and {len(models) - LISTED} more" if len(models) > LISTED else ""
+        raise CheckpointError(f"{directory}: holds {len(models)} {GGUF} models ({listed}{more}); give one of them")
+    if models:
+        return _open_file(models[0])
+    if not _is_own(directory):
+        reason = explain_unreadable(directory)
+        if reason is not None:
+            raise CheckpointError(f"{directory}: {reason}")
     checkpoint = find_checkpoint(directory)
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
 
 
+def _is_own(directory: Path) -> bool:
+    """Whether a directory is a checkpoint or a run of Fathom's own."""
+    return any((directory / name).exists() for name in (store.MANIFEST, STATE_FILE, CHECKPOINTS))
+
+
 def gguf_models(directory: Path) -> list[Path]:
-    """Return the GGUF models of a directory: whole files, and one part of each split model."""
+    """Return the GGUF models of a directory: whole files, and one part of each split model; no image projectors."""
     from fathom.checkpoint.gguf.part_names import group_parts, is_gguf
 
-    names = [file.name for file in directory.iterdir() if is_gguf(file) and file.is_file()]
-    return [directory / name for name in group_parts(names)]
+    found = [file for file in list_directory(directory) if is_gguf(file) and not file.name.startswith(".")]
+    for file in found:
+        check_link(file)
+    names = [file.name for file in found if file.is_file()]
+    models = [name for name in names if not name.lower().startswith(PROJECTOR)]
+    return [directory / name for name in group_parts(models or names)]
 
 
 def _fetch_from_hub(name: str, cache_dir: Path, progress: Progress) -> Path:

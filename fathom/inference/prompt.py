@@ -48,6 +48,7 @@ def make_prompt(
     processing: ImageProcessing | None = None,
     template: str | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     variables: Mapping[str, Any] | None = None,
     features: FeatureCache | None = None,
 ) -> Prompt:
@@ -55,7 +56,7 @@ def make_prompt(
 
     A content is a text or a list of parts; an image part holds its picture under ``image`` or ``image_url``: a path, a
     ``data:`` URI or the bytes of an image file. ``variables``, tools among them, are passed to the template.
-    ``features`` caches the features of images.
+    ``features`` caches the features of images. With ``continue_final_message`` the prompt ends inside the last message.
 
     Raises:
         DataError: a message or an image cannot be read, or the model has no vision towers.
@@ -69,6 +70,7 @@ def make_prompt(
         messages,
         template,
         add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
         image_token_id=None if vision is None else vision.image_token_id,
         tokens_per_image=1 if vision is None else vision.tokens_per_image,
         **(variables or {}),

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from fathom.chat.continuation import check_continuable, continued_text, continues_reasoning
 from fathom.chat.fim import fim_prompt, fim_stop_ids
 from fathom.chat.output import OutputParser
 from fathom.chat.output.budget import Constraint, ThinkingBudget, think_tag_ids
 from fathom.chat.output.hermes import fit_messages_to_template
 from fathom.chat.output.thinking import ends_inside_reasoning
 from fathom.errors import DataError, SpecError
+from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ _RESERVED = frozenset(
     {
         "add_generation_prompt",
         "bos_token",
+        "continue_final_message",
         "eos_token",
         "image_token",
         "image_token_id",
@@ -71,7 +74,14 @@ class ChatModel(Protocol):
         """The grammar compiler for structured output."""
         ...
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> Prompt:
         """Encode a conversation by the chat template."""
         ...
 
@@ -106,11 +116,17 @@ class ChatOptions(TextOptions):
     ``tools`` are in OpenAI's format. ``thinking`` true opens the reasoning in the prompt, false closes it there, None
     leaves it to the template. ``thinking_budget`` closes the reasoning after that many tokens. ``variables`` are passed
     to the chat template. Stop strings and grammars apply to the content, after the reasoning.
+
+    ``continue_final_message``: the last message is an assistant's beginning, which the answer continues; the prompt
+    ends inside it, without its end token. It is the content, or the reasoning where there is no content. Without
+    ``add_generation_prompt`` the prompt ends after the last message.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
     thinking: bool | None = None
     thinking_budget: int | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
     variables: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -126,7 +142,8 @@ class PreparedRequest:
     """A request for the engine and the parser of its output.
 
     ``constraint`` is stateful and belongs to one request: each further choice takes a ``copy()`` before the first token
-    is generated. ``stop_token_ids`` are added to those of the caller.
+    is generated. ``stop_token_ids`` are added to those of the caller. ``in_reasoning`` says that the prompt ends inside
+    an assistant's reasoning, ``continues`` that it ends inside a text, of which white space is part.
     """
 
     tokenizer: Tokenizer
@@ -135,13 +152,16 @@ class PreparedRequest:
     constraint: Constraint | None = None
     stop_token_ids: tuple[int, ...] = ()
     options: TextOptions = TextOptions()
+    in_reasoning: bool = False
+    continues: bool = False
 
     def parser_factory(self) -> OutputParser:
         """Return a new parser for one answer."""
         chat = self.options if isinstance(self.options, ChatOptions) else None
         return OutputParser(
             self.tokenizer,
-            self.prompt_ids,
+            starts_in_reasoning=self.in_reasoning,
+            continues=self.continues,
             tools=() if chat is None else chat.tools,
             stops=self.options.stop,
             include_stop=self.options.include_stop,
@@ -164,15 +184,31 @@ def prepare_chat(
     """
     chosen = options or ChatOptions()
     tokenizer = model.tokenizer
+    continued = chosen.continue_final_message
+    if continued:
+        check_continuable(messages)
     fitted = fit_messages_to_template(tokenizer.chat_template, messages, chosen.tools)
-    prompt = model.prompt(fitted, **_variables(chosen))
-    ids = _with_thinking(tokenizer, prompt.token_ids, chosen.thinking)
+    prompt = model.prompt(
+        fitted,
+        add_generation_prompt=chosen.add_generation_prompt,
+        continue_final_message=continued,
+        **_variables(chosen),
+    )
+    begun = continued_text(messages[-1])[1] if continued else ""
+    adds = chosen.add_generation_prompt and not continued
+    ids = _with_thinking(tokenizer, prompt.token_ids, chosen.thinking if adds else None)
+    inside = (bool(begun) and continues_reasoning(messages[-1])) or ends_inside_reasoning(tokenizer, ids)
     inner = _constraint(model, chosen)
-    inside = ends_inside_reasoning(tokenizer, ids)
     if chosen.thinking_budget is not None or (inside and inner is not None):
         inner = ThinkingBudget(tokenizer, chosen.thinking_budget, inside, inner)
     return PreparedRequest(
-        tokenizer=tokenizer, prompt_ids=ids, features_ND=prompt.features_ND, constraint=inner, options=chosen
+        tokenizer=tokenizer,
+        prompt_ids=ids,
+        features_ND=prompt.features_ND,
+        constraint=inner,
+        options=chosen,
+        in_reasoning=inside,
+        continues=bool(begun.strip()) and not begun.rstrip().endswith(special.THINK_BEGIN),
     )
 
 

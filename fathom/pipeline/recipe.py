@@ -19,14 +19,17 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import CorpusStep, Recipe
 
 
-def load_run_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = ()) -> RunPlan:
+def load_run_plan(
+    path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = (), text_column: str | None = None
+) -> RunPlan:
     """Read a recipe TOML into a ``RunPlan``.
 
     ``[model]`` is a ModelSpec, or ``preset = "name"`` of ``fathom.families`` plus the fields that differ.
     ``[problems.NAME]`` tables are sources of problems that steps take by ``problems = ["NAME", ...]``.
     ``overrides`` are ``path=value`` strings, e.g. ``model.hidden_size=128`` or ``pretrain.train.total_tokens=1000``,
     where a step is named, or numbered as ``steps[2]``; values are TOML, or plain text where they are not.
-    ``text`` folders replace the sources of every corpus step.
+    ``text`` folders replace the sources of every corpus step; ``text_column`` names the column of their data files
+    that holds the text.
 
     Raises:
         SpecError: a field is unknown, missing, mistyped or contradicts another; located by file and field.
@@ -43,9 +46,11 @@ def load_run_plan(path: Path, *, overrides: Sequence[str] = (), text: Sequence[P
         check_order(recipe)
     except SpecError as error:
         raise SpecError(f"{path.name}: {error.path}", error.problem, error.remedy) from None
+    if text_column is not None and not text:
+        raise SpecError("--text-column", "is about the data files of --text", "give --text FOLDER, or leave it out")
     corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
     if text:
-        sources = Manifest(sources=folder_sources(text))
+        sources = Manifest(sources=folder_sources(text, text_column))
         return RunPlan(recipe=recipe, manifests={step.name: sources for step in corpora}, base=path.parent)
     manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
     return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)

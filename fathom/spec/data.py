@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -43,7 +44,11 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSource:
-    """A user's own text: a file, or a folder searched for .txt, .md, .py and .jsonl files."""
+    """A user's own text: a file, or a folder searched for text, code and data files, compressed or not.
+
+    ``text_column`` names the column or field of data files that holds the text; without it the usual names are looked
+    for. ``encoding`` is that of files which are not UTF-8, ``gb18030`` for instance.
+    """
 
     kind: ClassVar[str] = "folder"
     name: str
@@ -52,9 +57,15 @@ class FolderSource:
     licence: str = "yours"
     weight: float = 1.0
     max_bytes: int | None = None
+    text_column: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
+        if self.text_column == "":
+            raise SpecError("text_column", "is empty", "name the column that holds the text, or leave it out")
+        if self.encoding is not None:
+            _check_encoding(self.encoding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +104,17 @@ class ExerciseSource:
 
 
 Source = PackageSource | FolderSource | ExerciseSource
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        known = codecs.lookup(name)
+        codecs.getincrementaldecoder(name)
+        "".encode(known.name)
+    except (LookupError, ValueError):
+        raise SpecError(
+            "encoding", f"{name!r} is no encoding of text", 'use e.g. "gb18030", or save as UTF-8'
+        ) from None
 
 
 def _check_source(name: str, weight: float, max_bytes: int | None) -> None:

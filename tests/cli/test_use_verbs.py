@@ -91,6 +91,13 @@ def test_evaluate_measures_any_folder(finished: Path, texts: Path, tmp_path: Pat
         f"{result['token_perplexity']:.2f}"
         in call("evaluate", finished, "--text", texts, "--max-tokens", "300", "--context", "32").out
     )
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "a.jsonl").write_text('{"story": "The river runs down to the sea and is deep."}\nno JSON\n')
+    call("evaluate", finished, "--text", rows).refused("no column of text", "'story'", "--text-column")
+    measured = call("evaluate", finished, "--text", rows, "--text-column", "story")
+    assert "rows: left out 1 unreadable records, e.g. " in measured.err
+    call("evaluate", finished, "--text-column", "story").refused("--text-column", "give --text FOLDER")
     (tmp_path / "empty").mkdir()
     call("evaluate", finished, "--text", tmp_path / "empty").refused("empty")
     call("evaluate", finished, "--text", texts, "--context", "500").refused(

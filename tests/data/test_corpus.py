@@ -111,7 +111,8 @@ def test_progress_skipped_files_and_an_occupied_folder_are_told(tmp_path: Path) 
     progress = RecordingProgress()
     summary = build_corpus(STEP, [source], tmp_path / "out", progress=progress)
     assert progress.updates[-1] == Update(40, 40, "documents", "corpus: mine")
-    assert "bad.txt: not UTF-8" in summary.sources["mine"].skipped_files[0]
+    assert "bad.txt: not UTF-8" in summary.sources["mine"].left_out.reasons["files not in UTF-8"].examples[0]
+    assert CorpusSummary.load(tmp_path / "out") == summary
     with pytest.raises(DataError, match="exists and is not empty; delete it"):
         build([source], tmp_path / "out")
 

@@ -248,3 +248,31 @@ def test_what_cannot_be_asked_is_named_at_once(model: LanguageModel) -> None:
     assert model.chat("hello", ignore_eos=True).usage.completion_tokens == 128 - len(
         prepare_chat(model, HELLO).prompt_ids
     )
+
+
+@pytest.mark.parametrize(
+    ("final", "drawn", "thinking", "content"),
+    [
+        ({"content": "The river"}, " runs <think>on", "", " runs <think>on"),
+        ({"content": "<think>\nSo"}, " it is.</think>\n\nYes", " it is.", "Yes"),
+        ({"content": "<think>\n"}, "\nIt is.</think>Yes", "It is.", "Yes"),
+        ({"content": "", "reasoning_content": "So"}, " it is.</think>Yes", " it is.", "Yes"),
+        ({"content": ""}, "<think>It is.</think>Yes", "It is.", "Yes"),
+    ],
+)
+def test_an_answer_continues_an_assistants_beginning(
+    model: LanguageModel, scripted, final: dict[str, str], drawn: str, thinking: str, content: str
+) -> None:
+    scripted(drawn)
+    answer = model.chat([*HELLO, {"role": "assistant", **final}], continue_final_message=True)
+    assert (answer.thinking, answer.text) == (thinking, content)
+
+
+def test_a_prompt_may_end_without_the_header_of_an_answer(model: LanguageModel) -> None:
+    prepared = prepare_chat(model, HELLO, ChatOptions(add_generation_prompt=False))
+    assert spelled(model, prepared.prompt_ids).endswith("hello")
+
+
+def test_only_an_assistants_message_is_continued(model: LanguageModel) -> None:
+    with pytest.raises(DataError, match="end with an assistant message"):
+        prepare_chat(model, HELLO, ChatOptions(continue_final_message=True))

@@ -102,6 +102,11 @@ def test_text_folders_replace_the_sources(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "sources.toml").unlink()
     sources = load_run_plan(recipe, text=folders).manifests["corpus"].sources
     assert [source.name for source in sources] == ["my-texts", "my-texts-2"]
+    with pytest.raises(SpecError, match=r"--text-column: .* give --text FOLDER"):
+        load_run_plan(recipe, text_column="story")
+    (source,) = load_run_plan(recipe, text=folders[:1], text_column="story").manifests["corpus"].sources
+    assert isinstance(source, FolderSource)
+    assert source.text_column == "story"
     with pytest.raises(SpecError, match=r"--text.*nowhere does not exist"):
         load_run_plan(recipe, text=[tmp_path / "nowhere"])
 

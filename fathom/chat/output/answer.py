@@ -29,7 +29,9 @@ class Delta:
 class OutputParser:
     """Parses one answer incrementally, by tokens or by pieces of text.
 
-    After ``prompt_ids`` that end with an open think tag the answer starts inside its reasoning. ``tools`` are the
+    After ``prompt_ids`` that end with an open think tag the answer starts inside its reasoning; ``starts_in_reasoning``
+    says so of a prompt that ends further inside. With ``continues`` the answer goes on with a text that the prompt
+    begins: white space at its start is part of it, and a think tag there is not. ``tools`` are the
     available tools in OpenAI's format; without any, tool calls are not parsed. ``stops`` apply to the content only, not
     to reasoning or the arguments of calls. Special tokens are hidden, except those that mark reasoning and calls. With
     ``plain`` the text is not parsed: no reasoning, no calls.
@@ -47,11 +49,14 @@ class OutputParser:
         stops: Sequence[str] = (),
         include_stop: bool = False,
         plain: bool = False,
+        starts_in_reasoning: bool = False,
+        continues: bool = False,
     ) -> None:
         shown = () if plain else (special.THINK_BEGIN, special.THINK_END, *(MARKERS if tools else ()))
         self._hidden = tokenizer.special_ids - {tokenizer.special_tokens.get(name) for name in shown}
-        self._decoder = tokenizer.stream(skip_special=False, continues=plain)
-        self._thinking = None if plain else ReasoningParser(ends_inside_reasoning(tokenizer, prompt_ids))
+        self._decoder = tokenizer.stream(skip_special=False, continues=plain or continues)
+        inside = starts_in_reasoning or ends_inside_reasoning(tokenizer, prompt_ids)
+        self._thinking = None if plain else ReasoningParser(inside, continues=continues)
         self._tools = ToolCallParser(tools) if tools and not plain else None
         self._stops = StopStrings(stops, include_stop)
 

@@ -20,14 +20,15 @@ class ReasoningParser:
 
     Reasoning is only recognised at the start: a later think tag is content, and so is a closing tag without an opening
     one. White space around the tags is dropped; an answer without reasoning is unchanged. ``starts_in_reasoning`` says
-    that the prompt ends with an open tag; a model may repeat it. The text of each channel does not depend on how the
+    that the prompt ends with an open tag; a model may repeat it. With ``continues`` the prompt ends inside a text: the
+    answer's white space is part of it, and there is no tag to open. The text of each channel does not depend on how the
     answer is split into pieces.
     """
 
-    def __init__(self, starts_in_reasoning: bool) -> None:
+    def __init__(self, starts_in_reasoning: bool, *, continues: bool = False) -> None:
         self._channel: ReasoningChannel = "thinking" if starts_in_reasoning else "content"
-        self._at_start = True  # only white space so far in this channel
-        self._may_open = True
+        self._at_start = not continues  # only white space so far in this channel
+        self._may_open = not continues
         self._held = ""
 
     @property

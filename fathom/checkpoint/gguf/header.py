@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from fathom.checkpoint.located import pointer_remedy
 from fathom.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -58,6 +59,9 @@ def read_header(file: BinaryIO, size: int, path: Path) -> Header:
     """
     reader = _Reader(file, size, path)
     if reader.take(4, "magic") != MAGIC:
+        pointer = pointer_remedy(reader.beginning(64))
+        if pointer is not None:
+            raise CheckpointError(f"{path}: {pointer}")
         reader.refuse("magic", "is not GGUF")
     version = reader.number("I", "version")
     if version & 0xFFFF == 0:
@@ -114,6 +118,10 @@ class _Reader:
         self._need(end, field)
         self.position = end
         return bytes(self._buffer[start:end])
+
+    def beginning(self, length: int) -> bytes:
+        """Return the file's first bytes, fewer where it has fewer."""
+        return bytes(self._buffer[:length])
 
     def number(self, letter: str, field: str) -> Any:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}"), field))[0]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fathom.checkpoint.hf.unreadable import explain_unreadable
+from fathom.checkpoint.located import check_link, find_file, pointer_remedy
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.errors import CheckpointError
 
@@ -16,6 +18,9 @@ GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What is copied beside the weights, where it exists; tokenizer.json must."""
+SUFFIX = ".safetensors"
+_INDEX = ".index.json"
+_LISTED = 5
 
 
 def shard_name(index: int, count: int) -> str:
@@ -23,47 +28,81 @@ def shard_name(index: int, count: int) -> str:
     return WEIGHTS if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def tensor_files(directory: Path) -> dict[str, TensorFile]:
-    """Read all headers, and say which file holds each published tensor."""
-    single, index = directory / WEIGHTS, directory / INDEX
-    if index.is_file():
-        return _indexed(directory, index)
-    if single.is_file():
-        file = TensorFile.open(single)
-        return dict.fromkeys(file.entries, file)
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
-        raise CheckpointError(f"{directory}: holds pickled weights, which are never read; convert them to safetensors")
-    raise CheckpointError(f"{directory}: holds neither {WEIGHTS} nor {INDEX}; check the path")
+def find_weights(directory: Path, named: object = None) -> Path | None:
+    """Return the file of weights or the index that is read, in transformers' order; None where there is none.
+
+    A file that config.json names (``transformers_weights``) comes first, then the whole model.safetensors, even
+    beside an index, then the index. Names may be written in any case.
+
+    Raises:
+        CheckpointError: a link leads nowhere, or ``named`` is no safetensors file or index of the directory.
+    """
+    if named is not None:
+        if not isinstance(named, str) or Path(named).name != named or not named.endswith((SUFFIX, f"{SUFFIX}{_INDEX}")):
+            raise CheckpointError(
+                f"{directory / CONFIG}: transformers_weights is {named!r}, no {SUFFIX} file or index of the directory; "
+                "remove the field to read the usual files"
+            )
+        found = find_file(directory, named)
+        if found is None:
+            raise CheckpointError(f"{directory / named}: is missing, and {CONFIG} names it; download the file")
+        return found
+    return find_file(directory, WEIGHTS) or find_file(directory, INDEX)
 
 
-def _indexed(directory: Path, index: Path) -> dict[str, TensorFile]:
+def tensor_files(directory: Path, named: object = None) -> dict[str, TensorFile]:
+    """Read all headers, and say which file holds each published tensor; ``named`` is config.json's own choice."""
+    weights = find_weights(directory, named)
+    if weights is None:
+        reason = explain_unreadable(directory) or f"holds neither {WEIGHTS} nor {INDEX}; check the path"
+        raise CheckpointError(f"{directory}: {reason}")
+    if weights.name.lower().endswith(_INDEX):
+        return _indexed(directory, weights)
+    file = TensorFile.open(weights)
+    return dict.fromkeys(file.entries, file)
+
+
+def shard_names(index: Path) -> dict[str, str]:
+    """Read an index: the file of every tensor; ``CheckpointError`` where it names anything but files beside it."""
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: has no weight_map; download the file again")
-    absent = sorted({str(file) for file in placed.values() if not _inside(directory, file)})
+    for file in placed.values():
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file or not file.lower().endswith(SUFFIX):
+            raise CheckpointError(
+                f"{index}: names {file!r}, which is no {SUFFIX} file of its directory; download the index again"
+            )
+    return placed
+
+
+def _indexed(directory: Path, index: Path) -> dict[str, TensorFile]:
+    placed = shard_names(index)
+    located = {file: find_file(directory, file) for file in sorted(set(placed.values()))}
+    absent = [file for file, found in located.items() if found is None]
     if absent:
+        more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
         raise CheckpointError(
-            f"{directory}: {len(absent)} files of the index are missing ({', '.join(absent[:5])}); "
-            "download them into the directory"
+            f"{directory}: {len(absent)} of {len(located)} files of {index.name} are missing "
+            f"({', '.join(absent[:_LISTED])}{more}); download them into the directory"
         )
-    files = {name: TensorFile.open(directory / name) for name in sorted(set(placed.values()))}
+    files = {file: TensorFile.open(found) for file, found in located.items() if found is not None}
     for name, file in placed.items():
         if name not in files[file].entries:
             raise CheckpointError(
-                f"{directory / file}: lacks {name}, which {INDEX} places there; download the file again"
+                f"{directory / file}: lacks {name}, which {index.name} places there; download the file again"
             )
     return {name: files[file] for name, file in placed.items()}
 
 
-def _inside(directory: Path, file: object) -> bool:
-    """Whether an index names a plain file of its own directory."""
-    return isinstance(file, str) and Path(file).name == file and (directory / file).is_file()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; ``CheckpointError`` names the file where it is missing, unreadable or something else."""
+    check_link(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        pointer = pointer_remedy(text[:64].encode())
+        if pointer is not None:
+            raise CheckpointError(f"{path}: {pointer}")
+        content = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing; name a directory with {CONFIG} and weights") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -59,11 +59,12 @@ class HFCheckpoint:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; check the path")
         raw = read_json(directory / CONFIG)
+        named = raw.pop("transformers_weights", None)  # a file, and nothing of the model
         config = _config(directory / CONFIG, raw)
         if config.unknown:
             fields = f"{len(config.unknown)} field{'s' if len(config.unknown) > 1 else ''}"
             warn_once(f"{directory / CONFIG}: carries {fields} that Fathom does not read: {listed(config.unknown)}")
-        files = tensor_files(directory)
+        files = tensor_files(directory, named)
         if config.spec.vision is not None and config.spec.tie_word_embeddings and _HEAD in files:
             config = _config(directory / CONFIG, {**raw, _TIED: False})
         if config.spec.num_nextn_predict_layers and not _has_prediction(config.spec, files):

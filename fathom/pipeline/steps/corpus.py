@@ -12,8 +12,6 @@ def run(step: CorpusStep, context: StepContext) -> None:
     sources = context.plan.manifests[step.name].sources
     summary = build_corpus(step, sources, context.path(step), context.cache_dir, context.progress)
     for name, source in summary.sources.items():
-        if source.skipped_files:
-            context.progress.message(
-                f"{name}: {len(source.skipped_files)} files skipped, e.g. {source.skipped_files[0]}"
-            )
+        for line in source.left_out.lines():
+            context.progress.message(f"{name}: {line}")
     context.progress.message(f"{summary.documents:,} documents, {summary.bytes / 1e6:.1f} MB of text kept")

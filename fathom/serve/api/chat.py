@@ -12,7 +12,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fathom.chat.output.budget import Constraint, ThinkingBudget
-from fathom.chat.output.thinking import ends_inside_reasoning
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
 from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
@@ -116,7 +115,7 @@ def _with_tool_constraint(
     constraint: Constraint | None = tool_call_constraint(body, service.model)
     if constraint is None:
         return prepared
-    inside = ends_inside_reasoning(prepared.tokenizer, prepared.prompt_ids)
+    inside = prepared.in_reasoning
     if inside or options.thinking_budget is not None:
         constraint = ThinkingBudget(prepared.tokenizer, options.thinking_budget, inside, constraint)
     return dataclasses.replace(prepared, constraint=constraint)
