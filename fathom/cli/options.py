@@ -22,7 +22,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="A run, one of its checkpoints, a directory with config.json, a .gguf file, "
-        "a name that `fathom models` lists as ready, or owner/name on the hub."
+        "a name that `fathom models` lists as ready, or owner/name[@revision][:quantisation] on the hub."
     ),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 
 from fathom.checkpoint import store
@@ -11,7 +10,7 @@ from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import CONFIG, find_weights
 from fathom.checkpoint.hf.unreadable import explain_unreadable
-from fathom.checkpoint.hub import fetch_model
+from fathom.checkpoint.hub import HubName, fetch_model, parse_hub_name
 from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
@@ -25,7 +24,6 @@ GGUF = ".gguf"
 PROJECTOR = "mmproj"
 """How names begin of files that hold the image projector of a model, as llama.cpp's converter names them."""
 LISTED = 5
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_source(
@@ -34,8 +32,9 @@ def open_source(
     """Open the model that ``path`` names; reads headers only.
 
     Paths take precedence: a run (its last step that has a checkpoint), a step, a checkpoint, a
-    directory with config.json, a .gguf file or a directory with one. Then the names of the catalog, then
-    ``owner/name`` of the hub; downloads are cached in ``cache_dir`` and ``progress`` receives the bytes.
+    directory with config.json, a .gguf file, any part of a split one, or a directory with one. Then the names of the
+    catalog, fetched into ``cache_dir``, then ``owner/name[@revision][:quantisation]`` or ``owner/name/file.gguf`` of
+    the hub, fetched into huggingface_hub's own cache; ``progress`` receives the bytes.
 
     Raises:
         CheckpointError: nothing loadable; the message lists what may be given.
@@ -49,8 +48,10 @@ def open_source(
         return _open_directory(place)
     if name in catalog():
         return _open_file(fetch_named(catalog()[name], cache_dir, progress))
-    if _HUB_ID.fullmatch(name) and not name.endswith(GGUF) and not Path(name.split("/")[0]).exists():
-        return _open_directory(_fetch_from_hub(name, cache_dir, progress))
+    wanted = parse_hub_name(name)
+    if wanted is not None and not Path(name.split("/")[0]).exists():
+        fetched = _fetch_from_hub(wanted, cache_dir, progress)
+        return _open_directory(fetched) if fetched.is_dir() else _open_file(fetched)
     raise _unknown(name)
 
 
@@ -98,8 +99,8 @@ def gguf_models(directory: Path) -> list[Path]:
     return [directory / name for name in group_parts(models or names)]
 
 
-def _fetch_from_hub(name: str, cache_dir: Path, progress: Progress) -> Path:
-    return fetch_model(name, progress, cache_dir=cache_dir / "hub")
+def _fetch_from_hub(name: HubName, cache_dir: Path, progress: Progress) -> Path:
+    return fetch_model(name, progress, former_caches=[cache_dir / "hub"])
 
 
 def _unknown(name: str) -> CheckpointError:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from fathom.checkpoint.located import list_directory
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ADAPTER = "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of pickled weights."""
 _OTHER_LIBRARIES = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite"}
 _SAFETENSORS = ".safetensors"
 _TO_SAFETENSORS = (
@@ -19,12 +21,14 @@ _TO_SAFETENSORS = (
 _PUBLISHED_FORM = "config.json, tokenizer.json and model*.safetensors"
 
 
-def explain_unreadable(directory: Path) -> str | None:
+def explain_unreadable(directory: Path, names: Sequence[str] | None = None) -> str | None:
     """Return a line, without the directory's name, on weights that are there but not read; None where there are none.
 
-    The directory was found to have no weights of any form that is read.
+    The directory was found to have no weights of any form that is read. ``names`` are the files of a repository of
+    which some lie in the directory; left out, those of the directory.
     """
-    names = [file.name for file in list_directory(directory) if not file.name.startswith(".")]
+    if names is None:
+        names = [file.name for file in list_directory(directory) if not file.name.startswith(".")]
     for explain in (_adapter, _first_release, _pipeline, _nested, _pickled, _other_library, _safetensors):
         line = explain(directory, names)
         if line is not None:
@@ -38,16 +42,16 @@ def conversion_command(directory: Path) -> str:
 
 
 def _adapter(directory: Path, names: Sequence[str]) -> str | None:
-    if "adapter_config.json" not in names:
+    if ADAPTER not in names:
         return None
     try:
-        base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         base = None
     of = f" of {base}" if isinstance(base, str) and base.isprintable() and base else ""
     whole = base if of else "its base model"
     return (
-        f"is an adapter{of} (adapter_config.json), no whole model; open {whole}, "
+        f"is an adapter{of} ({ADAPTER}), no whole model; open {whole}, "
         "or merge the adapter into it with peft's merge_and_unload and save_pretrained"
     )
 
@@ -79,7 +83,7 @@ def _nested(directory: Path, names: Sequence[str]) -> str | None:
 
 
 def _pickled(directory: Path, names: Sequence[str]) -> str | None:
-    found = [name for name in names if name.endswith(_PICKLES)]
+    found = [name for name in names if name.endswith(PICKLES)]
     if not found:
         return None
     line = f"holds pickled weights ({found[0]}), which are never read"

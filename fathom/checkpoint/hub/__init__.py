@@ -1,0 +1,8 @@
+"""Models of the Hugging Face hub, looked up in its own cache and fetched into it, as huggingface_hub is configured."""
+
+from __future__ import annotations
+
+from fathom.checkpoint.hub.fetch import fetch_model
+from fathom.checkpoint.hub.names import HubName, parse_hub_name
+
+__all__ = ["HubName", "fetch_model", "parse_hub_name"]
