@@ -39,12 +39,13 @@ def load(
     engine: EngineSpec | None = None,
     cache_dir: str | Path | None = None,
 ) -> LanguageModel:
-    """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file or any part of one, or a name.
+    """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
     A name is one of the catalog (``"smollm2-135m"``), fetched into ``cache_dir``, ~/.cache/fathom if left out; or
-    ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle with ``chat(text_or_messages)``,
-    ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``, ``tokenizer`` and ``spec``. ``weights``
-    int8 or int4 packs them once loaded; ``engine`` says how many requests run together, and how their cache is kept.
+    ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle
+    with ``chat(text_or_messages)``, ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``,
+    ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
+    together, and how their cache is kept.
 
     Raises:
         CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.

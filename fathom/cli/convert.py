@@ -42,9 +42,8 @@ def convert(
     from fathom.inference.conversion import Conversion
     from fathom.inference.inspection import list_files
     from fathom.inference.loading import open_source
-    from fathom.spec.byte_size import parse_byte_size
 
-    split_max_bytes = None if split_max_size is None else parse_byte_size("--split-max-size", split_max_size)
+    split_max_bytes = None if split_max_size is None else options.parse_bytes("--split-max-size", split_max_size)
 
     with LoadProgress(model) as progress:
         source = open_source(model, progress, cache_dir=options.cache_directory())

@@ -32,7 +32,8 @@ Models = Annotated[
     typer.Argument(
         metavar="MODEL...",
         help="A run, one of its checkpoints, a directory with config.json, a .gguf file, a name that `fathom models` "
-        "lists as ready, or owner/name on the hub; NAME=MODEL names it. Several are loaded on first use.",
+        "lists as ready, or owner/name[@revision][:quantisation] on the hub; NAME=MODEL names it. Several are loaded "
+        "on first use.",
     ),
 ]
 ServedName = Annotated[

@@ -87,8 +87,13 @@ def default_memory(device: str) -> int:
 
 
 def default_name(path: str) -> str:
-    """Return the name of a model that is given none: the last part of its path, without .gguf."""
+    """Return the name of a model that is given none: the last part of its path, without .gguf and its part's number."""
+    from fathom.checkpoint.gguf.part_names import parse_part_name
+
     last = Path(os.path.abspath(path)).name
+    part = parse_part_name(last)
+    if part is not None:
+        return part.stem
     return last[: -len(GGUF)] if last.lower().endswith(GGUF) else last
 
 

@@ -98,8 +98,10 @@ def test_bad_input_is_one_line(finished: Path, tmp_path: Path, call) -> None:
     call("convert", finished, out, "--to", "fathom", "--dtype", "Q8_0").refused("--dtype", "float32, float16, bfloat16")
     call("convert", finished, out, "--to", "pickle").refused("--to", "hf, gguf, fathom")
     call("convert", finished, out, "--to", "hf", "--split-max-size", "1G").refused("--split-max-size", "--to gguf")
-    call("convert", finished, out, "--to", "gguf", "--split-max-size", "big").refused("'big' is no size in bytes")
-    call("convert", finished, out, "--to", "gguf", "--split-max-size", "0").refused("--split-max-size", "above 0")
+    call("convert", finished, out, "--to", "gguf", "--split-max-size", "big").refused(
+        "--split-max-size: 'big' is no size"
+    )
+    call("convert", finished, out, "--to", "gguf", "--split-max-size", "0").refused("--split-max-size: '0'")
     call("convert", tmp_path / "none", out, "--to", "hf").refused("none")
     call("convert", finished, tmp_path, "--to", "hf").refused("already exists")
     assert list(tmp_path.iterdir()) == []
