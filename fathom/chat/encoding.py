@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fathom.chat.continuation import (
-    check_continuable,
-    continued_text,
-    cut_at_mark,
-    with_mark,
-    with_reasoning_as_content,
-)
-from fathom.chat.parts import (
-    checked_message,
-    format_messages_for_template,
-    format_tool_calls_for_template,
-    image_count,
-    map_text,
-    text_length,
-)
-from fathom.chat.sandbox import render_sandboxed
+from fathom.chat.continuation import check_continuable
+from fathom.chat.conversation import NAME, Conversation
+from fathom.chat.parts import image_count
+from fathom.chat.special_tokens import GUARDS, SpecialTokens, special_tokens
+from fathom.chat.template_process import Rendering
 from fathom.chat.templates import DEFAULT_TEMPLATE
 from fathom.errors import DataError
 from fathom.tokenizer import special
@@ -30,9 +20,9 @@ if TYPE_CHECKING:
     from fathom.tokenizer.bpe import Tokenizer
 
 MAX_CHARS = 4_194_304
-MAX_NESTING = 64
-_THINK_TAGS = re.compile(f"({re.escape(special.THINK_BEGIN)}|{re.escape(special.THINK_END)})")
-_GUARDS = ("\uf8f0", "\uf8f1", "\uf8f2", "\uf8f3")
+_LEVELS = (1, 2, 4, None)
+_MAX_TOKENS = 16
+_KEPT = 256
 
 
 def render(
@@ -46,23 +36,24 @@ def render(
     image_token: str | None = None,
     **variables: Any,
 ) -> str:
-    """Render messages as one text by a jinja2 template in a sandbox.
+    """Render messages as one text by a jinja2 template, as transformers' ``apply_chat_template`` does.
 
     A message is a mapping with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
     ``{"type": "image"}``, which ``image_token`` stands for where the template reads no parts. ``variables`` are
     passed to the template. Use ``encode_chat`` for token ids: in this text a message may contain a special token.
+
+    Raises:
+        DataError: a message is malformed, or the template refuses the messages or meets a limit.
     """
-    checked = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    if sum(text_length(message["content"]) for message in checked) > max_chars:
-        raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
-    given = {
-        **variables,
-        "messages": format_messages_for_template(template, checked, image_token),
-        "add_generation_prompt": add_generation_prompt,
-        "bos_token": bos_token,
-        "eos_token": eos_token,
-    }
-    return render_sandboxed(template, given, max_chars=max_chars)
+    conversation = Conversation.of(
+        template,
+        messages,
+        {"add_generation_prompt": add_generation_prompt, **variables},
+        {"bos_token": bos_token, "eos_token": eos_token},
+        image_token=image_token,
+        max_chars=max_chars,
+    )
+    return conversation.settled()[1].unwrap(NAME)
 
 
 def encode_chat(
@@ -79,123 +70,169 @@ def encode_chat(
 ) -> list[int]:
     """Return the ids of a chat: special tokens of the template are encoded as such, those in messages as plain text.
 
-    Before rendering, a private-use character is inserted after every character of a message that could start a
-    special token, so that no message can contain one; it is removed after splitting. A private-use character that
-    occurs in the messages is never chosen. An assistant's closing think tag stays readable to the template.
-    ``variables``, tools and their descriptions among them, are guarded in the same way. Each image becomes
-    ``tokens_per_image`` times ``image_token_id``. With ``continue_final_message`` the ids end inside the last message,
-    an assistant's, without its end token; think tags in it are special tokens, as they would be in an answer.
+    Where no message, tool or other variable spells a special token, the ids are those of transformers'
+    ``apply_chat_template``. What they spell is found by rendering again with guards in their text, and the guarded
+    text counts only if it is the same text: what a template decides is never changed. The tokenizer's template is
+    the one for conversations with tools where ``tools`` are given. Each image becomes ``tokens_per_image`` times
+    ``image_token_id``. With ``continue_final_message`` the ids end inside the last message, an assistant's, without its
+    end token; think tags in it are special tokens, as they would be in an answer.
+
+    Raises:
+        DataError: as ``render``; or the template places other images than the messages hold.
     """
     if continue_final_message:
         check_continuable(messages)
-    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
-    chosen = tokenizer.chat_template if template is None else template
-    checked = [
-        format_tool_calls_for_template(chosen, checked_message(m, f"messages[{i}]")) for i, m in enumerate(messages)
-    ]
-    guard = next((g for g in _GUARDS if not _holds((checked, variables), g)), None)
-    if guard is None:
-        raise DataError("messages: contents hold every guard character U+F8F0 to U+F8F3; remove one of them")
-    starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in names.values()}))) + "]")
-    guarded = [_guarded(message, starts, guard) for message in checked]  # its JSON is read: escapes hide no character
-    guarded_variables = {name: _guard_value(value, starts, guard) for name, value in variables.items()}
-
-    def render_guarded(shown: Sequence[Mapping[str, Any]]) -> str:
-        return render(
-            shown,
-            chosen,
-            add_generation_prompt=add_generation_prompt and not continue_final_message,
-            bos_token=tokenizer.id_to_token(tokenizer.bos_id),
-            eos_token=tokenizer.id_to_token(tokenizer.eos_id),
-            max_chars=max_chars,
-            image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
-            **guarded_variables,
-        )
-
+    conversation = Conversation.of(
+        tokenizer.choose_template(tools=variables.get("tools") is not None) if template is None else template,
+        messages,
+        {"add_generation_prompt": add_generation_prompt and not continue_final_message, **variables},
+        tokenizer.template_variables,
+        image_token=None if image_token_id is None else tokenizer.id_to_token(image_token_id),
+        max_chars=max_chars,
+    )
     if continue_final_message:
-        text = _render_continued(render_guarded, guarded[:-1], _guarded_tagged(checked[-1], starts, guard), guard * 2)
-    else:
-        text = render_guarded(guarded)
-    names_by_length = sorted(names.values(), key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, names_by_length)) + ")", text)
+        conversation = conversation.continuing()
+    specials = special_tokens(frozenset(tokenizer.special_tokens))
+    text, guard = _rendered(conversation, specials)
+    return _with_images(_encode(tokenizer, specials, text, guard), conversation, image_token_id, tokens_per_image)
+
+
+def _rendered(conversation: Conversation, specials: SpecialTokens) -> tuple[str, str]:
+    """Return the text, with a guard in every special token that is not the template's, and the guard."""
+    settled, plain = conversation.settled()
+    truth = plain.unwrap(NAME)
+    texts = [text for text in settled.texts() if specials.holds_start(text)]
+    if not texts:
+        return truth, ""
+    guards = settled.unused(GUARDS)
+    if len(guards) < 2:
+        raise DataError("messages: contents hold the guard characters U+F8F0 to U+F8F7; remove two of them")
+    return _Separation(settled, specials, truth, texts, guards[0], guards[1]).guarded(), guards[0]
+
+
+class _Separation:
+    """Finds the special tokens of a rendered text that messages spell.
+
+    A template may look into the text that it is given, so that a guard there changes its decision. Then guards are
+    taken away step by step, until the same text comes out: first where only the beginning of a token stands, last in
+    the tokens that the template looks for. For these it is found out what the template writes itself: its literals
+    are marked instead of the messages.
+    """
+
+    def __init__(
+        self, chat: Conversation, specials: SpecialTokens, truth: str, texts: Sequence[str], guard: str, mark: str
+    ) -> None:
+        self._chat, self._specials, self._truth = chat, specials, truth
+        self._texts, self._guard, self._mark = texts, guard, mark
+
+    def guarded(self) -> str:
+        """Return the text with guards."""
+        known = _LOOKED_FOR.get(self._chat.template)
+        first = self._guarding([1], known)[0]
+        if first is None:
+            known, first = self._narrowed(known)
+        return first if not known else self._guard_foreign(first, known)
+
+    def _narrowed(self, known: frozenset[str]) -> tuple[frozenset[str], str]:
+        """Return the tokens that the template looks for, and the text with as many guards as leave it the same."""
+        for text in self._guarding(_LEVELS[1:], known):
+            if text is not None:
+                return known, text
+        spelled = sorted(set().union(*map(self._specials.within, self._texts)))
+        if not spelled:
+            return known, self._truth
+        looked_for = frozenset(spelled)
+        if len(spelled) <= _MAX_TOKENS:
+            changes = [self._specials.guarding_only(self._guard, name) for name in spelled]
+            each = zip(spelled, self._same(self._chat.render(changes)), strict=False)
+            looked_for = frozenset(name for name, same in each if same is None) or looked_for
+        looked_for |= known
+        _LOOKED_FOR.add(self._chat.template, looked_for)
+        texts = self._guarding(_LEVELS, looked_for)
+        return looked_for, next((text for text in texts if text is not None), self._truth)
+
+    def _guarding(self, levels: Sequence[int | None], exempt: frozenset[str]) -> list[str | None]:
+        changes = [self._specials.guarding(self._guard, level, exempt) for level in levels]
+        return self._same(self._chat.render(changes))
+
+    def _same(self, renderings: Sequence[Rendering]) -> list[str | None]:
+        """Return the texts that are the same without guards, None for others."""
+        texts = [rendering.text for rendering in renderings]
+        return [t if t is not None and t.replace(self._guard, "") == self._truth else None for t in texts]
+
+    def _guard_foreign(self, text: str, names: frozenset[str]) -> str:
+        """Put a guard into the tokens of ``names`` that the template does not write itself."""
+        starts = {place for name in names for place in _found(self._truth, name)}
+        if not starts:
+            return text
+        marked = self._chat.render([None], mark=(self._specials.starts, self._mark))[0].text
+        own = _places(marked, self._mark) if marked is not None else set()
+        if marked is None or marked.replace(self._mark, "") != self._truth:
+            own = set()
+        places = _places(text, self._guard) | (starts - own)
+        return "".join(char + self._guard if i in places else char for i, char in enumerate(self._truth))
+
+
+def _found(text: str, name: str) -> Iterator[int]:
+    place = text.find(name)
+    while place >= 0:
+        yield place
+        place = text.find(name, place + 1)
+
+
+def _places(text: str, mark: str) -> set[int]:
+    """Return where in the text without marks a character is followed by one."""
+    pieces = text.split(mark)
+    ends, length = set(), 0
+    for piece in pieces[:-1]:
+        length += len(piece)
+        ends.add(length - 1)
+    return ends
+
+
+class _LookedFor:
+    """Which special tokens templates were seen to look for in messages; forgotten for all but the last templates."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, template: str) -> frozenset[str]:
+        with self._lock:
+            return self._found.get(template, frozenset())
+
+    def add(self, template: str, names: frozenset[str]) -> None:
+        with self._lock:
+            self._found[template] = names
+            while len(self._found) > _KEPT:
+                self._found.popitem(last=False)
+
+
+_LOOKED_FOR = _LookedFor()
+
+
+def _encode(tokenizer: Tokenizer, specials: SpecialTokens, text: str, guard: str) -> list[int]:
+    """Encode a text whose guarded special tokens are plain text."""
+    plain = text.replace(guard, "") if guard else text
+    pieces = specials.pattern.split(text)
+    if plain == text or pieces[1::2] == specials.pattern.findall(plain):
+        return tokenizer.encode(plain, allow_special=True)
     ids: list[int] = []
     for index, piece in enumerate(pieces):
         if index % 2:
             ids.append(tokenizer.special_tokens[piece])
         elif piece:
             ids.extend(tokenizer.encode(piece.replace(guard, ""), continues=index > 0))
-    return _with_images(ids, image_count(guarded), image_token_id, tokens_per_image)
+    return ids
 
 
-def _render_continued(
-    render_guarded: Callable[[Sequence[Mapping[str, Any]]], str],
-    before: Sequence[dict[str, Any]],
-    final: dict[str, Any],
-    mark: str,
-) -> str:
-    """Render a conversation up to the end of its final message's text. No message may contain ``mark``."""
-    field, _ = continued_text(final)
-    shown = cut_at_mark(render_guarded([*before, with_mark(final, mark)]), mark)
-    if shown is None and field != "content":
-        final = with_reasoning_as_content(final)
-        shown = cut_at_mark(render_guarded([*before, with_mark(final, mark)]), mark)
-    if shown is None:
-        raise DataError(
-            f"messages[{len(before)}].{field}: the chat template does not show its end, so it cannot be continued; "
-            "leave continue_final_message and prefix out"
-        )
-    return shown
-
-
-def _with_images(ids: list[int], images: int, image_token_id: int | None, tokens_per_image: int) -> list[int]:
+def _with_images(
+    ids: list[int], conversation: Conversation, image_token_id: int | None, tokens_per_image: int
+) -> list[int]:
+    images = image_count(conversation.messages)
     placed = 0 if image_token_id is None else ids.count(image_token_id)
     if placed != images:
         raise DataError(
             f"messages: hold {images} images, but the chat template places {placed}; use a vision model's own template"
         )
     return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_token_id else 1)]
-
-
-def _guarded(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
-    def guarded_text(text: str) -> str:
-        shown = text.rpartition(special.THINK_END)[2] if message["role"] == "assistant" else text
-        return starts.sub(lambda match: match[0] + guard, shown)
-
-    return (
-        message
-        | {key: _guard_value(value, starts, guard) for key, value in message.items() if key != "content"}
-        | {"content": map_text(message["content"], guarded_text)}
-    )
-
-
-def _guarded_tagged(message: dict[str, Any], starts: re.Pattern[str], guard: str) -> dict[str, Any]:
-    """Guard a message whose think tags stay as they are."""
-
-    def guard_between(text: str) -> str:
-        return "".join(
-            part if index % 2 else starts.sub(lambda match: match[0] + guard, part)
-            for index, part in enumerate(_THINK_TAGS.split(text))
-        )
-
-    content = map_text(message["content"], guard_between)
-    return {name: _guard_value(value, starts, guard) for name, value in message.items()} | {"content": content}
-
-
-def _guard_value(value: Any, starts: re.Pattern[str], guard: str) -> Any:
-    if isinstance(value, str):
-        return starts.sub(lambda match: match[0] + guard, value)
-    if isinstance(value, Mapping):
-        return {_guard_value(k, starts, guard): _guard_value(v, starts, guard) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_guard_value(item, starts, guard) for item in value]
-    return value
-
-
-def _holds(value: Any, character: str, depth: int = 0) -> bool:
-    if depth > MAX_NESTING:
-        raise DataError(f"messages: nested deeper than {MAX_NESTING}, in tools or calls; flatten them")
-    if isinstance(value, Mapping):
-        return any(_holds(part, character, depth + 1) for item in value.items() for part in item)
-    if isinstance(value, list | tuple):
-        return any(_holds(item, character, depth + 1) for item in value)
-    return isinstance(value, str) and character in value

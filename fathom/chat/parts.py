@@ -1,17 +1,15 @@
-"""Messages with text and image parts or tool calls, converted to what a chat template reads."""
+"""Messages with text and image parts or tool calls: checked, and converted to what a chat template reads."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.errors import DataError
 
-_READS_PARTS = re.compile(r"""\[\s*['"]type['"]\s*\]|\.type\b|\.get\(\s*['"]type['"]""")
-
-_READS_MAPPING = re.compile(r"""arguments['"]?\s*\]?\s*\|\s*(?:tojson|items)|arguments\.items\(""")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a message's reasoning; templates read the first or the second."""
 
 
 def checked_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -59,16 +57,29 @@ def _checked_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return checked
 
 
-def format_tool_calls_for_template(template: str, message: dict[str, Any]) -> dict[str, Any]:
-    """Convert the arguments of a checked message's calls to what ``template`` reads: a mapping, or JSON text."""
-    if message["role"] != "assistant" or not message.get("tool_calls"):
+def as_template_message(message: Mapping[str, Any], *, keep_none: bool = False) -> dict[str, Any]:
+    """Return a checked message as transformers hands it to a template.
+
+    Fields that are None are left out, and reasoning stands under both names that templates read.
+    """
+    given = {key: value for key, value in message.items() if value is not None or keep_none}
+    reasoning = next((given[name] for name in _REASONING if given.get(name) is not None), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def convert_arguments(message: dict[str, Any], *, text: bool, mapping: bool) -> dict[str, Any]:
+    """Convert the arguments of a message's calls where the template cannot read the form they have.
+
+    ``text`` and ``mapping`` say which forms it reads; JSON text that is no object stays as it is.
+    """
+    calls = message.get("tool_calls")
+    if message["role"] != "assistant" or not calls or text == mapping:
         return message
-    convert = _as_mapping if _READS_MAPPING.search(template) else _as_json
-    calls = [
-        call | {"function": {**call["function"], "arguments": convert(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
+    convert = _as_mapping if mapping else _as_json
+    converted = [
+        call | {"function": {**call["function"], "arguments": convert(call["function"]["arguments"])}} for call in calls
     ]
-    return message | {"tool_calls": calls}
+    return message | {"tool_calls": converted}
 
 
 def _as_mapping(arguments: str | Mapping[str, Any]) -> Any:
@@ -84,15 +95,6 @@ def _as_json(arguments: str | Mapping[str, Any]) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def map_text(content: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to the text of a content or of its text parts; None stays None."""
-    if content is None:
-        return None
-    if isinstance(content, str):
-        return change(content)
-    return [part | {"text": change(part["text"])} if part["type"] == "text" else part for part in content]
-
-
 def text_length(content: str | Sequence[Mapping[str, str]] | None) -> int:
     """Characters of text in a content."""
     return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content or ())
@@ -100,21 +102,8 @@ def text_length(content: str | Sequence[Mapping[str, str]] | None) -> int:
 
 def image_count(messages: Sequence[Mapping[str, Any]]) -> int:
     """Images that messages hold."""
-    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return sum(part["type"] == "image" for content in contents for part in content or ())
-
-
-def format_messages_for_template(
-    template: str, messages: Sequence[dict[str, Any]], image_token: str | None
-) -> list[dict[str, Any]]:
-    """Convert every content to what ``template`` reads: parts if it looks at their type, else one text.
-
-    In one text an image is the text of its token.
-    """
-    messages = [format_tool_calls_for_template(template, message) for message in messages]
-    if _READS_PARTS.search(template):
-        return [message | {"content": _as_parts(message["content"])} for message in messages]
-    return [message | {"content": _as_text(message["content"], image_token)} for message in messages]
+    contents = [message.get("content") for message in messages]
+    return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
 
 
 def _checked_part(part: Any, where: str) -> dict[str, str]:
@@ -128,12 +117,13 @@ def _checked_part(part: Any, where: str) -> dict[str, str]:
     return {"type": "text", "text": part["text"]}
 
 
-def _as_parts(content: str | list[dict[str, str]] | None) -> list[dict[str, str]] | None:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+def joined_parts(content: str | list[dict[str, str]], image_token: str | None) -> str:
+    """Return a content as one text, in which an image is its token.
 
-
-def _as_text(content: str | list[dict[str, str]] | None, image_token: str | None) -> str | None:
-    if content is None or isinstance(content, str):
+    Raises:
+        DataError: there is an image, and no token for it.
+    """
+    if isinstance(content, str):
         return content
     if image_token is None and any(part["type"] == "image" for part in content):
         raise DataError("messages: hold an image, but this model has no image token; use a vision model")

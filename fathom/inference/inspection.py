@@ -176,8 +176,7 @@ def _text(source: WeightSource) -> dict[str, Any]:
         return {"tokenizer": {"problem": str(error)}, "chat_template": None, "eos_ids": []}
     if tokenizer is None:
         return {"tokenizer": None, "chat_template": None, "eos_ids": ends}
-    template = tokenizer.chat_template if tokenizer.can_chat else None
-    return {"tokenizer": _tokenizer(tokenizer), "chat_template": template, "eos_ids": ends}
+    return {"tokenizer": _tokenizer(tokenizer), "chat_template": tokenizer.shown_template, "eos_ids": ends}
 
 
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -187,7 +187,8 @@ def prepare_chat(
     continued = chosen.continue_final_message
     if continued:
         check_continuable(messages)
-    fitted = fit_messages_to_template(tokenizer.chat_template, messages, chosen.tools)
+    template = tokenizer.choose_template(tools=bool(chosen.tools))
+    fitted = fit_messages_to_template(template, messages, chosen.tools)
     prompt = model.prompt(
         fitted,
         add_generation_prompt=chosen.add_generation_prompt,

@@ -75,7 +75,7 @@ def facts_of(
         "bytes": nbytes,
         "supports_images": spec.vision is not None,
         "can_chat": tokenizer.can_chat,
-        "supports_reasoning": tokenizer.can_chat and "think" in tokenizer.chat_template,
+        "supports_reasoning": "think" in (tokenizer.shown_template or ""),
         "cache_bytes_per_token": cache_bytes_per_token(spec, bits=bits, cache_format=engine.cache_format),
         "cache_pages": cache_tokens // engine.page_size,
         "suggestions": dataclasses.asdict(suggestions),

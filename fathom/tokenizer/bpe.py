@@ -16,8 +16,17 @@ from tokenizers import AddedToken
 from fathom.errors import DataError
 from fathom.files import json_text, sha256, write_text
 from fathom.tokenizer import special
+from fathom.tokenizer.chat_templates import (
+    DEFAULT,
+    as_config,
+    choose_template,
+    templates_of,
+    with_template_files,
+)
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
+
+_TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
@@ -38,6 +47,7 @@ class Tokenizer:
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
         self._config = dict(config or {})
+        self._templates = templates_of(self._config)
         self.vocab_size: int = self._with_special.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._named("bos_token", special.BEGIN)
         end = self._named("eos_token", special.END)
@@ -67,10 +77,7 @@ class Tokenizer:
         config_file = file.with_name("tokenizer_config.json")
         try:
             config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-            apart = file.with_name("chat_template.jinja")
-            if "chat_template" not in config and apart.exists():
-                config["chat_template"] = apart.read_text(encoding="utf-8")
-            return cls(file.read_text(encoding="utf-8"), config)
+            return cls(file.read_text(encoding="utf-8"), with_template_files(config, file.parent))
         except FileNotFoundError:
             raise DataError(f"{file}: no such tokenizer; train one or check the path") from None
         except DataError:
@@ -94,7 +101,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         } | self._config
         if self.can_chat:
-            config.setdefault("chat_template", DEFAULT_TEMPLATE)
+            config["chat_template"] = as_config(self._templates) if self._templates else DEFAULT_TEMPLATE
         write_text(folder / "tokenizer.json", self._json)
         write_text(folder / "tokenizer_config.json", json_text(config, indent=2))
 
@@ -105,15 +112,48 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str:
-        """The jinja2 chat template of the tokenizer's configuration, or Fathom's default."""
-        template = self._config.get("chat_template")
-        return template if isinstance(template, str) else DEFAULT_TEMPLATE
+        """The jinja2 chat template of conversations without tools: the model's own, or Fathom's where it has none.
+
+        Raises:
+            DataError: the model has several templates, and none of them is the default.
+        """
+        return choose_template(self._templates, tools=False) if self._templates else DEFAULT_TEMPLATE
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """The templates that the model brings, by name; ``default`` is the one without a name."""
+        return MappingProxyType(self._templates)
+
+    def choose_template(self, *, tools: bool) -> str:
+        """Return the template of conversations with tools or without; ``DataError`` where the model has no default."""
+        return choose_template(self._templates, tools=True) if tools and self._templates else self.chat_template
+
+    @property
+    def shown_template(self) -> str | None:
+        """The template to show: that of conversations without tools, or the first of several without a default."""
+        if DEFAULT in self._templates or not self._templates:
+            return self.chat_template if self.can_chat else None
+        return next(iter(self._templates.values()))
+
+    def with_template(self, template: str) -> Tokenizer:
+        """Return this tokenizer with one template only: one of its own by name, or the text of another."""
+        chosen = self._templates.get(template, template)
+        return Tokenizer(self._json, {**self._config, "chat_template": chosen})
 
     @property
     def can_chat(self) -> bool:
         """Whether this vocabulary has a chat template: its own, or the default with its turn markers."""
-        own = isinstance(self._config.get("chat_template"), str)
-        return own or {special.USER, special.ASSISTANT} <= self.special_tokens.keys()
+        return bool(self._templates) or {special.USER, special.ASSISTANT} <= self.special_tokens.keys()
+
+    @property
+    def template_variables(self) -> dict[str, str]:
+        """The special tokens that chat templates may name, as in transformers: those that the vocabulary has."""
+        named = {name: self._config.get(name) for name in _TEMPLATE_TOKENS}
+        extra = self._config.get("extra_special_tokens")
+        named |= extra if isinstance(extra, Mapping) else {}
+        written = {name: value.get("content") if isinstance(value, Mapping) else value for name, value in named.items()}
+        written |= {"bos_token": self.id_to_token(self.bos_id), "eos_token": self.id_to_token(self.eos_id)}
+        return {name: value for name, value in written.items() if isinstance(value, str) and value}
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:

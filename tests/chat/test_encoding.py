@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from fathom.chat import encode_chat, render
-from fathom.chat.sandbox import MAX_TEMPLATE_CHARS
 from fathom.errors import DataError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -64,42 +63,6 @@ def test_no_message_can_forge_a_special_token(tokenizer: Tokenizer, system: str,
 def test_a_custom_template_gets_its_variables_and_loop_state() -> None:
     template = "{% for m in messages if m.role != 'x' %}{{ loop.index }}{{ m.role|upper }}{{ mark }}{% endfor %}"
     assert render([{"role": "a", "content": ""}, {"role": "x", "content": ""}], template, mark="!") == "1A!"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ messages.append(1) }}",
-        "{{ '{:999999999}'.format(1) }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ 'a' * 1000000000 }}",
-        "{{ 10 ** 10 ** 10 }}",
-        "{{ 'a'|center(99999999) }}",
-        "{% for i in range(999999999) %}{% endfor %}",
-        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
-        "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
-        "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x.replace('a', n.x) %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(20) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
-        "{{ range(9999)|join(n.x) }}",
-        "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('abc') }}",
-        "{% macro f() %}{% for i in range(50) %}{{ f() }}{% endfor %}{% endmacro %}{{ f() }}",
-        "{% include 'other' %}",
-        "{% if %}",
-        "{{ raise_exception('no') }}",
-        "{{ absent.field }}",
-        "x" * (MAX_TEMPLATE_CHARS + 1),
-    ],
-)
-def test_a_hostile_or_broken_template_ends_in_one_clear_line(template: str) -> None:
-    with pytest.raises(DataError, match=r"^chat template: ") as caught:
-        render([{"role": "user", "content": "hi"}], template)
-    assert "\n" not in str(caught.value)
 
 
 def test_bad_messages_name_the_field() -> None:
@@ -191,12 +154,10 @@ def test_no_tool_can_forge_a_special_token(
         assert tokenizer.decode(ids).endswith(name + argument)
 
 
-def test_json_in_templates_is_not_escaped_for_html_and_bounded() -> None:
+def test_json_in_templates_is_not_escaped_for_html() -> None:
     message = [{"role": "user", "content": ""}]
     assert render(message, "{{ x | tojson }}", x={"b": "<é>", "a": 1}) == '{"b": "<é>", "a": 1}'
     assert render(message, "{{ x | tojson(indent=2) }}", x=[1]) == "[\n  1\n]"
-    with pytest.raises(DataError, match="tojson with indent 100000000; use at most 8"):
-        render(message, "{{ x | tojson(indent=100000000) }}", x=[1])
 
 
 def test_calls_that_are_none_name_the_field() -> None:

@@ -36,11 +36,6 @@ def test_a_template_of_parts_gives_transformers_ids(seeing: Tokenizer, tmp_path:
     expected = theirs.apply_chat_template(SEEN, add_generation_prompt=True, return_dict=False)
     image = seeing.special_tokens[IMAGE]
     assert encode_chat(seeing, SEEN, image_token_id=image) == list(expected)
-    mixed = [{"role": "user", "content": "hello"}]
-    as_parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
-    assert encode_chat(seeing, mixed) == list(theirs.apply_chat_template(as_parts, return_dict=False)) + encode_chat(
-        seeing, [], "Assistant:"
-    )
 
 
 def test_each_image_becomes_its_tokens_in_order(seeing: Tokenizer) -> None:

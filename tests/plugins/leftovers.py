@@ -26,6 +26,8 @@ KEPT_BY_TOOLS = ("pytest-of-", "torchinductor_", "torch_", "matplotlib-", "node-
 """Prefixes of names in the temporary folder that tools keep for the next run."""
 SESSION_THREADS = ("asyncio_", "execnet", "fathom-serve", "pytest_timeout")
 """Prefixes of names of threads that belong to test tools, or to servers that live as long as the session."""
+SESSION_PROCESSES = ("template_worker.py",)
+"""Parts of the command lines of processes that live as long as the one that started them."""
 
 
 def live_threads() -> set[threading.Thread]:
@@ -40,7 +42,9 @@ def live_processes() -> set[psutil.Process]:
 
 def _is_alive(process: psutil.Process) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return not any(name in part for part in process.cmdline() for name in SESSION_PROCESSES)
     except psutil.NoSuchProcess:
         return False
 

@@ -1,14 +1,14 @@
-"""Tools for chat templates without tool support: schemas, calls and results as text in Hermes's format."""
+"""Messages for chat templates that read less: tools, calls and results as text in Hermes's format, text as parts."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
 from fathom.chat.parts import checked_message
+from fathom.chat.template_probe import read_calls, reads_parts, reads_text, reads_tools
 
 _INTRODUCTION = (
     "You can call the tools below, given with the JSON Schema of their parameters. To call one, answer with\n"
@@ -21,19 +21,28 @@ def fit_messages_to_template(
 ) -> list[Mapping[str, Any]]:
     """Return messages that ``template`` can render: tools, calls and results it does not read become text.
 
-    Where it reads ``tools`` or ``tool_calls`` itself, the messages are unchanged.
+    A text becomes a part where the template writes parts only, and would leave it out. What the template reads itself
+    is unchanged.
+
+    Raises:
+        DataError: a message is malformed, or the template meets a limit.
     """
     shown = [checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    if re.search(r"\btool_calls\b", template):
+    called = any(message["role"] == "tool" or message.get("tool_calls") for message in shown)
+    if not called or read_calls(template).shown:
         fitted: list[Mapping[str, Any]] = list(messages)
     else:
         fitted = [_as_text(message, checked) for message, checked in zip(messages, shown, strict=True)]
-    return _introduced(fitted, tools) if tools and not reads_tools(template) else fitted
+    if tools and not reads_tools(template):
+        fitted = _introduced(fitted, tools)
+    return [_as_parts(template, message) for message in fitted]
 
 
-def reads_tools(template: str) -> bool:
-    """Whether a chat template renders the tools it is given."""
-    return re.search(r"\btools\b", template) is not None
+def _as_parts(template: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content, role = message.get("content"), message["role"]
+    if not isinstance(content, str) or reads_text(template, role) or not reads_parts(template, role):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
 
 
 def _as_text(message: Mapping[str, Any], checked: Mapping[str, Any]) -> Mapping[str, Any]:

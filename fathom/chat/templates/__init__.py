@@ -1,7 +1,7 @@
 """Chat templates of every family, in jinja2.
 
 They are written for Fathom, and their output equals that of the published ones, character for character, for every
-dialogue those support. They run in ``chat.sandbox`` and in other engines.
+dialogue those support. They run in ``chat.template_process`` and in other engines.
 """
 
 from __future__ import annotations

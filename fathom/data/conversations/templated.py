@@ -15,13 +15,14 @@ from fathom.tokenizer import Tokenizer, special
 KeepThinking = Literal["keep", "drop"]
 Messages = Sequence[Mapping[str, Any]]
 REASONING = "reasoning_content"
+_REASONING_FIELDS = (REASONING, "thinking", "reasoning")
 
 
 def normalize_messages(messages: Messages, thinking: KeepThinking) -> list[dict[str, Any]]:
     """Return messages whose answers hold their reasoning under ``reasoning_content``, or nowhere.
 
-    It may stand under ``reasoning`` as well, or in the content before a closing think tag. White space at its ends, and
-    before the answer that follows it, goes.
+    It may stand under ``thinking`` or ``reasoning`` as well, or in the content before a closing think tag. White space
+    at its ends, and before the answer that follows it, goes.
 
     Raises:
         DataError: a message has no role or content, its calls are none, or its reasoning is no text.
@@ -31,10 +32,10 @@ def normalize_messages(messages: Messages, thinking: KeepThinking) -> list[dict[
 
 def _uniform(message: Mapping[str, Any], where: str, thinking: KeepThinking) -> dict[str, Any]:
     checked_message(message, where)
-    changed = {key: value for key, value in message.items() if key not in (REASONING, "reasoning")}
+    changed = {key: value for key, value in message.items() if key not in _REASONING_FIELDS}
     if message["role"] != "assistant":
         return changed
-    reasoning = message.get(REASONING) or message.get("reasoning") or ""
+    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name)), "")
     if not isinstance(reasoning, str):
         raise DataError(f"{where}.{REASONING}: expected text, got {type(reasoning).__name__}; give a string")
     content = message.get("content")
@@ -70,7 +71,7 @@ class TemplatedConversation:
         Raises:
             DataError: a message is malformed.
         """
-        chosen = tokenizer.chat_template if template is None else template
+        chosen = tokenizer.choose_template(tools=bool(tools)) if template is None else template
         given = normalize_messages(messages, thinking)
         if "developer" not in chosen:
             given = [m | {"role": "system"} if m["role"] == "developer" else m for m in given]

@@ -49,7 +49,7 @@ async def tokenizer_info(models: ModelPool, http: HttpRequest) -> dict[str, Any]
         "eos_token": tokenizer.id_to_token(tokenizer.eos_id),
         "pad_token": tokenizer.id_to_token(tokenizer.pad_id) or None,
         "vocab_size": tokenizer.vocab_size,
-        "chat_template": tokenizer.chat_template if tokenizer.can_chat else None,
+        "chat_template": tokenizer.shown_template,
     }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fathom.chat.output.budget import Constraint
-from fathom.chat.output.hermes import reads_tools
 from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
+from fathom.chat.template_probe import reads_tools
 from fathom.errors import DataError
 from fathom.serve.api.params import at_most
 from fathom.serve.errors import refuse
@@ -66,7 +66,7 @@ def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> T
     named = choice.function.name if isinstance(choice, NamedTool) else None
     tools = [tool for tool in body.tools or [] if named in (None, tool.function.name)]
     tokenizer = model.tokenizer
-    if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.chat_template):
+    if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.choose_template(tools=True)):
         before, after, rules = _DEEPSEEK_BEGIN, _DEEPSEEK_END, [_deepseek_rule(tool) for tool in tools]
     else:
         before, after, rules = f"{HERMES_BEGIN}\n", f"\n{HERMES_END}", [_hermes_rule(tool) for tool in tools]
