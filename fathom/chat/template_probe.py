@@ -6,6 +6,7 @@ its output everything. Every answer is kept for the last templates.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ _Conversation = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ReadCalls:
-    """Which forms of a call's arguments a template writes as they are meant: JSON ``text``, or a ``mapping``."""
+    """How a template reads tool calls: ``shown`` says whether it writes them at all.
+
+    ``text``: it writes arguments that are JSON text as they are. ``mapping``: it takes arguments that are a mapping; it
+    does not where it refuses them and writes text, e.g. joins them with ``+``.
+    """
 
     text: bool
     mapping: bool
@@ -71,19 +76,19 @@ def read_calls(template: str) -> ReadCalls:
     """Find out how a template reads tool calls; ``DataError`` as ``reads_parts``."""
     arguments = {_KEY: _VALUE}
     spelled = json.dumps(arguments)
-    shown = text_read = mapping_read = False
-    for after in ((), (_RESULT,)):
-        for content in ({}, {"content": ""}, {"content": None}):
-            for tools in (None, _TOOLS):
-                as_text, as_mapping = _render(
-                    template, [[_USER, _calling(form, content), *after] for form in (spelled, arguments)], tools
-                )
-                text_read |= as_text is not None and spelled in as_text
-                mapping_read |= as_mapping is not None and _KEY in as_mapping and _VALUE in as_mapping
-                shown |= any(text is not None and _VALUE in text for text in (as_text, as_mapping))
-                if shown and (text_read or mapping_read):
-                    return ReadCalls(text_read, mapping_read, shown)
-    return ReadCalls(text_read, mapping_read, shown)
+    text_read = mapping_read = refused = shown = False
+    contents: list[dict[str, str | None]] = [{}, {"content": ""}, {"content": None}]
+    for after, content, tools in itertools.product(((), (_RESULT,)), contents, (None, _TOOLS)):
+        as_text, as_mapping = _render(
+            template, [[_USER, _calling(form, content), *after] for form in (spelled, arguments)], tools
+        )
+        text_read |= as_text is not None and spelled in as_text
+        mapping_read |= as_mapping is not None and _KEY in as_mapping and _VALUE in as_mapping
+        refused |= text_read and as_mapping is None
+        shown |= any(text is not None and _TOOL in text and _VALUE in text for text in (as_text, as_mapping))
+        if text_read or mapping_read:
+            break
+    return ReadCalls(text_read, mapping_read or not refused, shown)
 
 
 @lru_cache(maxsize=_KEPT)

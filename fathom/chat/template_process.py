@@ -253,8 +253,9 @@ def _rendering(answer: Mapping[str, Any], seconds: float) -> Rendering:
     }
     if kind in limits:
         return Rendering(None, limits[kind], limit=True)
-    said = message if kind == "TemplateError" else f"{kind}: {message}"
-    return Rendering(None, f"{said}; fix the messages or the template")
+    if kind == "TemplateError":
+        return Rendering(None, f"{message}; fix the messages")
+    return Rendering(None, f"{kind}: {message}; fix the template or the messages")
 
 
 if sys.platform == "win32":

@@ -1,0 +1,98 @@
+"""Every chat template found in the installed packages renders as in transformers."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fathom.chat import render
+from fathom.errors import DataError
+
+from .conversations import CONVERSATIONS, TOKENS, WEATHER, transformers_text
+
+PACKAGES = Path(sysconfig.get_paths()["purelib"])
+
+
+def installed_templates() -> Iterator[tuple[str, str]]:
+    """Yield name and source of every chat template in a file of its own or in a tokenizer's configuration."""
+    for path in sorted(PACKAGES.rglob("*.jinja")):
+        source = path.read_text(encoding="utf-8")
+        if "messages" in source:
+            yield str(path.relative_to(PACKAGES)), source
+    for path in sorted(PACKAGES.rglob("tokenizer_config.json")):
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(template, str):
+            yield str(path.relative_to(PACKAGES)), template
+
+
+TEMPLATES = dict(installed_templates())
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "to answer": {"add_generation_prompt": True},
+    "with tools": {"tools": [WEATHER], "add_generation_prompt": True},
+    "thinking": {"enable_thinking": True, "thinking": True, "add_generation_prompt": True},
+    "without thinking": {"enable_thinking": False, "thinking": False, "add_generation_prompt": True},
+}
+
+
+def fathoms_text(template: str, messages: list[dict[str, Any]], **variables: Any) -> str | None:
+    try:
+        return render(messages, template, **variables)
+    except DataError:
+        return None
+
+
+def differences(template: str) -> Iterator[str]:
+    for kind, messages in CONVERSATIONS.items():
+        for option, given in OPTIONS.items():
+            variables = {"add_generation_prompt": False, **TOKENS, **given}
+            expected = transformers_text(template, messages, **variables)
+            found = fathoms_text(template, messages, **variables)
+            if found != expected and found not in other_forms(template, messages, variables):
+                yield f"{kind}, {option}: {found!r} for {expected!r}"
+
+
+def other_forms(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[str]:
+    """Return transformers' texts of the same conversation in forms that fit templates which do not take it as it is."""
+    forms = [messages, [joined(message) for message in messages]]
+    forms += [[with_arguments(message, json.dumps) for message in form] for form in forms]
+    forms += [[{"content": None, **message} for message in form] for form in forms]
+    texts = [transformers_text(template, form, keep_none=True, **variables) for form in forms[1:]]
+    return [text for text in texts if text is not None]
+
+
+def joined(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": "".join(p["text"] for p in content)} if isinstance(content, list) else message
+
+
+def with_arguments(message: dict[str, Any], write: Any) -> dict[str, Any]:
+    calls = [
+        {**call, "function": {**call["function"], "arguments": write(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TEMPLATES, reason="no installed package has chat templates; pip install trl")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_installed_template_renders_as_in_transformers(name: str) -> None:
+    assert list(differences(TEMPLATES[name])) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_arguments_as_json_text_render_as_the_mapping_or_the_text_does(name: str) -> None:
+    template, variables = TEMPLATES[name], {"add_generation_prompt": False, "tools": [WEATHER], **TOKENS}
+    for kind in ("a call", "a call and its result", "two calls"):
+        spelled = [with_arguments(message, json.dumps) for message in CONVERSATIONS[kind]]
+        found = fathoms_text(template, spelled, **variables)
+        expected = [transformers_text(template, form, **variables) for form in (CONVERSATIONS[kind], spelled)]
+        assert found in expected, kind
+        assert found is None or '\\"city\\"' not in found, kind
