@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from fathom.engine.engine import Engine, one_line
@@ -14,6 +14,7 @@ from fathom.engine.state import RequestState
 from fathom.errors import Draining, EngineError, QueueFull
 
 OutputCallback = Callable[[Output], None]
+EndCallback = Callable[[BaseException | None], None]
 
 _FAILURES_IN_A_ROW = 3
 
@@ -40,6 +41,7 @@ class EngineWorker:
         self._condition = threading.Condition()
         self._incoming: deque[tuple[RequestState, OutputCallback]] = deque()
         self._cancelled: deque[int] = deque()
+        self._jobs: deque[tuple[Iterator[object], EndCallback]] = deque()
         self._listeners: dict[int, OutputCallback] = {}  # of the worker's thread only
         self._callbacks: list[Callable[[], None]] = []
         self._stats = engine.stats
@@ -111,6 +113,22 @@ class EngineWorker:
             self._cancelled.append(request_id)
             self._condition.notify_all()
 
+    def interleave(self, job: Iterator[object], ended: EndCallback) -> None:
+        """Run other work with the model on the worker's thread: an item of ``job`` before each step, jobs in turn.
+
+        ``ended`` is called on that thread once ``job`` is exhausted, with None, or with what it raised; with
+        ``Draining`` where the worker was closed first.
+
+        Raises:
+            Draining, EngineError: as ``submit``.
+        """
+        self._check_queue_limit(0)
+        with self._condition:
+            self._jobs.append((job, ended))
+            if self._progress_at is None:
+                self._progress_at = self._clock()
+            self._condition.notify_all()
+
     def on_step(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after each step's listeners, so that a step's outputs can be handed over at once."""
         with self._condition:
@@ -128,6 +146,7 @@ class EngineWorker:
     def _serve(self) -> None:
         try:
             while self._wait_for_work():
+                self._advance_job()
                 outputs = self._step()
                 self._stats = self.engine.stats
                 self._deliver(outputs)
@@ -139,12 +158,13 @@ class EngineWorker:
         """Wait for requests or cancellations and queue them in the engine; False when the thread is to end."""
         with self._condition:
             self._condition.wait_for(
-                lambda: self._incoming or self._cancelled or self.engine.has_work or self._draining
+                lambda: self._incoming or self._cancelled or self._jobs or self.engine.has_work or self._draining
             )
             self._enqueue_incoming()
             self._stats = self.engine.stats
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
-            late = self._deadline is not None and (time.monotonic() >= self._deadline or not self.engine.has_work)
+            busy = self.engine.has_work or bool(self._jobs)
+            late = self._deadline is not None and (time.monotonic() >= self._deadline or not busy)
         ended = [self.engine.end(request_id, "cancelled") for request_id in cancelled]
         self._deliver([output for output in ended if output is not None])
         return not late
@@ -162,11 +182,37 @@ class EngineWorker:
         if failure is not None:
             self.last_error = one_line(failure)
         with self._condition:
-            if not (self.engine.has_work or self._incoming):
+            if not (self.engine.has_work or self._incoming or self._jobs):
                 self._progress_at = None
             elif failure is None:
                 self._progress_at = self._clock()
         return outputs
+
+    def _advance_job(self) -> None:
+        """Run one item of the job that is next."""
+        if not self._jobs:
+            return
+        job, ended = self._jobs.popleft()
+        error: BaseException | None = None
+        try:
+            next(job)
+        except StopIteration:
+            pass
+        except Exception as raised:
+            error = raised
+        else:
+            with self._condition:
+                self._jobs.append((job, ended))
+            return
+        with suppress(Exception):
+            ended(error)
+
+    def _end_jobs(self, error: BaseException) -> None:
+        with self._condition:
+            jobs = [self._jobs.popleft() for _ in range(len(self._jobs))]
+        for _, ended in jobs:
+            with suppress(Exception):
+                ended(error)
 
     def _enqueue_incoming(self) -> None:
         while self._incoming:
@@ -178,6 +224,7 @@ class EngineWorker:
         self._enqueue_incoming()
         ended = [self.engine.end(request_id, "cancelled") for request_id in tuple(self._listeners)]
         self._deliver([output for output in ended if output is not None])
+        self._end_jobs(Draining())
         self._stats = self.engine.stats
         self._progress_at = None
 
@@ -189,6 +236,7 @@ class EngineWorker:
             listeners = {**self._listeners, **{state.id: listener for state, listener in self._incoming}}
             self._listeners.clear()
             self._incoming.clear()
+        self._end_jobs(EngineError(f"engine: its thread ended after {message}; restart the process"))
         outputs = [Output(request_id=request_id, finish_reason="error", error=message) for request_id in listeners]
         for output in outputs:
             with suppress(Exception):

@@ -19,6 +19,7 @@ from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.inference.catalog import DEFAULT_CACHE
 from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, start_chat
+from fathom.inference.embedding import Pooling, check_sequence, embed
 from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
 from fathom.inference.suggestions import Suggestions, suggestions_for
@@ -214,6 +215,40 @@ class LanguageModel:
         """
         streamed = start_chat(self, messages, system=system, **chat_options)
         return streamed if stream else streamed.answer
+
+    def embed(
+        self,
+        texts: str | Sequence[str | TokenIds],
+        *,
+        pooling: Pooling = "mean",
+        dimensions: int | None = None,
+    ) -> Tensor:
+        """Return the embeddings of texts or of token ids, float32 (S, D), each of length 1.
+
+        They are the hidden states after the final norm, their mean over the tokens or with ``pooling`` last that of the
+        last token; ``dimensions`` keeps the first ones. A generative model's embeddings rank texts modestly.
+
+        Raises:
+            ContextError: a text is empty or longer than the context.
+            SpecError: ``pooling`` or ``dimensions`` does not exist, or a token id is outside the vocabulary.
+        """
+        given = [texts] if isinstance(texts, str) else texts
+        sequences = [self.embedding_tokens(text, f"texts[{index}]") for index, text in enumerate(given)]
+        return embed(self.model, sequences, pooling=pooling, dimensions=dimensions)
+
+    def embedding_tokens(self, text: str | TokenIds, name: str) -> tuple[int, ...]:
+        """Return the tokens that ``embed`` reads of a text, or token ids as they are, after checking them as it does.
+
+        ``name`` is what an error calls the text.
+        """
+        if not isinstance(text, str):
+            tokens = to_token_ids(name, text)
+        elif text:
+            tokens = (*self.tokenizer.prefix_ids, *self.tokenizer.encode(text))
+        else:
+            raise ContextError(f"{name}: is an empty text; give one")
+        check_sequence(tokens, self.spec, name)
+        return tokens
 
     def generate(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> list[int]:
         """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities.

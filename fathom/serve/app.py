@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fathom.serve.api.chat import create_chat_completion
 from fathom.serve.api.completions import create_completion
+from fathom.serve.api.embeddings import create_embeddings
 from fathom.serve.api.messages import messages_router
 from fathom.serve.api.responses_router import responses_router
 from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
@@ -26,6 +27,7 @@ from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas import response_models as responses
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.completions import CompletionRequest
+from fathom.serve.schemas.embeddings import EmbeddingRequest
 from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
 from fathom.serve.schemas.responses import InputTokensRequest, ResponsesRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
@@ -37,6 +39,7 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/responses/input_tokens": InputTokensRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -107,6 +110,11 @@ def _add_generation_routes(app: FastAPI, models: ModelPool) -> None:
     async def completions(request: Request) -> Response:
         """Complete texts, or fill in the middle."""
         return await create_completion(models, request)
+
+    @app.post("/v1/embeddings", response_model=responses.EmbeddingResponse, tags=["generation"])
+    async def embeddings(request: Request) -> Response:
+        """Return the embeddings of texts: pooled hidden states of length 1."""
+        return await create_embeddings(models, request)
 
 
 def _add_model_routes(app: FastAPI, models: ModelPool) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 from fathom.engine.request import Output, Request
 from fathom.engine.worker import EngineWorker
 from fathom.serve.errors import ClientDisconnected
 
+T = TypeVar("T")
 _MAX_STREAMS_UNBATCHED = 4
 """Up to this many streams are notified of every step."""
 
@@ -88,6 +92,46 @@ class EngineClient:
             requests, lambda output: pending.append((output_queue, output))
         )
         return output_queue
+
+    async def interleave(self, steps: Generator[object, None, T]) -> T:
+        """Run ``steps`` on the engine's thread between its steps and return what they return.
+
+        A caller that is cancelled ends them before their next.
+
+        Raises:
+            Draining, EngineError: the worker is being closed, or its thread ended; and what ``steps`` raise.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        left = threading.Event()
+        result: list[T] = []
+
+        def job() -> Iterator[None]:
+            while not left.is_set():
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    result.append(end.value)
+                    return
+                yield
+
+        def settle(error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            elif result:
+                future.set_result(result[0])
+
+        def ended(error: BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(settle, error)
+
+        self.worker.interleave(job(), ended)
+        try:
+            return await future
+        finally:
+            left.set()
 
     def _on_step(self) -> None:
         """Runs on the engine's thread after a step's listeners, which have filled ``_pending_outputs``."""

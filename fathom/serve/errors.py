@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from fathom.errors import ContextError, DataError, Draining, FathomError, QueueFull, SpecError
 
+_FIELD = re.compile(r"[A-Za-z_]\w*(\[\d+\])*")
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -94,7 +96,8 @@ def as_api_error(error: FathomError, *, retry_after: int) -> ApiError:
         return draining(retry_after)
     if isinstance(error, ContextError):
         field = str(error).partition(":")[0]
-        return ApiError(400, str(error), param=field if field.isidentifier() else None, code="context_length_exceeded")
+        param = field if _FIELD.fullmatch(field) else None
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, SpecError):
         return ApiError(400, str(error), param=error.path or None)
     if isinstance(error, DataError):

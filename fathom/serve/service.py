@@ -13,7 +13,7 @@ from starlette.responses import Response
 from fathom.engine.request import Request
 from fathom.engine.worker import EngineWorker
 from fathom.errors import FathomError
-from fathom.serve.admission import AdmissionControl
+from fathom.serve.admission import AdmissionControl, RequestSlot
 from fathom.serve.engine_client import EngineClient
 from fathom.serve.errors import as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
@@ -88,13 +88,10 @@ class Service:
             ApiError: the server is draining, too much is in progress, or what ``preprocess`` or the engine refuses.
             ClientDisconnected: the client left before a response began.
         """
-        if self.lifecycle.draining:
-            raise draining(self.retry_after())
-        slot = self.admission.acquire()
+        slot = self.admit(http)
         cleanup: ExitStack = http.state.cleanup
-        cleanup.callback(slot.release)
-        job = await run_until_disconnect(self.executor.run(lambda: self._with_api_errors(preprocess)), http.receive)
-        output_queue = self._with_api_errors(lambda: self.engine_client.submit(job.requests))
+        job = await run_until_disconnect(self.executor.run(lambda: self.with_api_errors(preprocess)), http.receive)
+        output_queue = self.with_api_errors(lambda: self.engine_client.submit(job.requests))
         state = ResponseState(
             job.choices,
             output_queue,
@@ -110,12 +107,26 @@ class Service:
             return EventStream(state, write_timeout_seconds=self.settings.limits.write_timeout_seconds)
         return await collect(state, http.receive)
 
+    def admit(self, http: HttpRequest) -> RequestSlot:
+        """Count a request as in progress until its slot is released, at the latest at the end of the HTTP exchange.
+
+        Raises:
+            ApiError: the server is draining, or too much is in progress.
+        """
+        if self.lifecycle.draining:
+            raise draining(self.retry_after())
+        slot = self.admission.acquire()
+        cleanup: ExitStack = http.state.cleanup
+        cleanup.callback(slot.release)
+        return slot
+
     def retry_after(self) -> int:
         """Seconds for the Retry-After header."""
         stats = self.worker.stats
         return self.metrics.retry_after(stats.waiting + stats.running)
 
-    def _with_api_errors(self, work: Callable[[], T]) -> T:
+    def with_api_errors(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns; an error of the layers below becomes an ``ApiError``."""
         try:
             return work()
         except FathomError as error:

@@ -15,6 +15,7 @@ class Limits:
     """Upper bounds of one request or of all together; a request beyond one gets an error that names it.
 
     ``choices`` bounds the choices of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
+    ``embedding_inputs`` and ``embedding_tokens`` bound one request's, as OpenAI does.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
     ``preprocess_timeout_seconds``. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
@@ -36,6 +37,8 @@ class Limits:
     logit_bias: int = 1024
     stored_responses: int = 1024
     stored_response_bytes: int = 64 << 20
+    embedding_inputs: int = 2048
+    embedding_tokens: int = 300_000
     images: int = 16
     image_bytes: int = 16 << 20
     max_concurrent_requests: int = 512

@@ -127,7 +127,7 @@ def test_a_client_that_leaves_amid_its_request_or_answer_frees_its_place(
 def test_a_request_that_is_refused_after_it_was_taken_frees_its_place(serve: Serve) -> None:
     with serve(max_waiting=1, limits=Limits(max_concurrent_requests=1)) as server, server.http() as http:
         for body, status in (
-            ({"max_tokens": 100_000}, 400),
+            ({"n": 100}, 400),
             ({"n": 3}, 429),
             ({"logit_bias": {"x": 1}}, 400),
             ({"guided_regex": "("}, 400),

@@ -157,6 +157,30 @@ class CompletionResponse(ResponseModel):
     system_fingerprint: str | None
 
 
+class Embedding(ResponseModel):
+    """One embedding: numbers, or the base64 of float32 in little-endian order."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(ResponseModel):
+    """Token counts of an embeddings request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(ResponseModel):
+    """The response of /v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelCard(ResponseModel):
     """A served model; ``root`` is the name that ``id`` is an alias of, or ``id`` itself."""
 

@@ -26,6 +26,7 @@ ROUTES = {
     "/v1/responses/{response_id}",
     "/v1/responses/{response_id}/input_items",
     "/v1/responses/{response_id}/cancel",
+    "/v1/embeddings",
     "/v1/models",
     "/v1/models/{name}",
     "/tokenize",
@@ -54,6 +55,8 @@ def test_the_document_names_every_route_its_body_and_its_errors(server: Running)
     ("path", "body", "model"),
     [
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, answers.ChatCompletionResponse),
+        ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "base64"}, answers.EmbeddingResponse),
+        ("/v1/embeddings", {"input": "a"}, answers.EmbeddingResponse),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2, "n": 2},
