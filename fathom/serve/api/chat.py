@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,17 +15,16 @@ from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
 from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
 from fathom.serve.api.prompts import to_template_messages
-from fathom.serve.api.tool_calls import available_tools, tool_call_constraint
+from fathom.serve.api.structured_output import structured_output_options
+from fathom.serve.api.tool_calls import available_tools, forces_call, tool_call_constraint
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseEncoder, ResponseMetadata
-from fathom.serve.schemas.chat import ChatCompletionRequest, ResponseFormat
-from fathom.serve.schemas.common import SamplingRequest
+from fathom.serve.schemas.chat import ChatCompletionRequest, Thinking
 from fathom.serve.service import GenerationJob, Service
-from fathom.serve.settings import Limits
 
 
 async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Response:
@@ -36,38 +34,6 @@ async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Respon
     service = await models.acquire(http, body.model)
     notices = notices_of(http)
     return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
-
-
-def structured_output_options(
-    body: SamplingRequest, response_format: ResponseFormat | None, limits: Limits
-) -> dict[str, Any]:
-    """Return the structured output fields of ``TextOptions``.
-
-    Raises:
-        ApiError: a format lacks a field, or two are given.
-    """
-    wanted: dict[str, Any] = {}
-    if body.guided_regex is not None:
-        wanted["regex"] = body.guided_regex
-    if response_format is None or response_format.type == "text":
-        return wanted
-    if wanted:
-        raise refuse("guided_regex", "comes with response_format", "give one of the two")
-    if response_format.type == "json_object":
-        return {"json_object": True}
-    if response_format.type == "regex":
-        if response_format.pattern is None:
-            raise refuse("response_format.pattern", "is missing", "give the pattern to match")
-        if len(response_format.pattern) > limits.schema_bytes:
-            raise refuse("response_format.pattern", f"exceeds {limits.schema_bytes} characters", "give a shorter one")
-        return {"regex": response_format.pattern}
-    schema = None if response_format.json_schema is None else response_format.json_schema.schema_
-    if schema is None:
-        raise refuse("response_format.json_schema.schema", "is missing", "give a JSON schema")
-    size = len(json.dumps(schema))
-    if size > limits.schema_bytes:
-        raise refuse("response_format.json_schema.schema", f"{size} bytes exceed {limits.schema_bytes}", "shorten it")
-    return {"schema": schema}
 
 
 def chat_job(
@@ -98,6 +64,10 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
         ApiError, DataError, SpecError: a field cannot be used, or the prompt is too long.
     """
     limits = service.settings.limits
+    if body.modalities is not None and any(kind != "text" for kind in body.modalities):
+        raise refuse("modalities", f"{str(body.modalities)[:60]} has more than text", "ask for ['text']")
+    if body.add_generation_prompt and body.continues:
+        raise refuse("add_generation_prompt", "comes with continue_final_message or prefix", "give one of the two")
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
@@ -171,6 +141,7 @@ def _choices(
                 service.token_formatter,
                 logprobs=logprobs is not None,
                 single_call=body.parallel_tool_calls is False,
+                function_call=body.speaks_functions,
             )
         )
     return requests, choices
@@ -179,7 +150,7 @@ def _choices(
 def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
     wanted = structured_output_options(body, body.response_format, service.settings.limits)
     tools = available_tools(body, service.settings.limits)
-    if wanted and body.tool_choice not in (None, "none", "auto"):
+    if wanted and forces_call(body):
         raise refuse("tool_choice", "forces a call, and response_format another format", "give one of the two")
     return ChatOptions(
         **wanted,
@@ -187,19 +158,27 @@ def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
         stop=tuple(body.stops),
         thinking=_thinking(body),
         thinking_budget=_budget(body),
+        continue_final_message=body.continues,
+        add_generation_prompt=body.add_generation_prompt is not False,
         variables=_variables(body),
     )
 
 
 def _thinking(body: ChatCompletionRequest) -> bool | None:
-    """Whether to reason: by ``thinking`` if given, not with ``reasoning_effort`` none, else as the template does."""
-    if body.thinking is not None:
+    """Whether to reason: by ``thinking``, a switch of the template or ``reasoning_effort``; None leaves it to that."""
+    if isinstance(body.thinking, bool):
+        return body.thinking
+    if body.thinking is not None and body.thinking.type in ("enabled", "disabled"):
         return body.thinking.type == "enabled"
+    variables = body.chat_template_kwargs or {}
+    switch = next((variables[name] for name in ("enable_thinking", "thinking") if name in variables), None)
+    if isinstance(switch, bool):
+        return switch
     return False if body.reasoning_effort == "none" else None
 
 
 def _budget(body: ChatCompletionRequest) -> int | None:
-    if body.thinking_budget is None and body.thinking is not None:
+    if body.thinking_budget is None and isinstance(body.thinking, Thinking):
         return body.thinking.budget_tokens
     return body.thinking_budget
 

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import PreparedRequest, TextOptions, prepare_text
-from fathom.serve.api.chat import structured_output_options
 from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body

@@ -40,8 +40,6 @@ def check_limits(
         raise refuse("logit_bias", f"{len(body.logit_bias)} entries exceed {limits.logit_bias}", "give fewer")
     if body.stream_options is not None and not body.stream:
         raise refuse("stream_options", "is given without stream", "leave it out or set stream to true")
-    if body.guided_regex is not None and len(body.guided_regex) > limits.schema_bytes:
-        raise refuse("guided_regex", f"exceeds {limits.schema_bytes} characters", "give a shorter pattern")
 
 
 def at_most(field: str, value: int, most: int) -> None:

@@ -13,6 +13,7 @@ from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.errors import as_api_error, refuse
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.schemas.chat import Tool
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
 
@@ -61,8 +62,12 @@ def _ids(service: Service, body: TokenizeRequest) -> list[int]:
             prefix = tokenizer.prefix_ids if body.add_special_tokens is not False else ()
             return [*prefix, *tokenizer.encode(body.prompt, allow_special=True)]
         messages = to_template_messages(body.messages or [], service.settings)
-        tools = tuple(tool.model_dump(exclude_none=True) for tool in body.tools or [])
-        options = ChatOptions(tools=tools, variables=body.chat_template_kwargs or {})
+        options = ChatOptions(
+            tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or () if isinstance(tool, Tool)),
+            variables=body.chat_template_kwargs or {},
+            continue_final_message=bool(body.continue_final_message),
+            add_generation_prompt=body.add_generation_prompt is not False,
+        )
         return list(prepare_chat(service.model, messages, options).prompt_ids)
     except DataError as error:
         raise as_api_error(error, retry_after=1) from None

@@ -12,7 +12,7 @@ from fathom.chat.template_probe import reads_tools
 from fathom.errors import DataError
 from fathom.serve.api.params import at_most
 from fathom.serve.errors import refuse
-from fathom.serve.schemas.chat import ChatCompletionRequest, NamedTool, Tool
+from fathom.serve.schemas.chat import AllowedToolsChoice, ChatCompletionRequest, NamedTool, Tool
 from fathom.serve.settings import Limits
 from fathom.tokenizer import special
 
@@ -27,29 +27,40 @@ _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 
 def available_tools(body: ChatCompletionRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
-    """Return the tools that go into the prompt: all, or none with ``tool_choice`` none.
+    """Return the tools that go into the prompt: all, those that are allowed, or none with ``tool_choice`` none.
 
     Raises:
         ApiError: too many tools, two of one name, or a ``tool_choice`` that is not among them.
     """
-    tools = body.tools or []
-    at_most("tools", len(tools), limits.tools)
-    names = [tool.function.name for tool in tools]
-    for index, tool in enumerate(tools):
-        if names.index(tool.function.name) != index:
+    at_most("tools", len(body.tools or ()), limits.tools)
+    names: set[str] = set()
+    for index, tool in enumerate(body.tools or ()):
+        if not isinstance(tool, Tool):
+            continue
+        if tool.function.name in names:
             raise refuse(f"tools[{index}].function.name", f"{tool.function.name!r} is given twice", "rename one")
+        names.add(tool.function.name)
         size = len(json.dumps(tool.function.parameters or {}))
         if size > limits.schema_bytes:
             where = f"tools[{index}].function.parameters"
             raise refuse(where, f"{size} bytes exceed {limits.schema_bytes}", "give a smaller schema")
-    choice = body.tool_choice
-    if not tools and (choice == "required" or isinstance(choice, NamedTool)):
+    for where, name in _named(body.tool_choice):
+        if names and name not in names:
+            raise refuse(where, f"{name[:64]!r} is not among the tools", "name one of them")
+    if forces_call(body) and not names:
         raise refuse("tool_choice", "forces a call, but there are no tools", "give tools")
-    if isinstance(choice, NamedTool) and choice.function.name not in names:
-        raise refuse(
-            "tool_choice.function.name", f"{choice.function.name[:64]!r} is not among the tools", "name one of them"
-        )
-    return () if choice == "none" else tuple(_plain(tool) for tool in tools)
+    allowed = {name for _, name in _named(body.tool_choice)} if _allows_some(body) else names
+    if body.tool_choice == "none":
+        return ()
+    return tuple(_plain(tool) for tool in body.function_tools if tool.function.name in allowed)
+
+
+def forces_call(body: ChatCompletionRequest) -> bool:
+    """Whether the answer must be a call."""
+    choice = body.tool_choice
+    if isinstance(choice, AllowedToolsChoice):
+        return choice.allowed_tools.mode == "required"
+    return isinstance(choice, NamedTool) or choice in ("required", "any")
 
 
 def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> ToolCallConstraint | None:
@@ -60,11 +71,10 @@ def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> T
     Raises:
         DataError: the parameters' schema has no grammar.
     """
-    choice = body.tool_choice
-    if choice != "required" and not isinstance(choice, NamedTool):
+    if not forces_call(body):
         return None
-    named = choice.function.name if isinstance(choice, NamedTool) else None
-    tools = [tool for tool in body.tools or [] if named in (None, tool.function.name)]
+    named = {name for _, name in _named(body.tool_choice)}
+    tools = [tool for tool in body.function_tools if not named or tool.function.name in named]
     tokenizer = model.tokenizer
     if special.TOOL_SEPARATOR in tokenizer.special_tokens and reads_tools(tokenizer.choose_template(tools=True)):
         before, after, rules = _DEEPSEEK_BEGIN, _DEEPSEEK_END, [_deepseek_rule(tool) for tool in tools]
@@ -76,6 +86,23 @@ def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> T
         tokenizer.encode(after, allow_special=True, continues=True),
         sorted(model.eos_ids) or [tokenizer.eos_id],
     )
+
+
+def _allows_some(body: ChatCompletionRequest) -> bool:
+    return isinstance(body.tool_choice, AllowedToolsChoice)
+
+
+def _named(choice: str | NamedTool | AllowedToolsChoice | None) -> list[tuple[str, str]]:
+    """Return the fields of a choice that name tools, and the names."""
+    if isinstance(choice, NamedTool):
+        return [("tool_choice.function.name", choice.function.name)]
+    if isinstance(choice, AllowedToolsChoice):
+        where = "tool_choice.allowed_tools.tools"
+        return [
+            (f"{where}[{index}].function.name", tool.function.name)
+            for index, tool in enumerate(choice.allowed_tools.tools)
+        ]
+    return []
 
 
 class ToolCallConstraint:

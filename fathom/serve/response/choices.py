@@ -30,7 +30,10 @@ class ListedChoice(Choice, ABC):
 
 
 class ChatChoiceBuilder(AssistantAnswer, ListedChoice):
-    """An assistant's message as chat completions have it."""
+    """An assistant's message as chat completions have it.
+
+    With ``function_call`` its only call is under that name, as OpenAI's former interface has it.
+    """
 
     def __init__(
         self,
@@ -40,20 +43,24 @@ class ChatChoiceBuilder(AssistantAnswer, ListedChoice):
         *,
         logprobs: bool,
         single_call: bool = False,
+        function_call: bool = False,
     ) -> None:
+        single_call = single_call or function_call
         super().__init__(index, parser, token_formatter, logprobs=logprobs, single_call=single_call)
+        self._function_call = function_call
         self._sent_logprobs = 0
         self._begun = self._ended = False
 
     def close(self, reason: str) -> None:
-        """Set the finish reason, which is ``tool_calls`` where the answer stopped with calls."""
-        super().close("tool_calls" if self.has_calls and reason == "stop" else reason)
+        """Set the finish reason, which is ``tool_calls`` or ``function_call`` where the answer stopped with calls."""
+        called = "function_call" if self._function_call else "tool_calls"
+        super().close(called if self.has_calls and reason == "stop" else reason)
 
     def chunks(self) -> list[str]:
         """Return what is new since the last call."""
         deltas = [] if self._begun else ['{"role":"assistant","content":""}']
         self._begun = True
-        deltas += [_delta(part, text) for part, text in self.take_new()]
+        deltas += [_delta(part, text, self._function_call) for part, text in self.take_new()]
         chunks = [self._chunk(delta) for delta in deltas]
         if self.finish_reason is not None and not self._ended:
             self._ended = True
@@ -72,7 +79,9 @@ class ChatChoiceBuilder(AssistantAnswer, ListedChoice):
             "reasoning_content": thinking or None,
             "reasoning": thinking or None,
         }
-        if calls:
+        if calls and self._function_call:
+            message["function_call"] = calls[0]["function"]
+        elif calls:
             message["tool_calls"] = calls
         if self.problems:
             message["fathom"] = {"problems": self.problems}
@@ -180,8 +189,10 @@ def _call(part: AnswerPart) -> dict[str, Any]:
     return {"id": f"call_{part.call_id}", "type": "function", "function": function}
 
 
-def _delta(part: AnswerPart, text: str) -> str:
+def _delta(part: AnswerPart, text: str, function_call: bool) -> str:
     """Return the JSON of a chunk's ``delta``; ``text`` is what is new in ``part``, unless it is a call."""
+    if part.call is not None and function_call:
+        return json.dumps({"function_call": _call(part)["function"]})
     if part.call is not None:
         return f'{{"tool_calls":[{json.dumps({"index": part.call_index, **_call(part)})}]}}'
     value = quoted(text)

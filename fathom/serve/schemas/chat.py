@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from annotated_types import MaxLen
+from pydantic import AfterValidator, ConfigDict, FailFast, Field
 
+from fathom.serve.schemas.aliases import CHAT_ALIASES, aliased_values
 from fathom.serve.schemas.common import MAX_TOKENS, WHOLE, RequestModel, SamplingRequest, TokenCount
+from fathom.serve.schemas.ignored import IgnoredFields
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+MAX_MESSAGES = 1 << 16
+MAX_PARTS = 1 << 12
 
 
 class ImageUrl(RequestModel):
@@ -19,11 +25,12 @@ class ImageUrl(RequestModel):
 
 
 class Part(RequestModel):
-    """A part of a message: text, or an image."""
+    """A part of a message: text, a refusal, or an image. Types of other interfaces that mean the same are read too."""
 
-    type: Literal["text", "image_url"]
+    type: str
     text: str | None = None
-    image_url: ImageUrl | None = None
+    refusal: str | None = None
+    image_url: ImageUrl | str | None = None
 
 
 class Function(RequestModel):
@@ -32,7 +39,9 @@ class Function(RequestModel):
     name: str = Field(min_length=1, max_length=128, pattern="^[a-zA-Z0-9_.-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="Constrain the arguments to the schema where a call is forced.")
+    strict: bool | None = Field(
+        default=None, description="Constrain the arguments to the schema where a call is forced."
+    )
 
 
 class Tool(RequestModel):
@@ -42,18 +51,30 @@ class Tool(RequestModel):
     function: Function
 
 
+def _other(kind: str) -> str:
+    if kind == "function":
+        raise ValueError("a function needs its name under function")
+    return kind
+
+
+class OtherTool(RequestModel):
+    """A tool of another type, such as ``custom`` or ``web_search``: it is ignored, so the model never calls it."""
+
+    type: Annotated[str, AfterValidator(_other)]
+
+
 class CalledFunction(RequestModel):
-    """The function of an earlier call; ``arguments`` is a JSON string."""
+    """The function of an earlier call; ``arguments`` is a JSON string or an object."""
 
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
 
 
 class Call(RequestModel):
     """A tool call of an earlier assistant message."""
 
-    id: str
-    type: Literal["function"] = "function"
+    id: str | None = None
+    type: Literal["function"] | None = None
     function: CalledFunction
 
 
@@ -61,12 +82,16 @@ class Message(RequestModel):
     """One message. The template decides whether an assistant's reasoning becomes part of the prompt."""
 
     role: Role
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], MaxLen(MAX_PARTS)] | None = None
     name: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+    function_call: CalledFunction | None = Field(default=None, description="A call of OpenAI's former interface.")
+    refusal: str | None = Field(default=None, description="Stands for the content where there is none.")
     reasoning_content: str | None = None
     reasoning: str | None = None
+    prefix: bool | None = Field(default=None, description="The answer continues this message, the last one.")
+    partial: bool | None = Field(default=None, description="The same as prefix.")
 
 
 class NamedFunction(RequestModel):
@@ -82,6 +107,20 @@ class NamedTool(RequestModel):
     function: NamedFunction
 
 
+class AllowedTools(RequestModel):
+    """Tools that may be called (``auto``), or one of which must be (``required``)."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class AllowedToolsChoice(RequestModel):
+    """A choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class JsonSchema(RequestModel):
     """A JSON Schema that the answer must satisfy."""
 
@@ -89,42 +128,98 @@ class JsonSchema(RequestModel):
 
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
 class ResponseFormat(RequestModel):
     """The answer's format: text, any JSON object, JSON of a schema, or a match of a pattern."""
 
+    model_config = ConfigDict(protected_namespaces=())
+
     type: Literal["text", "json_object", "json_schema", "regex"]
     json_schema: JsonSchema | None = None
-    pattern: str | None = Field(None, description="For type regex: the pattern that the whole answer must match.")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="A schema without its wrapping.")
+    pattern: str | None = Field(
+        default=None, description="For type regex: the pattern that the whole answer must match."
+    )
 
 
 class Thinking(RequestModel):
-    """Whether the model reasons before it answers."""
+    """Whether the model reasons before it answers; adaptive and auto leave it to the template."""
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
     budget_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS), WHOLE] = None
+
+
+class Reasoning(RequestModel):
+    """OpenRouter's form of ``reasoning_effort`` and ``thinking``."""
+
+    effort: Effort | None = None
+    max_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS), WHOLE] = None
+    enabled: bool | None = None
 
 
 class ChatCompletionRequest(SamplingRequest):
     """A conversation to answer."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     max_completion_tokens: TokenCount = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = Field(None, description="false: the answer ends after its first call.")
+    tools: Sequence[Tool | OtherTool] | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | NamedTool | AllowedToolsChoice | None = None
+    functions: Sequence[Function] | None = Field(default=None, description="Tools of OpenAI's former interface.")
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="false: the answer ends after its first call.")
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = Field(
         None, description="'none' turns reasoning off; other values reach the template."
     )
-    thinking: Thinking | None = None
+    reasoning: Reasoning | None = None
+    thinking: Thinking | bool | None = None
+    enable_thinking: bool | None = None
     thinking_budget: Annotated[
         int | None, Field(ge=0, le=MAX_TOKENS, description="Maximum tokens of reasoning."), WHOLE
     ] = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
-    modalities: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables for the chat template.")
+    add_generation_prompt: bool | None = Field(
+        default=None, description="Default true, unless the last message is continued."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The answer continues the last message, an assistant's beginning."
+    )
+    modalities: list[str] | None = Field(default=None, description="Only text can be asked for.")
+
+    def resolved(self, ignored: IgnoredFields) -> Self:
+        """Return this with the values of other names under the fields' own, and with functions as tools."""
+        own = super().resolved(ignored)
+        if own.max_tokens is not None and own.max_completion_tokens not in (None, own.max_tokens):
+            ignored.add("max_tokens", note="max_completion_tokens has another value")
+        for index, tool in enumerate(own.tools or ()):
+            if isinstance(tool, OtherTool):
+                ignored.add(f"tools[{index}]", note="only functions can be called")
+        given: dict[str, Any] = {}
+        if own.functions is not None:
+            given["functions"] = [Tool(type="function", function=function) for function in own.functions]
+        if isinstance(own.function_call, NamedFunction):
+            given["function_call"] = NamedTool(type="function", function=own.function_call)
+        values = aliased_values(own.model_copy(update=given), CHAT_ALIASES, ignored)
+        legacy = own.tools is None and own.functions is not None
+        return own.model_copy(update=values if legacy else {**values, "functions": None})
+
+    @property
+    def function_tools(self) -> list[Tool]:
+        """The tools that can be called."""
+        return [tool for tool in self.tools or () if isinstance(tool, Tool)]
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer continues the last message."""
+        last = self.messages[-1]
+        return bool(self.continue_final_message or last.prefix or last.partial)
+
+    @property
+    def speaks_functions(self) -> bool:
+        """Whether the client expects ``function_call`` in the response instead of ``tool_calls``."""
+        return self.functions is not None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from fathom.serve.schemas.aliases import OPTIONS, SAMPLING_ALIASES, aliased_values
 from fathom.serve.schemas.ignored import IgnoredFields, IgnoredValue
 
 MAX_TOKENS = 1 << 24
@@ -32,8 +33,8 @@ class RequestModel(BaseModel):
     """Base of every object in a request body.
 
     Values of known fields are not coerced: ``"1"`` is no number, ``true`` is none either; a whole float is an integer
-    where the field is ``Whole``. Unknown fields are ignored: their names are kept, with True for a value and None for
-    null, until ``take_ignored`` collects them; their values are never read.
+    where the field is marked ``WHOLE``. Unknown fields are ignored: their names are kept, with True for a
+    value and None for null, until ``take_ignored`` collects them; their values are never read.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
@@ -74,10 +75,20 @@ class StreamOptions(RequestModel):
     include_usage: bool | None = Field(None, description="Send a last chunk with the usage.")
 
 
-class SamplingRequest(RequestModel):
-    """Sampling parameters."""
+class StructuredOutputs(RequestModel):
+    """vLLM's form of an answer's format; one of the fields."""
 
-    model: str | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = Field(None, description="Refused: it cannot be followed.")
+
+
+class SamplingFields(RequestModel):
+    """Sampling parameters, under their own names and those that other servers give them (``schemas.aliases``)."""
+
     temperature: float | None = Field(None, ge=0, le=100, description="Default 1; 0 is greedy decoding.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: Annotated[
@@ -86,30 +97,64 @@ class SamplingRequest(RequestModel):
         WHOLE,
     ] = None
     min_p: float | None = Field(None, ge=0, le=1, description="Minimum probability relative to the most likely token.")
-    n: Annotated[int | None, Field(ge=1, description="Choices per prompt."), WHOLE] = None
     max_tokens: TokenCount = None
+    max_new_tokens: TokenCount = None
+    num_predict: TokenCount = None
+    n_predict: TokenCount = None
     min_tokens: Annotated[
         int | None, Field(ge=0, le=MAX_TOKENS, description="No end of sequence before this many tokens."), WHOLE
     ] = None
     stop: str | list[str] | None = Field(None, description="Stop strings; they are not part of the output.")
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
-    ignore_eos: bool | None = Field(None, description="Continue after end-of-sequence tokens.")
+    stop_sequences: list[str] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token ids (as strings) with a bias added to their logits."
-    )
+    repeat_penalty: float | None = Field(None, gt=0, le=100)
     seed: Annotated[
         int | None, Field(ge=-INT64, lt=INT64, description="The same seed gives the same output."), WHOLE
     ] = None
+    random_seed: Annotated[int | None, Field(ge=-INT64, lt=INT64), WHOLE] = None
+
+    def resolved(self, ignored: IgnoredFields) -> Self:
+        """Return this with the values of other names under the fields' own."""
+        return self.model_copy(update=aliased_values(self, SAMPLING_ALIASES, ignored))
+
+
+class SamplingRequest(SamplingFields):
+    """What every request for generated text may have."""
+
+    model: str | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
+    n: Annotated[int | None, Field(ge=1, description="Choices per prompt."), WHOLE] = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
+    ignore_eos: bool | None = Field(None, description="Continue after end-of-sequence tokens.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token ids (as strings) with a bias added to their logits."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    guided_regex: str | None = Field(None, description="Regular expression that the whole output must match.")
     priority: Annotated[int | None, Field(ge=-1000, le=1000, description="Higher runs first."), WHOLE] = None
     cache_salt: str | None = Field(
         None, max_length=256, description="Cached prefixes are shared only between requests with the same salt."
     )
+    options: SamplingFields | None = Field(None, description="Sampling parameters as Ollama nests them.")
+    guided_regex: str | None = Field(None, description="Regular expression that the whole output must match.")
+    guided_json: str | dict[str, Any] | None = Field(None, description="JSON Schema, as vLLM names it.")
+    guided_choice: list[str] | None = Field(None, description="The output is one of these texts.")
+    guided_grammar: str | None = Field(None, description="Grammar in Lark's or llama.cpp's syntax.")
+    structured_outputs: StructuredOutputs | None = None
+    json_schema: str | dict[str, Any] | None = Field(None, description="JSON Schema, as llama.cpp and SGLang name it.")
+    grammar: str | None = Field(None, description="Grammar, as llama.cpp names it.")
+    regex: str | None = Field(None, description="Regular expression, as SGLang names it.")
+    ebnf: str | None = Field(None, description="Grammar, as SGLang names it.")
+    format: str | dict[str, Any] | None = Field(None, description="'json' or a JSON Schema, as Ollama names it.")
+
+    def resolved(self, ignored: IgnoredFields) -> Self:
+        """Return this with the values of other names, and those within ``options``, under the fields' own."""
+        own = super().resolved(ignored)
+        if own.options is None:
+            return own
+        own = own.model_copy(update={"options": own.options.resolved(ignored)})
+        return own.model_copy(update=aliased_values(own, OPTIONS, ignored))
 
     @property
     def stops(self) -> list[str]:

@@ -45,8 +45,11 @@ class IgnoredFields:
         """Count all ignored fields."""
         return sum(self._counts.values()) + self._more
 
-    def add(self, path: str, known: frozenset[str] = frozenset()) -> None:
-        """Add a field. ``known`` are the names of its object's schema, one of which may have been meant."""
+    def add(self, path: str, known: frozenset[str] = frozenset(), *, note: str = "") -> None:
+        """Add a field. ``known`` are the names of its object's schema, one of which may have been meant.
+
+        ``note`` says in a few ASCII words why a known field is ignored.
+        """
         kind = _INDEX.sub("[]", path[: 2 * _MAX_NAME])
         if kind in self._counts:
             self._counts[kind] += 1
@@ -55,8 +58,8 @@ class IgnoredFields:
         else:
             name = path.rpartition(".")[2]
             meant = difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)
-            hint = f" (did you mean {meant[0]}?)" if meant else ""
-            self._first[kind] = _safe(path) + hint
+            hint = f"did you mean {meant[0]}?" if meant else note
+            self._first[kind] = _safe(path) + (f" ({hint})" if hint else "")
             self._counts[kind] = 1
 
     @property

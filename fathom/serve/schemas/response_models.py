@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-ChatFinish = Literal["stop", "length", "tool_calls"]
+ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ResponseModel(BaseModel):
@@ -103,6 +103,7 @@ class ChatMessage(ResponseModel):
     reasoning_content: str | None
     reasoning: str | None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
     fathom: Extension | None = None
 
 

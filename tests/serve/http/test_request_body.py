@@ -22,7 +22,7 @@ from fathom.serve.schemas.completions import CompletionRequest
         (CompletionRequest, b"{}", "prompt"),
         (
             ChatCompletionRequest,
-            b'{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}',
+            b'{"messages": [{"role": "user", "content": [{"text": "a"}]}]}',
             "messages[0].content[0].type",
         ),
         (ChatCompletionRequest, b'{"messages": [{"content": "a"}]}', "messages[0].role"),
