@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,16 +90,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[Hub]:
-    """Serve a repository of these files until the block ends."""
+    """Serve a repository of these files until the block ends, past any proxy."""
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub = Hub(f"http://127.0.0.1:{server.server_port}", dict(files))
     handler.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
+    direct = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    os.environ.update(dict.fromkeys(direct, "127.0.0.1"))
     try:
         yield hub
     finally:
+        for name, before in direct.items():
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
         server.shutdown()
         server.server_close()
         thread.join()

@@ -11,6 +11,7 @@ from tests.compatibility.case import Area
 AREAS: Mapping[str, tuple[str, str]] = {
     # module: title, title in Chinese; a module defines CASES
     "names": ("Names", "名称"),
+    "modelfiles": ("Model files", "模型文件"),
 }
 
 

@@ -57,6 +57,8 @@ def read_header(file: BinaryIO, size: int, path: Path) -> Header:
     Raises:
         CheckpointError: it is no GGUF of version 2 or 3 in little-endian order, or something in it cannot be true.
     """
+    if not size:
+        raise CheckpointError(f"{path}: is empty; {_REMEDY}")
     reader = _Reader(file, size, path)
     if reader.take(4, "magic") != MAGIC:
         pointer = pointer_remedy(reader.beginning(64))

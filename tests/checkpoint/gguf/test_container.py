@@ -75,7 +75,8 @@ def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:
 HUGE = 2**62
 FAULTS = {
     "no file of this kind": (files.build(magic=b"GGML"), "magic is not GGUF"),
-    "empty": (b"", "magic ends at byte 4 of a file of 0"),
+    "empty": (b"", "is empty; the file is damaged or not GGUF"),
+    "three bytes": (b"GGU", "magic ends at byte 4 of a file of 3"),
     "version 1": (files.build(version=1), "version 1 is not supported; use a file of version 2 or 3"),
     "version 4": (files.build(version=4), "version 4 is not supported"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian; convert the file to little-endian"),

@@ -35,9 +35,7 @@ SPEC = ModelSpec(
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
+def hub(tmp_path: Path) -> Iterator[Hub]:
     published = save_hf(tmp_path / "published", SPEC, build(SPEC, seed=1).state_dict(), max_shard_bytes=2000)
     files = {path.name: path.read_bytes() for path in published.iterdir()}
     files |= {
