@@ -62,7 +62,7 @@ def create_app(models: ModelPool) -> FastAPI:
     app = FastAPI(
         title="Fathom",
         version="1",
-        description="Language models over OpenAI's interface.",
+        description="Language models over OpenAI's and Anthropic's interfaces.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
