@@ -12,6 +12,7 @@ AREAS: Mapping[str, tuple[str, str]] = {
     # module: title, title in Chinese; a module defines CASES
     "names": ("Names", "名称"),
     "modelfiles": ("Model files", "模型文件"),
+    "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
 }
 
 
