@@ -35,8 +35,12 @@ class Column:
     required: bool = True
 
     def find(self, row: Row) -> str | None:
-        """Return the name it has in a row, or None; a null is no value."""
-        return next((name for name in (self.name, *self.aliases) if row.get(name) is not None), None)
+        """Return the name it has in a row, whatever its case, or None; a null is no value."""
+        names = (self.name, *self.aliases)
+        found = next((name for name in names if row.get(name) is not None), None)
+        if found is not None:
+            return found
+        return next((name for name in row if name.lower() in names and row[name] is not None), None)
 
 
 def optional(name: str, meaning: str, *aliases: str) -> Column:
@@ -254,5 +258,6 @@ def _unknown(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns) ->
         return f"fields: {absent[0]}, but the columns are {shown}; correct fields"
     known = "; ".join(f"{form.name}: {', '.join(c.name for c in form.columns if c.required)}" for form in forms)
     example = next(column.name for column in forms[0].columns if column.required)
+    corpus = "; a column text is for a corpus step" if "text" in names else ""
     remedy = f'rename columns, or set fields = {{ {example} = "COLUMN" }}'
-    return f"no known form in the columns {shown}; known are {known}; {remedy}"
+    return f"no known form in the columns {shown}; known are {known}{corpus}; {remedy}"

@@ -178,8 +178,12 @@ def _conversations(path: Path, columns: Columns) -> tuple[RowReport, Sample | No
 def _conversation(conversation: Conversation) -> Sample:
     flags = conversation.learn or (None,) * len(conversation.messages)
     turns = [_turn(message, flag) for message, flag in zip(conversation.messages, flags, strict=True)]
-    names = [str(tool.get("function", tool).get("name", "?")) for tool in conversation.tools]
-    return {"place": conversation.place, "turns": turns, "tools": names}
+    return {"place": conversation.place, "turns": turns, "tools": [_tool_name(tool) for tool in conversation.tools]}
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str:
+    function = tool.get("function", tool)
+    return str(function.get("name", "?")) if isinstance(function, Mapping) else "?"
 
 
 def _turn(message: Mapping[str, Any], flag: bool | None) -> Sample:

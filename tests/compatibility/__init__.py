@@ -13,6 +13,7 @@ AREAS: Mapping[str, tuple[str, str]] = {
     "names": ("Names", "名称"),
     "modelfiles": ("Model files", "模型文件"),
     "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
+    "conversations": ("Data for post-training", "后训练数据"),
 }
 
 

@@ -66,6 +66,8 @@ def _alpaca(row: Row, rest: Row) -> Conversation:
 
 
 def _prompt_completion(row: Row, rest: Row) -> Conversation:
+    if rest.get("label") is False:  # KTO
+        raise UnusableRow("label is false: a bad answer is not learned", "nothing_learned")
     prompt = read_dialogue(row["prompt"], "prompt", "user").unlearned()
     return _conversation(prompt + read_dialogue(row["completion"], "completion", "assistant"), row)
 

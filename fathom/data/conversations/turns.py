@@ -1,8 +1,8 @@
 """Turns of a conversation as data sets write them, converted to OpenAI's messages and what the loss covers.
 
 Read are OpenAI's messages, legacy function calls included, and ShareGPT's ``from`` and ``value``, with the names of
-roles that LLaMA-Factory and axolotl know. A turn's ``weight`` (OpenAI), ``train`` or ``train_on_turn`` (axolotl) and
-``loss`` (ms-swift) say whether it is learned.
+roles that LLaMA-Factory, axolotl and ms-swift know. A turn's ``weight`` (OpenAI), ``train`` or ``train_on_turn``
+(axolotl) and ``loss`` (ms-swift) say whether it is learned.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _ROLE_NAMES = MappingProxyType(
         "bard": "assistant",
         "model": "assistant",
         "function_call": "assistant",
+        "tool_call": "assistant",
         "function": "tool",
         "function_response": "tool",
+        "tool_response": "tool",
         "observation": "tool",
         "ipython": "tool",
     }
 )
+_CALL_ROLES = ("function_call", "tool_call")
 _LOSS_FLAGS = ("weight", "train", "train_on_turn", "loss")
 _PARTIAL_LOSS = "train_detail"
 
@@ -131,7 +134,7 @@ def _turn(turn: Any, where: str, before: Sequence[Message]) -> tuple[Message, bo
         message["role"] = _ROLE_NAMES.get(spelled.lower(), spelled.lower())
     if "thinking" in message:
         message.setdefault("reasoning_content", message.pop("thinking"))
-    if spelled == "function_call":
+    if spelled in _CALL_ROLES:
         message["tool_calls"] = _calls(message.pop("content", None), where, before)
     elif "function_call" in message:
         message["tool_calls"] = _calls(message.pop("function_call"), f"{where}.function_call", before)
@@ -188,7 +191,7 @@ def _complete_result(message: dict[str, Any], before: Sequence[Message]) -> None
     """Give the result of a call the id of the first call that has none yet, and a text."""
     if isinstance(message.get("content"), Mapping):
         message["content"] = json.dumps(message["content"], ensure_ascii=False)
-    answered = {earlier.get("tool_call_id") for earlier in before}
+    answered = [earlier.get("tool_call_id") for earlier in before]
     called = [call for earlier in before for call in earlier.get("tool_calls") or () if isinstance(call, Mapping)]
     waiting = [call["id"] for call in called if isinstance(call.get("id"), str) and call["id"] not in answered]
     if waiting:

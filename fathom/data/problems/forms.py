@@ -15,9 +15,11 @@ MAX_COLUMN_CHARS = 16_384
 """A further column whose JSON is longer is left out of a problem's details."""
 _JUDGED_BY = frozenset({"dataset", "metadata", "prompt", "tests", "entry_point", "canonical_solution", "solution"})
 """Details that say how answers are judged: a column of the same name is carried as ``column_NAME``."""
+_CHOICES = ("choices", "options")
 
 _ID = optional("id", "the problem's name", "unique_id", "uuid", "problem_id", "question_id")
 _LANGUAGE = optional("language", "en or zh")
+_ANSWERS = ("final_answer", "ground_truth")
 _SPLIT = optional("split", "train or held_out (test and validation are held out)")
 _SHARED = (_ID, _LANGUAGE, _SPLIT)
 
@@ -82,6 +84,9 @@ def _text(value: Any, where: str) -> str:
 
 
 def _question_answer(row: Row, rest: Row) -> ProblemRow:
+    for name in _CHOICES:
+        if name in rest:
+            raise UnusableRow(f"{name}: multiple choice is no problem with a final value; write choices and answer out")
     question = _text(row["question"], "question")
     return _problem(row, rest, question, gold_answer(row["answer"], "answer"), row.get("solution"))
 
@@ -120,7 +125,7 @@ PROBLEM_FORMS: tuple[Form[ProblemRow], ...] = (
         title="questions and answers (GSM8K)",
         columns=(
             Column("question", "what is asked"),
-            Column("answer", "the final value, alone or after #### at the end of a solution"),
+            Column("answer", "the final value, alone or after #### at the end of a solution", _ANSWERS),
             optional("solution", "the worked solution"),
             optional("details", "what rewards may read"),
             *_SHARED,
@@ -133,7 +138,7 @@ PROBLEM_FORMS: tuple[Form[ProblemRow], ...] = (
         columns=(
             Column("problem", "what is asked"),
             optional("solution", "the worked solution; has the answer in \\boxed{} where no column does"),
-            optional("answer", "the final value", "final_answer", "ground_truth"),
+            optional("answer", "the final value", *_ANSWERS),
             *_SHARED,
         ),
         convert=_math,
@@ -144,7 +149,7 @@ PROBLEM_FORMS: tuple[Form[ProblemRow], ...] = (
         title="prompts with answers (TRL, open-r1)",
         columns=(
             Column("prompt", "what is asked: a text or messages"),
-            optional("answer", "the final value", "ground_truth", "final_answer"),
+            optional("answer", "the final value", *_ANSWERS),
             optional("solution", "the worked solution, or the final value where no column has it"),
             *_SHARED,
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fathom.data.row_report import UnusableRow
@@ -36,8 +37,10 @@ def gold_answer(value: Any, where: str) -> Gold:
         value = value[0]
     if isinstance(value, str):
         return marked_answer(value) or Gold(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         raise UnusableRow(f"{where}: expected text or a number, got {value!r:.40}; give the final value")
+    if isinstance(value, Decimal):
+        return Gold(f"{value.normalize():f}")
     return Gold(str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else repr(value))
 
 

@@ -130,6 +130,15 @@ CALLED = [
             "tools": json.dumps([TOOL]),
         },
         {
+            "messages": [
+                {"role": "user", "content": "Weather?"},
+                {"role": "tool_call", "content": json.dumps([CALL])},
+                {"role": "tool_response", "content": '{"sky": "blue"}'},
+                {"role": "assistant", "content": "Blue."},
+            ],
+            "tools": json.dumps([TOOL]),
+        },
+        {
             "conversations": [
                 {"role": "user", "content": "Weather?"},
                 {"role": "function_call", "content": {**CALL, "arguments": {"city": "Rome"}}},
@@ -210,6 +219,7 @@ def test_only_the_completion_is_learned(tmp_path: Path, ours: Tokenizer) -> None
         ({"instruction": "x", "output": "4", "history": [["q"]]}, "history[0]: is no pair"),
         ({"instruction": "x", "output": ["4"]}, "output: expected text, got list"),
         ({"prompt": "x", "completion": " "}, "completion: is empty"),
+        ({"prompt": "x", "completion": "y", "label": False}, "label is false: a bad answer is not learned"),
         ({"messages": MESSAGES, "tools": [3]}, "tools: expected a list of objects"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def only(tmp_path: Path, row: Any, **source: Any) -> Problem:
         ({"question": "6 + 9?", "answer": 15.0}, None),
         ({"question": "6 + 9?", "answer": GSM8K}, "Six and nine make 15."),
         ({"question": "6 + 9?", "answer": "#### 15"}, None),
+        ({"question": "6 + 9?", "final_answer": "15", "difficulty": 3.5}, None),
+        ({"ID": 3, "Problem": "6 + 9?", "Solution": MATH, "Answer": 15}, MATH),
         ({"problem": "6 + 9?", "solution": MATH, "level": "Level 1", "type": "Algebra"}, MATH),
         ({"problem": "6 + 9?", "solution": MATH, "answer": "15", "unique_id": "test/1.json"}, MATH),
         ({"problem": "6 + 9?", "solution": MATH, "answer": ""}, MATH),
@@ -113,6 +116,7 @@ def test_published_names_of_ids_splits_and_languages_are_read(tmp_path: Path) ->
     [
         ({"problem": "p", "solution": "Long.\nNo mark."}, "solution: marks no final answer with #### or \\boxed{}"),
         ({"problem": "p", "solution": {"a": 1}}, "solution: expected text or a number"),
+        ({"question": "p", "choices": ["a", "b"], "answer": 1}, "choices: multiple choice is no problem"),
         ({"prompt": "p", "answer": False}, "answer: expected text or a number, got False"),
         ({"prompt": "p", "reward_model": {"style": "model"}}, "reward_model.ground_truth: expected text or a number"),
         ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}, "prompt[0]: is no text of the user"),
@@ -124,6 +128,7 @@ def test_a_row_without_a_final_value_is_told(tmp_path: Path, row: Any, words: st
     good = {name: value if name != "prompt" else "other" for name, value in row.items()}
     good |= {"reward_model": {"ground_truth": "1"}} if "reward_model" in row else {"answer": "1"}
     good |= {name: "fine" for name in ("question", "problem") if name in row}
+    good.pop("choices", None)
     found = opened(tmp_path, row, {**good, "split": "train"})
     assert found.report.used == 1
     assert words in found.report.lines()[1]
@@ -140,11 +145,18 @@ def test_ambiguous_columns_are_refused_with_choices_that_work(tmp_path: Path) ->
 
 
 def test_fields_name_the_columns_of_any_file(tmp_path: Path) -> None:
-    row = {"Problem": "6 + 9?", "Final": 15}
-    with pytest.raises(DataError, match="no known form in the columns Problem, Final, split"):
+    row = {"Task": "6 + 9?", "Final": 15}
+    with pytest.raises(DataError, match="no known form in the columns Task, Final, split"):
         opened(tmp_path, {**row, "split": "train"})
-    found = only(tmp_path, row, fields={"question": "Problem", "answer": "Final"})
+    found = only(tmp_path, row, fields={"question": "Task", "answer": "Final"})
     assert (found.question, found.answer) == ("6 + 9?", "15")
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
+    rows = [{"question": "a", "answer": Decimal("15.00")}, {"question": "b", "answer": Decimal("-0.50")}]
+    pq.write_table(pa.Table.from_pylist([row | {"split": "train"} for row in rows]), tmp_path / "mine.parquet")
+    found = open_problems(FileProblems(path="mine.parquet"), base=tmp_path).problems("train", 0, 2)
+    assert [problem.answer for problem in found] == ["15", "-0.5"]
 
 
 def test_parquet_and_compressed_problems_are_the_same(tmp_path: Path) -> None:
