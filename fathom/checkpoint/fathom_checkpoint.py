@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint import store
-from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES
+from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES, read_json
 from fathom.checkpoint.names import current_layout
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor, Weights
 from fathom.checkpoint.writer import CheckpointWriter
 from fathom.errors import CheckpointError, SpecError
+from fathom.files import json_text, write_text
 from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec, from_mapping, to_mapping
 from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.chat_templates import TEMPLATE_FOLDER, with_template_files
 
 STEM = "model"
 _BIAS = "e_score_correction_bias"
@@ -183,6 +185,11 @@ def _write_tokenizer(draft: CheckpointWriter, tokenizer: Tokenizer | Path | None
         for name in (*TOKENIZER_FILES, GENERATION):
             if (tokenizer / name).is_file():
                 draft.copy(tokenizer / name)
+        if (tokenizer / TEMPLATE_FOLDER).is_dir():  # a checkpoint is one folder: its templates go into one file
+            config = draft.folder / TOKENIZER_FILES[1]
+            found = read_json(config) if config.is_file() else {}
+            write_text(config, json_text(with_template_files(found, tokenizer), indent=2))
+            draft.add_file(config.name)
     elif tokenizer is not None:
         tokenizer.save(draft.folder)
         for name in TOKENIZER_FILES[:2]:

@@ -94,6 +94,7 @@ def chat(
     seed: sampling.Seed = None,
     stop: sampling.Stop = None,
     schema: sampling.Schema = None,
+    chat_template: model_options.ChatTemplate = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
     weights: model_options.Weights = "plain",
@@ -106,7 +107,8 @@ def chat(
     /image PATH shows an image with the next message, /reset forgets the conversation, /exit leaves.
     """
     wanted = sampling.read_schema(schema)
-    opened = model_options.open_model(model, device, dtype, weights, model_options.engine_spec(cache, draft, compiled))
+    engine = model_options.engine_spec(cache, draft, compiled)
+    opened = model_options.open_model(model, device, dtype, weights, engine, chat_template)
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fathom.cli import options
 from fathom.cli.load_progress import LoadProgress
+from fathom.errors import DataError
 from fathom.spec import check
 from fathom.spec.engine import (
     CACHE_FORMATS,
@@ -29,6 +31,10 @@ Cache = Annotated[str, typer.Option("--cache", help=f"How numbers lie in the cac
 Draft = Annotated[
     str, typer.Option("--draft", help=f"How tokens are guessed ahead: {', '.join(DRAFTING)} (mtp if there is one).")
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option("--chat-template", help="One of the model's chat templates by name, or a file of jinja2."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Make one program of a lone request's step; takes half a minute at first.")
 ]
@@ -47,7 +53,12 @@ def engine_spec(cache: str, draft: str, compiled: bool, **others: int | bool | N
 
 
 def open_model(
-    name: str, device: str, dtype: str, weights: str = "plain", engine: EngineSpec | None = None
+    name: str,
+    device: str,
+    dtype: str,
+    weights: str = "plain",
+    engine: EngineSpec | None = None,
+    chat_template: str | None = None,
 ) -> LanguageModel:
     """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
     check.one_of("--weights", weights, WEIGHT_FORMATS)
@@ -62,12 +73,23 @@ def open_model(
             progress=progress,
             cache_dir=options.cache_directory(),
             engine=engine,
+            chat_template=read_template(chat_template),
         )
     _ = model.tokenizer
     if engine is not None and engine.compiled:
         print("compiling the decoding step (half a minute the first time)", file=sys.stderr, flush=True)
         _ = model.engine
     return model
+
+
+def read_template(given: str | None) -> str | None:
+    """Return the text of a file, or what is no file unchanged: it may be a name."""
+    if given is None or not Path(given).is_file():
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--chat-template: {given} cannot be read ({error}); give a text file of jinja2") from None
 
 
 def announce(model: LanguageModel) -> None:

@@ -120,6 +120,7 @@ def serve(
     preprocess_threads: PreprocessThreads = 2,
     stall_timeout_seconds: StallTimeoutSeconds = 300.0,
     drain_seconds: DrainSeconds = 30.0,
+    chat_template: model_options.ChatTemplate = None,
     cache: model_options.Cache = "plain",
     weights: model_options.Weights = "plain",
     draft: model_options.Draft = "none",
@@ -165,10 +166,13 @@ def serve(
     if memory is None and len(named) > 1:
         memory = served_models.default_memory(device)
     if memory is None:
-        opened = model_options.open_model(named[0].path, device, dtype, weights, engine)
+        opened = model_options.open_model(named[0].path, device, dtype, weights, engine, chat_template)
         _run(lambda: _pool_of_one(named[0], opened, settings, max_waiting), settings, host, port)
         return
-    opening = OpeningOptions(device=device, dtype=dtype, weights=weights, engine=engine, memory=memory)
+    template = model_options.read_template(chat_template)
+    opening = OpeningOptions(
+        device=device, dtype=dtype, weights=weights, engine=engine, memory=memory, chat_template=template
+    )
     _run(lambda: _pool(named, opening, settings, max_waiting), settings, host, port)
 
 

@@ -34,13 +34,14 @@ class NamedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpeningOptions:
-    """How the models are opened; ``memory`` is for all of them together."""
+    """How the models are opened; ``memory`` is for all of them together, ``chat_template`` a name or text for each."""
 
     device: str
     dtype: str
     weights: str
     engine: EngineSpec
     memory: int
+    chat_template: str | None = None
 
 
 def named_models(given: Sequence[str], served_name: str | None, aliases: Sequence[str]) -> list[NamedModel]:
@@ -135,6 +136,8 @@ def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise DataError(f"{source.path}: has no tokenizer; put tokenizer.json beside the weights")
+    if opening.chat_template is not None:
+        tokenizer = tokenizer.with_template(opening.chat_template)
     bits = resolve_dtype(opening.dtype, resolve_device(opening.device)).itemsize * 8
     takes = memory_of(source.spec, opening.engine, opening.memory, bits)
     engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
@@ -148,6 +151,7 @@ def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
             progress=progress,
             cache_dir=cache_dir,
             engine=engine,
+            chat_template=opening.chat_template,
         )
 
     facts = facts_of(

@@ -74,15 +74,18 @@ class LanguageModel:
         progress: Progress = NULL_PROGRESS,
         cache_dir: Path = DEFAULT_CACHE,
         engine: EngineSpec | None = None,
+        chat_template: str | None = None,
     ) -> LanguageModel:
         """Load what ``open_source`` opens: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 quantizes
         them after loading (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` is
-        the cache of downloads. ``engine`` configures the engine.
+        the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of the model's by name, or
+        the text of another.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
+            DataError: the model has no chat template of that name.
         """
         check.one_of("weights", weights, WEIGHT_FORMATS)
         where = resolve_device(device)
@@ -92,7 +95,10 @@ class LanguageModel:
         load_weights(model, source, progress)
         if weights != "plain":
             quantize(model, weights)
-        return cls(model, source.tokenizer(), source.path, source.eos_ids, image_processing(source), engine)
+        tokenizer = source.tokenizer()
+        if chat_template is not None and tokenizer is not None:
+            tokenizer = tokenizer.with_template(chat_template)
+        return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine)
 
     @property
     def spec(self) -> ModelSpec:

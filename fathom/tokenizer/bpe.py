@@ -20,6 +20,7 @@ from fathom.tokenizer.chat_templates import (
     DEFAULT,
     as_config,
     choose_template,
+    named_or_text,
     templates_of,
     with_template_files,
 )
@@ -136,9 +137,12 @@ class Tokenizer:
         return next(iter(self._templates.values()))
 
     def with_template(self, template: str) -> Tokenizer:
-        """Return this tokenizer with one template only: one of its own by name, or the text of another."""
-        chosen = self._templates.get(template, template)
-        return Tokenizer(self._json, {**self._config, "chat_template": chosen})
+        """Return this tokenizer with one template only: one of its own by name, or the text of another.
+
+        Raises:
+            DataError: it is neither.
+        """
+        return Tokenizer(self._json, {**self._config, "chat_template": named_or_text(self._templates, template)})
 
     @property
     def can_chat(self) -> bool:

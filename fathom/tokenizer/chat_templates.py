@@ -17,7 +17,7 @@ DEFAULT = "default"
 TOOL_USE = "tool_use"
 TEMPLATE_FILE = "chat_template.jinja"
 PROCESSOR_FILE = "chat_template.json"
-FOLDER = "additional_chat_templates"
+TEMPLATE_FOLDER = "additional_chat_templates"
 _SUFFIX = ".jinja"
 
 
@@ -31,7 +31,7 @@ def with_template_files(config: Mapping[str, Any], folder: Path) -> dict[str, An
         DataError: a file is no template.
     """
     files = {DEFAULT: folder / TEMPLATE_FILE} | {
-        path.name.removesuffix(_SUFFIX): path for path in sorted((folder / FOLDER).glob(f"*{_SUFFIX}"))
+        path.name.removesuffix(_SUFFIX): path for path in sorted((folder / TEMPLATE_FOLDER).glob(f"*{_SUFFIX}"))
     }
     found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
     templates = templates_of(config) | found
@@ -87,6 +87,18 @@ def choose_template(templates: Mapping[str, str], *, tools: bool) -> str:
         f"chat_template: the model has {', '.join(sorted(templates))} and no default; choose one with --chat-template "
         f"{min(templates)}, or name one of them {DEFAULT} in tokenizer_config.json"
     )
+
+
+def named_or_text(templates: Mapping[str, str], given: str) -> str:
+    """Return the template of a name, or ``given`` itself where that is a template.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if given in templates or "{" in given:
+        return templates.get(given, given)
+    own = f"one of {', '.join(sorted(templates))}" if templates else "the model's, which brings none"
+    raise DataError(f"chat_template: {given!r} is neither a file nor {own}; give a file of jinja2 or such a name")
 
 
 def _named(entry: Any) -> tuple[Any, Any]:

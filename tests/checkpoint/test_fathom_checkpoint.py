@@ -132,6 +132,19 @@ def test_one_tensor_is_held_at_a_time(tmp_path: Path) -> None:
     assert same(dict(FathomCheckpoint.open(written).stream()), {n: t.float() for n, t in state().items()})
 
 
+def test_named_templates_come_along_in_one_file(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    train_bpe(["some words and more words"], vocab_size=300).save(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    written = write_fathom(tmp_path / "one", StateWeights(SPEC, state()), tokenizer=folder)
+    back = FathomCheckpoint.open(written).tokenizer()
+    assert back is not None
+    assert back.chat_templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    store.Checkpoint.open(written, verify=True)
+
+
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     tokenizer = train_bpe(["some words and more words"], vocab_size=300)
     tokenizer.save(tmp_path / "tokenizer")

@@ -349,6 +349,18 @@ def test_generation_settings_name_every_end(tokenizer: Tokenizer, tmp_path: Path
     assert HFCheckpoint.open(tmp_path / "carried").eos_ids == {1, 7, 8, 9}
 
 
+def test_named_templates_come_along(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    tokenizer.save(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (folder / "chat_template.json").write_text('{"chat_template": "unread"}')
+    found = HFCheckpoint.open(write_hf(tmp_path / "model", Source(DENSE), tokenizer=folder)).tokenizer()
+    assert found is not None
+    assert found.chat_templates == {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    assert (tmp_path / "model" / "chat_template.json").is_file()
+
+
 def test_a_tokenizer_is_written_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_hf(tmp_path / "model", Source(DENSE), tokenizer=tokenizer)
     found = HFCheckpoint.open(tmp_path / "model").tokenizer()

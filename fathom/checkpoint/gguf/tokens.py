@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from fathom.checkpoint.gguf.pre_tokenizers import pre_tokenizer, pre_tokenizer_by_name
 from fathom.errors import CheckpointError, DataError
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.chat_templates import DEFAULT, as_config
 
 PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
@@ -108,7 +109,7 @@ class _Vocabulary:
             end = min(self.ends(), default=None)
         if end is None:
             _refuse("eos_token_id", "is missing")
-        template = self._metadata.get("tokenizer.chat_template")
+        templates = self._templates()
         ids = {"eos_token": end}
         for name, key in (("pad_token", "padding_token_id"), ("unk_token", "unknown_token_id")):
             if (token := self._id(key)) is not None:
@@ -120,8 +121,15 @@ class _Vocabulary:
             **{name: self.tokens[token] for name, token in ids.items()},
             "add_bos_token": adds_bos,
             "clean_up_tokenization_spaces": False,
-            **({"chat_template": template} if isinstance(template, str) else {}),
+            **({"chat_template": as_config(templates)} if templates else {}),
         }
+
+    def _templates(self) -> dict[str, str]:
+        """Return the chat templates: the one without a name is the default."""
+        prefix = "tokenizer.chat_template"
+        keys = {key: key.removeprefix(f"{prefix}.") for key in self._metadata if key.startswith(f"{prefix}.")}
+        found = {name: self._metadata[key] for key, name in ({prefix: DEFAULT} | keys).items() if key in self._metadata}
+        return {name: text for name, text in found.items() if isinstance(text, str)}
 
     def byte_level(self) -> dict[str, Any]:
         """Return a tokenizer.json over bytes."""

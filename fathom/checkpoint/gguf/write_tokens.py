@@ -14,6 +14,7 @@ from fathom.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizerRu
 from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.chat_templates import DEFAULT
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _MARKERS = (("<|", "|>"), ("<｜", "｜>"))
@@ -44,8 +45,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
     }
     if tokenizer.bos_id is not None:
         written["tokenizer.ggml.bos_token_id"] = ("UINT32", tokenizer.bos_id)
-    if tokenizer.can_chat:
-        written["tokenizer.chat_template"] = ("STRING", tokenizer.chat_template)
+    written |= _templates(tokenizer)
     merges = _merges(parsed)
     if _is_byte_level(parsed):
         return written | {
@@ -62,6 +62,21 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
         "tokenizer.ggml.add_space_prefix": ("BOOL", first.startswith(_SPACE)),
         **({"tokenizer.ggml.unknown_token_id": ("UINT32", tokens.index(unknown))} if unknown in tokens else {}),
     }
+
+
+def _templates(tokenizer: Tokenizer) -> Metadata:
+    """Write the default chat template, and those with other names as llama.cpp's converter does."""
+    named = {_plain_name(name): text for name, text in tokenizer.chat_templates.items() if name != DEFAULT}
+    written: Metadata = {f"tokenizer.chat_template.{name}": ("STRING", text) for name, text in named.items()}
+    if named:
+        written["tokenizer.chat_templates"] = ("STRING[]", list(named))
+    if DEFAULT in tokenizer.chat_templates or (tokenizer.can_chat and not named):
+        written["tokenizer.chat_template"] = ("STRING", tokenizer.chat_template)
+    return written
+
+
+def _plain_name(name: str) -> str:
+    return "".join(char if char.isascii() and char.isalnum() else "_" for char in name)
 
 
 def tokenizer_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:

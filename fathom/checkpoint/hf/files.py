@@ -10,13 +10,14 @@ from fathom.checkpoint.hf.unreadable import explain_unreadable
 from fathom.checkpoint.located import check_link, find_file, pointer_remedy
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.errors import CheckpointError
+from fathom.tokenizer.chat_templates import PROCESSOR_FILE, TEMPLATE_FILE
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE, PROCESSOR_FILE)
 """What is copied beside the weights, where it exists; tokenizer.json must."""
 SUFFIX = ".safetensors"
 _INDEX = ".index.json"

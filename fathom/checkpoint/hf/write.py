@@ -32,6 +32,7 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec
 from fathom.spec.hf import ExtraConfig, spec_to_hf
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.chat_templates import TEMPLATE_FOLDER
 
 DType = torch.dtype | Literal["fp8"]
 _TYPES: tuple[DType | None, ...] = (None, torch.float32, torch.bfloat16, torch.float16, "fp8")
@@ -204,9 +205,12 @@ def _generation(spec: ModelSpec, tokenizer: Tokenizer | Path | None, eos_ids: It
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer | Path | None) -> None:
     if isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder)
-    for name in TOKENIZER_FILES if isinstance(tokenizer, Path) else ():
-        if isinstance(tokenizer, Path) and (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+    elif tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, folder / name)
+        if (tokenizer / TEMPLATE_FOLDER).is_dir():
+            shutil.copytree(tokenizer / TEMPLATE_FOLDER, folder / TEMPLATE_FOLDER)
 
 
 def _write_weights(folder: Path, weights: Weights, plan: WritePlan, max_shard_bytes: int, progress: Progress) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers
@@ -56,6 +57,18 @@ def test_our_tokenizers_come_back_with_the_same_ids(ours: Tokenizer, spec: Model
     assert again.prefix_ids == ours.prefix_ids == (0,)
     assert again.chat_template == ours.chat_template
     assert tokenizer_warnings(ours) == ()
+
+
+def test_named_templates_are_carried_as_llama_cpp_has_them(ours: Tokenizer, spec: ModelSpec) -> None:
+    named = [{"name": "default", "template": "a"}, {"name": "tool use", "template": "b"}]
+    metadata = _plain(Tokenizer(ours.tokenizer_json, {**ours.config, "chat_template": named}), spec)
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_chat_template(named)
+    theirs = {key: value.value for key, value in writer.kv_data[0].items() if key.startswith("tokenizer.chat")}
+    assert {key: value for key, value in metadata.items() if key.startswith("tokenizer.chat")} == theirs
+    again = tokenizer_from_metadata(metadata)
+    assert again is not None
+    assert again.chat_templates == {"default": "a", "tool_use": "b"}
 
 
 def test_ids_without_a_token_are_unused_and_special_ones_are_control(ours: Tokenizer, spec: ModelSpec) -> None:
