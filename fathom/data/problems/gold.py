@@ -15,7 +15,7 @@ from typing import Any
 from fathom.data.row_report import UnusableRow
 
 _MARKER = "####"
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 
 
@@ -71,11 +71,16 @@ def marked_answer(text: str) -> Gold | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """Return what is in the last ``\\boxed{}``, its braces balanced; None where there is none, or it has no end."""
+    """Return what is in the last ``\\boxed{}`` or ``\\fbox{}``, its braces balanced; ``5`` of TeX's ``\\boxed 5``.
+
+    None where there is none, or it is empty or has no end.
+    """
     found = list(_BOXED.finditer(text))
     if not found:
         return None
     start = found[-1].end()
+    if not found[-1][0].endswith("{"):
+        return re.split(r"[\s$]", text[start:], maxsplit=1)[0].rstrip(".,") or None
     depth = 1
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)

@@ -6,9 +6,12 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from fathom.errors import ResourceError, SpecError
+from fathom.posttrain.rewards.answer_text import bare_text, choice_letter
+from fathom.posttrain.rewards.answer_value import concluded_value, is_decimal, is_part_of_more, number_value
 from fathom.posttrain.rewards.base import RIGHT, RewardInput
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.spec.problem import Problem
@@ -16,6 +19,8 @@ from fathom.spec.rewards import AccuracyMethod
 
 _DIGITS = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+"
 _NUMBER = re.compile(rf"\s*\$?\s*(?:\\?[$€£¥])?\s*({_DIGITS})\s*(?:\\?%)?\s*\$?[.。]?\s*")
+_ROUNDING = Fraction(5, 10**7)
+"""A decimal is a fraction that it is so near to, as math-verify compares: six digits."""
 _LATEX = re.compile(r"[\\^{}√π∞]")
 _EXPRESSION = re.compile(r"(?:[\d\s.,+*/()=<>%-]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")
 _CODE_OR_DATE = re.compile(r"(?<![\d.])0\d|\d+-\d+-\d+")
@@ -56,7 +61,7 @@ class AccuracyScorer:
             return 0.0
         if method == "gym":
             return self._scored(given, problem)
-        if same_text(given, problem.answer):
+        if same_answer(given, problem.answer):
             return RIGHT
         return float(method == "math" and same_mathematics(given, problem.answer))
 
@@ -80,6 +85,16 @@ def same_text(given: str, reference: str) -> bool:
     return given.split() == reference.split()
 
 
+def same_answer(given: str, reference: str) -> bool:
+    """Whether two texts are equal, or would be without what surrounds the answers (``bare_text``)."""
+    if same_text(given, reference):
+        return True
+    offered, expected = bare_text(given), bare_text(reference)
+    if len(expected) == 1 and expected.isupper() and choice_letter(offered) == expected:
+        return True
+    return bool(expected) and same_text(offered, expected)
+
+
 def is_mathematics(reference: str) -> bool:
     """Whether a reference is a number or a formula rather than words, a date or a code."""
     text = reference.strip().strip("$")
@@ -89,14 +104,23 @@ def is_mathematics(reference: str) -> bool:
 
 
 def same_mathematics(given: str, reference: str) -> bool:
-    """Whether two spellings have one value, by decimal arithmetic where both are numbers, else by math-verify.
+    """Whether two spellings have one value, by exact arithmetic where both are numbers, else by math-verify.
 
-    Where the reference is a plain number the answer must be one too: ``3 + 4`` restates a question and is no 7.
+    Where the reference is a plain number the answer must be one too: ``3 + 4`` restates a question and is no 7. What
+    surrounds an answer (``bare_text``) and its unit do not count.
     """
     expected, offered = _number(reference), _number(given)
     if expected is not None and offered is not None:
         return expected == offered
-    return _same_value(given, reference, plain=expected is not None)
+    bare = bare_text(given)
+    value, wanted = concluded_value(bare), number_value(bare_text(reference))
+    if value is not None and wanted is not None:
+        rounded = is_decimal(value) != is_decimal(wanted)
+        return value == wanted or (rounded and abs(value - wanted) <= _ROUNDING)
+    plain = expected is not None
+    if plain and is_part_of_more(bare):
+        return False
+    return _same_value(bare, reference, plain=plain) or (bare != given and _same_value(given, reference, plain=plain))
 
 
 def _number(text: str) -> Decimal | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fathom.data.problems.gold import last_boxed
+from fathom.posttrain.rewards.answer_text import after_hashes, concluding_line, last_line
+
 THINK_BEGIN, THINK_END = "<think>", "</think>"
 ANSWER_BEGIN, ANSWER_END = "<answer>", "</answer>"
 TAGS = (THINK_BEGIN, THINK_END, ANSWER_BEGIN, ANSWER_END)
 MAX_FINAL_CHARS = 8192
 """Only so much of an answer's end is looked at for what it concludes."""
-
-_BOXED = "\\boxed{"
-_MARKER = "####"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +55,22 @@ def thinking_span(text: str) -> tuple[int, int]:
 def final_answer(text: str) -> str | None:
     """What a text concludes, or None where it concludes nothing.
 
-    It is looked for inside the last answer tags, else after the thinking, else everywhere: the last ``\\boxed{}``,
-    else what follows the last ``####`` on its line, else all that stands in answer tags, else the last line.
+    It is looked for inside the last answer tags, else after the thinking, else everywhere: the last ``\\boxed{}`` or
+    ``\\fbox{}``, else what follows the last ``####`` on its line, else the line that announces an answer
+    (``concluding_line``), else all that stands in answer tags, else the last line.
     """
     answer = split_reasoning(text).answer
     region = answer[-MAX_FINAL_CHARS:]
-    found = _boxed(region)
-    if found is None and _MARKER in region:
-        found = region.rpartition(_MARKER)[2].partition("\n")[0]
+    found = last_boxed(region)
     if found is None:
-        found = region if ANSWER_BEGIN in text else region.rpartition("\n")[2]
+        found = after_hashes(region)
+    if found is None:
+        found = concluding_line(region)
+    if found is None:
+        found = region if ANSWER_BEGIN in text else last_line(region)
     return found.strip() or None
 
 
 def _answer_inside(text: str) -> str:
     _, opened, inside = text.rpartition(ANSWER_BEGIN)
     return (inside.partition(ANSWER_END)[0] if opened else text).strip()
-
-
-def _boxed(text: str) -> str | None:
-    """The content of the last ``\\boxed{}`` with its braces balanced; None where there is none, or it never ends."""
-    start = text.rfind(_BOXED)
-    if start < 0:
-        return None
-    depth = 1
-    for place in range(start + len(_BOXED), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start + len(_BOXED) : place]
-    return None
