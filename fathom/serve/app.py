@@ -21,6 +21,7 @@ from fathom.serve.api.responses_router import responses_router
 from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
 from fathom.serve.errors import ApiError, error_body
 from fathom.serve.http.middleware import RequestMiddleware
+from fathom.serve.http.notices import CLAMPED_HEADER, IGNORED_HEADER
 from fathom.serve.http.openapi import describe
 from fathom.serve.http.page_files import page_router
 from fathom.serve.model_pool import ModelPool
@@ -82,9 +83,9 @@ def create_app(models: ModelPool) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # the official clients send a dozen that describe themselves, and add to them
+            expose_headers=["x-request-id", "request-id", "retry-after", IGNORED_HEADER, CLAMPED_HEADER],
         )
     app.openapi = lambda: _document(app, bool(settings.api_keys))  # type: ignore[method-assign]
     return app
@@ -176,8 +177,10 @@ def _add_status_routes(app: FastAPI, models: ModelPool) -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Return the error of an unknown route or method in OpenAI's format."""
+    """Return the error of an unknown route or method in OpenAI's format; OPTIONS asks which methods a route has."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=dict(error.headers or {}))
     words = {
         404: f"{request.url.path[:80]}: there is no such route; see /openapi.json",
         405: f"{request.method}: not a method of this route; see /openapi.json",

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +29,7 @@ UNAUTHENTICATED_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
 UNAUTHENTICATED_PREFIX = "/page/"
 CLIENT_CLOSED_REQUEST = 499
 """Logged as the status of a request whose client left before a response began, as nginx does."""
+_KEY_HEADERS = (b"x-api-key", b"api-key")
 _DISCARD_SECONDS = 2.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -51,7 +52,7 @@ class RequestMiddleware:
                 return
             await self.app(scope, receive, send)
             return
-        await _HttpExchange(self, scope, receive, send).run()
+        await _HttpExchange(self, canonical(scope), receive, send, head=scope["method"] == "HEAD").run()
 
     def check(self, scope: Scope) -> None:
         """Check a request's headers.
@@ -73,23 +74,31 @@ class RequestMiddleware:
             )
         path = scope["path"]
         if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
-            self._check_key(headers.get(b"authorization", b""))
+            self._check_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             _check_body(headers, limits.body_bytes)
 
-    def _check_key(self, header: bytes) -> None:
-        scheme, _, key = header.partition(b" ")
-        given = sha256(key.strip())
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # no early exit: constant time
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise ApiError(401, "Authorization: no valid key; send 'Authorization: Bearer KEY'", code="invalid_api_key")
+    def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
+        """Check the key of OpenAI's header, Anthropic's or Azure's; all are compared, in constant time."""
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = [bearer if scheme.lower() == b"bearer" else b"", *(headers.get(name, b"") for name in _KEY_HEADERS)]
+        hashed = [sha256(key.strip()) for key in given]
+        matches = [hmac.compare_digest(key, digest) for key in hashed for digest in self._digests]
+        if not any(matches):
+            raise ApiError(
+                401,
+                "Authorization: no valid key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+                code="invalid_api_key",
+            )
 
 
 class _HttpExchange:
-    """One request and its response."""
+    """One request and its response; that of ``head`` has headers only."""
 
-    def __init__(self, middleware: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        self.middleware, self.scope = middleware, scope
+    def __init__(
+        self, middleware: RequestMiddleware, scope: Scope, receive: Receive, send: Send, *, head: bool = False
+    ) -> None:
+        self.middleware, self.scope, self._head = middleware, scope, head
         self._receive, self._send = receive, send
         self.began = time.monotonic()
         self.request_id = _request_id(scope["headers"])
@@ -153,6 +162,8 @@ class _HttpExchange:
             if self.body_open and has_body:
                 extra.append((b"connection", b"close"))  # the rest of the body is not read
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        elif self._head:
+            message = {**message, "body": b""}
         else:
             self.sent += len(message.get("body", b""))
         await self._send(message)
@@ -190,7 +201,7 @@ class _HttpExchange:
         line = {
             "id": self.request_id,
             "client": client[0],
-            "method": self.scope["method"],
+            "method": "HEAD" if self._head else self.scope["method"],
             "route": route,
             "status": self.status,
             "seconds": round(time.monotonic() - self.began, 4),
@@ -199,6 +210,18 @@ class _HttpExchange:
         } | self.scope["state"].get("log_fields", {})
         line |= self.notices.log_fields
         access_logger.info(json.dumps(line))
+
+
+def canonical(scope: Scope) -> Scope:
+    """Return a request as the routes know it.
+
+    HEAD is GET, whose body is then left out. A path may end with a slash, repeat slashes or repeat ``/v1``, as base
+    URLs put together with paths do.
+    """
+    path = re.sub(r"/{2,}", "/", scope["path"])
+    path = re.sub(r"^(/v1)+(?=/v1/)", "", path)
+    path = path.rstrip("/") or "/"
+    return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
 
 
 def too_large(most: int) -> ApiError:
