@@ -62,7 +62,7 @@ def _job(service: Service, body: CompletionRequest, notices: Notices) -> Generat
 
 
 def _prompts(body: CompletionRequest) -> list[Prompt]:
-    given = body.prompt
+    given = "" if body.prompt is None else body.prompt
     if isinstance(given, str):
         return [given]
     if not given:

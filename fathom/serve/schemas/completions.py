@@ -13,7 +13,7 @@ from fathom.serve.schemas.common import WHOLE, SamplingRequest, TokenId
 class CompletionRequest(SamplingRequest):
     """Texts to complete, or a prefix and suffix to fill in between."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None
     suffix: str | None = Field(None, description="Text after the completion (fill-in-the-middle).")
     echo: bool | None = Field(None, description="Return the prompt before the completion.")
     logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
