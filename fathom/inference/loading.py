@@ -9,7 +9,7 @@ from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import CONFIG, find_weights
-from fathom.checkpoint.hf.unreadable import explain_unreadable
+from fathom.checkpoint.hf.unreadable import explain_nested, explain_unreadable
 from fathom.checkpoint.hub import HubName, fetch_model, parse_hub_name
 from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
@@ -75,7 +75,7 @@ def _open_directory(directory: Path) -> WeightSource:
     if models:
         return _open_file(models[0])
     if not _is_own(directory):
-        reason = explain_unreadable(directory)
+        reason = explain_unreadable(directory) or explain_nested(directory)
         if reason is not None:
             raise CheckpointError(f"{directory}: {reason}")
     checkpoint = find_checkpoint(directory)

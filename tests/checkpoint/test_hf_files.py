@@ -189,6 +189,14 @@ OTHER_FORMS = {
     "other pickles": ({"model.ckpt": "x"}, r"holds pickled weights \(model.ckpt\), which are never read; get config"),
     "TensorFlow": ({"tf_model.h5": "x", "config.json": ""}, r"holds weights of TensorFlow \(tf_model.h5\)"),
     "ONNX": ({"model.onnx": "x"}, r"holds weights of ONNX \(model.onnx\)"),
+    "quantisations in directories": (
+        {"Q8_0/a-Q8_0.gguf": "x", "F16/a-F16.gguf": "x", "README.md": "x"},
+        r"holds no model itself, but there is one in F16, Q8_0; give \S+/F16$",
+    ),
+    "a trainer's checkpoints": (
+        {"checkpoint-500/config.json": "{}", "checkpoint-500/model.safetensors": "x"},
+        r"there is one in checkpoint-500; give \S+/checkpoint-500$",
+    ),
     "no config": ({"model.safetensors": "x"}, "holds model.safetensors without config.json; download config.json"),
     "no index": ({"config.json": "", "model-00001-of-00002.safetensors": "x"}, "no model.safetensors.index.json; down"),
     "another name": ({"config.json": "", "weights.safetensors": "x"}, "holds weights.safetensors, but no model.safet"),

@@ -1,11 +1,12 @@
 """Feed broken GGUF files to the reader: each must open and read whole, or raise a ``FathomError``.
 
     python -m tests.fuzz.gguf --seconds 300
+    python -m tests.fuzz.gguf --seconds 300 --split
 
 Files start valid and are then damaged where it hurts: integers at the boundaries of fields become absurd, bits flip,
 parts are cut out, doubled, or taken from another file. Memory is limited to what the process has plus
 ``MEMORY_LIMIT_BYTES``, and one file may take ``HANG_SECONDS``. Prints executions and findings; the files of findings
-are kept.
+are kept. With ``--split`` the damaged file is the second part of three, whole ones beside it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ def seeds(directory: Path) -> list[Seed]:
     contents = [path.read_bytes() for path in paths]
     contents.append(files.build((files.number("a", 4, "I", 7),), (files.entry(),), data=bytes(64)))
     return [Seed(content, tuple(_places(content))) for content in contents]
+
+
+def split_seeds(directory: Path) -> tuple[list[Seed], Path]:
+    """Write a model in three parts; returns its first two as seeds, and the place of the second, beside the others."""
+    whole = files.write_model(directory / "whole.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    (directory / "parts").mkdir()
+    first, second, _ = files.split(whole, directory / "parts", 8)
+    contents = [first.read_bytes(), second.read_bytes()]
+    return [Seed(content, tuple(_places(content))) for content in contents], second
 
 
 def _places(content: bytes) -> Iterator[tuple[int, int]]:
@@ -263,11 +273,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--split", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        known = seeds(Path(folder))
-        path = Path(folder) / "fuzzed.gguf"
-        for seed in known[2:5]:
+        known, path = split_seeds(Path(folder)) if given.split else (seeds(Path(folder)), Path(folder) / "fuzzed.gguf")
+        for seed in known[1:] if given.split else known[2:5]:
             path.write_bytes(seed.content)
             exercise(path)  # everything is imported, and warm, before memory is limited
         limit_memory()

@@ -118,6 +118,24 @@ def write_model(
     return path
 
 
+def split(whole: Path, folder: Path, tensors: int) -> list[Path]:
+    """Split a model as llama.cpp's converter does, with the gguf library's own writer."""
+    reader = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(None, "llama", split_max_tensors=tensors)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            listed = field.types[0] == gguf.GGUFValueType.ARRAY
+            sub_type = field.types[-1] if listed else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file(folder / "tiny.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("tiny-0*.gguf"))
+
+
 def _add_tokens(writer: gguf.GGUFWriter, model: Literal["llama", "gpt2"]) -> None:
     writer.add_tokenizer_model(model)
     if model == "llama":

@@ -14,6 +14,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of pickled weights."""
 _OTHER_LIBRARIES = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite"}
 _SAFETENSORS = ".safetensors"
+_LISTED = 5
 _TO_SAFETENSORS = (
     "import sys, transformers; path = sys.argv[1]; "
     "transformers.AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)"
@@ -34,6 +35,25 @@ def explain_unreadable(directory: Path, names: Sequence[str] | None = None) -> s
         if line is not None:
             return line
     return None
+
+
+def explain_nested(directory: Path) -> str | None:
+    """Return a line on models that lie in directories of this one, as quantisations or a trainer's checkpoints do."""
+    inner = [entry.name for entry in list_directory(directory) if entry.is_dir() and _holds_model(entry)]
+    if not inner:
+        return None
+    more = f" and {len(inner) - _LISTED} more" if len(inner) > _LISTED else ""
+    where = f"{', '.join(inner[:_LISTED])}{more}"
+    return f"holds no model itself, but there is one in {where}; give {directory / inner[0]}"
+
+
+def _holds_model(directory: Path) -> bool:
+    try:
+        names = [file.name.lower() for file in directory.iterdir()]
+    except OSError:
+        return False
+    published = "config.json" in names and any(name.endswith(_SAFETENSORS) for name in names)
+    return published or any(name.endswith(".gguf") for name in names)
 
 
 def conversion_command(directory: Path) -> str:

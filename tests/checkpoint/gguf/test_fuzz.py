@@ -14,6 +14,14 @@ def test_two_thousand_broken_files_open_or_are_refused(tmp_path: Path) -> None:
     assert outcome.refusals["CheckpointError"] > 1000
 
 
+def test_a_broken_part_beside_whole_ones_opens_or_is_refused(tmp_path: Path) -> None:
+    known, path = target.split_seeds(tmp_path)
+    outcome = target.fuzz(known, path, seed=4, executions=400)
+    assert outcome.findings == []
+    assert outcome.opened > 5
+    assert outcome.refusals["CheckpointError"] > 200
+
+
 def test_broken_files_of_some_kilobytes_take_some_megabytes(tmp_path: Path) -> None:
     known = target.seeds(tmp_path)
     tracemalloc.start()

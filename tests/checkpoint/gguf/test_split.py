@@ -45,24 +45,6 @@ def stored(path: Path) -> dict[str, tuple[str, bytes]]:
     return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in gguf.GGUFReader(path).tensors}
 
 
-def split_by_the_library(whole: Path, folder: Path, tensors: int) -> list[Path]:
-    """Split a model as llama.cpp's converter does, with the gguf library's own writer."""
-    reader = gguf.GGUFReader(whole)
-    writer = gguf.GGUFWriter(None, "llama", split_max_tensors=tensors)
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            listed = field.types[0] == gguf.GGUFValueType.ARRAY
-            sub_type = field.types[-1] if listed else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=sub_type)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file(folder / "tiny.gguf")
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(folder.glob("tiny-0*.gguf"))
-
-
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """Return a tiny model in one file."""
@@ -73,7 +55,7 @@ def whole(tmp_path: Path) -> Path:
 def parts(whole: Path, tmp_path: Path) -> list[Path]:
     """Return the same model in several parts, in a folder of their own."""
     (tmp_path / "parts").mkdir()
-    return split_by_the_library(whole, tmp_path / "parts", 5)
+    return files.split(whole, tmp_path / "parts", 5)
 
 
 def rewritten(path: Path, **numbers: int | None) -> None:

@@ -146,11 +146,16 @@ class _Counted(StateWeights):
             del fresh
 
 
-def test_no_more_than_two_tensors_are_held(spec_of: SpecOf, random_state: MakeState, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_part_bytes", [None, 40_000])
+def test_no_more_than_two_tensors_are_held(
+    max_part_bytes: int | None, spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
     spec = spec_of("deepseek_v2")
-    write_gguf(tmp_path / "m.gguf", _Counted(spec, random_state(spec)), kind="Q8_0")
+    _Counted.most.clear()
+    write_gguf(tmp_path / "m.gguf", _Counted(spec, random_state(spec)), kind="Q8_0", max_part_bytes=max_part_bytes)
     assert len(_Counted.most) == len(random_state(spec))
     assert max(_Counted.most) <= 2
+    assert (len(list(tmp_path.iterdir())) > 1) == (max_part_bytes is not None)
 
 
 def test_an_existing_file_is_left_alone(spec_of: SpecOf, random_state: MakeState, tmp_path: Path) -> None:

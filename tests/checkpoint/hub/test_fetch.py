@@ -140,11 +140,9 @@ def test_a_whole_file_is_fetched_without_the_shards_beside_it(hub: Hub, tmp_path
 @pytest.fixture
 def quantised(hub: Hub, tmp_path: Path) -> Hub:
     """Return the hub with GGUF models only: two whole, one in parts in a folder, one of a type that is not read."""
-    from tests.checkpoint.gguf.test_split import split_by_the_library
-
     whole = gguf_files.write_model(tmp_path / "whole.gguf")
     (tmp_path / "parts").mkdir()
-    parts = split_by_the_library(whole, tmp_path / "parts", 8)
+    parts = gguf_files.split(whole, tmp_path / "parts", 8)
     hub.files = {
         "config.json": hub.files["config.json"],
         "README.md": b"prose",
