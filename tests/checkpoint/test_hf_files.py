@@ -193,6 +193,10 @@ OTHER_FORMS = {
         {"Q8_0/a-Q8_0.gguf": "x", "F16/a-F16.gguf": "x", "README.md": "x"},
         r"holds no model itself, but there is one in F16, Q8_0; give \S+/F16$",
     ),
+    "a repository in the hub's cache": (
+        {"snapshots/0123/config.json": "{}", "snapshots/0123/model.safetensors": "x"},
+        r"there is one in snapshots/0123; give \S+/snapshots/0123$",
+    ),
     "a trainer's checkpoints": (
         {"checkpoint-500/config.json": "{}", "checkpoint-500/model.safetensors": "x"},
         r"there is one in checkpoint-500; give \S+/checkpoint-500$",
@@ -207,7 +211,7 @@ OTHER_FORMS = {
 def test_other_forms_are_refused_with_what_to_get_instead(whole: Path, tmp_path: Path, what: str) -> None:
     contents, line = OTHER_FORMS[what]
     for name, content in contents.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     if contents.get("config.json") == "":
         shutil.copy(whole / "config.json", tmp_path)

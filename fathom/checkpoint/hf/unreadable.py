@@ -39,7 +39,9 @@ def explain_unreadable(directory: Path, names: Sequence[str] | None = None) -> s
 
 def explain_nested(directory: Path) -> str | None:
     """Return a line on models that lie in directories of this one, as quantisations or a trainer's checkpoints do."""
-    inner = [entry.name for entry in list_directory(directory) if entry.is_dir() and _holds_model(entry)]
+    snapshots = directory / "snapshots"  # of a repository in the hub's cache
+    places = [*list_directory(directory), *(list_directory(snapshots) if snapshots.is_dir() else [])]
+    inner = [str(place.relative_to(directory)) for place in places if place.is_dir() and _holds_model(place)]
     if not inner:
         return None
     more = f" and {len(inner) - _LISTED} more" if len(inner) > _LISTED else ""

@@ -36,6 +36,6 @@ def parse_hub_name(text: str) -> HubName | None:
     """Take a name apart; None for anything else, such as owner/file.gguf, which is a path."""
     prefix = _PREFIX.match(text)
     found = _NAME.fullmatch(text[prefix.end() :].rstrip("/") if prefix else text)
-    if found is None or found["repo"].lower().endswith(_GGUF):
+    if found is None or found["repo"].lower().endswith(_GGUF) or ".." in (found["revision"] or ""):
         return None
     return HubName(found["repo"], found["revision"], found["choice"] or found["file"])

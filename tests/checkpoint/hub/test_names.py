@@ -29,6 +29,7 @@ from fathom.checkpoint.hub.names import HubName, parse_hub_name
         ("runs/a.gguf", None),
         ("owner/name:", None),
         ("owner/name@", None),
+        ("owner/name@../../x", None),
         ("owner/name: Q4", None),
         ("https://example.com/owner/name", None),
         ("C:\\models\\a", None),
