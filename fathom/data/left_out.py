@@ -59,9 +59,9 @@ class LeftOutReport:
         return sum(entry.count for entry in self.reasons.values())
 
     def lines(self) -> list[str]:
-        """Return a line for each reason, e.g. ``left out 2 empty files, e.g. notes/a.txt``."""
+        """Return a line for each reason, e.g. ``left out empty files: 2, e.g. notes/a.txt``."""
         return [
-            f"left out {entry.count:,} {reason}, e.g. {entry.examples[0]}" for reason, entry in self.reasons.items()
+            f"left out {reason}: {entry.count:,}, e.g. {entry.examples[0]}" for reason, entry in self.reasons.items()
         ]
 
     @classmethod

@@ -27,7 +27,7 @@ def record_texts(path: Path, source: FolderSource, report: LeftOutReport) -> Ite
         DataError: as ``read_records``.
     """
     columns = _parquet_column(path, source) if inner_suffix(path) == ".parquet" else None
-    problems, found, names = LeftOutReport(), False, list[str]()
+    problems, found, first = LeftOutReport(), False, None
     try:
         for seen, record in enumerate(read_records(path, columns=columns, encoding=source.encoding)):
             if isinstance(record, BadRecord):
@@ -35,7 +35,7 @@ def record_texts(path: Path, source: FolderSource, report: LeftOutReport) -> Ite
                 continue
             column = _column(record.value, source)
             found = found or column is not None
-            names = names or list(record.value)
+            first = first or record
             if not found and seen >= _PROBED_RECORDS:
                 break
             text = None if column is None else _text(record.value[column])
@@ -48,8 +48,8 @@ def record_texts(path: Path, source: FolderSource, report: LeftOutReport) -> Ite
             report.merge(problems)
     if found:
         return
-    if names:
-        raise _no_column(path, source, names)
+    if first is not None:
+        raise _no_column(path, source, list(first.value))
     if problems.count:
         raise UnusableFileError(problems.reasons[left_out.BAD_RECORDS].examples[0], left_out.DAMAGED)
     raise UnusableFileError(f"{path}: holds no record; remove it or add some", left_out.EMPTY)
@@ -75,7 +75,8 @@ def _no_column(path: Path, source: FolderSource, names: Sequence[str]) -> Unusab
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_LISTED_COLUMNS])) + (", ..." if len(names) > _LISTED_COLUMNS else "")
+    listed = ", ".join(map(repr, names[:_LISTED_COLUMNS])) + (", ..." if len(names) > _LISTED_COLUMNS else "")
+    return listed or "none"
 
 
 def _text(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -144,6 +145,28 @@ def test_restart_removes_the_run_and_nothing_else(texts: Path, tmp_path: Path, c
     refused = call("train", RECIPE, "--text", texts, "--out", tmp_path / "other", "--restart")
     refused.refused("is not empty and holds no run")
     assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
+
+
+def test_a_data_sets_clone_is_trained_on_and_what_is_left_out_is_listed(tmp_path: Path, call) -> None:
+    clone, out = tmp_path / "clone", tmp_path / "run"
+    clone.mkdir()
+    (clone / "README.md").write_text("---\nlicense: mit\n---\n# The card of the data set\n")
+    rows = [
+        json.dumps({"story": f"The river of tale {n} runs down to the sea, and {n * n} boats go with it."})
+        for n in range(60)
+    ]
+    with gzip.open(clone / "train.jsonl.gz", "wt") as file:
+        file.write("\n".join([*rows, '{"story": "cut']))
+    arguments = ["train", RECIPE, "--text", clone, "--out", out, "--until", "corpus"]
+    call(*arguments).refused("train.jsonl.gz", "no column of text", "'story'", "--text-column")
+    done = call(*arguments, "--restart", "--text-column", "story")
+    assert done.code == 0
+    shown = " ".join(done.out.split())
+    assert "clone: left out descriptions beside data files: 1, e.g. README.md" in shown
+    assert "clone: left out unreadable records: 1, e.g." in shown
+    source = json.loads((out / "corpus" / "summary.json").read_text())["sources"]["clone"]
+    assert source["extracted"] == 60
+    assert source["left_out"]["descriptions beside data files"] == {"count": 1, "examples": ["README.md"]}
 
 
 def test_the_report_is_complete(finished: Path) -> None:

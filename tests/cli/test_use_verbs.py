@@ -96,7 +96,7 @@ def test_evaluate_measures_any_folder(finished: Path, texts: Path, tmp_path: Pat
     (rows / "a.jsonl").write_text('{"story": "The river runs down to the sea and is deep."}\nno JSON\n')
     call("evaluate", finished, "--text", rows).refused("no column of text", "'story'", "--text-column")
     measured = call("evaluate", finished, "--text", rows, "--text-column", "story")
-    assert "rows: left out 1 unreadable records, e.g. " in measured.err
+    assert "rows: left out unreadable records: 1, e.g. " in measured.err
     call("evaluate", finished, "--text-column", "story").refused("--text-column", "give --text FOLDER")
     (tmp_path / "empty").mkdir()
     call("evaluate", finished, "--text", tmp_path / "empty").refused("empty")

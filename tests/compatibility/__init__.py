@@ -14,6 +14,8 @@ AREAS: Mapping[str, tuple[str, str]] = {
     "modelfiles": ("Model files", "模型文件"),
     "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
     "conversations": ("Data for post-training", "后训练数据"),
+    "corpora": ("Corpora", "语料"),
+    "answers": ("Final answers", "最终答案"),
 }
 
 

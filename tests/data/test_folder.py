@@ -52,7 +52,7 @@ def test_unusable_files_are_counted_while_others_serve(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     reading = read(tmp_path)
     assert [d.text for d in reading] == ["good"]
-    where = f"left out 1 {{}}, e.g. {tmp_path}/{{}}.txt: {{}}"
+    where = f"left out {{}}: 1, e.g. {tmp_path}/{{}}.txt: {{}}"
     assert reading.left_out.lines() == [
         where.format("binary files", "binary", "holds binary data; remove it or save it as UTF-8 text"),
         where.format("empty files", "empty", "empty; remove it or add text"),
@@ -77,6 +77,7 @@ def test_unusable_files_are_counted_while_others_serve(tmp_path: Path) -> None:
         ("a.jsonl", json.dumps({"text": 3}).encode(), "line 1: 'text' is no text but int"),
         ("a.jsonl", b"[1]\n", "line 1: no JSON object but an array"),
         ("a.json", b"[]", r"a\.json: holds no record"),
+        ("a.json", b"{}", r"a\.json: no column of text .* among none"),
         ("a.csv", b"q,a\n1,2\n", "no column of text .* among 'q', 'a'; .* --text-column"),
         ("a.pdf", b"x", r"a\.pdf: unknown kind of file"),
     ],
@@ -103,9 +104,9 @@ def test_one_bad_line_is_counted_and_named(tmp_path: Path) -> None:
     reading = read(tmp_path / "a.jsonl")
     assert texts(reading) == [f"row {n}" for n in range(5)]
     assert reading.left_out.lines() == [
-        f"left out 1 unreadable records, e.g. {tmp_path}/a.jsonl, line 3: not JSON (Unterminated string starting at: "
+        f"left out unreadable records: 1, e.g. {tmp_path}/a.jsonl, line 3: not JSON (Unterminated string starting at: "
         "line 1 column 10 (char 9)); fix or remove it",
-        f"left out 1 records without text, e.g. {tmp_path}/a.jsonl, line 7: 'text' is null; "
+        f"left out records without text: 1, e.g. {tmp_path}/a.jsonl, line 7: 'text' is null; "
         "correct or remove the record",
     ]
 
@@ -116,7 +117,7 @@ def test_a_truncated_download_gives_what_is_before_the_cut(tmp_path: Path) -> No
     reading = read(tmp_path)
     assert prose.startswith(texts(reading)[0])
     (line,) = reading.left_out.lines()
-    assert line.startswith("left out 1 damaged files, read up to the damage, e.g. ")
+    assert line.startswith("left out damaged files, read up to the damage: 1, e.g. ")
     assert "cut short" in line
 
 
@@ -139,8 +140,8 @@ def test_a_data_sets_clone_is_read_and_its_card_left_out(column: str, tmp_path: 
     reading = read(clone)
     assert texts(reading) == ["gzip", *(f"parquet {n}" for n in range(300)), "a note"]
     assert reading.left_out.lines() == [
-        "left out 2 hidden files and folders, e.g. .git",
-        "left out 4 descriptions beside data files, e.g. LICENSE.txt",
+        "left out hidden files and folders: 2, e.g. .git",
+        "left out descriptions beside data files: 4, e.g. LICENSE.txt",
     ]
 
 
@@ -194,8 +195,8 @@ def test_linked_files_and_folders_are_read_once(tmp_path: Path) -> None:
     reading = read(root)
     assert [(d.id, d.text) for d in reading] == [("again.md#0", "linked"), ("later/a.txt#0", "real")]
     assert reading.left_out.lines() == [
-        "left out 2 files and folders reached before by another path, e.g. by-name.md",
-        "left out 1 broken links, e.g. gone.txt",
+        "left out files and folders reached before by another path: 2, e.g. by-name.md",
+        "left out broken links: 1, e.g. gone.txt",
     ]
 
 
@@ -232,7 +233,9 @@ def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").unlink()
     assert list(found) == []
     (line,) = reading.left_out.lines()
-    assert line.startswith(f"left out 2 unreadable files, e.g. {tmp_path}/b.txt: cannot be read, there is no such file")
+    assert line.startswith(
+        f"left out unreadable files: 2, e.g. {tmp_path}/b.txt: cannot be read, there is no such file"
+    )
 
 
 def test_a_bomb_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
