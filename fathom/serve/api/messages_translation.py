@@ -8,6 +8,7 @@ from typing import Any
 from fathom.serve.api.translation import (
     AssistantTurn,
     FieldNames,
+    chat_request,
     function_tool,
     image_part,
     joined,
@@ -17,7 +18,6 @@ from fathom.serve.api.translation import (
 from fathom.serve.errors import refuse
 from fathom.serve.response.opaque import carried
 from fathom.serve.schemas.chat import (
-    ChatCompletionRequest,
     JsonSchema,
     Message,
     NamedFunction,
@@ -60,21 +60,22 @@ class MessagesTranslation:
         for first, turns in _runs(body.messages):
             self._turns(first, turns)
         sampling = _sampling(body) if isinstance(body, MessagesRequest) else {}
-        self.chat = ChatCompletionRequest(
+        self.chat = chat_request(
             messages=self._messages,
             tools=self._tools(body) or None,
             tool_choice=_tool_choice(body),
             parallel_tool_calls=_parallel(body),
             thinking=_thinking(body),
+            continue_final_message=self._continues or None,
             **_output(body),
             **sampling,
         )
 
     @property
-    def continues(self) -> bool:
-        """Whether the answer continues the last turn, which is the assistant's."""
+    def _continues(self) -> bool:
+        """Whether the answer continues the last turn, which is the assistant's beginning."""
         last = self._messages[-1]
-        return last.role == "assistant" and not last.tool_calls
+        return last.role == "assistant" and not last.tool_calls and bool(last.content or last.reasoning_content)
 
     def _add(self, message: Message, where: str) -> None:
         self.names.add(f"messages[{len(self._messages)}]", where)
@@ -120,7 +121,9 @@ class MessagesTranslation:
             call_id = _needed(block.tool_use_id, f"{where}.tool_use_id")
             self._add(Message(role="tool", content=text, tool_call_id=call_id), where)
         if shown:
-            for index, (_, where) in enumerate(shown):
+            for index, (part, where) in enumerate(shown):
+                if part.type == "text":
+                    continue
                 self.names.add(f"messages[{len(self._messages)}].content[{index}].image_url", f"{where}.source")
             self._add(Message(role="user", content=joined([part for part, _ in shown])), turn)
         elif not any(block.type == "tool_result" for block, _ in placed):

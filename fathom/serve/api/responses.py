@@ -152,7 +152,9 @@ def _job(
                 raise
             return job(_shortened(service, translation, error))
 
-    return translation.names.run(fitted)
+    made = translation.names.run(fitted)
+    notices.rename_clamped("max_tokens", "max_output_tokens")
+    return made
 
 
 def _shortened(service: Service, translation: ResponsesTranslation, fault: ApiError) -> ChatCompletionRequest:

@@ -8,6 +8,7 @@ from typing import Any
 from fathom.serve.api.translation import (
     AssistantTurn,
     FieldNames,
+    chat_request,
     function_tool,
     image_part,
     joined,
@@ -66,7 +67,7 @@ class ResponsesTranslation:
         if not self._messages:
             raise refuse("input", "holds nothing that can be read", "give a text or items")
         self.tools = self._functions(body)
-        self.chat = ChatCompletionRequest(
+        self.chat = chat_request(
             messages=self._messages,
             tools=self.tools or None,
             tool_choice=_tool_choice(body),
@@ -174,9 +175,10 @@ class ResponsesTranslation:
         self._open()
         user, self._user = self._user, []
         if user:
-            for index, (_, where) in enumerate(user):
+            for index, (part, where) in enumerate(user):
+                if part.type == "text":
+                    continue
                 place = f"messages[{len(self._messages)}].content[{index}].image_url"
-                self.names.add(place, f"{where}.image_url")
                 self.names.add(f"{place}.url", f"{where}.image_url")
             self._append(Message(role="user", content=joined([part for part, _ in user])), self._place)
 

@@ -24,7 +24,7 @@ def owner_of(http: HttpRequest, settings: ServeSettings) -> str:
         return ""
     headers = http.headers
     bearer = headers.get("authorization", "").partition(" ")[2].strip()
-    return sha256(bearer or headers.get("x-api-key", ""))
+    return sha256(bearer or headers.get("x-api-key") or headers.get("api-key", ""))
 
 
 def input_items(items: Sequence[Item]) -> list[Json]:

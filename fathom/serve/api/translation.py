@@ -7,9 +7,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from fathom.errors import FathomError
 from fathom.serve.errors import ApiError, as_api_error, refuse
-from fathom.serve.schemas.chat import Call, CalledFunction, Function, ImageUrl, Message, Part, Tool
+from fathom.serve.schemas.chat import (
+    Call,
+    CalledFunction,
+    ChatCompletionRequest,
+    Function,
+    ImageUrl,
+    Message,
+    Part,
+    Tool,
+)
 
 T = TypeVar("T")
 _FIELD = re.compile(r"[A-Za-z_][\w.\[\]]*")
@@ -60,6 +71,20 @@ class FieldNames:
             return field
         longest = max(within, key=len)
         return self._names[longest] + field[len(longest) :]
+
+
+def chat_request(**fields: Any) -> ChatCompletionRequest:
+    """Return a chat request; its fields are those of the client, so errors are named by ``FieldNames``.
+
+    Raises:
+        ApiError: a field has a value that no chat request may have.
+    """
+    try:
+        return ChatCompletionRequest(**fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"]).lstrip(".")
+        raise refuse(where or "body", fault["msg"][:1].lower() + fault["msg"][1:], "correct it") from None
 
 
 def function_tool(

@@ -28,6 +28,11 @@ class Notices:
         """Say that ``field`` counts as ``value``, the most that is possible; of several values the least is named."""
         self._clamped[field] = min(value, self._clamped.get(field, value))
 
+    def rename_clamped(self, field: str, own: str) -> None:
+        """Call a clamped field ``own``, the name that the client gave it."""
+        if field in self._clamped:
+            self.clamp(own, self._clamped.pop(field))
+
     @property
     def headers(self) -> dict[str, str]:
         """The response's further headers, in ASCII."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from annotated_types import MaxLen
+from pydantic import ConfigDict, FailFast, Field
 
+from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS
 from fathom.serve.schemas.common import MAX_TOKENS, RequestModel
 
 
@@ -42,7 +44,7 @@ class Turn(RequestModel):
     """One turn; consecutive turns of one role are one."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], MaxLen(MAX_PARTS)]
 
 
 class MessagesTool(RequestModel):
@@ -93,9 +95,9 @@ class CountTokensRequest(RequestModel):
     """A conversation with its tools, as a message is created from it."""
 
     model: str
-    messages: list[Turn] = Field(min_length=1)
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     system: str | list[Block] | None = None
-    tools: list[MessagesTool] | None = None
+    tools: Annotated[list[MessagesTool], MaxLen(MAX_PARTS)] | None = None
     tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None

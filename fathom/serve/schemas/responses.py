@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from annotated_types import MaxLen
 from pydantic import ConfigDict, Field
 
-from fathom.serve.schemas.chat import Effort
+from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS, Effort
 from fathom.serve.schemas.common import INT64, MAX_TOKENS, WHOLE, RequestModel, TokenCount
 
 
@@ -29,7 +30,7 @@ class Item(RequestModel):
     id: str | None = None
     status: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Content] | None = None
+    content: str | Annotated[list[Content], MaxLen(MAX_PARTS)] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
@@ -96,11 +97,11 @@ class InputTokensRequest(RequestModel):
     """What a response's prompt is made of."""
 
     model: str | None = None
-    input: str | list[Item] | None = None
+    input: Annotated[list[Item], MaxLen(MAX_MESSAGES)] | str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: Any = Field(None, description="Refused: use previous_response_id.")
-    tools: list[ResponsesTool] | None = None
+    tools: Annotated[list[ResponsesTool], MaxLen(MAX_PARTS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None

@@ -65,6 +65,30 @@ def conversation(content: bytes) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
+def test_every_interface_shows_the_same_picture(seeing: Running) -> None:
+    content, question = picture(1), "What is it?"
+    data = base64.b64encode(content).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    blocks = [{"type": "image", "source": source}, {"type": "text", "text": question}]
+    parts = [
+        {"type": "input_image", "image_url": f"data:image/png;base64,{data}", "detail": "auto"},
+        {"type": "input_text", "text": question},
+    ]
+    fields = {"model": "tiny", "temperature": 0}
+    with seeing.http() as http:
+        chat = http.post(
+            "/v1/chat/completions", json={"messages": conversation(content), "max_tokens": 8} | fields
+        ).json()
+        messages = [{"role": "user", "content": blocks}]
+        message = http.post("/v1/messages", json={"messages": messages, "max_tokens": 8} | fields).json()
+        items = [{"role": "user", "content": parts}]
+        response = http.post("/v1/responses", json={"input": items, "max_output_tokens": 8} | fields).json()
+    expected = chat["choices"][0]["message"]["content"]
+    assert message["content"][0]["text"] == expected
+    assert response["output"][0]["content"][0]["text"] == expected
+    assert response["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+
+
 def test_an_answer_about_a_picture_is_the_librarys(seeing: Running) -> None:
     model = seeing.service.model
     answers = []

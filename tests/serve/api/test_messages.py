@@ -106,6 +106,19 @@ def test_thinking_comes_as_a_block_and_may_be_sent_back(claude: anthropic.Anthro
     claude.messages.create(**asked(messages=turns, thinking={"type": "adaptive"}))
 
 
+def test_the_answer_continues_a_final_turn_of_the_assistant(server: Running, claude: anthropic.Anthropic) -> None:
+    begun: list[Any] = [*HELLO, {"role": "assistant", "content": [{"type": "text", "text": "The road"}]}]
+    message = claude.messages.create(**asked(messages=begun))
+    body = {"model": NAME, "messages": begun, "max_tokens": 12, "temperature": 0, "continue_final_message": True}
+    with server.http() as http:
+        chat = http.post("/v1/chat/completions", json=body).json()
+    assert message.content[0].type == "text"
+    assert message.content[0].text == chat["choices"][0]["message"]["content"]
+    assert message.usage.output_tokens == chat["usage"]["completion_tokens"]
+    counted = claude.messages.count_tokens(model=NAME, messages=begun)
+    assert counted.input_tokens == chat["usage"]["prompt_tokens"]
+
+
 def test_a_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:
     text = claude.messages.create(**asked()).content[0]
     assert text.type == "text"

@@ -14,7 +14,7 @@ from fathom.serve.errors import ApiError
 from fathom.serve.response.opaque import carry
 from fathom.serve.schemas.responses import Item, ResponsesRequest
 from fathom.serve.settings import Limits
-from tests.serve.serving import NAME, Running, Serve
+from tests.serve.serving import CONTEXT, NAME, Running, Serve
 
 WEATHER: Any = {
     "type": "function",
@@ -238,6 +238,14 @@ def test_images_are_refused_where_the_model_sees_none(client: openai.OpenAI) -> 
     content = [{"type": "input_text", "text": "a"}, image]
     with pytest.raises(openai.BadRequestError, match=r"input\[0\].content\[1\].image_url: 'https"):
         client.responses.create(**asked(input=[{"role": "user", "content": content}]))
+
+
+def test_more_tokens_than_fit_are_clamped_by_the_clients_name(server: Running) -> None:
+    with server.http() as http:
+        answer = http.post("/v1/responses", json={"input": "word " * 90, "max_output_tokens": 9999})
+    assert answer.status_code == 200
+    fitting = CONTEXT - answer.json()["usage"]["input_tokens"]
+    assert answer.headers["x-fathom-clamped"] == f"max_output_tokens={fitting}"
 
 
 def test_the_first_turns_are_left_out_where_truncation_is_auto(client: openai.OpenAI) -> None:
