@@ -169,6 +169,9 @@ class GrammarConstraint:
         return GrammarConstraint(self._library, self._matcher.deep_copy(), ended=self._ended)
 
 
+_NO_ONE_OF = "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+
+
 class _LLGuidance:
     """llguidance with one tokenizer's bytes; special tokens and ids without a token have no bytes."""
 
@@ -258,4 +261,5 @@ def _reason(matcher: LLMatcher) -> str:
     """Return what llguidance says in one line; of a regular expression's long message the last word."""
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (said or lines or ["no reason given"])[0].rstrip(".;")
+    reason = (said or lines or ["no reason given"])[0].rstrip(".;")
+    return reason.replace(_NO_ONE_OF, "alternatives of oneOf that may overlap cannot be enforced, use anyOf")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from fathom.chat.enforceable_schema import enforceable
 from fathom.chat.output.budget import Constraint
 from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
 from fathom.chat.template_probe import reads_tools
@@ -171,8 +172,13 @@ def _literal(text: str) -> str:
 
 
 def _arguments(tool: Tool) -> str:
-    """The parameters' schema, without additional properties unless it allows them, and with compact white space."""
-    schema = {"type": "object", **(tool.function.parameters or {}), "x-guidance": _COMPACT}
+    """The parameters' schema, without additional properties unless it allows them, and with compact white space.
+
+    Where the tool is not strict, what cannot be enforced is left to the check of the arguments.
+    """
+    where = f"tools.{tool.function.name}.parameters"
+    given = enforceable(tool.function.parameters or {}, where, lenient=tool.function.strict is not True)
+    schema = {"type": "object", **given, "x-guidance": _COMPACT}
     if "properties" in schema:
         schema.setdefault("additionalProperties", False)
     return json.dumps(schema)
