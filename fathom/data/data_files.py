@@ -6,18 +6,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fathom.data.folder_scan import scan_folder
+from fathom.data.left_out import LeftOutReport
 from fathom.data.records import RECORD_SUFFIXES, holds_records
 from fathom.errors import DataError
 
 _SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./]|$)")
-_SETTINGS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
+_SETTINGS = frozenset({"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"})
 
 
 def data_files(path: Path) -> Sequence[Path]:
     """Return the files of a path in order: itself, those below a folder, or those that a pattern with ``*`` matches.
 
+    Symbolic links of a folder are followed; descriptions of the data set and hidden files are no data.
+
     Raises:
-        DataError: there are none, or a folder holds several splits, such as train and test.
+        DataError: there are none, a link leads back to its folder, or there are several splits, such as train and test.
     """
     if "*" in str(path) and not path.exists():
         root = Path(path.anchor or ".")
@@ -27,7 +31,7 @@ def data_files(path: Path) -> Sequence[Path]:
         return found
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if is_data_file(file) and not _hidden(file, path))
+    found = [file.path for file in scan_folder(path, LeftOutReport()) if is_data_file(file.path)]
     if not found:
         raise DataError(f"{path}: no data file in this folder; add one of {', '.join(RECORD_SUFFIXES)}")
     by_split: dict[str, Path] = {}
@@ -51,7 +55,3 @@ def split_of(path: Path) -> str:
     """Return the split that a file's path names, or an empty text."""
     found = _SPLIT.findall(path.as_posix().lower())
     return found[-1] if found else ""
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)

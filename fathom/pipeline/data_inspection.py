@@ -19,6 +19,7 @@ from fathom.data.data_files import data_files, is_data_file
 from fathom.data.forms import SAMPLED_ROWS, Columns, Form, Row, file_records, recognise, recognised
 from fathom.data.problems.files import read_file
 from fathom.data.problems.forms import PROBLEM_FORMS
+from fathom.data.record_texts import TEXT_COLUMNS
 from fathom.data.records import Record, holds_records
 from fathom.data.row_report import RowReport
 from fathom.errors import DataError
@@ -28,7 +29,6 @@ from fathom.spec.problem import FileProblems, Problem
 Sample = Mapping[str, Any]
 _MODEL_FILES = frozenset({"config.json", "params.json", "state.json", "tokenizer.json"})
 _MODEL_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pth")
-_TEXT = ("text", "content")
 LEARNED_ROLE = "assistant"
 
 
@@ -137,7 +137,7 @@ def _refuse_unknown(
     found: dict[str, Any],
 ) -> None:
     """Describe a corpus of plain text; any other file that fits no form is refused with all forms of its kind."""
-    text = next((name for name in _TEXT if name in counts), None)
+    text = next((name for name in TEXT_COLUMNS if name in counts), None)
     if text is not None and len(kinds) > 1 and columns == Columns():
         found["uses"].append(
             {

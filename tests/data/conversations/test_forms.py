@@ -329,6 +329,7 @@ def test_a_folder_is_read_whole_unless_it_has_several_splits(tmp_path: Path) -> 
     folder = tmp_path / "clone"
     (folder / "data").mkdir(parents=True)
     (folder / "README.md").write_text("x")
+    (folder / "dataset_infos.json").write_text("{}")
     for part in (0, 1):
         write_rows(folder / "data" / f"train-0000{part}-of-00002.jsonl", [{"messages": MESSAGES}])
     found, _ = read(folder)
@@ -339,3 +340,14 @@ def test_a_folder_is_read_whole_unless_it_has_several_splits(tmp_path: Path) -> 
     assert len(read(folder / "data" / "train-*.jsonl")[0]) == 2
     with pytest.raises(DataError, match="matches no file"):
         read(folder / "*.parquet")
+
+
+def test_linked_files_are_read_and_a_cycle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "clone").mkdir()
+    real = write_rows(tmp_path / "blobs" / "0a1b", [{"messages": MESSAGES}])
+    (tmp_path / "clone" / "train.jsonl").symlink_to(real)
+    assert len(read(tmp_path / "clone")[0]) == 1
+    (tmp_path / "clone" / "again").symlink_to(tmp_path / "clone")
+    with pytest.raises(DataError, match=r"a symbolic link to .* remove the link"):
+        read(tmp_path / "clone")
