@@ -25,6 +25,7 @@ from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.data_checks import check_data
 from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.state import (
     run_plan_mapping,
@@ -62,6 +63,7 @@ def run(
         SpecError: ``directory`` holds a run and neither ``resume`` nor ``restart`` is set; or a finished step's
             inputs changed; or an unfinished one's in more than may change; or ``until`` names no step.
         Interrupted: SIGINT or SIGTERM arrived; all finished work is kept.
+        DataError: the columns of a data file are of no known form, or of two.
         ResourceError: the disk or memory is full.
     """
     names = [step.name for step in plan.recipe.steps]
@@ -70,6 +72,7 @@ def run(
     resolve_device(device)
     last = len(names) if until is None else names.index(until) + 1
     runners = _runners(plan)
+    check_data(plan, names[last:] + [n for n, s in read_state(directory).items() if resume and s.status == "done"])
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     context = StepContext(plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress)
     ran = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from fathom.errors import DataError
-from fathom.spec.alignment import ConversationFile, DpoStep, GrpoStep, PairFile, RewardModelStep, SftStep, TasksStep
+from fathom.spec.alignment import (
+    ConversationFile,
+    DpoStep,
+    GrpoStep,
+    PairFile,
+    RewardModelStep,
+    SftStep,
+    TasksStep,
+    WorkedProblems,
+)
 from fathom.spec.posttrain import PairwiseLoss
 from fathom.spec.problem import FileProblems
 from fathom.spec.rewards import AccuracyReward
@@ -57,8 +67,26 @@ def test_sft_learns_the_same_from_every_form(bench: Any, passes: Passes) -> None
 
 def test_an_ambiguous_file_is_refused_before_anything_is_learned(bench: Any, passes: Passes) -> None:
     path = bench.write("qa.jsonl", [{"question": ASKED, "answer": SAID}])
-    with pytest.raises(DataError, match=r'qa.jsonl: the columns question, answer .* set format = "question_answer"'):
+    refused = r'steps.sft.data\[0\]: .*qa.jsonl: the columns question, answer .* set format = "question_answer"'
+    with pytest.raises(DataError, match=refused):
         bench.run("out", SftStep(train=passes(1), data=(ConversationFile(path=path),)))
+    assert not (bench.base / "out").exists()
+
+
+def test_every_steps_files_are_recognised_before_the_first_step_runs(bench: Any, passes: Passes) -> None:
+    path = bench.write("odd.jsonl", [{"a": 1}])
+    unknown, training = FileProblems(path=path), passes(1)
+    rollout = RolloutSpec(questions=1, group_size=2, max_tokens=4)
+    policy = PolicySpec(optimizer=AdamWSpec(lr=3e-3), rollouts=1, rollout=rollout)
+    for step, field in (
+        (SftStep(train=training, data=(WorkedProblems(problems=unknown, count=1),)), "sft.data[0].problems"),
+        (DpoStep(train=training, pairs=(PairFile(path=path),)), "dpo.pairs[0]"),
+        (GrpoStep(policy=policy, problems=(unknown,), rewards=(AccuracyReward(),)), "grpo.problems[0]"),
+        (TasksStep(problems=(unknown,), max_tokens=4), "tasks.problems[0]"),
+    ):
+        with pytest.raises(DataError, match=f"steps.{re.escape(field)}: .*odd.jsonl: no known form in the columns a"):
+            bench.run("out", step)
+    assert not (bench.base / "out").exists()
 
 
 def test_dpo_and_reward_models_learn_from_every_form(bench: Any, passes: Passes) -> None:
