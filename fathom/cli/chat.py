@@ -111,6 +111,7 @@ def chat(
     opened = model_options.open_model(model, device, dtype, weights, engine, chat_template)
     if not opened.tokenizer.can_chat:
         raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
+    _ = opened.tokenizer.chat_template  # one of several must be chosen before anything is said
 
     from fathom.inference.request_preparation import ChatOptions
 

@@ -72,6 +72,17 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "two users": [USER, USER],
     "a developer message": [{"role": "developer", "content": "Be brief."}, USER],
 }
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}{% endif %}"
+    "{% if m['role'] == 'assistant' and m['content'] is none %}{% for tool in m['tool_calls'] %}"
+    "{{ '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + tool['function']['name']"
+    " + '\\n' + tool['function']['arguments'] + '<｜tool▁call▁end｜>' }}{% endfor %}{% endif %}"
+    "{% if m['role'] == 'assistant' and m['content'] is not none %}{% set content = m['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
+"""As the R1 distills' template."""
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 

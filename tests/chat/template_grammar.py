@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .conversations import CALL, WEATHER
+from tests.chat.conversations import CALL, WEATHER
 
 _LITERALS = (
     "'<|im_start|>'",

@@ -10,9 +10,8 @@ from hypothesis import assume, given, settings
 
 from fathom.chat import render
 from fathom.errors import DataError
-
-from .conversations import TOKENS, transformers_text
-from .template_grammar import conversations, parted, templates, variables
+from tests.chat.conversations import TOKENS, transformers_text
+from tests.chat.template_grammar import conversations, parted, templates, variables
 
 
 def fathoms_text(template: str, messages: list[dict[str, Any]], **given: Any) -> str | None:

@@ -12,8 +12,7 @@ import pytest
 
 from fathom.chat import render
 from fathom.errors import DataError
-
-from .conversations import CONVERSATIONS, TOKENS, WEATHER, transformers_text
+from tests.chat.conversations import CONVERSATIONS, TOKENS, WEATHER, transformers_text
 
 PACKAGES = Path(sysconfig.get_paths()["purelib"])
 

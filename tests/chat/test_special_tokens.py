@@ -13,21 +13,9 @@ from transformers import AutoTokenizer
 from fathom.chat import encode_chat
 from fathom.errors import DataError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.chat.conversations import CONVERSATIONS, R1, WEATHER, transformers_text
+from tests.chat.template_grammar import conversations, templates, variables
 
-from .conversations import CONVERSATIONS, WEATHER, transformers_text
-from .template_grammar import conversations, templates, variables
-
-R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}{% endif %}"
-    "{% if m['role'] == 'assistant' and m['content'] is none %}{% for tool in m['tool_calls'] %}"
-    "{{ '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + tool['function']['name']"
-    " + '\\n' + tool['function']['arguments'] + '<｜tool▁call▁end｜>' }}{% endfor %}{% endif %}"
-    "{% if m['role'] == 'assistant' and m['content'] is not none %}{% set content = m['content'] %}"
-    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
-    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
-)
-"""As the R1 distills' template."""
 REWRITTEN = (
     "{% for m in messages %}{{ '<｜User｜>' if m.role == 'user' else '<｜Assistant｜>' }}"
     "{% if '</think>' in m.content %}{{ '<think>\\n' + m.content.split('</think>')[0].split('<think>')[-1].strip()"

@@ -13,6 +13,7 @@ from fathom.chat.templates import TEMPLATES
 from fathom.data.conversations import encode_with_loss_mask
 from fathom.errors import DataError
 from fathom.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.chat.conversations import R1
 from tests.data.conversations.rendering import shown
 
 DIALOGUE = [
@@ -256,3 +257,15 @@ def test_special_tokens_in_texts_stay_text(ours: Tokenizer, said: str) -> None:
 def test_malformed_messages_name_the_field(ours: Tokenizer, messages: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(DataError, match=words):
         encode_with_loss_mask(ours, messages)
+
+
+def test_the_distills_template_is_learned_with_its_reasoning_and_calls(ours: Tokenizer) -> None:
+    sample = encode_with_loss_mask(ours, REASONED[1:], template=R1)
+    assert shown(ours, sample) == (
+        f"{B}<｜User｜>2+2?<｜Assistant｜>⟦4{E}⟧<｜User｜>Sure?<｜Assistant｜><think>\n"
+        f"⟦two and two\n</think>\n\nYes.{E}⟧"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    called = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    learned = shown(ours, encode_with_loss_mask(ours, called, template=R1))
+    assert '<｜tool▁sep｜>add\n{"a": 2}<｜tool▁call▁end｜>⟧' in learned
