@@ -243,7 +243,7 @@ def _placeholder(value: Any) -> str:
 def _rendering(answer: Mapping[str, Any], seconds: float) -> Rendering:
     if "text" in answer:
         return Rendering(answer["text"])
-    kind, message = answer["error"]
+    kind, message = answer["error"][0], answer["error"][1].rstrip(".")
     limits = {
         "time": f"takes over {seconds:.2g} s of processor time; {_REMEDY} or shorten the messages",
         "memory": f"takes over {MEMORY_MIB} MiB of memory; {_REMEDY} or shorten the messages",

@@ -11,6 +11,7 @@ from tests.compatibility.case import Area
 AREAS: Mapping[str, tuple[str, str]] = {
     # module: title, title in Chinese; a module defines CASES
     "names": ("Names", "名称"),
+    "templates": ("Chat templates", "对话模板"),
     "modelfiles": ("Model files", "模型文件"),
     "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
     "conversations": ("Data for post-training", "后训练数据"),
