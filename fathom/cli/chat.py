@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fathom.cli import model_options, options, sampling
+from fathom.cli.console import readable
 from fathom.errors import ContextError, DataError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def chat(
 
     from fathom.inference.request_preparation import ChatOptions
 
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    first: list[Message] = [{"role": "system", "content": readable(system)}] if system else []
     conversation = _Conversation(
         opened,
         ChatOptions(stop=tuple(stop or ()), schema=wanted, thinking=think, thinking_budget=thinking_budget),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fathom.cli import model_options, options
+from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
 from fathom.errors import SpecError
 
@@ -67,7 +67,7 @@ def evaluate(
     model_options.announce(opened)
     results = _run([found.name for found in tasks], opened, limit, out)
     if as_json:
-        print(json.dumps(_document(texts, results), ensure_ascii=False, indent=1))
+        print_json(_document(texts, results), indent=1)
         return
     if texts:
         _print_texts(texts)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fathom.cli import model_options, options, sampling
+from fathom.cli.console import readable
 from fathom.errors import SpecError
 from fathom.spec.sampling import SamplingParams
 
@@ -39,6 +40,7 @@ def generate(
         if sys.stdin.isatty():
             raise SpecError("--prompt", "there is no text to continue", "give --prompt TEXT or pipe a text in")
         prompt = sys.stdin.read()
+    prompt, suffix = readable(prompt), None if suffix is None else readable(suffix)
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     SamplingParams(**asked, max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens)  # before loading
     wanted = sampling.read_schema(schema)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fathom.cli import inspect_data, options
+from fathom.cli.console import print_json
 from fathom.cli.display import amount
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.sections import PIPE_COLUMNS, report_console, section
@@ -42,7 +42,7 @@ def inspect(
     with LoadProgress(model) as progress:
         found = inspect_source(open_source(model, progress, cache_dir=options.cache_directory()))
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = report_console()
     console.print(

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from fathom.cli.console import print_json
 from fathom.cli.sections import report_console, section
 from fathom.errors import SpecError
 
@@ -31,7 +30,7 @@ def inspect(path: Path, *, as_json: bool, kind: str, format_name: str, fields: S
     columns = Columns(format_name or None, dict(map(_field, fields)))
     found = inspect_data(path, kind or None, columns)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+        print_json(found, default=str)
         return
     console = report_console()
     console.print(f"{found['path']}  {_counts(found)}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 import fathom
 from fathom.cli import chat, convert, evaluate, generate, inspect, models, serve, study, train
+from fathom.cli.console import prepare_streams
 from fathom.errors import FathomError, Interrupted
 
 ERROR_CODE, INTERRUPTED_CODE = 2, 130
@@ -47,6 +48,7 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line."""
+    prepare_streams()
     guarded(make_app())
 
 

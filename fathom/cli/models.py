@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fathom.cli.console import print_json
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
 from fathom.plan import cache_bytes_per_token, count_parameters
@@ -31,7 +31,7 @@ def models(
     ready = [] if family is not None else list(catalog().values())
     if as_json:
         named = [{"name": model.name, "ready": True} | _ready(model) for model in ready]
-        typer.echo(json.dumps([*named, *rows], indent=2))
+        print_json([*named, *rows])
         return
     if ready:
         _print_ready(ready)
