@@ -48,6 +48,19 @@ def available_memory(root: Path = Path("/")) -> int:
     return min(free)
 
 
+def usable_cores(root: Path = Path("/")) -> float:
+    """Return how many processors this process may use: those of its affinity, or a control group's share if less."""
+    cores = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    for directory, files in _groups(root):
+        if files is _V2:
+            quota, _, period = next(iter(_lines(directory / "cpu.max")), "").partition(" ")
+            if quota.isdigit() and period.strip().isdigit():
+                cores = min(cores, int(quota) / int(period))
+    old = root / "sys/fs/cgroup/cpu"
+    limit, period_us = _number(old / "cpu.cfs_quota_us"), _number(old / "cpu.cfs_period_us")
+    return min(cores, limit / period_us) if limit and period_us else cores
+
+
 def release_free_memory() -> None:
     """Give freed memory back to the operating system where the C library keeps it, as glibc does."""
     if sys.platform == "linux":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fathom.system import available_memory, memory_limit
+from fathom.system import available_memory, memory_limit, usable_cores
 
 GIB = 1 << 30
 V1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n"
@@ -92,3 +92,16 @@ def test_available_memory_of_the_machine_counts_where_it_is_less_than_a_limit(tm
 def test_this_machine_and_one_without_proc_have_some(tmp_path: Path) -> None:
     assert 0 < available_memory() <= memory_limit()
     assert 0 < available_memory(tmp_path / "none") <= memory_limit(tmp_path / "none")
+
+
+def test_a_control_groups_share_of_the_processors_counts(machine: Machine) -> None:
+    assert usable_cores(machine.root) >= 1
+    machine.process("0::/pod/worker\n", V2.format(root="/"))
+    machine.write("sys/fs/cgroup/pod/cpu.max", "50000 100000\n")
+    machine.write("sys/fs/cgroup/pod/worker/cpu.max", "max 100000\n")
+    assert usable_cores(machine.root) == 0.5
+    machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "25000\n")
+    machine.write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
+    assert usable_cores(machine.root) == 0.25
+    machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
+    assert usable_cores(machine.root) == 0.5

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import fathom
-from fathom.cli import chat, convert, evaluate, generate, inspect, models, serve, study, train
+from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, serve, study, train
 from fathom.cli.console import prepare_streams
 from fathom.errors import FathomError, Interrupted
 
@@ -43,6 +43,7 @@ def make_app() -> typer.Typer:
     app.command("inspect")(inspect.inspect)
     app.command("convert")(convert.convert)
     app.command("study")(study.study)
+    app.command("doctor")(doctor.doctor)
     return app
 
 

@@ -1,0 +1,125 @@
+"""Processor, compiler, memory, accelerator and OpenMP's settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fathom.cli.diagnosis.finding import Finding, size
+from fathom.system import available_memory, memory_limit, usable_cores
+
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "AMX": ("amx_tile",),
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "NEON": ("asimd", "neon"),
+    "dot product": ("asimddp",),
+    "SVE": ("sve",),
+}
+"""Names of processor features, and the kernel's words for them."""
+_LEAST_MEMORY = 1 << 30
+_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "MKL_NUM_THREADS")
+
+
+def hardware_findings(torch: Mapping[str, object], root: Path = Path("/")) -> Iterator[Finding]:
+    """Yield findings; ``torch`` are its facts, empty where it could not be imported. ``root`` is for tests."""
+    yield from _processor(root)
+    yield _compiler()
+    yield from _memory(root)
+    if torch:
+        yield accelerator(torch, root)
+    chosen = [f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ]
+    chosen += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("KMP_")]
+    yield Finding("machine", "OpenMP", ", ".join(chosen) or "no setting")
+
+
+def accelerator(torch: Mapping[str, object], root: Path = Path("/")) -> Finding:
+    """Return what torch can compute on, and whether its build fits the machine's accelerator."""
+    version = str(torch.get("version", ""))
+    build = f"CUDA {torch['cuda']}" if torch.get("cuda") else f"ROCm {torch['hip']}" if torch.get("hip") else "CPU"
+    devices = torch.get("devices")
+    if isinstance(devices, Sequence) and devices:
+        shown = ", ".join(f"{name} ({size(memory)})" for name, memory in devices)
+        return Finding("machine", "accelerator", f"{shown}; torch {version} for {build}")
+    if torch.get("mps"):
+        return Finding("machine", "accelerator", f"Apple's GPU (mps); torch {version}")
+    nvidia = (root / "proc/driver/nvidia/version").exists() and (root / "dev/nvidia0").exists()
+    amd = (root / "dev/kfd").exists() and bool(list((root / "dev/dri").glob("renderD*")))
+    card = "an NVIDIA GPU" if nvidia else "an AMD GPU" if amd else None
+    if card is None:
+        return Finding("machine", "accelerator", f"none; torch {version} for {build} computes on the processor")
+    wanted = torch.get("cuda") if nvidia else torch.get("hip")
+    if not wanted:
+        index = "https://download.pytorch.org/whl/" + ("cu128" if nvidia else "rocm6.4")
+        remedy = f"pip install --force-reinstall torch --index-url {index}"
+        return Finding("machine", "accelerator", f"{card}, but torch {version} is built for {build}", "broken", remedy)
+    reason = torch.get("reason") or "it gives no reason"
+    remedy = "update the driver, or install a torch for the driver there is: https://pytorch.org/get-started/locally"
+    return Finding("machine", "accelerator", f"{card}, which torch {version} cannot use ({reason})", "broken", remedy)
+
+
+def processor_features(words: str) -> list[str]:
+    """Return the features that /proc/cpuinfo's words name."""
+    given = set(words.lower().split())
+    return [name for name, flags in FEATURES.items() if given & set(flags)]
+
+
+def _processor(root: Path) -> Iterator[Finding]:
+    lines = _cpuinfo(root)
+    model = lines.get("model name") or lines.get("cpu model") or _apple() or platform.processor() or platform.machine()
+    yield Finding("machine", "processor", model)
+    yield Finding("machine", "cores", f"{usable_cores(root):g} usable of {os.cpu_count()}")
+    found = processor_features(lines.get("flags", "") + " " + lines.get("features", ""))
+    if platform.machine() == "arm64" and "NEON" not in found:
+        found.append("NEON")
+    yield Finding("machine", "features", ", ".join(found) or "none of those that kernels use is known")
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.splitlines())
+    found: dict[str, str] = {}
+    for name, _, value in pairs:
+        found.setdefault(name.strip().lower(), value.strip())
+    return found
+
+
+def _apple() -> str:
+    if sys.platform != "darwin":
+        return ""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=2, encoding="utf-8").stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _compiler() -> Finding:
+    wanted = [os.environ[name] for name in ("CXX",) if os.environ.get(name)]
+    for name in (*wanted, "g++", "clang++", "c++", "cl"):
+        found = shutil.which(name)
+        if found is not None:
+            return Finding("machine", "C++ compiler", found)
+    install = {"darwin": "xcode-select --install", "win32": "winget install Microsoft.VisualStudio.BuildTools"}
+    command = install.get(sys.platform, "apt install g++")
+    return Finding("machine", "C++ compiler", "none", "missing", f"--compile, a faster lone request: {command}")
+
+
+def _memory(root: Path) -> Iterator[Finding]:
+    limit, free = memory_limit(root), available_memory(root)
+    shown = f"{size(limit)} may be used, {size(free)} of it free now"
+    if limit < _LEAST_MEMORY:
+        remedy = f"torch alone needs more; raise the limit to {size(2 * _LEAST_MEMORY)} (docker run --memory 2g)"
+        yield Finding("machine", "memory", shown, "broken", remedy)
+    else:
+        yield Finding("machine", "memory", shown)
