@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
+_MODEL = "/api/models/owner/tiny"
+
 
 @dataclass
 class Hub:
@@ -48,11 +50,11 @@ class _Handler(BaseHTTPRequestHandler):
         name = path.removeprefix(f"/owner/tiny/resolve/{COMMIT}/")
         if hub.refusal is not None:
             self.send(hub.refusal[0], b"", {"X-Error-Code": hub.refusal[1]}, body=body)
-        elif path in ("/api/models/owner/tiny", "/api/models/owner/tiny/revision/main"):
+        elif path in (_MODEL, f"{_MODEL}/revision/main", f"{_MODEL}/revision/{COMMIT}"):
             self.send(200, self.description(), {}, body=body)
-        elif path.startswith("/api/models/owner/tiny/revision/"):
+        elif path.startswith(f"{_MODEL}/revision/"):
             self.send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body=body)
-        elif path == f"/api/models/owner/tiny/tree/{COMMIT}":
+        elif path == f"{_MODEL}/tree/{COMMIT}":
             self.send(200, self.listing(), {}, body=body)
         elif name in hub.files and hub.gated:
             self.send(403, b"", {"X-Error-Code": "GatedRepo"}, body=body)

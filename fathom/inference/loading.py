@@ -74,11 +74,13 @@ def _open_directory(directory: Path) -> WeightSource:
         raise CheckpointError(f"{directory}: holds {len(models)} {GGUF} models ({listed}{more}); give one of them")
     if models:
         return _open_file(models[0])
-    if not _is_own(directory):
-        reason = explain_unreadable(directory) or explain_nested(directory)
-        if reason is not None:
-            raise CheckpointError(f"{directory}: {reason}")
-    checkpoint = find_checkpoint(directory)
+    try:
+        checkpoint = find_checkpoint(directory)
+    except CheckpointError:
+        reason = None if _is_own(directory) else explain_unreadable(directory) or explain_nested(directory)
+        if reason is None:
+            raise
+        raise CheckpointError(f"{directory}: {reason}") from None
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
 
 
