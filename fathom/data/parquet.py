@@ -9,7 +9,8 @@ from typing import Any
 from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, unreadable
 from fathom.errors import DataError
 
-_BATCH_ROWS = 128
+_BATCH_ROWS = 16
+"""Few, since one long value of a dictionary may stand in every row."""
 
 
 def parquet_columns(path: Path) -> list[str]:

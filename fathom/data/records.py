@@ -177,7 +177,9 @@ def _parquet_records(path: Path, limits: ReadLimits, columns: Sequence[str] | No
     number = 0
     try:
         for number, row in enumerate(parquet_rows(path, limits, columns), start=1):
-            yield Record(f"{path}, row {number}", row)
+            place = f"{path}, row {number}"
+            longest = max((len(value) for value in row.values() if isinstance(value, str | bytes)), default=0)
+            yield Record(place, row) if longest <= limits.max_record_bytes else _parsed(place, None, limits)
     except DamagedFileError as error:
         yield _damage(path, f"{path}, row {number + 1}", error)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fathom.data.archive import read_members
+from fathom.data.compressed import ReadLimits
 from fathom.errors import SourceError
 
 FILES = {"top/b/two.txt": b"two", "top/one.txt": b"one", "top/skip.txt": b"no", "top/code.py": b"pass"}
@@ -63,6 +64,25 @@ def test_oversized_members_unmatched_patterns_and_damage_are_named(make, tmp_pat
     archive.write_bytes(archive.read_bytes()[:-40])
     with pytest.raises(SourceError, match="damaged archive"):
         list(read_members(archive, ["*.txt"]))
+
+
+@pytest.mark.parametrize("make", [make_tar, make_zip])
+def test_a_bomb_is_refused_before_it_is_unpacked(make, tmp_path: Path) -> None:
+    limits = ReadLimits(max_ratio=100, ratio_after_bytes=1_000_000)
+    archive = make(tmp_path / "a", {f"{n}.txt": b"\0" * 500_000 for n in range(20)})
+    with pytest.raises(SourceError, match=r"a: unpacks to over 100 times its size \(max_ratio\)"):
+        list(read_members(archive, ["*.txt"], limits=limits))
+    assert len(list(read_members(archive, ["*.txt"]))) == 20
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_every_compression_of_tar_is_read(mode: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", mode) as archive:  # type: ignore[call-overload]
+        for name, content in FILES.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert dict(read_members(tmp_path / "a", ["*"])) == FILES
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:

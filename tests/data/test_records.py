@@ -74,6 +74,9 @@ def test_parquet_is_read_by_batches_of_row_groups(tmp_path: Path) -> None:
     found = list(read_records(path))
     assert [item.value for item in found if isinstance(item, Record)] == rows
     assert found[299].place == f"{path}, row 300"
+    parquet.write_table(pyarrow.Table.from_pylist([{"n": "1"}, {"n": "x" * 200}, {"n": "2"}]), path)
+    too_long = "part.PARQUET, row 2: longer than 100 bytes; shorten or remove it"
+    assert told(path, ReadLimits(max_record_bytes=100)) == ["1", too_long, "2"]
     path.write_bytes(path.read_bytes()[:-20])
     (bad,) = read_records(path)
     assert isinstance(bad, BadRecord)

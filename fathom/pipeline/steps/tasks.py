@@ -26,7 +26,7 @@ from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import RewardInput
-from fathom.posttrain.rewards.extract import final_answer
+from fathom.posttrain.rewards.extract import stated_answer
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec.engine import EngineSpec
 from fathom.spec.mapping import to_mapping
@@ -181,7 +181,7 @@ class _Stage:
         for drawn, judgement in zip(batch, self.judge.judge(answered), strict=True):
             found[drawn.index, drawn.copy] = {
                 "text": drawn.text,
-                "answer": final_answer(drawn.text),
+                "answer": stated_answer(drawn.text),
                 "correct": bool(judgement.correct) and drawn.error is None,
                 "finished": drawn.finished,
                 "tokens": drawn.tokens,

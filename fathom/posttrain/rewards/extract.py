@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.data.problems.gold import last_boxed
-from fathom.posttrain.rewards.answer_text import after_hashes, concluding_line, last_line
+from fathom.posttrain.rewards.answer_text import after_hashes, bare_text, concluding_line, last_line
 
 THINK_BEGIN, THINK_END = "<think>", "</think>"
 ANSWER_BEGIN, ANSWER_END = "<answer>", "</answer>"
@@ -69,6 +69,12 @@ def final_answer(text: str) -> str | None:
     if found is None:
         found = region if ANSWER_BEGIN in text else last_line(region)
     return found.strip() or None
+
+
+def stated_answer(text: str) -> str | None:
+    """The final answer without what surrounds it (``bare_text``), as votes among several answers compare them."""
+    found = final_answer(text)
+    return None if found is None else bare_text(found) or found
 
 
 def _answer_inside(text: str) -> str:

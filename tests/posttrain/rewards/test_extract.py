@@ -1,6 +1,6 @@
 import pytest
 
-from fathom.posttrain.rewards.extract import ReasoningSplit, final_answer, split_reasoning
+from fathom.posttrain.rewards.extract import ReasoningSplit, final_answer, split_reasoning, stated_answer
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,13 @@ def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: st
 )
 def test_the_final_answer_is_what_the_text_concludes(text: str, final: str | None) -> None:
     assert final_answer(text) == final
+
+
+@pytest.mark.parametrize(
+    "text", ["15", "**15**", "The answer is 15.", "<answer>$15$</answer>", "so \\boxed{15}", "答案：１５。"]
+)
+def test_equal_answers_have_equal_votes(text: str) -> None:
+    assert stated_answer(text) == "15"
 
 
 def test_only_the_end_of_a_long_answer_is_looked_at() -> None:
