@@ -55,7 +55,7 @@ def prepare_streams() -> None:
         sys.stdin.reconfigure(errors="replace")
 
 
-def print_json(value: Any, *, indent: int = 2, default: Any = None) -> None:
+def print_json(value: Any, *, indent: int | None = 2, default: Any = None) -> None:
     """Print JSON on stdout, in which whatever the stream's encoding does not have is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=default)
     if not can_write(text, sys.stdout):
