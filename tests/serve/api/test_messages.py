@@ -176,12 +176,11 @@ def test_images_are_refused_where_the_model_sees_none(claude: anthropic.Anthropi
 
 
 def test_keys_are_asked_for_in_anthropics_form(serve: Serve) -> None:
-    with (
-        serve(api_keys=("secret-key-1",)) as running,
-        running.anthropic("another-key") as client,
-        pytest.raises(anthropic.AuthenticationError) as caught,
-    ):
-        client.messages.create(**asked())
+    with serve(api_keys=("secret-key-1",)) as running:
+        with running.anthropic("secret-key-1") as client:
+            assert client.messages.create(**asked()).usage.output_tokens
+        with running.anthropic("another-key") as client, pytest.raises(anthropic.AuthenticationError) as caught:
+            client.messages.create(**asked())
     body: Any = caught.value.body
     assert body["error"]["type"] == "authentication_error"
 
