@@ -40,7 +40,7 @@ def check_data(plan: RunPlan, done: Collection[str]) -> None:
             continue
         for field, source in _sources(step):
             path = plan.base / Path(source.path).expanduser()
-            if path.exists():
+            if path.exists() or "*" in source.path:
                 _check(f"steps.{step.name}.{field}: {path}", path, source)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from fathom.data.problems.answer_text import after_marker, bare_text, concluding_line, last_line, stands_alone
 from fathom.data.row_report import UnusableRow
 
 _MARKER = "####"
@@ -36,7 +37,7 @@ def gold_answer(value: Any, where: str) -> Gold:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
-        return marked_answer(value) or Gold(value)
+        return marked_answer(value) or announced_answer(value) or Gold(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         raise UnusableRow(f"{where}: expected text or a number, got {value!r:.40}; give the final value")
     if isinstance(value, Decimal):
@@ -45,13 +46,18 @@ def gold_answer(value: Any, where: str) -> Gold:
 
 
 def solved_answer(value: Any, where: str) -> Gold:
-    """Return the value of a column of solutions where no column has the answers: marked, or a single line.
+    """Return the value of a column of solutions where no column has the answers.
+
+    It is marked, announced by words, alone on the last line, or all there is.
 
     Raises:
         UnusableRow: a solution of several lines marks none.
     """
     gold = gold_answer(value, where)
     if gold.solution is None and "\n" in gold.answer.strip():
+        last = last_line(gold.answer)
+        if stands_alone(last):
+            return Gold(bare_text(last), gold.answer.strip())
         raise UnusableRow(f"{where}: marks no final answer with #### or \\boxed{{}}; add a column answer")
     return gold
 
@@ -68,6 +74,14 @@ def marked_answer(text: str) -> Gold | None:
     alone = text.strip().strip("$").strip()
     only = _BOXED.match(alone) is not None and alone.endswith("}") and alone.count("boxed") == 1
     return Gold(boxed, None if only and alone.index("{") + len(boxed) + 2 >= len(alone) else text.strip())
+
+
+def announced_answer(text: str) -> Gold | None:
+    """Return the value that words of a text of several lines announce, such as "The answer is 15."."""
+    if "\n" not in text.strip():
+        return None
+    announced = after_marker(concluding_line(text) or last_line(text))
+    return Gold(bare_text(announced), text.strip()) if announced else None
 
 
 def last_boxed(text: str) -> str | None:

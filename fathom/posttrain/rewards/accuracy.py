@@ -9,8 +9,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from fathom.data.problems.answer_text import bare_text, choice_letter
 from fathom.errors import ResourceError, SpecError
-from fathom.posttrain.rewards.answer_text import bare_text, choice_letter
 from fathom.posttrain.rewards.answer_value import concluded_value, is_decimal, is_part_of_more, number_value
 from fathom.posttrain.rewards.base import RIGHT, RewardInput
 from fathom.posttrain.rewards.extract import final_answer

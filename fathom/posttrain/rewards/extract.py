@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fathom.data.problems.answer_text import after_hashes, bare_text, concluding_line, last_line
 from fathom.data.problems.gold import last_boxed
-from fathom.posttrain.rewards.answer_text import after_hashes, bare_text, concluding_line, last_line
 
 THINK_BEGIN, THINK_END = "<think>", "</think>"
 ANSWER_BEGIN, ANSWER_END = "<answer>", "</answer>"

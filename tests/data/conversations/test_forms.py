@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from datasets import Dataset
 from trl import is_conversational_from_value, maybe_convert_to_chatml
 
 from fathom.data.conversations import Conversation, encode_conversations, read_conversations
@@ -316,6 +317,39 @@ def test_every_container_gives_the_same_conversations(tmp_path: Path) -> None:
         assert not report.problems
         assert [(c.messages, c.learn) for c in found] == [(c.messages, c.learn) for c in plain]
         assert found[1].place.startswith(name)
+
+
+def test_parquet_that_datasets_writes_gives_the_conversations_of_json(tmp_path: Path) -> None:
+    rows = [
+        {"messages": MESSAGES, "tools": None},
+        {"messages": [MESSAGES[0], MESSAGES[1] | {"weight": 0}, *MESSAGES], "tools": None},
+        {"messages": [{**CALLED[0], "name": "ada"}, *CALLED[1:]], "tools": [{"type": "function", "function": TOOL}]},
+        {
+            "messages": [
+                CALLED[0],
+                {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {"x": 1}}}]},
+                {"role": "tool", "content": "1", "tool_call_id": "a"},
+            ],
+            "tools": None,
+        },
+    ]
+    rows[2]["messages"][1] = {
+        "role": "assistant",
+        "tool_calls": [{"id": "a", "function": {"name": "weather", "arguments": {"city": "Rome"}}}],
+    }
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    plain, _ = read(write_rows(tmp_path / "rows.jsonl", rows))
+    found, report = read(tmp_path / "rows.parquet")
+    assert not report.problems
+    for ours, theirs in zip(found, plain, strict=True):
+        assert (ours.learn, ours.tools) == (theirs.learn, theirs.tools)
+        for message, expected in zip(ours.messages, theirs.messages, strict=True):
+            assert message.get("content") == expected.get("content")
+            assert without(message, "content") == without(expected, "content")
+
+
+def without(message: Any, name: str) -> Any:
+    return {key: value for key, value in message.items() if key != name}
 
 
 def test_a_cut_array_is_told_and_its_beginning_is_read(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.data.problems.answer_text import bare_text
 from fathom.posttrain.rewards.accuracy import AccuracyScorer
-from fathom.posttrain.rewards.answer_text import bare_text
 from fathom.posttrain.rewards.answer_value import concluded_value, number_value
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.extract import final_answer

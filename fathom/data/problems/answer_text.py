@@ -75,7 +75,7 @@ def concluding_line(text: str) -> str | None:
     sentence ("the answer is 12") count only where no number comes after them.
     """
     lines = _lines(text)
-    if not lines or _stands_alone(lines[-1]) or _CONCLUSION.match(half_width(lines[-1])):
+    if not lines or stands_alone(lines[-1]) or _CONCLUSION.match(half_width(lines[-1])):
         return None
     numbers_after = False
     for place in reversed(range(len(lines))):
@@ -103,7 +103,7 @@ def _heading_text(line: str) -> str:
     return half_width(line).strip("#*_>-: \t.")
 
 
-def _stands_alone(line: str) -> bool:
+def stands_alone(line: str) -> bool:
     """Whether a line is nothing but mathematics, a bold or quoted value, a number or a letter."""
     start = _LINE_START.match(line)
     bare = line[start.end() if start else 0 :].strip().rstrip(".。 ")
