@@ -94,7 +94,8 @@ def encode_chat(
         conversation = conversation.continuing()
     specials = special_tokens(frozenset(tokenizer.special_tokens))
     text, guard = _rendered(conversation, specials)
-    return _with_images(_encode(tokenizer, specials, text, guard), conversation, image_token_id, tokens_per_image)
+    ids = tokenizer.encode_guarded(text, guard)
+    return _with_images(ids, conversation, image_token_id, tokens_per_image)
 
 
 def _rendered(conversation: Conversation, specials: SpecialTokens) -> tuple[str, str]:
@@ -209,21 +210,6 @@ class _LookedFor:
 
 
 _LOOKED_FOR = _LookedFor()
-
-
-def _encode(tokenizer: Tokenizer, specials: SpecialTokens, text: str, guard: str) -> list[int]:
-    """Encode a text whose guarded special tokens are plain text."""
-    plain = text.replace(guard, "") if guard else text
-    pieces = specials.pattern.split(text)
-    if plain == text or pieces[1::2] == specials.pattern.findall(plain):
-        return tokenizer.encode(plain, allow_special=True)
-    ids: list[int] = []
-    for index, piece in enumerate(pieces):
-        if index % 2:
-            ids.append(tokenizer.special_tokens[piece])
-        elif piece:
-            ids.extend(tokenizer.encode(piece.replace(guard, ""), continues=index > 0))
-    return ids
 
 
 def _with_images(

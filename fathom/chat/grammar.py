@@ -19,6 +19,7 @@ from fathom.chat.json_schema import schema_text
 from fathom.errors import DataError
 from fathom.spec import check
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.definition import vocabulary
 from fathom.tokenizer.pieces import PieceTable
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class TokenBytes:
         parsed = json.loads(tokenizer.tokenizer_json)
         table = PieceTable(parsed, tokenizer.special_ids)
         added = {token["id"]: token["content"] for token in parsed["added_tokens"]}
-        given = {*parsed["model"]["vocab"].values(), *added}
+        given = {*(index for _, index in vocabulary(parsed)), *added}
         silent = tokenizer.special_ids - set(eos_ids)
         self.tokens = [
             table.token_bytes(index, skip_special=False) if index in given and index not in silent else b""

@@ -24,7 +24,6 @@ class SpecialTokens:
     def __init__(self, names: frozenset[str]) -> None:
         self._names = sorted(names, key=lambda name: (-len(name), name))
         self.starts = "".join(sorted({name[0] for name in names}))
-        self.pattern = re.compile("(" + "|".join(map(re.escape, self._names)) + ")" if names else "(?!)()")
         self._start = re.compile(f"[{re.escape(self.starts)}]" if names else "(?!)")
 
     def holds_start(self, text: str) -> bool:

@@ -36,6 +36,7 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
 from fathom.spec.token_ids import TokenIds, to_token_ids
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.definition import make_tokenizer_remedy
 
 
 class LanguageModel:
@@ -109,7 +110,8 @@ class LanguageModel:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; ``DataError`` when the directory has none."""
         if self._tokenizer is None:
-            raise DataError(f"{self.path}: has no tokenizer; put tokenizer.json beside the weights")
+            remedy = make_tokenizer_remedy(self.path) or "put tokenizer.json beside the weights"
+            raise DataError(f"{self.path}: has no tokenizer; {remedy}")
         return self._tokenizer
 
     @property

@@ -1,17 +1,17 @@
-"""BPE tokenizers: encoding, decoding, and the standard tokenizer.json on disk."""
+"""Tokenizers: encoding, decoding, and the standard tokenizer.json on disk."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
-from tokenizers import AddedToken
 
 from fathom.errors import DataError
 from fathom.files import json_text, sha256, write_text
@@ -25,25 +25,32 @@ from fathom.tokenizer.chat_templates import (
     with_template_files,
 )
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
+from fathom.tokenizer.definition import make_tokenizer_remedy, parse_definition, unknown_id
+from fathom.tokenizer.guarded import special_spans
+from fathom.tokenizer.named_tokens import CONFIG, FIELDS, read_object, with_added_tokens, with_named_tokens
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
+from fathom.tokenizer.plain import without_special
 
-_TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+T = TypeVar("T")
 
 
 class Tokenizer:
-    """A BPE tokenizer over bytes, or over characters with byte fallback as in SentencePiece.
+    """A tokenizer over bytes, over characters with byte fallback as in SentencePiece, or over pieces or words.
 
-    Encoding and decoding any text is lossless; but SentencePiece reads U+2581 in a text as a space, and some of its
-    files drop a space at the start. Text is never encoded as a special token unless ``allow_special`` is set. No method
-    adds a beginning-of-sentence token; callers put ``prefix_ids`` first. ``bos_id`` is None where the configuration
-    names no such token.
+    Encoding and decoding any text is lossless with the first two; but SentencePiece reads U+2581 in a text as a space,
+    and some of its files drop a space at the start. The others have a token for what they do not know. Text is never
+    encoded as a special token unless ``allow_special`` is set. No method adds a beginning-of-sentence token; callers
+    put ``prefix_ids`` first. ``bos_id`` is None where the configuration names no such token.
     """
 
     def __init__(self, tokenizer_json: str, config: Mapping[str, Any] | None = None) -> None:
         self._json = tokenizer_json
-        parsed = json.loads(tokenizer_json)
+        parsed = parse_definition(tokenizer_json)
         self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._plain, self.special_tokens = _without_special(self._with_special, parsed)
+        self._with_special.no_truncation()
+        self._with_special.no_padding()
+        self._plain, self.special_tokens = without_special(self._with_special, parsed)
+        self._unknown_id = unknown_id(parsed)
         self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
@@ -75,12 +82,15 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Open a tokenizer.json, or the folder that holds it beside tokenizer_config.json."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        config_file = file.with_name("tokenizer_config.json")
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-            return cls(file.read_text(encoding="utf-8"), with_template_files(config, file.parent))
+            config = with_template_files(read_object(file.with_name(CONFIG)), file.parent)
+            text = file.read_text(encoding="utf-8")
+            parsed = parse_definition(text)
+            config = with_named_tokens(file.parent, parsed, config)
+            return cls(with_added_tokens(text, parsed, config, file.parent), config)
         except FileNotFoundError:
-            raise DataError(f"{file}: no such tokenizer; train one or check the path") from None
+            remedy = make_tokenizer_remedy(file.parent) or "train one or check the path"
+            raise DataError(f"{file}: no such tokenizer; {remedy}") from None
         except DataError:
             raise
         except Exception as error:  # the library raises bare Exception for a malformed file
@@ -152,7 +162,7 @@ class Tokenizer:
     @property
     def template_variables(self) -> dict[str, str]:
         """The special tokens that chat templates may name, as in transformers: those that the vocabulary has."""
-        named = {name: self._config.get(name) for name in _TEMPLATE_TOKENS}
+        named = {name: self._config.get(name) for name in FIELDS}
         extra = self._config.get("extra_special_tokens")
         named |= extra if isinstance(extra, Mapping) else {}
         written = {name: value.get("content") if isinstance(value, Mapping) else value for name, value in named.items()}
@@ -208,6 +218,35 @@ class Tokenizer:
         """Return the ids of many texts, encoded in parallel by the library."""
         return self._encode(texts, self._library(allow_special))
 
+    def encode_guarded(self, text: str, guard: str) -> list[int]:
+        """Return the ids of a text whose special tokens count, unless they begin with a guarded character.
+
+        ``guard`` is a character that stands after each character of foreign text with which a special token could
+        begin, and nowhere else; "" for none. Where foreign text spells no special token, the ids are those of
+        ``encode`` with ``allow_special``; else the text between the special tokens is encoded piece by piece.
+        """
+        parts = text.split(guard) if guard else [text]
+        bare = "".join(parts)
+        guarded = frozenset(accumulate(map(len, parts[:-1]), initial=-1))  # where a guarded character is in ``bare``
+        whole = self._checked(lambda: self._with_special.encode(bare, add_special_tokens=False))
+        names = {token_id: content for content, token_id in self.special_tokens.items()}
+        spans = special_spans(bare, whole, names, self._unknown_id)
+        if all(span is not None and span.begins not in guarded for span in spans):
+            return list(whole.ids)
+        whole = self._checked(lambda: self._with_special.encode(text, add_special_tokens=False))
+        ids: list[int] = []
+        end = 0
+        for span in special_spans(text, whole, names, self._unknown_id):
+            if span is None or (guard and guard in text[span.start : span.end]):
+                continue
+            ids += self._piece(text[end : span.start].replace(guard, ""), continues=bool(ids))
+            ids.append(span.token_id)
+            end = span.end
+        return ids + self._piece(text[end:].replace(guard, ""), continues=bool(ids))
+
+    def _piece(self, text: str, *, continues: bool) -> list[int]:
+        return self.encode(text, continues=continues) if text else []
+
     def _library(self, allow_special: bool) -> tokenizers.Tokenizer:
         return self._with_special if allow_special else self._plain
 
@@ -223,10 +262,14 @@ class Tokenizer:
             part["prepend_scheme"] = "never"
         return tokenizers.Tokenizer.from_str(json.dumps(parsed))
 
+    def _encode(self, texts: Sequence[str], library: tokenizers.Tokenizer) -> list[list[int]]:
+        batch = self._checked(lambda: library.encode_batch_fast(list(texts), add_special_tokens=False))
+        return [encoding.ids for encoding in batch]
+
     @staticmethod
-    def _encode(texts: Sequence[str], library: tokenizers.Tokenizer) -> list[list[int]]:
+    def _checked(encode: Callable[[], T]) -> T:
         try:
-            return [encoding.ids for encoding in library.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return encode()
         except (UnicodeEncodeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"text: cannot be encoded ({reason}); pass str without lone surrogates") from None
@@ -241,47 +284,3 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
         """Return a decoder that takes one id at a time and never emits part of a character."""
         return StreamDecoder(self._pieces, skip_special=skip_special, continues=continues)
-
-
-def _without_special(
-    library: tokenizers.Tokenizer, parsed: Mapping[str, Any]
-) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
-    """Return the library's tokenizer without special tokens, and the special tokens' ids.
-
-    Added tokens count as special even if not marked so: published tokenizers add chat turns that way. Only whitespace
-    and single characters stay as ordinary added text. Merges that would produce a special token are removed.
-    """
-    kept, removed = [], {}
-    for token in parsed["added_tokens"]:
-        content = token["content"]
-        if not token["special"] and (not content.strip() or len(content) == 1):
-            kept.append(token)
-        else:
-            removed[content] = int(token["id"])
-    model = parsed["model"]
-    merges = [merge for merge in model["merges"] if _merged(merge) not in removed]
-    # the library numbers added tokens anew unless the vocabulary has them
-    vocab = {token["content"]: token["id"] for token in kept} | model["vocab"]
-    if len(merges) == len(model["merges"]) and len(vocab) == len(model["vocab"]):
-        return _sharing(library, kept), removed
-    changed = {
-        **parsed,
-        "added_tokens": kept,
-        "post_processor": None,
-        "model": {**model, "merges": merges, "vocab": vocab},
-    }
-    return tokenizers.Tokenizer.from_str(json.dumps(changed)), removed
-
-
-def _sharing(library: tokenizers.Tokenizer, added: Sequence[Mapping[str, Any]]) -> tokenizers.Tokenizer:
-    """Return a tokenizer of the same model, with only some of the added tokens and nothing added before a text."""
-    plain = tokenizers.Tokenizer(library.model)
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        if getattr(library, part) is not None:
-            setattr(plain, part, getattr(library, part))
-    plain.add_tokens([AddedToken(**{name: value for name, value in token.items() if name != "id"}) for token in added])
-    return plain
-
-
-def _merged(merge: str | Sequence[str]) -> str:
-    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)

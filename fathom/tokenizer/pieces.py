@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fathom.errors import DataError
+from fathom.tokenizer.decoders import is_byte_level, text_decoder
+from fathom.tokenizer.definition import vocabulary
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -25,48 +25,64 @@ def byte_characters() -> dict[str, int]:
 
 
 class PieceTable:
-    """The bytes of every token id.
+    """The bytes of every token id, by the decoder of its tokenizer.json.
 
-    Reads byte-level vocabularies (DeepSeek, Qwen2, Llama 3, Fathom) and SentencePiece-like ones with byte fallback
-    (Mistral, Llama 2); any other decoder raises ``DataError``. An id without a token decodes to U+FFFD.
+    Byte-level vocabularies (DeepSeek, Qwen2, Llama 3, Fathom), SentencePiece-like ones with byte fallback (Mistral,
+    Llama 2), and those of pieces or words (Unigram, WordPiece, WordLevel), whose first token may differ; any other
+    decoder raises ``DataError``. An id without a token decodes to U+FFFD.
     """
 
     def __init__(self, tokenizer_json: Mapping[str, Any], special_ids: frozenset[int]) -> None:
-        vocabulary: Mapping[str, int] = tokenizer_json["model"]["vocab"]
-        added: Mapping[str, int] = {token["content"]: token["id"] for token in tokenizer_json["added_tokens"]}
-        kinds = _decoder_kinds(tokenizer_json.get("decoder"))
-        if "ByteLevel" in kinds:
-            to_bytes = _byte_level(vocabulary)
-            added_bytes = {text: text.encode() for text in added}
-        elif "ByteFallback" in kinds:
-            to_bytes = {text: _byte_fallback(text) for text in vocabulary}
-            added_bytes = {text: _byte_fallback(text) for text in added}
-        else:
-            raise DataError(
-                f"tokenizer.json: decoder {'+'.join(kinds) or 'none'} is not supported; "
-                "use a byte-level or byte-fallback BPE tokenizer"
-            )
-        self._strip_first_space = "Strip" in kinds  # as published: one space, at the start
-        size = max([*vocabulary.values(), *added.values()], default=-1) + 1
-        self._pieces: list[bytes] = [_UNKNOWN] * size
-        for text, index in vocabulary.items():
-            self._pieces[index] = to_bytes[text]
-        for text, index in added.items():
-            self._pieces[index] = added_bytes[text]
+        words = list(vocabulary(tokenizer_json))
+        added = [(token["content"], token["id"]) for token in tokenizer_json["added_tokens"]]
         self._special = special_ids
+        self._pieces: list[bytes] = [_UNKNOWN] * (max([index for _, index in (*words, *added)], default=-1) + 1)
+        self._first: dict[int, bytes] = {}
+        self._strip_first_space = False
+        decoder = tokenizer_json.get("decoder")
+        if is_byte_level(decoder):
+            to_bytes = _byte_level(text for text, _ in words)
+            for text, index in words:
+                self._pieces[index] = to_bytes[text]
+            for text, index in added:
+                self._pieces[index] = text.encode()
+            return
+        reader = text_decoder(decoder)
+        self._strip_first_space = reader.strips
+        for text, index in (*words, *added):
+            self._pieces[index] = reader.token_bytes(text)
+            self._first[index] = reader.token_bytes(text, first=True)
+        self._first = {index: first for index, first in self._first.items() if first != self._pieces[index]}
 
-    def token_bytes(self, token_id: int, *, skip_special: bool) -> bytes:
-        """Return the bytes of one id: none for a skipped special token, U+FFFD for an id without a token."""
+    @property
+    def ids(self) -> range:
+        """Every id from 0 to the largest that has a token."""
+        return range(len(self._pieces))
+
+    def token_bytes(self, token_id: int, *, skip_special: bool, first: bool = False) -> bytes:
+        """Return the bytes of one id: none for a skipped special token, U+FFFD for an id without a token.
+
+        ``first`` gives those it has at the start of a text.
+        """
         if skip_special and token_id in self._special:
             return b""
+        if first and token_id in self._first:
+            return self._first[token_id]
         return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else _UNKNOWN
 
     def decode(self, ids: Sequence[int], *, skip_special: bool, continues: bool = False) -> str:
         """Join the bytes of all ids and read them as UTF-8; broken sequences become U+FFFD."""
         stream = StreamDecoder(self, skip_special=skip_special, continues=continues)
-        return (
-            stream.push_bytes(b"".join([self.token_bytes(i, skip_special=skip_special) for i in ids])) + stream.flush()
-        )
+        pieces = [self.token_bytes(i, skip_special=skip_special) for i in ids]
+        if self._first and not continues:
+            first = next((index for index, i in enumerate(ids) if not (skip_special and i in self._special)), None)
+            if first is not None:
+                pieces[first] = self.token_bytes(ids[first], skip_special=skip_special, first=True)
+        return stream.push_bytes(b"".join(pieces)) + stream.flush()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id is a special token."""
+        return token_id in self._special
 
     @property
     def strips_first_space(self) -> bool:
@@ -87,10 +103,15 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._strips = table.strips_first_space and not continues
         self._strip = self._strips
+        self._continues = continues
+        self._first = not continues
 
     def push(self, token_id: int) -> str:
         """Add one id; return the characters it completes, possibly none."""
-        return self.push_bytes(self._table.token_bytes(token_id, skip_special=self._skip_special))
+        data = self._table.token_bytes(token_id, skip_special=self._skip_special, first=self._first)
+        if not (self._skip_special and self._table.is_special(token_id)):
+            self._first = False
+        return self.push_bytes(data)
 
     def push_bytes(self, data: bytes) -> str:
         """Add raw bytes; return the characters they complete."""
@@ -103,14 +124,8 @@ class StreamDecoder:
         """End the text: an unfinished character becomes U+FFFD. The decoder is then reset."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
-        self._strip = self._strips
+        self._strip, self._first = self._strips, not self._continues
         return rest
-
-
-def _decoder_kinds(decoder: Mapping[str, Any] | None) -> list[str]:
-    if decoder is None:
-        return []
-    return [kind for part in decoder.get("decoders", [decoder]) for kind in [str(part["type"])]]
 
 
 def _byte_level(texts: Iterable[str]) -> dict[str, bytes]:
@@ -121,8 +136,3 @@ def _byte_level(texts: Iterable[str]) -> dict[str, bytes]:
     return {
         text: text.translate(to_latin).encode("latin-1") if is_byte_level(text) else text.encode() for text in texts
     }
-
-
-def _byte_fallback(text: str) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(text)
-    return bytes([int(match[1], 16)]) if match else text.replace("▁", " ").encode()

@@ -15,6 +15,8 @@ from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.chat_templates import DEFAULT
+from fathom.tokenizer.decoders import is_byte_level
+from fathom.tokenizer.definition import model_kind
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _MARKERS = (("<|", "|>"), ("<｜", "｜>"))
@@ -35,6 +37,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
         CheckpointError: the vocabulary is larger than the model's, or of a kind llama.cpp has no name for.
     """
     parsed = json.loads(tokenizer.tokenizer_json)
+    byte_level = _is_byte_level(parsed)
     tokens, types = _tokens(parsed, spec.vocab_size)
     written: Metadata = {
         "tokenizer.ggml.tokens": ("STRING[]", tokens),
@@ -47,7 +50,7 @@ def metadata_from_tokenizer(tokenizer: Tokenizer, spec: ModelSpec) -> Metadata:
         written["tokenizer.ggml.bos_token_id"] = ("UINT32", tokenizer.bos_id)
     written |= _templates(tokenizer)
     merges = _merges(parsed)
-    if _is_byte_level(parsed):
+    if byte_level:
         return written | {
             "tokenizer.ggml.model": ("STRING", "gpt2"),
             "tokenizer.ggml.pre": ("STRING", pre_tokenizer_name(parsed) or _nearest(parsed)),
@@ -98,15 +101,13 @@ def tokenizer_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _is_byte_level(parsed: Mapping[str, Any]) -> bool:
-    """Tell byte-level BPE from SentencePiece's; ``CheckpointError`` for anything else."""
-    model, decoder = parsed["model"], json.dumps(parsed.get("decoder"))
-    if model["type"] == "BPE" and '"ByteLevel"' in decoder:
+    """Tell byte-level BPE from SentencePiece's; ``CheckpointError`` for anything else, which is not written."""
+    model, kind = parsed["model"], model_kind(parsed)
+    if kind == "BPE" and is_byte_level(parsed.get("decoder")):
         return True
-    if model["type"] == "BPE" and model.get("byte_fallback"):
+    if kind == "BPE" and model.get("byte_fallback"):
         return False
-    raise CheckpointError(
-        f"tokenizer: {model['type']} is not one llama.cpp has a name for; use byte-level or byte-fallback BPE"
-    )
+    raise CheckpointError(f"tokenizer: {kind} is not one llama.cpp has a name for; use byte-level or byte-fallback BPE")
 
 
 def _tokens(parsed: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
