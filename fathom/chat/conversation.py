@@ -11,7 +11,7 @@ from fathom.chat.continuation import continued_text, cut_at_mark, with_mark, wit
 from fathom.chat.parts import as_template_message, checked_message, convert_arguments, joined_parts, text_length
 from fathom.chat.special_tokens import GUARDS, Change, check_nesting, map_strings, strings
 from fathom.chat.template_probe import read_calls, reads_parts
-from fathom.chat.template_process import PROCESS, Rendering
+from fathom.chat.template_process import PROCESS, Mark, Rendering
 from fathom.errors import DataError
 from fathom.tokenizer import special
 
@@ -62,10 +62,11 @@ class Conversation:
             checked = [convert_arguments(message, text=reads.text, mapping=reads.mapping) for message in checked]
         return cls(template, tuple(checked), variables, tokens, image_token, max_chars)
 
-    def render(self, changes: Sequence[Change | None], mark: tuple[str, str] | None = None) -> list[Rendering]:
+    def render(self, changes: Sequence[Change | None], mark: Mark | None = None) -> list[Rendering]:
         """Render once for each function, which is applied to every text that is not the template's.
 
-        ``mark`` is (characters, mark): the mark is put after these characters where the template writes them.
+        ``mark`` is (characters, mark, scope): the mark is put after these characters in the template's literals, "all"
+        of them or those of its "output".
         """
         variables = [self._variables(change, mark) for change in changes]
         renderings = PROCESS.render(self.template, variables, max_chars=self.max_chars, mark=mark)
@@ -116,7 +117,7 @@ class Conversation:
         yield from strings(self.messages)
         yield from strings(list(self.variables.values()))
 
-    def _variables(self, change: Change | None, mark: tuple[str, str] | None) -> dict[str, Any]:
+    def _variables(self, change: Change | None, mark: Mark | None) -> dict[str, Any]:
         tokens, image_token = dict(self.tokens), self.image_token
         if mark is not None:
             table = {ord(start): start + mark[1] for start in mark[0]}
@@ -133,7 +134,7 @@ class Conversation:
         shown = [as_template_message(message, keep_none=self.keeps_none) for message in messages]
         return {"tools": None, "documents": None, "add_generation_prompt": False, **tokens, **given, "messages": shown}
 
-    def _final(self, change: Change, mark: tuple[str, str] | None) -> dict[str, Any]:
+    def _final(self, change: Change, mark: Mark | None) -> dict[str, Any]:
         """Return a last message that is continued: its think tags are special tokens, as in an answer."""
         table = {} if mark is None else {ord(start): start + mark[1] for start in mark[0]}
 

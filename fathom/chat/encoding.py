@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,8 @@ class _Separation:
         first = self._guarding([1], known)[0]
         if first is None:
             known, first = self._narrowed(known)
-        return first if not known else self._guard_foreign(first, known)
+        spelled = {name for name in known if any(name in text for text in self._texts)}
+        return self._guard_foreign(first, spelled) if spelled else first
 
     def _narrowed(self, known: frozenset[str]) -> tuple[frozenset[str], str]:
         """Return the tokens that the template looks for, and the text with as many guards as leave it the same."""
@@ -146,9 +147,9 @@ class _Separation:
         if len(spelled) <= _MAX_TOKENS:
             changes = [self._specials.guarding_only(self._guard, name) for name in spelled]
             each = zip(spelled, self._same(self._chat.render(changes)), strict=False)
-            looked_for = frozenset(name for name, same in each if same is None) or looked_for
-        looked_for |= known
-        _LOOKED_FOR.add(self._chat.template, looked_for)
+            found = frozenset(name for name, same in each if same is None)
+            looked_for = (found or looked_for) | known
+            _LOOKED_FOR.add(self._chat.template, found | known)
         texts = self._guarding(_LEVELS, looked_for)
         return looked_for, next((text for text in texts if text is not None), self._truth)
 
@@ -161,17 +162,24 @@ class _Separation:
         texts = [rendering.text for rendering in renderings]
         return [t if t is not None and t.replace(self._guard, "") == self._truth else None for t in texts]
 
-    def _guard_foreign(self, text: str, names: frozenset[str]) -> str:
+    def _guard_foreign(self, text: str, names: Iterable[str]) -> str:
         """Put a guard into the tokens of ``names`` that the template does not write itself."""
         starts = {place for name in names for place in _found(self._truth, name)}
         if not starts:
             return text
-        marked = self._chat.render([None], mark=(self._specials.starts, self._mark))[0].text
-        own = _places(marked, self._mark) if marked is not None else set()
-        if marked is None or marked.replace(self._mark, "") != self._truth:
-            own = set()
-        places = _places(text, self._guard) | (starts - own)
+        places = _places(text, self._guard) | (starts - self._own_places())
         return "".join(char + self._guard if i in places else char for i, char in enumerate(self._truth))
+
+    def _own_places(self) -> set[int]:
+        """Return where the template writes a character that may start a special token; where it cannot be told, none.
+
+        A template may compare literals that it keeps in variables: then only those that it writes at once are marked.
+        """
+        for scope in ("all", "output"):
+            marked = self._chat.render([None], mark=(self._specials.starts, self._mark, scope))[0].text
+            if marked is not None and marked.replace(self._mark, "") == self._truth:
+                return _places(marked, self._mark)
+        return set()
 
 
 def _found(text: str, name: str) -> Iterator[int]:

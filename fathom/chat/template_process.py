@@ -33,6 +33,7 @@ WALL_SECONDS = 20.0 if sys.platform != "win32" else 2.0
 """Time a request may take by the clock; where the system cannot limit processor time, the only limit."""
 MAX_TEMPLATE_CHARS = 1_048_576
 _START_SECONDS = 60.0
+Mark = tuple[str, str, str]
 _WORKER = Path(__file__).with_name("template_worker.py")
 _REMEDY = "use another template"
 _KILLED: Any = object()
@@ -67,11 +68,12 @@ class TemplateProcess:
         variables: Sequence[Mapping[str, Any]],
         *,
         max_chars: int,
-        mark: tuple[str, str] | None = None,
+        mark: Mark | None = None,
     ) -> list[Rendering]:
         """Render a template with each set of variables; after one that met a limit, there may be fewer.
 
-        ``mark`` is (characters, mark): the mark is put after these characters in the template's own literals.
+        ``mark`` is (characters, mark, scope): the mark is put after these characters in the template's literals, "all"
+        of them or those of its "output".
 
         Raises:
             DataError: the template is too long, or the variables cannot be written as JSON.

@@ -3,12 +3,13 @@
 It needs the standard library and jinja2 only. A message on standard input or output is its length (4 bytes, big
 endian) and JSON. A request names a template by its hash, and brings its source when it was asked to::
 
-    {"hash": ..., "source"?: ..., "variables": [{...}, ...], "max_chars": N, "seconds": S, "mark"?: [STARTS, MARK]}
+    {"hash": ..., "source"?: ..., "variables": [{...}, ...], "max_chars": N, "seconds": S, "mark": null}
 
-The answer is ``{"needs": "source"}`` or one ``{"text": ...}`` or ``{"error": [KIND, MESSAGE]}`` for each set of
-variables. Jinja is set up as in transformers (utils/chat_template_utils.py): the same sandbox, extensions, filters and
-globals. A rendering that takes more processor time than ``seconds`` ends the process by a signal's default action, so
-that nothing the template calls can delay it; its address space is limited from the start.
+``mark`` may be [STARTS, MARK, SCOPE], the arguments of ``compile_template``. The answer is ``{"needs": "source"}``, or
+one ``{"text": ...}`` or ``{"error": [KIND, MESSAGE]}`` for each set of variables. Jinja is set up as in transformers
+(utils/chat_template_utils.py): the same sandbox, extensions, filters and globals. A rendering that takes more processor
+time than ``seconds`` ends the process by a signal's default action, so that nothing the template calls can delay it;
+its address space is limited from the start.
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ def _render(template: Any, variables: Mapping[str, Any], max_chars: int) -> str:
     return "".join(pieces)
 
 
-def compile_template(source: str, mark: tuple[str, str] | None = None) -> Any:
+def compile_template(source: str, mark: tuple[str, str, str] | None = None) -> Any:
     """Compile a template; with ``mark``, every character of its literals that may start a special token gets a mark.
 
-    ``mark`` is the characters and what is put after each. Literals that a template compares with or searches for stay.
+    ``mark`` is the characters, what is put after each, and which literals: "all", or those of the "output". Those that
+    a template compares with or searches for stay.
     """
     import jinja2
 
@@ -186,7 +188,7 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _mark_literals(tree: Any, starts: str, mark: str) -> None:
+def _mark_literals(tree: Any, starts: str, mark: str, scope: str) -> None:
     """Put a mark after characters of literals, except where the template looks for them."""
     from jinja2 import nodes
 
@@ -206,7 +208,10 @@ def _mark_literals(tree: Any, starts: str, mark: str) -> None:
         replaces = method == "replace" or (isinstance(node, nodes.Filter) and node.name == "replace")
         if method is not None or replaces:
             searched |= {id(part) for part in ((node.args or [])[:1] if replaces or method == "join" else node.args)}
+    written = {id(const) for output in tree.find_all(nodes.Output) for const in output.find_all(nodes.Const)}
     for node in tree.find_all((nodes.Const, nodes.TemplateData)):
+        if scope == "output" and isinstance(node, nodes.Const) and id(node) not in written:
+            continue
         if isinstance(node, nodes.TemplateData):
             node.data = node.data.translate(table)
         elif isinstance(node.value, str) and id(node) not in searched:

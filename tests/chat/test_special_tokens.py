@@ -24,6 +24,11 @@ REWRITTEN = (
 )
 """As Qwen3's: the reasoning is taken out of the content and written again."""
 PASSED = "{% for m in messages %}{{ '<think>' if '<think>' in m.content }}|{{ m.content }}{{ eos_token }}{% endfor %}"
+HELD = (
+    "{% set tag = '</think>' %}{% for m in messages %}{% if tag in m.content %}{{ '<think>' }}"
+    "{{ m.content.split(tag)[0] ~ tag ~ '</think>' }}{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+)
+"""Keeps a literal that it looks for in a variable."""
 LENGTHS = "{% for m in messages %}{{ m.content | length }}{{ m.content[:4] }}{{ eos_token }}{% endfor %}"
 REMOVED = "{% for m in messages %}{{ m.content.replace('<think>', '') }}{{ eos_token }}{% endfor %}"
 BUILT = "{% for m in messages %}{{ '<｜' + m.role | capitalize + '｜>' }}{{ m.content }}{% endfor %}"
@@ -59,7 +64,7 @@ def test_ids_are_transformers_ids(
     assert encode_chat(tokenizer, messages, template, **given) == theirs.encode(expected, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("template", [R1, REWRITTEN, PASSED, LENGTHS, REMOVED, BUILT])
+@pytest.mark.parametrize("template", [R1, REWRITTEN, PASSED, HELD, LENGTHS, REMOVED, BUILT])
 @pytest.mark.parametrize("kind", ["a question", "turns", "an answer at the end", "two users"])
 def test_templates_that_look_into_text_decide_as_in_transformers(
     tokenizer: Tokenizer, theirs: Any, template: str, kind: str
@@ -86,6 +91,7 @@ def test_templates_that_look_into_text_decide_as_in_transformers(
             "[<｜User｜>]x[<｜end▁of▁sentence｜>][<｜Assistant｜>][<think>]\nb\n[</think>]\n\nd<think>[<｜end▁of▁sentence｜>]",
         ),
         (PASSED, spelled("a<think>b"), "[<think>]|a<think>b[<｜end▁of▁sentence｜>]"),
+        (HELD, spelled("a</think>b"), "[<think>]a</think>[</think>]a</think>b[<｜end▁of▁sentence｜>]"),
         (LENGTHS, spelled("<think>"), "7<thi[<｜end▁of▁sentence｜>]"),
         (REMOVED, spelled("<｜<think>User｜>"), "<｜User｜>[<｜end▁of▁sentence｜>]"),
         (BUILT, spelled("<｜User｜>"), "[<｜User｜>]<｜User｜>"),
