@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fathom.cli import options
 from fathom.cli.console import print_json
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fathom.checkpoint.hub import CachedModel
     from fathom.inference.catalog import CatalogModel
 
 PIPE_COLUMNS = 140
@@ -24,17 +26,28 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     family: Annotated[str | None, typer.Option("--family", help="Only one family, e.g. deepseek_v2.")] = None,
 ) -> None:
-    """List the models ready to use by name, and the published shapes that a recipe can name as its preset."""
+    """List the models ready to use by name, and the published shapes that a recipe can name as its preset.
+
+    Ready are the catalog's, and those of the hub that lie in its cache on this machine.
+    """
     from fathom.inference.catalog import catalog
+    from fathom.inference.loading import fetched_models
 
     rows = [describe(entry) for entry in _chosen(family)]
     ready = [] if family is not None else list(catalog().values())
+    fetched = [] if family is not None else fetched_models(options.cache_directory())
     if as_json:
         named = [{"name": model.name, "ready": True} | _ready(model) for model in ready]
+        named += [
+            {"name": str(model.name), "ready": True, "bytes": model.nbytes, "source": "the hub's cache"}
+            for model in fetched
+        ]
         print_json([*named, *rows])
         return
     if ready:
         _print_ready(ready)
+    if fetched:
+        _print_fetched(fetched)
     _print_table(rows)
 
 
@@ -104,6 +117,17 @@ def _print_ready(models: list[CatalogModel]) -> None:
     console.print(
         f"[dim]fathom chat {models[0].name}[/dim] fetches one the first time; the rest are shapes for recipes\n"
     )
+
+
+def _print_fetched(models: list[CachedModel]) -> None:
+    table = _table()
+    table.add_column("ready in the hub's cache", no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    for model in models:
+        table.add_row(str(model.name), f"{short(model.nbytes)}B")
+    console = _console()
+    console.print(table)
+    console.print()
 
 
 def _console() -> Console:

@@ -10,7 +10,7 @@ from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import CONFIG, find_weights
 from fathom.checkpoint.hf.unreadable import explain_nested, explain_unreadable
-from fathom.checkpoint.hub import HubName, fetch_model, parse_hub_name
+from fathom.checkpoint.hub import CachedModel, HubName, cached_models, fetch_model, hub_cache, parse_hub_name
 from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
@@ -102,7 +102,18 @@ def gguf_models(directory: Path) -> list[Path]:
 
 
 def _fetch_from_hub(name: HubName, cache_dir: Path, progress: Progress) -> Path:
-    return fetch_model(name, progress, former_caches=[cache_dir / "hub"])
+    return fetch_model(name, progress, former_caches=[_former_cache(cache_dir)])
+
+
+def _former_cache(cache_dir: Path) -> Path:
+    """Return where earlier versions kept models of the hub."""
+    return cache_dir.expanduser() / "hub"
+
+
+def fetched_models(cache_dir: Path = DEFAULT_CACHE) -> list[CachedModel]:
+    """Return the models of the hub that lie on this machine, in huggingface_hub's cache or an earlier version's."""
+    own = hub_cache()
+    return cached_models([*([own] if own is not None else []), _former_cache(cache_dir)])
 
 
 def _unknown(name: str) -> CheckpointError:

@@ -1,13 +1,25 @@
 import json
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from fathom.checkpoint.hub import fetch_model
 from fathom.cli.models import models, short
 from fathom.errors import SpecError
 from fathom.families import PRESETS
 from fathom.inference.catalog import catalog
+from tests.fuzz import gguf_files
+from tests.hub_server import serving
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the hub's cache of this test, empty at first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path / "fathom"))
+    return tmp_path / "hf"
 
 
 def run(*arguments: str) -> str:
@@ -44,6 +56,25 @@ def test_the_models_ready_by_name_come_first_with_their_licence() -> None:
     assert lines[1].split()[:5] == ["smollm2-135m", "135M", "98", "MB", "Apache-2.0"]
     row = json.loads(run("--json"))[0]
     assert (row["ready"], row["total_parameters"], row["bytes"]) == (True, 134_515_008, 98_362_432)
+
+
+def test_models_in_the_hubs_cache_are_ready_too(caches: Path, tmp_path: Path) -> None:
+    whole = gguf_files.write_model(tmp_path / "whole.gguf")
+    (tmp_path / "parts").mkdir()
+    parts = gguf_files.split(whole, tmp_path / "parts", 8)
+    files = {"tiny-Q8_0.gguf": whole.read_bytes(), "tiny-IQ2_XXS.gguf": b"x", "mmproj-F16.gguf": b"x"}
+    files |= {f"BF16/{part.name.replace('tiny', 'tiny-BF16')}": part.read_bytes() for part in parts}
+    with serving(files) as hub:
+        for tag in ("Q8_0", "BF16"):
+            fetch_model(f"owner/tiny:{tag}", endpoint=hub.url)
+    lines = run().splitlines()
+    start = lines.index("ready in the hub's cache  weights")
+    assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["owner/tiny:BF16", "owner/tiny:Q8_0"]
+    rows = [row for row in json.loads(run("--json")) if row.get("source") == "the hub's cache"]
+    assert [row["name"] for row in rows] == ["owner/tiny:BF16", "owner/tiny:Q8_0"]
+    assert rows[1]["bytes"] == whole.stat().st_size
+    next(caches.rglob("*-00002-of-*")).unlink()
+    assert "owner/tiny:BF16" not in run()
 
 
 def test_one_family_only() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fathom.checkpoint.hub.fetch import fetch_model
+from fathom.checkpoint.hub.fetch import fetch_model, hub_cache
+from fathom.checkpoint.hub.listing import CachedModel, cached_models
 from fathom.checkpoint.hub.names import HubName, parse_hub_name
 
-__all__ = ["HubName", "fetch_model", "parse_hub_name"]
+__all__ = ["CachedModel", "HubName", "cached_models", "fetch_model", "hub_cache", "parse_hub_name"]

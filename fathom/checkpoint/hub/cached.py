@@ -29,10 +29,9 @@ def cached_model(name: HubName, cache: Path, *, lenient: bool = False) -> Path |
     Raises:
         CheckpointError: only if ``lenient``: by the listing the name means nothing, or several models.
     """
-    snapshot = _snapshot(name, cache)
+    snapshot, present = cached_files(name, cache)
     if snapshot is None:
         return None
-    present = {file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()}
     listed = _listing(name, cache)
     try:
         return _whole(name, snapshot, present, listed, lenient=lenient)
@@ -40,6 +39,14 @@ def cached_model(name: HubName, cache: Path, *, lenient: bool = False) -> Path |
         if lenient and listed is not None:
             raise
         return None
+
+
+def cached_files(name: HubName, cache: Path) -> tuple[Path | None, list[str]]:
+    """Return the snapshot of a repository and the files that are in it; None and no files without one."""
+    snapshot = _snapshot(name, cache)
+    if snapshot is None:
+        return None, []
+    return snapshot, sorted(file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file())
 
 
 def _whole(

@@ -61,7 +61,7 @@ def fetch_model(
             f"{wanted}: downloading needs huggingface_hub; pip install 'fathom-lm[hub]', {ELSEWHERE}"
         ) from None
     cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
-    caches = (cache, *(each.expanduser() for each in former_caches))
+    caches = (cache, *former_caches)
     found = _cached(wanted, caches)
     if found is not None:
         return found
@@ -80,6 +80,15 @@ def fetch_model(
         if found is None:
             raise reason from error
         return found
+
+
+def hub_cache() -> Path | None:
+    """Return where huggingface_hub keeps models; None where it is not installed."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return None
+    return Path(constants.HF_HUB_CACHE)
 
 
 def _cached(name: HubName, caches: Sequence[Path], *, lenient: bool = False) -> Path | None:
