@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from fathom.checkpoint.hub import CachedModel
     from fathom.inference.catalog import CatalogModel
 
 PIPE_COLUMNS = 140
@@ -25,29 +24,24 @@ PIPE_COLUMNS = 140
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     family: Annotated[str | None, typer.Option("--family", help="Only one family, e.g. deepseek_v2.")] = None,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="List the models of the hub that lie in its cache on this machine instead.")
+    ] = False,
 ) -> None:
-    """List the models ready to use by name, and the published shapes that a recipe can name as its preset.
-
-    Ready are the catalog's, and those of the hub that lie in its cache on this machine.
-    """
+    """List the models ready to use by name, and the published shapes that a recipe can name as its preset."""
+    if cached:
+        _print_cached(as_json=as_json)
+        return
     from fathom.inference.catalog import catalog
-    from fathom.inference.loading import fetched_models
 
     rows = [describe(entry) for entry in _chosen(family)]
     ready = [] if family is not None else list(catalog().values())
-    fetched = [] if family is not None else fetched_models(options.cache_directory())
     if as_json:
         named = [{"name": model.name, "ready": True} | _ready(model) for model in ready]
-        named += [
-            {"name": str(model.name), "ready": True, "bytes": model.nbytes, "source": "the hub's cache"}
-            for model in fetched
-        ]
         print_json([*named, *rows])
         return
     if ready:
         _print_ready(ready)
-    if fetched:
-        _print_fetched(fetched)
     _print_table(rows)
 
 
@@ -119,15 +113,23 @@ def _print_ready(models: list[CatalogModel]) -> None:
     )
 
 
-def _print_fetched(models: list[CachedModel]) -> None:
+def _print_cached(*, as_json: bool) -> None:
+    from fathom.inference.loading import fetched_models
+
+    models = fetched_models(options.cache_directory())
+    if as_json:
+        print_json([{"name": str(model.name), "ready": True, "bytes": model.nbytes} for model in models])
+        return
+    console = _console()
+    if not models:
+        console.print("the hub's cache holds no model that Fathom opens; fathom chat owner/name fetches one")
+        return
     table = _table()
     table.add_column("ready in the hub's cache", no_wrap=True)
     table.add_column("weights", justify="right", no_wrap=True)
     for model in models:
         table.add_row(str(model.name), f"{short(model.nbytes)}B")
-    console = _console()
     console.print(table)
-    console.print()
 
 
 def _console() -> Console:

@@ -14,7 +14,7 @@ from tests.fuzz import gguf_files
 from tests.hub_server import serving
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the hub's cache of this test, empty at first."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
@@ -58,7 +58,8 @@ def test_the_models_ready_by_name_come_first_with_their_licence() -> None:
     assert (row["ready"], row["total_parameters"], row["bytes"]) == (True, 134_515_008, 98_362_432)
 
 
-def test_models_in_the_hubs_cache_are_ready_too(caches: Path, tmp_path: Path) -> None:
+def test_models_in_the_hubs_cache_are_listed(caches: Path, tmp_path: Path) -> None:
+    assert "holds no model that Fathom opens; fathom chat owner/name fetches one" in run("--cached")
     whole = gguf_files.write_model(tmp_path / "whole.gguf")
     (tmp_path / "parts").mkdir()
     parts = gguf_files.split(whole, tmp_path / "parts", 8)
@@ -67,14 +68,13 @@ def test_models_in_the_hubs_cache_are_ready_too(caches: Path, tmp_path: Path) ->
     with serving(files) as hub:
         for tag in ("Q8_0", "BF16"):
             fetch_model(f"owner/tiny:{tag}", endpoint=hub.url)
-    lines = run().splitlines()
-    start = lines.index("ready in the hub's cache  weights")
-    assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["owner/tiny:BF16", "owner/tiny:Q8_0"]
-    rows = [row for row in json.loads(run("--json")) if row.get("source") == "the hub's cache"]
+    lines = [line.split() for line in run("--cached").splitlines()]
+    assert [line[0] for line in lines[1:]] == ["owner/tiny:BF16", "owner/tiny:Q8_0"]
+    rows = json.loads(run("--cached", "--json"))
     assert [row["name"] for row in rows] == ["owner/tiny:BF16", "owner/tiny:Q8_0"]
     assert rows[1]["bytes"] == whole.stat().st_size
     next(caches.rglob("*-00002-of-*")).unlink()
-    assert "owner/tiny:BF16" not in run()
+    assert [row["name"] for row in json.loads(run("--cached", "--json"))] == ["owner/tiny:Q8_0"]
 
 
 def test_one_family_only() -> None:
