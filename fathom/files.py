@@ -24,6 +24,8 @@ from typing import Any
 
 from fathom.errors import DataError, ResourceError, explain_os_error
 
+_POINTER = b"version https://git-lfs"
+
 if sys.platform != "win32":
     import fcntl
 
@@ -186,6 +188,13 @@ def file_sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
 def sha256(content: bytes | memoryview | str) -> str:
     """Return the SHA-256 of bytes, or of text as UTF-8, as hexadecimal digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def pointer_remedy(beginning: bytes) -> str | None:
+    """Return what to say of a file that Git left as a pointer of Git LFS; None for any other beginning."""
+    if beginning.startswith(_POINTER):
+        return "is a pointer of Git LFS and not the file itself; run 'git lfs pull' in its repository"
+    return None
 
 
 def fingerprint(value: Any) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from fathom.errors import CheckpointError, explain_os_error
 
-_POINTER = b"version https://git-lfs"
-
 
 def find_file(directory: Path, name: str) -> Path | None:
     """Return a file of a directory by its name, in any case where the very name is not there; None without one.
@@ -43,10 +41,3 @@ def check_link(path: Path) -> None:
     except OSError:
         target = "?"
     raise CheckpointError(f"{path}: is a link to {target}, which leads to no file; download the file again")
-
-
-def pointer_remedy(beginning: bytes) -> str | None:
-    """Return what to say of a file that Git left as a pointer of Git LFS; None for any other beginning."""
-    if beginning.startswith(_POINTER):
-        return "is a pointer of Git LFS and not the file itself; run 'git lfs pull' in its repository"
-    return None

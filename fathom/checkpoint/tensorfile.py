@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
-from fathom.checkpoint.located import pointer_remedy
 from fathom.checkpoint.weights import StoredTensor
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
-from fathom.files import publish_file
+from fathom.files import pointer_remedy, publish_file
 
 TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {

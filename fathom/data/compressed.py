@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fathom.data import left_out
 from fathom.errors import DataError, explain_os_error
+from fathom.files import pointer_remedy
 
 _MIB = 1_048_576
 _CHUNK = 65_536
@@ -83,7 +84,7 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
 
     Raises:
         DataError: a library is missing, or the file unpacks to more than ``limits`` allow.
-        UnusableFileError: the file cannot be opened or read.
+        UnusableFileError: the file cannot be opened or read, or is a pointer of Git LFS.
         DamagedFileError: it ends within compressed data or is not what its suffix says; all before it was yielded.
     """
     suffix = compression(path)
@@ -92,6 +93,8 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
     try:
         with path.open("rb") as file:
             while data := file.read(_CHUNK):
+                if not consumed:
+                    check_pointer(path, data)
                 consumed += len(data)
                 if decoder is None:
                     yield data
@@ -108,6 +111,13 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
         raise _damaged(path, suffix, error) from None
     if decoder is not None and not decoder.complete:
         raise DamagedFileError(f"{path}: cut short, its {suffix} data ends too early; get the file again")
+
+
+def check_pointer(path: Path, head: bytes) -> None:
+    """Refuse a file of which Git LFS left the pointer only, as in a clone without its data."""
+    pointer = pointer_remedy(head)
+    if pointer:
+        raise UnusableFileError(f"{path}: {pointer}", left_out.POINTERS)
 
 
 def unreadable(path: Path, error: OSError) -> UnusableFileError:

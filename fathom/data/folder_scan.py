@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fathom.data import left_out
-from fathom.data.compressed import compression, inner_suffix
+from fathom.data.compressed import inner_suffix
 from fathom.data.left_out import LeftOutReport
 from fathom.data.records import holds_records
 from fathom.errors import DataError, explain_os_error
@@ -60,21 +60,11 @@ def scan_folder(root: Path, report: LeftOutReport) -> list[FoundFile]:
     cards = _Cards(root, found)
     kept = []
     for file in found:
-        reason = _why_not(file, cards)
-        if reason:
-            report.add(reason, file.name)
+        if cards.describes(file):
+            report.add(left_out.DESCRIPTIONS, file.name)
         else:
             kept.append(file)
     return kept
-
-
-def _why_not(file: FoundFile, cards: _Cards) -> str:
-    suffix = inner_suffix(file.path)
-    if suffix in _ARCHIVES or (compression(file.path) and suffix == ".tar"):
-        return left_out.ARCHIVES
-    if not is_readable(file.path):
-        return left_out.OTHER_KINDS
-    return left_out.DESCRIPTIONS if cards.describes(file) else ""
 
 
 @dataclass(slots=True)
@@ -111,13 +101,13 @@ class _Walk:
             path, name = folder / base, prefix + base
             if base.startswith("."):
                 self.report.add(left_out.HIDDEN, name)
-            elif path.is_symlink() and not _reachable(path):
+            elif os.path.islink(path) and not _reachable(path):
                 self.report.add(left_out.BROKEN_LINKS, name)
-            elif not path.is_dir():
+            elif not os.path.isdir(path):
                 self._file(path, name)
             elif base in _PACKAGE_FOLDERS:
                 self.report.add(left_out.PACKAGES, name)
-            elif path.is_symlink():
+            elif os.path.islink(path):
                 _check_cycle(path, (*links, real))
                 folders.append((path, name, (*links, real)))
             else:
@@ -126,7 +116,9 @@ class _Walk:
 
     def _file(self, path: Path, name: str) -> None:
         real = os.path.realpath(path)
-        if not path.is_file():
+        if inner_suffix(path) in _ARCHIVES:
+            self.report.add(left_out.ARCHIVES, name)
+        elif not is_readable(path) or not os.path.isfile(path):
             self.report.add(left_out.OTHER_KINDS, name)
         elif real in self._seen:
             self.report.add(left_out.REPEATED, name)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, unreadable
+from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, check_pointer, unreadable
 from fathom.errors import DataError
 
 _BATCH_ROWS = 16
@@ -52,8 +52,8 @@ def _opened(path: Path) -> Any:
             f"{path}: Parquet needs pyarrow, which is not installed; pip install 'fathom-lm[data]'"
         ) from None
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            check_pointer(path, file.read(64))
     except OSError as error:
         raise unreadable(path, error) from None
     try:

@@ -176,6 +176,17 @@ CASES: tuple[Case, ...] = (
         _reads({"a.jsonl.gz": lambda path: _write(path, gzip.compress(bytes(80_000_000)))}),
         expected="refused",
     ),
+    _case(
+        "a snapshot in the hub's cache, all links",
+        "Hugging Face 缓存中全是符号链接的快照目录",
+        _reads({"blobs/1a2b": _LINES, "snapshots/0f/train.jsonl": _link("../../blobs/1a2b")}),
+    ),
+    _case(
+        "a clone whose files are pointers of Git LFS",
+        "只含 Git LFS 指针的克隆",
+        _reads({"README.md": _CARD, "a.parquet": "version https://git-lfs.github.com/spec/v1\n"}),
+        expected="refused",
+    ),
     _case("a folder without text", "没有任何文本的目录", _reads({"a.png": b"\0"}), expected="refused"),
 )
 

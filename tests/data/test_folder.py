@@ -145,6 +145,29 @@ def test_a_data_sets_clone_is_read_and_its_card_left_out(column: str, tmp_path: 
     ]
 
 
+def test_a_clone_without_its_data_says_how_to_get_it(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "README.md").write_text("# Card\n")
+    for name in ("a.parquet", "b.jsonl.gz", "c.jsonl"):
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(DataError, match=r"a\.parquet: is a pointer of Git LFS .* run 'git lfs pull'"):
+        list(read(tmp_path))
+    (tmp_path / "c.jsonl").write_text('{"text": "x"}')
+    reading = read(tmp_path)
+    assert texts(reading) == ["x"]
+    assert reading.left_out.reasons["pointers of Git LFS"].count == 2
+
+
+def test_a_cache_of_the_hub_is_read_by_its_links(tmp_path: Path) -> None:
+    snapshot = tmp_path / "datasets--x--y" / "snapshots" / "0f"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "datasets--x--y" / "blobs").mkdir()
+    (tmp_path / "datasets--x--y" / "blobs" / "1a2b").write_text('{"text": "x"}')
+    (snapshot / "train.jsonl").symlink_to("../../blobs/1a2b")
+    for root in (snapshot, tmp_path):
+        assert texts(read(root)) == ["x"]
+
+
 def test_data_without_a_column_of_text_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"prompt": ["q"], "n": [1]}), tmp_path / "a.parquet")

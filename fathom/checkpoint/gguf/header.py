@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from fathom.checkpoint.located import pointer_remedy
 from fathom.errors import CheckpointError
+from fathom.files import pointer_remedy
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint.hf.unreadable import explain_unreadable
-from fathom.checkpoint.located import check_link, find_file, pointer_remedy
+from fathom.checkpoint.located import check_link, find_file
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.errors import CheckpointError
+from fathom.files import pointer_remedy
 from fathom.tokenizer.chat_templates import PROCESSOR_FILE, TEMPLATE_FILE
 
 CONFIG = "config.json"
