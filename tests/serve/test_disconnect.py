@@ -46,6 +46,24 @@ def test_a_client_that_leaves_gives_its_pages_back_at_once(server: Running, stre
     assert server.service.worker.engine.leaked_pages == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 500}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 500}),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_interface_gives_pages_back_when_its_client_leaves(
+    server: Running, path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    connection = ask(server.port, fields | {"stream": stream}, path)
+    assert wait_until(lambda: server.service.worker.stats.running == 1)
+    connection.close()
+    assert server.idle()
+    assert server.metric("fathom_pages_used") == 0
+
+
 def test_a_client_that_leaves_before_its_body_is_whole_costs_nothing(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(

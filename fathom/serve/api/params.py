@@ -49,12 +49,15 @@ def at_most(field: str, value: int, most: int) -> None:
 
 
 def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) -> None:
-    """Refuse a prompt that does not leave space for at least one generated token."""
+    """Refuse a prompt that does not leave space for at least one generated token.
+
+    The message has Anthropic's words: clients such as Claude Code shorten the conversation where they read them.
+    """
     most = max_model_len - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, max_model_len - 1)
     if tokens > most:
         raise ApiError(
             400,
-            f"{field}: has {tokens} tokens, more than the {most} allowed; shorten it",
+            f"{field}: prompt is too long: {tokens} tokens > {most} maximum; shorten it",
             param=field,
             code="context_length_exceeded",
         )

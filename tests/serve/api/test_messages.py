@@ -218,7 +218,7 @@ def test_a_request_of_claude_codes_shape_is_answered(server: Running) -> None:
     assert "web_search_20250305" in answer.headers["x-fathom-ignored-fields"]
     assert counted.json()["input_tokens"] > 0
     assert wide.status_code == 400  # thirty tools exceed the tiny model's context
-    assert wide.json()["error"]["message"].startswith("messages: has ")
+    assert wide.json()["error"]["message"].startswith("messages: prompt is too long: ")
 
 
 def test_a_conversation_is_translated_turn_by_turn() -> None:
