@@ -25,6 +25,11 @@ _REQUIRED = ("bos_token", "eos_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _DECODER = "added_tokens_decoder"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
+_MODEL_ENDS = (
+    ("generation_config.json", "eos_token_id"),
+    ("config.json", "eos_token_id"),
+    ("spec.json", "eos_token_ids"),  # of a Fathom checkpoint
+)
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -131,8 +136,8 @@ def _check_known(
 
 
 def _end_ids(folder: Path) -> Iterator[int]:
-    for name in ("generation_config.json", "config.json"):
-        value = read_object(folder / name).get("eos_token_id")
+    for name, field in _MODEL_ENDS:
+        value = read_object(folder / name).get(field)
         yield from (index for index in (value if isinstance(value, list) else [value]) if type(index) is int)
 
 

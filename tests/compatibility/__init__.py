@@ -12,6 +12,7 @@ AREAS: Mapping[str, tuple[str, str]] = {
     # module: title, title in Chinese; a module defines CASES
     "names": ("Names", "名称"),
     "templates": ("Chat templates", "对话模板"),
+    "configs": ("Configs and tokenizers", "模型配置与分词器"),
     "modelfiles": ("Model files", "模型文件"),
     "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
     "machines": ("Several models, embeddings, consoles and machines", "多模型、嵌入、控制台与机器环境"),

@@ -64,10 +64,13 @@ def test_what_a_class_leaves_out_means_transformers_default(name: str, tmp_path:
     assert loaded.id_to_token(loaded.eos_id) == CLASS_DEFAULTS[name]["eos_token"]
 
 
-@pytest.mark.parametrize("name", ["generation_config", "config"])
+@pytest.mark.parametrize("name", ["generation_config", "config", "spec"])
 @pytest.mark.parametrize("value", [259, [259, 257]])
 def test_ids_of_the_model_name_the_end_where_no_token_does(name: str, value: Any, tmp_path: Path) -> None:
-    files = {"tokenizer_config": {"eos_token": None}, name: {"eos_token_id": value}}
+    files = {
+        "tokenizer_config": {"eos_token": None},
+        name: {"eos_token_ids" if name == "spec" else "eos_token_id": value},
+    }
     assert Tokenizer.load(publish(tmp_path, **files)).eos_id == 259
 
 

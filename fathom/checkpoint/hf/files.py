@@ -18,7 +18,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE, PROCESSOR_FILE)
+TOKENIZER_FILES = (
+    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(TEMPLATE_FILE, PROCESSOR_FILE),
+)
 """What is copied beside the weights, where it exists; tokenizer.json must."""
 SUFFIX = ".safetensors"
 _INDEX = ".index.json"
