@@ -10,7 +10,7 @@ import typer
 from fathom.cli.console import print_json
 from fathom.cli.diagnosis.finding import Finding
 from fathom.cli.diagnosis.hardware import hardware_findings
-from fathom.cli.diagnosis.imports import try_imports
+from fathom.cli.diagnosis.imports import finish_imports, start_imports
 from fathom.cli.diagnosis.packages import modules_to_try, package_findings, read_requirements
 from fathom.cli.diagnosis.places import place_findings
 
@@ -35,8 +35,10 @@ def doctor(
 def diagnose() -> list[Finding]:
     """Return all findings; torch and the extras are imported in processes of their own."""
     requirements = read_requirements()
-    failed, torch = try_imports(modules_to_try(requirements))
-    return [*package_findings(requirements, failed), *hardware_findings(torch), *place_findings()]
+    started = start_imports(modules_to_try(requirements))
+    places = list(place_findings())  # while modules are imported
+    failed, torch = finish_imports(started)
+    return [*package_findings(requirements, failed), *hardware_findings(torch), *places]
 
 
 def _print(found: list[Finding], broken: int) -> None:

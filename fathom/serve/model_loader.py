@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+import torch
 
 from fathom.engine.worker import EngineWorker
 from fathom.errors import Draining, FathomError
@@ -84,6 +87,12 @@ def load_error(name: str, error: Exception) -> ApiError:
     return ApiError(500, f"model: loading {name!r} failed, a fault of the server", code="internal_error")
 
 
+def log_event(event: str, model: str, nbytes: int, seconds: float) -> None:
+    """Write one line to the server's log: a model was loaded or unloaded."""
+    line = {"event": event, "model": model, "bytes": nbytes, "seconds": round(seconds, 3)}
+    logger.info(json.dumps(line, ensure_ascii=False))
+
+
 def model_bytes(model: LanguageModel) -> int:
     """Return the bytes of a model's weights and of its page pool."""
     tensors = (*model.model.parameters(), *model.model.buffers())
@@ -92,4 +101,5 @@ def model_bytes(model: LanguageModel) -> int:
 
 def _free() -> None:
     gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU is in use
     release_free_memory()

@@ -21,7 +21,7 @@ from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import COUNTERS, Metrics
 from fathom.serve.model_definition import ModelDefinition, facts_of, listed, names_of
-from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, model_bytes
+from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, log_event, model_bytes
 from fathom.serve.response.streams import run_until_disconnect
 from fathom.serve.service import ServerContext, Service
 from fathom.serve.settings import ServeSettings
@@ -196,6 +196,7 @@ class ModelPool:
                 while entry.service is None:  # a load that nobody waited for any more ends without it
                     if entry.load is None or entry.load.done():
                         entry.load = asyncio.create_task(self._load(entry), name=f"load {entry.definition.name}")
+                        entry.load.add_done_callback(_retrieve)
                     await asyncio.shield(entry.load)
         except TimeoutError:
             raise self._too_late(entry) from None
@@ -220,7 +221,9 @@ class ModelPool:
                 entry.failure = (time.monotonic(), failure)
                 raise failure from None
             service.engine_client.attach(asyncio.get_running_loop())
-            self.metrics.load_seconds.labels(name).observe(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self.metrics.load_seconds.labels(name).observe(seconds)
+            log_event("model_loaded", name, entry.nbytes, seconds)
 
     def _loaded(self, entry: _Entry, model: LanguageModel) -> Service:
         """Start the engine of a model that was loaded."""
@@ -249,6 +252,7 @@ class ModelPool:
 
     async def _evict(self, entry: _Entry) -> None:
         """Unload an idle model: requests for it from now on load it again."""
+        name, nbytes, began = entry.definition.name, entry.nbytes, time.monotonic()
         service, entry.service = entry.service, None
         assert service is not None
         worker = service.worker
@@ -258,8 +262,9 @@ class ModelPool:
         del worker
         await self._loader.free()
         entry.nbytes = 0
-        self.metrics.evictions.labels(entry.definition.name).inc()
-        self.metrics.model_bytes.labels(entry.definition.name).set(0)
+        self.metrics.evictions.labels(name).inc()
+        self.metrics.model_bytes.labels(name).set(0)
+        log_event("model_unloaded", name, nbytes, time.monotonic() - began)
 
     def _release(self, entry: _Entry) -> None:
         entry.users -= 1
@@ -331,6 +336,12 @@ class ModelPool:
             now = EngineStats() if entry.service is None else entry.service.worker.stats
             stats[entry.definition.name] = _sum(entry.past, now)
         return stats
+
+
+def _retrieve(load: asyncio.Task[None]) -> None:
+    """Mark a load's error as seen: all who waited for it may have left."""
+    if not load.cancelled():
+        load.exception()
 
 
 def _sum(past: EngineStats, now: EngineStats) -> EngineStats:

@@ -16,7 +16,7 @@ import pytest
 
 from fathom.cli.console import prepare_streams
 from fathom.cli.main import main
-from tests.cli.conftest import Outcome
+from tests.cli.conftest import RECIPE, Outcome
 
 ENCODINGS = ["cp1252", "gbk", "ascii"]
 HARD = "模型🌊─│┌█…“é”≥"
@@ -60,11 +60,12 @@ def hard(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("hard") / HARD))
 
 
-def test_verbs_that_print_tables_and_text(console: Streams, hard: Path, tmp_path: Path) -> None:
+def test_verbs_that_print_tables_and_text(console: Streams, hard: Path, texts: Path, tmp_path: Path) -> None:
     for arguments in (
         ("models",),
         ("--help",),
         ("study",),
+        ("train", RECIPE, "--text", texts, "--out", hard, "--resume"),
         ("inspect", hard),
         ("generate", hard, "--prompt", HARD, "--echo", *QUICK),
         ("convert", hard, tmp_path / HARD, "--to", "hf"),

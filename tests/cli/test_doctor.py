@@ -56,7 +56,8 @@ def test_the_verb_prints_every_section_and_ends_with_1_where_something_is_broken
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: dict[str, str] = {}
-    monkeypatch.setattr("fathom.cli.doctor.try_imports", lambda groups: (failed, {"version": "2.11.0"}))
+    monkeypatch.setattr("fathom.cli.doctor.start_imports", lambda groups: [])
+    monkeypatch.setattr("fathom.cli.doctor.finish_imports", lambda started: (failed, {"version": "2.11.0"}))
     found = call("doctor")
     assert found.code == 0, found.out
     for word in ("fathom\n", "packages\n", "extras\n", "machine\n", "places\n", "0 broken (!)", "sandbox", "console"):
@@ -113,7 +114,8 @@ def test_an_import_that_ends_its_process_or_takes_too_long_is_only_reported(
     stub(tmp_path, "prints_much", "print('x' * 1000)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(imports, "DEADLINE_SECONDS", 2.0)
-    failed, facts = imports.try_imports([["prints_much", "ends_here"], ["never_ends"], []])
+    started = imports.start_imports([["prints_much", "ends_here"], ["never_ends"], []])
+    failed, facts = imports.finish_imports(started)
     assert failed == {"ends_here": "its import ends the process with 3"}
     assert facts == {}
 

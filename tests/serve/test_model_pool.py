@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -102,7 +104,10 @@ def test_each_model_answers_as_it_does_alone_and_the_size_foretold_is_the_size_t
         assert server.metric("fathom_model_bytes") == pytest.approx(foretold, rel=0.05)
 
 
-def test_the_least_recently_used_idle_model_is_evicted_and_its_counts_stay(pool: Pool) -> None:
+def test_the_least_recently_used_idle_model_is_evicted_and_its_counts_stay(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="fathom.serve")
     with pool("alpha", "beta", "gamma", at_once=2) as server, server.http() as http:
         for name in ("alpha", "beta", "alpha"):
             assert complete(http, name).status_code == 200
@@ -115,6 +120,16 @@ def test_the_least_recently_used_idle_model_is_evicted_and_its_counts_stay(pool:
         assert 'fathom_model_bytes{model="beta"} 0.0' in lines
         assert complete(http, "beta").status_code == 200
         assert 'fathom_generated_tokens_total{model="beta"} 8.0' in http.get("/metrics").text.splitlines()
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "fathom.serve"]
+    events = [(line["event"].removeprefix("model_"), line["model"]) for line in lines]
+    assert events == [
+        ("loaded", "alpha"),
+        ("loaded", "beta"),
+        ("unloaded", "beta"),
+        ("loaded", "gamma"),
+        ("unloaded", "alpha"),
+        ("loaded", "beta"),
+    ]
 
 
 def test_the_tensors_of_an_evicted_model_are_gone(pool: Pool) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 DEADLINE_SECONDS = 20.0
 _PROGRAM = """
@@ -36,16 +36,12 @@ if "torch" in sys.modules:
         facts["devices"] = [[each.name, each.total_memory] for each in every]
     say("torch", "facts", json.dumps(facts))
 """
-TorchFacts = Mapping[str, object]
 
 
-def try_imports(groups: Sequence[Sequence[str]]) -> tuple[dict[str, str], dict[str, object]]:
-    """Import each group of modules in one process; return what failed and why, by module, and what torch says.
-
-    A module that has not been imported after ``DEADLINE_SECONDS`` is not counted as failed.
-    """
+def start_imports(groups: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
+    """Start to import each group of modules in one process; ``finish_imports`` must be called with what is returned."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _PROGRAM, *group],
             stdout=subprocess.PIPE,
@@ -57,6 +53,13 @@ def try_imports(groups: Sequence[Sequence[str]]) -> tuple[dict[str, str], dict[s
         for group in groups
         if group
     ]
+
+
+def finish_imports(processes: Sequence[subprocess.Popen[str]]) -> tuple[dict[str, str], dict[str, object]]:
+    """Wait for the imports; return what failed and why, by module, and what torch says.
+
+    A module that has not been imported after ``DEADLINE_SECONDS`` is not counted as failed.
+    """
     deadline = time.monotonic() + DEADLINE_SECONDS
     failed: dict[str, str] = {}
     facts: dict[str, object] = {}
