@@ -74,7 +74,12 @@ _LEAP_DAY = "([0-9]{2}([2468][048]|[13579][26]|0[48])|([2468][048]|[13579][26]|0
 _DAYS = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
 _DATE = f"(([1-9][0-9]{{3}}|0[0-9]{{2}}[1-9])-({_DAYS})|{_LEAP_DAY})"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_N = "[0-9]{1,4}"  # bounded: readers of dates and durations are
+_PERIOD = f"({_N}Y({_N}M)?({_N}D)?|{_N}M({_N}D)?|{_N}D)"
+_CLOCK = f"T({_N}H({_N}M)?({_N}S)?|{_N}M({_N}S)?|{_N}S)"
+_DURATION = f"^P({_N}W|{_PERIOD}({_CLOCK})?|{_CLOCK})$"
 _FORMAT_PATTERNS: Mapping[str, str] = {
+    "duration": _DURATION,
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",  # no leap second, which many readers refuse
     "date-time": f"^{_DATE}T{_TIME}$",
@@ -89,9 +94,7 @@ _NARROWER_PATTERNS: Mapping[str, str] = {  # zod's, which look around
     r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
         r"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
     ),
-    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$": (
-        r"^P([0-9]+[YMWD]|([0-9]+D)?T([0-9]+H|([0-9]+H)?[0-9]+M|([0-9]+H)?([0-9]+M)?[0-9]+S))$"
-    ),
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$": _DURATION,
 }
 _LOOKS_AROUND = re.compile(r"\(\?<?[=!]")
 _NOT_ONLY = re.compile(r"\^\(\?!\^?(\[[^\]]+\])\*\$\)(.*)", re.DOTALL)

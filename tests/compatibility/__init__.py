@@ -14,6 +14,7 @@ AREAS: Mapping[str, tuple[str, str]] = {
     "templates": ("Chat templates", "对话模板"),
     "configs": ("Configs and tokenizers", "模型配置与分词器"),
     "modelfiles": ("Model files", "模型文件"),
+    "requests": ("Requests", "请求"),
     "apis": ("Responses and Messages", "Responses 与 Messages 接口"),
     "machines": ("Several models, embeddings, consoles and machines", "多模型、嵌入、控制台与机器环境"),
     "conversations": ("Data for post-training", "后训练数据"),

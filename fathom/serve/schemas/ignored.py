@@ -57,7 +57,7 @@ class IgnoredFields:
             self._more += 1
         else:
             name = path.rpartition(".")[2]
-            meant = difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.8)
+            meant = difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.85)
             hint = f"did you mean {meant[0]}?" if meant else note
             self._first[kind] = _safe(path) + (f" ({hint})" if hint else "")
             self._counts[kind] = 1
