@@ -49,7 +49,7 @@ with serving("smollm2-135m") as address:
     print("likely next:", {token: round(logprob, 2) for token, logprob in likely.items()})
 
     try:
-        client.chat.completions.create(model="smollm2-135m", messages=question, max_tokens=10**6)
+        client.chat.completions.create(model="smollm2-135m", messages=question, temperature=-1)
     except BadRequestError as error:
         print("refused:", error.body["message"])
 

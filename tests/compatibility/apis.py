@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,9 @@ import anthropic
 import openai
 from pydantic import BaseModel
 
-from fathom.checkpoint.hf import save_hf
-from fathom.inference.language_model import LanguageModel
-from fathom.model import build
-from fathom.spec.engine import EngineSpec
-from fathom.tokenizer import train_bpe
 from tests.compatibility.case import Case, Outcome
-from tests.serve.serving import NAME, SPEC, TEXT, Running, running
+from tests.compatibility.served_model import served
+from tests.serve.serving import NAME, Running
 
 HELLO: list[Any] = [{"role": "user", "content": "The river"}]
 WEATHER = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
@@ -33,27 +26,12 @@ class Answer(BaseModel):
     yes: bool
 
 
-@functools.cache
-def _model() -> LanguageModel:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        tokenizer = train_bpe([TEXT * 3], vocab_size=SPEC.vocab_size)
-        tokenizer.save(root / "tokenizer")
-        spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
-        save_hf(root / "model", spec, dict(build(spec, seed=7).state_dict()), tokenizer=root / "tokenizer")
-        return LanguageModel.open(root / "model", device="cpu")
-
-
 def _served(work: Callable[[Running], Outcome]) -> Callable[[Path], Outcome]:
     """Return a case's ``run`` that does ``work`` with a server of its own; a client's error is a refusal."""
 
-    def run(folder: Path) -> Outcome:
-        opened = _model()
-        engine = EngineSpec(max_batch=4, cache_tokens=4096, page_size=16)
-        model = LanguageModel(opened.model, opened.tokenizer, opened.path, opened.eos_ids, engine=engine)
+    def unless_refused(server: Running) -> Outcome:
         try:
-            with running(model) as server:
-                return work(server)
+            return work(server)
         except openai.APIStatusError as error:
             body: Any = error.body
             return Outcome("refused", body["message"])
@@ -61,7 +39,7 @@ def _served(work: Callable[[Running], Outcome]) -> Callable[[Path], Outcome]:
             found: Any = error.body
             return Outcome("refused", found["error"]["message"])
 
-    return run
+    return served(unless_refused)
 
 
 def _responses(**fields: Any) -> Callable[[Path], Outcome]:
