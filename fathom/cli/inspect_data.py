@@ -69,6 +69,9 @@ def _use(use: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         more = len(use["ignored"]) - _SHOWN_COLUMNS
         shown = ", ".join(use["ignored"][:_SHOWN_COLUMNS]) + (f" and {more} more" if more > 0 else "")
         yield ("carried" if use["kind"] == "problems" else "ignored"), shown
+    if use["refused"]:
+        yield "refused", use["refused"]
+        return
     yield "used", _rows(use["used"])
     for reason, (count, first) in use["problems"].items():
         yield str(reason).replace("_", " "), f"{_rows(count)}, first: {_short(first)}"

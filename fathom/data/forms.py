@@ -58,7 +58,8 @@ class Form(Generic[T]):
 
     ``convert`` takes the known columns by their own names, and all other columns of the row; it raises ``UnusableRow``
     or ``DataError``. ``shape`` narrows what the form is recognised by. ``over`` names forms that this one is meant
-    rather than where both fit. An ``explicit`` form is taken only where ``format`` names it; ``advice`` says when.
+    rather than where both fit. An ``explicit`` form is taken only where ``format`` names it; ``advice`` says when. A
+    form with a ``refusal``, why its rows are of no use and what to do, is known and refused.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Form(Generic[T]):
     over: tuple[str, ...] = ()
     explicit: bool = False
     advice: str = ""
+    refusal: str = ""
 
     def missing(self, row: Row) -> list[str]:
         """Return the required columns that a row lacks."""
@@ -158,9 +160,11 @@ def recognised(where: object, rows: Sequence[Row], forms: Sequence[Form[T]], col
     """Return the form that most rows have.
 
     Raises:
-        DataError: rows fit two forms, or none; the message has the choices.
+        DataError: rows fit two forms, or none, or one that is refused; the message has the choices.
     """
     found = recognise(rows, forms, columns)
+    if found.form is not None and found.form.refusal:
+        raise DataError(f"{where}: {found.form.title}: {found.form.refusal}")
     if found.form is not None:
         return found.form
     if not found.choices:

@@ -21,7 +21,7 @@ from fathom.data.problems.files import read_file
 from fathom.data.problems.forms import PROBLEM_FORMS
 from fathom.data.record_texts import TEXT_COLUMNS
 from fathom.data.records import Record, holds_records
-from fathom.data.row_report import RowReport
+from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
 from fathom.posttrain.preferences import PREFERENCE_FORMS, Preference, read_preferences
 from fathom.spec.problem import FileProblems, Problem
@@ -64,11 +64,12 @@ def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = 
     kinds = [KINDS[kind]] if kind is not None else list(KINDS.values())
     counts: Counter[str] = Counter()
     rows: list[Row] = []
-    total, unreadable = 0, 0
+    total = 0
+    unreadable = RowReport()
     for record in file_records(path):
         total += 1
         if not isinstance(record, Record):
-            unreadable += 1
+            unreadable.add(RowProblem("malformed", record.place, record.sentence))
             continue
         counts.update(name for name, value in record.value.items() if value is not None)
         if len(rows) < SAMPLED_ROWS:
@@ -77,7 +78,7 @@ def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = 
         "path": str(path),
         "files": [str(file) for file in data_files(path)],
         "rows": total,
-        "unreadable": unreadable,
+        "unreadable": unreadable.read,
         "columns": dict(counts),
         "uses": [],
         "choices": [],
@@ -86,6 +87,8 @@ def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = 
         if given.format is None or any(form.name == given.format for form in one.forms):
             _describe(path, one, rows, given, counts, found)
     if not found["uses"] and not found["choices"]:
+        if not rows:
+            raise DataError(f"{path}: holds no row that can be read ({unreadable.first}); add some or get it again")
         _refuse_unknown(path, kinds, rows, given, counts, found)
     return found
 
@@ -104,7 +107,7 @@ def _describe(
             for other in recognition.choices
         ]
         return
-    report, sample = kind.read(path, columns)
+    report, sample = (RowReport(), None) if form.refusal else kind.read(path, columns)
     meanings = _meanings(form, rows, columns)
     found["uses"].append(
         {
@@ -115,6 +118,7 @@ def _describe(
             "columns": meanings,
             "ignored": [name for name in counts if name not in meanings],
             "used": report.used,
+            "refused": form.refusal,
             "problems": {reason: [count, str(report.examples[reason][0])] for reason, count in report.problems.items()},
             "sample": sample,
         }
@@ -148,13 +152,12 @@ def _refuse_unknown(
                 "columns": {text: "a document's text"},
                 "ignored": [name for name in counts if name != text],
                 "used": counts[text],
+                "refused": "",
                 "problems": {},
                 "sample": {"text": next((row[text] for row in rows if row.get(text)), None)},
             }
         )
         return
-    if not rows:
-        raise DataError(f"{path}: holds no row that can be read; add some, or get the file again")
     if len(kinds) == 1:
         recognised(path, rows, kinds[0].forms, columns)
     known = "; ".join(f"{kind.name}: {_required(kind)}" for kind in kinds)

@@ -81,6 +81,14 @@ def test_an_ambiguous_file_lists_its_choices_and_each_can_be_tried(tmp_path: Pat
     assert lines_of(done.out)["* assistant"] == "4"
 
 
+def test_a_form_that_no_step_reads_is_named(tmp_path: Path, call: Any) -> None:
+    rows = [{"prompt": "2+2?", "completion": "4", "label": good} for good in (True, False)]
+    done = call("inspect", write(tmp_path / "kto.jsonl", *rows))
+    assert "preferences: single answers with a label (KTO)" in done.out
+    assert lines_of(done.out)["refused"].startswith("an answer has none to compare it with")
+    assert lines_of(done.out)["nothing learned"].startswith("1 row, first: kto.jsonl, line 2: label is false")
+
+
 def test_a_folder_of_data_is_read_whole(tmp_path: Path, call: Any) -> None:
     (tmp_path / "clone" / "data").mkdir(parents=True)
     for name in ("a", "b"):
@@ -96,7 +104,7 @@ def test_a_folder_of_data_is_read_whole(tmp_path: Path, call: Any) -> None:
         ({"a": 1}, ["--kind", "talks"], "--kind: unknown value 'talks'; use one of conversations"),
         ({"a": 1}, ["--format", "yaml"], "--format: unknown value 'yaml'"),
         ({"a": 1}, ["--field", "prompt"], "--field: 'prompt' names no column; write it as prompt=COLUMN"),
-        ("{", [], "holds no row that can be read"),
+        ("{", [], "holds no row that can be read (rows.jsonl, line 1: not JSON"),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, call: Any, row: Any, options: list[str], words: str) -> None:

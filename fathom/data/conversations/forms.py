@@ -101,9 +101,9 @@ CONVERSATION_FORMS: tuple[Form[Conversation], ...] = (
     ),
     Form(
         name="alpaca",
-        title="Alpaca instructions",
+        title="Alpaca instructions, or query and response",
         columns=(
-            Column("instruction", "the user's turn"),
+            Column("instruction", "the user's turn", ("query", "question")),
             Column("output", "the assistant's turn", ("response",)),
             optional("input", "what the instruction is about, after it on a line of its own", "context"),
             optional("history", "earlier pairs of turns"),

@@ -67,7 +67,9 @@ def text_turn(role: str, text: Any, where: str) -> Dialogue:
 
 
 def read_dialogue(value: Any, where: str, role: str | None = None) -> Dialogue:
-    """Return the messages of a column: a list of turns, one turn, the JSON text of either, or with ``role`` a text.
+    """Return the messages of a column: a list of turns or its JSON text, one turn, or with ``role`` a text.
+
+    A list of texts is turns of the user and the assistant.
 
     Raises:
         UnusableRow: there are none, a role is unknown, or a flag of the loss is no flag.
@@ -81,6 +83,8 @@ def read_dialogue(value: Any, where: str, role: str | None = None) -> Dialogue:
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         example = '{"role": "user", "content": "..."}'
         raise UnusableRow(f"has no {where}; give a list of messages such as {example}")
+    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):  # LIMA
+        turns = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
     messages: list[Message] = []
     learn: list[bool | None] = []
     for index, turn in enumerate(turns):

@@ -15,6 +15,7 @@ from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.row_report import UnusableRow
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_UNPAIRED = "an answer has none to compare it with; put a good and a bad one to a prompt in a row: chosen and rejected"
 _SYSTEM = optional("system", "the system message", "system_prompt")
 _CHOSEN = Column("chosen", "the better answer: a text, a message, or the whole conversation")
 _REJECTED = Column("rejected", "the worse answer, likewise")
@@ -115,7 +116,7 @@ def _ultrafeedback(row: Row, rest: Row) -> Preference:
 
 
 def _unpaired(row: Row, rest: Row) -> NoReturn:
-    raise UnusableRow("is a single answer with a label, and none to compare it with; give chosen and rejected")
+    raise UnusableRow(_UNPAIRED)
 
 
 def _is_hh(value: Any) -> bool:
@@ -206,5 +207,6 @@ PREFERENCE_FORMS: tuple[Form[Preference], ...] = (
             Column("label", "whether it is a good one"),
         ),
         convert=_unpaired,
+        refusal=_UNPAIRED,
     ),
 )

@@ -120,7 +120,6 @@ def test_a_system_column_comes_first(tmp_path: Path) -> None:
         ({"chosen": [GOOD], "rejected": [BAD]}, "malformed", "has no prompt before the answers"),
         ({"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD]}, "malformed", "chosen: 3 messages differ"),
         ({"prompt": "p", "chosen": ASKED, "rejected": "b"}, "unknown_role", "chosen: is of the role user"),
-        ({"prompt": "p", "completion": "c", "label": True}, "malformed", "is a single answer with a label"),
         (
             {"instruction": "p", "completions": [{"response": "a", "overall_score": 3}]},
             "malformed",
@@ -151,6 +150,14 @@ def test_texts_without_a_prompt_are_refused_with_the_forms(tmp_path: Path) -> No
         read(tmp_path, row)
     (found,), _ = read(tmp_path, {**row, "asked": "2+2?"}, columns=Columns(fields={"prompt": "asked"}))
     assert found.messages == (ASKED,)
+
+
+def test_single_answers_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    row = {"prompt": "2+2?", "completion": "4", "label": True}
+    with pytest.raises(DataError, match=r"single answers with a label \(KTO\): an answer has none to compare it with"):
+        read(tmp_path, row, row)
+    found, report = read(tmp_path, {"prompt": "2+2?", "chosen": "4", "rejected": "5"}, row)
+    assert len(found) == report.problems["other_form"] == 1
 
 
 def test_parquet_gives_the_pairs_of_json(tmp_path: Path) -> None:
