@@ -92,7 +92,8 @@ def with_added_tokens(text: str, parsed: Mapping[str, Any], config: Mapping[str,
     for field in (*FIELDS, *_LISTS):
         for token in _tokens(config.get(field)):
             content = token["content"]
-            if content in words and content not in known and content not in wanted:
+            ordinary = len(content) == 1 or not content.strip()  # as where "!" pads: text needs it
+            if content in words and content not in known and content not in wanted and not ordinary:
                 wanted[content] = {**dict.fromkeys(_FLAGS[:-1], False), **token, "special": True}
     if not wanted:
         return text
@@ -151,7 +152,9 @@ def _declared(
     """Yield what added_tokens_decoder, or the older added_tokens.json, has beyond tokenizer.json or otherwise."""
     listed = config.get(_DECODER)
     if isinstance(listed, Mapping):
-        for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+        for index, token in sorted(listed.items(), key=lambda item: (len(item[0]), item[0])):
+            if not isinstance(token, Mapping) or not isinstance(token.get("content"), str) or not token["content"]:
+                raise DataError(f"{CONFIG}: {_DECODER}.{index} is {token!r:.60}; give a table with content and flags")
             there = known.get(token["content"])
             if there is None or _flags(there) != _flags(token):
                 yield dict(token)

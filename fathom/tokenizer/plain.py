@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -50,24 +50,22 @@ def _plain_model(
     """Return the model without special tokens; the same object where nothing changes."""
     model: Mapping[str, Any] = parsed["model"]
     vocab, kind = model["vocab"], model_kind(parsed)
+    # a single character stays, unless bytes can spell it: no text may be lost
+    alone = bool(model.get("byte_fallback"))
+    gone = {content for content in removed if len(content) > 1 or alone}
     if kind == "Unigram":
         pieces = _numbered(vocab, kept)
-        if len(pieces) == len(vocab) and not any(piece in removed for piece, _ in vocab):
+        if len(pieces) == len(vocab) and not any(piece in gone for piece, _ in vocab):
             return model
-        return {**model, "vocab": [[_random_name() if piece in removed else piece, score] for piece, score in pieces]}
+        return {**model, "vocab": [[_random_name() if piece in gone else piece, score] for piece, score in pieces]}
     # the library numbers added tokens anew unless the vocabulary has them
     whole = {token["content"]: token["id"] for token in kept} | vocab
+    if kind == "BPE":  # which reaches a longer token by merges alone
+        gone = gone if model.get("ignore_merges") else {content for content in gone if len(content) == 1}
+    names = {content: _random_name() for content in gone if content in vocab}
+    changed = {**model, "vocab": _renamed(whole, names), "unk_token": _unknown(model, names)}
     if kind != "BPE":
-        names = _new_names(content for content in removed if content in vocab)
-        return {
-            **model,
-            "vocab": _renamed(whole, names),
-            "unk_token": _unknown(model, names),
-        }
-    reachable = (
-        content for content in removed if content in vocab and (len(content) == 1 or model.get("ignore_merges"))
-    )
-    names = _new_names(reachable)
+        return changed
     merges = [
         merge
         for merge in model["merges"]
@@ -75,7 +73,7 @@ def _plain_model(
     ]
     if len(merges) == len(model["merges"]) and len(whole) == len(vocab) and not names:
         return model
-    return {**model, "vocab": _renamed(whole, names), "merges": merges, "unk_token": _unknown(model, names)}
+    return {**changed, "merges": merges}
 
 
 def _numbered(vocab: Sequence[Sequence[Any]], kept: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
@@ -93,10 +91,6 @@ def _unknown(model: Mapping[str, Any], names: Mapping[str, str]) -> Any:
     """Return unk_token of a model under its new name."""
     unknown = model.get("unk_token")
     return names.get(unknown, unknown) if isinstance(unknown, str) else unknown
-
-
-def _new_names(contents: Iterable[str]) -> dict[str, str]:
-    return {content: _random_name() for content in contents}
 
 
 def _random_name() -> str:

@@ -101,6 +101,10 @@ def test_tokens_of_older_files_are_added(tmp_path: Path) -> None:
     [
         ({"tokenizer_config": "{"}, r"tokenizer_config.json: cannot be read .*; get the file again"),
         ({"tokenizer_config": "[]"}, r"tokenizer_config.json: is no JSON object; get the file again"),
+        (
+            {"tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {"3": "<x>"}}},
+            r"tokenizer_config.json: added_tokens_decoder.3 is '<x>'; give a table with content and flags",
+        ),
         ({"special_tokens_map": "{"}, r"special_tokens_map.json: cannot be read"),
         ({"tokenizer_config": {"eos_token": 3}}, r"tokenizer_config.json: eos_token is 3; give the text of a token"),
         ({"special_tokens_map": {"eos_token": ["</s>"]}}, r"special_tokens_map.json: eos_token is \['</s>'\]; give"),
@@ -119,6 +123,18 @@ def test_files_that_cannot_be_used_are_named_with_field_value_and_remedy(
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer.load(publish(tmp_path, **files))
     assert "\n" not in str(caught.value)
+
+
+def test_a_character_that_pads_stays_text(tmp_path: Path) -> None:
+    loaded = Tokenizer.load(publish(tmp_path, tokenizer_config={"eos_token": "</s>", "pad_token": "!"}))
+    assert loaded.pad_id == VOCAB["!"]
+    assert loaded.decode(loaded.encode("hey!")) == "hey!"
+    parsed = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    parsed["added_tokens"].append({"id": VOCAB["!"], "content": "!", "special": True, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.decode(loaded.encode("hey!"), skip_special=False) == "hey!"
 
 
 def test_an_absent_padding_token_is_named_and_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
