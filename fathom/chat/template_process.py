@@ -138,7 +138,7 @@ class TemplateProcess:
             return answer
         except TimeoutError:
             self._end()
-            return [{"error": ["time", ""]}]
+            return [{"error": ["clock", f"{seconds:.3g} s"]}]
         except EOFError:
             try:
                 code = process.wait(1.0)
@@ -152,6 +152,8 @@ class TemplateProcess:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
+            if not sys.executable:
+                raise ResourceError("chat template: sys.executable names no Python to render with; set it")
             folders = sorted({str(_folder(name)) for name in ("jinja2", "markupsafe")})
             try:
                 self._process = subprocess.Popen(
@@ -206,9 +208,12 @@ class _Reader:
             timer.daemon = True
             timer.start()
             try:
-                return os.read(self._pipe.fileno(), most)
+                data = os.read(self._pipe.fileno(), most)
             finally:
                 timer.cancel()
+            if not data and time.monotonic() >= self._deadline:
+                raise TimeoutError
+            return data
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         if not poll.poll(left * 1000):
@@ -248,6 +253,7 @@ def _rendering(answer: Mapping[str, Any], seconds: float) -> Rendering:
     kind, message = answer["error"][0], answer["error"][1].rstrip(".")
     limits = {
         "time": f"takes over {seconds:.2g} s of processor time; {_REMEDY} or shorten the messages",
+        "clock": f"gives no text within {message}; {_REMEDY} or retry when the machine is less busy",
         "memory": f"takes over {MEMORY_MIB} MiB of memory; {_REMEDY} or shorten the messages",
         "output": f"output exceeds {message.removeprefix('more than ')}; {_REMEDY} or shorten the messages",
         "crash": f"ends the process that renders it ({message}); {_REMEDY}",

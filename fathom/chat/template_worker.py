@@ -67,7 +67,9 @@ class Renderer:
     def _one(self, key: str, request: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
         _limit_time(request["seconds"])
         try:
-            return {"text": _render(self._template(key, request), variables, request["max_chars"])}
+            template = self._template(key, request)
+            _limit_time(request["seconds"])  # compiling does not count, but has the same limit
+            return {"text": _render(template, variables, request["max_chars"])}
         except TooLong:
             return {"error": ["output", f"more than {request['max_chars']} characters"]}
         except MemoryError:

@@ -286,7 +286,7 @@ _bodies = st.recursive(
 )
 _MACRO = (
     "{% macro f(a, b='d') %}[{{ a }}{{ b }}{% if caller is defined %}{{ caller(1) }}{% endif %}]{% endmacro %}"
-    "{% set ns = namespace(a='n', b=0) %}{% set x = 'x' %}\n"
+    "{% set ns = namespace(a='n', b=0) %}{% set x = 'x' %}{% set message = messages[0] %}\n"
 )
 
 

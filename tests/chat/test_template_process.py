@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from fathom.chat import render
+from fathom.chat import render, template_process
 from fathom.chat.template_process import MAX_TEMPLATE_CHARS, PROCESS, TemplateProcess
 from fathom.errors import DataError
 
@@ -151,6 +152,18 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
     PROCESS._process.kill()
     assert render(MESSAGES, "b") == "b"
     PROCESS.close()
+    assert render(MESSAGES, "c") == "c"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+def test_a_worker_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    render(MESSAGES, "a")
+    monkeypatch.setattr(template_process, "WALL_SECONDS", 0.0)
+    assert PROCESS._process is not None
+    PROCESS._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(DataError, match=r"chat template: gives no text within 0\.5 s; use another template or retry"):
+        render(MESSAGES, "b")
+    monkeypatch.undo()
     assert render(MESSAGES, "c") == "c"
 
 
