@@ -10,6 +10,8 @@ import re
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x3002: ".", 0x2212: "-"}
 
+_MAX_BARE_CHARS = 2000
+"""A longer text is more than an answer."""
 _NOT = r"(?!\s*(?:not\b|n't|isn't|unknown\b|不|非|没))"
 _ENGLISH = r"(?:\b(?:final\s+|correct\s+|numerical\s+)?answer|\bfinal\s+result)\b(?:\s+(?:to|for|of)\s[^.:=\n]{0,80}?)?"
 _CHINESE = r"(?:最终|最后|正确|标准)?(?:的)?(?:答案|最终结果)"
@@ -34,12 +36,12 @@ _SECTION = re.compile(
     r"|.*:$|.*\bstep\b",
     re.IGNORECASE,
 )
-_DISPLAY = re.compile(r"\\\[\s*(.*?)\s*\\\]|\$\$\s*(.*?)\s*\$\$", re.DOTALL)
+_DISPLAY = re.compile(r"\\\[(.{0,1000}?)\\\]|\$\$(.{0,1000}?)\$\$", re.DOTALL)
 _FENCE = re.compile(r"\s*(?:```|~~~)[\w-]*\s*")
 _LINE_START = re.compile(r"(?:#+\s*|>\s*(?![\d\s])|[-*•+]\s+(?!\d))+")
-_BOLD = re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*|__(?=\S)(.+?)(?<=\S)__")
+_BOLD = re.compile(r"\*\*(?=\S)(.{1,400}?)(?<=\S)\*\*|__(?=\S)(.{1,400}?)(?<=\S)__")
 _CODE = re.compile(r"`([^`\n]+)`")
-_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MATH = re.compile(r"\$\$(.{1,1000}?)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _LETTER = re.compile(
     r"(?:(?:[Oo]ption|[Cc]hoice)\s+|选项\s*)?\(?([A-J])\)?(?:\s*选?项|[.:,)]\s.*)?",
     re.DOTALL,
@@ -125,6 +127,8 @@ def bare_text(text: str) -> str:
     A sentence with one bold, quoted or mathematical part is that part.
     """
     current = half_width(text).strip()
+    if len(current) > _MAX_BARE_CHARS:
+        return current
     if "$" not in current.replace("\\$", ""):
         current = current.replace("\\$", "$")  # a currency sign, as Markdown escapes it
     for _ in range(8):
