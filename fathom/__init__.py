@@ -38,6 +38,7 @@ def load(
     weights: WeightFormat = "plain",
     engine: EngineSpec | None = None,
     cache_dir: str | Path | None = None,
+    chat_template: str | None = None,
 ) -> LanguageModel:
     """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
@@ -45,10 +46,11 @@ def load(
     ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle
     with ``chat(text_or_messages)``, ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``,
     ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
-    together, and how their cache is kept.
+    together, and how their cache is kept. ``chat_template`` is one of the model's by name, or the text of another.
 
     Raises:
         CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
+        DataError: the model has no chat template of that name.
     """
     from pathlib import Path
 
@@ -56,4 +58,12 @@ def load(
     from fathom.inference.language_model import LanguageModel
 
     kept = DEFAULT_CACHE if cache_dir is None else Path(cache_dir)
-    return LanguageModel.open(path, device=device, dtype=dtype, weights=weights, engine=engine, cache_dir=kept)
+    return LanguageModel.open(
+        path,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        engine=engine,
+        cache_dir=kept,
+        chat_template=chat_template,
+    )

@@ -96,6 +96,8 @@ def _text(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         more = f" and {len(names) - SPECIAL_TOKENS} more" if len(names) > SPECIAL_TOKENS else ""
         yield "special tokens", ", ".join(list(names.values())[:SPECIAL_TOKENS]) + more
     yield "answers end at", ", ".join(map(str, found["eos_ids"])) or "no token that is named"
+    if len(found["chat_templates"]) > 1:
+        yield "chat templates", ", ".join(found["chat_templates"])
     lines = (template or "").splitlines()
     shown = [line if len(line) <= PIPE_COLUMNS // 2 else line[: PIPE_COLUMNS // 2] + " ..." for line in lines]
     more_lines = [f"({len(lines) - TEMPLATE_LINES} more lines)"] if len(lines) > TEMPLATE_LINES else []

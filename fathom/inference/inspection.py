@@ -173,10 +173,15 @@ def _text(source: WeightSource) -> dict[str, Any]:
     try:
         tokenizer, ends = source.tokenizer(), sorted(source.eos_ids)
     except FathomError as error:
-        return {"tokenizer": {"problem": str(error)}, "chat_template": None, "eos_ids": []}
+        return {"tokenizer": {"problem": str(error)}, "chat_template": None, "chat_templates": [], "eos_ids": []}
     if tokenizer is None:
-        return {"tokenizer": None, "chat_template": None, "eos_ids": ends}
-    return {"tokenizer": _tokenizer(tokenizer), "chat_template": tokenizer.shown_template, "eos_ids": ends}
+        return {"tokenizer": None, "chat_template": None, "chat_templates": [], "eos_ids": ends}
+    return {
+        "tokenizer": _tokenizer(tokenizer),
+        "chat_template": tokenizer.shown_template,
+        "chat_templates": list(tokenizer.chat_templates),
+        "eos_ids": ends,
+    }
 
 
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def choose_template(templates: Mapping[str, str], *, tools: bool) -> str:
         return templates[DEFAULT]
     raise DataError(
         f"chat_template: the model has {', '.join(sorted(templates))} and no default; choose one with --chat-template "
-        f"{min(templates)}, or name one of them {DEFAULT} in tokenizer_config.json"
+        f"{min(templates)} (chat_template in Python), or name one of them {DEFAULT} in tokenizer_config.json"
     )
 
 

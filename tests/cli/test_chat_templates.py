@@ -70,6 +70,9 @@ def test_a_template_is_chosen_by_name_or_file(
     assert prompts == ["hello", "own hello"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     call("chat", directory).refused("plain, rag and no default; choose one with --chat-template plain")
+    assert fathom.load(directory, chat_template="plain").tokenizer.chat_template == "{{ messages[-1].content }}"
+    assert "chat templates" in (shown := call("inspect", directory).out)
+    assert "rag, plain" in shown
     call("chat", directory, "--chat-template", "other").refused("'other' is neither a file nor one of plain, rag")
 
 
