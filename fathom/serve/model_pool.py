@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
 
 
+_PATIENCE_SECONDS = 2.0
+
+
 class _Entry:
     """A model of the pool, loaded or not."""
 
@@ -38,9 +41,13 @@ class _Entry:
         self.service: Service | None = None
         self.nbytes = 0
         """Bytes it takes, or is about to take."""
-        self.users = 0
-        """Requests that use it or wait for it; it is idle without any."""
+        self.users = self.waiting = 0
+        """Requests that use it, and those that wait for it; it is idle without any."""
         self.last_used = 0.0
+        self.load_seconds = 0.0
+        self.retiring = False
+        """It takes no new requests, so that another model gets its memory; ``resumed`` is set once that is over."""
+        self.resumed = asyncio.Event()
         self.load: asyncio.Task[None] | None = None
         self.failure: tuple[float, ApiError] | None = None
         self.past = EngineStats()
@@ -134,7 +141,8 @@ class ModelPool:
     async def acquire(self, http: HttpRequest, name: str | None) -> Service:
         """Return the model that a request names, loaded, and keep it so until the end of the HTTP exchange.
 
-        The request's body must have been read. Loading waits for memory that other models' requests use.
+        The request's body must have been read. Loading waits for memory that other models' requests use. A model that
+        is never idle takes no new requests once another has waited for as long as loading takes, two seconds at least.
 
         Raises:
             ApiError: 404, there is no such model; 400, none is named where several are served; 503, it could not be
@@ -143,11 +151,15 @@ class ModelPool:
         """
         entry = self._find(name)
         cleanup: ExitStack = http.state.cleanup
+        while entry.service is None or entry.retiring:
+            entry.waiting += 1
+            try:
+                await run_until_disconnect(self._wait_for(entry), http.receive)
+            finally:
+                entry.waiting -= 1
+                self._changed.set()
         entry.users += 1
         cleanup.callback(self._release, entry)
-        if entry.service is None:
-            await run_until_disconnect(self._wait_for(entry), http.receive)
-        assert entry.service is not None, "its users keep a model loaded"
         return entry.service
 
     def cards(self) -> list[dict[str, Any]]:
@@ -172,6 +184,8 @@ class ModelPool:
         """Take no new requests, and end those that wait for a model."""
         self.lifecycle.draining = True
         self._changed.set()
+        for entry in self._models():
+            entry.resumed.set()
 
     def close(self) -> None:
         """End every model's worker and all threads."""
@@ -181,9 +195,7 @@ class ModelPool:
         self.executor.close()
 
     async def _wait_for(self, entry: _Entry) -> None:
-        """Wait until a model is loaded; raises as ``acquire``."""
-        if self.lifecycle.draining:
-            raise draining(self.retry_after())
+        """Wait until a model is loaded and takes requests; raises as ``acquire``."""
         if entry.failure is not None and time.monotonic() - entry.failure[0] < RETRY_SECONDS:
             raise entry.failure[1]
         if self._waiters >= self.settings.limits.max_concurrent_requests:
@@ -193,8 +205,14 @@ class ModelPool:
         self._waiters += 1
         try:
             async with asyncio.timeout(self.settings.load_timeout_seconds):
-                while entry.service is None:  # a load that nobody waited for any more ends without it
-                    if entry.load is None or entry.load.done():
+                while entry.service is None or entry.retiring:
+                    if self.lifecycle.draining:
+                        raise draining(self.retry_after())
+                    if entry.service is not None:
+                        entry.resumed.clear()
+                        await entry.resumed.wait()
+                        continue
+                    if entry.load is None or entry.load.done():  # one that nobody waited for any more ends without it
                         entry.load = asyncio.create_task(self._load(entry), name=f"load {entry.definition.name}")
                         entry.load.add_done_callback(_retrieve)
                     await asyncio.shield(entry.load)
@@ -223,6 +241,7 @@ class ModelPool:
             service.engine_client.attach(asyncio.get_running_loop())
             seconds = time.monotonic() - began
             self.metrics.load_seconds.labels(name).observe(seconds)
+            entry.load_seconds = seconds
             log_event("model_loaded", name, entry.nbytes, seconds)
 
     def _loaded(self, entry: _Entry, model: LanguageModel) -> Service:
@@ -236,19 +255,36 @@ class ModelPool:
 
     async def _make_room(self, entry: _Entry) -> bool:
         """Evict idle models until a model fits; False where nobody waits for it any more."""
-        while entry.users:
-            if self.lifecycle.draining:
-                raise draining(self.retry_after())
-            used = sum(other.nbytes for other in self._models())
-            if self.memory is None or used + entry.definition.nbytes <= self.memory:
-                return True
-            self._changed.clear()
-            idle = [other for other in self._models() if other.service is not None and not other.users]
-            if idle:
-                await self._evict(min(idle, key=lambda other: other.last_used))
-            else:
+        since = time.monotonic()
+        try:
+            while entry.waiting:
+                if self.lifecycle.draining:
+                    raise draining(self.retry_after())
+                used = sum(other.nbytes for other in self._models())
+                if self.memory is None or used + entry.definition.nbytes <= self.memory:
+                    return True
+                self._changed.clear()
+                loaded = [other for other in self._models() if other.service is not None]
+                idle = [other for other in loaded if not other.users and (other.retiring or not other.waiting)]
+                if idle:
+                    await self._evict(min(idle, key=lambda other: other.last_used))
+                else:
+                    await self._wait_for_idle(loaded, since + max(_PATIENCE_SECONDS, entry.load_seconds))
+            return False
+        finally:
+            for other in self._models():
+                if other.retiring:
+                    other.retiring = False
+                    other.resumed.set()
+
+    async def _wait_for_idle(self, loaded: Sequence[_Entry], until: float) -> None:
+        """Wait for a change, at most ``until`` then: from then on the least recently used model is retiring."""
+        seconds = until - time.monotonic()
+        if seconds <= 0 and not any(other.retiring for other in loaded):
+            min(loaded, key=lambda other: other.last_used).retiring = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds if seconds > 0 else None):
                 await self._changed.wait()
-        return False
 
     async def _evict(self, entry: _Entry) -> None:
         """Unload an idle model: requests for it from now on load it again."""

@@ -166,6 +166,34 @@ def test_a_model_is_never_evicted_amid_an_answer(pool: Pool) -> None:
         assert loaded(server) == {"beta"}
 
 
+def test_a_model_in_constant_use_makes_way_for_another_and_comes_back(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests for alpha overlap, so that it is never idle; none of them fails."""
+    monkeypatch.setattr("fathom.serve.model_pool._PATIENCE_SECONDS", 0.1)
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def use(http: httpx2.Client) -> None:
+        while not stop.is_set():
+            statuses.append(complete(http, "alpha", max_tokens=30, ignore_eos=True).status_code)
+
+    with pool("alpha", "beta") as server, server.http() as http:
+        threads = [threading.Thread(target=use, args=(http,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert wait_until(lambda: len(statuses) > 3)
+            assert [complete(http, "beta").status_code for _ in range(2)] == [200, 200]
+            seen = len(statuses)
+            assert wait_until(lambda: len(statuses) > seen + 3)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+    assert set(statuses) == {200}
+
+
 def test_a_request_must_name_its_model_where_several_are_served(pool: Pool) -> None:
     with pool("alpha", "beta") as server, server.http() as http:
         missing = complete(http, None)
