@@ -65,8 +65,11 @@ def _open_file(file: Path) -> WeightSource:
 
 def _open_directory(directory: Path) -> WeightSource:
     check_link(directory / CONFIG)
+    has_config = (directory / CONFIG).is_file()
+    if has_config and find_weights(directory) is not None:
+        return HFCheckpoint.open(directory)
     models = gguf_models(directory)
-    if (directory / CONFIG).is_file() and (not models or find_weights(directory) is not None):
+    if has_config and not models:
         return HFCheckpoint.open(directory)
     if len(models) > 1:
         listed = ", ".join(file.name for file in models[:LISTED])

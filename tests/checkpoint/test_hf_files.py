@@ -124,6 +124,7 @@ def test_a_directory_with_a_circle_inside_opens(whole: Path, tmp_path: Path) -> 
     directory = shutil.copytree(whole, tmp_path / "model")
     (directory / "again").symlink_to(directory)
     (directory / "loop.safetensors").symlink_to("loop.safetensors")
+    (directory / "loop.gguf").symlink_to("loop.gguf")
     assert open_source(directory).form == "hf"
 
 
