@@ -26,7 +26,7 @@ from fathom.errors import DataError, ResourceError
 from fathom.files import sha256
 
 MEMORY_MIB = 768
-SECONDS = 0.5
+SECONDS = 0.4
 SECONDS_PER_MIB = 0.25
 """Processor time of a rendering: so much, and more for long conversations."""
 WALL_SECONDS = 20.0 if sys.platform != "win32" else 2.0

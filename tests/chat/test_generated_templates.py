@@ -45,7 +45,7 @@ def compare(template: str, messages: list[dict[str, Any]], given: dict[str, Any]
 
 
 @given(template=templates(), messages=conversations, given=variables)
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_generated_template_renders_as_in_transformers(
     template: str, messages: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:
@@ -54,7 +54,7 @@ def test_a_generated_template_renders_as_in_transformers(
 
 @pytest.mark.slow
 @given(template=templates(), messages=conversations, given=variables)
-@settings(max_examples=10_000)
+@settings(max_examples=1_500)
 def test_many_generated_templates_render_as_in_transformers(
     template: str, messages: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:
@@ -62,7 +62,7 @@ def test_many_generated_templates_render_as_in_transformers(
 
 
 @given(template=templates(), messages=parted, given=variables)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_parts_render_as_parts_or_as_their_text(
     template: str, messages: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:

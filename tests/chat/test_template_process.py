@@ -97,7 +97,7 @@ def test_a_hostile_template_ends_in_one_clear_line_and_the_next_rendering_works(
     assert render(MESSAGES, "{{ messages[0].content }}") == "hi"
 
 
-def test_a_rendering_is_stopped_after_half_a_second_of_processor_time() -> None:
+def test_a_rendering_is_stopped_after_its_processor_time() -> None:
     render(MESSAGES, "")
     (worker,) = [child for child in psutil.Process().children() if "template_worker.py" in " ".join(child.cmdline())]
     before = worker.cpu_times()
@@ -161,7 +161,7 @@ def test_a_worker_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(template_process, "WALL_SECONDS", 0.0)
     assert PROCESS._process is not None
     PROCESS._process.send_signal(signal.SIGSTOP)
-    with pytest.raises(DataError, match=r"chat template: gives no text within 0\.5 s; use another template or retry"):
+    with pytest.raises(DataError, match=r"chat template: gives no text within 0\.4 s; use another template or retry"):
         render(MESSAGES, "b")
     monkeypatch.undo()
     assert render(MESSAGES, "c") == "c"

@@ -82,5 +82,5 @@ def test_a_template_without_end_is_refused_in_one_line(directory: Path, call, mo
     done = call("chat", directory)
     assert done.code == 2
     assert done.err.splitlines()[1:] == [
-        "error: chat template: takes over 0.5 s of processor time; use another template or shorten the messages"
+        "error: chat template: takes over 0.4 s of processor time; use another template or shorten the messages"
     ]
