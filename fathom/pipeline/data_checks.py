@@ -30,18 +30,17 @@ Source = ConversationFile | PairFile | FileProblems
 
 
 def check_data(plan: RunPlan, done: Collection[str]) -> None:
-    """Read the first rows of every data file that a step which is not done reads, so far as they are there.
+    """Read the first rows of every data file that a step which is not done reads.
 
     Raises:
-        DataError: a file's columns are of no known form, or of two; located at the step and field.
+        DataError: a file is missing; or its columns are of no known form, or of two, which is located at the step.
     """
     for step in plan.recipe.steps:
         if step.name in done:
             continue
         for field, source in _sources(step):
             path = plan.base / Path(source.path).expanduser()
-            if path.exists() or "*" in source.path:
-                _check(f"steps.{step.name}.{field}: {path}", path, source)
+            _check(f"steps.{step.name}.{field}: {path}", path, source)
 
 
 def _check(where: str, path: Path, source: Source) -> None:

@@ -86,6 +86,8 @@ def test_every_steps_files_are_recognised_before_the_first_step_runs(bench: Any,
     ):
         with pytest.raises(DataError, match=f"steps.{re.escape(field)}: .*odd.jsonl: no known form in the columns a"):
             bench.run("out", step)
+    with pytest.raises(DataError, match=r"gone\.jsonl: cannot be read"):
+        bench.run("out", DpoStep(train=training, pairs=(PairFile(path="gone.jsonl"),)))
     assert not (bench.base / "out").exists()
 
 
