@@ -199,5 +199,5 @@ def _tokenizer(source: WeightSource) -> Tokenizer | Path | None:
     if isinstance(source, FathomCheckpoint):
         return source.tokenizer_directory
     if isinstance(source, HFCheckpoint):
-        return source.path if (source.path / TOKENIZER).is_file() else None
+        return source.path if (source.path / TOKENIZER).is_file() else source.tokenizer()
     return source.tokenizer()

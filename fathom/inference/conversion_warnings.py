@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from fathom.checkpoint.fathom_checkpoint import STEM, FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import TOKENIZER_FILES
+from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
 from fathom.checkpoint.names import name_table
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
@@ -78,7 +79,7 @@ def _dropped_files(source: WeightSource) -> list[str]:
         more = sorted(Path(name).stem for name in parts if name != f"{STEM}.safetensors")
         return [f"left out, for only training needs it: {listed(more)}"] if more else []
     if isinstance(source, HFCheckpoint):
-        known = {*TOKENIZER_FILES, *_WEIGHTS}
+        known = {*TOKENIZER_FILES, SENTENCEPIECE, *_WEIGHTS}
         names = (path.name for path in source.path.iterdir() if path.is_file() and not path.name.startswith("."))
         more = sorted(name for name in names if name not in known and not name.startswith("model"))
         return [f"left out, for it is no part of the model: {listed(more)}"] if more else []

@@ -83,11 +83,7 @@ class Tokenizer:
         """Open a tokenizer.json, or the folder that holds it beside tokenizer_config.json."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         try:
-            config = with_template_files(read_object(file.with_name(CONFIG)), file.parent)
-            text = file.read_text(encoding="utf-8")
-            parsed = parse_definition(text)
-            config = with_named_tokens(file.parent, parsed, config)
-            return cls(with_added_tokens(text, parsed, config, file.parent), config)
+            return cls.from_definition(file.read_text(encoding="utf-8"), file.parent)
         except FileNotFoundError:
             remedy = make_tokenizer_remedy(file.parent) or "train one or check the path"
             raise DataError(f"{file}: no such tokenizer; {remedy}") from None
@@ -96,6 +92,14 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for a malformed file
             reason = " ".join(str(error).split())
             raise DataError(f"{file}: not a usable tokenizer ({reason}); get the file again or train anew") from None
+
+    @classmethod
+    def from_definition(cls, text: str, folder: Path, defaults: Mapping[str, Any] | None = None) -> Tokenizer:
+        """Return the tokenizer of a tokenizer.json's text and the files in a folder, which come before ``defaults``."""
+        parsed = parse_definition(text)
+        config = with_template_files({**(defaults or {}), **read_object(folder / CONFIG)}, folder)
+        config = with_named_tokens(folder, parsed, config)
+        return cls(with_added_tokens(text, parsed, config, folder), config)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens too.

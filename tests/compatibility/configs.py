@@ -17,6 +17,7 @@ from fathom.errors import FathomError
 from fathom.inference.loading import open_source
 from fathom.model.build import build
 from fathom.tokenizer import Tokenizer
+from tests.checkpoint.test_sentencepiece import publish
 from tests.compatibility.case import Case, Outcome, Status
 from tests.compatibility.modelfiles import SPEC
 
@@ -122,6 +123,14 @@ def _words() -> Library:
 def _word_pieces() -> Library:
     trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False)
     return _trained(models.WordPiece(unk_token="<unk>"), trainer)
+
+
+def _sentencepiece(folder: Path) -> Outcome:
+    """Open a model whose tokenizer is a SentencePiece file only; the same one that transformers' classes read."""
+    publish(folder / "model")
+    tokenizer = open_source(folder / "model").tokenizer()
+    names = [] if tokenizer is None else [tokenizer.id_to_token(i) for i in tokenizer.encode("the quick fox")]
+    return Outcome("works" if names else "refused", ", ".join(names))
 
 
 def _no_json(folder: Path) -> Outcome:
@@ -238,6 +247,12 @@ TOKENIZERS = (
         "abcd",
     ),
     _text("SentencePiece Unigram", "SentencePiece Unigram 分词器", _unigram, "the fox</s>"),
+    Case(
+        what="tokenizer.model (SentencePiece BPE) without tokenizer.json",
+        zh="只有 tokenizer.model（SentencePiece BPE），没有 tokenizer.json",
+        expected="works",
+        run=_sentencepiece,
+    ),
     _text("WordLevel", "WordLevel 分词器", _words, "the fox </s>"),
     _text("WordPiece", "WordPiece 分词器", _word_pieces, "the fox </s>"),
     _refused(

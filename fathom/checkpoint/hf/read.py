@@ -14,6 +14,8 @@ from fathom.checkpoint import fp8
 from fathom.checkpoint.hf.end_tokens import end_tokens
 from fathom.checkpoint.hf.files import CONFIG, TOKENIZER, read_json, tensor_files
 from fathom.checkpoint.hf.scales import FP8Scales, find_scales
+from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
+from fathom.checkpoint.hf.sentencepiece import read_sentencepiece
 from fathom.checkpoint.names import name_table, stream_from_hf
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor
@@ -103,6 +105,8 @@ class HFCheckpoint:
         """The tokenizer beside the weights, read once, or None."""
         if not self._tokenizers and (self.path / TOKENIZER).is_file():
             self._tokenizers.append(Tokenizer.load(self.path))
+        elif not self._tokenizers and (self.path / SENTENCEPIECE).is_file():
+            self._tokenizers.append(read_sentencepiece(self.path))
         return self._tokenizers[0] if self._tokenizers else None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
