@@ -106,6 +106,14 @@ def test_requirements_of_an_installation_are_those_of_its_metadata(monkeypatch: 
     assert problem.value == "neither pyproject.toml nor installed metadata was found"
 
 
+def test_without_packaging_versions_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1")
+    found = read_requirements()
+    assert {"torch", "fastapi"} <= {each.name for each in found}
+    assert not any(each.too_old for each in found)
+
+
 def test_an_import_that_ends_its_process_or_takes_too_long_is_only_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
