@@ -22,8 +22,10 @@ def parquet_columns(path: Path) -> list[str]:
 
 def parquet_rows(
     path: Path, limits: ReadLimits = DEFAULT_LIMITS, columns: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | str]:
     """Yield each row as its values by column, of all columns or the given ones; ``_BATCH_ROWS`` are in memory at once.
+
+    In place of a row with a value that Python has no form of, such as text that is not UTF-8, comes what is wrong.
 
     Raises:
         DataError: pyarrow is missing, or a column unpacks to more than ``limits`` allow.
@@ -36,12 +38,37 @@ def parquet_rows(
         while True:
             try:
                 batch = next(batches, None)
-                rows = None if batch is None else batch.to_pylist()
-            except (OSError, ValueError) as error:
+            except _errors() as error:
                 raise _damaged(path, error) from None
-            if rows is None:
+            if batch is None:
                 return
-            yield from rows
+            yield from _rows(batch)
+
+
+def _rows(batch: Any) -> Sequence[dict[str, Any] | str]:
+    try:
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+    except _errors():
+        if batch.num_rows > 1:
+            return [row for index in range(batch.num_rows) for row in _rows(batch.slice(index, 1))]
+        return [_unreadable_value(batch)]
+    return rows
+
+
+def _unreadable_value(row: Any) -> str:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except _errors() as error:
+            return f"{name!r} is not readable ({_reason(error)}); correct or remove the row"
+    return "not readable; remove the row"
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged data and for values without a Python form."""
+    import pyarrow
+
+    return OSError, ValueError, OverflowError, pyarrow.ArrowException
 
 
 def _opened(path: Path) -> Any:
@@ -58,13 +85,16 @@ def _opened(path: Path) -> Any:
         raise unreadable(path, error) from None
     try:
         return parquet.ParquetFile(path, memory_map=False)
-    except (OSError, ValueError) as error:
+    except _errors() as error:
         raise _damaged(path, error) from None
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _damaged(path: Path, error: Exception) -> DamagedFileError:
-    reason = " ".join(str(error).split())[:200]
-    return DamagedFileError(f"{path}: not readable as Parquet ({reason}); get the file again")
+    return DamagedFileError(f"{path}: not readable as Parquet ({_reason(error)}); get the file again")
 
 
 def _check_size(path: Path, metadata: Any, limits: ReadLimits) -> None:

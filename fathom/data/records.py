@@ -178,6 +178,9 @@ def _parquet_records(path: Path, limits: ReadLimits, columns: Sequence[str] | No
     try:
         for number, row in enumerate(parquet_rows(path, limits, columns), start=1):
             place = f"{path}, row {number}"
+            if isinstance(row, str):
+                yield BadRecord(place, row)
+                continue
             longest = max((len(value) for value in row.values() if isinstance(value, str | bytes)), default=0)
             yield Record(place, row) if longest <= limits.max_record_bytes else _parsed(place, None, limits)
     except DamagedFileError as error:

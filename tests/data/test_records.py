@@ -144,6 +144,14 @@ def test_bad_records_are_named_and_the_others_read(
     assert told(tmp_path / name) == expected
 
 
+def test_one_text_of_a_parquet_that_is_not_utf8_is_one_bad_record(tmp_path: Path) -> None:
+    column = pyarrow.array([b"1", b"\xff", b"3"]).cast(pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"n": column}), tmp_path / "a.parquet")
+    first, bad, last = told(tmp_path / "a.parquet")
+    assert (first, last) == ("1", "3")
+    assert str(bad).startswith("a.parquet, row 2: 'n' is not readable ('utf-8' codec can't decode byte 0xff")
+
+
 def test_a_record_above_the_limit_is_passed_over(tmp_path: Path) -> None:
     limits = ReadLimits(max_record_bytes=100)
     rows = [{"n": 1}, {"n": "x" * 200_000 + '\\"]}'}, {"n": 2}]
@@ -236,3 +244,31 @@ def test_any_rows_come_back_from_any_layout(
         if name == "values.json" and not all(rows):
             continue  # an empty object is on one line whatever the indent
         assert values(folder / name) == rows, name
+
+
+@given(
+    suffix=st.sampled_from([".jsonl", ".json", ".csv", ".jsonl.gz", ".json.bz2", ".csv.xz", ".jsonl.ZST", ".parquet"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=4),
+    cut=st.integers(0, 400),
+)
+@settings(max_examples=200, deadline=None)
+def test_damage_of_any_kind_is_a_bad_record_or_one_error(
+    suffix: str, changes: list[tuple[int, bytes]], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / f"a{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        content = path.read_bytes()
+    else:
+        written = "text,n\r\na,1\r\n" if suffix.startswith(".csv") else json.dumps(ROWS)
+        written = "\n".join(map(json.dumps, ROWS)) if suffix.startswith(".jsonl") else written
+        content = PACK[suffix[suffix.rindex(".") :]](written.encode()) if suffix.count(".") == 2 else written.encode()
+    for place, change in changes:
+        content = content[:place] + change + content[place + len(change) :]
+    path.write_bytes(content[: len(content) - cut] if cut < 100 else content)
+    said: list[str] = []
+    try:
+        said += [str(item) for item in read_records(path) if isinstance(item, BadRecord)]
+    except DataError as error:
+        said.append(str(error))
+    assert not any("\n" in line for line in said)
