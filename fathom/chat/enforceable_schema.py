@@ -98,7 +98,7 @@ _NARROWER_PATTERNS: Mapping[str, str] = {  # zod's, which look around
 }
 _LOOKS_AROUND = re.compile(r"\(\?<?[=!]")
 _NOT_ONLY = re.compile(r"\^\(\?!\^?(\[[^\]]+\])\*\$\)(.*)", re.DOTALL)
-_DIGITS = re.compile(r"\(\?=\[\\d\.\]\{1,(\d+)\}0\*\$\)(?=\\d\{0,(\d+)\}\\\.\\d\{0,(\d+)\}0\*)")
+_DIGITS = re.compile(r"\(\?=\[\\d\.\]\{1,(\d{1,6})\}0\*\$\)(?=\\d\{0,(\d{1,6})\}\\\.\\d\{0,(\d{1,6})\}0\*)")
 
 
 def enforceable(schema: Mapping[str, Any], where: str = "json_schema", *, lenient: bool = False) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class _Reducer:
         if "patternProperties" in reduced:
             reduced.setdefault("additionalProperties", False)  # other names are allowed, but never meant
         if isinstance(reduced.get("oneOf"), list) and self._exclusive(reduced["oneOf"]):
-            reduced["allOf"] = [*reduced.get("allOf", ()), {"anyOf": reduced.pop("oneOf")}]
+            _also(reduced, {"anyOf": reduced.pop("oneOf")})
         if isinstance(reduced.get("format"), str):
             self._rewrite_format(reduced)
         if isinstance(reduced.get("pattern"), str):
@@ -220,8 +220,8 @@ class _Reducer:
             del reduced["pattern"]
             return
         reduced["pattern"] = patterns[0]
-        if len(patterns) > 1:
-            reduced["allOf"] = [*reduced.get("allOf", ()), *({"pattern": pattern} for pattern in patterns[1:])]
+        for pattern in patterns[1:]:
+            _also(reduced, {"pattern": pattern})
 
     def _check_spelling(self, keyword: str, at: str) -> None:
         if keyword.startswith("x-") or len(keyword) > _LONGEST_KEYWORD + 2 or self._spellings == 0:
@@ -237,6 +237,13 @@ class _Reducer:
             raise DataError(f"{self._where}{at}: {problem}; {remedy}")
 
 
+def _also(reduced: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Add a schema that must hold too; a malformed allOf is left to the grammar library."""
+    given = reduced.setdefault("allOf", [])
+    if isinstance(given, list):
+        given.append(schema)
+
+
 def _disjoint(one: Any, other: Any) -> bool:
     """Whether two schemas without references can be seen to share no value."""
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
@@ -246,11 +253,17 @@ def _disjoint(one: Any, other: Any) -> bool:
     types, other_types = _types(one), _types(other)
     if types and other_types and not types & other_types:
         return True
-    properties, others_ = one.get("properties"), other.get("properties")
-    if types != {"object"} or other_types != {"object"} or not properties or not others_:
+    if types != {"object"} or other_types != {"object"}:
         return False
-    shared = set(one.get("required", ())) & set(other.get("required", ())) & properties.keys() & others_.keys()
-    return any(_disjoint(properties[name], others_[name]) for name in shared)
+    mine, theirs = _required_properties(one), _required_properties(other)
+    return any(_disjoint(mine[name], theirs[name]) for name in mine.keys() & theirs.keys())
+
+
+def _required_properties(schema: Mapping[str, Any]) -> dict[str, Any]:
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, Mapping) or not isinstance(required, list):
+        return {}
+    return {name: properties[name] for name in required if isinstance(name, str) and name in properties}
 
 
 def _options(schema: Mapping[str, Any]) -> set[str] | None:
@@ -261,8 +274,9 @@ def _options(schema: Mapping[str, Any]) -> set[str] | None:
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    given = schema.get("type", ())
-    types = {given} if isinstance(given, str) else set(given)
+    given = schema.get("type")
+    listed = given if isinstance(given, list) else [given]
+    types = {each for each in listed if isinstance(each, str)}
     return types | {"integer"} if "number" in types else types
 
 
@@ -274,10 +288,11 @@ def _names_pattern(names: Any) -> str | None:
     listed = names.get("enum", [names["const"]] if "const" in names else None)
     if isinstance(listed, list) and constraints <= {"enum", "const"} and all(isinstance(each, str) for each in listed):
         return f"^({'|'.join(re.escape(each) for each in listed)})$"
-    if constraints == {"pattern"}:
-        return str(names["pattern"])
-    if constraints and constraints <= {"minLength", "maxLength"}:
-        return f"^[^\\n]{{{names.get('minLength', 0)},{names.get('maxLength', '')}}}$"
+    if constraints == {"pattern"} and isinstance(names["pattern"], str):
+        return names["pattern"]
+    least, most = names.get("minLength", 0), names.get("maxLength", "")
+    if constraints and constraints <= {"minLength", "maxLength"} and isinstance(least, int):
+        return f"^[^\\n]{{{least},{most}}}$"
     if names.get("format") == "date" and constraints == {"format"}:
         return _FORMAT_PATTERNS["date"]
     if names.get("format") == "uuid" and constraints == {"format"}:

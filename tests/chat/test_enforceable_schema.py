@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import enum
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
 
+from fathom.chat import enforceable_schema
 from fathom.chat.enforceable_schema import enforceable
 from fathom.chat.grammar import GrammarCompiler, GrammarConstraint
 from fathom.errors import DataError
@@ -191,3 +193,25 @@ def test_a_nullable_schema_allows_null(compiler: GrammarCompiler, tokenizer: Tok
 def test_refusing_takes_little_however_many_keywords_there_are() -> None:
     schema = {f"unheard{index}": {"type": "string"} for index in range(5000)}
     assert enforceable(schema) == {}
+
+
+WORDS = [*sorted(enforceable_schema._KEYWORDS), "nullable", "requird", "discriminator", "a"]
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 3), st.floats(allow_nan=False), st.sampled_from([*WORDS, *DECIMALS]),
+        st.sampled_from(["object", "string", "array", "integer", "#/$defs/a", "#", "date", "uuid", "^a$"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(schema=st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=5), lenient=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_a_schema_or_a_fault_of_data(
+    compiler: GrammarCompiler, schema: dict[str, Any], lenient: bool
+) -> None:
+    with contextlib.suppress(DataError):
+        enforceable(schema, lenient=lenient)
+    with contextlib.suppress(DataError):
+        compiler.json_schema(schema)

@@ -68,7 +68,7 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
         raise refuse("modalities", f"{str(body.modalities)[:60]} has more than text", "ask for ['text']")
     if body.add_generation_prompt and body.continues:
         raise refuse("add_generation_prompt", "comes with continue_final_message or prefix", "give one of the two")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
     messages = to_template_messages(body.messages, service.settings)

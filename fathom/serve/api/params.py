@@ -11,6 +11,7 @@ from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.settings import Limits
 from fathom.spec.sampling import SamplingParams
 
+_LEAST_TOP_P = 1e-6
 DEFAULT_TEXT_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for /v1/completions."""
 
@@ -38,8 +39,6 @@ def check_limits(
             raise refuse(f"stop[{index}]", f"has {len(stop)} characters", f"give 1 to {limits.stop_chars}")
     if body.logit_bias and len(body.logit_bias) > limits.logit_bias:
         raise refuse("logit_bias", f"{len(body.logit_bias)} entries exceed {limits.logit_bias}", "give fewer")
-    if body.stream_options is not None and not body.stream:
-        raise refuse("stream_options", "is given without stream", "leave it out or set stream to true")
 
 
 def at_most(field: str, value: int, most: int) -> None:
@@ -92,7 +91,6 @@ def sampling_params(
         name: value
         for name in (
             "temperature",
-            "top_p",
             "min_p",
             "min_tokens",
             "presence_penalty",
@@ -101,6 +99,8 @@ def sampling_params(
         )
         if (value := getattr(body, name)) is not None
     }
+    if body.top_p is not None:
+        given["top_p"] = max(body.top_p, _LEAST_TOP_P)
     return SamplingParams(
         **given,
         max_tokens=max_tokens,

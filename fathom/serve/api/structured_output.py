@@ -23,17 +23,23 @@ def structured_output_options(
     given = [*_response_format(response_format), *_guided(body), *_structured(body.structured_outputs)]
     if len(given) > 1:
         raise refuse(given[1][0], f"comes with {given[0][0]}", "give one of the two")
-    for where, options in given:
-        for value in options.values():
-            size = len(value if isinstance(value, str) else json.dumps(value))
-            if size > limits.schema_bytes:
-                raise refuse(where, f"its {size} characters exceed {limits.schema_bytes}", "shorten it")
-        return options
-    return {}
+    return {} if not given else _read(*given[0], limits)
 
 
-Given = Iterator[tuple[str, dict[str, Any]]]
-"""The field of a format, and the option of ``TextOptions`` that it sets."""
+Given = Iterator[tuple[str, str, Any]]
+"""The field of a format, the option of ``TextOptions`` that it sets, and the value as it was given."""
+
+
+def _read(where: str, option: str, value: Any, limits: Limits) -> dict[str, Any]:
+    """Return the option with its value; its size is checked before it is read."""
+    size = len(value if isinstance(value, str) else json.dumps(value))
+    if size > limits.schema_bytes:
+        raise refuse(where, f"its {size} characters exceed {limits.schema_bytes}", "shorten it")
+    if option == "schema":
+        return {"schema": _schema(value, where)}
+    if option == "choice":
+        return {"grammar": _choice(value, where)}
+    return {option: _lark(value, where) if option == "grammar" else value}
 
 
 def _response_format(form: ResponseFormat | None) -> Given:
@@ -42,15 +48,15 @@ def _response_format(form: ResponseFormat | None) -> Given:
     if form.type == "regex":
         if form.pattern is None:
             raise refuse("response_format.pattern", "is missing", "give the pattern to match")
-        yield "response_format.pattern", {"regex": form.pattern}
+        yield "response_format.pattern", "regex", form.pattern
         return
     wrapped = None if form.json_schema is None else form.json_schema.schema_
     if wrapped is not None:
-        yield "response_format.json_schema.schema", {"schema": wrapped}
+        yield "response_format.json_schema.schema", "schema", wrapped
     elif form.schema_ is not None:
-        yield "response_format.schema", {"schema": form.schema_}
+        yield "response_format.schema", "schema", form.schema_
     elif form.type == "json_object":
-        yield "response_format", {"json_object": True}
+        yield "response_format", "json_object", True
     else:
         raise refuse("response_format.json_schema.schema", "is missing", "give a JSON schema")
 
@@ -59,19 +65,19 @@ def _guided(body: SamplingRequest) -> Given:
     """Yield vLLM's former names, llama.cpp's, SGLang's and Ollama's."""
     for field in ("guided_regex", "regex"):
         if (pattern := getattr(body, field)) is not None:
-            yield field, {"regex": pattern}
+            yield field, "regex", pattern
     for field in ("guided_json", "json_schema"):
         if (schema := getattr(body, field)) is not None:
-            yield field, {"schema": _schema(schema, field)}
+            yield field, "schema", schema
     for field in ("guided_grammar", "grammar", "ebnf"):
         if grammar := getattr(body, field):
-            yield field, {"grammar": _lark(grammar, field)}
+            yield field, "grammar", grammar
     if body.guided_choice is not None:
-        yield "guided_choice", {"grammar": _choice(body.guided_choice, "guided_choice")}
+        yield "guided_choice", "choice", body.guided_choice
     if body.format == "json":
-        yield "format", {"json_object": True}
+        yield "format", "json_object", True
     elif body.format:
-        yield "format", {"schema": _schema(body.format, "format")}
+        yield "format", "schema", body.format
 
 
 def _structured(form: StructuredOutputs | None) -> Given:
@@ -81,15 +87,15 @@ def _structured(form: StructuredOutputs | None) -> Given:
     if form.structural_tag is not None:
         raise refuse(f"{where}.structural_tag", "cannot be followed by this server", "give json, regex or grammar")
     if form.json_ is not None:
-        yield f"{where}.json", {"schema": _schema(form.json_, f"{where}.json")}
+        yield f"{where}.json", "schema", form.json_
     if form.regex is not None:
-        yield f"{where}.regex", {"regex": form.regex}
+        yield f"{where}.regex", "regex", form.regex
     if form.choice is not None:
-        yield f"{where}.choice", {"grammar": _choice(form.choice, f"{where}.choice")}
+        yield f"{where}.choice", "choice", form.choice
     if form.grammar is not None:
-        yield f"{where}.grammar", {"grammar": _lark(form.grammar, f"{where}.grammar")}
+        yield f"{where}.grammar", "grammar", form.grammar
     if form.json_object:
-        yield f"{where}.json_object", {"json_object": True}
+        yield f"{where}.json_object", "json_object", True
 
 
 def _schema(given: str | dict[str, Any], where: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class SamplingFields(RequestModel):
     """Sampling parameters, under their own names and those that other servers give them (``schemas.aliases``)."""
 
     temperature: float | None = Field(None, ge=0, le=100, description="Default 1; 0 is greedy decoding.")
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 leaves the most likely token.")
     top_k: Annotated[
         int | None,
         Field(ge=-1, le=MAX_TOKENS, description="Sample from the k most likely tokens; 0 or -1: from all."),
@@ -151,6 +151,8 @@ class SamplingRequest(SamplingFields):
     def resolved(self, ignored: IgnoredFields) -> Self:
         """Return this with the values of other names, and those within ``options``, under the fields' own."""
         own = super().resolved(ignored)
+        if own.stream_options is not None and not own.stream:
+            ignored.add("stream_options", note="the response is no stream")
         if own.options is None:
             return own
         own = own.model_copy(update={"options": own.options.resolved(ignored)})

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
 
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.errors import ApiError
 from fathom.serve.http.request_body import parse_body
-from fathom.serve.schemas.chat import ChatCompletionRequest
+from fathom.serve.schemas.chat import ChatCompletionRequest, Function, JsonSchema, Message, Part, ResponseFormat
 from fathom.serve.settings import Limits
 from tests.serve.serving import NAME, Running
 
+SCHEMAS = (ChatCompletionRequest, Message, Part, JsonSchema, ResponseFormat, Function)
+KNOWN = {"id", "function", "schema", "include_usage"}.union(*(model.model_fields for model in SCHEMAS))
 HELLO: dict[str, Any] = {"role": "user", "content": "The river"}
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -99,6 +104,7 @@ def test_fields_of_other_names_are_honoured(given: dict[str, Any], field: str, v
         ),
         ({"max_tokens": 5, "num_predict": 5}, "max_tokens", 5, ""),
         ({"options": {"num_ctx": 8192, "mirostat": 1}}, "max_tokens", None, "options.num_ctx, options.mirostat"),
+        ({"stream_options": {"include_usage": True}}, "stream", None, "stream_options (the response is no stream)"),
     ],
 )
 def test_a_fields_own_name_wins_and_the_other_is_named(
@@ -146,6 +152,8 @@ def test_every_form_of_structured_output_means_the_same(given: dict[str, Any], o
         ({"guided_regex": "a", "guided_json": SCHEMA}, "guided_json: comes with guided_regex; give one of the two"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag: cannot be followed"),
         ({"grammar": "root ::= ((("}, "grammar: cannot be read"),
+        ({"grammar": "root ::= " + '"a" ' * 30_000}, "grammar: its 120009 characters exceed 65536; shorten it"),
+        ({"guided_json": "[" * 70_000}, "guided_json: its 70000 characters exceed 65536; shorten it"),
     ],
 )
 def test_formats_that_cannot_be_followed_are_refused(given: dict[str, Any], words: str) -> None:
@@ -322,3 +330,49 @@ def test_an_assistants_beginning_is_continued(server: Running, given: dict[str, 
 )
 def test_what_cannot_be_continued_is_refused(server: Running, given: dict[str, Any], words: str) -> None:
     assert words in refused(server, **given)
+
+
+def test_the_least_top_p_is_the_most_likely_token(server: Running) -> None:
+    texts = {str(ask(server, seed=seed, **nucleus)["choices"][0]["message"]["content"])
+             for seed, nucleus in ((1, {"top_p": 0}), (2, {"top_p": 0}), (3, {"temperature": 0}))}  # fmt: skip
+    assert len(texts) == 1
+
+
+names = st.text(min_size=1, max_size=12).filter(lambda name: name not in KNOWN)
+values = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+PLAIN: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "response_format": {"type": "json_schema", "json_schema": {"schema": {}}},
+}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a request that have a schema of ours."""
+    found = [value] if isinstance(value, dict) else []
+    inner = [each for name, each in value.items() if name != "schema"] if isinstance(value, dict) else value
+    return found + [each for item in inner if isinstance(item, dict | list) for each in objects(item)]
+
+
+@given(extras=st.lists(st.tuples(st.integers(0, 20), names, values), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_unknown_fields_anywhere_change_nothing_and_are_counted(extras: list[tuple[int, str, Any]]) -> None:
+    body = copy.deepcopy(PLAIN)
+    places = objects(body)
+    for place, name, value in extras:
+        places[place % len(places)][name] = value
+    expected, none = parse_body(json.dumps(PLAIN).encode(), ChatCompletionRequest)
+    found, ignored = parse_body(json.dumps(body).encode(), ChatCompletionRequest)
+    assert found == expected
+    assert not len(none)
+    assert len(ignored) == len({(place % len(places), name) for place, name, _ in extras})
+    assert ignored.text.isascii()
