@@ -129,7 +129,10 @@ class _Vocabulary:
         prefix = "tokenizer.chat_template"
         keys = {key: key.removeprefix(f"{prefix}.") for key in self._metadata if key.startswith(f"{prefix}.")}
         found = {name: self._metadata[key] for key, name in ({prefix: DEFAULT} | keys).items() if key in self._metadata}
-        return {name: text for name, text in found.items() if isinstance(text, str)}
+        for name, text in found.items():
+            if not isinstance(text, str):
+                raise CheckpointError(f"{prefix}: the template {name} is {type(text).__name__}, not text; {_REMEDY}")
+        return found
 
     def byte_level(self) -> dict[str, Any]:
         """Return a tokenizer.json over bytes."""

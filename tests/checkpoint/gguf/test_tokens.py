@@ -205,6 +205,11 @@ def test_deepseek_llms_published_split_is_recognised_with_its_single_digits() ->
     )
 
 
+def test_a_chat_template_that_is_no_text_is_refused() -> None:
+    with pytest.raises(FathomError, match="the template default is int, not text; convert the model again"):
+        made(byte_level_metadata(chat_template=5))
+
+
 def test_special_tokens_and_ids_are_those_of_the_metadata() -> None:
     metadata = byte_level_metadata(
         **{"chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "ggml.add_bos_token": True}
