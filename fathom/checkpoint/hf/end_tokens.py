@@ -46,6 +46,7 @@ def end_tokens(
 def _ids(path: Path, value: Any) -> frozenset[int]:
     """Return the tokens of a field: one, a list, or none; -1 means none."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
+    listed = [int(token) if isinstance(token, float) and token.is_integer() else token for token in listed]
     if any(not isinstance(token, int) for token in listed):
         raise CheckpointError(f"{path}: {_FIELD} is {value!r:.60}; give a token id or a list of them")
     return frozenset(token for token in listed if type(token) is int and token >= 0)

@@ -79,10 +79,12 @@ class Fields:
         return self.integer(name, default)
 
     def token_id(self, name: str, default: int | None = None) -> int | None:
-        """Return a token id; of a list, the first (the list itself is carried)."""
+        """Return a token id; of a list, the first, and None of an empty one (the list itself is carried)."""
         value = self.raw(name, default)
-        if isinstance(value, list) and value:
-            value = value[0]
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise SpecError(name, f"expected a token id, got {value!r}", "give a whole number")
         return value

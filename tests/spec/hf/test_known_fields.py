@@ -157,10 +157,17 @@ def test_a_field_under_another_name_is_read_and_kept_until_it_changes(name: str)
 
 
 def test_whole_numbers_may_be_written_as_fractions_and_both_ropes_may_stand_side_by_side() -> None:
-    config = small("llama", hidden_size=32.0, rope_theta=10000, rope_scaling={"type": "linear", "factor": 4})
+    config = small(
+        "llama",
+        hidden_size=32.0,
+        eos_token_id=2.0,
+        pad_token_id=[],
+        rope_theta=10000,
+        rope_scaling={"type": "linear", "factor": 4},
+    )
     config["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     read = spec_from_hf(config)
-    assert read.spec.hidden_size == 32
+    assert (read.spec.hidden_size, read.spec.eos_token_id, read.spec.pad_token_id) == (32, 2, None)
     assert read.spec.rope == spec_from_hf(config | {"rope_scaling": None}).spec.rope
     assert spec_to_hf(read.spec, read.carried) == config
     changed = spec_to_hf(
