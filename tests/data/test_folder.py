@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from fathom.data.folder import FolderReading
 from fathom.errors import DataError
@@ -123,7 +125,6 @@ def test_a_truncated_download_gives_what_is_before_the_cut(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("column", ["text", "content", "raw_content", "document"])
 def test_a_data_sets_clone_is_read_and_its_card_left_out(column: str, tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     clone = tmp_path / "tiny"
     (clone / ".git").mkdir(parents=True)
     (clone / "data").mkdir()
@@ -169,7 +170,6 @@ def test_a_cache_of_the_hub_is_read_by_its_links(tmp_path: Path) -> None:
 
 
 def test_data_without_a_column_of_text_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"prompt": ["q"], "n": [1]}), tmp_path / "a.parquet")
     (tmp_path / "notes.md").write_text("a note")
     with pytest.raises(DataError, match=r"a\.parquet: no column of text .* among 'prompt', 'n'; .* --text-column"):
