@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.data.conversations.turns import Dialogue, read_dialogue, read_tools, text_turn, with_system
+from fathom.data.conversations.dialogue import Dialogue, read_dialogue, read_tools, text_turn, with_system
 from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.row_report import UnusableRow
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from fathom.data.conversations.dialogue import Dialogue, Message, read_dialogue, text_turn, with_system
 from fathom.data.conversations.forms import alpaca_prompt
-from fathom.data.conversations.turns import Dialogue, Message, read_dialogue, text_turn, with_system
 from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.row_report import UnusableRow
 
