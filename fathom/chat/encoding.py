@@ -229,4 +229,6 @@ def _with_images(
         raise DataError(
             f"messages: hold {images} images, but the chat template places {placed}; use a vision model's own template"
         )
+    if not images:
+        return ids
     return [token for id_ in ids for token in [id_] * (tokens_per_image if id_ == image_token_id else 1)]

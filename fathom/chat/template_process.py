@@ -25,7 +25,7 @@ from fathom.chat.template_worker import READY
 from fathom.errors import DataError, ResourceError
 from fathom.files import sha256
 
-MEMORY_MIB = 768
+MEMORY_MIB = 512
 SECONDS = 0.4
 SECONDS_PER_MIB = 0.25
 """Processor time of a rendering: so much, and more for long conversations."""
