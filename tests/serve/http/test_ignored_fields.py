@@ -30,6 +30,7 @@ def test_unknown_fields_are_named_at_every_level() -> None:
     body = {
         "messages": [HELLO | {"id": "m1"}, {"role": "user", "content": [part]}],
         "tools": [tool],
+        "stream": True,
         "stream_options": {"chunk_size": 3},
         "made_up": [1, {"a": 2}],
     }
