@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fathom.chat.continuation import continued_text, cut_at_mark, with_mark, with_reasoning_as_content
-from fathom.chat.parts import as_template_message, checked_message, convert_arguments, joined_parts, text_length
+from fathom.chat.parts import (
+    arguments_as_json,
+    arguments_as_mapping,
+    as_template_message,
+    checked_message,
+    convert_arguments,
+    joined_parts,
+    text_length,
+)
 from fathom.chat.special_tokens import GUARDS, Change, check_nesting, map_strings, strings
 from fathom.chat.template_probe import read_calls, reads_parts
 from fathom.chat.template_process import PROCESS, Mark, Rendering
@@ -58,8 +66,7 @@ class Conversation:
             raise DataError(f"messages: contents exceed {max_chars} characters; shorten or drop some")
         check_nesting((checked, dict(variables)))
         if any(message.get("tool_calls") for message in checked):
-            reads = read_calls(template)
-            checked = [convert_arguments(message, text=reads.text, mapping=reads.mapping) for message in checked]
+            checked = _with_arguments(template, checked)
         return cls(template, tuple(checked), variables, tokens, image_token, max_chars)
 
     def render(self, changes: Sequence[Change | None], mark: Mark | None = None) -> list[Rendering]:
@@ -150,6 +157,19 @@ class Conversation:
         if reads_parts(self.template, original["role"]):
             return message
         return message | {"content": joined_parts(message["content"], image_token)}
+
+
+def _with_arguments(template: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose calls have their arguments as a mapping, or as text where the template needs that.
+
+    A template that writes the same for both gets them as given: a model's own spelling of JSON stays.
+    """
+    reads = read_calls(template)
+    if reads.prefers_mapping or (reads.mapping and not reads.text):
+        return [convert_arguments(message, arguments_as_mapping) for message in messages]
+    if reads.text and not reads.mapping:
+        return [convert_arguments(message, arguments_as_json) for message in messages]
+    return messages
 
 
 def _cut(rendering: Rendering, mark: str) -> Rendering:

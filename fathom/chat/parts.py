@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fathom.errors import DataError
 
+Arguments = str | Mapping[str, Any]
+"""Arguments of a tool call: JSON text, as OpenAI's API has them, or a mapping, as transformers' templates read them."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning; templates read the first or the second."""
 
@@ -67,31 +69,30 @@ def as_template_message(message: Mapping[str, Any], *, keep_none: bool = False) 
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
-def convert_arguments(message: dict[str, Any], *, text: bool, mapping: bool) -> dict[str, Any]:
-    """Convert the arguments of a message's calls where the template cannot read the form they have.
-
-    ``text`` and ``mapping`` say which forms it reads; JSON text that is no object stays as it is.
-    """
+def convert_arguments(message: dict[str, Any], convert: Callable[[Arguments], Any]) -> dict[str, Any]:
+    """Return a message with the arguments of its calls converted."""
     calls = message.get("tool_calls")
-    if message["role"] != "assistant" or not calls or text == mapping:
+    if message["role"] != "assistant" or not calls:
         return message
-    convert = _as_mapping if mapping else _as_json
     converted = [
         call | {"function": {**call["function"], "arguments": convert(call["function"]["arguments"])}} for call in calls
     ]
     return message | {"tool_calls": converted}
 
 
-def _as_mapping(arguments: str | Mapping[str, Any]) -> Any:
+def arguments_as_mapping(arguments: Arguments) -> Any:
+    """Return arguments as a mapping, an empty one for no text; JSON text that is no object stays as it is."""
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments)
+        value = json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
         return arguments  # a model may have written broken JSON, which is passed on unchanged
+    return value if isinstance(value, dict) else arguments
 
 
-def _as_json(arguments: str | Mapping[str, Any]) -> str:
+def arguments_as_json(arguments: Arguments) -> str:
+    """Return arguments as JSON text."""
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 

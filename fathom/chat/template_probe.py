@@ -42,11 +42,13 @@ class ReadCalls:
     """How a template reads tool calls: ``shown`` says whether it writes them at all.
 
     ``text``: it writes arguments that are JSON text as they are. ``mapping``: it takes arguments that are a mapping; it
-    does not where it refuses them and writes text, e.g. joins them with ``+``.
+    does not where it refuses them and writes text, e.g. joins them with ``+``. ``prefers_mapping``: it takes both, and
+    writes a mapping in a format of its own, which is not the JSON text and not Python's ``repr``.
     """
 
     text: bool
     mapping: bool
+    prefers_mapping: bool
     shown: bool
 
 
@@ -76,7 +78,7 @@ def read_calls(template: str) -> ReadCalls:
     """Find out how a template reads tool calls; ``DataError`` as ``reads_parts``."""
     arguments = {_KEY: _VALUE}
     spelled = json.dumps(arguments)
-    text_read = mapping_read = refused = shown = False
+    text_read = mapping_read = refused = shown = preferred = False
     contents: list[dict[str, str | None]] = [{}, {"content": ""}, {"content": None}]
     for after, content, tools in itertools.product(((), (_RESULT,)), contents, (None, _TOOLS)):
         as_text, as_mapping = _render(
@@ -87,8 +89,9 @@ def read_calls(template: str) -> ReadCalls:
         refused |= text_read and as_mapping is None
         shown |= any(text is not None and _TOOL in text and _VALUE in text for text in (as_text, as_mapping))
         if text_read or mapping_read:
+            preferred = mapping_read and as_text != as_mapping and str(arguments) not in str(as_mapping)
             break
-    return ReadCalls(text_read, mapping_read or not refused, shown)
+    return ReadCalls(text_read, mapping_read or not refused, preferred, shown)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -50,6 +50,8 @@ def _print(found: list[Finding], broken: int) -> None:
             section = finding.section
         typer.echo(f"{_MARKS[finding.status]} {finding.name:<{width}}  {finding.value}")
         if finding.remedy:
-            typer.echo(f"  {'':<{width}}  {'mend it' if finding.status == 'broken' else 'it brings'}: {finding.remedy}")
+            typer.echo(
+                f"  {'':<{width}}  {'to repair' if finding.status == 'broken' else 'it brings'}: {finding.remedy}"
+            )
     missing = sum(finding.status == "missing" for finding in found)
     typer.echo(f"\n{broken} broken (!), {missing} missing (-)")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from fathom.chat import encode_chat
+from fathom.chat import encode_chat, render
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer, special
 
@@ -77,3 +78,29 @@ def test_images_without_an_image_token_are_refused(seeing: Tokenizer) -> None:
         encode_chat(seeing, SEEN, "{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(DataError, match="hold 3 images, but the chat template places 0"):
         encode_chat(seeing, SEEN, "{% for m in messages %}{{ m['content'][0]['type'] }}{% endfor %}", image_token_id=3)
+
+
+CALLS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set given = c.function.arguments %}{{ BODY }}{% endfor %}"
+    "{{ m.content or '' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "shown"),
+    [
+        ("c.function.name ~ (given|tojson)", '{"a":1}', '{"a": 1}'),  # tojson would quote text
+        ("c.function.name ~ (given is mapping)", '{"a":1}', "True"),
+        ("c.function.name ~ (given.items()|list)", '{"a":1}', "[('a', 1)]"),
+        ("c.function.name ~ (given.items()|list)", "", "[]"),
+        ("c.function.name + given", '{"a":1}', '{"a":1}'),
+        ("c.function.name + given", {"a": "ü"}, '{"a": "ü"}'),
+        ("c.function.name ~ given", '{"a":1}', '{"a":1}'),  # its mapping would be Python's repr
+        ("c.function.name ~ (given if given is string else given|tojson)", '{"a":1}', '{"a":1}'),
+    ],
+)
+def test_arguments_are_a_mapping_unless_the_template_needs_or_copies_text(body: str, given: Any, shown: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": given}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    template = CALLS.replace("BODY", body)
+    assert render(messages, template) == f"xf{shown}"

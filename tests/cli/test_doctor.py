@@ -66,7 +66,7 @@ def test_the_verb_prints_every_section_and_ends_with_1_where_something_is_broken
     found = call("doctor")
     assert found.code == 1
     assert "not importable (ImportError: gone)" in found.out
-    assert "mend it: pip install --force-reinstall 'fastapi" in found.out
+    assert "to repair: pip install --force-reinstall 'fastapi" in found.out
 
 
 def test_every_extra_says_what_it_brings() -> None:

@@ -10,7 +10,8 @@ Status = Literal["ok", "missing", "broken"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found; ``remedy`` says what a missing piece would bring and how to get it, or how to mend a broken one.
+    """What was found; ``remedy`` says what a missing piece would bring and how to get it, or how to repair
+    a broken one.
 
     Only broken ones are faults: ``fathom doctor`` then ends with 1.
     """
