@@ -81,8 +81,8 @@ def test_images_without_an_image_token_are_refused(seeing: Tokenizer) -> None:
 
 
 CALLS = (
-    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set given = c.function.arguments %}{{ BODY }}{% endfor %}"
-    "{{ m.content or '' }}{% endfor %}"
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set given = c.function.arguments %}"
+    "{{ BODY }}{% endfor %}{{ m.content or '' }}{% endfor %}"
 )
 
 
