@@ -27,6 +27,8 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
     500: "api_error",
     503: "overloaded_error",
 }
+_ANTHROPIC_CODES = frozenset({"thread_not_found"})
+"""Codes that Anthropic's clients read in an error's details: on this one they send the whole conversation."""
 
 
 class ApiError(FathomError):
@@ -69,7 +71,10 @@ def error_body(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
     if not path.startswith(ANTHROPIC_PREFIX):
         return error.body
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    found: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.code in _ANTHROPIC_CODES:
+        found["details"] = {"error_code": error.code}
+    return {"type": "error", "error": found, "request_id": request_id}
 
 
 class ClientDisconnected(Exception):

@@ -143,6 +143,14 @@ def _count(server: Running) -> Outcome:
     return Outcome("works", f"input_tokens: {counted}")
 
 
+def _tool_runner(server: Running) -> Outcome:
+    tool = anthropic.beta_tool(lambda city: "sunny", name="weather", description="-", input_schema=WEATHER)
+    fields: Any = {"model": NAME, "messages": HELLO, "max_tokens": 60, "tool_choice": {"type": "any"}}
+    with server.anthropic() as client:
+        runner = client.beta.messages.tool_runner(tools=[tool], max_iterations=2, **fields)
+        return Outcome("works", "stop reasons: " + ", ".join(str(message.stop_reason) for message in runner))
+
+
 def _error_form(server: Running) -> Outcome:
     with server.http() as http:
         answer = http.post("/v1/messages", json={"model": "claude-opus-5", "max_tokens": 1, "messages": HELLO})
@@ -235,6 +243,18 @@ CASES: tuple[Case, ...] = (
         zh="在 Anthropic 服务器上运行的工具",
         expected="ignored",
         run=_messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]),
+    ),
+    Case(
+        what="the anthropic client's tool_runner, which continues a thread",
+        zh="anthropic 客户端的 tool_runner（以 thread 继续对话）",
+        expected="works",
+        run=_served(_tool_runner),
+    ),
+    Case(
+        what="a thread continued without its earlier messages, Messages",
+        zh="Messages：继续 thread 而不附先前的消息",
+        expected="refused",
+        run=_messages(extra_body={"thread": {"type": "continue", "previous_message_id": "msg_1"}}),
     ),
     Case(
         what="a PDF document block",

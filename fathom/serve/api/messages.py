@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from fathom.serve.api.chat import chat_job, prepare
 from fathom.serve.api.messages_translation import MessagesTranslation
+from fathom.serve.errors import ApiError
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
@@ -43,11 +44,24 @@ async def create_message(models: ModelPool, http: HttpRequest) -> Response:
     """Continue a conversation."""
     began = time.monotonic()
     body = await read_body(http, MessagesRequest, models.executor)
+    _refuse_continued_thread(body)
     service = await models.acquire(http, body.model)
     request_id, notices = str(http.state.request_id), notices_of(http)
     return await service.respond(
         http, lambda: _job(service, body, request_id, notices), stream=bool(body.stream), began=began
     )
+
+
+def _refuse_continued_thread(body: MessagesRequest) -> None:
+    """Refuse a request whose earlier turns, tools and system prompt are those of a thread: answering it without them
+    would be wrong. Anthropic's clients then send the whole conversation."""
+    if body.thread is not None and body.thread.type == "continue":
+        raise ApiError(
+            404,
+            "thread.previous_message_id: conversations are not kept here; send the whole conversation without thread",
+            param="thread.previous_message_id",
+            code="thread_not_found",
+        )
 
 
 async def count_tokens(models: ModelPool, http: HttpRequest) -> Response:

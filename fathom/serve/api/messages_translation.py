@@ -59,6 +59,8 @@ class MessagesTranslation:
             self._add(system, "system")
         for first, turns in _runs(body.messages):
             self._turns(first, turns)
+        if isinstance(body, MessagesRequest) and body.thread is not None:
+            self.ignored.add("thread", note="conversations are not kept here")
         sampling = _sampling(body) if isinstance(body, MessagesRequest) else {}
         self.chat = chat_request(
             messages=self._messages,

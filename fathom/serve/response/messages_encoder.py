@@ -103,7 +103,7 @@ class MessagesEncoder(ResponseEncoder):
         if part.channel == "thinking":
             shown = "" if self._omit_thinking else part.text
             return {"type": "thinking", "thinking": shown, "signature": self._signature(part)}
-        return {"type": "text", "text": part.text, "citations": None}
+        return {"type": "text", "text": part.text}
 
 
 def _empty(part: AnswerPart) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _empty(part: AnswerPart) -> dict[str, Any]:
         return {"type": "tool_use", "id": f"toolu_{part.call_id}", "name": part.call.name, "input": {}}
     if part.channel == "thinking":
         return {"type": "thinking", "thinking": "", "signature": ""}
-    return {"type": "text", "text": "", "citations": None}
+    return {"type": "text", "text": ""}
 
 
 def _stop(reason: str | None, sequence: str | None) -> dict[str, Any]:

@@ -91,6 +91,13 @@ class OutputConfig(RequestModel):
     format: OutputFormat | None = None
 
 
+class Thread(RequestModel):
+    """A conversation that the server keeps; none is kept here, so ``create`` has no effect and ``continue`` fails."""
+
+    type: Literal["create", "continue"]
+    previous_message_id: str | None = None
+
+
 class CountTokensRequest(RequestModel):
     """A conversation with its tools, as a message is created from it."""
 
@@ -112,3 +119,4 @@ class MessagesRequest(CountTokensRequest):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
     stream: bool | None = None
+    thread: Thread | None = Field(None, description="continue is refused: conversations are not kept here.")

@@ -29,7 +29,6 @@ class TextBlock(ResponseModel):
 
     type: Literal["text"]
     text: str
-    citations: None
 
 
 class ThinkingBlock(ResponseModel):

@@ -18,11 +18,8 @@ from tests.serve.serving import NAME, Running, Serve
 
 HELLO: list[Any] = [{"role": "user", "content": "The river"}]
 GREEDY = {"temperature": 0}
-WEATHER: Any = {
-    "name": "get_weather",
-    "description": "Tell the weather.",
-    "input_schema": {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]},
-}
+WEATHER_INPUT: Any = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+WEATHER: Any = {"name": "get_weather", "description": "Tell the weather.", "input_schema": WEATHER_INPUT}
 PIXEL = base64.b64encode(b"GIF89a").decode()
 
 
@@ -92,6 +89,48 @@ def test_a_forced_tool_is_called_and_its_result_sent_back(claude: anthropic.Anth
     turns = [*HELLO, first.to_param(), {"role": "user", "content": [result]}]
     second = claude.messages.create(**asked(messages=turns, tools=[WEATHER]))
     assert second.usage.output_tokens > 0
+
+
+def test_a_thread_is_continued_with_the_whole_conversation(claude: anthropic.Anthropic) -> None:
+    thread = claude.beta.messages.thread(model=NAME, max_tokens=12, extra_body=GREEDY)
+    first = thread.send(HELLO[0])
+    second = thread.send({"role": "user", "content": "And the stone?"})
+    asks: Any = {"role": "user", "content": "And the stone?"}
+    turns: Any = [*HELLO, {"role": "assistant", "content": first.content}, asks]
+    whole = claude.messages.create(**asked(messages=turns))
+    assert [block.to_dict() for block in second.content] == [block.to_dict() for block in whole.content]
+
+
+def test_a_tool_runner_sends_its_calls_and_tools_again(claude: anthropic.Anthropic) -> None:
+    ran: list[str] = []
+
+    def run_tool(city: Literal["Oslo", "Rome"]) -> str:
+        ran.append(city)
+        return "sunny"
+
+    tool = anthropic.beta_tool(run_tool, name="get_weather", description="-", input_schema=WEATHER_INPUT)
+    runner = claude.beta.messages.tool_runner(
+        model=NAME, max_tokens=60, messages=HELLO, tools=[tool], tool_choice={"type": "any"}, max_iterations=3
+    )
+    messages = list(runner)
+    assert [message.stop_reason for message in messages] == ["tool_use"] * 3
+    assert len(ran) >= 2
+    prompts = [message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) for message in messages]
+    assert prompts == sorted(set(prompts))
+
+
+def test_a_thread_that_is_continued_without_its_conversation_is_refused(server: Running) -> None:
+    body = {"model": NAME, "max_tokens": 4, "messages": HELLO}
+    with server.http() as http:
+        begun = http.post("/v1/messages", json=body | {"thread": {"type": "create"}})
+        thread = {"type": "continue", "previous_message_id": begun.json()["id"]}
+        continued = http.post("/v1/messages", json=body | {"thread": thread})
+    assert (begun.status_code, continued.status_code) == (200, 404)
+    assert begun.headers["x-fathom-ignored-fields"] == "thread (conversations are not kept here)"
+    error = continued.json()["error"]
+    assert error["type"] == "not_found_error"
+    assert error["details"] == {"error_code": "thread_not_found"}
+    assert error["message"].endswith("send the whole conversation without thread")
 
 
 def test_thinking_comes_as_a_block_and_may_be_sent_back(claude: anthropic.Anthropic) -> None:

@@ -82,7 +82,7 @@ def test_the_reason_to_stop_is_named() -> None:
     assert answered(HERMES, [])[0]["stop_reason"] == "tool_use"
     stopped, _ = answered("text more", [], stops=(" more",))
     assert (stopped["stop_reason"], stopped["stop_sequence"]) == ("stop_sequence", " more")
-    assert stopped["content"] == [{"type": "text", "text": "text", "citations": None}]
+    assert stopped["content"] == [{"type": "text", "text": "text"}]
 
 
 def test_a_single_call_ends_the_answer() -> None:
