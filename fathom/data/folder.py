@@ -19,6 +19,8 @@ from fathom.data.text_stream import read_text
 from fathom.errors import DataError, SpecError
 from fathom.spec.data import FolderSource
 
+_END_OF_TEXT = "<|endoftext|>"
+"""Between documents of one text file, as TinyStories has it; within a text it would be learned letter by letter."""
 _MAY_BE_OTHER_THINGS = (".json", ".csv", ".tsv")
 
 
@@ -95,7 +97,8 @@ class FolderReading:
             self.left_out.add(left_out.DAMAGED, problem)
         match inner_suffix(file.path):
             case ".txt":
-                yield from plain(text)
+                for document in text.split(_END_OF_TEXT):
+                    yield from plain(document)
             case suffix if suffix in CODE_SUFFIXES:
                 yield text
             case _:

@@ -13,6 +13,7 @@ from fathom.data import left_out
 from fathom.data.compressed import inner_suffix
 from fathom.data.left_out import LeftOutReport
 from fathom.data.records import holds_records
+from fathom.data.split_names import HELD_OUT_SPLITS, before_split, split_of
 from fathom.errors import DataError, explain_os_error
 
 PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc")
@@ -45,11 +46,14 @@ def is_readable(path: Path) -> bool:
     return inner_suffix(path) in (*PROSE_SUFFIXES, *CODE_SUFFIXES) or holds_records(path)
 
 
-def scan_folder(root: Path, report: LeftOutReport) -> list[FoundFile]:
+def scan_folder(root: Path, report: LeftOutReport, *, splits: bool = False) -> list[FoundFile]:
     """Return the files of a folder that can be text, in order of path; ``report`` gets all others.
 
     Symbolic links are followed, and every real file is taken once. Hidden files and folders, installed packages and,
-    beside data files, what describes them (README, LICENSE, dataset_infos.json, a loading script) are left out.
+    beside data files, what describes them (README, LICENSE, dataset_infos.json, a loading script) are left out. So are
+    data and plain text that are named as a held-out split, such as test, where others beside them are named train.
+
+    ``splits`` keeps all splits.
 
     Raises:
         DataError: a symbolic link leads back to a folder that it lies in, or to itself.
@@ -58,13 +62,26 @@ def scan_folder(root: Path, report: LeftOutReport) -> list[FoundFile]:
     walk.run(root)
     found = sorted(walk.files, key=lambda file: PurePosixPath(file.name).parts)
     cards = _Cards(root, found)
+    training = {before_split(path) for path in map(PurePosixPath, _split_files(found)) if split_of(path) == "train"}
     kept = []
     for file in found:
+        path = PurePosixPath(file.name)
         if cards.describes(file):
             report.add(left_out.DESCRIPTIONS, file.name)
+        elif not splits and split_of(path) in HELD_OUT_SPLITS and before_split(path) in training and _has_splits(file):
+            report.add(left_out.OTHER_SPLITS, file.name)
         else:
             kept.append(file)
     return kept
+
+
+def _has_splits(file: FoundFile) -> bool:
+    """Whether a file may be a split of a data set: not code or a page, which may be about tests."""
+    return holds_records(file.path) or inner_suffix(file.path) == ".txt"
+
+
+def _split_files(found: Iterable[FoundFile]) -> list[str]:
+    return [file.name for file in found if _has_splits(file)]
 
 
 @dataclass(slots=True)

@@ -173,8 +173,13 @@ def _required(kind: DataKind) -> str:
 def _conversations(path: Path, columns: Columns) -> tuple[RowReport, Sample | None]:
     report, first = RowReport(), None
     for conversation in read_conversations(path, report, columns):
+        sample = _conversation(conversation)
+        if not any(turn["in_loss"] for turn in sample["turns"]):
+            sentence = f"no turn of {LEARNED_ROLE} can be trained on; add one, or change learn"
+            report.add(RowProblem("nothing_learned", conversation.place, sentence))
+            continue
         report.used += 1
-        first = first or _conversation(conversation)
+        first = first or sample
     return report, first
 
 

@@ -23,7 +23,10 @@ CONVERSATION_FORMATS: Formats = MappingProxyType(
         "sharegpt": ("conversations", *_CONTEXT),
         "alpaca": ("instruction", "output", "input", "history", "system"),
         "prompt_completion": ("prompt", "completion", *_CONTEXT),
-        "question_answer": ("question", "answer", "system"),
+        "function_calls": ("query", "answers", "tools", "system"),
+        "message_tree": ("message_tree_id", "text"),
+        "question_answer": ("question", "context", "answer", "system"),
+        "solution": ("question", "context", "solution", "system"),
         "chosen": ("chosen", "prompt", *_CONTEXT),
     }
 )
@@ -33,6 +36,7 @@ PREFERENCE_FORMATS: Formats = MappingProxyType(
         "implicit_prompt": ("chosen", "rejected", "system"),
         "messages": ("messages", "chosen", "rejected", "system"),
         "alpaca": ("instruction", "chosen", "rejected", "input", "system"),
+        "input": ("input", "chosen", "rejected", "system"),
         "openai": ("input", "preferred_output", "non_preferred_output"),
         "ultrafeedback": ("instruction", "completions"),
         "kto": ("prompt", "completion", "label"),
@@ -40,9 +44,11 @@ PREFERENCE_FORMATS: Formats = MappingProxyType(
 )
 PROBLEM_FORMATS: Formats = MappingProxyType(
     {
-        "question_answer": ("question", "answer", "solution", "id", "language", "details", "split"),
-        "math": ("problem", "solution", "answer", "id", "language", "split"),
+        "question_answer": ("question", "answer", "context", "solution", "id", "language", "details", "split"),
+        "free_answer": ("question", "answer", "context", "id", "language", "split"),
+        "math": ("problem", "context", "solution", "answer", "id", "language", "split"),
         "prompt": ("prompt", "answer", "solution", "id", "language", "split"),
+        "messages": ("messages", "answer", "solution", "id", "language", "split"),
         "verl": ("prompt", "reward_model", "id", "split"),
     }
 )

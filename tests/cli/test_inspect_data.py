@@ -89,6 +89,22 @@ def test_a_form_that_no_step_reads_is_named(tmp_path: Path, call: Any) -> None:
     assert lines_of(done.out)["nothing learned"].startswith("1 row, first: kto.jsonl, line 2: label is false")
 
 
+def test_conversations_of_which_nothing_is_learned_are_not_counted_as_used(tmp_path: Path, call: Any) -> None:
+    row = {"messages": MESSAGES[:1], "ground_truth": "4"}
+    found = json.loads(call("inspect", write(tmp_path / "rlvr.jsonl", row), "--json").out)
+    conversations, problems = found["uses"]
+    assert conversations["used"] == 0
+    assert conversations["problems"]["nothing_learned"][0] == 1
+    assert (problems["format"], problems["used"], problems["sample"]["answer"]) == ("messages", 1, "4")
+
+
+def test_long_answers_are_offered_as_choices_rather_than_as_problems(tmp_path: Path, call: Any) -> None:
+    row = {"question": "How?", "answer": "It was signed after many months of talks. " * 8}
+    found = json.loads(call("inspect", write(tmp_path / "qa.jsonl", row), "--json").out)
+    assert not found["uses"]
+    assert [c["format"] for c in found["choices"]] == ["question_answer", "free_answer"]
+
+
 def test_a_folder_of_data_is_read_whole(tmp_path: Path, call: Any) -> None:
     (tmp_path / "clone" / "data").mkdir(parents=True)
     for name in ("a", "b"):

@@ -110,6 +110,15 @@ def _judged(folder: Path, row: Row, write: Callable[..., Path] = _jsonl) -> Outc
     return Outcome("works" if (right, wrong) == (1.0, 0.0) else "refused", f"the answer is {problem.answer}")
 
 
+def _trained_on_test(folder: Path) -> Outcome:
+    path = _jsonl(folder, [GSM8K], "test-00000-of-00001.jsonl")
+    try:
+        open_file(FileProblems(path=str(path), name="gsm8k"), folder).problems("train", 0, 1)
+    except DataError as error:
+        return _told(error, folder)
+    return Outcome("works", "trained on")
+
+
 def _inspected(folder: Path, row: Row) -> Outcome:
     found = inspect_data(_jsonl(folder, [row]))
     uses = [f"{use['kind']}: {use['format']}" for use in found["uses"]]
@@ -221,6 +230,28 @@ CASES = (
         expected="refused",
     ),
     _case(
+        "SFT: `conversation` of pairs `human`, `assistant` (Firefly)",
+        "SFT：`conversation` 为 `human`、`assistant` 成对（Firefly）",
+        partial(_learned, row={"conversation": [{"human": "2 + 3?", "assistant": "5"}], "dataset": "moss"}),
+    ),
+    _case(
+        "SFT: a query answered by calls (xLAM)",
+        "SFT：以工具调用作答的 query（xLAM）",
+        partial(_learned, row={"query": "2 + 3?", "answers": json.dumps([CALL]), "tools": json.dumps([TOOL])}),
+    ),
+    _case(
+        "SFT: trees of messages (OpenAssistant)",
+        "SFT：消息树（OpenAssistant）",
+        partial(_learned, row={"message_tree_id": "x", "prompt": {"text": "2 + 3?", "replies": []}}),
+        expected="refused",
+    ),
+    _case(
+        "SFT: an empty answer",
+        "SFT：空的回答",
+        partial(_learned, row={"messages": [USER, {**RIGHT, "content": ""}]}),
+        expected="refused",
+    ),
+    _case(
         "preferences: TRL with a prompt",
         "偏好：TRL，带 prompt",
         partial(_paired, row={"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}),
@@ -322,6 +353,28 @@ CASES = (
         "problems: TRL prompts with a `solution`",
         "题目：TRL 的 prompt 与 `solution`",
         partial(_judged, row={"prompt": [USER], "solution": "$\\boxed{5}$"}),
+    ),
+    _case(
+        "problems: messages with `ground_truth` (Tülu 3)",
+        "题目：消息与 `ground_truth`（Tülu 3）",
+        partial(_judged, row={"messages": [USER], "ground_truth": "5", "dataset": "gsm8k"}),
+    ),
+    _case(
+        "problems: a body before the question (SVAMP)",
+        "题目：题干 Body 与问题分列（SVAMP）",
+        partial(_judged, row={"Body": "Two and three.", "Question": "Sum?", "Answer": "5.0", "Type": "Addition"}),
+    ),
+    _case(
+        "problems: answers in words without a final value",
+        "题目：答案为长段文字，无最终值",
+        partial(_judged, row={"question": "How?", "answer": "We add the two numbers that were given. " * 8}),
+        expected="refused",
+    ),
+    _case(
+        "problems: a file that is named after the test split",
+        "题目：文件名为测试集（test）",
+        _trained_on_test,
+        expected="refused",
     ),
     _case(
         "problems: multiple choice with an index as its answer",

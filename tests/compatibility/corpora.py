@@ -98,6 +98,16 @@ CASES: tuple[Case, ...] = (
         _reads(_CLONE),
         source="NVIDIA-NeMo/Automodel#923",
     ),
+    _case(
+        "a test split beside the training split",
+        "训练集旁边的测试集",
+        _reads({"data/train-0.jsonl": _LINES, "data/test-0.jsonl": _LINES}),
+    ),
+    _case(
+        "`<|endoftext|>` between documents of a text file",
+        "文本文件中以 `<|endoftext|>` 分隔的文档",
+        _reads({"a.txt": "Once.\n<|endoftext|>\nTwice.\n<|endoftext|>\n"}),
+    ),
     _case("lines of JSON", "JSON Lines 文件", _reads({"a.jsonl": _LINES})),
     _case("lines of JSON, .ndjson", "后缀为 .ndjson 的 JSON Lines 文件", _reads({"a.NDJSON": _LINES})),
     _case("an array of JSON objects", "JSON 对象数组", _reads({"a.json": json.dumps(_ROWS, indent=1)})),

@@ -36,6 +36,8 @@ _ROLE_NAMES = MappingProxyType(
     }
 )
 _CALL_ROLES = ("function_call", "tool_call")
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
+"""Keys of turns that hold what the user and the assistant said: Firefly, MOSS; Capybara."""
 _LOSS_FLAGS = ("weight", "train", "train_on_turn", "loss")
 _PARTIAL_LOSS = "train_detail"
 
@@ -69,7 +71,7 @@ def text_turn(role: str, text: Any, where: str) -> Dialogue:
 def read_dialogue(value: Any, where: str, role: str | None = None) -> Dialogue:
     """Return the messages of a column: a list of turns or its JSON text, one turn, or with ``role`` a text.
 
-    A list of texts is turns of the user and the assistant.
+    Without ``role`` a list of texts is turns of the user and the assistant. So is a table of ``_PAIRS``.
 
     Raises:
         UnusableRow: there are none, a role is unknown, or a flag of the loss is no flag.
@@ -83,8 +85,9 @@ def read_dialogue(value: Any, where: str, role: str | None = None) -> Dialogue:
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         example = '{"role": "user", "content": "..."}'
         raise UnusableRow(f"has no {where}; give a list of messages such as {example}")
-    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):  # LIMA
+    if role is None and len(turns) > 1 and all(isinstance(turn, str) for turn in turns):  # LIMA
         turns = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
+    turns = [part for turn in turns for part in _of_pair(turn)]
     messages: list[Message] = []
     learn: list[bool | None] = []
     for index, turn in enumerate(turns):
@@ -120,6 +123,16 @@ def read_tools(tools: Any, functions: Any = None) -> tuple[Mapping[str, Any], ..
             bare = "function" not in tool and isinstance(tool.get("name"), str)
             found.append({"type": "function", "function": tool} if bare else tool)
     return tuple(found)
+
+
+def _of_pair(turn: Any) -> list[Any]:
+    """Return the two turns that a table such as Firefly's ``human`` and ``assistant`` holds; any other turn alone."""
+    if not isinstance(turn, Mapping) or "role" in turn or "from" in turn:
+        return [turn]
+    for names in _PAIRS:
+        if all(isinstance(turn.get(name), str) for name in names):
+            return [{"role": role, "content": turn[name]} for role, name in zip(ROLES[2:4], names, strict=True)]
+    return [turn]
 
 
 def _turn(turn: Any, where: str, before: Sequence[Message]) -> tuple[Message, bool | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from fathom.data.conversations.dialogue import Dialogue, read_dialogue, read_tools, text_turn, with_system
 from fathom.data.forms import Column, Form, Row, optional
@@ -14,6 +14,11 @@ _TOOLS = optional("tools", "tools on offer, a list or its JSON text")
 _FUNCTIONS = optional("functions", "tools on offer, OpenAI's legacy form")
 _SYSTEM = optional("system", "the system message", "system_prompt")
 _CONTEXT = (_TOOLS, _FUNCTIONS, _SYSTEM)
+_ASKED = (
+    Column("question", "the user's turn", ("problem",)),
+    optional("context", "stands before it", "body", "passage"),
+)
+_TREE = "a message is no conversation; write each path from a prompt to an answer as a row with messages"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +35,45 @@ class Conversation:
 
 
 def _conversation(dialogue: Dialogue, row: Row) -> Conversation:
-    """Return a conversation with what the context columns of its row add."""
+    """Return a conversation with what the context columns of its row add; an empty learned answer is refused."""
+    for index, (message, learned) in enumerate(zip(dialogue.messages, dialogue.learn, strict=True)):
+        if message["role"] == "assistant" and learned is not False and _is_empty(message):
+            raise UnusableRow(f"turn {index + 1}, of the assistant, is empty; fill it, or remove the row")
     whole = with_system(dialogue, row.get("system"))
     tools = read_tools(row.get("tools"), row.get("functions"))
     return Conversation(messages=whole.messages, tools=tools, learn=whole.learn)
 
 
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    said = content.strip() if isinstance(content, str) else content
+    return not any((said, message.get("tool_calls"), message.get("reasoning_content"), message.get("reasoning")))
+
+
+def _turns(name: str, row: Row, rest: Row) -> Conversation:
+    dialogue = read_dialogue(row[name], name)
+    if {"chosen", "rejected"} <= rest.keys() and dialogue.messages[-1]["role"] != "assistant":
+        raise UnusableRow(
+            f'{name}: ends before the answers chosen and rejected; set format = "chosen"', "nothing_learned"
+        )
+    return _conversation(dialogue, row)
+
+
 def _messages(row: Row, rest: Row) -> Conversation:
-    return _conversation(read_dialogue(row["messages"], "messages"), row)
+    return _turns("messages", row, rest)
 
 
 def _sharegpt(row: Row, rest: Row) -> Conversation:
-    return _conversation(read_dialogue(row["conversations"], "conversations"), row)
+    return _turns("conversations", row, rest)
+
+
+def _called(row: Row, rest: Row) -> Conversation:
+    calls = read_dialogue([{"role": "function_call", "content": row["answers"]}], "answers")
+    return _conversation(text_turn("user", row["query"], "query") + calls, row)
+
+
+def _tree(row: Row, rest: Row) -> NoReturn:
+    raise UnusableRow(_TREE)
 
 
 def alpaca_prompt(row: Row) -> Dialogue:
@@ -72,9 +104,23 @@ def _prompt_completion(row: Row, rest: Row) -> Conversation:
     return _conversation(prompt + read_dialogue(row["completion"], "completion", "assistant"), row)
 
 
+def _completes(values: Row) -> bool:
+    return isinstance(values["completion"], str | list | Mapping)
+
+
+def _asked(row: Row) -> Dialogue:
+    if row.get("context") is not None and not isinstance(row["context"], str):
+        raise UnusableRow("context: is no text; give a string")
+    texts = [row["context"], row["question"]] if str(row.get("context") or "").strip() else [row["question"]]
+    return text_turn("user", "\n".join(texts) if isinstance(texts[-1], str) else texts[-1], "question")
+
+
 def _question_answer(row: Row, rest: Row) -> Conversation:
-    asked = text_turn("user", row["question"], "question")
-    return _conversation(asked + text_turn("assistant", row["answer"], "answer"), row)
+    return _conversation(_asked(row) + text_turn("assistant", row["answer"], "answer"), row)
+
+
+def _solution(row: Row, rest: Row) -> Conversation:
+    return _conversation(_asked(row) + text_turn("assistant", row["solution"], "solution"), row)
 
 
 def _chosen(row: Row, rest: Row) -> Conversation:
@@ -96,45 +142,76 @@ CONVERSATION_FORMS: tuple[Form[Conversation], ...] = (
     Form(
         name="sharegpt",
         title="ShareGPT conversations",
-        columns=(Column("conversations", "the turns, with from and value or role and content"), *_CONTEXT),
+        columns=(
+            Column("conversations", "the turns, with from and value or role and content", ("conversation", "items")),
+            *_CONTEXT,
+        ),
         convert=_sharegpt,
     ),
     Form(
         name="alpaca",
         title="Alpaca instructions, or query and response",
         columns=(
-            Column("instruction", "the user's turn", ("query", "question")),
-            Column("output", "the assistant's turn", ("response",)),
+            Column("instruction", "the user's turn", ("query", "question", "problem")),
+            Column("output", "the assistant's turn", ("response", "generated_solution")),
             optional("input", "what the instruction is about, after it on a line of its own", "context"),
             optional("history", "earlier pairs of turns"),
             _SYSTEM,
         ),
         convert=_alpaca,
+        over=("prompt_completion",),
     ),
     Form(
         name="prompt_completion",
         title="prompt and completion",
         columns=(
-            Column("prompt", "the user's turn, or messages that are not in the loss"),
-            Column("completion", "the assistant's turn, or messages"),
+            Column("prompt", "the user's turn, or messages that are not in the loss", ("input", "inputs")),
+            Column("completion", "the assistant's turn, or messages", ("response", "output", "target", "targets")),
             *_CONTEXT,
         ),
         convert=_prompt_completion,
+        shape=_completes,
+    ),
+    Form(
+        name="function_calls",
+        title="a query and the calls that answer it (xLAM)",
+        columns=(
+            Column("query", "the user's turn"),
+            Column("answers", "the assistant's calls, a list or its JSON text"),
+            Column("tools", "tools on offer, a list or its JSON text"),
+            _SYSTEM,
+        ),
+        convert=_called,
+    ),
+    Form(
+        name="message_tree",
+        title="messages of trees (OpenAssistant)",
+        columns=(Column("message_tree_id", "the tree"), Column("text", "one message", ("prompt",))),
+        convert=_tree,
+        refusal=_TREE,
     ),
     Form(
         name="question_answer",
         title="question and answer",
-        columns=(Column("question", "the user's turn"), Column("answer", "the assistant's turn"), _SYSTEM),
+        columns=(*_ASKED, Column("answer", "the assistant's turn"), _SYSTEM),
         convert=_question_answer,
         explicit=True,
         advice='learns the answers as they stand; as problems they are a source of kind "worked"',
+    ),
+    Form(
+        name="solution",
+        title="question and worked solution",
+        columns=(*_ASKED, Column("solution", "the assistant's turn"), _SYSTEM),
+        convert=_solution,
+        explicit=True,
+        advice="learns the solutions as they stand",
     ),
     Form(
         name="chosen",
         title="the chosen answers of preferences",
         columns=(
             Column("chosen", "the answer, or the whole conversation"),
-            optional("prompt", "the user's turn, or messages that are not in the loss"),
+            optional("prompt", "the user's turn, or messages that are not in the loss", "conversations", "messages"),
             *_CONTEXT,
         ),
         convert=_chosen,

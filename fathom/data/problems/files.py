@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from fathom.data.data_files import named_split
 from fathom.data.forms import Columns, read_rows
 from fathom.data.problems.forms import PROBLEM_FORMS, ProblemRow
 from fathom.data.problems.generated import check_range
 from fathom.data.problems.split import held_out
 from fathom.data.row_report import RowProblem, RowReport, UnusableRow
+from fathom.data.split_names import HELD_OUT_SPLITS
 from fathom.errors import DataError, SpecError
 from fathom.spec.problem import FileProblems, Problem, ProblemLanguage, Split
 
-_HELD_OUT = ("held_out", "test", "validation", "valid", "val", "dev", "eval")
+_HELD_OUT = ("held_out", *HELD_OUT_SPLITS)
 _LANGUAGES: Mapping[str, ProblemLanguage] = MappingProxyType(
     {"en": "en", "eng": "en", "english": "en", "zh": "zh", "zho": "zh", "chinese": "zh", "zh-cn": "zh", "中文": "zh"}
 )
@@ -23,18 +25,22 @@ _LANGUAGES: Mapping[str, ProblemLanguage] = MappingProxyType(
 class ListedProblems:
     """A ``ProblemSet`` of listed problems, in their order; a split repeats after its last problem.
 
-    ``report`` says how many rows are used, and why others are not.
+    ``report`` says how many rows are used, and why others are not; ``named`` is the split that the files' names have.
     """
 
-    def __init__(self, name: str, splits: Mapping[Split, list[Problem]], report: RowReport) -> None:
+    def __init__(self, name: str, splits: Mapping[Split, list[Problem]], report: RowReport, named: str = "") -> None:
         self.name = name
         self.report = report
         self._splits = splits
+        self._named = named
 
     def problems(self, split: Split, start: int, count: int, *, seed: int = 0) -> list[Problem]:
         """Return problems of a split; a split without any raises ``DataError``."""
         check_range(start, count)
         problems = self._splits[split]
+        if not problems and self._named in HELD_OUT_SPLITS and split == "train":
+            remedy = 'name the file of training problems, or give rows a column split = "train"'
+            raise DataError(f"{self.name}: the name of its file says {self._named}, so all are held out; {remedy}")
         if not problems:
             raise DataError(f'{self.name}: no problem is {split}; add some with "split": "{split}"')
         return [problems[index % len(problems)] for index in range(start, start + count)]
@@ -60,9 +66,9 @@ def open_file(source: FileProblems, base: Path) -> ListedProblems:
 def read_file(source: FileProblems, base: Path) -> ListedProblems:
     """Read a file of problems, or the files of a folder, its path taken from ``base`` unless absolute.
 
-    Rows have one of ``PROBLEM_FORMS``. Without ``split`` a question's hash decides, one in ten being held out. A row
-    that cannot be used is reported, and so is one whose question is in the other split; a question repeated within its
-    split is read once.
+    Rows have one of ``PROBLEM_FORMS``. Without ``split`` the rows of a file that is named after a held-out split, such
+    as test, are held out; of others a question's hash decides, one in ten being held out. A row that cannot be used is
+    reported, and so is one whose question is in the other split; a question repeated within its split is read once.
 
     Raises:
         DataError: the file cannot be read, or its form is unknown or ambiguous.
@@ -71,11 +77,11 @@ def read_file(source: FileProblems, base: Path) -> ListedProblems:
     splits: dict[Split, list[Problem]] = {"train": [], "held_out": []}
     report = RowReport()
     seen: dict[str, tuple[Split, str]] = {}
-    several = not path.is_file()
+    several, named = not path.is_file(), named_split(path)
     for place, row in read_rows(path, PROBLEM_FORMS, report, Columns(source.format, source.fields)):
         number = place if several else place.rpartition(" ")[2]
         try:
-            problem, split = _problem(source, row, number), _split(row)
+            problem, split = _problem(source, row, number), _split(row, named)
         except (SpecError, UnusableRow) as error:
             report.add(RowProblem("malformed", place, str(error)))
             continue
@@ -87,10 +93,12 @@ def read_file(source: FileProblems, base: Path) -> ListedProblems:
         report.used += 1
         if first[1] == place:
             splits[split].append(problem)
-    return ListedProblems(source.name, splits, report)
+    return ListedProblems(source.name, splits, report, named)
 
 
-def _split(row: ProblemRow) -> Split:
+def _split(row: ProblemRow, named: str) -> Split:
+    if row.split is None and named in HELD_OUT_SPLITS:
+        return "held_out"
     if row.split is None:
         return "held_out" if held_out("problems", row.question) else "train"
     name = row.split.lower() if isinstance(row.split, str) else ""

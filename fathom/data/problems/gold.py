@@ -6,6 +6,7 @@ alone, as a text or a number.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from fathom.data.row_report import UnusableRow
 
 _MARKER = "####"
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
+_SENTENCES_CHARS = 80
+"""A line this long may be a worked solution (Orca-Math); a shorter one is an answer."""
 _CALCULATION = re.compile(r"<<[^>]*>>")
 
 
@@ -37,12 +40,24 @@ def gold_answer(value: Any, where: str) -> Gold:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
+        value = _only_listed(value)
         return marked_answer(value) or announced_answer(value) or Gold(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         raise UnusableRow(f"{where}: expected text or a number, got {value!r:.40}; give the final value")
     if isinstance(value, Decimal):
         return Gold(f"{value.normalize():f}")
     return Gold(str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else repr(value))
+
+
+def _only_listed(text: str) -> str:
+    """Return the one text of a JSON list (Skywork-OR1), or the text as it is."""
+    if not (text.startswith('["') and text.endswith('"]')):
+        return text
+    try:
+        listed = json.loads(text)
+    except ValueError:
+        return text
+    return listed[0] if len(listed) == 1 and isinstance(listed[0], str) else text
 
 
 def solved_answer(value: Any, where: str) -> Gold:
@@ -77,10 +92,12 @@ def marked_answer(text: str) -> Gold | None:
 
 
 def announced_answer(text: str) -> Gold | None:
-    """Return the value that words of a text of several lines announce, such as "The answer is 15."."""
-    if "\n" not in text.strip():
+    """Return the value that words of a text of several lines or sentences announce, such as "The answer is 15."."""
+    if "\n" not in text.strip() and len(text) < _SENTENCES_CHARS:
         return None
     announced = after_marker(concluding_line(text) or last_line(text))
+    if "\n" not in text.strip() and announced and len(announced) > _SENTENCES_CHARS:
+        return None
     return Gold(bare_text(announced), text.strip()) if announced else None
 
 

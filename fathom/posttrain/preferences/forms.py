@@ -17,8 +17,8 @@ from fathom.data.row_report import UnusableRow
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _UNPAIRED = "an answer has none to compare it with; put a good and a bad one to a prompt in a row: chosen and rejected"
 _SYSTEM = optional("system", "the system message", "system_prompt")
-_CHOSEN = Column("chosen", "the better answer: a text, a message, or the whole conversation")
-_REJECTED = Column("rejected", "the worse answer, likewise")
+_CHOSEN = Column("chosen", "the better answer: a text, a message, or the whole conversation", ("response_j",))
+_REJECTED = Column("rejected", "the worse answer, likewise", ("response_k",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,10 @@ def _alpaca(row: Row, rest: Row) -> Preference:
     return _preference(alpaca_prompt(row), *_answers(row), row)
 
 
+def _input(row: Row, rest: Row) -> Preference:
+    return _prompted({**row, "prompt": row["input"]}, rest)
+
+
 def _openai(row: Row, rest: Row) -> Preference:
     asked = row["input"].get("messages") if isinstance(row["input"], Mapping) else row["input"]
     chosen, rejected = (read_dialogue(row[n], n, "assistant") for n in ("preferred_output", "non_preferred_output"))
@@ -155,7 +159,7 @@ PREFERENCE_FORMS: tuple[Form[Preference], ...] = (
     Form(
         name="messages",
         title="messages and two answers",
-        columns=(Column("messages", "what both answer", ("conversations",)), _CHOSEN, _REJECTED, _SYSTEM),
+        columns=(Column("messages", "what both answer", ("conversations", "trajectory")), _CHOSEN, _REJECTED, _SYSTEM),
         convert=_after_messages,
         over=("implicit_prompt",),
     ),
@@ -177,6 +181,13 @@ PREFERENCE_FORMS: tuple[Form[Preference], ...] = (
             _SYSTEM,
         ),
         convert=_alpaca,
+        over=("implicit_prompt", "input"),
+    ),
+    Form(
+        name="input",
+        title="an input and two answers (Argilla)",
+        columns=(Column("input", "what both answer: a text or messages"), _CHOSEN, _REJECTED, _SYSTEM),
+        convert=_input,
         over=("implicit_prompt",),
     ),
     Form(

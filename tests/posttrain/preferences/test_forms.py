@@ -160,6 +160,27 @@ def test_single_answers_are_refused_before_they_are_read(tmp_path: Path) -> None
     assert len(found) == report.problems["other_form"] == 1
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": "2+2?", "chosen": "4", "rejected": "5", "system": "", "rating": [9, 3]},
+        {"qid": 1, "question": "2+2?", "response_j": "4", "response_k": "5"},
+        {"trajectory": [{"from": "user", "value": "2+2?"}], "chosen": "4", "rejected": "5"},
+    ],
+    ids=["argilla", "stack-exchange-paired", "ultrainteract"],
+)
+def test_columns_of_published_pairs_are_known(tmp_path: Path, row: Any) -> None:
+    (pair,), report = read(tmp_path, row)
+    assert (list(pair.messages), pair.chosen["content"], pair.rejected["content"]) == ([ASKED], "4", "5")
+    assert not report.problems
+
+
+def test_a_list_of_texts_is_no_answer(tmp_path: Path) -> None:
+    found, report = read(tmp_path, {"prompt": "2+2?", "chosen": ["4", "yes"], "rejected": ["4", "no"]})
+    assert not found
+    assert report.problems["malformed"] == 1
+
+
 def test_parquet_gives_the_pairs_of_json(tmp_path: Path) -> None:
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     rows = [{"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, {"chosen": [ASKED, called], "rejected": [ASKED, BAD]}]
