@@ -73,6 +73,7 @@ def _use(use: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "refused", use["refused"]
         return
     yield "used", _rows(use["used"])
+    yield from (("left out", _short(line)) for line in use.get("left_out", ()))
     for reason, (count, first) in use["problems"].items():
         yield str(reason).replace("_", " "), f"{_rows(count)}, first: {_short(first)}"
     yield from _sample(use["sample"] or {})
@@ -115,4 +116,5 @@ def _arguments(arguments: Any) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= TEXT_COLUMNS else f"{text[:TEXT_COLUMNS]} ..."
+    shown = text.encode(errors="backslashreplace").decode()  # a lone surrogate
+    return shown if len(shown) <= TEXT_COLUMNS else f"{shown[:TEXT_COLUMNS]} ..."

@@ -16,7 +16,10 @@ from typing import Any
 from fathom.data.conversations.forms import CONVERSATION_FORMS, Conversation
 from fathom.data.conversations.read import read_conversations
 from fathom.data.data_files import data_files, is_data_file
+from fathom.data.folder import FolderReading
+from fathom.data.folder_scan import is_readable, scan_folder
 from fathom.data.forms import SAMPLED_ROWS, Columns, Form, Row, file_records, recognise, recognised
+from fathom.data.left_out import LeftOutReport
 from fathom.data.problems.files import read_file
 from fathom.data.problems.forms import PROBLEM_FORMS
 from fathom.data.record_texts import TEXT_COLUMNS
@@ -24,6 +27,7 @@ from fathom.data.records import Record, holds_records
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
 from fathom.posttrain.preferences import PREFERENCE_FORMS, Preference, read_preferences
+from fathom.spec.data import FolderSource
 from fathom.spec.problem import FileProblems, Problem
 
 Sample = Mapping[str, Any]
@@ -48,8 +52,8 @@ def holds_data(path: Path) -> bool:
         inside = [file.name.lower() for file in path.iterdir()]
         if any(name in _MODEL_FILES or name.endswith(_MODEL_SUFFIXES) for name in inside):
             return False
-        return any(is_data_file(file) for file in path.rglob("*"))
-    return holds_records(path)
+        return any(is_data_file(file) or is_readable(file) for file in path.rglob("*"))
+    return holds_records(path) or (path.is_file() and is_readable(path))
 
 
 def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = None) -> dict[str, Any]:
@@ -61,6 +65,8 @@ def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = 
         DataError: it cannot be read, or ``kind`` or ``columns`` are given and do not fit.
     """
     given = columns or Columns()
+    if kind is None and given == Columns() and _is_text(path):
+        return _text(path)
     kinds = [KINDS[kind]] if kind is not None else list(KINDS.values())
     counts: Counter[str] = Counter()
     rows: list[Row] = []
@@ -91,6 +97,45 @@ def inspect_data(path: Path, kind: str | None = None, columns: Columns | None = 
             raise DataError(f"{path}: holds no row that can be read ({unreadable.first}); add some or get it again")
         _refuse_unknown(path, kinds, rows, given, counts, found)
     return found
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path is a file of text or code, or a folder most of whose files are."""
+    if not path.is_dir():
+        return path.is_file() and is_readable(path) and not holds_records(path)
+    files = scan_folder(path, LeftOutReport())
+    return len(files) > 2 * sum(holds_records(file.path) for file in files)
+
+
+def _text(path: Path) -> dict[str, Any]:
+    """Describe text as a corpus step reads it: its documents, the first of them, and what is left out."""
+    reading = FolderReading(FolderSource(name="text", path=str(path)))
+    count, first = 0, ""
+    for document in reading:
+        count, first = count + 1, first or document.text.strip()
+    return {
+        "path": str(path),
+        "files": [str(file.path) for file in scan_folder(path, LeftOutReport())] if path.is_dir() else [str(path)],
+        "rows": count,
+        "unreadable": 0,
+        "columns": {},
+        "uses": [
+            {
+                "kind": "corpus",
+                "step": "corpus",
+                "format": "text",
+                "title": "documents of text",
+                "columns": {},
+                "ignored": [],
+                "used": count,
+                "refused": "",
+                "problems": {},
+                "left_out": [line.removeprefix("left out ") for line in reading.left_out.lines()],
+                "sample": {"text": first},
+            }
+        ],
+        "choices": [],
+    }
 
 
 def _describe(

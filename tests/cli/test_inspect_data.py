@@ -105,6 +105,30 @@ def test_long_answers_are_offered_as_choices_rather_than_as_problems(tmp_path: P
     assert [c["format"] for c in found["choices"]] == ["question_answer", "free_answer"]
 
 
+def test_text_is_described_as_a_corpus_with_what_is_left_out(tmp_path: Path, call: Any) -> None:
+    notes = tmp_path / "notes"
+    (notes / ".obsidian").mkdir(parents=True)
+    (notes / ".obsidian" / "app.json").write_text("{}")
+    (notes / "a.md").write_text("---\ntags: [x]\n---\n# A note\n")
+    (notes / "b.ipynb").write_text("{}")
+    done = call("inspect", notes)
+    assert done.code == 0, done.err
+    assert "corpus: documents of text" in done.out
+    assert "left out         hidden files and folders: 1, e.g. .obsidian" in done.out
+    assert "left out         files of other kinds: 1, e.g. b.ipynb" in done.out
+    assert lines_of(done.out)["used"] == "1 row"
+    (notes / "c.py").write_text("print(1)\n")
+    (use,) = json.loads(call("inspect", notes / "c.py", "--json").out)["uses"]
+    assert (use["kind"], use["used"], use["sample"]["text"]) == ("corpus", 1, "print(1)")
+
+
+def test_half_of_a_surrogate_pair_is_shown_as_its_code(tmp_path: Path, call: Any) -> None:
+    row = '{"instruction": "a\\ud83d", "output": "b"}'
+    done = call("inspect", write(tmp_path / "odd.jsonl", row))
+    assert done.code == 0, done.err
+    assert lines_of(done.out)["user"] == "a\\ud83d"
+
+
 def test_a_folder_of_data_is_read_whole(tmp_path: Path, call: Any) -> None:
     (tmp_path / "clone" / "data").mkdir(parents=True)
     for name in ("a", "b"):

@@ -26,6 +26,7 @@ _ANSWERS = ("final_answer", "ground_truth", "expected_answer", "reference_answer
 _CONTEXT = optional("context", "what the question is about, before it", "body", "passage")
 _NO_ANSWERS = frozenset({"proof", "notfound", "n/a", "nan"})
 """What NuminaMath and tables of pandas write where there is no final value."""
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _MAX_WORDS = 40
 _WORD = re.compile(r"[^\W\d_]{2,}|[\u4e00-\u9fff]")
 _SPLIT = optional("split", "train or held_out (test and validation are held out)")
@@ -78,6 +79,8 @@ def _carried(rest: Row) -> dict[str, Any]:
 def _text(value: Any, where: str) -> str:
     """Return a question: a text, or the texts of messages, those of the assistant refused."""
     if isinstance(value, str) and value.strip():
+        if not value.isascii() and _SURROGATE.search(value):
+            raise UnusableRow(f"{where}: has half of a surrogate pair, which no text can; write the whole character")
         return value
     if not isinstance(value, list) or not value:
         raise UnusableRow(f"has no text in {where!r}; add it or remove the row")

@@ -125,6 +125,7 @@ def test_published_names_of_ids_splits_and_languages_are_read(tmp_path: Path) ->
         ({"prompt": "p", "reward_model": {"style": "model"}}, "reward_model.ground_truth: expected text or a number"),
         ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}, "prompt[0]: is no text of the user"),
         ({"prompt": [], "answer": "1"}, "has no text in 'prompt'"),
+        ({"prompt": "a\ud83d", "answer": "1"}, "prompt: has half of a surrogate pair"),
         ({"question": "p", "answer": float("inf")}, "answer: expected text or a number, got inf"),
     ],
 )
