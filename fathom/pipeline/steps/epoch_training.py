@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from fathom.checkpoint import store
 from fathom.data.row_report import RowReport
+from fathom.data.split_names import HELD_OUT_SPLITS, split_of
 from fathom.errors import SpecError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
@@ -87,6 +89,9 @@ def log_lines(context: StepContext, lines: Sequence[str]) -> None:
 
 
 def log_report(context: StepContext, source: str, report: RowReport, what: str) -> None:
-    """Show how much of a source is used, and why the rest is not."""
+    """Show how much of a source is used, why the rest is not, and that a file is named as a split that is held out."""
     first, *rest = report.lines(what)
+    split = split_of(PurePath(PurePath(source).name)) if PurePath(source).suffix else ""
+    if split in HELD_OUT_SPLITS:
+        rest.append(f"{source}: is trained on, although its name says {split}; name another file to hold it out")
     log_lines(context, [f"{source}: {first}", *rest])

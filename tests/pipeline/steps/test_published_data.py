@@ -153,3 +153,11 @@ def test_tasks_and_grpo_compare_with_the_final_value_of_every_form(bench: Any) -
         assert record["expected"] == "5"
     assert "gsm8k: 1 of 2 problems are used" in "\n".join(bench.watching.messages)
     assert len(read_json_lines(out / "grpo" / "metrics.jsonl")) == 1
+
+
+def test_a_run_says_that_a_file_named_as_a_held_out_split_is_trained_on(bench: Any, passes: Passes) -> None:
+    names = ("chat-test.jsonl", "train.jsonl")
+    data = tuple(ConversationFile(path=bench.write(name, [{"messages": [USER, RIGHT]}])) for name in names)
+    bench.run("out", SftStep(train=passes(4, sequence_length=32), data=data))
+    told = [line for line in bench.watching.messages if "is trained on" in line]
+    assert told == ["chat-test.jsonl: is trained on, although its name says test; name another file to hold it out"]
