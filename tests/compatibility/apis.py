@@ -191,6 +191,17 @@ CASES: tuple[Case, ...] = (
         run=_responses(tools=[OPENAI_TOOL], tool_choice="required", max_output_tokens=120),
     ),
     Case(
+        what="a forced tool beside text.format, as instructor and the Agents SDK send it, Responses",
+        zh="Responses：必须调用的工具与 text.format 并用（instructor 与 Agents SDK 如此发送）",
+        expected="works",
+        run=_responses(
+            tools=[OPENAI_TOOL],
+            tool_choice={"type": "function", "name": "weather"},
+            text={"format": {"type": "json_schema", "name": "answer", "schema": WEATHER}},
+            max_output_tokens=120,
+        ),
+    ),
+    Case(
         what="hosted tools (web_search), Responses",
         zh="Responses：托管工具（web_search）",
         expected="ignored",

@@ -150,10 +150,8 @@ def _choices(
 def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
     wanted = structured_output_options(body, body.response_format, service.settings.limits)
     tools = available_tools(body, service.settings.limits)
-    if wanted and forces_call(body):
-        raise refuse("tool_choice", "forces a call, and response_format another format", "give one of the two")
     return ChatOptions(
-        **wanted,
+        **({} if forces_call(body) else wanted),  # as with OpenAI: a format is of content, which a call is none of
         tools=tools,
         stop=tuple(body.stops),
         thinking=_thinking(body),

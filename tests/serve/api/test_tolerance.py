@@ -223,6 +223,18 @@ def test_messages_that_cannot_be_read_are_refused(server: Running, message: dict
     assert words in refused(server, messages=[message])
 
 
+def test_a_format_leaves_a_forced_call_as_it_is(server: Running) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    asked = {"tools": TOOLS, "tool_choice": "required", "max_tokens": 120, "temperature": 0}
+    plain, formed = (ask(server, **asked, **given)["choices"][0] for given in ({}, {"response_format": form}))
+    assert formed["finish_reason"] == "tool_calls"
+    assert [call["function"] for call in formed["message"]["tool_calls"]] == [
+        call["function"] for call in plain["message"]["tool_calls"]
+    ]
+    unreadable = {"type": "json_schema", "json_schema": {"name": "answer"}}
+    assert "response_format.json_schema.schema: is missing" in refused(server, **asked, response_format=unreadable)
+
+
 def test_what_the_server_sent_may_be_sent_back(server: Running) -> None:
     first = ask(server, max_tokens=5)["choices"][0]["message"]
     called = ask(server, tools=TOOLS, tool_choice="required", max_tokens=120)["choices"][0]["message"]
