@@ -50,13 +50,15 @@ def at_most(field: str, value: int, most: int) -> None:
 def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) -> None:
     """Refuse a prompt that does not leave space for at least one generated token.
 
-    The message has Anthropic's words: clients such as Claude Code shorten the conversation where they read them.
+    The message has Anthropic's words and OpenAI's: clients such as Claude Code and LiteLLM shorten the conversation, or
+    turn to another model, where they read them.
     """
     most = max_model_len - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, max_model_len - 1)
     if tokens > most:
         raise ApiError(
             400,
-            f"{field}: prompt is too long: {tokens} tokens > {most} maximum; shorten it",
+            f"{field}: prompt is too long: {tokens} tokens > {most} maximum (this model's maximum context length is "
+            f"{max_model_len} tokens); shorten it",
             param=field,
             code="context_length_exceeded",
         )

@@ -88,10 +88,6 @@ def test_calls_and_their_results_are_part_of_the_next_prompt(client: openai.Open
         ("tool_choice", {"tool_choice": "required"}),
         ("tool_choice.function.name", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}),
         ("given twice", {"tools": [CLOCK, CLOCK]}),
-        (
-            "response_format",
-            {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
-        ),
         ("response_format.json_schema.schema", {"response_format": {"type": "json_schema"}}),
         ("response_format.pattern", {"response_format": {"type": "regex"}}),
         ("guided_regex", {"guided_regex": "a+", "response_format": {"type": "json_object"}}),

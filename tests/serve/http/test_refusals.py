@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -34,6 +35,9 @@ def test_clients_raise_their_own_errors(client: openai.OpenAI, server: Running) 
     with pytest.raises(openai.BadRequestError, match="> 511 maximum") as caught:
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "a b" * 600}])
     assert caught.value.code == "context_length_exceeded"
+    message = str(caught.value)  # the words that Claude Code and LiteLLM look for
+    assert re.search(r"prompt is too long: \d+ tokens > \d+ maximum", message)
+    assert "this model's maximum context length is " in message
     with pytest.raises(openai.NotFoundError, match="no such route"):
         client.moderations.create(input="a")
 
