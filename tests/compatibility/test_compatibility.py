@@ -22,8 +22,6 @@ def test_a_case_comes_out_as_promised_and_as_written(area: Area, case: Case, tmp
     only = Area(title=area.title, title_zh=area.title_zh, cases=(case,))
     for language in (ENGLISH, CHINESE):
         page = (ROOT / language.file).read_text(encoding="utf-8")
-        if f"## {area.title_zh if language.chinese else area.title}\n" not in page:
-            continue  # an area that was added since the page was written
         row = render(language, [only], [[outcome]]).splitlines()[-1]
         assert row in page.splitlines(), f"{language.file} is stale: python -m tests.compatibility"
 
