@@ -8,7 +8,7 @@ N image tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,9 +170,14 @@ class PreparedRequest:
 
 
 def prepare_chat(
-    model: ChatModel, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    model: ChatModel,
+    messages: Sequence[Mapping[str, Any]],
+    options: ChatOptions | None = None,
+    constrain: Callable[[Constraint | None], Constraint | None] | None = None,
 ) -> PreparedRequest:
     """Prepare a conversation for the engine.
+
+    ``constrain`` is given the constraint of the content and returns that of the answer, which reasoning may precede.
 
     Images are parts of messages' contents, as ``make_prompt`` takes them; they run through the vision towers here, so
     servers call this from a thread.
@@ -200,6 +205,7 @@ def prepare_chat(
     ids = _with_thinking(tokenizer, prompt.token_ids, chosen.thinking if adds else None)
     inside = (bool(begun) and continues_reasoning(messages[-1])) or ends_inside_reasoning(tokenizer, ids)
     inner = _constraint(model, chosen)
+    inner = inner if constrain is None else constrain(inner)
     if chosen.thinking_budget is not None or (inside and inner is not None):
         inner = ThinkingBudget(tokenizer, chosen.thinking_budget, inside, inner)
     return PreparedRequest(

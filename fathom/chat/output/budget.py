@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
+from fathom.chat.output.bitmask import allow
 from fathom.errors import DataError, SpecError
 from fathom.tokenizer import special
 
@@ -72,9 +73,8 @@ class ThinkingBudget:
             return not self._may_open and self._inner is not None and self._inner.fill_bitmask(bitmask_W)
         if self._left != 0:
             return False
-        word, bit = divmod(self._forced[0], 32)
         bitmask_W[:] = 0
-        bitmask_W[word] = (1 << bit) if bit < 31 else -(1 << 31)
+        allow(bitmask_W, self._forced[0])
         return True
 
     def accept(self, token_id: int) -> None:

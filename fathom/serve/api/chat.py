@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from fathom.chat.output.budget import Constraint, ThinkingBudget
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
 from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.structured_output import structured_output_options
-from fathom.serve.api.tool_calls import available_tools, forces_call, tool_call_constraint
+from fathom.serve.api.tool_calls import answer_constraint, available_tools, forces_call
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
@@ -72,23 +70,14 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
     messages = to_template_messages(body.messages, service.settings)
-    options = _options(service, body)
-    prepared = prepare_chat(service.model, messages, options)
+    prepared = prepare_chat(
+        service.model,
+        messages,
+        _options(service, body),
+        constrain=lambda content: answer_constraint(body, service.model, content),
+    )
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
-    return _with_tool_constraint(service, body, prepared, options)
-
-
-def _with_tool_constraint(
-    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, options: ChatOptions
-) -> PreparedRequest:
-    """Constrain the answer to a tool call where ``tool_choice`` forces one; reasoning may still come first."""
-    constraint: Constraint | None = tool_call_constraint(body, service.model)
-    if constraint is None:
-        return prepared
-    inside = prepared.in_reasoning
-    if inside or options.thinking_budget is not None:
-        constraint = ThinkingBudget(prepared.tokenizer, options.thinking_budget, inside, constraint)
-    return dataclasses.replace(prepared, constraint=constraint)
+    return prepared
 
 
 def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> GenerationJob:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from fathom.chat.enforceable_schema import enforceable
+from fathom.chat.output.bitmask import allow
 from fathom.chat.output.budget import Constraint
+from fathom.chat.output.either import Either
 from fathom.chat.output.tools import HERMES_BEGIN, HERMES_END
 from fathom.chat.template_probe import reads_tools
 from fathom.errors import DataError
@@ -64,16 +66,29 @@ def forces_call(body: ChatCompletionRequest) -> bool:
     return isinstance(choice, NamedTool) or choice in ("required", "any")
 
 
-def tool_call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> ToolCallConstraint | None:
-    """Return the constraint that makes the answer one tool call, or None where ``tool_choice`` forces none.
+def answer_constraint(
+    body: ChatCompletionRequest, model: LanguageModel, content: Constraint | None
+) -> Constraint | None:
+    """Return the constraint of an answer: a tool call, ``content`` in its format, or either.
 
-    The call has DeepSeek's format where the template shows tools and the vocabulary has its markers, else Hermes's.
+    A call comes alone where ``tool_choice`` forces it. Where it does not, and the format is constrained, the model
+    chooses by the first token: the call of a tool, or content in the format.
 
     Raises:
         DataError: the parameters' schema has no grammar.
     """
-    if not forces_call(body):
-        return None
+    if forces_call(body):
+        return _call_constraint(body, model)
+    if content is None or body.tool_choice == "none" or body.continues or not body.function_tools:
+        return content
+    return Either(content, _call_constraint(body, model))
+
+
+def _call_constraint(body: ChatCompletionRequest, model: LanguageModel) -> ToolCallConstraint:
+    """Return the constraint that makes an answer the call of a tool that may be called.
+
+    The call has DeepSeek's format where the template shows tools and the vocabulary has its markers, else Hermes's.
+    """
     named = {name for _, name in _named(body.tool_choice)}
     tools = [tool for tool in body.function_tools if not named or tool.function.name in named]
     tokenizer = model.tokenizer
@@ -123,8 +138,7 @@ class ToolCallConstraint:
             return self._inner.fill_bitmask(bitmask_W)
         bitmask_W[:] = 0
         for token_id in allowed:
-            word, bit = divmod(token_id, 32)
-            bitmask_W[word] |= (1 << bit) if bit < 31 else -(1 << 31)
+            allow(bitmask_W, token_id)
         return True
 
     def accept(self, token_id: int) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import openai
 import pytest
 
+from fathom.chat.output.tools import HERMES_BEGIN
 from fathom.inference.language_model import LanguageModel
 from fathom.tokenizer import Tokenizer
+from fathom.tokenizer.special import TOOL_CALLS_BEGIN
 from tests.serve.serving import NAME, Running, running
 
 HELLO: list[Any] = [{"role": "user", "content": "How is the weather?"}]
@@ -210,3 +212,39 @@ def test_reasoning_can_be_closed_in_the_prompt(reasoning: Running) -> None:
             )
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["reasoning"] is None
+
+
+SQUARE: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "n",
+        "schema": {"type": "object", "properties": {"n": {"enum": [1, 4]}}, "required": ["n"]},
+    },
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("calls", [True, False])
+def test_an_answer_in_a_format_may_be_a_call_where_there_are_tools(
+    client: openai.OpenAI, tokenizer: Tokenizer, calls: bool, seed: int
+) -> None:
+    begins = {
+        tokenizer.encode(text, allow_special=True, continues=True)[0] for text in (TOOL_CALLS_BEGIN, HERMES_BEGIN)
+    }
+    answer = client.chat.completions.create(
+        model=NAME,
+        messages=HELLO,
+        tools=TOOLS,
+        response_format=SQUARE,
+        logit_bias={str(token_id): 100 if calls else -100 for token_id in begins},
+        max_tokens=100,
+        seed=seed,
+    ).choices[0]
+    if calls:
+        assert answer.finish_reason == "tool_calls"
+        assert answer.message.tool_calls is not None
+        assert answer.message.tool_calls[0].type == "function"
+        assert answer.message.tool_calls[0].function.name in ("get_weather", "get_time")
+    else:
+        assert answer.message.tool_calls is None
+        assert json.loads(answer.message.content or "")["n"] in (1, 4)
