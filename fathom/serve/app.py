@@ -122,7 +122,9 @@ def _add_model_routes(app: FastAPI, models: ModelPool) -> None:
     @app.get("/v1/models", response_model=responses.ModelList, tags=["models"])
     async def list_models() -> Response:
         """List the served models, loaded or not, and their aliases."""
-        return JSONResponse({"object": "list", "data": models.cards()})
+        cards = models.cards()
+        page = {"has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+        return JSONResponse({"object": "list", "data": cards, **page})
 
     @app.get("/v1/models/{name:path}", response_model=responses.ModelCard, tags=["models"])
     async def model(name: str) -> Response:

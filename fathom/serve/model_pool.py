@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
@@ -163,7 +164,7 @@ class ModelPool:
         return entry.service
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return what GET /v1/models lists: every name, aliases included."""
+        """Return what GET /v1/models lists: every name, aliases included, with OpenAI's and Anthropic's fields."""
         return [self._card(name) for name in self._entries]
 
     def card(self, name: str) -> dict[str, Any]:
@@ -329,6 +330,9 @@ class ModelPool:
             "object": "model",
             "created": self.created,
             "owned_by": "fathom",
+            "type": "model",
+            "display_name": name,
+            "created_at": datetime.fromtimestamp(self.created, UTC).isoformat().replace("+00:00", "Z"),
             "root": entry.definition.name,
             "max_model_len": facts["context"],
             "fathom": facts | {"loaded": entry.service is not None},

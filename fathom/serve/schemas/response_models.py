@@ -183,22 +183,31 @@ class EmbeddingResponse(ResponseModel):
 
 
 class ModelCard(ResponseModel):
-    """A served model; ``root`` is the name that ``id`` is an alias of, or ``id`` itself."""
+    """A served model; ``root`` is the name that ``id`` is an alias of, or ``id`` itself.
+
+    ``type``, ``display_name`` and ``created_at`` are what Anthropic's clients read.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
     root: str
     max_model_len: int
     fathom: dict[str, Any]
 
 
 class ModelList(ResponseModel):
-    """The served models."""
+    """The served models, all on one page."""
 
     object: Literal["list"]
     data: list[ModelCard]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
 
 
 class TokenizeResponse(ResponseModel):

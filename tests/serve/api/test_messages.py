@@ -55,6 +55,13 @@ def test_a_message_is_created_and_its_tokens_are_counted(claude: anthropic.Anthr
     assert counted.input_tokens == message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
 
 
+def test_the_models_are_listed_and_described(claude: anthropic.Anthropic) -> None:
+    listed = list(claude.models.list())
+    assert [(model.id, model.type, model.display_name) for model in listed] == [(NAME, "model", NAME)]
+    assert claude.models.retrieve(NAME) == listed[0]
+    assert listed[0].created_at.tzinfo is not None
+
+
 def test_the_stream_helper_ends_with_the_created_message(claude: anthropic.Anthropic) -> None:
     whole = claude.messages.create(**asked())
     with claude.messages.stream(**asked()) as stream:
