@@ -1,4 +1,4 @@
-"""``fathom serve``: an OpenAI-compatible server."""
+"""``fathom serve``: a server for OpenAI's and Anthropic's clients."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fathom.cli import model_options, options, served_models
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
+from fathom.spec.engine import EngineSpec
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -130,14 +131,11 @@ def serve(
 ) -> None:
     """Serve one model or several over HTTP, with a page to talk to them, until SIGTERM or Ctrl+C.
 
-    POST /v1/chat/completions and /v1/completions are as OpenAI's clients send them; /openapi.json describes all.
+    OpenAI's clients (chat, completions, Responses, embeddings) and Anthropic's (Messages) are spoken to; /openapi.json
+    describes all routes.
     """
-    from fathom.serve.http.middleware import loopback_hosts
-    from fathom.serve.settings import Limits, ServeSettings
-
+    _check_packages()
     named = served_models.named_models(model, served_name, alias or ())
-    memory = None if model_memory is None else options.parse_bytes("--model-memory", model_memory)
-    keys = read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, ""))
     engine = model_options.engine_spec(
         cache,
         draft,
@@ -147,33 +145,64 @@ def serve(
         cache_tokens=cache_tokens,
         prefix_cache=prefix_cache,
     )
-    _check_packages()
-    limits = Limits(
-        max_concurrent_requests=max_concurrent_requests,
-        max_preprocessing=max_preprocessing,
-        preprocess_threads=preprocess_threads,
+    settings = _settings(
+        host,
+        read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, "")),
+        (allowed_host or (), cors_origin or (), allow_image_host or ()),
+        (drain_seconds, stall_timeout_seconds, load_timeout_seconds),
+        (max_concurrent_requests, max_preprocessing, preprocess_threads),
     )
-    settings = ServeSettings(
+    memory = None if model_memory is None else options.parse_bytes("--model-memory", model_memory)
+    make = _pool_maker(named, settings, max_waiting, memory, device, dtype, weights, engine, chat_template)
+    _run(make, settings, host, port)
+
+
+def _settings(
+    host: str,
+    keys: tuple[str, ...],
+    names: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    seconds: tuple[float, float, float],
+    requests: tuple[int, int, int],
+) -> ServeSettings:
+    """Return the settings: ``names`` of hosts, origins and image hosts; ``seconds`` to drain, of a stall, to load."""
+    from fathom.serve.http.middleware import loopback_hosts
+    from fathom.serve.settings import Limits, ServeSettings
+
+    concurrent, preprocessing, threads = requests
+    return ServeSettings(
         api_keys=keys,
-        allowed_hosts=loopback_hosts(host, allowed_host or ()),
-        cors_origins=tuple(cors_origin or ()),
-        image_hosts=tuple(name.lower() for name in allow_image_host or ()),
-        drain_seconds=drain_seconds,
-        stall_timeout_seconds=stall_timeout_seconds,
-        load_timeout_seconds=load_timeout_seconds,
-        limits=limits,
+        allowed_hosts=loopback_hosts(host, names[0]),
+        cors_origins=tuple(names[1]),
+        image_hosts=tuple(name.lower() for name in names[2]),
+        drain_seconds=seconds[0],
+        stall_timeout_seconds=seconds[1],
+        load_timeout_seconds=seconds[2],
+        limits=Limits(max_concurrent_requests=concurrent, max_preprocessing=preprocessing, preprocess_threads=threads),
     )
+
+
+def _pool_maker(
+    named: Sequence[NamedModel],
+    settings: ServeSettings,
+    max_waiting: int,
+    memory: int | None,
+    device: str,
+    dtype: str,
+    weights: str,
+    engine: EngineSpec,
+    chat_template: str | None,
+) -> Callable[[], ModelPool]:
+    """Return what makes the pool; a single model without a limit of memory is opened here."""
     if memory is None and len(named) > 1:
         memory = served_models.default_memory(device)
     if memory is None:
         opened = model_options.open_model(named[0].path, device, dtype, weights, engine, chat_template)
-        _run(lambda: _pool_of_one(named[0], opened, settings, max_waiting), settings, host, port)
-        return
+        return lambda: _pool_of_one(named[0], opened, settings, max_waiting)
     template = model_options.read_template(chat_template)
     opening = OpeningOptions(
         device=device, dtype=dtype, weights=weights, engine=engine, memory=memory, chat_template=template
     )
-    _run(lambda: _pool(named, opening, settings, max_waiting), settings, host, port)
+    return lambda: _pool(named, opening, settings, max_waiting)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:

@@ -6,13 +6,12 @@ The moment is a function call of the package, counted within the step, so that i
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -393,25 +392,3 @@ def test_handlers_are_restored_and_other_threads_have_none() -> None:
 def test_an_interruption_is_no_failure_of_anything() -> None:
     assert not issubclass(Interrupted, Exception)
     assert not issubclass(Interrupted, FathomError)
-
-
-def test_signals_to_the_group_leave_rewards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.posttrain.rewards.base import RewardInput
-    from fathom.posttrain.rewards.judge import Judge
-    from fathom.spec.problem import Problem
-    from fathom.spec.rewards import AccuracyReward
-
-    spawned: list[int] = []
-    popen: Callable[..., Any] = __import__("subprocess").Popen
-
-    def remembered(*arguments: Any, **options: Any) -> Any:
-        process = popen(*arguments, **options)
-        spawned.append(process.pid)
-        return process
-
-    monkeypatch.setattr("fathom.posttrain.rewards.worker_client.subprocess.Popen", remembered)
-    answer = RewardInput(prompt="", answer="7", problem=Problem(id="1", task="t", question="3 + 4?", answer="7"))
-    with Judge((AccuracyReward(method="exact"),), seconds=5.0) as judge:
-        assert judge.judge([answer])[0].correct
-        assert spawned
-        assert all(os.getpgid(pid) != os.getpgid(0) for pid in spawned)

@@ -275,13 +275,7 @@ def test_requests_of_codex_and_the_agents_sdk_are_answered(server: Running) -> N
             {"type": "function_call_output", "call_id": "call_1", "output": "a.py"},
         ],
         "tools": [
-            {
-                "type": "function",
-                "name": "shell",
-                "description": "d",
-                "strict": False,
-                "parameters": {"type": "object"},
-            },
+            {"type": "function", "name": "shell", "strict": False, "parameters": {"type": "object"}},
             {"type": "local_shell"},
             {"type": "web_search", "external_web_access": False},
             {
@@ -309,6 +303,7 @@ def test_requests_of_codex_and_the_agents_sdk_are_answered(server: Running) -> N
         "text": {"format": {"type": "text"}},
         "truncation": None,
         "max_output_tokens": 5,
+        "temperature": 0,
         "metadata": None,
         "parallel_tool_calls": None,
         "reasoning": None,
@@ -316,7 +311,7 @@ def test_requests_of_codex_and_the_agents_sdk_are_answered(server: Running) -> N
         "prompt_cache_retention": None,
     }
     with server.http() as http:
-        streamed = http.post("/v1/responses", json=codex | {"max_output_tokens": 5})
+        streamed = http.post("/v1/responses", json=codex | {"max_output_tokens": 5, "temperature": 0})
         answer = http.post("/v1/responses", json=agents)
     assert streamed.status_code == answer.status_code == 200
     assert streamed.text.startswith("event: response.created\n")
