@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
 
-from fathom.data.compressed import DEFAULT_LIMITS, ReadLimits
+from fathom.data.records.compressed import DEFAULT_LIMITS, ReadLimits
 from fathom.errors import SourceError
 
 MAX_MEMBER_BYTES = 268_435_456

@@ -14,7 +14,7 @@ from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
 from fathom.data.document import Document
 from fathom.data.extract import extract
 from fathom.data.fetch import DEFAULT_CACHE, fetch_all
-from fathom.data.folder import FolderReading
+from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
 from fathom.errors import DataError

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fathom.data.data_files import data_files
+from fathom.data.folders.data_files import data_files
 from fathom.data.records import BadRecord, Record, read_records
 from fathom.data.row_report import RowProblem, RowReport, UnusableRow
 from fathom.errors import DataError

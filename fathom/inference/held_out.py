@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fathom.data.clean import clean
-from fathom.data.folder import FolderReading, folder_sources
+from fathom.data.folders.documents import FolderReading, folder_sources
 from fathom.data.shards import TokenShards, open_shards
 from fathom.errors import CheckpointError, DataError
 from fathom.evals.bits_per_byte import BitsPerByte, bits_per_byte

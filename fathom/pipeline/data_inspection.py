@@ -15,14 +15,14 @@ from typing import Any
 
 from fathom.data.conversations.forms import CONVERSATION_FORMS, Conversation
 from fathom.data.conversations.read import read_conversations
-from fathom.data.data_files import data_files, is_data_file
-from fathom.data.folder import FolderReading
-from fathom.data.folder_scan import is_readable, scan_folder
+from fathom.data.folders.data_files import data_files, is_data_file
+from fathom.data.folders.documents import FolderReading
+from fathom.data.folders.record_texts import TEXT_COLUMNS
+from fathom.data.folders.scan import is_readable, scan_folder
 from fathom.data.forms import SAMPLED_ROWS, Columns, Form, Row, file_records, recognise, recognised
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problems.files import read_file
 from fathom.data.problems.forms import PROBLEM_FORMS
-from fathom.data.record_texts import TEXT_COLUMNS
 from fathom.data.records import Record, holds_records
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.data.folder import folder_sources
+from fathom.data.folders.documents import folder_sources
 from fathom.data.manifest import load_manifest
 from fathom.errors import SpecError
 from fathom.pipeline.context import RunPlan

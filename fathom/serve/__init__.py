@@ -1,1 +1,1 @@
-"""OpenAI-compatible HTTP server over one engine: chat, completions, tool calls, metrics and a web page."""
+"""HTTP server for OpenAI's and Anthropic's clients over one engine a model: tool calls, embeddings, metrics, a web page."""

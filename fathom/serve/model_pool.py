@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
 
 
-_PATIENCE_SECONDS = 2.0
+_STARVATION_SECONDS = 2.0
 
 
 class _Entry:
@@ -270,7 +270,7 @@ class ModelPool:
                 if idle:
                     await self._evict(min(idle, key=lambda other: other.last_used))
                 else:
-                    await self._wait_for_idle(loaded, since + max(_PATIENCE_SECONDS, entry.load_seconds))
+                    await self._wait_for_idle(loaded, since + max(_STARVATION_SECONDS, entry.load_seconds))
             return False
         finally:
             for other in self._models():

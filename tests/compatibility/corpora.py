@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fathom.data.folder import FolderReading
+from fathom.data.folders.documents import FolderReading
 from fathom.errors import FathomError
 from fathom.spec.data import FolderSource
 from tests.compatibility.case import Case, Outcome, Status

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fathom.data.archive import read_members
-from fathom.data.compressed import ReadLimits
+from fathom.data.records.compressed import ReadLimits
 from fathom.errors import SourceError
 
 FILES = {"top/b/two.txt": b"two", "top/one.txt": b"one", "top/skip.txt": b"no", "top/code.py": b"pass"}

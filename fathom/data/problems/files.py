@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from fathom.data.data_files import named_split
+from fathom.data.folders.data_files import named_split
+from fathom.data.folders.split_names import HELD_OUT_SPLITS
 from fathom.data.forms import Columns, read_rows
 from fathom.data.problems.forms import PROBLEM_FORMS, ProblemRow
 from fathom.data.problems.generated import check_range
 from fathom.data.problems.split import held_out
 from fathom.data.row_report import RowProblem, RowReport, UnusableRow
-from fathom.data.split_names import HELD_OUT_SPLITS
 from fathom.errors import DataError, SpecError
 from fathom.spec.problem import FileProblems, Problem, ProblemLanguage, Split
 

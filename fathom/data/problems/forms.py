@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fathom.data.folders.split_names import HELD_OUT_SPLITS
 from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.problems.gold import Gold, gold_answer, solved_answer, written
 from fathom.data.row_report import UnusableRow
-from fathom.data.split_names import HELD_OUT_SPLITS
 
 MAX_COLUMN_CHARS = 16_384
 """A further column whose JSON is longer is left out of a problem's details."""

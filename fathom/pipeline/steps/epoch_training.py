@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from fathom.checkpoint import store
+from fathom.data.folders.split_names import HELD_OUT_SPLITS, split_of
 from fathom.data.row_report import RowReport
-from fathom.data.split_names import HELD_OUT_SPLITS, split_of
 from fathom.errors import SpecError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel

@@ -18,7 +18,7 @@ from fathom.data.conversations.loader import ConversationLoader
 from fathom.data.conversations.loss_mask import Sample
 from fathom.data.conversations.read import encode_conversations, read_conversations
 from fathom.data.conversations.templated import REASONING, normalize_messages
-from fathom.data.data_files import data_files
+from fathom.data.folders.data_files import data_files
 from fathom.data.forms import Columns
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError

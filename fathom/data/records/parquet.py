@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, check_pointer, unreadable
+from fathom.data.records.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, check_pointer, unreadable
 from fathom.errors import DataError
 
 _BATCH_ROWS = 16

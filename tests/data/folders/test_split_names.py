@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from fathom.data.folder import FolderReading
-from fathom.data.split_names import before_split, split_of
+from fathom.data.folders.documents import FolderReading
+from fathom.data.folders.split_names import before_split, split_of
 from fathom.spec.data import FolderSource
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fathom.data.compressed import DEFAULT_LIMITS, ReadLimits
 from fathom.data.records import BadRecord, Record, holds_records, read_records
+from fathom.data.records.compressed import DEFAULT_LIMITS, ReadLimits
 from fathom.errors import DataError
 
 ROWS: list[dict[str, Any]] = [{"text": "a\nb", "n": 1}, {"text": 'q"uo,te 字', "n": 2}, {"text": "", "n": 3}]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fathom.data.folder_scan import scan_folder
+from fathom.data.folders.scan import scan_folder
+from fathom.data.folders.split_names import HELD_OUT_SPLITS, split_of
 from fathom.data.left_out import LeftOutReport
 from fathom.data.records import RECORD_SUFFIXES, holds_records
-from fathom.data.split_names import HELD_OUT_SPLITS, split_of
 from fathom.errors import DataError
 
 _SETTINGS = frozenset({"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"})

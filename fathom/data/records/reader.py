@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.data.compressed import (
+from fathom.data.records.compressed import (
     COMPRESSIONS,
     DEFAULT_LIMITS,
     DamagedFileError,
@@ -20,9 +20,9 @@ from fathom.data.compressed import (
     compression,
     inner_suffix,
 )
-from fathom.data.json_stream import json_values
-from fathom.data.parquet import parquet_rows
-from fathom.data.text_stream import lines, utf8_chunks
+from fathom.data.records.json_stream import json_values
+from fathom.data.records.parquet import parquet_rows
+from fathom.data.records.text_stream import lines, utf8_chunks
 from fathom.errors import DataError
 
 _LINES = (".jsonl", ".ndjson")

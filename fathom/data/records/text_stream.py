@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fathom.data import left_out
-from fathom.data.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, UnusableFileError, read_chunks
+from fathom.data.records.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, UnusableFileError, read_chunks
 
 _BINARY_PEEK = 65_536
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fathom.data import left_out
-from fathom.data.compressed import UnusableFileError, inner_suffix
 from fathom.data.left_out import LeftOutReport
-from fathom.data.parquet import parquet_columns
 from fathom.data.records import BadRecord, Record, read_records
+from fathom.data.records.compressed import UnusableFileError, inner_suffix
+from fathom.data.records.parquet import parquet_columns
 from fathom.spec.data import FolderSource
 
 TEXT_COLUMNS = ("text", "content", "raw_content", "document", "contents", "page_content", "article", "passage", "code")

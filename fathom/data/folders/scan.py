@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fathom.data import left_out
-from fathom.data.compressed import inner_suffix
+from fathom.data.folders.split_names import HELD_OUT_SPLITS, before_split, split_of
 from fathom.data.left_out import LeftOutReport
 from fathom.data.records import holds_records
-from fathom.data.split_names import HELD_OUT_SPLITS, before_split, split_of
+from fathom.data.records.compressed import inner_suffix
 from fathom.errors import DataError, explain_os_error
 
 PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc")

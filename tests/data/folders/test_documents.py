@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from fathom.data.folder import FolderReading
+from fathom.data.folders.documents import FolderReading
 from fathom.errors import DataError
 from fathom.spec.data import FolderSource
 

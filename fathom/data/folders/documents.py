@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fathom.data import left_out
-from fathom.data.compressed import UnusableFileError, inner_suffix
 from fathom.data.document import Document
 from fathom.data.extract import cut, plain
-from fathom.data.folder_scan import CODE_SUFFIXES, KNOWN_SUFFIXES, FoundFile, is_readable, scan_folder
+from fathom.data.folders.record_texts import record_texts
+from fathom.data.folders.scan import CODE_SUFFIXES, KNOWN_SUFFIXES, FoundFile, is_readable, scan_folder
 from fathom.data.left_out import LeftOutReport
-from fathom.data.record_texts import record_texts
 from fathom.data.records import holds_records
-from fathom.data.text_stream import read_text
+from fathom.data.records.compressed import UnusableFileError, inner_suffix
+from fathom.data.records.text_stream import read_text
 from fathom.errors import DataError, SpecError
 from fathom.spec.data import FolderSource
 
