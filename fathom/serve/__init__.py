@@ -1,1 +1,1 @@
-"""HTTP server for OpenAI's and Anthropic's clients over one engine a model: tool calls, embeddings, metrics, a web page."""
+"""HTTP server for OpenAI's and Anthropic's clients: text, tools, embeddings, several models, metrics, a web page."""
