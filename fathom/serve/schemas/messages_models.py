@@ -68,11 +68,18 @@ class TokensCount(ResponseModel):
     input_tokens: int
 
 
+class AnthropicErrorDetails(ResponseModel):
+    """A code that Anthropic's clients act on."""
+
+    error_code: str
+
+
 class AnthropicErrorInfo(ResponseModel):
-    """Type and message of an error."""
+    """Type and message of an error, and details where clients act on them."""
 
     type: str
     message: str
+    details: AnthropicErrorDetails | None = None
 
 
 class AnthropicErrorResponse(ResponseModel):

@@ -14,6 +14,7 @@ from fathom.serve.api.messages_translation import MessagesTranslation
 from fathom.serve.errors import ApiError
 from fathom.serve.response.opaque import carry
 from fathom.serve.schemas.messages import MessagesRequest
+from fathom.serve.schemas.messages_models import AnthropicErrorResponse
 from tests.serve.serving import NAME, Running, Serve
 
 HELLO: list[Any] = [{"role": "user", "content": "The river"}]
@@ -137,6 +138,7 @@ def test_a_thread_that_is_continued_without_its_conversation_is_refused(server: 
     error = continued.json()["error"]
     assert error["type"] == "not_found_error"
     assert error["details"] == {"error_code": "thread_not_found"}
+    assert AnthropicErrorResponse.model_validate(continued.json()).error.details is not None
     assert error["message"].endswith("send the whole conversation without thread")
 
 
