@@ -23,13 +23,18 @@ def explain(name: HubName, error: Exception) -> CheckpointError | ResourceError:
     denied = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
     if denied or isinstance(error, errors.RepositoryNotFoundError):
         remedy = f"check the name or log in with 'hf auth login' or HF_TOKEN, {ELSEWHERE}"
-        return CheckpointError(f"{repo_id}: is not on the hub, or is private; {remedy}")
+        return CheckpointError(
+            f"{repo_id}: is no file or directory here, and is not on the hub, or is private; {remedy}"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(f"{repo_id}: has no revision {name.revision!r}; name a branch, tag or commit of it")
     if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRORS:
         return ResourceError(f"{repo_id}: not fetched, {explain_os_error(error)}, then fetch again")
     reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
-    return CheckpointError(f"{repo_id}: the hub cannot be reached ({reason}); check the network, {ELSEWHERE}")
+    return CheckpointError(
+        f"{repo_id}: is no file or directory here, and the hub cannot be reached ({reason}); check the path or the "
+        f"network, {ELSEWHERE}"
+    )
 
 
 def explain_offline(name: HubName, cache: Path) -> CheckpointError:

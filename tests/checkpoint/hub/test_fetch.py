@@ -281,10 +281,16 @@ def test_the_hubs_own_variables_are_respected(quantised: Hub, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("refusal", "message"),
     [
-        ((404, "RepoNotFound"), "is not on the hub, or is private; check the name or log in"),
-        ((401, ""), "is not on the hub, or is private"),
+        (
+            (404, "RepoNotFound"),
+            "is no file or directory here, and is not on the hub, or is private; check the name or log in",
+        ),
+        ((401, ""), "is no file or directory here, and is not on the hub, or is private"),
         ((403, "GatedRepo"), "is gated; accept its terms on the hub and log in"),
-        ((500, ""), r"the hub cannot be reached \(.*500 Internal Server Error.*\); check the network"),
+        (
+            (500, ""),
+            r"is no file .* the hub cannot be reached \(.*500 Internal Server Error.*\); check the path or the network",
+        ),
     ],
 )
 def test_a_refusal_is_one_line_that_says_how_to_go_on(
@@ -304,7 +310,9 @@ def test_a_missing_revision_is_named(hub: Hub, tmp_path: Path) -> None:
 
 def test_no_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(CheckpointError, match=r"owner/tiny: the hub cannot be reached \(.*\); check .* directory$"):
+    with pytest.raises(
+        CheckpointError, match=r"owner/tiny: .* and the hub cannot be reached \(.*\); check .* directory$"
+    ):
         fetch_model("owner/tiny", cache_dir=tmp_path / "cache", endpoint="http://127.0.0.1:9")
 
 
