@@ -41,10 +41,10 @@ class Gate:
         self._open.set()
 
     def _held(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        def held(*arguments: Any) -> Any:
+        def held(*arguments: Any, **options: Any) -> Any:
             self.waiting += 1
             assert self._open.wait(60)
-            return prepare(*arguments)
+            return prepare(*arguments, **options)
 
         return held
 

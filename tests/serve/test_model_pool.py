@@ -170,7 +170,7 @@ def test_a_model_in_constant_use_makes_way_for_another_and_comes_back(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests for alpha overlap, so that it is never idle; none of them fails."""
-    monkeypatch.setattr("fathom.serve.model_pool._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("fathom.serve.model_pool._STARVATION_SECONDS", 0.1)
     statuses: list[int] = []
     stop = threading.Event()
 
