@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fathom.checkpoint.hf import save_hf
 from fathom.inference.language_model import LanguageModel
-from fathom.model import build
 from fathom.spec.engine import EngineSpec
-from fathom.tokenizer import train_bpe
 from tests.compatibility.case import Outcome
-from tests.serve.serving import SPEC, TEXT, Running, running
+from tests.serve.serving import Running, publish_tiny, running, with_engine
 
 
 def served(work: Callable[[Running], Outcome], **settings: object) -> Callable[[Path], Outcome]:
@@ -23,8 +19,7 @@ def served(work: Callable[[Running], Outcome], **settings: object) -> Callable[[
     def run(folder: Path) -> Outcome:
         opened = _model()
         engine = EngineSpec(max_batch=4, cache_tokens=4096, page_size=16)
-        model = LanguageModel(opened.model, opened.tokenizer, opened.path, opened.eos_ids, engine=engine)
-        with running(model, **settings) as server:
+        with running(with_engine(opened, engine), **settings) as server:
             return work(server)
 
     return run
@@ -33,9 +28,4 @@ def served(work: Callable[[Running], Outcome], **settings: object) -> Callable[[
 @functools.cache
 def _model() -> LanguageModel:
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        tokenizer = train_bpe([TEXT * 3], vocab_size=SPEC.vocab_size)
-        tokenizer.save(root / "tokenizer")
-        spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
-        save_hf(root / "model", spec, dict(build(spec, seed=7).state_dict()), tokenizer=root / "tokenizer")
-        return LanguageModel.open(root / "model", device="cpu")
+        return LanguageModel.open(publish_tiny(Path(folder)), device="cpu")

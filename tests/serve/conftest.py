@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
-from fathom.checkpoint.hf import save_hf
 from fathom.inference.language_model import LanguageModel
-from fathom.model import build
 from fathom.spec.engine import EngineSpec
-from fathom.tokenizer import train_bpe
-from tests.serve.serving import SPEC, TEXT, Running, Serve, running
+from tests.serve.serving import Running, Serve, publish_tiny, running, with_engine
 
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a published directory of a tiny model with a tokenizer that can chat."""
-    root = tmp_path_factory.mktemp("served")
-    tokenizer = train_bpe([TEXT * 3], vocab_size=SPEC.vocab_size)
-    tokenizer.save(root / "tokenizer")
-    spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
-    state = build(spec, seed=7).state_dict()
-    save_hf(root / "model", spec, dict(state), tokenizer=root / "tokenizer")
-    return root / "model"
+    return publish_tiny(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +32,7 @@ def serve(opened: LanguageModel) -> Serve:
 
     def served(engine: EngineSpec | None = None, **settings: object) -> contextlib.AbstractContextManager[Running]:
         spec = engine or EngineSpec(max_batch=16, cache_tokens=8192, page_size=16)
-        model = LanguageModel(opened.model, opened.tokenizer, opened.path, opened.eos_ids, engine=spec)
-        return running(model, **settings)  # type: ignore[arg-type]
+        return running(with_engine(opened, spec), **settings)  # type: ignore[arg-type]
 
     return served
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import anthropic
 import httpx2
 import openai
 
+from fathom.checkpoint.hf import save_hf
 from fathom.inference.language_model import LanguageModel
+from fathom.model import build
 from fathom.serve.app import create_app
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.run import Server, listen
 from fathom.serve.service import Service
 from fathom.serve.settings import ServeSettings
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
+from fathom.spec.engine import EngineSpec
+from fathom.tokenizer import train_bpe
 
 NAME = "tiny"
 CONTEXT = 512
@@ -44,6 +50,20 @@ TEXT = (
     "The river finds the road and the garden keeps the tower. A friend of the stone hears a song at the window. "
     'def add(a, b):\n    return a + b\n{"name": "Paris", "count": 12, "list": [true, false, null]} '
 )
+
+
+def publish_tiny(root: Path) -> Path:
+    """Write the tiny model and a tokenizer that can chat into a published directory; return it."""
+    tokenizer = train_bpe([TEXT * 3], vocab_size=SPEC.vocab_size)
+    tokenizer.save(root / "tokenizer")
+    spec = dataclasses.replace(SPEC, vocab_size=tokenizer.vocab_size)
+    save_hf(root / "model", spec, dict(build(spec, seed=7).state_dict()), tokenizer=root / "tokenizer")
+    return root / "model"
+
+
+def with_engine(opened: LanguageModel, engine: EngineSpec) -> LanguageModel:
+    """Return an opened model with an engine of its own."""
+    return LanguageModel(opened.model, opened.tokenizer, opened.path, opened.eos_ids, engine=engine)
 
 
 @dataclass(frozen=True, slots=True)
