@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -84,7 +85,7 @@ def open_model(
 
 def read_template(given: str | None) -> str | None:
     """Return the text of a file, or what is no file unchanged: it may be a name."""
-    if given is None or not Path(given).is_file():
+    if given is None or not os.path.isfile(given):  # Path.is_file raises where a text is too long for a path
         return given
     try:
         return Path(given).read_text(encoding="utf-8")

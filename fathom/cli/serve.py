@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from fathom.cli import model_options, options, served_models
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
-from fathom.spec.engine import EngineSpec
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -147,62 +146,44 @@ def serve(
     )
     settings = _settings(
         host,
-        read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, "")),
-        (allowed_host or (), cors_origin or (), allow_image_host or ()),
-        (drain_seconds, stall_timeout_seconds, load_timeout_seconds),
-        (max_concurrent_requests, max_preprocessing, preprocess_threads),
+        allowed_host or (),
+        {
+            "max_concurrent_requests": max_concurrent_requests,
+            "max_preprocessing": max_preprocessing,
+            "preprocess_threads": preprocess_threads,
+        },
+        api_keys=read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, "")),
+        cors_origins=tuple(cors_origin or ()),
+        image_hosts=tuple(name.lower() for name in allow_image_host or ()),
+        drain_seconds=drain_seconds,
+        stall_timeout_seconds=stall_timeout_seconds,
+        load_timeout_seconds=load_timeout_seconds,
     )
     memory = None if model_memory is None else options.parse_bytes("--model-memory", model_memory)
-    make = _pool_maker(named, settings, max_waiting, memory, device, dtype, weights, engine, chat_template)
-    _run(make, settings, host, port)
+    if memory is None and len(named) > 1:
+        memory = served_models.default_memory(device)
+    opening = OpeningOptions(device, dtype, weights, engine, memory, chat_template)
+    _run(_pool_maker(named, opening, settings, max_waiting), settings, host, port)
 
 
-def _settings(
-    host: str,
-    keys: tuple[str, ...],
-    names: tuple[Sequence[str], Sequence[str], Sequence[str]],
-    seconds: tuple[float, float, float],
-    requests: tuple[int, int, int],
-) -> ServeSettings:
-    """Return the settings: ``names`` of hosts, origins and image hosts; ``seconds`` to drain, of a stall, to load."""
+def _settings(host: str, allowed: Sequence[str], limits: Mapping[str, int], **given: Any) -> ServeSettings:
+    """Return the settings of a server at ``host``; ``given`` are further fields of ``ServeSettings``."""
     from fathom.serve.http.middleware import loopback_hosts
     from fathom.serve.settings import Limits, ServeSettings
 
-    concurrent, preprocessing, threads = requests
-    return ServeSettings(
-        api_keys=keys,
-        allowed_hosts=loopback_hosts(host, names[0]),
-        cors_origins=tuple(names[1]),
-        image_hosts=tuple(name.lower() for name in names[2]),
-        drain_seconds=seconds[0],
-        stall_timeout_seconds=seconds[1],
-        load_timeout_seconds=seconds[2],
-        limits=Limits(max_concurrent_requests=concurrent, max_preprocessing=preprocessing, preprocess_threads=threads),
-    )
+    return ServeSettings(allowed_hosts=loopback_hosts(host, allowed), limits=Limits(**limits), **given)
 
 
 def _pool_maker(
-    named: Sequence[NamedModel],
-    settings: ServeSettings,
-    max_waiting: int,
-    memory: int | None,
-    device: str,
-    dtype: str,
-    weights: str,
-    engine: EngineSpec,
-    chat_template: str | None,
+    named: Sequence[NamedModel], opening: OpeningOptions, settings: ServeSettings, max_waiting: int
 ) -> Callable[[], ModelPool]:
-    """Return what makes the pool; a single model without a limit of memory is opened here."""
-    if memory is None and len(named) > 1:
-        memory = served_models.default_memory(device)
-    if memory is None:
-        opened = model_options.open_model(named[0].path, device, dtype, weights, engine, chat_template)
-        return lambda: _pool_of_one(named[0], opened, settings, max_waiting)
-    template = model_options.read_template(chat_template)
-    opening = OpeningOptions(
-        device=device, dtype=dtype, weights=weights, engine=engine, memory=memory, chat_template=template
+    """Return what makes the pool; without a limit of memory there is one model, which is opened here."""
+    if opening.memory is not None:
+        return lambda: _pool(named, opening, settings, max_waiting)
+    opened = model_options.open_model(
+        named[0].path, opening.device, opening.dtype, opening.weights, opening.engine, opening.chat_template
     )
-    return lambda: _pool(named, opening, settings, max_waiting)
+    return lambda: _pool_of_one(named[0], opened, settings, max_waiting)
 
 
 def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:

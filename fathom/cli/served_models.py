@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from fathom.cli import options
 from fathom.cli.load_progress import LoadProgress
+from fathom.cli.model_options import read_template
 from fathom.errors import DataError, SpecError
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
@@ -32,15 +33,15 @@ class NamedModel:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OpeningOptions:
-    """How the models are opened; ``memory`` is for all of them together, ``chat_template`` a name or text for each."""
+    """How the models are opened: ``memory`` bounds all of them together; ``chat_template`` is the option as given."""
 
     device: str
     dtype: str
     weights: str
     engine: EngineSpec
-    memory: int
+    memory: int | None = None
     chat_template: str | None = None
 
 
@@ -74,7 +75,8 @@ def definitions(models: Sequence[NamedModel], opening: OpeningOptions) -> list[M
         DataError: a model has no tokenizer.
     """
     check.one_of("--weights", opening.weights, WEIGHT_FORMATS)
-    return [_definition(model, opening) for model in models]
+    template = read_template(opening.chat_template)
+    return [_definition(model, opening, template) for model in models]
 
 
 def default_memory(device: str) -> int:
@@ -123,7 +125,7 @@ def _aliases(given: Sequence[str], names: Sequence[str]) -> Mapping[str, tuple[s
     return found
 
 
-def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
+def _definition(named: NamedModel, opening: OpeningOptions, template: str | None) -> ModelDefinition:
     from fathom.inference.language_model import LanguageModel, resolve_dtype
     from fathom.inference.loading import open_source
     from fathom.inference.suggestions import suggestions_for
@@ -136,10 +138,11 @@ def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise DataError(f"{source.path}: has no tokenizer; put tokenizer.json beside the weights")
-    if opening.chat_template is not None:
-        tokenizer = tokenizer.with_template(opening.chat_template)
+    if template is not None:
+        tokenizer = tokenizer.with_template(template)
     bits = resolve_dtype(opening.dtype, resolve_device(opening.device)).itemsize * 8
-    takes = memory_of(source.spec, opening.engine, opening.memory, bits)
+    memory = default_memory(opening.device) if opening.memory is None else opening.memory
+    takes = memory_of(source.spec, opening.engine, memory, bits)
     engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
 
     def load(progress: Progress) -> LanguageModel:
@@ -151,7 +154,7 @@ def _definition(named: NamedModel, opening: OpeningOptions) -> ModelDefinition:
             progress=progress,
             cache_dir=cache_dir,
             engine=engine,
-            chat_template=opening.chat_template,
+            chat_template=template,
         )
 
     facts = facts_of(

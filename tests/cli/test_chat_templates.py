@@ -74,6 +74,7 @@ def test_a_template_is_chosen_by_name_or_file(
     assert "chat templates" in (shown := call("inspect", directory).out)
     assert "rag, plain" in shown
     call("chat", directory, "--chat-template", "other").refused("'other' is neither a file nor one of plain, rag")
+    call("chat", directory, "--chat-template", "x" * 5000).refused("is neither a file nor one of plain, rag")
 
 
 def test_a_template_without_end_is_refused_in_one_line(directory: Path, call, monkeypatch: pytest.MonkeyPatch) -> None:
