@@ -18,18 +18,8 @@ from fathom.checkpoint.hf import HFCheckpoint, load_hf, save_hf
 from fathom.errors import CheckpointError
 from fathom.inference.loading import open_source
 from fathom.model import build
-from fathom.spec import GroupedQueryAttention, ModelSpec
+from tests.checkpoint.tiny_llama import SPEC
 
-SPEC = ModelSpec(
-    name="tiny",
-    family="llama",
-    vocab_size=20,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=1,
-    attention=GroupedQueryAttention(num_heads=2, num_kv_heads=1, head_dim=4),
-    max_position_embeddings=16,
-)
 INDEX = "model.safetensors.index.json"
 
 

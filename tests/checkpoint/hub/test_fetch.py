@@ -17,21 +17,10 @@ from fathom.checkpoint.hf import HFCheckpoint, save_hf
 from fathom.checkpoint.hub import fetch_model
 from fathom.errors import CheckpointError, ResourceError
 from fathom.model import build
-from fathom.spec import GroupedQueryAttention, ModelSpec
+from tests.checkpoint.tiny_llama import SPEC
 from tests.fuzz import gguf_files
 from tests.hub_server import COMMIT, Hub, serving
 from tests.recording_progress import RecordingProgress, Update
-
-SPEC = ModelSpec(
-    name="tiny",
-    family="llama",
-    vocab_size=20,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=1,
-    attention=GroupedQueryAttention(num_heads=2, num_kv_heads=1, head_dim=4),
-    max_position_embeddings=16,
-)
 
 
 @pytest.fixture

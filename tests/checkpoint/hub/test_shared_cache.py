@@ -11,7 +11,7 @@ import pytest
 
 from fathom.checkpoint.hf import save_hf
 from fathom.model import build
-from tests.checkpoint.test_hf_files import SPEC
+from tests.checkpoint.tiny_llama import SPEC
 from tests.hub_server import serving
 
 THEIRS = "import transformers; transformers.AutoModelForCausalLM.from_pretrained('owner/tiny')"
