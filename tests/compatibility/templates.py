@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from fathom.chat.output.hermes import fit_messages_to_template
 from fathom.checkpoint.gguf.tokens import tokenizer_from_metadata
 from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.errors import DataError
-from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.tokenizer import Tokenizer, train_bpe
 from tests.chat.conversations import R1, transformers_text
 from tests.compatibility.case import Case, Outcome
+from tests.compatibility.modelfiles import SPEC
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 TOOL = {
@@ -106,16 +107,7 @@ def _write(name: str, text: str, folder: Path) -> None:
 
 
 def _gguf(folder: Path) -> Outcome:
-    spec = ModelSpec(
-        name="tiny",
-        family="llama",
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=1,
-        attention=GroupedQueryAttention(num_heads=2, num_kv_heads=1, head_dim=16),
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
+    spec = replace(SPEC, vocab_size=320)
     named = Tokenizer(_tokenizer().tokenizer_json, {**_tokenizer().config, "chat_template": NAMED})
     metadata = {key: value for key, (_, value) in metadata_from_tokenizer(named, spec).items()}
     again = tokenizer_from_metadata(metadata)
