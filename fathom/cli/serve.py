@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from fathom.errors import DataError
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
     from fathom.serve.model_pool import ModelPool
-    from fathom.serve.settings import ServeSettings
+    from fathom.serve.settings import Limits, ServeSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
@@ -147,11 +147,7 @@ def serve(
     settings = _settings(
         host,
         allowed_host or (),
-        {
-            "max_concurrent_requests": max_concurrent_requests,
-            "max_preprocessing": max_preprocessing,
-            "preprocess_threads": preprocess_threads,
-        },
+        _limits(max_concurrent_requests, max_preprocessing, preprocess_threads),
         api_keys=read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, "")),
         cors_origins=tuple(cors_origin or ()),
         image_hosts=tuple(name.lower() for name in allow_image_host or ()),
@@ -159,19 +155,30 @@ def serve(
         stall_timeout_seconds=stall_timeout_seconds,
         load_timeout_seconds=load_timeout_seconds,
     )
-    memory = None if model_memory is None else options.parse_bytes("--model-memory", model_memory)
-    if memory is None and len(named) > 1:
-        memory = served_models.default_memory(device)
+    memory = _memory(model_memory, len(named), device)
     opening = OpeningOptions(device, dtype, weights, engine, memory, chat_template)
     _run(_pool_maker(named, opening, settings, max_waiting), settings, host, port)
 
 
-def _settings(host: str, allowed: Sequence[str], limits: Mapping[str, int], **given: Any) -> ServeSettings:
+def _settings(host: str, allowed: Sequence[str], limits: Limits, **given: Any) -> ServeSettings:
     """Return the settings of a server at ``host``; ``given`` are further fields of ``ServeSettings``."""
     from fathom.serve.http.middleware import loopback_hosts
-    from fathom.serve.settings import Limits, ServeSettings
+    from fathom.serve.settings import ServeSettings
 
-    return ServeSettings(allowed_hosts=loopback_hosts(host, allowed), limits=Limits(**limits), **given)
+    return ServeSettings(allowed_hosts=loopback_hosts(host, allowed), limits=limits, **given)
+
+
+def _limits(concurrent: int, preprocessing: int, threads: int) -> Limits:
+    from fathom.serve.settings import Limits
+
+    return Limits(max_concurrent_requests=concurrent, max_preprocessing=preprocessing, preprocess_threads=threads)
+
+
+def _memory(given: str | None, models: int, device: str) -> int | None:
+    """Return the bytes that the models may take together; None for a single one without the option."""
+    if given is not None:
+        return options.parse_bytes("--model-memory", given)
+    return served_models.default_memory(device) if models > 1 else None
 
 
 def _pool_maker(
