@@ -44,7 +44,7 @@ async def create_response(models: ModelPool, store: ResponseStore, http: HttpReq
     body = await read_body(http, ResponsesRequest, models.executor)
     _check(body)
     service = await models.acquire(http, body.model)
-    owner, notices = owner_of(http, models.settings), notices_of(http)
+    owner, notices = owner_of(http), notices_of(http)
     conversation = _conversation(store, owner, body)
 
     def job() -> GenerationJob:
@@ -76,7 +76,7 @@ async def count_input_tokens(models: ModelPool, store: ResponseStore, http: Http
     """Count the tokens of a response's prompt."""
     body = await read_body(http, InputTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
-    conversation = _conversation(store, owner_of(http, models.settings), body)
+    conversation = _conversation(store, owner_of(http), body)
     notices = notices_of(http)
 
     def count() -> int:

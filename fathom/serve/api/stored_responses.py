@@ -9,22 +9,16 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from fathom.files import sha256
 from fathom.serve.errors import ApiError, refuse
 from fathom.serve.response_store import Json, ResponseStore
 from fathom.serve.schemas.responses import Content, Item
-from fathom.serve.settings import ServeSettings
 
 MAX_LISTED = 100
 
 
-def owner_of(http: HttpRequest, settings: ServeSettings) -> str:
+def owner_of(http: HttpRequest) -> str:
     """Return whose responses a request may see: its API key's digest; everybody's are one where there are no keys."""
-    if not settings.api_keys:
-        return ""
-    headers = http.headers
-    bearer = headers.get("authorization", "").partition(" ")[2].strip()
-    return sha256(bearer or headers.get("x-api-key") or headers.get("api-key", ""))
+    return str(http.scope["state"].get("key_digest", ""))
 
 
 def input_items(items: Sequence[Item]) -> list[Json]:

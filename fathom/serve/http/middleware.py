@@ -74,22 +74,26 @@ class RequestMiddleware:
             )
         path = scope["path"]
         if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
-            self._check_key(headers)
+            scope["state"]["key_digest"] = self._check_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             _check_body(headers, limits.body_bytes)
 
-    def _check_key(self, headers: Mapping[bytes, bytes]) -> None:
-        """Check the key of OpenAI's header, Anthropic's or Azure's; all are compared, in constant time."""
+    def _check_key(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the digest of the valid key in OpenAI's header, Anthropic's or Azure's.
+
+        All are compared, in constant time.
+        """
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = [bearer if scheme.lower() == b"bearer" else b"", *(headers.get(name, b"") for name in _KEY_HEADERS)]
         hashed = [sha256(key.strip()) for key in given]
-        matches = [hmac.compare_digest(key, digest) for key in hashed for digest in self._digests]
-        if not any(matches):
+        matching = [digest for key in hashed for digest in self._digests if hmac.compare_digest(key, digest)]
+        if not matching:
             raise ApiError(
                 401,
                 "Authorization: no valid key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
                 code="invalid_api_key",
             )
+        return matching[0]
 
 
 class _HttpExchange:

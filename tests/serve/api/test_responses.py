@@ -203,6 +203,15 @@ def test_a_key_reads_its_own_responses_only(serve: Serve) -> None:
             one.responses.create(**asked(previous_response_id=made.id))
 
 
+def test_responses_belong_to_the_valid_key_of_a_request(serve: Serve) -> None:
+    keys = ("first-key-1", "second-key-2")
+    one, two = ({"authorization": "Bearer none", "x-api-key": key} for key in keys)
+    with serve(api_keys=keys) as running, running.http() as http:
+        made = http.post("/v1/responses", json=asked(), headers=one).json()["id"]
+        assert http.get(f"/v1/responses/{made}", headers={"api-key": keys[0]}).status_code == 200
+        assert http.get(f"/v1/responses/{made}", headers=two).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
