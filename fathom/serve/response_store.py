@@ -30,10 +30,10 @@ class StoredResponse:
         """Bytes of its JSON."""
         return len(json.dumps(self.body)) + self.input_bytes
 
-    def item(self, item_id: str) -> Json | None:
-        """Return an item of its input or output."""
-        items = (*self.input_items, *self.body["output"])
-        return next((item for item in items if item.get("id") == item_id), None)
+    @property
+    def items(self) -> tuple[Json, ...]:
+        """The items of its input and of its output."""
+        return (*self.input_items, *self.body["output"])
 
 
 class ResponseStore:
@@ -92,15 +92,24 @@ class ResponseStore:
         while following is not None:
             chain.append(self.get(owner, following, "previous_response_id"))
             following = chain[-1].previous
-        return [item for each in reversed(chain) for item in (*each.input_items, *each.body["output"])]
+        return [item for each in reversed(chain) for item in each.items]
 
-    def item(self, owner: str, item_id: str, field: str) -> Json:
-        """Return an item of a kept response; ``ApiError`` 404 where there is none."""
-        for (its_owner, _), (response, _) in self._kept.items():
-            found = response.item(item_id) if its_owner == owner else None
-            if found is not None:
-                return found
-        raise self._missing(item_id, field)
+    def items(self, owner: str, wanted: Mapping[str, str]) -> dict[str, Json]:
+        """Return items of kept responses by id, found in one pass; ``wanted`` has the request's field of each id.
+
+        Raises:
+            ApiError: 404, one of them is not kept here.
+        """
+        found: dict[str, Json] = {}
+        for (its_owner, _), (response, _) in self._kept.items() if wanted else ():
+            if its_owner == owner:
+                for item in response.items:
+                    if item.get("id") in wanted:
+                        found.setdefault(item["id"], item)
+        for item_id, field in wanted.items():
+            if item_id not in found:
+                raise self._missing(item_id, field)
+        return found
 
     def _missing(self, name: str, field: str) -> ApiError:
         return ApiError(

@@ -21,13 +21,14 @@ def test_a_history_is_the_items_of_all_responses_before() -> None:
     store.put("a", response("r1"))
     store.put("a", response("r2", "r1"))
     assert [item["id"] for item in store.history("a", "r2")] == ["in_r1", "out_r1", "in_r2", "out_r2"]
-    assert store.item("a", "out_r1", "input[0].id")["id"] == "out_r1"
+    assert store.items("a", {"out_r1": "input[0].id"})["out_r1"]["id"] == "out_r1"
 
 
 def test_an_owner_sees_no_other_owners_responses() -> None:
     store = ResponseStore(max_responses=9, max_bytes=9999)
     store.put("a", response("r1"))
-    for use in (lambda: store.get("b", "r1"), lambda: store.delete("b", "r1"), lambda: store.item("b", "in_r1", "x")):
+    item = {"in_r1": "x"}
+    for use in (lambda: store.get("b", "r1"), lambda: store.delete("b", "r1"), lambda: store.items("b", item)):
         with pytest.raises(ApiError) as caught:
             use()
         assert caught.value.status == 404

@@ -45,9 +45,10 @@ async def create_response(models: ModelPool, store: ResponseStore, http: HttpReq
     _check(body)
     service = await models.acquire(http, body.model)
     owner, notices = owner_of(http), notices_of(http)
-    conversation = _conversation(store, owner, body)
+    read = _conversation(store, owner, body)
 
     def job() -> GenerationJob:
+        conversation = read()
         keep = _keeper(store, owner, body, conversation)
         return _job(service, body, conversation, keep, notices)
 
@@ -76,10 +77,11 @@ async def count_input_tokens(models: ModelPool, store: ResponseStore, http: Http
     """Count the tokens of a response's prompt."""
     body = await read_body(http, InputTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
-    conversation = _conversation(store, owner_of(http), body)
+    read = _conversation(store, owner_of(http), body)
     notices = notices_of(http)
 
     def count() -> int:
+        conversation = read()
         translation = ResponsesTranslation(body, conversation.history, conversation.items)
         notices.ignore(translation.ignored)
         return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
@@ -96,8 +98,8 @@ def _check(body: ResponsesRequest) -> None:
         raise refuse("prompt", "names a prompt that is kept elsewhere", "send its text as instructions")
 
 
-def _conversation(store: ResponseStore, owner: str, body: InputTokensRequest) -> Conversation:
-    """Return the conversation's items.
+def _conversation(store: ResponseStore, owner: str, body: InputTokensRequest) -> Callable[[], Conversation]:
+    """Look up what a conversation refers to, and return what reads its items; call that in a thread.
 
     Raises:
         ApiError: 404, an item or a response is not kept here; 400, there is no input.
@@ -109,13 +111,23 @@ def _conversation(store: ResponseStore, owner: str, body: InputTokensRequest) ->
     history = [] if body.previous_response_id is None else store.history(owner, body.previous_response_id)
     given = body.input or []
     own = [Item(type="message", role="user", content=given)] if isinstance(given, str) else given
-    resolved = [
-        Item.model_validate(store.item(owner, item.id, f"input[{index}].id"))
-        if item.id is not None and (item.type == "item_reference" or (item.type is None and item.role is None))
-        else item
-        for index, item in enumerate(own)
-    ]
-    return Conversation(history=[Item.model_validate(item) for item in history], items=resolved)
+    wanted: dict[str, str] = {}
+    for index, item in enumerate(own):
+        if (item_id := _reference(item)) is not None:
+            wanted.setdefault(item_id, f"input[{index}].id")
+    found = store.items(owner, wanted)
+
+    def read() -> Conversation:
+        items = [item if (at := _reference(item)) is None else Item.model_validate(found[at]) for item in own]
+        return Conversation(history=[Item.model_validate(item) for item in history], items=items)
+
+    return read
+
+
+def _reference(item: Item) -> str | None:
+    """Return the id of the kept item that an item stands for, or None where it is an item itself."""
+    refers = item.type == "item_reference" or (item.type is None and item.role is None)
+    return item.id if refers else None
 
 
 def _job(
