@@ -20,7 +20,8 @@ from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
 from fathom.errors import CheckpointError, explain_os_error
 
 ALIGNMENT = "general.alignment"
-_DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32
+"""Bytes that every tensor's start is a multiple of, where the metadata says nothing else."""
 _UINT32 = 4
 _CHUNK_BYTES = 4 * 2**20
 
@@ -134,7 +135,7 @@ def _tensors(header: Header, size: int, path: Path) -> dict[str, TensorInfo]:
 
 
 def _alignment(header: Header, path: Path) -> int:
-    given = header.metadata.get(ALIGNMENT, _DEFAULT_ALIGNMENT)
+    given = header.metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
     whole = header.types.get(ALIGNMENT, _UINT32) == _UINT32
     if not whole or given < 1 or given & (given - 1):
         raise CheckpointError(f"{path}: {ALIGNMENT} is {given}; it must be a power of two as uint32")

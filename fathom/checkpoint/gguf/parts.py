@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, QuantType
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, QuantType
+from fathom.checkpoint.gguf.container import DEFAULT_ALIGNMENT
 from fathom.checkpoint.gguf.keys import Metadata
 from fathom.checkpoint.gguf.part_names import MAX_PARTS
 from fathom.checkpoint.gguf.split import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from fathom.errors import SpecError
 from fathom.model.build import Shape
 
-ALIGNMENT = 32
-"""Bytes that every tensor's start is a multiple of, where the metadata says nothing else."""
-_FLOAT_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 _SCALAR_BYTES = {"UINT16": 2, "UINT32": 4, "INT32": 4, "FLOAT32": 4, "BOOL": 1}
 _FIXED_BYTES = 24
 """Magic, version and the two counts."""
@@ -33,8 +31,8 @@ class PlannedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        if self.kind in _FLOAT_BYTES:
-            return math.prod(self.shape) * _FLOAT_BYTES[self.kind]
+        if self.kind in FLOATS:
+            return math.prod(self.shape) * FLOATS[self.kind].itemsize
         block = BLOCK_FORMATS[self.kind]
         return math.prod(self.shape) // block.elements * block.nbytes
 
@@ -47,7 +45,7 @@ class PlannedTensor:
 
 def aligned(nbytes: int) -> int:
     """Return the next multiple of the alignment."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return -(-nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
 def plan_parts(
@@ -66,7 +64,7 @@ def plan_parts(
     filled = _FIXED_BYTES + _metadata_bytes(metadata) + numbers
     parts: list[list[PlannedTensor]] = [[]]
     for tensor in tensors:
-        if filled + tensor.total_bytes + ALIGNMENT > max_bytes and (parts[-1] or len(parts) == 1):
+        if filled + tensor.total_bytes + DEFAULT_ALIGNMENT > max_bytes and (parts[-1] or len(parts) == 1):
             parts.append([])
             filled = _FIXED_BYTES + numbers
         parts[-1].append(tensor)
