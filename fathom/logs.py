@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 logger = logging.getLogger("fathom")
-_MAX_LISTED = 8
 
 
 @lru_cache(maxsize=4096)
@@ -16,7 +15,7 @@ def warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Join names by commas; after the eighth they are counted."""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Join names by commas; those after ``most`` are counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

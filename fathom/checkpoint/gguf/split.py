@@ -18,6 +18,7 @@ from torch import Tensor
 from fathom.checkpoint.gguf.container import Container, TensorInfo
 from fathom.checkpoint.gguf.part_names import MAX_PARTS, PartName, parse_part_name
 from fathom.errors import CheckpointError
+from fathom.logs import listed
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)
@@ -140,12 +141,11 @@ def _there(file: Path | None) -> bool:
 
 
 def _missing(directory: Path, name: PartName, numbers: Sequence[int]) -> str:
-    files = [name.sibling(number) for number in numbers[:_LISTED]]
+    files = [name.sibling(number) for number in numbers]
     remedy = "download all parts into one directory"
     if len(numbers) == 1:
         return f"{directory}: part {numbers[0]} of {name.count}, {files[0]}, is missing; {remedy}"
-    more = f" and {len(numbers) - _LISTED} more" if len(numbers) > _LISTED else ""
-    return f"{directory}: {len(numbers)} of {name.count} parts are missing, {', '.join(files)}{more}; {remedy}"
+    return f"{directory}: {len(files)} of {name.count} parts are missing, {listed(files, _LISTED)}; {remedy}"
 
 
 def _check_numbers(parts: Sequence[Container]) -> None:

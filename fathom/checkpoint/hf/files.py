@@ -11,6 +11,7 @@ from fathom.checkpoint.located import check_link, find_file
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.errors import CheckpointError
 from fathom.files import pointer_remedy
+from fathom.logs import listed
 from fathom.tokenizer.chat_templates import PROCESSOR_FILE, TEMPLATE_FILE
 
 CONFIG = "config.json"
@@ -85,10 +86,9 @@ def _indexed(directory: Path, index: Path) -> dict[str, TensorFile]:
     located = {file: find_file(directory, file) for file in sorted(set(placed.values()))}
     absent = [file for file, found in located.items() if found is None]
     if absent:
-        more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
         raise CheckpointError(
             f"{directory}: {len(absent)} of {len(located)} files of {index.name} are missing "
-            f"({', '.join(absent[:_LISTED])}{more}); download them into the directory"
+            f"({listed(absent, _LISTED)}); download them into the directory"
         )
     files = {file: TensorFile.open(found) for file, found in located.items() if found is not None}
     for name, file in placed.items():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fathom.checkpoint.located import list_directory
+from fathom.logs import listed
 
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -44,9 +45,7 @@ def explain_nested(directory: Path) -> str | None:
     inner = [str(place.relative_to(directory)) for place in places if place.is_dir() and _holds_model(place)]
     if not inner:
         return None
-    more = f" and {len(inner) - _LISTED} more" if len(inner) > _LISTED else ""
-    where = f"{', '.join(inner[:_LISTED])}{more}"
-    return f"holds no model itself, but there is one in {where}; give {directory / inner[0]}"
+    return f"holds no model itself, but there is one in {listed(inner, _LISTED)}; give {directory / inner[0]}"
 
 
 def _holds_model(directory: Path) -> bool:

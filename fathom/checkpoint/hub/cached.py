@@ -9,14 +9,15 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from fathom.checkpoint.hf.files import CONFIG, INDEX, WEIGHTS
+from fathom.checkpoint.hf.files import CONFIG, INDEX, TOKENIZER, WEIGHTS
+from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
 from fathom.checkpoint.hub.choice import choose_gguf, descriptions, has_safetensors, weight_files
 from fathom.checkpoint.hub.names import HubName
 from fathom.errors import CheckpointError
 
 MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+_VOCABULARIES = (TOKENIZER, SENTENCEPIECE)
 
 
 def cached_model(name: HubName, cache: Path, *, lenient: bool = False) -> Path | None:

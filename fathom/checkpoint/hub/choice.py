@@ -10,25 +10,17 @@ from pathlib import Path, PurePosixPath
 
 from fathom.checkpoint.gguf.part_names import SUFFIX as GGUF
 from fathom.checkpoint.gguf.part_names import group_parts, parse_part_name
-from fathom.checkpoint.hf.files import CONFIG, INDEX, WEIGHTS, read_json, shard_names
+from fathom.checkpoint.hf.files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS, read_json, shard_names
+from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
 from fathom.checkpoint.hf.unreadable import ADAPTER, PICKLES, explain_unreadable
 from fathom.checkpoint.hub.names import HubName
 from fathom.errors import CheckpointError
+from fathom.logs import listed
+from fathom.tokenizer.chat_templates import TEMPLATE_FOLDER
 
 DESCRIPTIONS = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
+    *(CONFIG, GENERATION, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja"),
+    *(SENTENCEPIECE, "vocab.json", "vocab.txt", "merges.txt"),
     "preprocessor_config.json",
     "processor_config.json",
     "*.safetensors.index.json",
@@ -191,6 +183,6 @@ def _listed(name: HubName, groups: Sequence[GGUFChoice]) -> str:
     base = str(HubName(name.repo_id, name.revision))
     shown = [
         f"{base}:{group.tag if group.tag is not None and tags.count(group.tag) == 1 else group.opens}"
-        for group in groups[:_LISTED]
+        for group in groups
     ]
-    return ", ".join(shown) + (f" and {len(groups) - _LISTED} more" if len(groups) > _LISTED else "")
+    return listed(shown, _LISTED)
