@@ -80,19 +80,20 @@ class Form(Generic[T]):
         """Return the columns of a row that are known, by the names they have there."""
         return {name: column for column in self.columns if (name := column.find(row)) is not None}
 
-    def values(self, row: Row) -> dict[str, Any]:
-        """Return the known columns of a row by their own names."""
-        return {column.name: row[name] for name, column in self.names(row).items()}
-
     def fits(self, row: Row) -> bool:
         """Whether a row has the columns of this form, in its shape."""
-        return not self.missing(row) and self.shape(self.values(row))
+        return not self.missing(row) and self.shape(_values(row, self.names(row)))
 
     def converted(self, row: Row) -> T:
         """Convert a row that has the required columns; errors as ``convert``."""
         known = self.names(row)
         rest = {name: value for name, value in row.items() if name not in known and value is not None}
-        return self.convert(self.values(row), rest)
+        return self.convert(_values(row, known), rest)
+
+
+def _values(row: Row, known: Mapping[str, Column]) -> dict[str, Any]:
+    """Return the known columns of a row by their own names."""
+    return {column.name: row[name] for name, column in known.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +215,11 @@ def read_rows(
 def file_records(path: Path) -> Iterator[Record | BadRecord]:
     """Yield the records of a file or folder, each placed by its file's name."""
     for file in data_files(path):
+        is_parquet = file.suffix.lower() == ".parquet"
         for record in read_records(file):
             place = file.name + record.place.removeprefix(str(file))
             if isinstance(record, Record):
-                yield Record(place, without_nulls(record.value) if file.suffix.lower() == ".parquet" else record.value)
+                yield Record(place, without_nulls(record.value) if is_parquet else record.value)
             else:
                 yield BadRecord(place, record.sentence)
 

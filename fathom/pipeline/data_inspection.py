@@ -172,9 +172,8 @@ def _describe(
 
 def _meanings(form: Form[Any], rows: Sequence[Row], columns: Columns) -> dict[str, str]:
     """Return what each column of the file that a form reads means, by the file's names."""
-    own = {name: columns.fields.get(name, name) for row in rows for name in form.names(columns.renamed(row))}
-    by_name = {name: column for row in rows for name, column in form.names(columns.renamed(row)).items()}
-    return {own[name]: column.meaning for name, column in by_name.items()}
+    known = {name: column for row in rows for name, column in form.names(columns.renamed(row)).items()}
+    return {columns.fields.get(name, name): column.meaning for name, column in known.items()}
 
 
 def _refuse_unknown(
