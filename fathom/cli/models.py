@@ -8,17 +8,16 @@ import typer
 
 from fathom.cli import options
 from fathom.cli.console import print_json
+from fathom.cli.display import amount
+from fathom.cli.sections import report_console
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
 from fathom.plan import cache_bytes_per_token, count_parameters
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from fathom.inference.catalog import CatalogModel
-
-PIPE_COLUMNS = 140
 
 
 def models(
@@ -106,7 +105,7 @@ def _print_ready(models: list[CatalogModel]) -> None:
     for model in models:
         size = f"{model.member_bytes / 1e6:.0f} MB"
         table.add_row(model.name, short(model.parameters), size, model.licence, model.title)
-    console = _console()
+    console = report_console()
     console.print(table)
     console.print(
         f"[dim]fathom chat {models[0].name}[/dim] fetches one the first time; the rest are shapes for recipes\n"
@@ -120,7 +119,7 @@ def _print_cached(*, as_json: bool) -> None:
     if as_json:
         print_json([{"name": str(model.name), "ready": True, "bytes": model.nbytes} for model in models])
         return
-    console = _console()
+    console = report_console()
     if not models:
         console.print("the hub's cache holds no model that Fathom opens; fathom chat owner/name fetches one")
         return
@@ -128,15 +127,8 @@ def _print_cached(*, as_json: bool) -> None:
     table.add_column("ready in the hub's cache", no_wrap=True)
     table.add_column("weights", justify="right", no_wrap=True)
     for model in models:
-        table.add_row(str(model.name), f"{short(model.nbytes)}B")
+        table.add_row(str(model.name), f"{amount(model.nbytes)}B")
     console.print(table)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
 
 
 def _table() -> Table:
@@ -146,7 +138,7 @@ def _table() -> Table:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    console, table = _console(), _table()
+    console, table = report_console(), _table()
     for name in ("model", "family"):
         table.add_column(name, no_wrap=True)
     for name in ("total", "active", "layers"):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -75,6 +76,12 @@ def test_models_in_the_hubs_cache_are_listed(caches: Path, tmp_path: Path) -> No
     assert rows[1]["bytes"] == whole.stat().st_size
     next(caches.rglob("*-00002-of-*")).unlink()
     assert [row["name"] for row in json.loads(run("--cached", "--json"))] == ["owner/tiny:Q8_0"]
+
+
+def test_the_weights_of_a_large_cached_model_are_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = SimpleNamespace(name="owner/large", nbytes=4_500_000_000)
+    monkeypatch.setattr("fathom.inference.loading.fetched_models", lambda cache: [large])
+    assert run("--cached").splitlines()[1].split() == ["owner/large", "4.5GB"]
 
 
 def test_one_family_only() -> None:
