@@ -47,7 +47,6 @@ _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "�
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?)\s*([\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname|boxed)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\(?:quad|displaystyle|left|right)\b|~")
-_COMMANDS = {"{,}": ",", "\\!": "", "\\%": "%", "\\times": "*", "\\cdot": "*", "×": "*"}
 _COPULA = re.compile(r".*(?<!不)(?:等于|[为是得=])(?=.*\d)", re.DOTALL)
 _ENGLISH_COPULA = re.compile(r".*\b(?:is|are|equals|be|makes|gives)\s+", re.DOTALL | re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|[\u4e00-\u9fff])")
