@@ -44,7 +44,7 @@ class AccuracyScorer:
         """
         methods = {self._chosen(answered.problem) for answered in answers}
         if "math" in methods:
-            _same_value("1/2", r"\frac{1}{2}", plain=False)  # the first call is slow: it builds the parser
+            _same_value(["1/2"], r"\frac{1}{2}", plain=False)  # the first call is slow: it builds the parser
         if "gym" in methods:
             named = {str(a.problem.details["dataset"]) for a in answers if "dataset" in a.problem.details}
             for dataset in sorted(named - self._gym.keys()):
@@ -120,7 +120,7 @@ def same_mathematics(given: str, reference: str) -> bool:
     plain = expected is not None
     if plain and is_part_of_more(bare):
         return False
-    return _same_value(bare, reference, plain=plain) or (bare != given and _same_value(given, reference, plain=plain))
+    return _same_value([bare] if bare == given else [bare, given], reference, plain=plain)
 
 
 def _number(text: str) -> Decimal | None:
@@ -129,17 +129,22 @@ def _number(text: str) -> Decimal | None:
     return Decimal(found[1].replace(",", "")) if found else None
 
 
-def _same_value(given: str, reference: str, *, plain: bool) -> bool:
-    """Ask math-verify, without its own time limits: they are alarms, and this process has a limit already."""
+def _same_value(spellings: Sequence[str], reference: str, *, plain: bool) -> bool:
+    """Ask math-verify whether a spelling of an answer has the value of a reference.
+
+    Its own time limits are off: they are alarms, and this process has a limit already.
+    """
     library = _library("math_verify", "math-verify")
     parse, verify = library.parse, library.verify
     expected = parse(_dollars(reference), parsing_timeout=None)
-    offered = parse(given if "$" in given else _dollars(given), parsing_timeout=None) or parse(
-        given, parsing_timeout=None
-    )
-    if not expected or not offered or (plain and not _is_number(offered[0])):
+    if not expected:
         return False
-    return bool(verify(expected, offered, timeout_seconds=None))
+    for given in spellings:
+        offered = parse(_dollars(given), parsing_timeout=None) or parse(given, parsing_timeout=None)
+        usable = offered and (not plain or _is_number(offered[0]))
+        if usable and verify(expected, offered, timeout_seconds=None):
+            return True
+    return False
 
 
 def _dollars(text: str) -> str:
