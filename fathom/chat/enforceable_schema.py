@@ -117,6 +117,7 @@ class _Reducer:
     def __init__(self, root: Mapping[str, Any], where: str, lenient: bool) -> None:
         self._root, self._where, self._lenient = root, where, lenient
         self._spellings = _CHECKED_SPELLINGS
+        self._definitions: dict[str, Any] = {}
 
     def any(self, schema: Any, pointer: str) -> Any:
         return self.schema(schema, pointer) if isinstance(schema, Mapping) else schema
@@ -193,13 +194,19 @@ class _Reducer:
             reduced["additionalProperties"] = False
 
     def _resolved(self, schema: Any) -> Any:
+        """Return the reduced definition that a schema refers to, reduced once; else the schema itself."""
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(reference, str) or not reference.startswith("#/"):
             return schema
         found: Any = self._root
         for step in reference[2:].split("/"):
             found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
-        return self.any(found, reference) if isinstance(found, Mapping) and "$ref" not in found else schema
+        if not isinstance(found, Mapping) or "$ref" in found:
+            return schema
+        if reference not in self._definitions:
+            self._definitions[reference] = schema  # what a definition that refers to itself sees of itself
+            self._definitions[reference] = self.schema(found, reference)
+        return self._definitions[reference]
 
     @staticmethod
     def _rewrite_format(reduced: dict[str, Any]) -> None:
@@ -293,8 +300,6 @@ def _names_pattern(names: Any) -> str | None:
     least, most = names.get("minLength", 0), names.get("maxLength", "")
     if constraints and constraints <= {"minLength", "maxLength"} and isinstance(least, int):
         return f"^[^\\n]{{{least},{most}}}$"
-    if names.get("format") == "date" and constraints == {"format"}:
-        return _FORMAT_PATTERNS["date"]
     if names.get("format") == "uuid" and constraints == {"format"}:
         return _FORMAT_PATTERNS["uuid4"]
     return None

@@ -195,6 +195,28 @@ def test_refusing_takes_little_however_many_keywords_there_are() -> None:
     assert enforceable(schema) == {}
 
 
+class Leaf(BaseModel):
+    kind: Literal["leaf"]
+
+
+class Branch(BaseModel):
+    kind: Literal["branch"]
+    children: Annotated[list[Annotated[Leaf | Branch, Field(discriminator="kind")]], Field(max_length=2)]
+
+
+def test_alternatives_that_refer_to_themselves_are_told_apart(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    text = drawn(compiler.json_schema(Branch.model_json_schema()), tokenizer, 0)
+    assert text is not None
+    Branch.model_validate_json(text)
+
+
+def test_a_definition_is_reduced_once_however_often_it_is_referred_to() -> None:
+    definitions: dict[str, Any] = {"0": {"type": "string"}}
+    for index in range(60):
+        definitions[str(index + 1)] = {"properties": {"a": {"oneOf": [{"$ref": f"#/$defs/{index}"}] * 2}}}
+    assert enforceable({"$ref": "#/$defs/60", "$defs": definitions})["$defs"].keys() == definitions.keys()
+
+
 WORDS = [*sorted(enforceable_schema._KEYWORDS), "nullable", "requird", "discriminator", "a"]
 VALUES = st.recursive(
     st.one_of(
