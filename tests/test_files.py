@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,21 +55,10 @@ def test_files_and_folders_appear_with_usual_permissions_and_parents(tmp_path: P
 def test_a_failure_at_any_system_call_keeps_the_old_content_and_leaves_nothing(
     publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fail the first, second, ... of the calls that change the disk, until a publication meets no failure."""
     target = tmp_path / "made"
     publish(target, "old")
     refused: list[str] = []
-    for allowed in range(40):
-        left = [allowed]
-        with monkeypatch.context() as patch:
-            for name in ("fsync", "rename", "replace", "mkdir", "open"):
-                patch.setattr(os, name, counted(getattr(os, name), left))
-            try:
-                publish(target, "new")
-            except ResourceError as error:
-                refused.append(str(error))
-        if left[0] >= 0:
-            break
+    for _ in one_more_call_at_a_time(lambda: publish(target, "new"), refused, monkeypatch):
         files.remove_leftovers(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["made"]
         if content(target) == "new":  # it failed behind the last rename
@@ -78,6 +67,24 @@ def test_a_failure_at_any_system_call_keeps_the_old_content_and_leaves_nothing(
     assert len(refused) >= 4
     assert all("made: not written, the disk is full; free disk space" in message for message in refused)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def one_more_call_at_a_time(
+    publish: Callable[[], None], refused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail the first, second, ... of the calls that change the disk; yield after each failure, end without one."""
+    for allowed in range(40):
+        left = [allowed]
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "rename", "replace", "mkdir", "open"):
+                patch.setattr(os, name, counted(getattr(os, name), left))
+            try:
+                publish()
+            except ResourceError as error:
+                refused.append(str(error))
+        if left[0] >= 0:
+            return
+        yield
 
 
 def counted(call: Callable[..., object], left: list[int]) -> Callable[..., object]:
@@ -230,17 +237,7 @@ def publish_several(folder: Path, text: str) -> None:
 
 def test_several_files_appear_all_or_none_whichever_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[str] = []
-    for allowed in range(40):
-        left = [allowed]
-        with monkeypatch.context() as patch:
-            for name in ("fsync", "rename", "replace", "mkdir", "open"):
-                patch.setattr(os, name, counted(getattr(os, name), left))
-            try:
-                publish_several(tmp_path, "x")
-            except ResourceError as error:
-                refused.append(str(error))
-        if left[0] >= 0:
-            break
+    for _ in one_more_call_at_a_time(lambda: publish_several(tmp_path, "x"), refused, monkeypatch):
         files.remove_leftovers(tmp_path)
         found = sorted(path.name for path in tmp_path.iterdir())
         assert found in ([], ["a", "b", "c"])  # all, where it failed behind the last rename
