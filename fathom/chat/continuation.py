@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fathom.chat.parts import REASONING_FIELDS
 from fathom.errors import DataError
 from fathom.tokenizer import special
-
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 def check_continuable(messages: Sequence[Mapping[str, Any]]) -> None:

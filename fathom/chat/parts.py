@@ -10,7 +10,7 @@ from fathom.errors import DataError
 
 Arguments = str | Mapping[str, Any]
 """Arguments of a tool call: JSON text, as OpenAI's API has them, or a mapping, as transformers' templates read them."""
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning; templates read the first or the second."""
 
 
@@ -65,7 +65,7 @@ def as_template_message(message: Mapping[str, Any], *, keep_none: bool = False) 
     Fields that are None are left out, and reasoning stands under both names that templates read.
     """
     given = {key: value for key, value in message.items() if value is not None or keep_none}
-    reasoning = next((given[name] for name in _REASONING if given.get(name) is not None), None)
+    reasoning = next((given[name] for name in REASONING_FIELDS if given.get(name) is not None), None)
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
