@@ -125,14 +125,12 @@ class Conversation:
         yield from strings(list(self.variables.values()))
 
     def _variables(self, change: Change | None, mark: Mark | None) -> dict[str, Any]:
-        tokens, image_token = dict(self.tokens), self.image_token
-        if mark is not None:
-            table = {ord(start): start + mark[1] for start in mark[0]}
-            tokens = {name: token.translate(table) for name, token in tokens.items()}
-            image_token = None if image_token is None else image_token.translate(table)
+        table = {} if mark is None else {ord(start): start + mark[1] for start in mark[0]}
+        tokens = {name: token.translate(table) for name, token in self.tokens.items()}
+        image_token = None if self.image_token is None else self.image_token.translate(table)
         messages = [message if change is None else _changed(message, change) for message in self.messages]
         if self.cut is not None and (change is not None or mark is not None):
-            messages[-1] = self._final(change or str, mark)
+            messages[-1] = self._final(change or str, table)
         messages = [
             message if isinstance(message["content"], str | None) else self._with_parts(message, original, image_token)
             for message, original in zip(messages, self.messages, strict=True)
@@ -141,9 +139,11 @@ class Conversation:
         shown = [as_template_message(message, keep_none=self.keeps_none) for message in messages]
         return {"tools": None, "documents": None, "add_generation_prompt": False, **tokens, **given, "messages": shown}
 
-    def _final(self, change: Change, mark: Mark | None) -> dict[str, Any]:
-        """Return a last message that is continued: its think tags are special tokens, as in an answer."""
-        table = {} if mark is None else {ord(start): start + mark[1] for start in mark[0]}
+    def _final(self, change: Change, table: Mapping[int, str]) -> dict[str, Any]:
+        """Return a last message that is continued: its think tags are special tokens, as in an answer.
+
+        ``table`` puts the mark into them, as into every literal.
+        """
 
         def between(text: str) -> str:
             parts = enumerate(_THINK_TAGS.split(text))
