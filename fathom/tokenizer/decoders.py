@@ -60,7 +60,7 @@ def text_decoder(decoder: Mapping[str, Any] | None) -> TextDecoder:
             strips = _strips_first_space(part)
         elif kind != "ByteFallback":
             steps.append(_step(part, fused))
-    if "Fuse" not in kinds and "ByteFallback" not in kinds and not parts:
+    if not parts:
         steps.append(lambda token, first: token if first else " " + token)
     return TextDecoder(tuple(steps), "ByteFallback" in kinds, strips)
 

@@ -22,7 +22,6 @@ from fathom.tokenizer.definition import vocabulary
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 FIELDS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REQUIRED = ("bos_token", "eos_token")
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _DECODER = "added_tokens_decoder"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MODEL_ENDS = (
@@ -84,7 +83,7 @@ def with_named_tokens(folder: Path, parsed: Mapping[str, Any], config: Mapping[s
     return found
 
 
-def with_added_tokens(text: str, parsed: Mapping[str, Any], config: Mapping[str, Any], folder: Path | None) -> str:
+def with_added_tokens(text: str, parsed: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> str:
     """Return a tokenizer.json with the added tokens that its configuration has beyond it; mostly the same text."""
     known = {token["content"]: token for token in parsed["added_tokens"]}
     wanted = {token["content"]: token for token in _declared(config, known, folder)}
@@ -94,7 +93,7 @@ def with_added_tokens(text: str, parsed: Mapping[str, Any], config: Mapping[str,
             content = token["content"]
             ordinary = len(content) == 1 or not content.strip()  # as where "!" pads: text needs it
             if content in words and content not in known and content not in wanted and not ordinary:
-                wanted[content] = {**dict.fromkeys(_FLAGS[:-1], False), **token, "special": True}
+                wanted[content] = {**token, "special": True}
     if not wanted:
         return text
     library = tokenizers.Tokenizer.from_str(text)
@@ -147,7 +146,7 @@ def _added_ids(parsed: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _declared(
-    config: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], folder: Path | None
+    config: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Yield what added_tokens_decoder, or the older added_tokens.json, has beyond tokenizer.json or otherwise."""
     listed = config.get(_DECODER)
@@ -160,10 +159,9 @@ def _declared(
                 yield dict(token)
         return
     special = {token["content"] for field in (*FIELDS, *_LISTS) for token in _tokens(config.get(field))}
-    older = {} if folder is None else read_object(folder / ADDED)
-    for content, _ in sorted(older.items(), key=lambda item: int(item[1])):
+    for content, _ in sorted(read_object(folder / ADDED).items(), key=lambda item: int(item[1])):
         if content not in known:
-            yield {"content": content, "normalized": content not in special, "special": content in special}
+            yield {"content": content, "special": content in special}
 
 
 def _tokens(value: Any) -> Iterator[dict[str, Any]]:
