@@ -16,6 +16,7 @@ from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
 from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
 from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, last_before, read_recipe, read_state, result_name
+from fathom.logs import listed
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import ModelStep, TokenizerStep
 
@@ -23,7 +24,6 @@ CHECKPOINTS = "checkpoints"
 GGUF = ".gguf"
 PROJECTOR = "mmproj"
 """How names begin of files that hold the image projector of a model, as llama.cpp's converter names them."""
-LISTED = 5
 
 
 def open_source(
@@ -72,9 +72,8 @@ def _open_directory(directory: Path) -> WeightSource:
     if has_config and not models:
         return HFCheckpoint.open(directory)
     if len(models) > 1:
-        listed = ", ".join(file.name for file in models[:LISTED])
-        more = f" and {len(models) - LISTED} more" if len(models) > LISTED else ""
-        raise CheckpointError(f"{directory}: holds {len(models)} {GGUF} models ({listed}{more}); give one of them")
+        names = listed([file.name for file in models])
+        raise CheckpointError(f"{directory}: holds {len(models)} {GGUF} models ({names}); give one of them")
     if models:
         return _open_file(models[0])
     try:
