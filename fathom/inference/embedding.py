@@ -34,20 +34,13 @@ def embed(
     step_tokens: int = STEP_TOKENS,
 ) -> Tensor:
     """Return the embeddings of token sequences, float32 (S, D); see ``embed_in_steps``."""
-    found: list[Tensor] = []
-
-    def steps() -> Iterator[None]:
-        found.append(
-            (
-                yield from embed_in_steps(
-                    model, sequences, pooling=pooling, dimensions=dimensions, step_tokens=step_tokens
-                )
-            )
-        )
-
-    for _ in steps():
-        pass
-    return found[0]
+    steps = embed_in_steps(model, sequences, pooling=pooling, dimensions=dimensions, step_tokens=step_tokens)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            embeddings: Tensor = end.value
+            return embeddings
 
 
 def embed_in_steps(
