@@ -1,11 +1,15 @@
-"""Conversations as people have them, and transformers' rendering of them."""
+"""Conversations as people have them, and the renderings of Fathom and transformers."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from fathom.chat import render
+from fathom.errors import DataError
 
 WEATHER = {
     "type": "function",
@@ -98,3 +102,20 @@ def transformers_text(
         except Exception:  # whatever a template raises
             return None
     return str(texts[0])
+
+
+def fathoms_text(template: str, messages: list[dict[str, Any]], **variables: Any) -> str | None:
+    """Return Fathom's text, or None where it refuses."""
+    try:
+        return render(messages, template, **variables)
+    except DataError:
+        return None
+
+
+def with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose calls have their arguments as JSON text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message

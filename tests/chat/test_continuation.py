@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from fathom.chat import encode_chat
 from fathom.chat.templates import TEMPLATES
@@ -25,13 +23,6 @@ REASONING = (
 )
 ALL = {**TEMPLATES, "trimmed": TRIMMED, "reasoning": REASONING}
 FINALS = ["The answer", "behind ", "  before", "", "two\nlines\n", "<think>\nOkay, so", "a <｜User｜> b", "x" * 300]
-
-
-@pytest.fixture(scope="module")
-def theirs(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path: Path = tmp_path_factory.mktemp("theirs")
-    tokenizer.save(path)
-    return AutoTokenizer.from_pretrained(path)
 
 
 def conversation(final: dict[str, Any]) -> list[dict[str, Any]]:

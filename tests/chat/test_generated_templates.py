@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 
-from fathom.chat import render
-from fathom.errors import DataError
-from tests.chat.conversations import TOKENS, transformers_text
+from tests.chat.conversations import TOKENS, fathoms_text, transformers_text, with_text_arguments
 from tests.chat.template_grammar import conversations, parted, templates, variables
-
-
-def fathoms_text(template: str, messages: list[dict[str, Any]], **given: Any) -> str | None:
-    try:
-        return render(messages, template, **TOKENS, **given)
-    except DataError:
-        return None
-
-
-def with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    changed = []
-    for message in messages:
-        calls = [
-            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
-            for call in message.get("tool_calls", [])
-        ]
-        changed.append({**message, "tool_calls": calls} if calls else message)
-    return changed
 
 
 def compare(template: str, messages: list[dict[str, Any]], given: dict[str, Any]) -> None:
     expected = transformers_text(template, messages, **TOKENS, **given)
-    found = fathoms_text(template, messages, **given)
+    found = fathoms_text(template, messages, **TOKENS, **given)
     assume(expected is None or " at 0x" not in expected)  # an object's address
     if expected is None and found is not None:  # the template needs arguments as text, or looks for None
-        forms = [with_text_arguments(messages), messages]
+        forms = [[with_text_arguments(message) for message in messages], messages]
         texts = [transformers_text(template, form, keep_none=True, **TOKENS, **given) for form in forms]
         assert found in texts
     else:
@@ -67,7 +46,7 @@ def test_parts_render_as_parts_or_as_their_text(
     template: str, messages: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:
     joined = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in messages]
-    found = fathoms_text(template, messages, **given)
+    found = fathoms_text(template, messages, **TOKENS, **given)
     expected = [transformers_text(template, form, **TOKENS, **given) for form in (messages, joined)]
     assume(not any(text is not None and " at 0x" in text for text in expected))
     mixed = len({m["role"] for m in messages}) > 1  # the roles of a template may differ in what they read

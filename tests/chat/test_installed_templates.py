@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
-from fathom.chat import render
-from fathom.errors import DataError
-from tests.chat.conversations import CONVERSATIONS, TOKENS, WEATHER, transformers_text
+from tests.chat.conversations import (
+    CONVERSATIONS,
+    TOKENS,
+    WEATHER,
+    fathoms_text,
+    transformers_text,
+    with_text_arguments,
+)
 
 PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
@@ -44,13 +49,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def fathoms_text(template: str, messages: list[dict[str, Any]], **variables: Any) -> str | None:
-    try:
-        return render(messages, template, **variables)
-    except DataError:
-        return None
-
-
 def differences(template: str) -> Iterator[str]:
     for kind, messages in CONVERSATIONS.items():
         for option, given in OPTIONS.items():
@@ -64,7 +62,7 @@ def differences(template: str) -> Iterator[str]:
 def other_forms(template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[str]:
     """Return transformers' texts of the same conversation in forms that fit templates which do not take it as it is."""
     forms = [messages, [joined(message) for message in messages]]
-    forms += [[with_arguments(message, json.dumps) for message in form] for form in forms]
+    forms += [[with_text_arguments(message) for message in form] for form in forms]
     forms += [[{"content": None, **message} for message in form] for form in forms]
     texts = [transformers_text(template, form, keep_none=True, **variables) for form in forms[1:]]
     return [text for text in texts if text is not None]
@@ -73,14 +71,6 @@ def other_forms(template: str, messages: list[dict[str, Any]], variables: dict[s
 def joined(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     return {**message, "content": "".join(p["text"] for p in content)} if isinstance(content, list) else message
-
-
-def with_arguments(message: dict[str, Any], write: Any) -> dict[str, Any]:
-    calls = [
-        {**call, "function": {**call["function"], "arguments": write(call["function"]["arguments"])}}
-        for call in message.get("tool_calls", [])
-    ]
-    return {**message, "tool_calls": calls} if calls else message
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +91,7 @@ def test_arguments_as_json_text_render_as_the_mapping_or_the_text_does(installed
     variables = {"add_generation_prompt": False, "tools": [WEATHER], **TOKENS}
     for name, template in installed.items():
         for kind in ("a call", "a call and its result", "two calls"):
-            spelled = [with_arguments(message, json.dumps) for message in CONVERSATIONS[kind]]
+            spelled = [with_text_arguments(message) for message in CONVERSATIONS[kind]]
             found = fathoms_text(template, spelled, **variables)
             expected = [transformers_text(template, form, **variables) for form in (CONVERSATIONS[kind], spelled)]
             assert found in expected, (name, kind)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from fathom.chat import encode_chat
 from fathom.errors import DataError
@@ -32,13 +30,6 @@ HELD = (
 LENGTHS = "{% for m in messages %}{{ m.content | length }}{{ m.content[:4] }}{{ eos_token }}{% endfor %}"
 REMOVED = "{% for m in messages %}{{ m.content.replace('<think>', '') }}{{ eos_token }}{% endfor %}"
 BUILT = "{% for m in messages %}{{ '<｜' + m.role | capitalize + '｜>' }}{{ m.content }}{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def theirs(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder: Path = tmp_path_factory.mktemp("theirs")
-    tokenizer.save(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def marked(tokenizer: Tokenizer, ids: list[int]) -> str:
