@@ -15,6 +15,7 @@ from fathom.serve.api.params import check_limits, check_prompt, resolve_max_toke
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.api.tool_calls import answer_constraint, available_tools, forces_call
+from fathom.serve.api.translation import Translation
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
@@ -78,6 +79,16 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
     )
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
     return prepared
+
+
+def count_prompt(service: Service, translation: Translation, notices: Notices) -> int:
+    """Count the tokens of the prompt of another interface's request; runs in a thread.
+
+    Raises:
+        ApiError: as ``prepare``; it names the client's own fields.
+    """
+    notices.ignore(translation.ignored)
+    return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
 
 
 def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> GenerationJob:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from fathom.serve.api.chat import chat_job, prepare
+from fathom.serve.api.chat import chat_job, count_prompt
 from fathom.serve.api.messages_translation import MessagesTranslation
 from fathom.serve.errors import ApiError
 from fathom.serve.http.notices import Notices, notices_of
@@ -69,14 +69,8 @@ async def count_tokens(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, CountTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
     notices = notices_of(http)
-    return JSONResponse({"input_tokens": await service.executor.run(lambda: _count(service, body, notices))})
-
-
-def _count(service: Service, body: CountTokensRequest, notices: Notices) -> int:
-    """Preprocess a conversation and count its tokens; runs in a thread."""
-    translation = MessagesTranslation(body)
-    notices.ignore(translation.ignored)
-    return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
+    tokens = await service.executor.run(lambda: count_prompt(service, MessagesTranslation(body), notices))
+    return JSONResponse({"input_tokens": tokens})
 
 
 def _job(service: Service, body: MessagesRequest, request_id: str, notices: Notices) -> GenerationJob:

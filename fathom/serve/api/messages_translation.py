@@ -7,11 +7,13 @@ from typing import Any
 
 from fathom.serve.api.translation import (
     AssistantTurn,
-    FieldNames,
+    PlacedPart,
+    Translation,
     chat_request,
     function_tool,
     image_part,
-    joined,
+    named_tool,
+    needed,
     text_part,
     tool_call,
 )
@@ -20,14 +22,11 @@ from fathom.serve.response.opaque import carried
 from fathom.serve.schemas.chat import (
     JsonSchema,
     Message,
-    NamedFunction,
-    NamedTool,
     Part,
     ResponseFormat,
     Thinking,
     Tool,
 )
-from fathom.serve.schemas.ignored import IgnoredFields
 from fathom.serve.schemas.messages import Block, CountTokensRequest, MessagesRequest, Source, Turn
 
 _BILLING = "x-anthropic-billing-header"
@@ -41,22 +40,17 @@ _OWN_NAMES: Mapping[str, str] = {
 }
 
 
-class MessagesTranslation:
+class MessagesTranslation(Translation):
     """A request of /v1/messages as a chat request.
-
-    ``ignored`` names what was left out, such as tools that run on Anthropic's servers; ``names`` restores the names
-    of the client's fields in errors.
 
     Raises:
         ApiError: a block lacks what its type needs, or has a type that cannot be read.
     """
 
     def __init__(self, body: CountTokensRequest) -> None:
-        self.names = FieldNames(_OWN_NAMES)
-        self.ignored = IgnoredFields()
-        self._messages: list[Message] = []
+        super().__init__(_OWN_NAMES)
         if system := self._system(body.system):
-            self._add(system, "system")
+            self._append(system, "system")
         for first, turns in _runs(body.messages):
             self._turns(first, turns)
         if isinstance(body, MessagesRequest) and body.thread is not None:
@@ -79,13 +73,9 @@ class MessagesTranslation:
         last = self._messages[-1]
         return last.role == "assistant" and not last.tool_calls and bool(last.content or last.reasoning_content)
 
-    def _add(self, message: Message, where: str) -> None:
-        self.names.add(f"messages[{len(self._messages)}]", where)
-        self._messages.append(message)
-
     def _system(self, given: str | list[Block] | None) -> Message | None:
         blocks = _blocks(given or "")
-        texts = [_needed(block.text, f"system[{index}].text") for index, block in enumerate(blocks)]
+        texts = [needed(block.text, f"system[{index}].text") for index, block in enumerate(blocks)]
         text = "\n\n".join(text for text in texts if text and not text.startswith(_BILLING))
         return Message(role="system", content=text) if text else None
 
@@ -103,14 +93,14 @@ class MessagesTranslation:
         if role == "assistant":
             self._assistant(placed, f"messages[{first}]")
         elif role == "system":
-            text = "\n\n".join(_needed(block.text, f"{where}.text") for block, where in placed)
-            self._add(Message(role="system", content=text), f"messages[{first}]")
+            text = "\n\n".join(needed(block.text, f"{where}.text") for block, where in placed)
+            self._append(Message(role="system", content=text), f"messages[{first}]")
         else:
             self._user(placed, f"messages[{first}]")
 
     def _user(self, placed: Sequence[tuple[Block, str]], turn: str) -> None:
         """Add the results of tools, each a message, and then the rest with the results' images."""
-        shown: list[tuple[Part, str]] = []
+        shown: list[PlacedPart] = []
         for block, where in placed:
             if block.type != "tool_result":
                 shown += [(part, where) for part in self._parts(block, where)]
@@ -120,14 +110,10 @@ class MessagesTranslation:
             text = "\n\n".join(part.text or "" for part in parts if part.type == "text")
             if block.is_error:
                 text = f"Error: {text}"
-            call_id = _needed(block.tool_use_id, f"{where}.tool_use_id")
-            self._add(Message(role="tool", content=text, tool_call_id=call_id), where)
+            call_id = needed(block.tool_use_id, f"{where}.tool_use_id")
+            self._append(Message(role="tool", content=text, tool_call_id=call_id), where)
         if shown:
-            for index, (part, where) in enumerate(shown):
-                if part.type == "text":
-                    continue
-                self.names.add(f"messages[{len(self._messages)}].content[{index}].image_url", f"{where}.source")
-            self._add(Message(role="user", content=joined([part for part, _ in shown])), turn)
+            self._append_user(shown, turn, "source.url")
         elif not any(block.type == "tool_result" for block, _ in placed):
             raise refuse(f"{turn}.content", "holds nothing that can be read", "give a text")
 
@@ -135,20 +121,20 @@ class MessagesTranslation:
         said = AssistantTurn()
         for block, where in placed:
             if block.type == "tool_use":
-                name = _needed(block.name, f"{where}.name")
-                said.calls.append(tool_call(_needed(block.id, f"{where}.id"), name, block.input or {}))
+                name = needed(block.name, f"{where}.name")
+                said.calls.append(tool_call(needed(block.id, f"{where}.id"), name, block.input or {}))
             elif block.type == "thinking":
                 said.reasoning.append(block.thinking or carried(block.signature) or "")
             elif block.type == "text":
-                said.texts.append(_needed(block.text, f"{where}.text"))
+                said.texts.append(needed(block.text, f"{where}.text"))
             else:
                 self.ignored.add(f"{where}[{block.type[:32]}]")
-        self._add(said.message(), turn)
+        self._append(said.message(), turn)
 
     def _parts(self, block: Block, where: str) -> list[Part]:
         """Return what a block of a user's turn shows."""
         if block.type == "text":
-            return [text_part(_needed(block.text, f"{where}.text"))]
+            return [text_part(needed(block.text, f"{where}.text"))]
         if block.type == "image":
             return [image_part(_image_url(block.source, f"{where}.source"))]
         if block.type == "document":
@@ -166,7 +152,7 @@ class MessagesTranslation:
             raise refuse(f"{where}.source", "is missing", "give a source of type text")
         head = [text_part(text) for text in (block.title, block.context) if text]
         if source.type == "text":
-            return [*head, text_part(_needed(source.data, f"{where}.source.data"))]
+            return [*head, text_part(needed(source.data, f"{where}.source.data"))]
         if source.type == "content" and source.content is not None:
             inner = [
                 part
@@ -216,18 +202,12 @@ def _inner(block: Block, where: str) -> list[tuple[Block, str]]:
     return [(inner, f"{where}.content[{index}]") for index, inner in enumerate(_blocks(block.content))]
 
 
-def _needed(value: str | None, where: str) -> str:
-    if value is None:
-        raise refuse(where, "is missing", "give a text")
-    return value
-
-
 def _image_url(source: Source | str | None, where: str) -> str:
     if isinstance(source, Source) and source.type == "base64":
-        kind = _needed(source.media_type, f"{where}.media_type")
-        return f"data:{kind};base64,{_needed(source.data, f'{where}.data')}"
+        kind = needed(source.media_type, f"{where}.media_type")
+        return f"data:{kind};base64,{needed(source.data, f'{where}.data')}"
     if isinstance(source, Source) and source.type == "url":
-        return _needed(source.url, f"{where}.url")
+        return needed(source.url, f"{where}.url")
     shown = source.type[:64] if isinstance(source, Source) else "none"
     raise refuse(where, f"an image from {shown!r} cannot be read here", "send it as base64")
 
@@ -237,8 +217,7 @@ def _tool_choice(body: CountTokensRequest) -> Any:
     if choice is None:
         return None
     if choice.type == "tool":
-        name = _needed(choice.name, "tool_choice.name")
-        return NamedTool(type="function", function=NamedFunction(name=name))
+        return named_tool(choice.name)
     return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from fathom.serve.api.chat import chat_job, prepare
+from fathom.serve.api.chat import chat_job, count_prompt, prepare
 from fathom.serve.api.responses_translation import ResponsesTranslation, echoed_tools
 from fathom.serve.api.stored_responses import input_items, owner_of
 from fathom.serve.errors import ApiError, refuse
@@ -83,8 +83,7 @@ async def count_input_tokens(models: ModelPool, store: ResponseStore, http: Http
     def count() -> int:
         conversation = read()
         translation = ResponsesTranslation(body, conversation.history, conversation.items)
-        notices.ignore(translation.ignored)
-        return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
+        return count_prompt(service, translation, notices)
 
     tokens = await service.executor.run(count)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})

@@ -7,11 +7,13 @@ from typing import Any
 
 from fathom.serve.api.translation import (
     AssistantTurn,
-    FieldNames,
+    PlacedPart,
+    Translation,
     chat_request,
     function_tool,
     image_part,
-    joined,
+    named_tool,
+    needed,
     text_part,
     tool_call,
 )
@@ -21,13 +23,9 @@ from fathom.serve.schemas.chat import (
     ChatCompletionRequest,
     JsonSchema,
     Message,
-    NamedFunction,
-    NamedTool,
-    Part,
     ResponseFormat,
     Tool,
 )
-from fathom.serve.schemas.ignored import IgnoredFields
 from fathom.serve.schemas.responses import Content, InputTokensRequest, Item, ResponsesRequest, ResponsesTool
 
 LOGPROBS = "message.output_text.logprobs"
@@ -41,23 +39,18 @@ _OWN_NAMES: Mapping[str, str] = {
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
-class ResponsesTranslation:
-    """A request of /v1/responses as a chat request.
-
-    ``history`` are the items before the request's own. ``ignored`` names what was left out, such as tools that run on
-    other servers; ``names`` restores the names of the client's fields in errors.
+class ResponsesTranslation(Translation):
+    """A request of /v1/responses as a chat request; ``history`` are the items before the request's own.
 
     Raises:
         ApiError: an item lacks what its type needs, or a part cannot be read.
     """
 
     def __init__(self, body: InputTokensRequest, history: Sequence[Item], items: Sequence[Item]) -> None:
-        self.names = FieldNames(_OWN_NAMES)
-        self.ignored = IgnoredFields()
-        self._messages: list[Message] = []
+        super().__init__(_OWN_NAMES)
         self._system = [body.instructions] if body.instructions else []
         self._turn: AssistantTurn | None = None
-        self._user: list[tuple[Part, str]] = []
+        self._user: list[PlacedPart] = []
         self._place = "instructions"
         for index, item in enumerate(history):
             self._add(item, f"previous_response_id[{index}]")
@@ -66,10 +59,9 @@ class ResponsesTranslation:
         self._flush()
         if not self._messages:
             raise refuse("input", "holds nothing that can be read", "give a text or items")
-        self.tools = self._functions(body)
         self.chat = chat_request(
             messages=self._messages,
-            tools=self.tools or None,
+            tools=self._functions(body) or None,
             tool_choice=_tool_choice(body),
             reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
             chat_template_kwargs=body.chat_template_kwargs,
@@ -99,8 +91,8 @@ class ResponsesTranslation:
         elif kind == "reasoning":
             self._assistant(where).reasoning.append(_reasoning(item))
         elif kind == "function_call":
-            name = _needed(item.name, f"{where}.name")
-            call_id = _needed(item.call_id, f"{where}.call_id")
+            name = needed(item.name, f"{where}.name")
+            call_id = needed(item.call_id, f"{where}.call_id")
             self._assistant(where).calls.append(tool_call(call_id, name, item.arguments or "{}"))
         elif kind == "function_call_output":
             self._output(item, where)
@@ -135,23 +127,23 @@ class ResponsesTranslation:
         self._open()
         parts = self._parts(item.output or "", f"{where}.output")
         text = "\n\n".join(part.text or "" for part, _ in parts if part.type == "text")
-        call_id = _needed(item.call_id, f"{where}.call_id")
+        call_id = needed(item.call_id, f"{where}.call_id")
         self._append(Message(role="tool", content=text, tool_call_id=call_id), where)
         self._place = self._place if self._user else where
         self._user += [(part, at) for part, at in parts if part.type != "text"]
 
-    def _parts(self, content: str | list[Content], where: str) -> list[tuple[Part, str]]:
+    def _parts(self, content: str | list[Content], where: str) -> list[PlacedPart]:
         if isinstance(content, str):
             return [(text_part(content), where)]
-        parts: list[tuple[Part, str]] = []
+        parts: list[PlacedPart] = []
         for index, each in enumerate(content):
             place = f"{where}[{index}]"
             if each.type in _TEXTS:
-                parts.append((text_part(_needed(each.text, f"{place}.text")), place))
+                parts.append((text_part(needed(each.text, f"{place}.text")), place))
             elif each.type == "refusal":
-                parts.append((text_part(_needed(each.refusal, f"{place}.refusal")), place))
+                parts.append((text_part(needed(each.refusal, f"{place}.refusal")), place))
             elif each.type == "input_image":
-                parts.append((image_part(_needed(each.image_url, f"{place}.image_url")), place))
+                parts.append((image_part(needed(each.image_url, f"{place}.image_url")), place))
             else:
                 raise refuse(f"{place}.type", f"{each.type[:64]!r} cannot be read here", "send its text as input_text")
         return parts
@@ -175,22 +167,13 @@ class ResponsesTranslation:
         self._open()
         user, self._user = self._user, []
         if user:
-            for index, (part, where) in enumerate(user):
-                if part.type == "text":
-                    continue
-                place = f"messages[{len(self._messages)}].content[{index}].image_url"
-                self.names.add(f"{place}.url", f"{where}.image_url")
-            self._append(Message(role="user", content=joined([part for part, _ in user])), self._place)
+            self._append_user(user, self._place, "image_url")
 
     def _open(self) -> None:
         """Add the instructions before the first message."""
         if self._system:
             text, self._system = "\n\n".join(self._system), []
             self._append(Message(role="system", content=text), "instructions")
-
-    def _append(self, message: Message, where: str) -> None:
-        self.names.add(f"messages[{len(self._messages)}]", where)
-        self._messages.append(message)
 
     def _functions(self, body: InputTokensRequest) -> list[Tool]:
         tools: list[Tool] = []
@@ -203,12 +186,6 @@ class ResponsesTranslation:
                 self.names.add(f"tools[{len(tools)}].function", where)
                 tools.append(function_tool(where, tool.name, tool.description, tool.parameters, tool.strict))
         return tools
-
-
-def _needed(value: str | None, where: str) -> str:
-    if value is None:
-        raise refuse(where, "is missing", "give a text")
-    return value
 
 
 def _reasoning(item: Item) -> str:
@@ -239,8 +216,7 @@ def _tool_choice(body: InputTokensRequest) -> Any:
     if choice.type == "allowed_tools":
         return choice.mode or "auto"
     if choice.type == "function":
-        name = _needed(choice.name, "tool_choice.name")
-        return NamedTool(type="function", function=NamedFunction(name=name))
+        return named_tool(choice.name)
     raise refuse("tool_choice.type", f"{choice.type[:64]!r} runs on other servers", "name a tool of type function")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -18,11 +18,16 @@ from fathom.serve.schemas.chat import (
     Function,
     ImageUrl,
     Message,
+    NamedFunction,
+    NamedTool,
     Part,
     Tool,
 )
+from fathom.serve.schemas.ignored import IgnoredFields
 
 T = TypeVar("T")
+PlacedPart = tuple[Part, str]
+"""A part of a user's message, and the client's field that it comes from."""
 _FIELD = re.compile(r"[A-Za-z_][\w.\[\]]*")
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
@@ -73,6 +78,41 @@ class FieldNames:
         return self._names[longest] + field[len(longest) :]
 
 
+class Translation:
+    """Base of what translates another interface's request to a chat request.
+
+    ``ignored`` names what was left out, such as tools that run on other servers; ``names`` restores the names of the
+    client's fields in errors. ``chat`` is the chat request.
+    """
+
+    chat: ChatCompletionRequest
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = FieldNames(names)
+        self.ignored = IgnoredFields()
+        self._messages: list[Message] = []
+
+    def _append(self, message: Message, where: str) -> None:
+        """Add a message, which the client gave at ``where``."""
+        self.names.add(f"messages[{len(self._messages)}]", where)
+        self._messages.append(message)
+
+    def _append_user(self, placed: Sequence[PlacedPart], where: str, url: str) -> None:
+        """Add a user's message; ``url`` is the client's field that holds an image's address."""
+        for index, (part, place) in enumerate(placed):
+            if part.type != "text":
+                field = f"messages[{len(self._messages)}].content[{index}].image_url.url"
+                self.names.add(field, f"{place}.{url}")
+        self._append(Message(role="user", content=joined([part for part, _ in placed])), where)
+
+
+def needed(value: str | None, where: str) -> str:
+    """Return a text that a field must have; ``ApiError`` where it is missing."""
+    if value is None:
+        raise refuse(where, "is missing", "give a text")
+    return value
+
+
 def chat_request(**fields: Any) -> ChatCompletionRequest:
     """Return a chat request; its fields are those of the client, so errors are named by ``FieldNames``.
 
@@ -101,6 +141,11 @@ def function_tool(
     schema = None if parameters is None else dict(parameters)
     function = Function(name=name, description=description, parameters=schema, strict=strict)
     return Tool(type="function", function=function)
+
+
+def named_tool(name: str | None) -> NamedTool:
+    """Return the choice of one tool, which ``tool_choice.name`` names."""
+    return NamedTool(type="function", function=NamedFunction(name=needed(name, "tool_choice.name")))
 
 
 def tool_call(call_id: str, name: str, arguments: str | Mapping[str, Any]) -> Call:
