@@ -22,7 +22,7 @@ from fathom.serve.api.tokens import detokenize, tokenize, tokenizer_info
 from fathom.serve.errors import ApiError, error_body
 from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.notices import CLAMPED_HEADER, IGNORED_HEADER
-from fathom.serve.http.openapi import describe
+from fathom.serve.http.openapi import STREAMED, describe
 from fathom.serve.http.page_files import page_router
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas import response_models as responses
@@ -44,7 +44,6 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
-_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def create_app(models: ModelPool) -> FastAPI:
@@ -95,7 +94,7 @@ def _add_generation_routes(app: FastAPI, models: ModelPool) -> None:
     @app.post(
         "/v1/chat/completions",
         response_model=responses.ChatCompletionResponse,
-        responses={200: {"content": _EVENTS}},
+        responses=STREAMED,
         tags=["generation"],
     )
     async def chat(request: Request) -> Response:
@@ -105,7 +104,7 @@ def _add_generation_routes(app: FastAPI, models: ModelPool) -> None:
     @app.post(
         "/v1/completions",
         response_model=responses.CompletionResponse,
-        responses={200: {"content": _EVENTS}},
+        responses=STREAMED,
         tags=["generation"],
     )
     async def completions(request: Request) -> Response:

@@ -12,6 +12,7 @@ from fathom.serve.api.chat import chat_job, count_prompt
 from fathom.serve.api.messages_translation import MessagesTranslation
 from fathom.serve.errors import ApiError
 from fathom.serve.http.notices import Notices, notices_of
+from fathom.serve.http.openapi import STREAMED
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.response.encoder import ResponseMetadata
@@ -20,14 +21,12 @@ from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
 from fathom.serve.schemas.messages_models import MessageResponse, TokensCount
 from fathom.serve.service import GenerationJob, Service
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
-
 
 def messages_router(models: ModelPool) -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/messages", response_model=MessageResponse, responses={200: {"content": _EVENTS}})
+    @router.post("/v1/messages", response_model=MessageResponse, responses=STREAMED)
     async def messages(request: HttpRequest) -> Response:
         """Continue a conversation, in Anthropic's format."""
         return await create_message(models, request)

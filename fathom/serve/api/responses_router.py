@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from fathom.serve.api import stored_responses as stored
 from fathom.serve.api.responses import count_input_tokens, create_response
+from fathom.serve.http.openapi import STREAMED
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.response_store import ResponseStore
 from fathom.serve.schemas.responses_models import DeletedResponse, InputItemList, InputTokens, ResponseObject
-
-_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def responses_router(models: ModelPool) -> APIRouter:
@@ -23,7 +20,7 @@ def responses_router(models: ModelPool) -> APIRouter:
     store = ResponseStore(max_responses=limits.stored_responses, max_bytes=limits.stored_response_bytes)
     router = APIRouter(prefix="/v1/responses", tags=["generation"])
 
-    @router.post("", response_model=ResponseObject, responses={200: {"content": _EVENTS}})
+    @router.post("", response_model=ResponseObject, responses=STREAMED)
     async def create(request: HttpRequest) -> Response:
         """Answer a conversation, in the format of OpenAI's Responses API."""
         return await create_response(models, store, request)

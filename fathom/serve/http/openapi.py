@@ -14,6 +14,8 @@ from fathom.serve.errors import ANTHROPIC_PREFIX
 from fathom.serve.schemas.messages_models import AnthropicErrorResponse
 from fathom.serve.schemas.response_models import ErrorResponse
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""``responses`` of a route whose response may also be a stream of server-sent events."""
 _REFERENCE = "#/components/schemas/{model}"
 STATUSES: Mapping[int, str] = {
     400: "A field is wrong; the message names it.",
