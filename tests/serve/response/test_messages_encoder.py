@@ -16,7 +16,7 @@ from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.response.encoder import ResponseMetadata, Usage
 from fathom.serve.response.messages_encoder import MessagesEncoder
 from fathom.serve.response.opaque import carried, carry
-from tests.serve.response.answers import FRAGMENTS, HERMES, choice, outputs
+from tests.serve.response.answers import FRAGMENTS, HERMES, begun, choice, named_events
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(anthropic.types.RawMessageStreamEvent)
 
@@ -26,28 +26,13 @@ def encoder(answer: ChatChoiceBuilder, **options: Any) -> MessagesEncoder:
     return MessagesEncoder(answer, metadata, prompt_tokens=9, request_id="r1", **options)
 
 
-def events(text: str) -> list[dict[str, Any]]:
-    found = []
-    for block in text.split("\n\n")[:-1]:
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert event["type"] == name.removeprefix("event: ")
-        found.append(event)
-    return found
-
-
 def answered(text: str, cuts: list[int], reason: str = "stop", **options: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Return the whole message and its events, sent after the outputs in ``cuts`` and after the last."""
+    """Return the whole message and its events; ``cuts`` as in ``begun``."""
     answer = choice(stops=options.pop("stops", ()), single_call=options.pop("single_call", False))
     written = encoder(answer, **options)
-    sent = written.begin()
-    for place, output in enumerate(outputs(text, reason)):
-        if answer.finish_reason is None:
-            answer.push(output)
-        if place in cuts or output.finish_reason is not None:
-            sent += written.update(answer)
+    sent = begun(written, answer, text, cuts, reason)
     usage = Usage.of([answer], 1)
-    return written.body(usage), events(sent + written.end(usage))
+    return written.body(usage), named_events(sent + written.end(usage))
 
 
 @given(
@@ -110,5 +95,5 @@ def test_carried_reasoning_comes_back(text: str) -> None:
 
 
 def test_an_error_while_streaming_is_an_event_in_anthropics_form() -> None:
-    (event,) = events(encoder(choice()).error(ApiError(503, "over")))
+    (event,) = named_events(encoder(choice()).error(ApiError(503, "over")))
     assert event == {"type": "error", "error": {"type": "overloaded_error", "message": "over"}, "request_id": "r1"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import openai.types.responses as types
@@ -20,7 +19,7 @@ from fathom.serve.response.encoder import ResponseMetadata, Usage
 from fathom.serve.response.opaque import carried
 from fathom.serve.response.responses_encoder import ResponsesEncoder
 from fathom.serve.schemas.responses import ResponsesRequest
-from tests.serve.response.answers import FRAGMENTS, HERMES, choice, outputs
+from tests.serve.response.answers import FRAGMENTS, HERMES, begun, choice, named_events, outputs
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(types.ResponseStreamEvent)
 
@@ -32,12 +31,7 @@ def encoder(answer: ChatChoiceBuilder, kept: list[Any], *, carry: bool = False) 
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    found = []
-    for block in text.split("\n\n")[:-1]:
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert event["type"] == name.removeprefix("event: ")
-        found.append(event)
+    found = named_events(text)
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
 
@@ -45,14 +39,10 @@ def events(text: str) -> list[dict[str, Any]]:
 def answered(
     text: str, cuts: list[int], reason: str = "stop", *, logprobs: bool = False, carry: bool = False
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Return the response and its events, sent after the outputs in ``cuts`` and after the last."""
+    """Return the response and its events; ``cuts`` as in ``begun``."""
     answer, kept = choice(logprobs=logprobs), []  # type: ignore[var-annotated]
     written = encoder(answer, kept, carry=carry)
-    sent = written.begin()
-    for place, output in enumerate(outputs(text, reason)):
-        answer.push(output)
-        if place in cuts or output.finish_reason is not None:
-            sent += written.update(answer)
+    sent = begun(written, answer, text, cuts, reason)
     usage = Usage.of([answer], 1)
     found = events(sent + written.end(usage))
     whole = written.body(usage)
@@ -135,9 +125,9 @@ def test_an_error_while_streaming_fails_the_response() -> None:
     kept: list[Any] = []
     answer = choice()
     written = encoder(answer, kept)
-    begun = written.begin()
+    first = written.begin()
     answer.push(outputs("text")[0])
-    failed = events(begun + written.update(answer) + written.error(ApiError(500, "broken")))[-1]
+    failed = events(first + written.update(answer) + written.error(ApiError(500, "broken")))[-1]
     assert EVENT.validate_python(failed).response.status == "failed"
     assert failed["response"]["error"] == {"code": "server_error", "message": "broken"}
     assert failed["response"]["output"][0]["status"] == "incomplete"
