@@ -14,7 +14,7 @@ _VALUE, _CONTAINER, _KEY = 64, 120, 140
 """Bytes of a value, in addition of a list or object, and of a key; measured on pydantic's parser."""
 
 
-def parsed_bytes(content: bytes) -> int:
+def parsed_bytes(content: bytes | bytearray) -> int:
     """Return about how many bytes the values, lists, objects and keys of ``content`` take, their characters aside."""
     values = containers = keys = 0
     inside, start = 0, 0
@@ -32,7 +32,7 @@ def parsed_bytes(content: bytes) -> int:
     return _VALUE * values + _CONTAINER * containers + _KEY * keys
 
 
-def _chunk_end(content: bytes, end: int) -> int:
+def _chunk_end(content: bytes | bytearray, end: int) -> int:
     """Move the end of a chunk behind a run of backslashes."""
     while end < len(content) and content[end - 1] == ord("\\"):
         end += 1

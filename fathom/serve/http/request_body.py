@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -40,13 +40,13 @@ async def read_body(request: Request, model: type[B], executor: PreprocessExecut
             raise ClientDisconnected
         content += message.get("body", b"")
         more = message.get("more_body", False)
-    parse: Callable[[], tuple[B, IgnoredFields]] = lambda: parse_body(bytes(content), model)  # noqa: E731
+    parse = functools.partial(parse_body, content, model)
     body, ignored = parse() if len(content) <= _INLINE_BYTES else await executor.run(parse)
     notices_of(request).ignore(ignored)
     return body
 
 
-def parse_body(content: bytes, model: type[B]) -> tuple[B, IgnoredFields]:
+def parse_body(content: bytes | bytearray, model: type[B]) -> tuple[B, IgnoredFields]:
     """Parse and validate JSON as ``model``; return it with the fields that were ignored.
 
     Raises:
@@ -68,7 +68,7 @@ def parse_body(content: bytes, model: type[B]) -> tuple[B, IgnoredFields]:
     return body.resolved(ignored), ignored
 
 
-def _validation_error(error: ValidationError, content: bytes) -> ApiError:
+def _validation_error(error: ValidationError, content: bytes | bytearray) -> ApiError:
     faults = error.errors(include_url=False, include_context=False)
     if any(fault["type"] == "json_invalid" for fault in faults):
         return ApiError(400, f"body: {faults[0]['msg']}; send a JSON object", code="invalid_json")
