@@ -24,7 +24,7 @@ from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.weights import Weights
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, FathomError
-from fathom.files import publish_file, publish_files, remove_leftovers
+from fathom.files import publish_files, remove_leftovers
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import Llama3Scaling, ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -68,15 +68,12 @@ def write_gguf(
     parts = plan_parts(_planned(weights.spec, extra, kind), metadata, max_part_bytes)
     count = len(parts)
     paths = [path] if count == 1 else [part_path(path, number, count) for number in range(1, count + 1)]
-    for present in (each for each in (path, *paths) if each.exists()):
+    remove_leftovers(path.parent, paths[0].name)  # parts that a killed process had renamed already
+    present = next((each for each in (path, *paths) if each.exists()), None)
+    if present is not None:
         raise CheckpointError(f"{present}: already exists; choose a new name or remove it first")
-    if count == 1:
-        with publish_file(path) as temporary:
-            _write([temporary], parts, metadata, weights, extra, progress)
-    else:
-        remove_leftovers(path.parent, paths[0].name)
-        with publish_files(paths) as temporaries:
-            _write(temporaries, parts, metadata, weights, extra, progress)
+    with publish_files(paths) as temporaries:
+        _write(temporaries, parts, metadata, weights, extra, progress)
     return paths[0]
 
 

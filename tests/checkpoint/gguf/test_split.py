@@ -20,6 +20,7 @@ from fathom.checkpoint.gguf.container import Container
 from fathom.checkpoint.gguf.split import SPLIT_KEYS, SplitContainer
 from fathom.checkpoint.weights import StateWeights
 from fathom.errors import CheckpointError, SpecError
+from fathom.files import PARTIAL
 from fathom.model.build import parameter_shapes
 from fathom.spec import ModelSpec
 from fathom.tokenizer import Tokenizer
@@ -267,6 +268,21 @@ def test_an_existing_part_is_left_alone_and_nothing_is_written(
     with pytest.raises(CheckpointError, match=r"m-00002-of-\d+\.gguf: already exists; choose a new name"):
         write_gguf(tmp_path / "m.gguf", weights, kind="F32", max_part_bytes=50_000)
     assert sorted(tmp_path.iterdir()) == parts[1:]
+
+
+def test_parts_of_a_process_killed_between_two_renames_are_written_again(
+    spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
+    spec = spec_of("llama")
+    weights = StateWeights(spec, random_state(spec))
+    write_gguf(tmp_path / "m.gguf", weights, kind="F32", max_part_bytes=50_000)
+    parts = sorted(tmp_path.iterdir())
+    folder = tmp_path / f".{parts[0].name}.0123abcd{PARTIAL}"
+    folder.mkdir()
+    (folder / "names").write_text("\n".join(part.name for part in parts))
+    parts[0].rename(folder / parts[0].name)
+    assert write_gguf(tmp_path / "m.gguf", weights, kind="F32", max_part_bytes=50_000) == parts[0]
+    assert sorted(tmp_path.iterdir()) == parts
 
 
 def test_more_parts_than_the_format_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
