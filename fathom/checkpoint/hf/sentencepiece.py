@@ -19,9 +19,14 @@ from fathom.tokenizer.definition import make_tokenizer_remedy
 from fathom.tokenizer.named_tokens import CONFIG, read_object
 
 FILE = "tokenizer.model"
+# Numbers of fields in sentencepiece_model.proto: of a model, a piece, the trainer and the normalizer.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
-_BPE = 2
+_PIECE, _SCORE, _PIECE_TYPE = 1, 2, 3
+_MODEL_TYPE, _BYTE_FALLBACK = 3, 35
+_CHARACTER_MAP, _ADD_PREFIX, _REMOVE_SPACES = 2, 3, 4
 _IDS = {40: ("unknown_token_id", 0), 41: ("bos_token_id", 1), 42: ("eos_token_id", 2), 43: ("padding_token_id", -1)}
+_UNIGRAM, _BPE = 1, 2
+_NORMAL = 1
 _Value = int | bytes
 
 
@@ -59,16 +64,16 @@ def _metadata(data: bytes) -> dict[str, Any]:
     for number, value in _fields(data):
         if number == _PIECES and isinstance(value, bytes):
             piece = dict(_fields(value))
-            tokens.append(_text(piece.get(1, 0)))
-            scores.append(_float(piece.get(2, b"\0\0\0\0")))
-            kinds.append(_int(piece.get(3, 1)))
+            tokens.append(_text(piece.get(_PIECE, 0)))
+            scores.append(_float(piece.get(_SCORE, b"\0\0\0\0")))
+            kinds.append(_int(piece.get(_PIECE_TYPE, _NORMAL)))
         elif number in (_TRAINER, _NORMALIZER) and isinstance(value, bytes):
             (trainer if number == _TRAINER else normalizer).update(_fields(value))
     if not tokens:
         raise ValueError("no SentencePiece file")
-    if trainer.get(3, 1) != _BPE or not trainer.get(35, 0):
+    if trainer.get(_MODEL_TYPE, _UNIGRAM) != _BPE or not trainer.get(_BYTE_FALLBACK, 0):
         raise ValueError("only BPE with byte fallback is")
-    if normalizer.get(2) or normalizer.get(4, 1):
+    if normalizer.get(_CHARACTER_MAP) or normalizer.get(_REMOVE_SPACES, 1):
         raise ValueError("only BPE without normalisation is")
     ids = {name: _int(trainer.get(number, default)) for number, (name, default) in _IDS.items()}
     return {
@@ -76,7 +81,7 @@ def _metadata(data: bytes) -> dict[str, Any]:
         f"{PREFIX}tokens": tokens,
         f"{PREFIX}scores": scores,
         f"{PREFIX}token_type": kinds,
-        f"{PREFIX}add_space_prefix": bool(normalizer.get(3, 1)),
+        f"{PREFIX}add_space_prefix": bool(normalizer.get(_ADD_PREFIX, 1)),
         **{PREFIX + name: token for name, token in ids.items() if token >= 0},
     }
 
