@@ -6,11 +6,9 @@ import torch
 
 from fathom.model.cache import PagePool
 from fathom.model.decoder import Decoder
-from fathom.plan.serving import default_cache_tokens
+from fathom.plan.serving import CACHE_SHARE, default_cache_tokens
 from fathom.spec.engine import EngineSpec
 from fathom.system import available_memory
-
-_SHARE_OF_MEMORY = 4
 
 
 def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> PagePool:
@@ -34,7 +32,7 @@ def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> Pag
     if spec.cache_tokens is not None:
         return allocate(-(-spec.cache_tokens // spec.page_size))
     wanted = default_cache_tokens(model.spec.max_position_embeddings, spec.max_batch)
-    most = memory_bytes(weight.device) // _SHARE_OF_MEMORY / allocate(1).bytes_per_token
+    most = memory_bytes(weight.device) // CACHE_SHARE / allocate(1).bytes_per_token
     return allocate(max(int(min(-(-wanted // spec.page_size), most // spec.page_size)), 1))
 
 

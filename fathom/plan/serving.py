@@ -10,7 +10,8 @@ from fathom.spec import CacheFormat, ModelSpec, check
 
 _DEFAULT_MAX_LEN_REQUESTS = 4
 _TOKENS_OF_A_SHORT_REQUEST = 256
-_CACHE_SHARE = 4
+CACHE_SHARE = 4
+"""A page pool of default size takes at most the memory divided by this."""
 _MIN_CACHE_TOKENS = 2048
 
 
@@ -58,7 +59,7 @@ def serving_memory(
         per_token *= (spec.num_hidden_layers + 1) / spec.num_hidden_layers
     context = spec.max_position_embeddings
     if cache_tokens is None:
-        affordable = int(min(memory // _CACHE_SHARE, max(memory - weights, 0)) / per_token)
+        affordable = int(min(memory // CACHE_SHARE, max(memory - weights, 0)) / per_token)
         cache_tokens = max(min(default_cache_tokens(context, max_batch), affordable), min(_MIN_CACHE_TOKENS, context))
         pages = max(cache_tokens // page_size, 1)
     else:
