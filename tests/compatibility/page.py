@@ -29,11 +29,11 @@ ENGLISH = Language(
     head=(
         "# Compatibility\n\n"
         "What other people's models, data, clients and machines bring, and what Fathom does with it. Every row is a\n"
-        "case that `python -m tests.compatibility` has run; the words in its last column are Fathom's own. The test\n"
+        "case that `python -m tests.compatibility` has run; the last column quotes it, or gives what came out. The test\n"
         "suite runs the same cases. A thread is a place where people met the case, not always in Fathom.\n\n"
         "- **works**: as in the software it comes from\n"
         "- **ignored**: has no effect, and Fathom names it\n"
-        "- **refused**: ends in one line that names the field, the value and the remedy\n"
+        "- **refused**: ends in one line that says why; its remedy may be left out here\n"
     ),
     columns="| what | thread | Fathom | in its words |\n|---|---|---|---|",
     statuses={"works": "works", "ignored": "ignored", "refused": "refused"},
@@ -43,11 +43,11 @@ CHINESE = Language(
     head=(
         "# 兼容性\n\n"
         "其他项目的模型、数据、客户端和机器带来的各种情况，以及 Fathom 的处理方式。"
-        "每一行都由 `python -m tests.compatibility` 实际运行得出，最后一列是 Fathom 输出的原文；"
+        "每一行都由 `python -m tests.compatibility` 实际运行得出，最后一列是 Fathom 输出的原文或得到的结果；"
         "测试套件运行同样的用例。“讨论”一列是人们遇到该情况的公开讨论，未必发生在 Fathom 中。\n\n"
         "- **支持**：与其来源软件的行为一致\n"
         "- **忽略**：不起作用，Fathom 会指出其名称\n"
-        "- **拒绝**：以一行错误信息结束，指明字段、取值和解决办法\n"
+        "- **拒绝**：以一行说明原因的错误信息结束，此处可能略去解决办法\n"
     ),
     columns="| 情况 | 讨论 | Fathom | 输出原文 |\n|---|---|---|---|",
     statuses={"works": "支持", "ignored": "忽略", "refused": "拒绝"},
