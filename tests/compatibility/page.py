@@ -29,8 +29,8 @@ ENGLISH = Language(
     head=(
         "# Compatibility\n\n"
         "What other people's models, data, clients and machines bring, and what Fathom does with it. Every row is a\n"
-        "case that `python -m tests.compatibility` has run; the last column quotes it, or gives what came out. The test\n"
-        "suite runs the same cases. A thread is a place where people met the case, not always in Fathom.\n\n"
+        "case that `python -m tests.compatibility` has run; its last column quotes Fathom, or gives what came out.\n"
+        "The test suite runs the same cases. A thread is a place where people met the case, not always in Fathom.\n\n"
         "- **works**: as in the software it comes from\n"
         "- **ignored**: has no effect, and Fathom names it\n"
         "- **refused**: ends in one line that says why; its remedy may be left out here\n"
