@@ -122,8 +122,8 @@ class EngineWorker:
         Raises:
             Draining, EngineError: as ``submit``.
         """
-        self._check_queue_limit(0)
         with self._condition:
+            self._check_queue_limit(0)
             self._jobs.append((job, ended))
             if self._progress_at is None:
                 self._progress_at = self._clock()
