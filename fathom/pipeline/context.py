@@ -42,6 +42,10 @@ class RunPlan:
     manifests: Mapping[str, Manifest]
     base: Path = Path()
 
+    def data_path(self, path: str) -> Path:
+        """Return where a recipe's data file is: from ``base`` unless absolute, ``~`` being the user's folder."""
+        return self.base / Path(path).expanduser()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:

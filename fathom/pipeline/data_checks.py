@@ -39,7 +39,7 @@ def check_data(plan: RunPlan, done: Collection[str]) -> None:
         if step.name in done:
             continue
         for field, source in _sources(step):
-            path = plan.base / Path(source.path).expanduser()
+            path = plan.data_path(source.path)
             _check(f"steps.{step.name}.{field}: {path}", path, source)
 
 

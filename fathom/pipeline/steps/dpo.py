@@ -62,7 +62,7 @@ def read_pairs(step: DpoStep, context: StepContext, tokenizer: Tokenizer) -> lis
         report, longest = RowReport(), step.train.sequence_length
         if isinstance(source, PairFile):
             columns = Columns(source.format, source.fields)
-            name, preferences = source.path, read_preferences(context.plan.base / source.path, report, columns)
+            name, preferences = source.path, read_preferences(context.plan.data_path(source.path), report, columns)
             pairs += encode_pairs(tokenizer, preferences, report, max_tokens=longest)
         else:
             answers = named_step(context.recipe, step, source.step, AnswersStep, "pairs.step")

@@ -102,7 +102,8 @@ def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> 
     for source in step.pairs:
         report = RowReport()
         if isinstance(source, PairFile):
-            found = read_preferences(context.plan.base / source.path, report, Columns(source.format, source.fields))
+            columns = Columns(source.format, source.fields)
+            found = read_preferences(context.plan.data_path(source.path), report, columns)
             _add_pairs(rated, tokenizer, found, report, longest=longest, alone=True)
             log_report(context, source.path, report, "pairs")
             continue

@@ -97,11 +97,11 @@ def _source_key(source: ConversationSource, step: SftStep, context: StepContext,
     generator = ""
     match source:
         case ConversationFile():
-            path = context.plan.base / source.path
+            path = context.plan.data_path(source.path)
         case KeptAnswers():
             path = context.path(named_step(context.recipe, step, source.step, AnswersStep, "data.step")) / CONVERSATIONS
         case WorkedProblems(problems=FileProblems() as problems):
-            path = context.plan.base / problems.path
+            path = context.plan.data_path(problems.path)
         case WorkedProblems(problems=GymProblems()):
             generator = _installed("reasoning-gym")
     settings = [to_mapping(part) for part in (source, step.prompt)]
@@ -191,7 +191,7 @@ def _conversations(
     match source:
         case ConversationFile():
             columns = Columns(source.format, source.fields)
-            yield from read_conversations(context.plan.base / source.path, report, columns)
+            yield from read_conversations(context.plan.data_path(source.path), report, columns)
         case KeptAnswers():
             answers = named_step(context.recipe, step, source.step, AnswersStep, "data.step")
             yield from read_conversations(context.path(answers) / CONVERSATIONS, report, Columns("messages"))

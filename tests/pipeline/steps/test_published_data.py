@@ -161,3 +161,25 @@ def test_a_run_says_that_a_file_named_as_a_held_out_split_is_trained_on(bench: A
     bench.run("out", SftStep(train=passes(4, sequence_length=32), data=data))
     told = [line for line in bench.watching.messages if "is trained on" in line]
     assert told == ["chat-test.jsonl: is trained on, although its name says test; name another file to hold it out"]
+
+
+def test_data_in_the_users_own_folder_is_read_by_every_step(
+    bench: Any, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = bench.base / "home"
+    monkeypatch.setenv("HOME", str(home))
+    bench.write("home/chats.jsonl", [{"messages": [USER, RIGHT]}])
+    bench.write("home/pairs.jsonl", [{"prompt": ASKED, "chosen": SAID, "rejected": WRONG}] * 8)
+    bench.write("home/worked.jsonl", [{"question": "one?", "answer": "It is one.\n#### 1", "split": "train"}])
+    training, pairs = passes(8, sequence_length=64), (PairFile(path="~/pairs.jsonl"),)
+    worked = WorkedProblems(problems=FileProblems(path="~/worked.jsonl"), count=1)
+    out = bench.run(
+        "out",
+        SftStep(train=training, data=(ConversationFile(path="~/chats.jsonl"), worked)),
+        DpoStep(train=training, pairs=pairs),
+        RewardModelStep(train=training, loss=PairwiseLoss(), pairs=pairs),
+    )
+    assert json.loads((out / "sft" / "data.json").read_text())["samples"] == 2
+    assert [line for line in bench.watching.messages if "pairs are used" in line] == [
+        "~/pairs.jsonl: 8 of 8 pairs are used"
+    ] * 2
