@@ -72,7 +72,7 @@ def _open_directory(directory: Path) -> WeightSource:
     if has_config and not models:
         return HFCheckpoint.open(directory)
     if len(models) > 1:
-        names = listed([file.name for file in models])
+        names = listed([file.name for file in models], 5)
         raise CheckpointError(f"{directory}: holds {len(models)} {GGUF} models ({names}); give one of them")
     if models:
         return _open_file(models[0])
