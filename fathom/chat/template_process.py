@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fathom.chat.template_worker import READY
+from fathom.chat.template_worker import READY, ran_out_of_memory
 from fathom.errors import DataError, ResourceError
 from fathom.files import sha256
 
@@ -129,11 +129,10 @@ class TemplateProcess:
         return [{"error": ["crash", "killed twice"]}]
 
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> Any:
-        assert process.stdout is not None
         try:
             reader = _Reader(process, seconds)
             answer = json.loads(reader.read(int.from_bytes(reader.read(4), "big")))
-            if isinstance(answer, list) and any(one.get("error", ("",))[0] == "memory" for one in answer):
+            if ran_out_of_memory(answer):
                 self._end()
             return answer
         except TimeoutError:

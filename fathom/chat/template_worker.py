@@ -42,8 +42,13 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         data = json.dumps(answer).encode()
         answers.write(len(data).to_bytes(4, "big") + data)
         answers.flush()
-        if isinstance(answer, list) and any(one.get("error", ("",))[0] == "memory" for one in answer):
+        if ran_out_of_memory(answer):
             return
+
+
+def ran_out_of_memory(answer: Any) -> bool:
+    """Whether an answer is the last one of its process."""
+    return isinstance(answer, list) and any(one.get("error", ("",))[0] == "memory" for one in answer)
 
 
 def _read(stream: BinaryIO) -> Any:
