@@ -27,7 +27,14 @@ from fathom.tokenizer.chat_templates import (
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.definition import make_tokenizer_remedy, parse_definition, unknown_id
 from fathom.tokenizer.guarded import special_spans
-from fathom.tokenizer.named_tokens import CONFIG, FIELDS, read_object, with_added_tokens, with_named_tokens
+from fathom.tokenizer.named_tokens import (
+    CONFIG,
+    FIELDS,
+    read_object,
+    token_content,
+    with_added_tokens,
+    with_named_tokens,
+)
 from fathom.tokenizer.pieces import PieceTable, StreamDecoder
 from fathom.tokenizer.plain import without_special
 
@@ -70,7 +77,7 @@ class Tokenizer:
     def _named(self, field: str, usual: str, *, lenient: bool = False) -> int | None:
         """Return the id of the token that a field names; None where it names none, or the default is absent."""
         value = self._config.get(field, usual)
-        content = value.get("content") if isinstance(value, Mapping) else value
+        content = token_content(value)
         token_id = self._with_special.token_to_id(content) if isinstance(content, str) else None
         if token_id is None and content is not None and field in self._config and not lenient:
             raise DataError(
@@ -169,7 +176,7 @@ class Tokenizer:
         named = {name: self._config.get(name) for name in FIELDS}
         extra = self._config.get("extra_special_tokens")
         named |= extra if isinstance(extra, Mapping) else {}
-        written = {name: value.get("content") if isinstance(value, Mapping) else value for name, value in named.items()}
+        written = {name: token_content(value) for name, value in named.items()}
         written |= {"bos_token": self.id_to_token(self.bos_id), "eos_token": self.id_to_token(self.eos_id)}
         return {name: value for name, value in written.items() if isinstance(value, str) and value}
 

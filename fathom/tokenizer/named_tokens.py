@@ -55,6 +55,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def token_content(value: Any) -> Any:
+    """Return the text of a token given as text or as a table with flags; what is neither is returned as it is."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
 def with_named_tokens(folder: Path, parsed: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tokenizer_config.json completed by the files beside it.
 
@@ -114,8 +119,8 @@ def _complete(found: dict[str, Any], field: str, folder: Path, special: Mapping[
 
 
 def _content(path: Path, field: str, value: Any) -> str | None:
-    """Return the text of a token given as text or as a table with flags."""
-    content = value.get("content") if isinstance(value, Mapping) else value
+    """Return the text of a token that a field of a file names, or None for none."""
+    content = token_content(value)
     if content is not None and not isinstance(content, str):
         raise DataError(f"{path}: {field} is {value!r:.60}; give the text of a token")
     return content or None
