@@ -14,6 +14,8 @@ _CLEAN_UP = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")),
     *((" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
+_POSITIONAL = frozenset({"Metaspace", "WordPiece"})
+"""Decoders that treat the first token of a text in a way of its own."""
 _REMEDY = "use a tokenizer whose decoder is ByteLevel, ByteFallback, Metaspace, WordPiece, Replace, Strip or none"
 
 TokenText = Callable[[str, bool], str]
@@ -25,12 +27,13 @@ class TextDecoder:
     """A decoder other than the byte-level one.
 
     ``steps`` are applied one after another; ``byte_fallback`` reads tokens such as <0x0A> as bytes. ``strips`` says
-    that one space at the start of a text is dropped.
+    that one space at the start of a text is dropped, ``first_differs`` that its first token may read otherwise.
     """
 
     steps: tuple[TokenText, ...]
     byte_fallback: bool
     strips: bool
+    first_differs: bool
 
     def token_bytes(self, token: str, *, first: bool = False) -> bytes:
         """Return a token's bytes, after other tokens or as the first of a text; the space of ``strips`` stays."""
@@ -62,7 +65,8 @@ def text_decoder(decoder: Mapping[str, Any] | None) -> TextDecoder:
             steps.append(_step(part, fused))
     if not parts:
         steps.append(lambda token, first: token if first else " " + token)
-    return TextDecoder(tuple(steps), "ByteFallback" in kinds, strips)
+    first_differs = not parts or not _POSITIONAL.isdisjoint(kinds)
+    return TextDecoder(tuple(steps), "ByteFallback" in kinds, strips, first_differs)
 
 
 def _parts(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

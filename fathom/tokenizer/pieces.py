@@ -51,8 +51,9 @@ class PieceTable:
         self._strip_first_space = reader.strips
         for text, index in (*words, *added):
             self._pieces[index] = reader.token_bytes(text)
-            self._first[index] = reader.token_bytes(text, first=True)
-        self._first = {index: first for index, first in self._first.items() if first != self._pieces[index]}
+        if reader.first_differs:
+            first = {index: reader.token_bytes(text, first=True) for text, index in (*words, *added)}
+            self._first = {index: data for index, data in first.items() if data != self._pieces[index]}
 
     @property
     def ids(self) -> range:
