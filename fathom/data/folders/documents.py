@@ -11,7 +11,14 @@ from fathom.data import left_out
 from fathom.data.document import Document
 from fathom.data.extract import cut, plain
 from fathom.data.folders.record_texts import record_texts
-from fathom.data.folders.scan import CODE_SUFFIXES, KNOWN_SUFFIXES, FoundFile, is_readable, scan_folder
+from fathom.data.folders.scan import (
+    CODE_SUFFIXES,
+    KNOWN_SUFFIXES,
+    FoundFile,
+    is_readable,
+    may_be_other_things,
+    scan_folder,
+)
 from fathom.data.left_out import LeftOutReport
 from fathom.data.records import holds_records
 from fathom.data.records.compressed import UnusableFileError, inner_suffix
@@ -21,7 +28,6 @@ from fathom.spec.data import FolderSource
 
 _END_OF_TEXT = "<|endoftext|>"
 """Between documents of one text file, as TinyStories has it; within a text it would be learned letter by letter."""
-_MAY_BE_OTHER_THINGS = (".json", ".csv", ".tsv")
 
 
 def folder_sources(folders: Sequence[Path], text_column: str | None = None) -> tuple[FolderSource, ...]:
@@ -62,7 +68,7 @@ class FolderReading:
                 for texts, text in enumerate(self._texts(file), start=1):
                     yield Document(text, self.source.name, f"{file.name}#{texts - 1}")
             except UnusableFileError as error:
-                if root.is_file() or (error.reason == left_out.NO_COLUMN and not _may_be_other_things(file.path)):
+                if root.is_file() or (error.reason == left_out.NO_COLUMN and not may_be_other_things(file.path)):
                     raise
                 self.left_out.add(error.reason, str(error))
             self.used += texts > 0
@@ -109,8 +115,3 @@ _BY_NAME = (
     *(left_out.HIDDEN, left_out.PACKAGES, left_out.DESCRIPTIONS, left_out.OTHER_KINDS, left_out.ARCHIVES),
     *(left_out.BROKEN_LINKS, left_out.REPEATED),
 )
-
-
-def _may_be_other_things(path: Path) -> bool:
-    """Whether a file of this suffix in a folder of text need not be data: settings, a table."""
-    return path.suffix.lower() in _MAY_BE_OTHER_THINGS

@@ -30,7 +30,6 @@ _METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "st
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "datasheet", "dataset_card")
 _CARD_FIELD = re.compile(rb"^(dataset_info|configs|license|language|size_categories|task_categories):", re.MULTILINE)
 _TABLES_OR_JSON = (".json", ".csv", ".tsv")
-"""These may be data or anything else: only beside a data set's card with its header do they make a README a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,11 @@ class FoundFile:
 def is_readable(path: Path) -> bool:
     """Whether a file's suffix is one of text, code or data, compressed or not."""
     return inner_suffix(path) in (*PROSE_SUFFIXES, *CODE_SUFFIXES) or holds_records(path)
+
+
+def may_be_other_things(path: Path) -> bool:
+    """Whether a file of this suffix in a folder of text need not be data: settings, a table."""
+    return path.suffix.lower() in _TABLES_OR_JSON
 
 
 def scan_folder(root: Path, report: LeftOutReport, *, splits: bool = False) -> list[FoundFile]:
@@ -162,7 +166,10 @@ def _check_cycle(link: Path, folders: Iterable[str]) -> None:
 
 
 class _Cards:
-    """Knows which files describe data files rather than being text of their own."""
+    """Knows which files describe data files rather than being text of their own.
+
+    Beside files that may be other things a README is a card only where it has the header of one.
+    """
 
     def __init__(self, root: Path, files: Iterable[FoundFile]) -> None:
         self._root = root
@@ -170,8 +177,8 @@ class _Cards:
         self._maybe_data: set[PurePosixPath] = set()
         for file in files:
             if holds_records(file.path) and file.path.name not in _METADATA:
-                bare = file.path.suffix.lower() in _TABLES_OR_JSON
-                (self._maybe_data if bare else self._data).update(PurePosixPath(file.name).parents)
+                kept = self._maybe_data if may_be_other_things(file.path) else self._data
+                kept.update(PurePosixPath(file.name).parents)
 
     def describes(self, file: FoundFile) -> bool:
         name = PurePosixPath(file.name)
