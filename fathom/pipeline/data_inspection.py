@@ -113,28 +113,33 @@ def _text(path: Path) -> dict[str, Any]:
     count, first = 0, ""
     for document in reading:
         count, first = count + 1, first or document.text.strip()
+    left_out = [line.removeprefix("left out ") for line in reading.left_out.lines()]
     return {
         "path": str(path),
         "files": [str(file.path) for file in scan_folder(path, LeftOutReport())] if path.is_dir() else [str(path)],
         "rows": count,
         "unreadable": 0,
         "columns": {},
-        "uses": [
-            {
-                "kind": "corpus",
-                "step": "corpus",
-                "format": "text",
-                "title": "documents of text",
-                "columns": {},
-                "ignored": [],
-                "used": count,
-                "refused": "",
-                "problems": {},
-                "left_out": [line.removeprefix("left out ") for line in reading.left_out.lines()],
-                "sample": {"text": first},
-            }
-        ],
+        "uses": [_corpus_use("documents of text", count, first) | {"left_out": left_out}],
         "choices": [],
+    }
+
+
+def _corpus_use(
+    title: str, used: int, text: str | None, columns: Mapping[str, str] | None = None, ignored: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return how a corpus step uses text; ``text`` is the first document's."""
+    return {
+        "kind": "corpus",
+        "step": "corpus",
+        "format": "text",
+        "title": title,
+        "columns": columns or {},
+        "ignored": ignored,
+        "used": used,
+        "refused": "",
+        "problems": {},
+        "sample": {"text": text},
     }
 
 
@@ -187,20 +192,9 @@ def _refuse_unknown(
     """Describe a corpus of plain text; any other file that fits no form is refused with all forms of its kind."""
     text = next((name for name in TEXT_COLUMNS if name in counts), None)
     if text is not None and len(kinds) > 1 and columns == Columns():
-        found["uses"].append(
-            {
-                "kind": "corpus",
-                "step": "corpus",
-                "format": "text",
-                "title": "documents",
-                "columns": {text: "a document's text"},
-                "ignored": [name for name in counts if name != text],
-                "used": counts[text],
-                "refused": "",
-                "problems": {},
-                "sample": {"text": next((row[text] for row in rows if row.get(text)), None)},
-            }
-        )
+        first = next((row[text] for row in rows if row.get(text)), None)
+        ignored = [name for name in counts if name != text]
+        found["uses"].append(_corpus_use("documents", counts[text], first, {text: "a document's text"}, ignored))
         return
     if len(kinds) == 1:
         recognised(path, rows, kinds[0].forms, columns)
