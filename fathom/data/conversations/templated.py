@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from fathom.chat import encode_chat
 from fathom.chat.output.hermes import fit_messages_to_template
-from fathom.chat.parts import checked_message
+from fathom.chat.parts import REASONING_FIELDS, checked_message
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer, special
 
 KeepThinking = Literal["keep", "drop"]
 Messages = Sequence[Mapping[str, Any]]
 REASONING = "reasoning_content"
-_REASONING_FIELDS = (REASONING, "thinking", "reasoning")
 
 
 def normalize_messages(messages: Messages, thinking: KeepThinking) -> list[dict[str, Any]]:
@@ -32,10 +31,10 @@ def normalize_messages(messages: Messages, thinking: KeepThinking) -> list[dict[
 
 def _uniform(message: Mapping[str, Any], where: str, thinking: KeepThinking) -> dict[str, Any]:
     checked_message(message, where)
-    changed = {key: value for key, value in message.items() if key not in _REASONING_FIELDS}
+    changed = {key: value for key, value in message.items() if key not in REASONING_FIELDS}
     if message["role"] != "assistant":
         return changed
-    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name)), "")
+    reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name)), "")
     if not isinstance(reasoning, str):
         raise DataError(f"{where}.{REASONING}: expected text, got {type(reasoning).__name__}; give a string")
     content = message.get("content")
