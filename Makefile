@@ -2,7 +2,7 @@
 # make test         lint, types, layers and every fast test
 # make test-all     the slow tests too
 # make coverage     the fast tests with coverage, and its floor
-# make fuzz         five minutes of damaged GGUF files
+# make fuzz         damaged and hostile inputs, five minutes for each kind (SECONDS=300)
 # make wheel        the wheel, in dist/
 # make lint | bench | constraints | clean
 
@@ -11,6 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 WORKERS ?= 2
+SECONDS ?= 300
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
@@ -47,7 +48,7 @@ wheel: $(VENV)/.installed
 	@ls dist/*.whl
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.fuzz.gguf --seconds 300
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,28 +1,17 @@
-"""Feed broken GGUF files to the reader: each must open and read whole, or raise a ``FathomError``.
-
-    python -m tests.fuzz.gguf --seconds 300
-    python -m tests.fuzz.gguf --seconds 300 --split
+"""Broken GGUF files: each must open and read whole, or raise a ``FathomError``.
 
 Files start valid and are then damaged where it hurts: integers at the boundaries of fields become absurd, bits flip,
-parts are cut out, doubled, or taken from another file. Memory is limited to what the process has plus
-``MEMORY_LIMIT_BYTES``, and one file may take ``HANG_SECONDS``. Prints executions and findings; the files of findings
-are kept. With ``--split`` the damaged file is the second part of three, whole ones beside it.
+parts are cut out, doubled, or taken from another file. In ``gguf_split`` the damaged file is the second part of three,
+whole ones beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import resource
-import signal
 import struct
-import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -31,9 +20,8 @@ from fathom.checkpoint.gguf import GGUFFile
 from fathom.checkpoint.gguf.container import Container
 from fathom.errors import FathomError
 from tests.fuzz import gguf_files as files
+from tests.fuzz.driver import Target
 
-MEMORY_LIMIT_BYTES = 512 * 2**20
-HANG_SECONDS = 10
 BOUNDARY_VALUES = (
     0,
     1,
@@ -63,16 +51,6 @@ class Seed:
 
     content: bytes
     places: tuple[tuple[int, int], ...]
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What happened: how many files, how many of them opened, why others were refused, and what broke."""
-
-    executions: int = 0
-    opened: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)
-    findings: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 def seeds(directory: Path) -> list[Seed]:
@@ -226,71 +204,41 @@ def exercise(path: Path) -> None:
         assert tensor.dtype == types[name]
 
 
-def fuzz(
-    known: list[Seed], path: Path, *, seed: int, executions: int | None = None, seconds: float | None = None
-) -> Outcome:
-    """Damage and read files until a count or a time is reached; ``path`` is written over each time."""
-    rng, outcome, end = random.Random(seed), Outcome(), time.monotonic() + (seconds or 1e9)
-    previous = signal.signal(signal.SIGALRM, _hang)
-    try:
-        while outcome.executions != executions and time.monotonic() < end:
-            data = mutate(rng.choice(known), rng.choice(known), rng)
-            path.write_bytes(data)
-            signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
-            try:
-                exercise(path)
-                outcome.opened += 1
-            except FathomError as error:
-                outcome.refusals[type(error).__name__] += 1
-                if "\n" in str(error) or "; " not in str(error):
-                    outcome.findings.append((f"no remedy, or several lines: {error}", data))
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt | SystemExit):
-                    raise
-                outcome.findings.append((traceback.format_exc(), data))
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            outcome.executions += 1
-    finally:
-        signal.signal(signal.SIGALRM, previous)
-    return outcome
+class GGUF(Target):
+    """Whole files."""
+
+    name = "gguf"
+    suffix = ".gguf"
+    short_executions = 1000
+
+    def start(self) -> None:
+        self.known, self.path = self.prepared()
+        for seed in self.known:  # everything is imported, and warm, before memory is limited
+            self.path.write_bytes(seed.content)
+            with suppress(FathomError):  # a file that is no model
+                exercise(self.path)
+
+    def prepared(self) -> tuple[list[Seed], Path]:
+        """Return what is damaged, and where it is written."""
+        return seeds(self.folder), self.folder / "fuzzed.gguf"
+
+    def make(self, rng: random.Random) -> bytes:
+        return mutate(rng.choice(self.known), rng.choice(self.known), rng)
+
+    def check(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        with self.tolerated():
+            exercise(self.path)
 
 
-def _hang(signum: int, frame: object) -> None:
-    raise TimeoutError(f"took more than {HANG_SECONDS} s")
+class SplitGGUF(GGUF):
+    """The second part of three."""
+
+    name = "gguf_split"
+    short_executions = 400
+
+    def prepared(self) -> tuple[list[Seed], Path]:
+        return split_seeds(self.folder)
 
 
-def limit_memory() -> None:
-    """Let the process grow by ``MEMORY_LIMIT_BYTES`` and no more."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY_LIMIT_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def main() -> int:
-    """Run for a time and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--split", action="store_true")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        known, path = split_seeds(Path(folder)) if given.split else (seeds(Path(folder)), Path(folder) / "fuzzed.gguf")
-        for seed in known[1:] if given.split else known[2:5]:
-            path.write_bytes(seed.content)
-            exercise(path)  # everything is imported, and warm, before memory is limited
-        limit_memory()
-        outcome = fuzz(known, path, seed=given.seed, seconds=given.seconds)
-    print(f"executions {outcome.executions}, opened {outcome.opened}, refused {dict(outcome.refusals)}")
-    print(f"findings {len(outcome.findings)}")
-    for number, (report, data) in enumerate(outcome.findings[:100]):
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / f"{number:03d}.gguf").write_bytes(data)
-        (given.out / f"{number:03d}.txt").write_text(report)
-        print(f"{given.out / f'{number:03d}.gguf'}: {report.strip().splitlines()[-1]}")
-    return 1 if outcome.findings else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+TARGETS = (GGUF, SplitGGUF)
