@@ -59,6 +59,7 @@ def render(
 def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
+    /,
     template: str | None = None,
     *,
     add_generation_prompt: bool = True,

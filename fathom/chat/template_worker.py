@@ -98,7 +98,7 @@ class Renderer:
 
 def _render(template: Any, variables: Mapping[str, Any], max_chars: int) -> str:
     pieces, written = [], 0
-    for piece in template.generate(**variables):
+    for piece in template.generate(dict(variables)):  # as keywords, a variable named self would not be one
         written += len(piece)
         if written > max_chars:
             raise TooLong

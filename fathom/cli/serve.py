@@ -77,6 +77,14 @@ CacheTokens = Annotated[
 PrefixCache = Annotated[
     bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Cache prompts for requests with the same prefix.")
 ]
+SharePrefixCache = Annotated[
+    bool,
+    typer.Option(
+        "--share-prefix-cache",
+        help="Cached prompts serve the requests of all keys: faster where they ask alike, and a key can find out "
+        "whether another has sent a text.",
+    ),
+]
 MaxWaiting = Annotated[
     int, typer.Option("--max-waiting", help="Requests waiting for the engine; more are refused.", min=1)
 ]
@@ -114,6 +122,7 @@ def serve(
     step_tokens: StepTokens = 512,
     cache_tokens: CacheTokens = None,
     prefix_cache: PrefixCache = True,
+    share_prefix_cache: SharePrefixCache = False,
     max_waiting: MaxWaiting = 256,
     max_concurrent_requests: MaxConcurrentRequests = 512,
     max_preprocessing: MaxPreprocessing = 64,
@@ -154,6 +163,7 @@ def serve(
         drain_seconds=drain_seconds,
         stall_timeout_seconds=stall_timeout_seconds,
         load_timeout_seconds=load_timeout_seconds,
+        share_prefix_cache=share_prefix_cache,
     )
     memory = _memory(model_memory, len(named), device)
     opening = OpeningOptions(device, dtype, weights, engine, memory, chat_template)

@@ -167,14 +167,17 @@ class LanguageModel:
     def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        cache_salt: str = "",
         **variables: Any,
     ) -> Prompt:
         """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
 
-        ``variables`` are passed to the template. Features of recent images are cached by their pixels.
+        ``variables`` are passed to the template. Features of recent images are cached by their pixels, for
+        callers of one ``cache_salt`` only.
         """
         if not self.tokenizer.can_chat:
             raise DataError(f"{self.path}: has no chat template; give token ids of a text to continue instead")
@@ -187,6 +190,7 @@ class LanguageModel:
             continue_final_message=continue_final_message,
             variables=variables,
             features=self._features,
+            cache_salt=cache_salt,
         )
 
     @overload

@@ -51,12 +51,14 @@ def make_prompt(
     continue_final_message: bool = False,
     variables: Mapping[str, Any] | None = None,
     features: FeatureCache | None = None,
+    cache_salt: str = "",
 ) -> Prompt:
     """Encode messages by the chat template, and run their images through the vision towers.
 
     A content is a text or a list of parts; an image part holds its picture under ``image`` or ``image_url``: a path, a
     ``data:`` URI or the bytes of an image file. ``variables``, tools among them, are passed to the template.
-    ``features`` caches the features of images. With ``continue_final_message`` the prompt ends inside the last message.
+    ``features`` caches the features of images, for callers of one ``cache_salt`` only. With ``continue_final_message``
+    the prompt ends inside the last message.
 
     Raises:
         DataError: a message or an image cannot be read, or the model has no vision towers.
@@ -79,7 +81,7 @@ def make_prompt(
         return Prompt(tuple(ids))
     kept = features or FeatureCache(len(sources))
     rows = [
-        kept.features(image, lambda image: features_of(model, preprocess([image], vision, processing)))
+        kept.features(image, lambda image: features_of(model, preprocess([image], vision, processing)), cache_salt)
         for image in map(open_image, sources)
     ]
     return Prompt(tuple(ids), torch.cat(rows))
@@ -96,9 +98,9 @@ class FeatureCache:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = Lock()
 
-    def features(self, image: Image, compute: Callable[[Image], Tensor]) -> Tensor:
-        """Return the features of an image, (N, D), computed unless cached."""
-        key = sha256(repr(image.size).encode() + image.tobytes())
+    def features(self, image: Image, compute: Callable[[Image], Tensor], salt: str = "") -> Tensor:
+        """Return the features of an image, (N, D), computed unless cached under this ``salt``."""
+        key = sha256(repr((salt, image.size)).encode() + image.tobytes())
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

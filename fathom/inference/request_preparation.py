@@ -35,18 +35,28 @@ _RESERVED = frozenset(
     {
         "add_generation_prompt",
         "bos_token",
+        "cache_salt",
         "continue_final_message",
+        "cycler",
+        "dict",
         "eos_token",
         "image_token",
         "image_token_id",
+        "joiner",
+        "lipsum",
         "max_chars",
         "messages",
+        "namespace",
+        "raise_exception",
+        "range",
+        "strftime_now",
         "template",
         "tokenizer",
         "tokens_per_image",
         "tools",
     }
 )
+"""Names of arguments, of what the server gives a template, and of the functions that a template may call."""
 _OPEN = "<think>\n"
 _CLOSE = "\n</think>\n\n"
 
@@ -77,9 +87,11 @@ class ChatModel(Protocol):
     def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        cache_salt: str = "",
         **variables: Any,
     ) -> Prompt:
         """Encode a conversation by the chat template."""
@@ -119,7 +131,8 @@ class ChatOptions(TextOptions):
 
     ``continue_final_message``: the last message is an assistant's beginning, which the answer continues; the prompt
     ends inside it, without its end token. It is the content, or the reasoning where there is no content. Without
-    ``add_generation_prompt`` the prompt ends after the last message.
+    ``add_generation_prompt`` the prompt ends after the last message. Features of images are cached for requests of one
+    ``cache_salt`` only.
     """
 
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -128,6 +141,7 @@ class ChatOptions(TextOptions):
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     variables: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         super(ChatOptions, self).__post_init__()
@@ -198,6 +212,7 @@ def prepare_chat(
         fitted,
         add_generation_prompt=chosen.add_generation_prompt,
         continue_final_message=continued,
+        cache_salt=chosen.cache_salt,
         **_variables(chosen),
     )
     begun = continued_text(messages[-1])[1] if continued else ""

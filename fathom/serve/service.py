@@ -19,6 +19,7 @@ from fathom.serve.errors import as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
+from fathom.serve.owner import owner_of
 from fathom.serve.response.answer import Choice
 from fathom.serve.response.encoder import ResponseEncoder
 from fathom.serve.response.streams import EventStream, ResponseState, collect, run_until_disconnect
@@ -90,7 +91,7 @@ class Service:
         """
         slot = self.admit(http)
         cleanup: ExitStack = http.state.cleanup
-        job = await run_until_disconnect(self.executor.run(lambda: self.with_api_errors(preprocess)), http.receive)
+        job = await run_until_disconnect(self.run(preprocess), http.receive)
         output_queue = self.with_api_errors(lambda: self.engine_client.submit(job.requests))
         state = ResponseState(
             job.choices,
@@ -120,10 +121,22 @@ class Service:
         cleanup.callback(slot.release)
         return slot
 
+    def cache_salt(self, http: HttpRequest, given: str | None = None) -> str:
+        """Return the salt of a request's cached prefixes and images: its owner's unless keys share, and the one given.
+
+        Salts of two owners are never equal, whatever is given: a digest's length is fixed.
+        """
+        owner = "" if self.settings.share_prefix_cache else owner_of(http)
+        return f"{owner}:{given or ''}"
+
     def retry_after(self) -> int:
         """Seconds for the Retry-After header."""
         stats = self.worker.stats
         return self.metrics.retry_after(stats.waiting + stats.running)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread of preprocessing and return what it returns; ``ApiError`` for an error of its."""
+        return await self.executor.run(lambda: self.with_api_errors(work))
 
     def with_api_errors(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns; an error of the layers below becomes an ``ApiError``."""

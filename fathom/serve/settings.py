@@ -71,7 +71,8 @@ class ServeSettings:
     any, images must be ``data:`` URIs. On shutdown running requests have ``drain_seconds`` to finish. An engine that
     has requests but has not stepped for ``stall_timeout_seconds`` is unhealthy. With many streams open, each is sent an
     event every ``stream_interval_seconds`` at most. A request waits for its model to be loaded for
-    ``load_timeout_seconds`` at most.
+    ``load_timeout_seconds`` at most. Cached prompts and images serve the requests of one key only unless keys
+    ``share_prefix_cache``: by its time, and by ``cached_tokens``, a request tells whether a text was read before.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -82,6 +83,7 @@ class ServeSettings:
     stall_timeout_seconds: float = 300.0
     stream_interval_seconds: float = 0.025
     load_timeout_seconds: float = 120.0
+    share_prefix_cache: bool = False
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -31,8 +31,10 @@ async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Respon
     began = time.monotonic()
     body = await read_body(http, ChatCompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices = notices_of(http)
-    return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
+    notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
+    return await service.respond(
+        http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
+    )
 
 
 def chat_job(
@@ -41,22 +43,23 @@ def chat_job(
     encoder: Callable[[Sequence[ChatChoiceBuilder], int], ResponseEncoder],
     *,
     notices: Notices,
+    salt: str,
 ) -> GenerationJob:
     """Preprocess a conversation; runs in a thread.
 
     ``encoder`` makes what writes the response from its choices and the number of the prompt's tokens; ``notices`` (of
-    ``notices_of(http)``) says what was clamped.
+    ``notices_of(http)``) says what was clamped; ``salt`` is that of ``Service.cache_salt``.
 
     Raises:
         ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
     """
-    prepared = prepare(service, body)
-    requests, choices = _choices(service, body, prepared, notices)
+    prepared = prepare(service, body, salt)
+    requests, choices = _choices(service, body, prepared, notices, salt)
     written = encoder(choices, len(prepared.prompt_ids))
     return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=written)
 
 
-def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
+def prepare(service: Service, body: ChatCompletionRequest, salt: str) -> PreparedRequest:
     """Make a conversation's prompt and what constrains its answer; runs in a thread.
 
     Raises:
@@ -74,24 +77,24 @@ def prepare(service: Service, body: ChatCompletionRequest) -> PreparedRequest:
     prepared = prepare_chat(
         service.model,
         messages,
-        _options(service, body),
+        _options(service, body, salt),
         constrain=lambda content: answer_constraint(body, service.model, content),
     )
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
     return prepared
 
 
-def count_prompt(service: Service, translation: Translation, notices: Notices) -> int:
+def count_prompt(service: Service, translation: Translation, notices: Notices, salt: str) -> int:
     """Count the tokens of the prompt of another interface's request; runs in a thread.
 
     Raises:
         ApiError: as ``prepare``; it names the client's own fields.
     """
     notices.ignore(translation.ignored)
-    return translation.names.run(lambda: len(prepare(service, translation.chat).prompt_ids))
+    return translation.names.run(lambda: len(prepare(service, translation.chat, salt).prompt_ids))
 
 
-def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> GenerationJob:
+def _job(service: Service, body: ChatCompletionRequest, notices: Notices, salt: str) -> GenerationJob:
     return chat_job(
         service,
         body,
@@ -103,11 +106,12 @@ def _job(service: Service, body: ChatCompletionRequest, notices: Notices) -> Gen
             usage=body.wants_usage,
         ),
         notices=notices,
+        salt=salt,
     )
 
 
 def _choices(
-    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, notices: Notices
+    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, notices: Notices, salt: str
 ) -> tuple[list[Request], list[ChatChoiceBuilder]]:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
@@ -129,7 +133,7 @@ def _choices(
                 prompt=prepared.prompt_ids,
                 params=params,
                 priority=body.priority or 0,
-                salt=body.cache_salt or "",
+                salt=salt,
                 features_ND=prepared.features_ND,
                 constraint=None if prepared.constraint is None else prepared.constraint.copy(),
             )
@@ -147,7 +151,7 @@ def _choices(
     return requests, choices
 
 
-def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
+def _options(service: Service, body: ChatCompletionRequest, salt: str) -> ChatOptions:
     wanted = structured_output_options(body, body.response_format, service.settings.limits)
     tools = available_tools(body, service.settings.limits)
     return ChatOptions(
@@ -159,6 +163,7 @@ def _options(service: Service, body: ChatCompletionRequest) -> ChatOptions:
         continue_final_message=body.continues,
         add_generation_prompt=body.add_generation_prompt is not False,
         variables=_variables(body),
+        cache_salt=salt,
     )
 
 

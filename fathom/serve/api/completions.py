@@ -29,11 +29,13 @@ async def create_completion(models: ModelPool, http: HttpRequest) -> Response:
     began = time.monotonic()
     body = await read_body(http, CompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices = notices_of(http)
-    return await service.respond(http, lambda: _job(service, body, notices), stream=bool(body.stream), began=began)
+    notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
+    return await service.respond(
+        http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
+    )
 
 
-def _job(service: Service, body: CompletionRequest, notices: Notices) -> GenerationJob:
+def _job(service: Service, body: CompletionRequest, notices: Notices, salt: str) -> GenerationJob:
     """Preprocess prompts; runs in a thread."""
     prompts = _prompts(body)
     limits = service.settings.limits
@@ -49,7 +51,7 @@ def _job(service: Service, body: CompletionRequest, notices: Notices) -> Generat
         check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "prompt")
         for number in range(body.choices):
             index = position * body.choices + number
-            requests.append(_request(service, body, prepared, number, notices))
+            requests.append(_request(service, body, prepared, number, notices, salt))
             choices.append(_choice(service, body, prepared, prompt, index))
     encoder = ChoicesEncoder(
         choices,
@@ -73,7 +75,7 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
 
 
 def _request(
-    service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int, notices: Notices
+    service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int, notices: Notices, salt: str
 ) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
     tokens = resolve_max_tokens(
@@ -94,7 +96,7 @@ def _request(
         prompt=prepared.prompt_ids,
         params=params,
         priority=body.priority or 0,
-        salt=body.cache_salt or "",
+        salt=salt,
         constraint=None if prepared.constraint is None else prepared.constraint.copy(),
     )
 

@@ -27,7 +27,7 @@ async def create_embeddings(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, EmbeddingRequest, models.executor)
     service = await models.acquire(http, body.model)
     slot = service.admit(http)
-    reading = service.executor.run(lambda: service.with_api_errors(lambda: _sequences(service, body)))
+    reading = service.run(lambda: _sequences(service, body))
     sequences = await run_until_disconnect(reading, http.receive)
     steps = embed_in_steps(
         service.model.model,
@@ -41,7 +41,7 @@ async def create_embeddings(models: ModelPool, http: HttpRequest) -> Response:
     except FathomError as error:
         raise as_api_error(error, retry_after=service.retry_after()) from None
     tokens = sum(map(len, sequences))
-    content = await service.executor.run(lambda: _content(service.name, body, vectors_SD.cpu().numpy(), tokens))
+    content = await service.run(lambda: _content(service.name, body, vectors_SD.cpu().numpy(), tokens))
     slot.release(answered=True)
     return Response(content, media_type="application/json")
 

@@ -45,9 +45,9 @@ async def create_message(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, MessagesRequest, models.executor)
     _refuse_continued_thread(body)
     service = await models.acquire(http, body.model)
-    request_id, notices = str(http.state.request_id), notices_of(http)
+    request_id, notices, salt = str(http.state.request_id), notices_of(http), service.cache_salt(http)
     return await service.respond(
-        http, lambda: _job(service, body, request_id, notices), stream=bool(body.stream), began=began
+        http, lambda: _job(service, body, request_id, notices, salt), stream=bool(body.stream), began=began
     )
 
 
@@ -67,12 +67,12 @@ async def count_tokens(models: ModelPool, http: HttpRequest) -> Response:
     """Count the tokens of a conversation's prompt, as a message created from it does."""
     body = await read_body(http, CountTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices = notices_of(http)
-    tokens = await service.executor.run(lambda: count_prompt(service, MessagesTranslation(body), notices))
+    notices, salt = notices_of(http), service.cache_salt(http)
+    tokens = await service.run(lambda: count_prompt(service, MessagesTranslation(body), notices, salt))
     return JSONResponse({"input_tokens": tokens})
 
 
-def _job(service: Service, body: MessagesRequest, request_id: str, notices: Notices) -> GenerationJob:
+def _job(service: Service, body: MessagesRequest, request_id: str, notices: Notices, salt: str) -> GenerationJob:
     """Preprocess a conversation; runs in a thread."""
     translation = MessagesTranslation(body)
     notices.ignore(translation.ignored)
@@ -90,5 +90,6 @@ def _job(service: Service, body: MessagesRequest, request_id: str, notices: Noti
                 omit_thinking=omitted,
             ),
             notices=notices,
+            salt=salt,
         )
     )

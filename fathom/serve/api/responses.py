@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from fathom.serve.api.chat import chat_job, count_prompt, prepare
 from fathom.serve.api.responses_translation import ResponsesTranslation, echoed_tools
-from fathom.serve.api.stored_responses import input_items, owner_of
+from fathom.serve.api.stored_responses import input_items
 from fathom.serve.errors import ApiError, refuse
 from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.owner import owner_of
 from fathom.serve.response.encoder import ResponseMetadata
 from fathom.serve.response.responses_encoder import ResponsesEncoder
 from fathom.serve.response_store import ResponseStore, StoredResponse
@@ -45,12 +46,13 @@ async def create_response(models: ModelPool, store: ResponseStore, http: HttpReq
     _check(body)
     service = await models.acquire(http, body.model)
     owner, notices = owner_of(http), notices_of(http)
+    salt = service.cache_salt(http, body.cache_salt)
     read = _conversation(store, owner, body)
 
     def job() -> GenerationJob:
         conversation = read()
         keep = _keeper(store, owner, body, conversation)
-        return _job(service, body, conversation, keep, notices)
+        return _job(service, body, conversation, keep, notices, salt)
 
     return await service.respond(http, job, stream=bool(body.stream), began=began)
 
@@ -78,14 +80,14 @@ async def count_input_tokens(models: ModelPool, store: ResponseStore, http: Http
     body = await read_body(http, InputTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
     read = _conversation(store, owner_of(http), body)
-    notices = notices_of(http)
+    notices, salt = notices_of(http), service.cache_salt(http)
 
     def count() -> int:
         conversation = read()
         translation = ResponsesTranslation(body, conversation.history, conversation.items)
-        return count_prompt(service, translation, notices)
+        return count_prompt(service, translation, notices, salt)
 
-    tokens = await service.executor.run(count)
+    tokens = await service.run(count)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
 
@@ -135,6 +137,7 @@ def _job(
     conversation: Conversation,
     keep: Callable[[dict[str, Any]], None],
     notices: Notices,
+    salt: str,
 ) -> GenerationJob:
     """Preprocess a conversation; runs in a thread."""
     translation = ResponsesTranslation(body, conversation.history, conversation.items)
@@ -153,6 +156,7 @@ def _job(
                 on_complete=keep,
             ),
             notices=notices,
+            salt=salt,
         )
 
     def fitted() -> GenerationJob:
@@ -161,14 +165,16 @@ def _job(
         except ApiError as error:
             if body.truncation != "auto" or error.code != _TOO_LONG:
                 raise
-            return job(_shortened(service, translation, error))
+            return job(_shortened(service, translation, error, salt))
 
     made = translation.names.run(fitted)
     notices.rename_clamped("max_tokens", "max_output_tokens")
     return made
 
 
-def _shortened(service: Service, translation: ResponsesTranslation, fault: ApiError) -> ChatCompletionRequest:
+def _shortened(
+    service: Service, translation: ResponsesTranslation, fault: ApiError, salt: str
+) -> ChatCompletionRequest:
     """Return the chat request without as few of its first turns as possible, so that it fits.
 
     Raises:
@@ -177,7 +183,7 @@ def _shortened(service: Service, translation: ResponsesTranslation, fault: ApiEr
 
     def fits(turns: int) -> bool:
         try:
-            prepare(service, translation.without_first_turns(turns))
+            prepare(service, translation.without_first_turns(turns), salt)
         except ApiError as error:
             if error.code != _TOO_LONG:
                 raise

@@ -10,6 +10,7 @@ from fathom.serve.api import stored_responses as stored
 from fathom.serve.api.responses import count_input_tokens, create_response
 from fathom.serve.http.openapi import STREAMED
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.owner import owner_of
 from fathom.serve.response_store import ResponseStore
 from fathom.serve.schemas.responses_models import DeletedResponse, InputItemList, InputTokens, ResponseObject
 
@@ -33,21 +34,21 @@ def responses_router(models: ModelPool) -> APIRouter:
     @router.get("/{response_id}", response_model=ResponseObject)
     async def retrieve(response_id: str, request: HttpRequest) -> Response:
         """Return a kept response."""
-        return stored.retrieve(store, stored.owner_of(request), response_id, request)
+        return stored.retrieve(store, owner_of(request), response_id, request)
 
     @router.delete("/{response_id}", response_model=DeletedResponse)
     async def delete(response_id: str, request: HttpRequest) -> Response:
         """Forget a kept response."""
-        return stored.delete(store, stored.owner_of(request), response_id)
+        return stored.delete(store, owner_of(request), response_id)
 
     @router.get("/{response_id}/input_items", response_model=InputItemList)
     async def items(response_id: str, request: HttpRequest) -> Response:
         """List the items that a kept response was created from: ``order``, ``after`` and ``limit`` page them."""
-        return stored.list_input_items(store, stored.owner_of(request), response_id, request)
+        return stored.list_input_items(store, owner_of(request), response_id, request)
 
     @router.post("/{response_id}/cancel", response_model=ResponseObject)
     async def cancel(response_id: str, request: HttpRequest) -> Response:
         """Refuse: only background responses can be cancelled, and there are none."""
-        return stored.cancel(store, stored.owner_of(request), response_id)
+        return stored.cancel(store, owner_of(request), response_id)
 
     return router

@@ -16,11 +16,6 @@ from fathom.serve.schemas.responses import Content, Item
 MAX_LISTED = 100
 
 
-def owner_of(http: HttpRequest) -> str:
-    """Return whose responses a request may see: its API key's digest; everybody's are one where there are no keys."""
-    return str(http.scope["state"].get("key_digest", ""))
-
-
 def input_items(items: Sequence[Item]) -> list[Json]:
     """Return items as they are kept and listed: each with an id, and messages with parts."""
     suffix = uuid.uuid4().hex

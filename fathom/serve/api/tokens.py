@@ -6,11 +6,10 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from fathom.errors import DataError
 from fathom.inference.request_preparation import ChatOptions, prepare_chat
 from fathom.serve.api.params import at_most
 from fathom.serve.api.prompts import to_template_messages
-from fathom.serve.errors import as_api_error, refuse
+from fathom.serve.errors import refuse
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas.chat import Tool
@@ -26,7 +25,8 @@ async def tokenize(models: ModelPool, http: HttpRequest) -> dict[str, Any]:
     service = await models.acquire(http, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
-    ids = await service.executor.run(lambda: _ids(service, body))
+    salt = service.cache_salt(http)
+    ids = await service.run(lambda: _ids(service, body, salt))
     names = [service.token_formatter.name(token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": names}
 
@@ -37,7 +37,7 @@ async def detokenize(models: ModelPool, http: HttpRequest) -> dict[str, Any]:
     service = await models.acquire(http, body.model)
     at_most("tokens", len(body.tokens), _MAX_TOKENS)
     tokenizer = service.model.tokenizer
-    text = await service.executor.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
+    text = await service.run(lambda: tokenizer.decode(body.tokens, skip_special=False))
     return {"prompt": text}
 
 
@@ -54,20 +54,18 @@ async def tokenizer_info(models: ModelPool, http: HttpRequest) -> dict[str, Any]
     }
 
 
-def _ids(service: Service, body: TokenizeRequest) -> list[int]:
+def _ids(service: Service, body: TokenizeRequest, salt: str) -> list[int]:
     """Encode; runs in a thread. The text of a special token becomes that token, as clients expect here."""
     tokenizer = service.model.tokenizer
-    try:
-        if body.prompt is not None:
-            prefix = tokenizer.prefix_ids if body.add_special_tokens is not False else ()
-            return [*prefix, *tokenizer.encode(body.prompt, allow_special=True)]
-        messages = to_template_messages(body.messages or [], service.settings)
-        options = ChatOptions(
-            tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or () if isinstance(tool, Tool)),
-            variables=body.chat_template_kwargs or {},
-            continue_final_message=bool(body.continue_final_message),
-            add_generation_prompt=body.add_generation_prompt is not False,
-        )
-        return list(prepare_chat(service.model, messages, options).prompt_ids)
-    except DataError as error:
-        raise as_api_error(error, retry_after=1) from None
+    if body.prompt is not None:
+        prefix = tokenizer.prefix_ids if body.add_special_tokens is not False else ()
+        return [*prefix, *tokenizer.encode(body.prompt, allow_special=True)]
+    messages = to_template_messages(body.messages or [], service.settings)
+    options = ChatOptions(
+        tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or () if isinstance(tool, Tool)),
+        variables=body.chat_template_kwargs or {},
+        continue_final_message=bool(body.continue_final_message),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        cache_salt=salt,
+    )
+    return list(prepare_chat(service.model, messages, options).prompt_ids)

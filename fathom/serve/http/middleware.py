@@ -31,7 +31,9 @@ CLIENT_CLOSED_REQUEST = 499
 """Logged as the status of a request whose client left before a response began, as nginx does."""
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 _DISCARD_SECONDS = 2.0
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CLIENT_ID_HEADERS = (b"x-client-request-id", b"x-request-id")
+_LOGGED_METHOD = 16
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestMiddleware:
@@ -105,7 +107,7 @@ class _HttpExchange:
         self.middleware, self.scope, self._head = middleware, scope, head
         self._receive, self._send = receive, send
         self.began = time.monotonic()
-        self.request_id = _request_id(scope["headers"])
+        self.request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = self.request_id
         self.status, self.sent = 0, 0
         self.received = 0
@@ -205,14 +207,14 @@ class _HttpExchange:
         line = {
             "id": self.request_id,
             "client": client[0],
-            "method": "HEAD" if self._head else self.scope["method"],
+            "method": "HEAD" if self._head else self.scope["method"][:_LOGGED_METHOD],
             "route": route,
             "status": self.status,
             "seconds": round(time.monotonic() - self.began, 4),
             "received": self.received,
             "sent": self.sent,
         } | self.scope["state"].get("log_fields", {})
-        line |= self.notices.log_fields
+        line |= self.notices.log_fields | _client_id(self.scope["headers"])
         access_logger.info(json.dumps(line))
 
 
@@ -256,9 +258,11 @@ def _check_body(headers: dict[bytes, bytes], most: int) -> None:
         raise too_large(most)
 
 
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _client_id(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the id that a client gave its request, for the log; it is beside the server's own, which is unique."""
+    given = dict(headers)
+    ids = (given.get(name, b"").decode("latin-1") for name in _CLIENT_ID_HEADERS)
+    return next(({"client_request_id": each} for each in ids if _CLIENT_ID.fullmatch(each)), {})
 
 
 def _without_port(host: str) -> str:

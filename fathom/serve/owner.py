@@ -1,0 +1,10 @@
+"""Whose a request is: what one API key keeps or has cached, another never sees."""
+
+from __future__ import annotations
+
+from starlette.requests import Request as HttpRequest
+
+
+def owner_of(http: HttpRequest) -> str:
+    """Return the digest of a request's API key, 64 hexadecimal digits; "" for everybody where there are no keys."""
+    return str(http.scope["state"].get("key_digest", ""))
