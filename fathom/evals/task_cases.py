@@ -15,24 +15,10 @@ from fathom.data.archive import read_members
 from fathom.data.fetch import fetch
 from fathom.errors import SourceError, SpecError
 from fathom.spec import from_mapping, read_toml
+from fathom.spec.package import PinnedPackage
 
 _SENTENCE_END = re.compile(r"[.?!][\"')]? +(?=[^ ])")
 _MARKUP = re.compile(r"\[.*?\]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskPackage:
-    """The package that holds every task's cases."""
-
-    package: str
-    version: str
-    sha256: str
-    licence: str
-
-    @property
-    def name(self) -> str:
-        """Name for messages."""
-        return self.package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    package: TaskPackage
+    package: PinnedPackage
     tasks: tuple[Task, ...]
 
 

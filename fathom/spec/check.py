@@ -36,3 +36,9 @@ def multiple_of(field: str, value: int, divisor: int, *, why: str) -> None:
     """Require ``value`` to be a multiple of ``divisor``; ``why`` names what needs it."""
     if divisor <= 0 or value % divisor:
         raise SpecError(field, f"{value} is not a multiple of {divisor} ({why})", f"choose a multiple of {divisor}")
+
+
+def sha256(field: str, value: str) -> None:
+    """Require a SHA-256 as 64 lower-case hexadecimal digits."""
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise SpecError(field, f"{value!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from fathom.errors import SpecError
 from fathom.spec import check
+from fathom.spec.package import check_pin
 from fathom.spec.problem import ProblemSource
 
 Language = Literal["en", "zh", "code", "other"]
@@ -36,8 +37,7 @@ class PackageSource:
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
-        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise SpecError("sha256", f"{self.sha256!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")
+        check_pin(self.package, self.version, self.sha256)
         if not self.files:
             raise SpecError("files", "no pattern given", 'name the files to read, e.g. ["data/*.txt"]')
 

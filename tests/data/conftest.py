@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from fathom.data.corpus import build_corpus
+from fathom.data.fetch import IndexSettings
 from fathom.data.shards import TokenShards, open_shards, write_shards
 from fathom.spec.data import FolderSource, PackageSource
 from fathom.spec.recipe import CorpusStep
 from fathom.tokenizer import Tokenizer, train_bpe
 
-MakePackage = Callable[..., tuple[PackageSource, list[str]]]
+MakePackage = Callable[..., tuple[PackageSource, IndexSettings]]
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -27,11 +28,11 @@ def sentences(count: int, seed: int) -> list[str]:
 
 @pytest.fixture
 def make_package(tmp_path: Path) -> MakePackage:
-    """Build a real wheel in a local folder, and the manifest entry and pip arguments to fetch it from there."""
+    """Build a real wheel in a local folder, and the manifest entry and the settings to fetch it from there."""
 
     def make(
         files: dict[str, str | bytes], name: str = "tinytexts", python: str = ">=3", **fields: Any
-    ) -> tuple[PackageSource, list[str]]:
+    ) -> tuple[PackageSource, IndexSettings]:
         folder = tmp_path / "registry"
         folder.mkdir(exist_ok=True)
         wheel = folder / f"{name}-1.0-py3-none-any.whl"
@@ -56,7 +57,7 @@ def make_package(tmp_path: Path) -> MakePackage:
             "licence": "MIT",
             "weight": 1.0,
         }
-        return PackageSource(**given | fields), ["--no-index", "--find-links", str(folder)]
+        return PackageSource(**given | fields), IndexSettings(indexes=(), find_links=(str(folder),))
 
     return make
 

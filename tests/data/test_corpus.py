@@ -118,9 +118,9 @@ def test_progress_skipped_files_and_an_occupied_folder_are_told(tmp_path: Path) 
 
 
 def test_packages_and_folders_make_one_corpus(make_package, tmp_path: Path) -> None:
-    source, pip_arguments = make_package({f"{i}.txt": text for i, text in enumerate(texts(30))})
+    source, settings = make_package({f"{i}.txt": text for i, text in enumerate(texts(30))})
     mine = folder(tmp_path / "in", "mine", texts(30, seed=9))
-    summary = build_corpus(STEP, [source, mine], tmp_path / "out", tmp_path / "cache", pip_arguments=pip_arguments)
+    summary = build_corpus(STEP, [source, mine], tmp_path / "out", tmp_path / "cache", settings=settings)
     assert [sum(s.documents.values()) for s in summary.sources.values()] == [30, 30]
 
 

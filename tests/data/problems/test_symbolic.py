@@ -105,10 +105,10 @@ def test_faulty_templates_are_told(old: str, new: str, message: str, monkeypatch
 def test_problems_come_from_templates_and_questions_of_their_own_side(
     make_package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Any, folder: str, ending: str
 ) -> None:
-    source, pip_arguments = make_package(files(folder, 40))
+    source, settings = make_package(files(folder, 40))
     package = dataclasses.replace(symbolic.PACKAGE, package="tinytexts", version="1.0", sha256=source.sha256)
     monkeypatch.setattr(symbolic, "PACKAGE", package)
-    task = open_symbolic(SymbolicProblems(language=language), tmp_path / "cache", pip_arguments)
+    task = open_symbolic(SymbolicProblems(language=language), tmp_path / "cache", settings)
     sides: dict[Split, list[Any]] = {s: task.problems(s, 0, 60, seed=1) for s in ("train", "held_out")}
     templates = {split: {p.details["template"] for p in side} for split, side in sides.items()}
     assert templates["held_out"]
