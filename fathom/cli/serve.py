@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -209,6 +210,8 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
+            if os.name == "posix" and path.stat().st_mode & 0o077:
+                print(f"warning: other users may read {path}; run: chmod 600 {shlex.quote(str(path))}", file=sys.stderr)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--api-key-file: {path} cannot be read ({error}); check the path") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

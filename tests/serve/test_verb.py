@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,19 @@ def test_nonsense_is_refused_before_a_model_is_opened(
     assert "preprocess_threads" in refused(capsys, str(directory), "--preprocess-threads", "0")
 
 
-def test_keys_come_from_a_file_and_the_environment(tmp_path: Any) -> None:
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys"
+    path.touch(0o644)
+    path.chmod(0o644)
     path.write_text("# ours\nfirst-key-1\n\n second-key \n")
     assert read_keys(path, "third-key-3, first-key-1,") == ("first-key-1", "second-key", "third-key-3")
     assert read_keys(None, "") == ()
+    warned = capsys.readouterr().err
+    assert "other users may read" in warned
+    remedy = warned.rpartition("run: ")[2].strip()
+    subprocess.run(remedy, shell=True, check=True)
+    assert read_keys(path, "") == ("first-key-1", "second-key")
+    assert capsys.readouterr().err == ""
     path.write_text("# none\n")
     with pytest.raises(DataError, match="holds no keys"):
         read_keys(path, "")
