@@ -26,9 +26,14 @@ from __future__ import annotations
 
 import errno
 
+from fathom.terminal import visible
+
 
 class FathomError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on; control characters in the names that a message quotes are shown."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class SpecError(FathomError, ValueError):

@@ -12,6 +12,7 @@ import typer
 from fathom.cli import model_options, options, sampling
 from fathom.cli.console import readable
 from fathom.errors import ContextError, DataError
+from fathom.terminal import one_line
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -148,7 +149,7 @@ def _converse(conversation: _Conversation) -> None:
             except (ContextError, DataError) as error:
                 if not interactive:
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
 def _read(interactive: bool) -> str | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fathom.cli import options
 from fathom.cli.display import amount, make_display
 from fathom.cli.load_progress import LoadProgress
+from fathom.cli.terminal import FilteredConsole
 
 
 def convert(
@@ -52,7 +52,7 @@ def convert(
     )
     for note in planned.warnings:
         print(f"note: {note}", file=sys.stderr)
-    display = make_display(Console(stderr=True))
+    display = make_display(FilteredConsole(stderr=True))
     try:
         display.stage("convert", 1, 1)
         written = planned.run(display)

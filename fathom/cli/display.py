@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.text import Text
 
+from fathom.cli.terminal import FilteredProgress
 from fathom.progress import NO_METRICS
 
 LOG_INTERVAL_SECONDS = 10.0
@@ -74,7 +76,7 @@ class LiveDisplay:
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
-        self.bar: Progress | None = None
+        self.bar: FilteredProgress | None = None
         self.task: TaskID | None = None
         self.name = ""
         self._clock = clock
@@ -85,14 +87,14 @@ class LiveDisplay:
         self.close()
         self.name = name
         self._time_left = TimeLeft()
-        self.bar = Progress(
-            TextColumn(f"[dim]{index}/{total}[/dim] [bold]{name:<12}[/bold]"),
+        self.bar = FilteredProgress(
+            TextColumn(f"{index}/{total}", style="dim", markup=False),
+            TextColumn("{task.description:<12}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("[cyan]{task.fields[left]}[/cyan]"),
-            TextColumn("[dim]{task.fields[metrics]}[/dim]"),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[left]}", style="cyan", markup=False),
+            TextColumn("{task.fields[metrics]}", style="dim", markup=False),
             console=self.console,
-            transient=True,
         )
         self.task = self.bar.add_task(name, total=None, count="", left="", metrics="")
         self.bar.start()
@@ -122,7 +124,7 @@ class LiveDisplay:
     def finish(self, seconds: float) -> None:
         """Replace the bar by one line."""
         self.close()
-        self.console.print(f"[green]done[/green] [bold]{self.name}[/bold] in {duration(seconds)}", highlight=False)
+        self.console.print(Text.assemble(("done", "green"), " ", (self.name, "bold"), f" in {duration(seconds)}"))
 
     def close(self) -> None:
         """Remove the bar."""

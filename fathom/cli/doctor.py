@@ -46,12 +46,10 @@ def _print(found: list[Finding], broken: int) -> None:
     section = ""
     for finding in found:
         if finding.section != section:
-            typer.echo(("\n" if section else "") + finding.section)
+            print(("\n" if section else "") + finding.section)
             section = finding.section
-        typer.echo(f"{_MARKS[finding.status]} {finding.name:<{width}}  {finding.value}")
+        print(f"{_MARKS[finding.status]} {finding.name:<{width}}  {finding.value}")
         if finding.remedy:
-            typer.echo(
-                f"  {'':<{width}}  {'to repair' if finding.status == 'broken' else 'it brings'}: {finding.remedy}"
-            )
+            print(f"  {'':<{width}}  {'to repair' if finding.status == 'broken' else 'it brings'}: {finding.remedy}")
     missing = sum(finding.status == "missing" for finding in found)
-    typer.echo(f"\n{broken} broken (!), {missing} missing (-)")
+    print(f"\n{broken} broken (!), {missing} missing (-)")

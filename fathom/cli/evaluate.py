@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fathom.cli import model_options, options
 from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
+from fathom.cli.terminal import FilteredConsole
 from fathom.errors import SpecError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _run(names: Sequence[str], model: LanguageModel, limit: int | None, out: Pat
     from fathom.evals.task_cases import find_task
     from fathom.inference.task_runs import run_task, write_records
 
-    display, results = make_display(Console(stderr=True)), []
+    display, results = make_display(FilteredConsole(stderr=True)), []
     try:
         for index, name in enumerate(names, start=1):
             display.stage(name, index, len(names))
@@ -125,7 +125,7 @@ def _print_texts(texts: Mapping[str, BitsPerByte]) -> None:
             f"{measured.text_bytes:,}",
         )
         table.add_row(source, *row)
-    Console().print(table)
+    FilteredConsole().print(table)
 
 
 def _print_tasks(results: Sequence[TaskResult]) -> None:
@@ -134,7 +134,7 @@ def _print_tasks(results: Sequence[TaskResult]) -> None:
         normalised = "" if result.accuracy_norm is None else _share(result.accuracy_norm)
         count = str(result.accuracy.n)
         table.add_row(result.task.name, count, _share(result.accuracy), normalised, duration(result.seconds))
-    console = Console()
+    console = FilteredConsole()
     console.print(table)
     shortened = sum(result.truncated for result in results)
     if shortened:

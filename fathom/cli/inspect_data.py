@@ -33,7 +33,7 @@ def inspect(path: Path, *, as_json: bool, kind: str, format_name: str, fields: S
         print_json(found, default=str)
         return
     console = report_console()
-    console.print(f"{found['path']}  {_counts(found)}", markup=False, soft_wrap=True)
+    console.print(f"{found['path']}  {_counts(found)}", soft_wrap=True)
     for use in found["uses"]:
         section(console, f"{use['kind']}: {use['title']}", _use(use))
     if found["choices"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from fathom.cli.terminal import FilteredConsole, FilteredProgress
 from fathom.progress import NO_METRICS, NullProgress
 
 DOWNLOADS = frozenset({"fetch", "download"})
@@ -18,8 +18,8 @@ class LoadProgress(NullProgress):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.console = Console(stderr=True)
-        self.bar: Progress | None = None
+        self.console = FilteredConsole(stderr=True)
+        self.bar: FilteredProgress | None = None
         self.task: TaskID | None = None
         self.phase = ""
 
@@ -36,7 +36,7 @@ class LoadProgress(NullProgress):
         if not self.console.is_terminal:
             if phase != self.phase and phase in DOWNLOADS:
                 line = f"fetching {self.name}{_size(total)} ..."
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self.console.print(line, soft_wrap=True)
             self.phase = phase
             return
         if phase != self.phase or self.bar is None or self.task is None:
@@ -53,15 +53,17 @@ class LoadProgress(NullProgress):
     def _start(self, phase: str, total: float | None) -> None:
         self.close()
         self.phase = phase
-        self.bar = Progress(
-            TextColumn(f"{phase} [bold]{self.name}[/bold]{_size(total) if phase in DOWNLOADS else ''}"),
+        self.bar = FilteredProgress(
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[model]}", style="bold", markup=False),
+            TextColumn("{task.fields[size]}", markup=False),
             BarColumn(bar_width=24),
             DownloadColumn(),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            transient=True,
         )
-        self.task = self.bar.add_task(phase, total=None)
+        size = _size(total).strip() if phase in DOWNLOADS else ""
+        self.task = self.bar.add_task(phase, total=None, model=self.name, size=size)
         self.bar.start()
 
 

@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import fathom
 from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, serve, study, train
 from fathom.cli.console import prepare_streams
+from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
 from fathom.errors import FathomError, Interrupted
+from fathom.terminal import one_line
 
-ERROR_CODE, INTERRUPTED_CODE = 2, 130
+ABORTED_CODE, ERROR_CODE, INTERRUPTED_CODE = 1, 2, 130
 
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"fathom {fathom.__version__}")
+        print(f"fathom {fathom.__version__}")
         raise typer.Exit
+
+
+class _Verb(TyperCommand):
+    """A verb whose help, which holds nothing from outside, is printed in typer's style."""
+
+    def format_help(self, *given: Any) -> None:
+        with unfiltered_stdout():
+            super().format_help(*given)
+
+
+class _Verbs(TyperGroup):
+    """All verbs. A command line that is none of them becomes one line, as every error does."""
+
+    def format_help(self, *given: Any) -> None:
+        with unfiltered_stdout():
+            super().format_help(*given)
+
+    def main(self, *given: Any, **more: Any) -> Any:
+        """Run a verb; exit as typer does."""
+        exits = more.get("standalone_mode", True)
+        more["standalone_mode"] = False
+        try:
+            code = super().main(*given, **more)
+        except typer.Abort:
+            _fail("aborted", ABORTED_CODE)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what typer raises of a command line, from one version or another
+                raise
+            _fail(_usage_message(error), ERROR_CODE)
+        if exits:
+            sys.exit(code or 0)
+        return code
 
 
 def _root(
@@ -32,24 +67,25 @@ def _root(
 
 def make_app() -> typer.Typer:
     """Assemble the verbs. Each imports torch only when it runs."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
-    app.command("train")(train.train)
-    app.command("generate")(generate.generate)
-    app.command("chat")(chat.chat)
-    app.command("serve")(serve.serve)
-    app.command("evaluate")(evaluate.evaluate)
-    app.command("models")(models.models)
-    app.command("inspect")(inspect.inspect)
-    app.command("convert")(convert.convert)
-    app.command("study")(study.study)
-    app.command("doctor")(doctor.doctor)
+    app.command("train", cls=_Verb)(train.train)
+    app.command("generate", cls=_Verb)(generate.generate)
+    app.command("chat", cls=_Verb)(chat.chat)
+    app.command("serve", cls=_Verb)(serve.serve)
+    app.command("evaluate", cls=_Verb)(evaluate.evaluate)
+    app.command("models", cls=_Verb)(models.models)
+    app.command("inspect", cls=_Verb)(inspect.inspect)
+    app.command("convert", cls=_Verb)(convert.convert)
+    app.command("study", cls=_Verb)(study.study)
+    app.command("doctor", cls=_Verb)(doctor.doctor)
     return app
 
 
 def main() -> None:
     """Run the command line."""
     prepare_streams()
+    filter_streams()
     guarded(make_app())
 
 
@@ -61,15 +97,24 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except Interrupted as error:
-        _fail(error, INTERRUPTED_CODE)
+        _fail(str(error), INTERRUPTED_CODE)
     except FathomError as error:
-        _fail(error, ERROR_CODE)
+        _fail(str(error), ERROR_CODE)
     except BrokenPipeError:  # the reader of a pipe left, e.g. head: nothing to report to
-        sys.stderr.close()
+        unfiltered(sys.stderr).close()
         raise SystemExit(0) from None
 
 
-def _fail(error: FathomError | Interrupted, code: int) -> None:
-    line = " ".join(str(error).split())
-    print(f"error: {line}", file=sys.stderr)
+def _usage_message(error: Any) -> str:
+    """Return what is wrong with a command line, and where to look; nothing where help was printed instead."""
+    message = str(error.format_message())
+    context = getattr(error, "ctx", None)
+    if not message or context is None:
+        return message
+    return f"{message.rstrip('.')}; see {context.command_path} --help"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:
+        print(f"error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -96,6 +96,8 @@ def _chosen(family: str | None) -> list[Preset]:
 
 
 def _print_ready(models: list[CatalogModel]) -> None:
+    from rich.text import Text
+
     table = _table()
     table.add_column("ready by name", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True)
@@ -107,9 +109,8 @@ def _print_ready(models: list[CatalogModel]) -> None:
         table.add_row(model.name, short(model.parameters), size, model.licence, model.title)
     console = report_console()
     console.print(table)
-    console.print(
-        f"[dim]fathom chat {models[0].name}[/dim] fetches one the first time; the rest are shapes for recipes\n"
-    )
+    example = (f"fathom chat {models[0].name}", "dim")
+    console.print(Text.assemble(example, " fetches one the first time; the rest are shapes for recipes\n"))
 
 
 def _print_cached(*, as_json: bool) -> None:

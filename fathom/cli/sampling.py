@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fathom.cli.terminal import unfiltered
 from fathom.errors import DataError, explain_os_error
 
 if TYPE_CHECKING:
@@ -51,18 +52,18 @@ def write_stream(stream: ChatStream) -> ChatAnswer:
     before = None
     for delta in stream:
         if delta.channel != before:
-            _write(_between(before, delta.channel, dims))
+            _style(UNDIM if dims and before == "thinking" else "")
+            _write("" if before is None else "\n\n")
+            _style(DIM if dims and delta.channel == "thinking" else "")
             before = delta.channel
         _write(delta.text if delta.tool_call is None else f"{delta.tool_call.name}({delta.tool_call.arguments})")
-    _write(UNDIM if dims and before == "thinking" else "")
+    _style(UNDIM if dims and before == "thinking" else "")
     print(flush=True)
     return stream.answer
 
 
-def _between(before: str | None, channel: str, dims: bool) -> str:
-    """Return what parts a channel from the one before."""
-    ended = UNDIM if dims and before == "thinking" else ""
-    return ended + ("" if before is None else "\n\n") + (DIM if dims and channel == "thinking" else "")
+def _style(code: str) -> None:
+    unfiltered(sys.stdout).write(code)
 
 
 def _write(text: str) -> None:

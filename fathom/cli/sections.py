@@ -7,20 +7,22 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
+from fathom.cli.terminal import FilteredConsole
+
 PIPE_COLUMNS = 140
 NAME_COLUMNS = 17
 
 
 def report_console() -> Console:
     """Return a console as wide as the terminal, or ``PIPE_COLUMNS`` wide."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_COLUMNS)
+    console = FilteredConsole()
+    return console if console.is_terminal else FilteredConsole(width=PIPE_COLUMNS)
 
 
 def section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a title, and a line for each name and value; further lines of a value stand below it."""
     console.print()
-    console.print(title, style="bold", markup=False)
+    console.print(title, style="bold")
     for name, value in rows:
         first, *more = value.splitlines() or [""]
         line = Text.assemble((f"  {name:<{NAME_COLUMNS - 1}} ", "dim"), first)

@@ -16,6 +16,7 @@ from fathom.cli import model_options, options, served_models
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
+from fathom.logs import RecordFormatter
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -253,7 +254,9 @@ def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str,
     if not settings.api_keys and host not in LOOPBACK:
         print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
     bound = listen(host, port)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RecordFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("fathom.serve").setLevel(logging.INFO)
     with bound:
         models = make_pool()

@@ -56,18 +56,17 @@ def _list() -> None:
     width = max(len(name) for name in EXPERIMENTS)
     times = max(len(experiment.minutes) for experiment in EXPERIMENTS.values())
     for name, experiment in EXPERIMENTS.items():
-        typer.echo(f"{name:<{width}}  {experiment.minutes:>{times}}  {experiment.title}")
-    typer.echo("\nrun one:  fathom study NAME --out DIR")
+        print(f"{name:<{width}}  {experiment.minutes:>{times}}  {experiment.title}")
+    print("\nrun one:  fathom study NAME --out DIR")
 
 
 def _run(name: str, out: Path, seed: int, quick: bool) -> None:
-    from rich.console import Console
-
     from fathom.cli.display import make_display
+    from fathom.cli.terminal import FilteredConsole
     from fathom.study.registry import run_experiment
     from fathom.train.signals import StopRequest
 
-    display = make_display(Console())
+    display = make_display(FilteredConsole())
     started = time.monotonic()
     with StopRequest() as stop:
         display.stage(name, 1, 1)
@@ -76,6 +75,6 @@ def _run(name: str, out: Path, seed: int, quick: bool) -> None:
             display.finish(time.monotonic() - started)
         finally:
             display.close()
-    typer.echo(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
+    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     for file in ("table.md", "picture.png", "result.json"):
-        typer.echo(out / file)
+        print(out / file)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fathom.cli import options
 from fathom.cli.display import make_display
+from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted
 
 
@@ -42,7 +42,7 @@ def train(
     plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
     again = f"fathom train {recipe} --out {directory} --resume"
-    display = make_display(Console())
+    display = make_display(FilteredConsole())
     try:
         ran = run(
             plan,

@@ -92,7 +92,7 @@ def test_errors_tell_a_file_by_its_name(console: Streams) -> None:
     found.refused("no such file")
     shown = "模型" if console.encoding == "gbk" else r"\u6a21\u578b"
     assert found.err.startswith(f"error: {shown}: no such file")
-    assert console.run(f"模型{HARD}").code == 2  # no such verb, in a box
+    assert console.run(f"模型{HARD}").code == 2  # no such verb
 
 
 def test_what_is_piped_in_is_read_in_the_streams_encoding(console: Streams, hard: Path) -> None:
