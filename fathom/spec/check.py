@@ -41,4 +41,4 @@ def multiple_of(field: str, value: int, divisor: int, *, why: str) -> None:
 def sha256(field: str, value: str) -> None:
     """Require a SHA-256 as 64 lower-case hexadecimal digits."""
     if len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise SpecError(field, f"{value!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")
+        raise SpecError(field, f"{value[:80]!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")

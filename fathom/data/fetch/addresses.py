@@ -22,13 +22,12 @@ def scheme_of(address: str) -> str:
 
 def shown(address: str) -> str:
     """Return an address as messages show it: without user, password, query and fragment."""
-    if not scheme_of(address):
+    scheme, parts = scheme_of(address), web_parts(address)
+    if parts is not None:
+        return plain(f"{scheme}://{host_of(parts)}{'' if '@' in parts.path else parts.path}")
+    if address.startswith("file:///") or not (scheme or "@" in address):
         return plain(address)
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return "an address that is none"
-    return plain(f"{parts.scheme}://{host_of(parts)}{parts.path}")
+    return plain(re.split("[?#]", address.rpartition("@")[2])[0])  # no sound address: a password may hold any character
 
 
 def host_of(parts: SplitResult) -> str:

@@ -143,7 +143,9 @@ def _number(options: Mapping[str, str], name: str, default: float, *, least: flo
     except ValueError:
         number = -1.0
     if not least <= number <= 86_400:
-        raise SourceError(f"pip's {name}: {(value or '')[:40]!r} is no number above 0; correct pip's settings")
+        raise SourceError(
+            f"pip's {name}: {(value or '')[:40]!r} is no number {'above 0' if least else 'of 0 or more'}; correct pip's settings"
+        )
     return number
 
 

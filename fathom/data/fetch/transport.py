@@ -25,6 +25,7 @@ T = TypeVar("T")
 _REDIRECTS = 10
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504, 520, 524, 527)
+_PAUSE = 0.25
 _MOST_WAIT = 30.0
 _IN_PATHS = "%/:@!$&'()*+,;=~-._"
 
@@ -67,7 +68,7 @@ def attempt(action: Callable[[], T], retries: int) -> T:
         except TransportError as error:
             if not error.transient or count == retries:
                 raise
-            time.sleep(max(min(0.25 * 2**count, 8.0), min(error.wait, _MOST_WAIT)))
+            time.sleep(max(min(_PAUSE * 2**count, 8.0), min(error.wait, _MOST_WAIT)))
     raise AssertionError
 
 
@@ -119,6 +120,7 @@ class Transport:
                     yield answer
                     return
             finally:
+                answer.response.close()
                 connection.close()
             url = _joined(url, location)
         raise TransportError(f"{shown(url)} redirects more than {_REDIRECTS} times; correct pip's index settings")
@@ -133,15 +135,17 @@ class Transport:
         credentials = self._credentials_for(parts)
         if credentials is not None:
             sent["Authorization"] = _basic(*credentials)
-        connection, via_proxy = self._connect(parts)
-        if via_proxy is not None:
-            sent |= via_proxy
-            target = f"http://{host_of(parts)}{target}"
+        connection = None
         try:
+            connection, via_proxy = self._connect(parts)
+            if via_proxy is not None:
+                sent |= via_proxy
+                target = f"http://{host_of(parts)}{target}"
             connection.request("GET", target, headers=sent)
             return connection, Answer(url, connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            connection.close()
+            if connection is not None:
+                connection.close()
             raise _unreachable(url, error) from None
 
     def _connect(self, parts: SplitResult) -> tuple[http.client.HTTPConnection, dict[str, str] | None]:
@@ -168,8 +172,9 @@ class Transport:
             chosen = known.get(scheme) or known.get("all")
             if not chosen or proxy_bypass(host if ":" in host else f"{host}:{port}"):
                 return None
+        chosen = chosen if "://" in chosen else f"http://{chosen}"
         try:
-            parts = urlsplit(chosen if "://" in chosen else f"http://{chosen}")
+            parts = urlsplit(chosen)
             usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
