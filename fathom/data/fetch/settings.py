@@ -144,7 +144,8 @@ def _number(options: Mapping[str, str], name: str, default: float, *, least: flo
         number = -1.0
     if not least <= number <= 86_400:
         raise SourceError(
-            f"pip's {name}: {(value or '')[:40]!r} is no number {'above 0' if least else 'of 0 or more'}; correct pip's settings"
+            f"pip's {name}: {(value or '')[:40]!r} is no number {'above 0' if least else 'of 0 or more'}; "
+            "correct pip's settings"
         )
     return number
 
