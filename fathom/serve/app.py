@@ -24,6 +24,7 @@ from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.notices import CLAMPED_HEADER, IGNORED_HEADER
 from fathom.serve.http.openapi import STREAMED, describe
 from fathom.serve.http.page_files import page_router
+from fathom.serve.model_loader import settle
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas import response_models as responses
 from fathom.serve.schemas.chat import ChatCompletionRequest
@@ -56,6 +57,7 @@ def create_app(models: ModelPool) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         models.attach(asyncio.get_running_loop())
+        settle()
         yield
         models.executor.close()
 

@@ -82,6 +82,7 @@ class ModelPool:
             threads=limits.preprocess_threads,
             max_jobs=limits.max_preprocessing,
             seconds=limits.preprocess_timeout_seconds,
+            body_memory=limits.body_memory_bytes,
         )
         self.lifecycle = Lifecycle(self.workers, stall_timeout_seconds=settings.stall_timeout_seconds)
         self.metrics = Metrics(self._stats, lambda: self.lifecycle.stalled_seconds)

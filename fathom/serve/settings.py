@@ -18,12 +18,14 @@ class Limits:
     ``embedding_inputs`` and ``embedding_tokens`` bound one request's, as OpenAI does.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
-    ``preprocess_timeout_seconds``. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
+    ``preprocess_timeout_seconds``; ``body_memory_bytes`` what the bodies of all requests in progress take, as received
+    and as parsed. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
     kept for ``previous_response_id``. A client has ``body_timeout_seconds`` to send its request and
     ``write_timeout_seconds`` to receive each chunk.
     """
 
     body_bytes: int = 32 << 20
+    body_memory_bytes: int = 1 << 30
     header_bytes: int = 16 << 10
     choices: int = 128
     n: int = 16
@@ -53,6 +55,12 @@ class Limits:
             value = getattr(self, each.name)
             if value is not None:
                 check.positive(each.name, value)
+        if self.body_memory_bytes < 4 * self.body_bytes:
+            raise SpecError(
+                "body_memory_bytes",
+                f"{self.body_memory_bytes} are too few for a body of {self.body_bytes} bytes and what is read from it",
+                f"give at least {4 * self.body_bytes}, four times body_bytes",
+            )
         if self.preprocess_threads > MAX_PREPROCESS_THREADS:
             raise SpecError(
                 "preprocess_threads",

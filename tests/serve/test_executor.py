@@ -15,7 +15,7 @@ def test_heavy_work_is_bounded_in_number_and_time() -> None:
     free = threading.Event()
 
     async def run() -> None:
-        executor = PreprocessExecutor(threads=2, max_jobs=1, seconds=0.05)
+        executor = PreprocessExecutor(threads=2, max_jobs=1, seconds=0.05, body_memory=1 << 20)
         with pytest.raises(ApiError, match="over") as slow:
             await executor.run(lambda: free.wait(20))
         assert slow.value.status == 400

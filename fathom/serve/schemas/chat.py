@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import MaxLen
-from pydantic import AfterValidator, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from fathom.serve.schemas.aliases import CHAT_ALIASES, aliased_values
-from fathom.serve.schemas.common import MAX_TOKENS, WHOLE, RequestModel, SamplingRequest, TokenCount
+from fathom.serve.schemas.common import (
+    MAX_TOKENS,
+    WHOLE,
+    Data,
+    Format,
+    Identifier,
+    JsonObject,
+    Name,
+    Names,
+    RequestModel,
+    SamplingRequest,
+    Text,
+    TokenCount,
+)
 from fathom.serve.schemas.ignored import IgnoredFields
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-MAX_MESSAGES = 1 << 16
+MAX_MESSAGES = 1 << 13
 MAX_PARTS = 1 << 12
+MAX_TOOLS = 1 << 11
 
 
 class ImageUrl(RequestModel):
     """An image: a data: URI, or an http(s) URL of a host the server may fetch from."""
 
-    url: str
+    url: Data
 
 
 class Part(RequestModel):
     """A part of a message: text, a refusal, or an image. Types of other interfaces that mean the same are read too."""
 
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: ImageUrl | str | None = None
+    type: Name
+    text: Text | None = None
+    refusal: Text | None = None
+    image_url: ImageUrl | Data | None = None
+
+
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class Function(RequestModel):
     """A function that the model may call; ``parameters`` is a JSON Schema."""
 
     name: str = Field(min_length=1, max_length=128, pattern="^[a-zA-Z0-9_.-]+$")
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: Text | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = Field(
         default=None, description="Constrain the arguments to the schema where a call is forced."
     )
@@ -60,20 +75,23 @@ def _other(kind: str) -> str:
 class OtherTool(RequestModel):
     """A tool of another type, such as ``custom`` or ``web_search``: it is ignored, so the model never calls it."""
 
-    type: Annotated[str, AfterValidator(_other)]
+    type: Annotated[Name, AfterValidator(_other)]
+
+
+Tools = Annotated[list[Tool | OtherTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class CalledFunction(RequestModel):
     """The function of an earlier call; ``arguments`` is a JSON string or an object."""
 
-    name: str
-    arguments: str | dict[str, Any] | None = None
+    name: Name
+    arguments: Text | JsonObject | None = None
 
 
 class Call(RequestModel):
     """A tool call of an earlier assistant message."""
 
-    id: str | None = None
+    id: Identifier | None = None
     type: Literal["function"] | None = None
     function: CalledFunction
 
@@ -82,14 +100,14 @@ class Message(RequestModel):
     """One message. The template decides whether an assistant's reasoning becomes part of the prompt."""
 
     role: Role
-    content: str | Annotated[list[Part], MaxLen(MAX_PARTS)] | None = None
-    name: str | None = None
-    tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
+    content: Text | Parts | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    tool_call_id: Identifier | None = None
     function_call: CalledFunction | None = Field(default=None, description="A call of OpenAI's former interface.")
-    refusal: str | None = Field(default=None, description="Stands for the content where there is none.")
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    refusal: Text | None = Field(default=None, description="Stands for the content where there is none.")
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
     prefix: bool | None = Field(default=None, description="The answer continues this message, the last one.")
     partial: bool | None = Field(default=None, description="The same as prefix.")
 
@@ -97,7 +115,7 @@ class Message(RequestModel):
 class NamedFunction(RequestModel):
     """The name of a function."""
 
-    name: str
+    name: Name
 
 
 class NamedTool(RequestModel):
@@ -111,7 +129,7 @@ class AllowedTools(RequestModel):
     """Tools that may be called (``auto``), or one of which must be (``required``)."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class AllowedToolsChoice(RequestModel):
@@ -126,9 +144,9 @@ class JsonSchema(RequestModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    name: Name | None = None
+    description: Text | None = None
+    schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -139,8 +157,8 @@ class ResponseFormat(RequestModel):
 
     type: Literal["text", "json_object", "json_schema", "regex"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="A schema without its wrapping.")
-    pattern: str | None = Field(
+    schema_: JsonObject | None = Field(default=None, alias="schema", description="A schema without its wrapping.")
+    pattern: Format | None = Field(
         default=None, description="For type regex: the pattern that the whole answer must match."
     )
 
@@ -163,13 +181,16 @@ class Reasoning(RequestModel):
 class ChatCompletionRequest(SamplingRequest):
     """A conversation to answer."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: TokenCount = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0), WHOLE] = None
-    tools: Sequence[Tool | OtherTool] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required", "any"] | NamedTool | AllowedToolsChoice | None = None
-    functions: Sequence[Function] | None = Field(default=None, description="Tools of OpenAI's former interface.")
+    functions: Annotated[
+        Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None,
+        Field(description="Tools of OpenAI's former interface."),
+    ] = None
     function_call: Literal["none", "auto"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="false: the answer ends after its first call.")
     response_format: ResponseFormat | None = None
@@ -182,14 +203,14 @@ class ChatCompletionRequest(SamplingRequest):
     thinking_budget: Annotated[
         int | None, Field(ge=0, le=MAX_TOKENS, description="Maximum tokens of reasoning."), WHOLE
     ] = None
-    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables for the chat template.")
+    chat_template_kwargs: JsonObject | None = Field(default=None, description="Variables for the chat template.")
     add_generation_prompt: bool | None = Field(
         default=None, description="Default true, unless the last message is continued."
     )
     continue_final_message: bool | None = Field(
         None, description="The answer continues the last message, an assistant's beginning."
     )
-    modalities: list[str] | None = Field(default=None, description="Only text can be asked for.")
+    modalities: Names | None = Field(default=None, description="Only text can be asked for.")
 
     def resolved(self, ignored: IgnoredFields) -> Self:
         """Return this with the values of other names under the fields' own, and with functions as tools."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from fathom.serve.schemas.aliases import OPTIONS, SAMPLING_ALIASES, aliased_values
 from fathom.serve.schemas.ignored import IgnoredFields, IgnoredValue
@@ -12,12 +13,54 @@ from fathom.serve.schemas.ignored import IgnoredFields, IgnoredValue
 MAX_TOKENS = 1 << 24
 INT64 = 1 << 63
 
+MAX_NAME = 1024
+MAX_ID = 1 << 16
+MAX_TEXT = 1 << 23
+MAX_DATA = 1 << 30
+MAX_FORMAT = 1 << 20
+MAX_OBJECT = 1 << 12
+MAX_ITEMS = 1 << 12
+MAX_INPUTS = 1 << 13
+MAX_TOKEN_IDS = 1 << 21
+"""What a schema takes at most: characters of a name, an id (some hold a signature), a text, an image's URL and a
+grammar; fields of a free object; elements of a list, of a list of inputs and of a list of token ids.
+``settings.Limits`` bounds most of them further, ``http.json_cost`` all values of a body together."""
+
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Identifier = Annotated[str, Field(max_length=MAX_ID)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Data = Annotated[str, Field(max_length=MAX_DATA)]
+Format = Annotated[str, Field(max_length=MAX_FORMAT)]
+JsonObject = Annotated[dict[str, Any], Field(max_length=MAX_OBJECT)]
+
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Names = Annotated[list[Name], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_ITEMS:
+        raise PydanticCustomError("too_long", f"Object should have at most {MAX_ITEMS} fields, not {len(value)}")
+    return value
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+Prompts = Annotated[
+    Text
+    | Annotated[list[Text], Field(max_length=MAX_INPUTS, fail_fast=True)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS, fail_fast=True)],
+    BeforeValidator(_as_is),
+]
+"""A text, texts, token ids or lists of them; made Python objects once, not again in the error of each branch."""
 
 WHOLE = BeforeValidator(_whole)
 """Takes 4.0 for 4; place it after the constraints: ``Annotated[int | None, Field(ge=1), WHOLE]``."""
@@ -39,6 +82,9 @@ class RequestModel(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
     __pydantic_extra__: dict[str, IgnoredValue] = Field(init=False)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Do nothing, in Python: while a body of many objects is parsed, other threads run between them."""
 
     def take_ignored(self, ignored: IgnoredFields, path: str = "") -> None:
         """Move the names of unknown fields, here and in all inner objects, to ``ignored``; null asks for nothing."""
@@ -78,12 +124,12 @@ class StreamOptions(RequestModel):
 class StructuredOutputs(RequestModel):
     """vLLM's form of an answer's format; one of the fields."""
 
-    json_: str | dict[str, Any] | None = Field(None, alias="json")
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    json_: Format | JsonObject | None = Field(None, alias="json")
+    regex: Format | None = None
+    choice: Texts | None = None
+    grammar: Format | None = None
     json_object: bool | None = None
-    structural_tag: str | dict[str, Any] | None = Field(None, description="Refused: it cannot be followed.")
+    structural_tag: Format | JsonObject | None = Field(None, description="Refused: it cannot be followed.")
 
 
 class SamplingFields(RequestModel):
@@ -104,8 +150,8 @@ class SamplingFields(RequestModel):
     min_tokens: Annotated[
         int | None, Field(ge=0, le=MAX_TOKENS, description="No end of sequence before this many tokens."), WHOLE
     ] = None
-    stop: str | list[str] | None = Field(None, description="Stop strings; they are not part of the output.")
-    stop_sequences: list[str] | None = None
+    stop: Text | Texts | None = Field(None, description="Stop strings; they are not part of the output.")
+    stop_sequences: Texts | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
@@ -123,13 +169,15 @@ class SamplingFields(RequestModel):
 class SamplingRequest(SamplingFields):
     """What every request for generated text may have."""
 
-    model: str | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
+    model: Name | None = Field(None, description="A name that GET /v1/models lists; the served model if left out.")
     n: Annotated[int | None, Field(ge=1, description="Choices per prompt."), WHOLE] = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     ignore_eos: bool | None = Field(None, description="Continue after end-of-sequence tokens.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token ids (as strings) with a bias added to their logits."
-    )
+    logit_bias: Annotated[
+        Annotated[dict[Name, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_ITEMS)] | None,
+        Field(description="Token ids (as strings) with a bias added to their logits."),
+        BeforeValidator(_few),
+    ] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: Annotated[int | None, Field(ge=-1000, le=1000, description="Higher runs first."), WHOLE] = None
@@ -137,16 +185,16 @@ class SamplingRequest(SamplingFields):
         None, max_length=256, description="Cached prefixes are shared only between requests with the same salt."
     )
     options: SamplingFields | None = Field(None, description="Sampling parameters as Ollama nests them.")
-    guided_regex: str | None = Field(None, description="Regular expression that the whole output must match.")
-    guided_json: str | dict[str, Any] | None = Field(None, description="JSON Schema, as vLLM names it.")
-    guided_choice: list[str] | None = Field(None, description="The output is one of these texts.")
-    guided_grammar: str | None = Field(None, description="Grammar in Lark's or llama.cpp's syntax.")
+    guided_regex: Format | None = Field(None, description="Regular expression that the whole output must match.")
+    guided_json: Format | JsonObject | None = Field(None, description="JSON Schema, as vLLM names it.")
+    guided_choice: Texts | None = Field(None, description="The output is one of these texts.")
+    guided_grammar: Format | None = Field(None, description="Grammar in Lark's or llama.cpp's syntax.")
     structured_outputs: StructuredOutputs | None = None
-    json_schema: str | dict[str, Any] | None = Field(None, description="JSON Schema, as llama.cpp and SGLang name it.")
-    grammar: str | None = Field(None, description="Grammar, as llama.cpp names it.")
-    regex: str | None = Field(None, description="Regular expression, as SGLang names it.")
-    ebnf: str | None = Field(None, description="Grammar, as SGLang names it.")
-    format: str | dict[str, Any] | None = Field(None, description="'json' or a JSON Schema, as Ollama names it.")
+    json_schema: Format | JsonObject | None = Field(None, description="JSON Schema, as llama.cpp and SGLang name it.")
+    grammar: Format | None = Field(None, description="Grammar, as llama.cpp names it.")
+    regex: Format | None = Field(None, description="Regular expression, as SGLang names it.")
+    ebnf: Format | None = Field(None, description="Grammar, as SGLang names it.")
+    format: Format | JsonObject | None = Field(None, description="'json' or a JSON Schema, as Ollama names it.")
 
     def resolved(self, ignored: IgnoredFields) -> Self:
         """Return this with the values of other names, and those within ``options``, under the fields' own."""

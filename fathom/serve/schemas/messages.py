@@ -2,58 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import MaxLen
-from pydantic import ConfigDict, FailFast, Field
+from pydantic import ConfigDict, Field
 
-from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS
-from fathom.serve.schemas.common import MAX_TOKENS, RequestModel
+from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
+from fathom.serve.schemas.common import MAX_TOKENS, Data, Identifier, JsonObject, Name, RequestModel, Text, Texts
 
 
 class Source(RequestModel):
     """Where an image or a document comes from: base64 data, a URL, a text, or blocks."""
 
-    type: str
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-    content: str | list[Block] | None = None
+    type: Name
+    media_type: Name | None = None
+    data: Data | None = None
+    url: Data | None = None
+    content: Text | Blocks | None = None
 
 
 class Block(RequestModel):
     """A content block; ``type`` says which of the fields it has."""
 
-    type: str
-    text: str | None = None
-    source: Source | str | None = None
-    title: str | None = None
-    context: str | None = None
-    thinking: str | None = None
-    signature: str | None = None
-    data: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | list[Block] | dict[str, Any] | None = None
+    type: Name
+    text: Text | None = None
+    source: Source | Text | None = None
+    title: Text | None = None
+    context: Text | None = None
+    thinking: Text | None = None
+    signature: Data | None = None
+    data: Data | None = None
+    id: Identifier | None = None
+    name: Name | None = None
+    input: JsonObject | None = None
+    tool_use_id: Identifier | None = None
+    content: Text | Blocks | JsonObject | None = None
     is_error: bool | None = None
+
+
+Blocks = Annotated[list[Block], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class Turn(RequestModel):
     """One turn; consecutive turns of one role are one."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[Block], MaxLen(MAX_PARTS)]
+    content: Text | Blocks
 
 
 class MessagesTool(RequestModel):
     """A tool of the client's, with a JSON Schema of its input; tools that run on Anthropic's servers are ignored."""
 
-    type: str | None = None
-    name: str | None = None
-    description: str | None = None
-    input_schema: dict[str, Any] | None = None
+    type: Name | None = None
+    name: Name | None = None
+    description: Text | None = None
+    input_schema: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -61,7 +63,7 @@ class MessagesToolChoice(RequestModel):
     """Whether tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
 
@@ -81,7 +83,7 @@ class OutputFormat(RequestModel):
     model_config = ConfigDict(protected_namespaces=())
 
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
 
 
 class OutputConfig(RequestModel):
@@ -95,16 +97,16 @@ class Thread(RequestModel):
     """A conversation that the server keeps; none is kept here, so ``create`` has no effect and ``continue`` fails."""
 
     type: Literal["create", "continue"]
-    previous_message_id: str | None = None
+    previous_message_id: Identifier | None = None
 
 
 class CountTokensRequest(RequestModel):
     """A conversation with its tools, as a message is created from it."""
 
-    model: str
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
-    system: str | list[Block] | None = None
-    tools: Annotated[list[MessagesTool], MaxLen(MAX_PARTS)] | None = None
+    model: Name
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    system: Text | Blocks | None = None
+    tools: Annotated[list[MessagesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
@@ -114,7 +116,7 @@ class MessagesRequest(CountTokensRequest):
     """A conversation to continue. Where it ends with an assistant's turn, the answer continues that turn."""
 
     max_tokens: int = Field(ge=1, le=MAX_TOKENS)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Texts | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)

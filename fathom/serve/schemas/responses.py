@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import MaxLen
 from pydantic import ConfigDict, Field
 
-from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS, Effort
-from fathom.serve.schemas.common import INT64, MAX_TOKENS, WHOLE, RequestModel, TokenCount
+from fathom.serve.schemas.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, Effort
+from fathom.serve.schemas.common import (
+    INT64,
+    MAX_TOKEN_IDS,
+    MAX_TOKENS,
+    WHOLE,
+    Data,
+    Identifier,
+    JsonObject,
+    Name,
+    Names,
+    RequestModel,
+    Text,
+    TokenCount,
+)
+from fathom.serve.schemas.ignored import IgnoredValue
+
+JsonObjects = Annotated[list[JsonObject], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
 
 
 class Content(RequestModel):
     """A part of an item: ``input_text``, ``output_text``, ``input_image``, ``refusal``, ``reasoning_text``, ..."""
 
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: str | None = None
-    detail: str | None = None
-    annotations: list[dict[str, Any]] | None = None
-    logprobs: list[dict[str, Any]] | None = None
+    type: Name
+    text: Text | None = None
+    refusal: Text | None = None
+    image_url: Data | None = None
+    detail: Name | None = None
+    annotations: JsonObjects | None = None
+    logprobs: JsonObjects | None = None
+
+
+Contents = Annotated[list[Content], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class Item(RequestModel):
     """An item of a conversation; without ``type`` it is a message. An item that was sent may be sent back."""
 
-    type: str | None = None
-    id: str | None = None
-    status: str | None = None
+    type: Name | None = None
+    id: Identifier | None = None
+    status: Name | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | Annotated[list[Content], MaxLen(MAX_PARTS)] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[Content] | None = None
-    summary: list[Content] | None = None
-    encrypted_content: str | None = None
+    content: Text | Contents | None = None
+    call_id: Identifier | None = None
+    name: Name | None = None
+    arguments: Text | None = None
+    output: Text | Contents | None = None
+    summary: Contents | None = None
+    encrypted_content: Data | None = None
 
 
 class ResponsesTool(RequestModel):
     """A tool; those of other types than ``function`` run on other servers and are ignored."""
 
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    type: Name
+    name: Name | None = None
+    description: Text | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
 class AllowedTool(RequestModel):
     """One of the tools that may be called."""
 
-    type: str
-    name: str | None = None
+    type: Name
+    name: Name | None = None
 
 
 class ResponsesToolChoice(RequestModel):
     """The function to call, or the tools that may be called."""
 
-    type: str
-    name: str | None = None
+    type: Name
+    name: Name | None = None
     mode: Literal["auto", "required"] | None = None
-    tools: list[AllowedTool] | None = None
+    tools: Annotated[list[AllowedTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
 class TextFormat(RequestModel):
@@ -71,9 +89,9 @@ class TextFormat(RequestModel):
     model_config = ConfigDict(protected_namespaces=())
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    name: Name | None = None
+    description: Text | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -96,33 +114,33 @@ class ReasoningConfig(RequestModel):
 class InputTokensRequest(RequestModel):
     """What a response's prompt is made of."""
 
-    model: str | None = None
-    input: Annotated[list[Item], MaxLen(MAX_MESSAGES)] | str | None = None
-    instructions: str | None = None
-    previous_response_id: str | None = None
-    conversation: Any = Field(None, description="Refused: use previous_response_id.")
-    tools: Annotated[list[ResponsesTool], MaxLen(MAX_PARTS)] | None = None
+    model: Name | None = None
+    input: Annotated[list[Item], Field(max_length=MAX_MESSAGES, fail_fast=True)] | Text | None = None
+    instructions: Text | None = None
+    previous_response_id: Identifier | None = None
+    conversation: IgnoredValue | None = Field(None, description="Refused: use previous_response_id.")
+    tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: the earliest turns are left out where the conversation is too long."
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+    chat_template_kwargs: JsonObject | None = Field(None, description="Variables for the chat template.")
 
 
 class ResponsesRequest(InputTokensRequest):
     """A conversation to answer: its items, or those that are new since the previous response."""
 
     background: bool | None = Field(None, description="Only false: an answer is waited for, or streamed.")
-    prompt: Any = Field(None, description="Refused: no prompts are kept here.")
-    include: list[str] | None = None
+    prompt: IgnoredValue | None = Field(None, description="Refused: no prompts are kept here.")
+    include: Names | None = None
     max_output_tokens: TokenCount = None
-    metadata: dict[str, Any] | None = Field(None, description="Returned.")
+    metadata: JsonObject | None = Field(None, description="Returned.")
     parallel_tool_calls: bool | None = Field(None, description="false: the answer ends after its first call.")
-    prompt_cache_key: str | None = Field(None, description="Returned, without effect.")
-    safety_identifier: str | None = Field(None, description="Returned, without effect.")
-    user: str | None = Field(None, description="Returned, without effect.")
+    prompt_cache_key: Identifier | None = Field(None, description="Returned, without effect.")
+    safety_identifier: Identifier | None = Field(None, description="Returned, without effect.")
+    user: Identifier | None = Field(None, description="Returned, without effect.")
     store: bool | None = Field(None, description="Keep the response for previous_response_id; default true.")
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 from pydantic import Field
 
-from fathom.serve.schemas.chat import MAX_MESSAGES, Message, OtherTool, Tool
-from fathom.serve.schemas.common import RequestModel, TokenId
+from fathom.serve.schemas.chat import MAX_MESSAGES, Message, Tools
+from fathom.serve.schemas.common import JsonObject, Name, RequestModel, Text, TokenIds
 
 
 class TokenizeRequest(RequestModel):
     """A text, or a conversation that the chat template renders."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
-    tools: Sequence[Tool | OtherTool] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    tools: Tools | None = None
+    chat_template_kwargs: JsonObject | None = None
     add_special_tokens: bool | None = Field(
         None, description="Add the beginning-of-sequence token where the tokenizer does; default true."
     )
@@ -30,5 +29,5 @@ class TokenizeRequest(RequestModel):
 class DetokenizeRequest(RequestModel):
     """Token ids to decode."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: Name | None = None
+    tokens: TokenIds
