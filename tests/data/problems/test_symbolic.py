@@ -124,8 +124,8 @@ def test_problems_come_from_templates_and_questions_of_their_own_side(
 
 
 def test_the_same_templates_are_held_out_in_both_languages(make_package) -> None:
-    package, arguments = make_package({**files("eng", 50), **files("zho", 50)})
-    archive = next(Path(arguments[-1]).glob("*.whl"))
+    package, settings = make_package({**files("eng", 50), **files("zho", 50)})
+    archive = next(Path(settings.find_links[0]).glob("*.whl"))
     names = []
     for language in ("en", "zh"):
         sides = by_split(read_templates(SymbolicProblems(language=language), archive)[0])
@@ -136,8 +136,8 @@ def test_the_same_templates_are_held_out_in_both_languages(make_package) -> None
 
 
 def test_a_package_without_templates_or_with_broken_lists_is_told(make_package) -> None:
-    _, arguments = make_package(files("eng", 1) | {f"{FOLDER}/eng/replacements.json": "{"})
-    archive = next(Path(arguments[-1]).glob("*.whl"))
+    _, settings = make_package(files("eng", 1) | {f"{FOLDER}/eng/replacements.json": "{"})
+    archive = next(Path(settings.find_links[0]).glob("*.whl"))
     with pytest.raises(SourceError, match=r"replacements.json is not JSON"):
         read_templates(SymbolicProblems(), archive)
     with pytest.raises(SourceError, match=r"no file matches"):
