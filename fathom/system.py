@@ -72,35 +72,44 @@ def release_free_memory() -> None:
             return
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
-    """Yield the directory of each control group that this process is in and that may limit its memory."""
-    mounts = list(_mounts(root))
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """Yield each control group this process is in that may have ``controller``, innermost first, and its version.
+
+    The tree of version 2 is yielded whatever controllers it has.
+    """
+    mounts = list(_mounts(root, controller))
     for line in _lines(root / "proc/self/cgroup"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        version = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else None
-        for kind, mounted, point in mounts:
-            if kind is not version:
+        kind = 2 if not controllers else 1 if controller in controllers.split(",") else None
+        for version, mounted, point in mounts:
+            if version != kind:
                 continue
             parts = PurePosixPath(path).parts[1:]
             skipped = PurePosixPath(mounted).parts[1:]
             if parts[: len(skipped)] == skipped:  # a container may see only the part of the tree below its own group
                 parts = parts[len(skipped) :]
             for depth in range(len(parts), -1, -1):
-                yield root.joinpath(point.lstrip("/"), *parts[:depth]), kind
+                yield root.joinpath(point.lstrip("/"), *parts[:depth]), version
 
 
-def _mounts(root: Path) -> Iterator[tuple[_Files, str, str]]:
-    """Yield each mounted tree of memory controllers: its version, what part of it is mounted, and where."""
+def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
+    """Yield the directory of each control group that this process is in and that may limit its memory."""
+    for directory, version in control_groups("memory", root):
+        yield directory, _V1 if version == 1 else _V2
+
+
+def _mounts(root: Path, controller: str) -> Iterator[tuple[int, str, str]]:
+    """Yield each mounted tree that may have ``controller``: its version, what part of it is mounted, and where."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, described = before.split(), after.split()
         if len(fields) < 5 or len(described) < 3:
             continue
         if described[0] == "cgroup2":
-            yield _V2, fields[3], fields[4]
-        elif described[0] == "cgroup" and "memory" in described[2].split(","):
-            yield _V1, fields[3], fields[4]
+            yield 2, fields[3], fields[4]
+        elif described[0] == "cgroup" and controller in described[2].split(","):
+            yield 1, fields[3], fields[4]
 
 
 def _droppable(directory: Path, files: _Files) -> int:

@@ -61,8 +61,9 @@ class LanguageReward:
 class CodeReward:
     """1 where the answer's program passes the problem's tests inside bubblewrap.
 
-    ``seconds`` of wall clock and of processor, ``memory_mib`` of each process. ``unsandboxed`` runs programs of a
-    model as this user, with its files and its network: for machines made to be thrown away.
+    ``seconds`` of wall clock and of processor and ``memory_mib`` are of all processes of a program together.
+    ``unsandboxed`` runs programs of a model as this user, with its files and its network: for machines made to be
+    thrown away.
     """
 
     kind: ClassVar[str] = "code"

@@ -218,3 +218,20 @@ def test_a_sandbox_that_cannot_be_made_says_what_it_would_bring(monkeypatch: pyt
     assert (
         found.remedy == "programs as rewards and in evaluation: pip install 'fathom-lm[rl]', or apt install bubblewrap"
     )
+
+
+@pytest.mark.parametrize(
+    ("usable", "expected"), [(None, "a watch over what they use"), (({}, 2), "cgroup v2"), (({}, 1), "cgroup v1")]
+)
+def test_the_sandbox_says_what_bounds_all_processes_of_a_program(
+    monkeypatch: pytest.MonkeyPatch, usable: object, expected: str
+) -> None:
+    from fathom.posttrain.sandbox import ExecutionResult
+
+    monkeypatch.setattr(places.sys, "platform", "linux")
+    monkeypatch.setattr("fathom.posttrain.sandbox.find_bubblewrap", lambda: "/usr/bin/bwrap")
+    monkeypatch.setattr("fathom.posttrain.sandbox.run_program", lambda _: ExecutionResult(reason="passed"))
+    monkeypatch.setattr("fathom.posttrain.sandbox.cgroup.usable_parents", lambda: usable)
+    found = places.sandbox_finding()
+    assert found.status != "broken"
+    assert found.value.startswith(f"/usr/bin/bwrap, works; all processes together bounded by {expected}")

@@ -103,7 +103,7 @@ def sandbox_finding() -> Finding:
     if not ended.passed:
         reason = _line(ended.stderr) or ended.reason
         return Finding("machine", "sandbox", f"{program}: {reason}", "missing", f"{brings}: {_allow()}")
-    return Finding("machine", "sandbox", f"{program}, works")
+    return Finding("machine", "sandbox", f"{program}, works; all processes together bounded by {_bound()}")
 
 
 def console_findings() -> Iterator[Finding]:
@@ -128,6 +128,13 @@ def _existing(path: Path) -> Path:
 def _line(error: object) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1][:200] if lines else ""
+
+
+def _bound() -> str:
+    from fathom.posttrain.sandbox.cgroup import usable_parents
+
+    usable = usable_parents()
+    return "a watch over what they use (no control group can be made)" if usable is None else f"cgroup v{usable[1]}"
 
 
 def _allow() -> str:

@@ -60,6 +60,7 @@ def bubblewrap_command(limits: SandboxLimits, *, filters: Sequence[int], changes
     arguments += ["--perms", "0755", "--dir", "/dev"]
     for device in _DEVICES:
         arguments += ["--dev-bind", device, device]
+    arguments += ["--symlink", "/tmp", "/dev/shm"]  # where semaphores are made: they count as files of /tmp
     arguments += ["--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--chdir", "/tmp"]
     arguments += ["--remount-ro", "/", "--cap-drop", "ALL"]
     for fd in filters:

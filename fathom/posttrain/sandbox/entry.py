@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 
 
 def enter(settings: str) -> None:
     """Take the user and the limits that ``settings`` names."""
+    import resource  # of POSIX alone; where this file is read, it need not be there
+
     chosen = json.loads(settings)
     if chosen["user"] is not None:  # root is bound by no limit of processes
         os.setgroups([])
         os.setresgid(*[chosen["user"]] * 3)
         os.setresuid(*[chosen["user"]] * 3)
     for name, limit in chosen["limits"].items():
-        _limit(getattr(resource, name), limit)
-
-
-def _limit(kind: int, limit: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    most = [] if hard == resource.RLIM_INFINITY else [hard]
-    grace = kind == resource.RLIMIT_CPU  # the soft limit's signal says why, the hard one's cannot be ignored
-    resource.setrlimit(kind, (min([limit, *most]), min([limit + grace, *most])))
+        if hasattr(resource, name):  # some are of Linux alone
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]
+            most = [] if hard == resource.RLIM_INFINITY else [hard]
+            grace = kind == resource.RLIMIT_CPU  # the soft limit's signal says why, the hard one's cannot be ignored
+            resource.setrlimit(kind, (min([limit, *most]), min([limit + grace, *most])))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""What the processes of one sandbox may use."""
+"""What the processes of one sandbox may use together, and each."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+_PENDING_SIGNALS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """What a program may use. ``memory_mib`` is of each of its ``processes`` (threads count), ``file_mib`` of /tmp."""
+    """What a program may use, all its processes together.
+
+    ``seconds`` are of the clock and of the processor. ``memory_mib`` includes ``file_mib`` of /tmp; no process may
+    have more address space. ``processes`` counts threads, ``open_files`` are of each process.
+    """
 
     seconds: float = 5.0
     memory_mib: int = 512
@@ -25,5 +31,9 @@ class SandboxLimits:
             "RLIMIT_FSIZE": self.file_mib << 20,
             "RLIMIT_NPROC": self.processes,
             "RLIMIT_NOFILE": self.open_files,
+            "RLIMIT_STACK": 8 << 20,
+            "RLIMIT_SIGPENDING": _PENDING_SIGNALS,
+            "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_MSGQUEUE": 0,
             "RLIMIT_CORE": 0,
         }

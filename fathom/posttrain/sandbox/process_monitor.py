@@ -14,8 +14,9 @@ from typing import IO, Literal
 from fathom.errors import ResourceError
 from fathom.posttrain.sandbox import harness
 from fathom.posttrain.sandbox.launch import Sandbox
+from fathom.posttrain.sandbox.usage import Usage
 
-ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "output"]
+ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "output", "processes"]
 
 _TAIL_BYTES = 4096
 _REPORT_BYTES = 4096
@@ -24,7 +25,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """How a program ended, and the last 4 KiB of what it wrote.
+    """How a program ended, the last 4 KiB of what it wrote, and what all its processes used.
 
     ``exit_code`` is None where it was killed from without, and minus the signal that ended it otherwise.
     """
@@ -34,6 +35,7 @@ class ExecutionResult:
     exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def passed(self) -> bool:
@@ -120,11 +122,12 @@ class ProcessMonitor:
             exit_code=code,
             stdout=self.pipes["out"].text,
             stderr=self.pipes["err"].text,
+            usage=self.sandbox.usage,
         )
 
     def _reason(self, said: bytes, pass_code: bytes) -> tuple[ExitReason, str, int | None]:
         code: int | None = self.process.returncode
-        if said == pass_code:
+        if said == pass_code and self.sandbox.stopped in (None, "time"):
             return "passed", "", 0
         if self.sandbox.stopped is not None:
             return self.sandbox.stopped, self.sandbox.detail, None

@@ -1,7 +1,8 @@
-"""The system calls a sandboxed program is refused, as a seccomp filter for bubblewrap.
+"""The system calls a sandboxed program may make, as a seccomp filter for bubblewrap; every other fails.
 
-Refused are new namespaces (they come with rights of their own), mounts, tracing, kernel keys, kernel interfaces with a
-history of holes, and every socket but local ones: some kinds, as AF_VSOCK, are not of a network namespace.
+Left out is what reaches beyond the sandbox (mounts, tracing, kernel keys, sockets but local ones, new namespaces,
+which come with rights of their own), and what holds memory that no process's size shows: shared memory and message
+queues of System V and POSIX, memfd, huge pages, larger pipes and socket buffers, io_uring, userfaultfd.
 """
 
 from __future__ import annotations
@@ -9,78 +10,105 @@ from __future__ import annotations
 import errno
 import platform
 import struct
-from dataclasses import dataclass
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, little-endian
+from fathom.errors import ResourceError
+from fathom.posttrain.sandbox.syscalls import ALLOWED, CHECKED, MACHINES
+
+_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data, little-endian
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
-_CLONE_NEWUSER = 0x10000000
+
+_NEW_NAMESPACE = 0x7E020000  # CLONE_NEW*
+_MAP_HUGETLB = 0x40000
 _AF_UNIX = 1
-_X32 = 0x40000000
-_SHARED = (
-    425,
-    428,
-    429,
-    430,
-    431,
-    432,
-    433,
-    442,
-)  # io_uring_setup, open_tree .. fspick, mount_setattr: same everywhere
-_CLONE3 = 435
+_BUFFER_SIZES = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their FORCE
+_FCNTL = (*range(8), 36, 37, 38, 1030, 1032)  # descriptors, flags, locks, F_GETPIPE_SZ
+_IOCTL = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+    0x802C542A,
+)  # is it a terminal, FIONREAD, FIONBIO, FIOCLEX
+_PRCTL = (1, 15, 16)  # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_NAME
+
+_Instruction = tuple[int, int, int, int]
+"""Operation, instructions to skip where it holds and where not, operand."""
 
 
-@dataclass(frozen=True, slots=True)
-class _SyscallTable:
-    """Linux's numbers on one machine; ``refused`` stands in the order unshare, setns, mount, pivot_root, ptrace,
-    process_vm_readv, process_vm_writev, add_key, request_key, keyctl, bpf, perf_event_open, userfaultfd."""
+def seccomp_filter(machine: str | None = None) -> bytes:
+    """The filter for ``machine``, by default this one.
 
-    audit: int
-    clone: int
-    socket: int
-    refused: tuple[int, ...]
-
-
-_MACHINES = {
-    "x86_64": _SyscallTable(0xC000003E, 56, 41, (272, 308, 165, 155, 101, 310, 311, 248, 249, 250, 321, 298, 323)),
-    "aarch64": _SyscallTable(0xC00000B7, 220, 198, (97, 268, 40, 41, 117, 270, 271, 217, 218, 219, 280, 241, 282)),
-}
-
-
-def seccomp_filter() -> bytes | None:
-    """The filter for this machine; None where its numbers are not known."""
-    machine = _MACHINES.get(platform.machine())
-    if machine is None:
-        return None
-    return _assembled(
-        [
-            (_LOAD, _ARCHITECTURE, "", ""),
-            (_EQUAL, machine.audit, "", "refuse"),
-            (_LOAD, _NUMBER, "", ""),
-            (_AT_LEAST, _X32, "refuse", ""),
-            *((_EQUAL, number, "refuse", "") for number in (*machine.refused, *_SHARED)),
-            (_EQUAL, _CLONE3, "missing", ""),  # its flags cannot be looked at; libraries fall back on clone
-            (_EQUAL, machine.clone, "clone", ""),
-            (_EQUAL, machine.socket, "socket", "allow"),
-        ]
-    )
-
-
-def _assembled(tests: list[tuple[int, int, str, str]]) -> bytes:
-    """Assemble tests and the ends they jump to in order; an empty label falls through to the next instruction."""
-    ends = [
-        ("socket", (_LOAD, _FIRST_ARGUMENT, "", "")),
-        ("", (_EQUAL, _AF_UNIX, "allow", "refuse")),
-        ("clone", (_LOAD, _FIRST_ARGUMENT, "", "")),
-        ("", (_ANY_BIT, _CLONE_NEWUSER, "refuse", "allow")),
-        ("allow", (_RETURN, _ALLOW, "", "")),
-        ("refuse", (_RETURN, _FAIL | errno.EPERM, "", "")),
-        ("missing", (_RETURN, _FAIL | errno.ENOSYS, "", "")),
+    Raises:
+        ResourceError: its system calls are not known.
+    """
+    machine = machine or platform.machine()
+    if machine not in MACHINES:
+        raise ResourceError(
+            f"sandbox: the system calls of {machine} are not known, so that programs cannot be kept from any; use "
+            f"{' or '.join(MACHINES)}, or add --unsandboxed on a machine made to be thrown away"
+        )
+    column = list(MACHINES).index(machine)
+    program: list[_Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, MACHINES[machine]),
+        _fail(errno.ENOSYS),
+        (_LOAD, 0, 0, _NUMBER),
     ]
-    program = [*tests, *(instruction for _, instruction in ends)]
-    places = {label: len(tests) + index for index, (label, _) in enumerate(ends) if label}
-    code = b""
-    for here, (operation, operand, then, otherwise) in enumerate(program):
-        jumps = [places[label] - here - 1 if label else 0 for label in (then, otherwise)]
-        code += struct.pack("=HBBI", operation, *jumps, operand)
-    return code
+    for numbers in ALLOWED.values():
+        number = numbers[column]
+        if number is not None:
+            program += _where(number, [_allow()])
+    for name, checks in _CHECKS.items():
+        program += _where(CHECKED[name][column], checks)
+    program.append(_fail(errno.ENOSYS))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _allow() -> _Instruction:
+    return (_RETURN, 0, 0, _ALLOW)
+
+
+def _fail(error: int) -> _Instruction:
+    return (_RETURN, 0, 0, _FAIL | error)
+
+
+def _where(number: int, checks: list[_Instruction]) -> list[_Instruction]:
+    """``checks``, which end in a return, for one system call."""
+    return [(_EQUAL, 0, len(checks), number), *checks]
+
+
+def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[_Instruction]:
+    """Allow a call whose 32-bit argument is among ``values``."""
+    tests = [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+    return [_load(argument), *tests, _fail(error), _allow()]
+
+
+def _none_of(argument: int, values: tuple[int, ...], error: int) -> list[_Instruction]:
+    """Allow a call whose 32-bit argument is not among ``values``."""
+    tests = [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+    return [_load(argument), *tests, _allow(), _fail(error)]
+
+
+def _no_bit(argument: int, bits: int, error: int) -> list[_Instruction]:
+    """Allow a call whose argument has none of some low 32 bits."""
+    return [_load(argument), (_ANY_BIT, 0, 1, bits), _fail(error), _allow()]
+
+
+def _load(argument: int) -> _Instruction:
+    return (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
+
+
+_CHECKS = {
+    "clone": _no_bit(0, _NEW_NAMESPACE, errno.EPERM),
+    "clone3": [_fail(errno.ENOSYS)],  # its flags cannot be looked at; libraries fall back on clone
+    "socket": _one_of(0, (_AF_UNIX,), errno.EPERM),
+    "socketpair": _one_of(0, (_AF_UNIX,), errno.EPERM),
+    "setsockopt": _none_of(2, _BUFFER_SIZES, errno.EPERM),
+    "fcntl": _one_of(1, _FCNTL, errno.EPERM),
+    "ioctl": _one_of(1, _IOCTL, errno.ENOTTY),
+    "prctl": _one_of(0, _PRCTL, errno.EPERM),
+    "mmap": _no_bit(3, _MAP_HUGETLB, errno.ENOMEM),
+}
