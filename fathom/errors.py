@@ -26,7 +26,15 @@ from __future__ import annotations
 
 import errno
 
-from fathom.terminal import visible
+from fathom.terminal import one_line, visible
+
+_LONGEST_PROBLEM = 1000
+
+
+def shortened(text: str) -> str:
+    """Return a text as one line of a message: what is quoted from a file may be of any length and any characters."""
+    text = one_line(text)
+    return text if len(text) <= _LONGEST_PROBLEM else f"{text[: _LONGEST_PROBLEM - 40]} ... ({len(text)} characters)"
 
 
 class FathomError(Exception):
@@ -43,6 +51,7 @@ class SpecError(FathomError, ValueError):
     """
 
     def __init__(self, path: str, problem: str, remedy: str) -> None:
+        path, problem = shortened(path), shortened(problem)
         self.path = path
         self.problem = problem
         self.remedy = remedy

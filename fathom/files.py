@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,8 @@ _POINTER = b"version https://git-lfs"
 if sys.platform != "win32":
     import fcntl
 
+DESCRIPTION_BYTES = 16 * 2**20
+"""What a file that describes a model may have: JSON that is read whole, and takes several times its size."""
 PARTIAL = ".partial"
 """Suffix of everything that is being written."""
 REPLACED = ".replaced"
@@ -188,6 +192,31 @@ def file_sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
 def sha256(content: bytes | memoryview | str) -> str:
     """Return the SHA-256 of bytes, or of text as UTF-8, as hexadecimal digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def read_text(path: Path, most: int = DESCRIPTION_BYTES) -> str:
+    """Return a file's text, UTF-8, with newlines as ``Path.read_text`` gives them; errors as of ``read_bytes``."""
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path, most)), encoding="utf-8").read()
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        ValueError: it is no regular file, or has more than ``most`` bytes.
+        OSError: it cannot be read.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most} bytes")
+    return data
 
 
 def pointer_remedy(beginning: bytes) -> str | None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from fathom.terminal import one_line, visible
 
+_LONGEST = 200
 logger = logging.getLogger("fathom")
 
 
@@ -26,6 +27,6 @@ def warn_once(message: str) -> None:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Join names by commas; those after ``most`` are counted."""
+    """Join names by commas; those after ``most`` are counted, and long ones are cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:most]) + more

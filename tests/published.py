@@ -94,23 +94,32 @@ SPECS: Mapping[str, ModelSpec] = MappingProxyType(
 Publish = Callable[[str], Path]
 
 
+def train_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of all tiny models."""
+    words = " ".join(
+        f"the {a} {b}s the {c}." for a in ("river", "tower") for b in ("see", "find") for c in ("road", "sea")
+    )
+    train_bpe([words], vocab_size=VOCABULARY).save(folder)
+
+
+def write_published(folder: Path, spec: ModelSpec, tokenizer: Path) -> None:
+    """Write a tiny random model as a published directory."""
+    state = {
+        tensor_name: tensor + 0.3 if tensor_name.endswith("correction_bias") else tensor
+        for tensor_name, tensor in build(spec, seed=len(spec.name)).state_dict().items()
+    }
+    save_hf(folder, spec, state, tokenizer=tokenizer)
+
+
 @pytest.fixture(scope="session")
 def publish(tmp_path_factory: pytest.TempPathFactory) -> Publish:
     """Return a function that gives the directory of one of ``SPECS``. Tests must not change it."""
     root = tmp_path_factory.mktemp("published")
-    words = " ".join(
-        f"the {a} {b}s the {c}." for a in ("river", "tower") for b in ("see", "find") for c in ("road", "sea")
-    )
-    train_bpe([words], vocab_size=VOCABULARY).save(root / "tokenizer")
+    train_tokenizer(root / "tokenizer")
 
     def published(name: str) -> Path:
         if not (root / name).exists():
-            model = build(SPECS[name], seed=len(name))
-            state = {
-                tensor_name: tensor + 0.3 if tensor_name.endswith("correction_bias") else tensor
-                for tensor_name, tensor in model.state_dict().items()
-            }
-            save_hf(root / name, SPECS[name], state, tokenizer=root / "tokenizer")
+            write_published(root / name, SPECS[name], root / "tokenizer")
         return root / name
 
     return published

@@ -27,9 +27,10 @@ from torch import Tensor
 from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter
 from fathom.checkpoint.writer import MANIFEST as MANIFEST
 from fathom.errors import CheckpointError
-from fathom.files import file_sha256, publish_directory, remove_directory, remove_leftovers
+from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LARGEST_DOCUMENT = 64 * 2**20
 _NUMBERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-(\d+)")
 
 
@@ -112,8 +113,8 @@ class Checkpoint:
         """Return what ``STEM.json`` holds."""
         path = self._path(f"{stem}.json")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return json.loads(read_text(path, _LARGEST_DOCUMENT))
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(path, f"cannot be read ({error})") from error
 
     def verify(self, name: str, stop: Callable[[], bool] = lambda: False) -> None:
@@ -178,8 +179,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{directory}: is no finished checkpoint, {MANIFEST} is missing; use another checkpoint")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = json.loads(read_text(path, _LARGEST_DOCUMENT))
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a {FORMAT} manifest; check the path")

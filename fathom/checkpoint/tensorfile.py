@@ -51,6 +51,12 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: kind for kind,
 
 _LARGEST_HEADER = 100_000_000
 """The limit of the format."""
+MAX_TENSORS = 2**18
+"""Of one file, by which reading a header takes some hundred megabytes at most; models have up to 140,000 in all."""
+_MOST_COMMAS = 16 * MAX_TENSORS
+_LONGEST_NAME = 512
+_MOST_DIMENSIONS = 64
+_LARGEST_SIZE = 2**63 - 1
 _METADATA = "__metadata__"
 
 Entry = tuple[str, torch.dtype, tuple[int, ...]]
@@ -176,7 +182,10 @@ def _header(path: Path, prefix: bytes, size: int, file: Any) -> tuple[dict[str, 
         raise _Fault(f"its {size} bytes end within the header")
     if length > _LARGEST_HEADER:
         raise _Fault(f"a header of {length} bytes is beyond the format's {_LARGEST_HEADER}")
-    text = file.read(length).decode("utf-8")
+    data = file.read(length)
+    if data.count(b"{") > MAX_TENSORS or data.count(b",") > _MOST_COMMAS or data.count(b"[") > 2 * MAX_TENSORS:
+        raise _Fault(f"a header of {length} bytes describes more than {MAX_TENSORS} tensors")
+    text = data.decode("utf-8")
     header = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     if not text.startswith("{") or not isinstance(header, dict):
         raise _Fault("its header is no JSON object")
@@ -187,7 +196,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise _Fault(f"{name!r} appears twice")
+            raise _Fault(f"{name[:_LONGEST_NAME]!r} appears twice")
         found[name] = value
     return found
 
@@ -204,16 +213,20 @@ def _metadata(given: Any) -> dict[str, str]:
 
 def _entry(name: str, given: Any) -> tuple[StoredTensor, int]:
     """Check one tensor's description; return it with its first byte, counted from the start of the data."""
+    if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+        raise _Fault(f"{name[:_LONGEST_NAME]!r} is no name of a tensor")
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         raise _Fault(f"{name}: needs dtype, shape and data_offsets, and nothing else")
     kind, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(kind, str) or kind not in TYPES:
-        raise _Fault(f"{name}: is of type {kind!r}, which is not read; it can be one of {', '.join(TYPES)}")
+        raise _Fault(f"{name}: is of type {kind!r:.60}, which is not read; it can be one of {', '.join(TYPES)}")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise _Fault(f"{name}: shape {shape!r} and data_offsets {offsets!r} must be lists of whole numbers")
+        raise _Fault(f"{name}: shape {shape!r:.60} and data_offsets {offsets!r:.60} must be lists of whole numbers")
+    if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST_SIZE:
+        raise _Fault(f"{name}: shape {shape!r:.60} is none of a tensor")
     nbytes = math.prod(shape) * TYPES[kind].itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise _Fault(f"{name}: {shape} of {kind} takes {nbytes} bytes, but data_offsets {offsets} say otherwise")
+        raise _Fault(f"{name}: {shape} of {kind} takes {nbytes} bytes, but data_offsets {offsets!r:.60} say otherwise")
     return StoredTensor(name, tuple(shape), kind, nbytes), offsets[0]
 
 

@@ -52,11 +52,14 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
 
 
 def _export(source: WeightSource, form: CheckpointFormat) -> dict[str, Any]:
-    unsupported, kind = unsupported_reason(source, form), lossless_dtype(source, form)
-    found = (
-        [*dtype_warnings(source, form, kind), *conversion_warnings(source, form, kind)] if unsupported is None else []
-    )
-    return {"obstacle": unsupported, "losses": found}
+    unsupported = unsupported_reason(source, form)
+    if unsupported is not None:
+        return {"obstacle": unsupported, "losses": []}
+    kind = lossless_dtype(source, form)
+    return {
+        "obstacle": None,
+        "losses": [*dtype_warnings(source, form, kind), *conversion_warnings(source, form, kind)],
+    }
 
 
 def list_files(path: Path) -> list[dict[str, Any]]:

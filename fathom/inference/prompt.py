@@ -20,7 +20,7 @@ from fathom.chat import encode_chat
 from fathom.checkpoint.weights import WeightSource
 from fathom.data.images import open_image, preprocess
 from fathom.errors import CheckpointError, DataError, SpecError
-from fathom.files import sha256
+from fathom.files import read_text, sha256
 from fathom.model.decoder import Decoder
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, processing_from_hf
@@ -125,7 +125,7 @@ def image_processing(source: WeightSource) -> ImageProcessing | None:
     for path in (source.path / name for name in PROCESSOR_FILES):
         if path.is_file():
             try:
-                return processing_from_hf(json.loads(path.read_text(encoding="utf-8")), vision)
+                return processing_from_hf(json.loads(read_text(path)), vision)
             except (OSError, ValueError, AttributeError) as error:
                 fault = error if isinstance(error, SpecError) else f"cannot be read ({error}); download it again"
                 raise CheckpointError(f"{path}: {fault}") from None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import groupby
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
+from fathom.model.decoder_layer import DecoderLayer
 from fathom.spec import ModelSpec
 
 Shape = tuple[int, ...]
+M = TypeVar("M", bound=nn.Module)
 
 _INIT_FUNCTIONS = frozenset({init.kaiming_uniform_, init.normal_, init.uniform_})
 
@@ -99,9 +103,13 @@ def _initial_tensor(name: str, shape: Shape, spread: float, generator: torch.Gen
 
 
 def _meta_decoder(spec: ModelSpec) -> Decoder:
+    return _on_meta(spec, lambda: Decoder(spec))
+
+
+def _on_meta(spec: ModelSpec, make: Callable[[], M]) -> M:
     try:
         with torch.device("meta"), _Uninitialised():
-            return Decoder(spec)
+            return make()
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
@@ -111,7 +119,28 @@ def _meta_decoder(spec: ModelSpec) -> Decoder:
 
 @lru_cache(maxsize=16)
 def _state_shapes(spec: ModelSpec) -> tuple[tuple[str, Shape], ...]:
-    return tuple((name, tuple(tensor.shape)) for name, tensor in _meta_decoder(spec).state_dict().items())
+    """Describe one layer of each kind and repeat it: making thousands of modules would take seconds."""
+    first_dense = min(spec.first_k_dense_replace, 1)
+    modules = min(spec.num_nextn_predict_layers, 1)
+    one = replace(spec, num_hidden_layers=1, first_k_dense_replace=first_dense, num_nextn_predict_layers=modules)
+    sparse = [spec.is_moe_layer(index) for index in range(spec.num_hidden_layers)]
+    layers = {moe: _shapes(_on_meta(spec, partial(DecoderLayer, spec, moe=moe))) for moe in set(sparse)}
+    state = _shapes(_meta_decoder(one))
+    found: list[tuple[str, Shape]] = []
+    for part, entries in groupby(state, key=lambda entry: entry[0].split(".", 1)[0]):
+        if part == "layers":
+            found += [(f"layers.{i}.{name}", shape) for i, moe in enumerate(sparse) for name, shape in layers[moe]]
+        elif part == "mtp":
+            inner = [(name.removeprefix("mtp.0."), shape) for name, shape in entries]
+            count = spec.num_nextn_predict_layers
+            found += [(f"mtp.{index}.{name}", shape) for index in range(count) for name, shape in inner]
+        else:
+            found += entries
+    return tuple(found)
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, Shape]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
 
 
 def _reallocate(model: Decoder, device: torch.device, dtype: torch.dtype | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fathom.errors import SpecError
 from fathom.spec.rope import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 
@@ -42,6 +43,9 @@ def _yarn(plain_P: Tensor, yarn: YarnScaling, theta: float, rope_dim: int) -> Te
     The ramp runs from the pair that turns ``beta_fast`` times over the original context to the one that turns
     ``beta_slow`` times (DeepSeek's published code; YaRN §3.2 ramps in the number of turns instead).
     """
+
+    if theta == 1:
+        raise SpecError("rope.theta", "1 turns every pair alike, which yarn cannot scale", "give a larger base")
 
     def pair_turning(turns: float) -> float:
         return (

@@ -8,6 +8,9 @@ from typing import ClassVar
 from fathom.errors import SpecError
 from fathom.spec import check
 
+LARGEST = 2**16
+"""What heads, widths of heads and ranks may be at most; far above any model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedQueryAttention:
@@ -23,7 +26,7 @@ class GroupedQueryAttention:
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_dim"):
-            check.positive(name, getattr(self, name))
+            check.count(name, getattr(self, name), LARGEST)
         check.multiple_of("num_heads", self.num_heads, self.num_kv_heads, why="each KV head serves equally many heads")
         check.multiple_of("head_dim", self.head_dim, 2, why="rotary embedding rotates pairs")
         if self.sliding_window is not None:
@@ -67,12 +70,14 @@ class LatentAttention:
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-            check.positive(name, getattr(self, name))
+            check.count(name, getattr(self, name), LARGEST)
         check.multiple_of("qk_rope_head_dim", self.qk_rope_head_dim, 2, why="rotary embedding rotates pairs")
         if self.q_lora_rank is not None and self.q_lora_rank <= 0:
             raise SpecError(
                 "q_lora_rank", f"must be above 0, got {self.q_lora_rank}", "leave it out for direct queries"
             )
+        if self.q_lora_rank is not None:
+            check.count("q_lora_rank", self.q_lora_rank, LARGEST)
 
     @property
     def qk_head_dim(self) -> int:

@@ -22,6 +22,7 @@ from fathom.errors import SpecError
 from fathom.spec.renamed import with_current_names
 
 S = TypeVar("S")
+_MOST_BITS = 64
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _convert_union(members: Sequence[Any], value: Any, path: str) -> Any:
     if not specs:
         raise TypeError(f"{path}: only unions of specs are supported, got {members}")
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in specs:
+    if not isinstance(kind, str) or kind not in specs:
         problem = "needs a kind" if kind is None else f"unknown kind {kind!r}"
         raise SpecError(f"{path}.kind", problem, f"use one of {', '.join(sorted(specs))}")
     return _convert(specs[kind], value, path)
@@ -156,6 +157,8 @@ def _convert_tuple(args: Sequence[Any], value: Any, path: str) -> tuple[Any, ...
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise SpecError(path, f"a whole number of {value.bit_length()} bits", f"give one of at most {_MOST_BITS}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

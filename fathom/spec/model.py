@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from fathom.errors import SpecError
@@ -24,6 +26,18 @@ Family = Literal[
     "qwen2",
 ]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+
+LARGEST: Mapping[str, int] = MappingProxyType(
+    {
+        "vocab_size": 2**26,
+        "hidden_size": 2**20,
+        "intermediate_size": 2**24,
+        "num_hidden_layers": 10_000,
+        "num_nextn_predict_layers": 64,
+        "max_position_embeddings": 2**40,
+    }
+)
+"""What a field may be at most, so that a hostile file cannot have billions of things made; far above any model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +75,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check.one_of("family", self.family, FAMILIES)
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "moe_layer_freq"):
-            check.positive(name, getattr(self, name))
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
+            check.count(name, getattr(self, name), LARGEST[name])
+        check.positive("moe_layer_freq", self.moe_layer_freq)
         check.positive("rms_norm_eps", self.rms_norm_eps)
         check.positive("initializer_range", self.initializer_range)
-        check.not_negative("num_nextn_predict_layers", self.num_nextn_predict_layers)
+        nextn = "num_nextn_predict_layers"
+        check.count(nextn, self.num_nextn_predict_layers, LARGEST[nextn], least=0)
         check.not_negative("first_k_dense_replace", self.first_k_dense_replace)
         self._check_feed_forward()
         self._check_token_ids()
@@ -82,7 +98,7 @@ class ModelSpec:
 
     def _check_feed_forward(self) -> None:
         if self.intermediate_size is not None:
-            check.positive("intermediate_size", self.intermediate_size)
+            check.count("intermediate_size", self.intermediate_size, LARGEST["intermediate_size"])
         if self.moe is None and self.first_k_dense_replace:
             raise SpecError("first_k_dense_replace", "there is no mixture of experts to replace", "set moe")
         if self.first_k_dense_replace > self.num_hidden_layers:

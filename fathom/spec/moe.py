@@ -195,6 +195,10 @@ class RouterSpec:
             raise SpecError("select.second", "its probability is the normalised weight's", "set normalize")
 
 
+MOST_EXPERTS = 2**16
+WIDEST_EXPERT = 2**24
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureOfExperts:
     """Routed and shared SwiGLU experts (DeepSeekMoE §3).
@@ -209,10 +213,10 @@ class MixtureOfExperts:
     router: RouterSpec = field(default_factory=RouterSpec)
 
     def __post_init__(self) -> None:
-        check.positive("n_routed_experts", self.n_routed_experts)
+        check.count("n_routed_experts", self.n_routed_experts, MOST_EXPERTS)
         check.positive("num_experts_per_tok", self.num_experts_per_tok)
-        check.positive("moe_intermediate_size", self.moe_intermediate_size)
-        check.not_negative("n_shared_experts", self.n_shared_experts)
+        check.count("moe_intermediate_size", self.moe_intermediate_size, WIDEST_EXPERT)
+        check.count("n_shared_experts", self.n_shared_experts, MOST_EXPERTS, least=0)
         select, available = self.router.select, self.n_routed_experts
         if isinstance(select, GroupLimited):
             check.multiple_of(

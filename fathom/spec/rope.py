@@ -44,8 +44,12 @@ class YarnScaling:
     def __post_init__(self) -> None:
         check.positive("factor", self.factor)
         check.positive("original_max_position_embeddings", self.original_max_position_embeddings)
-        check.positive("beta_slow", self.beta_slow)
-        check.positive("beta_fast", self.beta_fast)
+        for name in ("factor", "beta_slow", "beta_fast"):
+            check.fraction(name, getattr(self, name), above=1e-6, below=1e6)
+        for name in ("mscale", "mscale_all_dim", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None:
+                check.fraction(name, value, above=-1e6, below=1e6)
 
     @staticmethod
     def temperature(factor: float, mscale: float) -> float:
@@ -100,5 +104,5 @@ class RopeSpec:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        check.positive("theta", self.theta)
+        check.fraction("theta", self.theta, above=1e-6, below=1e30)
         check.one_of("layout", self.layout, ("half", "interleaved"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from fathom.errors import SpecError
@@ -13,6 +15,18 @@ Gelu = Literal["gelu", "gelu_pytorch_tanh"]
 
 Connector = Literal["mlp", "hybrid"]
 """``mlp``: linear, GELU, linear. ``hybrid``: a linear for each tower to half the width, side by side, GELU, linear."""
+
+LARGEST: Mapping[str, int] = MappingProxyType(
+    {
+        "hidden_size": 2**20,
+        "num_hidden_layers": 1_000,
+        "num_attention_heads": 2**16,
+        "image_size": 4096,
+        "patch_size": 4096,
+    }
+)
+"""What a tower's fields may be at most; far above any model."""
+_FINEST_GRID = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +79,13 @@ class SamSpec:
 
     def __post_init__(self) -> None:
         _check_transformer(self, self.mlp_dim, "mlp_dim")
-        check.positive("output_channels", self.output_channels)
-        check.positive("window_size", self.window_size)
+        check.count("output_channels", self.output_channels, 2**20)
+        check.count("window_size", self.window_size, LARGEST["image_size"])
         beyond = [i for i in self.global_attn_indexes if not 0 <= i < self.num_hidden_layers]
         if beyond or not self.global_attn_indexes or len(set(self.global_attn_indexes)) < len(self.global_attn_indexes):
             raise SpecError(
                 "global_attn_indexes",
-                f"{list(self.global_attn_indexes)} are not distinct layers of {self.num_hidden_layers}",
+                f"{list(self.global_attn_indexes[:_FINEST_GRID])} are not distinct layers of {self.num_hidden_layers}",
                 "name at least one layer from 0, each once",
             )
 
@@ -108,9 +122,12 @@ class VisionSpec:
 
 
 def _check_transformer(tower: SiglipSpec | SamSpec, width: int, width_name: str) -> None:
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"):
-        check.positive(name, getattr(tower, name))
-    check.positive(width_name, width)
+    for name, most in LARGEST.items():
+        check.count(name, getattr(tower, name), most)
+    check.count(width_name, width, 2**20)
     check.positive("layer_norm_eps", tower.layer_norm_eps)
     check.multiple_of("hidden_size", tower.hidden_size, tower.num_attention_heads, why="heads share it equally")
     check.multiple_of("image_size", tower.image_size, tower.patch_size, why="patches tile the image")
+    if tower.grid > _FINEST_GRID:
+        problem = f"{tower.patch_size} cuts an image of {tower.image_size} into {tower.grid} patches a side"
+        raise SpecError("patch_size", problem, f"give at least {-(-tower.image_size // _FINEST_GRID)}")

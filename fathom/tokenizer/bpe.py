@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from fathom.errors import DataError
-from fathom.files import json_text, sha256, write_text
+from fathom.files import json_text, read_text, sha256, write_text
 from fathom.tokenizer import special
 from fathom.tokenizer.chat_templates import (
     DEFAULT,
@@ -25,7 +25,7 @@ from fathom.tokenizer.chat_templates import (
     with_template_files,
 )
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
-from fathom.tokenizer.definition import make_tokenizer_remedy, parse_definition, unknown_id
+from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy, parse_definition, unknown_id
 from fathom.tokenizer.guarded import special_spans
 from fathom.tokenizer.named_tokens import (
     CONFIG,
@@ -80,9 +80,8 @@ class Tokenizer:
         content = token_content(value)
         token_id = self._with_special.token_to_id(content) if isinstance(content, str) else None
         if token_id is None and content is not None and field in self._config and not lenient:
-            raise DataError(
-                f"tokenizer_config.json: {field} is {content!r}, which is not in the vocabulary; name a token that is"
-            )
+            problem = f"{field} is {content!r:.60}, which is not in the vocabulary"
+            raise DataError(f"tokenizer_config.json: {problem}; name a token that is")
         return token_id
 
     @classmethod
@@ -90,7 +89,7 @@ class Tokenizer:
         """Open a tokenizer.json, or the folder that holds it beside tokenizer_config.json."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_definition(file.read_text(encoding="utf-8"), file.parent)
+            return cls.from_definition(read_text(file, LARGEST_DEFINITION), file.parent)
         except FileNotFoundError:
             remedy = make_tokenizer_remedy(file.parent) or "train one or check the path"
             raise DataError(f"{file}: no such tokenizer; {remedy}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.errors import DataError
+from fathom.files import read_text
 
 DEFAULT = "default"
 TOOL_USE = "tool_use"
@@ -33,17 +34,24 @@ def with_template_files(config: Mapping[str, Any], folder: Path) -> dict[str, An
     files = {DEFAULT: folder / TEMPLATE_FILE} | {
         path.name.removesuffix(_SUFFIX): path for path in sorted((folder / TEMPLATE_FOLDER).glob(f"*{_SUFFIX}"))
     }
-    found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    found = {name: _read(path) for name, path in files.items() if path.is_file()}
     templates = templates_of(config) | found
     processor = folder / PROCESSOR_FILE
     if DEFAULT not in templates and processor.is_file():
         try:
-            content = json.loads(processor.read_text(encoding="utf-8"))
+            content = json.loads(_read(processor))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{processor}: cannot be read ({error}); download the file again") from None
         content = content.get("chat_template") if isinstance(content, Mapping) else None
         templates = templates_of({"chat_template": content}, PROCESSOR_FILE) | templates
     return {**config, **({"chat_template": as_config(templates)} if templates else {})}
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); download the file again") from None
 
 
 def templates_of(config: Mapping[str, Any], file: str = "tokenizer_config.json") -> dict[str, str]:

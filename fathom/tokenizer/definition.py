@@ -9,6 +9,8 @@ from typing import Any
 
 from fathom.errors import DataError
 
+LARGEST_DEFINITION = 128 * 2**20
+"""Bytes of a tokenizer.json; published ones of 262,144 tokens have 34 million."""
 MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 
 

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from fathom.errors import DataError
+from fathom.files import read_text
 from fathom.logs import warn_once
 from fathom.tokenizer.definition import vocabulary
 
@@ -44,7 +45,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object, or nothing from a file that is not there; ``DataError`` names one that cannot be used."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -113,7 +114,7 @@ def _complete(found: dict[str, Any], field: str, folder: Path, special: Mapping[
         return
     first = own if _DECODER in found and own is not None else other
     if own not in (None, other):
-        warn_once(f"{folder}: {field} is {own!r} in {CONFIG} and {other!r} in {MAP}; {first!r} is used")
+        warn_once(f"{folder}: {field} is {own!r:.60} in {CONFIG} and {other!r:.60} in {MAP}; {first!r:.60} is used")
     if first == other and own != other:
         found[field] = special[field]
 
@@ -134,7 +135,7 @@ def _check_known(
     if content is None or content in texts:
         return
     file = MAP if _content(folder / MAP, field, special.get(field)) == content else CONFIG
-    problem = f"{folder / file}: {field} is {content!r}, which is not in the vocabulary"
+    problem = f"{folder / file}: {field} is {content!r:.60}, which is not in the vocabulary"
     if field in _REQUIRED:
         raise DataError(f"{problem}; name a token that is")
     warn_once(f"{problem}; it is not used")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import random
 import signal
@@ -69,6 +70,7 @@ class Target(ABC):
     def running(self) -> Iterator[None]:
         """Start and stop, with a folder that is removed afterwards."""
         self.refusals = Counter()
+        logging.getLogger("fathom").setLevel(logging.ERROR)  # every damaged input would have its own warning
         with tempfile.TemporaryDirectory(prefix=f"fuzz-{self.name}-") as folder:
             self.folder = Path(folder)
             try:
@@ -76,6 +78,7 @@ class Target(ABC):
                 yield
             finally:
                 self.stop()
+                logging.getLogger("fathom").setLevel(logging.NOTSET)
 
 
 @dataclass(slots=True)

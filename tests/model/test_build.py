@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from fathom.errors import SpecError
 from fathom.families import preset
 from fathom.model.build import build, initial_tensors, initialize, parameter_shapes
+from fathom.model.decoder import Decoder
 from fathom.model.moe import Router
 from fathom.spec import ModelSpec
 
@@ -131,10 +132,22 @@ def test_shapes_are_those_of_the_state_in_its_order(name: str) -> None:
     assert [key for key, _ in initial_tensors(spec, 0)] == list(state)
 
 
-@pytest.mark.parametrize("sizes", [{"vocab_size": 2**62}, {"vocab_size": 2**33, "hidden_size": 2**31}])
-def test_sizes_that_no_memory_has_are_refused(sizes: dict[str, int]) -> None:
+def test_sizes_that_no_memory_has_are_refused() -> None:
+    assert SPEC.moe is not None
+    moe = dataclasses.replace(SPEC.moe, n_routed_experts=2**16, moe_intermediate_size=2**24)
     with pytest.raises(SpecError, match="more bytes than can be addressed"):
-        parameter_shapes(dataclasses.replace(SPEC, **sizes))
+        parameter_shapes(dataclasses.replace(SPEC, hidden_size=2**20, moe=moe))
+
+
+@pytest.mark.parametrize("modules", [0, 1, 3])
+@pytest.mark.parametrize("moe", [True, False])
+def test_layers_described_once_a_kind_are_those_of_the_whole_model(moe: bool, modules: int) -> None:
+    """Dense layers first, then every second one a mixture of experts."""
+    changed = {"num_hidden_layers": 7, "num_nextn_predict_layers": modules, "intermediate_size": 96}
+    only = {"first_k_dense_replace": 2, "moe_layer_freq": 2} if moe else {"moe": None, "first_k_dense_replace": 0}
+    spec = dataclasses.replace(SPEC, **changed, **only)
+    state = Decoder(spec).state_dict()
+    assert [(key, tuple(tensor.shape)) for key, tensor in state.items()] == list(parameter_shapes(spec).items())
 
 
 def test_building_imports_no_compiler() -> None:

@@ -16,7 +16,8 @@ from fathom.files import pointer_remedy
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_HEADER_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 128 * 2**20
+MAX_TENSORS = 2**18
 MAX_KEY_BYTES = 65535
 MAX_NAME_BYTES = 64
 MAX_DIMENSIONS = 4
@@ -71,6 +72,8 @@ def read_header(file: BinaryIO, size: int, path: Path) -> Header:
     if version not in VERSIONS:
         raise CheckpointError(f"{path}: version {version} is not supported; use a file of version 2 or 3")
     tensor_count = reader.count("tensor_count", _LEAST_ENTRY)
+    if tensor_count > MAX_TENSORS:
+        reader.refuse("tensor_count", f"is {tensor_count}, more than {MAX_TENSORS}")
     field_count = reader.count("metadata_kv_count", _LEAST_FIELD)
     metadata: dict[str, Any] = {}
     types: dict[str, int] = {}

@@ -10,7 +10,7 @@ from fathom.checkpoint.hf.unreadable import explain_unreadable
 from fathom.checkpoint.located import check_link, find_file
 from fathom.checkpoint.tensorfile import TensorFile
 from fathom.errors import CheckpointError
-from fathom.files import pointer_remedy
+from fathom.files import DESCRIPTION_BYTES, pointer_remedy, read_text
 from fathom.logs import listed
 from fathom.tokenizer.chat_templates import PROCESSOR_FILE, TEMPLATE_FILE
 
@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
 SUFFIX = ".safetensors"
 _INDEX = ".index.json"
 _LISTED = 5
+_LARGEST_INDEX = 64 * 2**20
+"""Bytes; those of a million million parameters in single experts have 15."""
 
 
 def shard_name(index: int, count: int) -> str:
@@ -70,7 +72,7 @@ def tensor_files(directory: Path, named: object = None) -> dict[str, TensorFile]
 
 def shard_names(index: Path) -> dict[str, str]:
     """Read an index: the file of every tensor; ``CheckpointError`` where it names anything but files beside it."""
-    placed = read_json(index).get("weight_map")
+    placed = read_json(index, _LARGEST_INDEX).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError(f"{index}: has no weight_map; download the file again")
     for file in placed.values():
@@ -99,11 +101,11 @@ def _indexed(directory: Path, index: Path) -> dict[str, TensorFile]:
     return {name: files[file] for name, file in placed.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = DESCRIPTION_BYTES) -> dict[str, Any]:
     """Read a JSON object; ``CheckpointError`` names the file where it is missing, unreadable or something else."""
     check_link(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most)
         pointer = pointer_remedy(text[:64].encode())
         if pointer is not None:
             raise CheckpointError(f"{path}: {pointer}")

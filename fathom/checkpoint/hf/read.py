@@ -16,7 +16,7 @@ from fathom.checkpoint.hf.files import CONFIG, TOKENIZER, read_json, tensor_file
 from fathom.checkpoint.hf.scales import FP8Scales, find_scales
 from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
 from fathom.checkpoint.hf.sentencepiece import read_sentencepiece
-from fathom.checkpoint.names import name_table, stream_from_hf
+from fathom.checkpoint.names import check_promised, name_table, stream_from_hf
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError, DataError, SpecError
@@ -67,6 +67,10 @@ class HFCheckpoint:
             fields = f"{len(config.unknown)} field{'s' if len(config.unknown) > 1 else ''}"
             warn_once(f"{directory / CONFIG}: carries {fields} that Fathom does not read: {listed(config.unknown)}")
         files = tensor_files(directory, named)
+        try:
+            check_promised(config.spec, len(files))
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory / CONFIG}: {error}") from None
         if config.spec.vision is not None and config.spec.tie_word_embeddings and _HEAD in files:
             config = _config(directory / CONFIG, {**raw, _TIED: False})
         if config.spec.num_nextn_predict_layers and not _has_prediction(config.spec, files):

@@ -14,8 +14,9 @@ from typing import Any
 
 from fathom.checkpoint.gguf.tokens import PREFIX, tokenizer_from_metadata
 from fathom.errors import CheckpointError, DataError
+from fathom.files import read_bytes
 from fathom.tokenizer.bpe import Tokenizer
-from fathom.tokenizer.definition import make_tokenizer_remedy
+from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy
 from fathom.tokenizer.named_tokens import CONFIG, read_object
 
 FILE = "tokenizer.model"
@@ -38,9 +39,9 @@ def read_sentencepiece(folder: Path) -> Tokenizer:
     """
     path = folder / FILE
     try:
-        metadata = _metadata(path.read_bytes())
+        metadata = _metadata(read_bytes(path, LARGEST_DEFINITION))
         found = tokenizer_from_metadata(metadata)
-    except (ValueError, struct.error, CheckpointError) as error:
+    except (OSError, ValueError, struct.error, CheckpointError) as error:
         reason = str(error).partition(";")[0].removeprefix(PREFIX)
         remedy = make_tokenizer_remedy(folder) or "get the file again"
         raise DataError(f"{path}: is not read ({reason}); {remedy}") from None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fathom.checkpoint.located import list_directory
+from fathom.files import read_text
 from fathom.logs import listed
 
 ADAPTER = "adapter_config.json"
@@ -66,7 +67,7 @@ def _adapter(directory: Path, names: Sequence[str]) -> str | None:
     if ADAPTER not in names:
         return None
     try:
-        base = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads(read_text(directory / ADAPTER))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         base = None
     of = f" of {base}" if isinstance(base, str) and base.isprintable() and base else ""

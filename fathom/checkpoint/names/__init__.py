@@ -11,12 +11,14 @@ from fathom.checkpoint.names.convert import (
     to_hf,
 )
 from fathom.checkpoint.names.gate_up import current_layout, joined_shape
+from fathom.checkpoint.names.promised import check_promised
 from fathom.checkpoint.names.rules import DuplicateTensor, Rule
 
 __all__ = [
     "DuplicateTensor",
     "NameTable",
     "Rule",
+    "check_promised",
     "current_layout",
     "from_hf",
     "joined_shape",

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fathom.errors import SpecError
-from fathom.spec import check
+from fathom.spec import attention, check
 from fathom.spec.attention import GroupedQueryAttention
 from fathom.spec.hf.fields import MISSING, Fields
 from fathom.spec.hf.rope import ConfigLayout, read_rope, write_rope
 from fathom.spec.mapping import from_mapping, to_mapping
-from fathom.spec.model import ModelSpec
+from fathom.spec.model import LARGEST, ModelSpec
 from fathom.spec.moe import BalanceSpec
 from fathom.spec.rope import RopeLayout
 
@@ -29,6 +29,8 @@ def read_common(fields: Fields, defaults: Defaults, rope_layout: RopeLayout = "h
         name: fields.integer(name, defaults.get(name, MISSING))
         for name in ("vocab_size", "hidden_size", "num_hidden_layers")
     }
+    for name, value in shape.items():
+        check.count(name, value, LARGEST[name])
     ids = {name: fields.token_id(name, defaults.get(name)) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     theta = defaults.get("rope_theta", 10_000.0)
     fields.raw("architectures")
@@ -77,11 +79,10 @@ def read_grouped(
     sliding_window: int | None = None,
 ) -> GroupedQueryAttention:
     """Read heads; null KV heads are as many as heads, and a null width divides hidden_size among the heads."""
-    heads = fields.integer("num_attention_heads", defaults.get("num_attention_heads", MISSING))
+    heads = read_heads(fields, defaults)
     kv_heads = fields.optional_integer("num_key_value_heads", defaults.get("num_key_value_heads"))
     width = fields.optional_integer("head_dim")
     if width is None:
-        check.positive("num_attention_heads", heads)
         check.multiple_of("hidden_size", hidden_size, heads, why="head_dim is not given")
         width = hidden_size // heads
     check_windows(fields, defaults, sliding_window)
@@ -93,6 +94,13 @@ def read_grouped(
         out_bias=out_bias,
         sliding_window=sliding_window,
     )
+
+
+def read_heads(fields: Fields, defaults: Defaults) -> int:
+    """Read how many heads there are, by which other fields are checked."""
+    heads = fields.integer("num_attention_heads", defaults.get("num_attention_heads", MISSING))
+    check.count("num_attention_heads", heads, attention.LARGEST)
+    return heads
 
 
 def check_windows(fields: Fields, defaults: Defaults, window: int | None) -> None:
@@ -119,11 +127,11 @@ def check_windows(fields: Fields, defaults: Defaults, window: int | None) -> Non
 
 def write_grouped(spec: ModelSpec) -> dict[str, Any]:
     """Write heads."""
-    attention = grouped(spec)
+    heads = grouped(spec)
     return {
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_kv_heads,
-        "head_dim": attention.head_dim,
+        "num_attention_heads": heads.num_heads,
+        "num_key_value_heads": heads.num_kv_heads,
+        "head_dim": heads.head_dim,
     }
 
 

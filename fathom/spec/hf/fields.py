@@ -12,6 +12,7 @@ from typing import Any
 from fathom.errors import SpecError
 from fathom.spec.hf.known_fields import INERT, UNSUPPORTED
 
+_MOST_BITS = 64
 MISSING: Any = object()
 """Marks a field without a default."""
 
@@ -123,6 +124,8 @@ class Fields:
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.raw(name)
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise SpecError(name, f"a whole number of {value.bit_length()} bits", "correct the config.json")
         if value is None:
             if default is MISSING:
                 raise SpecError(name, "is missing", "add it to the config.json")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fathom.errors import SpecError
 from fathom.spec.attention import LatentAttention
-from fathom.spec.hf.common import Defaults, check_windows, read_common, read_fathom_balance, write_common
+from fathom.spec.hf.common import Defaults, check_windows, read_common, read_fathom_balance, read_heads, write_common
 from fathom.spec.hf.experts import expert_balance, read_experts, write_experts
 from fathom.spec.hf.fields import Fields
 from fathom.spec.hf.rope import ConfigLayout
@@ -108,7 +108,7 @@ def write_v3(spec: ModelSpec, layout: ConfigLayout) -> dict[str, Any]:
 
 
 def _read_latent(fields: Fields, defaults: Defaults) -> LatentAttention:
-    heads = fields.integer("num_attention_heads", defaults["num_attention_heads"])
+    heads = read_heads(fields, defaults)
     fields.only("num_key_value_heads", (heads, None), f"latent attention has no fewer KV heads; set it to {heads}")
     fields.raw("head_dim")  # transformers writes both, and derives them from the others
     fields.raw("qk_head_dim")
