@@ -104,7 +104,7 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
                     _check_size(path, consumed, produced, limits)
                     yield chunk
     except OSError as error:
-        if isinstance(decoder, _Members) and error.errno is None:  # bz2 reports bad data so
+        if isinstance(decoder, MemberDecoder) and error.errno is None:  # bz2 reports bad data so
             raise _damaged(path, suffix, error) from None
         raise unreadable(path, error) from None
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, _zstd_error()) as error:
@@ -143,7 +143,7 @@ def _damaged(path: Path, suffix: str, error: Exception) -> DamagedFileError:
     return DamagedFileError(f"{path}: not readable as {suffix} ({reason}); get the file again")
 
 
-class _Members:
+class MemberDecoder:
     """Decoder of one or more members of gzip, bzip2 or xz, which bound their own output."""
 
     def __init__(self, suffix: str) -> None:
@@ -152,9 +152,11 @@ class _Members:
 
     @property
     def complete(self) -> bool:
+        """Whether the input may end here."""
         return self._current is None
 
     def chunks(self, data: bytes) -> Iterator[bytes]:
+        """Yield what ``data`` unpacks to, in pieces of bounded size."""
         while data:
             if self._current is None:
                 if not data.strip(b"\0"):
@@ -210,7 +212,7 @@ class _Frames:
 
 def _decoder(path: Path, suffix: str) -> _Decompressor:
     if suffix != ".zst":
-        return _Members(suffix)
+        return MemberDecoder(suffix)
     try:
         import zstandard
     except ImportError:
