@@ -21,9 +21,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import peers
-from fathom.inference.run_record import read_json, read_recipe, read_state, result_name
+from fathom.inference.run_record import read_json, read_recipe, read_state
 from fathom.pipeline.recipe import load_run_plan
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, TasksStep, TrainStep
+from fathom.spec.step_results import result_name
 from fathom.study.plotting import PALETTE, plot_style
 from fathom.train.metrics import read_json_lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,19 @@ ModelOrData = Annotated[
         "folder of .jsonl, .json, .parquet or .csv, compressed or not."
     ),
 ]
+
+
+def command_line(context: typer.Context, **changed: object) -> str:
+    """Return the command that is being run, with some of its parameters changed."""
+    words = ["fathom", str(context.info_name)]
+    for parameter in context.command.params:
+        value = changed.get(str(parameter.name), context.params.get(str(parameter.name)))
+        if value in (None, False, []) or value == parameter.get_default(context):
+            continue
+        name = [option for option in parameter.opts if option.startswith("--")][:1]
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += name if each is True else [*name, str(each)]
+    return shlex.join(words)
 
 
 def cache_directory() -> Path:

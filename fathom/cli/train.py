@@ -10,10 +10,12 @@ import typer
 from fathom.cli import options
 from fathom.cli.display import make_display
 from fathom.cli.terminal import FilteredConsole
-from fathom.errors import Interrupted
+from fathom.errors import Interrupted, SpecError
+from fathom.progress import Progress
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.toml.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory; runs/NAME of the recipe if left out.")
@@ -33,15 +35,21 @@ def train(
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
     device: options.Device = "auto",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Call functions that the recipe names as rewards: code, run as you.")
+    ] = False,
+    unsandboxed: Annotated[
+        bool, typer.Option("--unsandboxed", help="Run programs of the model as you, with your files and network.")
+    ] = False,
 ) -> None:
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
     from fathom.pipeline.run import run
+    from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
     plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
-    again = f"fathom train {recipe} --out {directory} --resume"
     display = make_display(FilteredConsole())
     try:
         ran = run(
@@ -54,16 +62,24 @@ def train(
             until=until,
             device=device,
             progress=display,
+            trust=Trust(code=allow_code, unsandboxed=unsandboxed),
         )
     except Interrupted as error:
+        again = options.command_line(context, out=directory, resume=True, restart=False)
         raise Interrupted(f"{error}; continue with: {again}") from None
+    except CodeNotAllowedError as error:
+        again = options.command_line(context, allow_code=True)
+        raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
     finally:
         display.close()
+    _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
+
+
+def _show_result(directory: Path, display: Progress, *, ran: bool, chats: bool) -> None:
     if not ran:
         display.message(f"nothing to do: every step of {directory} is done")
     report = directory / "report.html"
     if report.exists():
         display.message(f"report: {report}")
-        chats = base_model(plan.recipe) is not None
         words = f"chat {directory}" if chats else f'generate {directory} --prompt "Once upon a time"'
         display.message(f"next:   fathom {words}")

@@ -20,6 +20,7 @@ from fathom.data.problem_documents import read_problem_documents
 from fathom.errors import DataError
 from fathom.files import json_text, publish_directory
 from fathom.progress import NULL_PROGRESS, Progress
+from fathom.spec import check
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
 from fathom.spec.recipe import CorpusStep
 
@@ -87,8 +88,10 @@ class CorpusSummary:
         path = corpus_dir / "summary.json"
         try:
             sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+            for name in sources:
+                check.plain_name("sources", name)
             return cls({name: SourceSummary.from_mapping(values) for name, values in sources.items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: no usable summary ({error}); delete the folder and build it again") from None
 
 

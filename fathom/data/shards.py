@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,6 +22,7 @@ from fathom.tokenizer import Tokenizer
 
 _BATCH = 256
 _FORMAT = 1
+_FILE = re.compile(r"[0-9]{5,9}\.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,8 @@ class TokenShards:
             values = json.loads(path.read_text(encoding="utf-8"))
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = ShardIndex(**values, shards=shards)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            _check_index(index)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(
                 f"{path}: no usable index ({error}); delete {directory.parent.parent} and run again"
             ) from None
@@ -231,6 +234,16 @@ class TokenShards:
             if found != shard.sha256:
                 problem = f"SHA-256 {shard.sha256[:12]}... expected, {found[:12]}... found"
                 raise ShardError(f"{path}: {problem}; delete {self.directory.parent.parent} and run again")
+
+
+def _check_index(index: ShardIndex) -> None:
+    """Refuse an index that names other files than its own, or counts what cannot be; ``ValueError`` says which."""
+    for shard in index.shards:
+        if not isinstance(shard.file, str) or not _FILE.fullmatch(shard.file):
+            raise ValueError(f"it names {shard.file!r}, which is no shard")
+        for count in (shard.tokens, shard.documents, shard.text_bytes):
+            if type(count) is not int or not 0 <= count < 1 << 62:
+                raise ValueError(f"{shard.file} has {count!r} of something")
 
 
 def open_shards(out_dir: Path, split: Split, tokenizer: Tokenizer | None = None) -> dict[str, TokenShards]:

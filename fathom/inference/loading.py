@@ -15,10 +15,11 @@ from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
 from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
-from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, last_before, read_recipe, read_state, result_name
+from fathom.inference.run_record import last_before, read_recipe, read_state
 from fathom.logs import listed
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import ModelStep, TokenizerStep
+from fathom.spec.step_results import RECIPE_FILE, STATE_FILE, result_name
 
 CHECKPOINTS = "checkpoints"
 GGUF = ".gguf"

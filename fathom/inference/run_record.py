@@ -1,4 +1,4 @@
-"""Reads the record of a run directory: its recipe, the state of its steps, and the paths of their results."""
+"""Reads the record of a run directory: its recipe and the state of its steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from types import UnionType
 from typing import Any, Literal, TypeVar
 
 from fathom.errors import CheckpointError, SpecError
+from fathom.spec import check
 from fathom.spec.mapping import from_mapping
 from fathom.spec.recipe import Recipe, Step
+from fathom.spec.step_results import RECIPE_FILE, STATE_FILE
 
 S = TypeVar("S")
 Status = Literal["running", "interrupted", "failed", "done"]
-STATE_FILE, RECIPE_FILE = "state.json", "recipe.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,9 @@ class StepState:
     seconds: float
     inputs: str
 
+    def __post_init__(self) -> None:
+        check.not_negative("seconds", self.seconds)
+
 
 def read_json(path: Path) -> Any:
     """Read JSON; ``CheckpointError`` names a file that is missing or damaged."""
@@ -32,7 +36,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the directory of a Fathom run") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); begin again with --restart") from None
 
 
@@ -42,9 +46,12 @@ def read_state(directory: Path) -> dict[str, StepState]:
     if not path.exists():
         return {}
     try:
-        return {name: StepState(**entry) for name, entry in read_json(path)["steps"].items()}
-    except (KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: is not the state of a Fathom run; give another --out") from None
+        states = {name: from_mapping(StepState, entry) for name, entry in read_json(path)["steps"].items()}
+        for name in states:
+            check.plain_name("steps", name)
+    except (KeyError, TypeError, AttributeError, SpecError) as error:
+        raise CheckpointError(f"{path}: is not the state of a Fathom run ({error}); give another --out") from None
+    return states
 
 
 def read_recipe(directory: Path) -> Recipe:
@@ -54,15 +61,6 @@ def read_recipe(directory: Path) -> Recipe:
         return from_mapping(Recipe, document["recipe"])
     except (KeyError, TypeError, SpecError) as error:
         raise CheckpointError(f"{directory / RECIPE_FILE}: cannot be used ({error}); --restart the run") from None
-
-
-def result_name(step: Step) -> str:
-    """Name of the folder or file a step leaves in the run directory."""
-    if step.kind in ("evaluate", "needle", "captions", "tasks"):
-        return f"{step.name}.json"
-    if step.kind == "sample":
-        return "samples.json" if step.name == "sample" else f"{step.name}.json"
-    return "report.html" if step.kind == "report" else step.name
 
 
 def last_before(recipe: Recipe, step: Step, kind: type[S] | UnionType) -> Any:

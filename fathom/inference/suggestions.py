@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from fathom.errors import FathomError
 from fathom.inference.loading import find_run
-from fathom.inference.run_record import read_json, read_recipe, result_name
+from fathom.inference.run_record import read_json, read_recipe
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import GrpoStep, Recipe, SampleStep, TasksStep, TrainStep
 from fathom.spec.rollout import ChatPrompt, Prompting
+from fathom.spec.step_results import result_name
 from fathom.tokenizer.bpe import Tokenizer
 
 MAX_SUGGESTIONS = 4

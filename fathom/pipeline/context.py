@@ -10,7 +10,8 @@ from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from fathom.errors import SpecError
-from fathom.inference.run_record import last_before, result_name
+from fathom.inference.run_record import last_before
+from fathom.pipeline.trust import NO_TRUST, Trust
 from fathom.progress import Progress
 from fathom.spec.data import Manifest
 from fathom.spec.model import ModelSpec
@@ -25,6 +26,7 @@ from fathom.spec.recipe import (
     TokenizerStep,
     TrainStep,
 )
+from fathom.spec.step_results import result_name
 
 S = TypeVar("S")
 TokenizerSource = TokenizerStep | OpenStep
@@ -56,6 +58,7 @@ class StepContext:
     cache_dir: Path
     device: str
     progress: Progress
+    trust: Trust = NO_TRUST
 
     @property
     def recipe(self) -> Recipe:

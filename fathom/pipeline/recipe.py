@@ -14,7 +14,7 @@ from fathom.errors import SpecError
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.validation import check_order
 from fathom.spec.data import Manifest
-from fathom.spec.mapping import from_mapping, read_toml, to_mapping
+from fathom.spec.mapping import from_mapping, parse_toml, read_toml, to_mapping
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import CorpusStep, Recipe
 
@@ -146,6 +146,6 @@ def _descend(target: Any, part: str, names: Sequence[Any], override: str) -> Any
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text

@@ -6,11 +6,23 @@ from collections.abc import Sequence
 
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.reward_models import external_scorers
+from fathom.pipeline.trust import check_functions, code_folders
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec.recipe import Step
 from fathom.spec.rewards import RewardSpec
 
 
 def open_judge(context: StepContext, step: Step, rewards: Sequence[RewardSpec], *, seconds: float) -> Judge:
-    """Make a step's judge; enter it as a context, or close it when the step ends."""
-    return Judge(rewards, seconds=seconds, external=external_scorers(context, step, rewards))
+    """Make a step's judge; enter it as a context, or close it when the step ends.
+
+    Raises:
+        CodeNotAllowedError: a reward is a function, and the run may call none.
+    """
+    check_functions(step, rewards, context.plan.base, context.trust)
+    return Judge(
+        rewards,
+        seconds=seconds,
+        external=external_scorers(context, step, rewards),
+        code_folders=code_folders(context.plan.base),
+        unsandboxed=context.trust.unsandboxed,
+    )

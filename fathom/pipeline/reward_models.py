@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from fathom.errors import SpecError
+from fathom.errors import CheckpointError, SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.run_record import read_json
 from fathom.pipeline.context import StepContext, named_step
@@ -41,7 +42,15 @@ def _open(context: StepContext, step: Step, reward: ModelReward) -> ScoreFn:
         reasoning = ReasoningGenerator(
             sampler=model.engine, tokenizer=model.tokenizer, max_tokens=reward.reasoning_tokens
         )
-    token = int(read_json(context.path(made) / REWARD_FILE)["score_token"])
+    token = _score_token(context.path(made) / REWARD_FILE, model)
     if reward.steps:
         return make_step_score_fn(model.model, model.tokenizer, score_token=token)
     return make_score_fn(model.model, model.tokenizer, score_token=token, reasoning=reasoning)
+
+
+def _score_token(path: Path, model: LanguageModel) -> int:
+    document = read_json(path)
+    token = document.get("score_token") if isinstance(document, dict) else None
+    if type(token) is not int or not 0 <= token < model.spec.vocab_size:
+        raise CheckpointError(f"{path}: score_token {token!r} is no token of the model; --restart the run")
+    return token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from fathom.errors import (
     explain_os_error,
 )
 from fathom.files import fingerprint, is_leftover
-from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, read_state
+from fathom.inference.run_record import StepState, read_state
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
@@ -34,10 +35,10 @@ from fathom.pipeline.state import (
     write_run_plan,
     write_state,
 )
+from fathom.pipeline.trust import NO_TRUST, Trust, check_trust, runs_programs
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import LearningStep, Step
-
-LOCK_FILE = ".lock"
+from fathom.spec.step_results import LOCK_FILE, RECIPE_FILE, STATE_FILE
 
 
 def run(
@@ -51,18 +52,21 @@ def run(
     until: str | None = None,
     device: str = "cpu",
     progress: Progress = NULL_PROGRESS,
+    trust: Trust = NO_TRUST,
 ) -> list[str]:
     """Run the steps of ``plan`` in ``directory`` that are not done yet; return their names.
 
     A finished step runs again only if its result was deleted and a step after it needs to run.
     A step that was interrupted continues if it trains and otherwise starts again.
     ``allow_changes`` accepts fields of training steps that change what is learned; ``accept_changes`` has the rules.
+    ``trust`` permits this call, and no later one, to run code of the recipe or programs outside the sandbox.
     Only the main thread can turn SIGINT and SIGTERM into a clean stop.
 
     Raises:
         SpecError: ``directory`` holds a run and neither ``resume`` nor ``restart`` is set; or a finished step's
             inputs changed; or an unfinished one's in more than may change; or ``until`` names no step.
         Interrupted: SIGINT or SIGTERM arrived; all finished work is kept.
+        CodeNotAllowedError: a step would call functions of the recipe, and ``trust`` does not say so.
         DataError: the columns of a data file are of no known form, or of two.
         ResourceError: the disk or memory is full.
     """
@@ -72,9 +76,15 @@ def run(
     resolve_device(device)
     last = len(names) if until is None else names.index(until) + 1
     runners = _runners(plan)
-    check_data(plan, names[last:] + [n for n, s in read_state(directory).items() if resume and s.status == "done"])
+    done = names[last:] + [name for name, s in read_state(directory).items() if resume and s.status == "done"]
+    check_trust(plan.recipe, plan.base, trust, done)
+    if trust.unsandboxed and runs_programs(plan.recipe, done):
+        progress.message("programs of the model run as you, with your files and your network (--unsandboxed)")
+    check_data(plan, done)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
-    context = StepContext(plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress)
+    context = StepContext(
+        plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress, trust=trust
+    )
     ran = []
     with _locked(directory), RunSignals() as signals:
         write_state(directory, states)
@@ -121,6 +131,8 @@ def _prepare(
         )
     if resume and restart:
         raise SpecError("--restart", "contradicts --resume", "give one of them")
+    if found:
+        _refuse_links(directory)
     states = read_state(directory)
     if restart:
         _clear(directory)
@@ -128,6 +140,17 @@ def _prepare(
     states = accept_changes(directory, plan, states, allow_changes=allow_changes)
     directory.mkdir(parents=True, exist_ok=True)
     return states
+
+
+def _refuse_links(directory: Path) -> None:
+    """Refuse a run with links to elsewhere: where it comes from somebody else, what they lead to would change."""
+    root = directory.resolve()
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                problem = f"{path} is a link to {path.resolve()}, outside the run"
+                raise SpecError("--out", problem, "put what it leads to in its place, or move the run and link to that")
 
 
 def _clear(directory: Path) -> None:

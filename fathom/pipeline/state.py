@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.files import write_json
-from fathom.inference.run_record import RECIPE_FILE, STATE_FILE, StepState, last_before
+from fathom.inference.run_record import StepState, last_before
 from fathom.pipeline.context import RunPlan, TokenizerSource, init_step, model_step, train_chain
 from fathom.spec.mapping import to_mapping
 from fathom.spec.recipe import (
@@ -23,6 +23,7 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 from fathom.spec.resume import FIELD_EFFECTS, Effect
+from fathom.spec.step_results import RECIPE_FILE, STATE_FILE
 
 
 def write_state(directory: Path, states: Mapping[str, StepState]) -> None:

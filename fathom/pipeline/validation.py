@@ -62,8 +62,6 @@ def check_order(recipe: Recipe) -> None:
     """
     for index, step in enumerate(recipe.steps):
         where = f"steps[{index}]"
-        if not step.name or not all(c.isalnum() or c in "-_" for c in step.name):
-            raise SpecError(f"{where}.name", f"{step.name!r} is not a plain name", "use letters, digits, - and _")
         for kind in NEEDS.get(type(step), ()):
             if last_before(recipe, step, kind) is None:
                 raise SpecError(

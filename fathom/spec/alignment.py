@@ -300,10 +300,7 @@ class TasksStep:
         check.not_negative("temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:
             raise SpecError("samples", f"{self.samples} answers at temperature 0 are all alike", "raise temperature")
-        names = [source.name for source in self.problems]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SpecError("problems", f"the task {twice[0]!r} is named twice", "give every source its own name")
+        check.distinct_names("problems", (source.name for source in self.problems), what="source")
 
 
 def _not_empty(field_name: str, given: Sequence[object], what: str) -> None:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
 
 from fathom.errors import SpecError
+
+NAME_BYTES = 100
+"""A name may have so many bytes of UTF-8: files are called by it, with endings of their own."""
+_DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]", re.IGNORECASE)
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f") | frozenset(
+    chr(code) for code in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+)
+"""Letters and marks that show nothing."""
 
 
 def positive(field: str, value: int | float) -> None:
@@ -49,6 +59,57 @@ def sha256(field: str, value: str) -> None:
     """Require a SHA-256 as 64 lower-case hexadecimal digits."""
     if len(value) != 64 or set(value) - set("0123456789abcdef"):
         raise SpecError(field, f"{value[:80]!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")
+
+
+def plain_name(field: str, name: str, *, dots: bool = False) -> None:
+    """Require a name that may become a part of a path on every system, and looks like no other.
+
+    Letters, marks and decimal digits of any script, - and _, in the compatibility form that equal-looking names share
+    (NFKC), at most ``NAME_BYTES`` bytes of UTF-8, and no device of Windows. ``dots`` allows dots within.
+    """
+    problem = _not_plain(name, dots=dots)
+    if problem is not None:
+        signs = "-, _ and dots within" if dots else "- and _"
+        raise SpecError(field, f"{name!r} is not a plain name: {problem}", f"use letters, digits, {signs}")
+
+
+def plain_stem(text: str, default: str) -> str:
+    """Return the plain name that is nearest to a text, a file's name for one; ``default`` where nothing is left."""
+    letters = "".join(letter if _is_letter(letter) else " " for letter in unicodedata.normalize("NFKC", text))
+    name = "-".join(letters.split()).encode()[: NAME_BYTES - 10].decode(errors="ignore").strip("-")
+    return default if _not_plain(name) is not None else name
+
+
+def distinct_names(field: str, names: Iterable[str], *, what: str) -> None:
+    """Require names that differ by more than case, which not every file system tells apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        before = seen.get(name.casefold())
+        if before is not None:
+            alike = f"the name {name!r} is used twice"
+            problem = alike if before == name else f"the names {before!r} and {name!r} differ in case alone"
+            raise SpecError(field, problem, f"give every {what} its own name")
+        seen[name.casefold()] = name
+
+
+def _not_plain(name: str, *, dots: bool = False) -> str | None:
+    """Return why a name is not plain."""
+    if not name:
+        return "it is empty"
+    if len(name.encode(errors="surrogatepass")) > NAME_BYTES:
+        return f"it is longer than {NAME_BYTES} bytes"
+    if unicodedata.normalize("NFKC", name) != name:
+        return f"it is written otherwise than its normal form {unicodedata.normalize('NFKC', name)!r}"
+    wrong = next((letter for letter in name if not (_is_letter(letter) or (dots and letter == "."))), None)
+    if wrong is not None:
+        return f"it has {wrong!r}"
+    if name[0] == "." or name[-1] == ".":
+        return "a dot begins or ends it"
+    return "it is a device of Windows" if _DEVICE.fullmatch(name.partition(".")[0]) else None
+
+
+def _is_letter(letter: str) -> bool:
+    return letter == "-" or (f"_{letter}".isidentifier() and letter not in _INVISIBLE)
 
 
 def _finite(value: int | float) -> bool:

@@ -118,8 +118,7 @@ def _check_encoding(name: str) -> None:
 
 
 def _check_source(name: str, weight: float, max_bytes: int | None) -> None:
-    if not name or not all(c.isalnum() or c in "-_" for c in name):
-        raise SpecError("name", f"{name!r} is not a plain name", "use letters, digits, - and _")
+    check.plain_name("name", name)
     check.positive("weight", weight)
     if max_bytes is not None:
         check.positive("max_bytes", max_bytes)
@@ -132,12 +131,9 @@ class Manifest:
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        names = [source.name for source in self.sources]
-        if not names:
+        if not self.sources:
             raise SpecError("sources", "the manifest is empty", "add a [[sources]] table")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SpecError("sources", f"the name {twice[0]!r} is used twice", "give every source its own name")
+        check.distinct_names("sources", (source.name for source in self.sources), what="source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -24,11 +25,25 @@ from fathom.spec.renamed import with_current_names
 S = TypeVar("S")
 _MOST_BITS = 64
 
+MAX_TOML_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_INTEGER = (1 << 63) - 1
+"""The largest that TOML has, and that a tensor can count."""
+_FLATTER = f"use at most {MAX_DEPTH} levels"
+_KEY = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_DEEP_KEY = re.compile(rf"""(?<![\w."'-]){_KEY}(?:[ \t]*+\.[ \t]*+{_KEY}){{{MAX_DEPTH}}}""")
+
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a missing or malformed one raises ``SpecError`` with its place."""
+    """Read a TOML file of at most ``MAX_TOML_BYTES``; any that cannot be used raises ``SpecError`` with its place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise SpecError(str(path), "is no file", "name a .toml file")
+        with path.open("rb") as file:
+            content = file.read(MAX_TOML_BYTES + 1)
+        if len(content) > MAX_TOML_BYTES:
+            raise SpecError(str(path), f"has more than {MAX_TOML_BYTES:,} bytes", "keep data in files of their own")
+        return parse_toml(content.decode())
     except FileNotFoundError:
         raise SpecError(str(path), "no such file", "check the path") from None
     except IsADirectoryError:
@@ -39,10 +54,56 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(str(path), f"is not valid TOML: {error}", "correct that line") from None
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        tomllib.TOMLDecodeError: it is none.
+        SpecError: it is nested too deeply, or has an integer of more than 64 bits; located at the value.
+    """
+    deep = _DEEP_KEY.search(text)  # tomllib takes time that grows with the square of a key's parts
+    if deep is not None:
+        raise SpecError(f"line {text.count(chr(10), 0, deep.start()) + 1}", "a key of too many parts", _FLATTER)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    _check_bounds(values)
+    return values
+
+
+def _check_bounds(values: Mapping[str, Any]) -> None:
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(values, ())]
+    while waiting:
+        value, place = waiting.pop()
+        if isinstance(value, int) and not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
+            raise SpecError(_located(place), f"a number of {value.bit_length()} bits", "give one of at most 63")
+        if isinstance(value, Mapping):
+            inside: Iterable[tuple[Any, Any]] = value.items()
+        elif isinstance(value, list | tuple):
+            inside = enumerate(value)
+        else:
+            continue
+        if len(place) >= MAX_DEPTH:
+            raise SpecError(_located(place), "is nested too deeply", _FLATTER)
+        waiting += [(item, (*place, name)) for name, item in inside]
+
+
+def _located(place: Iterable[Any]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "".join(parts).removeprefix(".")
+
+
 def from_mapping(cls: type[S], mapping: Mapping[str, Any], path: str = "") -> S:
     """Make a spec from a mapping; unknown, missing or mistyped fields raise ``SpecError`` located below ``path``."""
     try:
         return typing.cast(S, _make(cls, mapping))
+    except RecursionError:
+        raise SpecError(path, "is nested too deeply", _FLATTER) from None
     except SpecError as error:
         raise (error.under(path) if path else error) from None
 
@@ -99,11 +160,11 @@ def _make(cls: Any, mapping: Any) -> Any:
         raise SpecError("", f"expected a table, got {mapping!r}", "write it as a table of fields")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kind = getattr(cls, "kind", None)
-    given = with_current_names(mapping, fields)
+    given = with_current_names(mapping, fields, kind if isinstance(kind, str) else None)
     given = {name: value for name, value in given.items() if not (name == "kind" and isinstance(kind, str))}
     for name in given:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = difflib.get_close_matches(str(name)[:100], fields, n=1)
             known = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(fields))}"
             raise SpecError(name, "unknown field", known)
     for name, f in fields.items():

@@ -107,7 +107,7 @@ class ModelSpec:
                 f"{self.first_k_dense_replace} of {self.num_hidden_layers} layers",
                 "choose at most num_hidden_layers",
             )
-        if self.intermediate_size is None and not all(self.is_moe_layer(i) for i in range(self.num_hidden_layers)):
+        if self.intermediate_size is None and self.num_moe_layers < self.num_hidden_layers:
             raise SpecError("intermediate_size", "some layers are dense but have no width", "set intermediate_size")
 
     def _check_token_ids(self) -> None:
@@ -133,7 +133,10 @@ class ModelSpec:
     @property
     def num_moe_layers(self) -> int:
         """Mixture-of-experts layers among the main decoder layers."""
-        return sum(self.is_moe_layer(i) for i in range(self.num_hidden_layers))
+        if self.moe is None:
+            return 0
+        before = -(-self.first_k_dense_replace // self.moe_layer_freq)
+        return -(-self.num_hidden_layers // self.moe_layer_freq) - before
 
     @property
     def original_context(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -111,13 +110,11 @@ ProblemSource = GymProblems | SymbolicProblems | CodeProblems | FileProblems
 
 def _plain_stem(path: str) -> str:
     """Return a file's name up to its first dot, with - for what may not stand in a name."""
-    name = PurePath(path).name
-    return re.sub(r"[^\w-]+", "-", name.lstrip(".").partition(".")[0]).strip("-") or "problems"
+    return check.plain_stem(PurePath(path).name.lstrip(".").partition(".")[0], "problems")
 
 
 def _set_name(source: ProblemSource, default: str) -> None:
     """Call a source by what it holds unless it was named; check either name."""
     name = source.name or default
-    if not all(c.isalnum() or c in "-_" for c in name):
-        raise SpecError("name", f"{name!r} is not a plain name", "use letters, digits, - and _")
+    check.plain_name("name", name)
     object.__setattr__(source, "name", name)

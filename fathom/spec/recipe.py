@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.errors import SpecError
+from fathom.spec import check
 from fathom.spec.alignment import (
     AnswersStep,
     DistillStep,
@@ -16,6 +17,7 @@ from fathom.spec.alignment import (
     TasksStep,
 )
 from fathom.spec.model import ModelSpec
+from fathom.spec.step_results import check_results
 from fathom.spec.steps import (
     CaptionsStep,
     CorpusStep,
@@ -85,10 +87,14 @@ LearningStep = TrainStep | SftStep | GrpoStep | DpoStep | DistillStep | RewardMo
 StartingStep = SftStep | AnswersStep | GrpoStep | DpoStep | DistillStep | RewardModelStep
 """A step that begins with the model of ``start``, or of the last step before it that leaves one."""
 
+MAX_STEPS = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Steps over one model, run in order; each leaves its result in the run directory and is never run twice.
+
+    ``name`` is the directory below ``runs/`` where no other is given.
 
     ``model`` is what train steps build that have none of their own; recipes that begin with an ``open`` step need none.
     """
@@ -98,12 +104,13 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
-        names = [step.name for step in self.steps]
-        if not names:
+        check.plain_name("name", self.name, dots=True)
+        if not self.steps:
             raise SpecError("steps", "the recipe has no steps", "add a [[steps]] table")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SpecError("steps", f"the name {twice[0]!r} is used twice", "give every step its own name")
+        if len(self.steps) > MAX_STEPS:
+            raise SpecError("steps", f"{len(self.steps)} are more than {MAX_STEPS}", "make several recipes of them")
+        check.distinct_names("steps", (step.name for step in self.steps), what="step")
+        check_results(self.steps)
         self._check_stages()
 
     @property

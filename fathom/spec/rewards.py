@@ -62,8 +62,6 @@ class CodeReward:
     """1 where the answer's program passes the problem's tests inside bubblewrap.
 
     ``seconds`` of wall clock and of processor and ``memory_mib`` are of all processes of a program together.
-    ``unsandboxed`` runs programs of a model as this user, with its files and its network: for machines made to be
-    thrown away.
     """
 
     kind: ClassVar[str] = "code"
@@ -71,7 +69,6 @@ class CodeReward:
     weight: float = 1.0
     seconds: float = 5.0
     memory_mib: int = 512
-    unsandboxed: bool = False
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -125,7 +122,8 @@ class StepsReward:
 class FunctionReward:
     """A function of your own, ``package.module:function``: (prompt, answer, reference) to a finite number.
 
-    It is imported and called in the reward's own process only. With ``steps`` it scores steps: it returns a list of
+    It is imported and called in the reward's own process only, and only where the run may run code of the recipe
+    (``fathom.pipeline.trust``). With ``steps`` it scores steps: it returns a list of
     pairs, how many of the answer's characters there are up to a step's end, and what the step is worth.
     """
 
@@ -152,17 +150,13 @@ def scores_steps(reward: RewardSpec) -> bool:
 
 def check_rewards(field: str, rewards: Sequence[RewardSpec]) -> None:
     """Require at least one reward, a name for each, and a weight that is not 0."""
-    names = [reward.name for reward in rewards]
-    if not names:
+    if not rewards:
         raise SpecError(field, "the list is empty", 'add a reward, e.g. {kind = "accuracy"}')
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SpecError(field, f"the name {twice[0]!r} is used twice", "give every reward its own name")
+    check.distinct_names(field, (reward.name for reward in rewards), what="reward")
     if not any(reward.weight for reward in rewards):
         raise SpecError(field, "every weight is 0", "give one of them a weight above 0")
 
 
 def _check_part(name: str, weight: float) -> None:
-    if not name or not all(c.isalnum() or c in "-_" for c in name):
-        raise SpecError("name", f"{name!r} is not a plain name", "use letters, digits, - and _")
+    check.plain_name("name", name)
     check.not_negative("weight", weight)

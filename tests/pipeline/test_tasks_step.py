@@ -19,6 +19,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.run import run
 from fathom.pipeline.steps import tasks as tasks_module
+from fathom.pipeline.trust import Trust
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.spec.problem import FileProblems, GymProblems, Problem
@@ -262,7 +263,7 @@ def test_an_answer_ends_at_its_stop_string(base: Path, publish: Publish, tmp_pat
 def test_rewards_that_fail_are_counted(base: Path, publish: Publish, tmp_path: Path) -> None:
     crashing = FunctionReward(name="odd", target="math:sqrt")
     step = asked(rewards=(*EXACT, crashing), count=3, stages=("after",))
-    document = measure(plan_of(base, publish, step), tmp_path / "run")
+    document = measure(plan_of(base, publish, step), tmp_path / "run", trust=Trust(code=True))
     assert document["tasks"]["rivers"]["after"]["failures"] == {"odd: crashed": 3}
 
 

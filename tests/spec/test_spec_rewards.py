@@ -30,7 +30,7 @@ def test_every_kind_comes_back_from_its_table() -> None:
         AccuracyReward(method="math"),
         FormatReward(style="think", weight=0.5),
         LanguageReward(name="words"),
-        CodeReward(seconds=2.0, memory_mib=128, unsandboxed=True),
+        CodeReward(seconds=2.0, memory_mib=128),
         ModelReward(name="helpful", step="rm", reasoning_tokens=64),
         FunctionReward(target="a.b:c"),
         StepsReward(weight=0.25),

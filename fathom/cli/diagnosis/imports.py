@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+
+from fathom.isolated import isolated_python
 
 DEADLINE_SECONDS = 20.0
 _PROGRAM = """
@@ -40,14 +40,12 @@ if "torch" in sys.modules:
 
 def start_imports(groups: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
     """Start to import each group of modules in one process; ``finish_imports`` must be called with what is returned."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _PROGRAM, *group],
+            isolated_python(_PROGRAM, *group, options=("-W", "ignore")),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            env=environment,
             encoding="utf-8",
         )
         for group in groups

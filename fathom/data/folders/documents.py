@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from fathom.data.records import holds_records
 from fathom.data.records.compressed import UnusableFileError, inner_suffix
 from fathom.data.records.text_stream import read_text
 from fathom.errors import DataError, SpecError
+from fathom.spec import check
 from fathom.spec.data import FolderSource
 
 _END_OF_TEXT = "<|endoftext|>"
@@ -36,10 +36,10 @@ def folder_sources(folders: Sequence[Path], text_column: str | None = None) -> t
     for folder in folders:
         if not folder.exists():
             raise SpecError("--text", f"{folder} does not exist", "name a folder or file of text")
-        base = re.sub(r"[^\w-]+", "-", folder.resolve().stem).strip("-") or "text"
-        taken = {source.name for source in sources}
+        base = check.plain_stem(folder.resolve().stem, "text")
+        taken = {source.name.casefold() for source in sources}
         name, number = base, 2
-        while name in taken:
+        while name.casefold() in taken:
             name, number = f"{base}-{number}", number + 1
         sources.append(FolderSource(name=name, path=str(folder.resolve()), text_column=text_column))
     return tuple(sources)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.inference.loading import open_source
-from fathom.inference.run_record import StepState, last_before, read_json, result_name
+from fathom.inference.run_record import StepState, last_before, read_json
 from fathom.pipeline.context import base_model, model_step, spec_during
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
 from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
@@ -17,6 +17,7 @@ from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import EvaluateStep, ModelStep, NeedleStep, OpenStep, Recipe, SampleStep, Step, TrainStep
+from fathom.spec.step_results import result_name
 from fathom.train.metrics import read_json_lines
 
 MAX_RECORDS = 240

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.inference.run_record import read_json, result_name
+from fathom.inference.run_record import read_json
 from fathom.pipeline.report.data import Change, Curve, ExampleAnswer, ExampleProblem, OnlineCurves, TaskScore
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
+from fathom.spec.step_results import result_name
 from fathom.train.metrics import read_json_lines
 
 METRICS = "metrics.jsonl"

@@ -17,9 +17,9 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```
 class CodeScorer:
     """Runs one program per answer in the sandbox; problems without ``tests`` are not its concern."""
 
-    def __init__(self, spec: CodeReward) -> None:
+    def __init__(self, spec: CodeReward, *, unsandboxed: bool = False) -> None:
         self._limits = SandboxLimits(seconds=spec.seconds, memory_mib=spec.memory_mib)
-        self._unsandboxed = spec.unsandboxed
+        self._unsandboxed = unsandboxed
 
     def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,14 @@ from fathom.posttrain.rewards.base import RewardInput, StepScore
 
 
 class FunctionScorer:
-    """Imports ``package.module:function`` and calls it; the process around it bears what it does."""
+    """Imports ``package.module:function`` and calls it; the process around it bears what it does.
 
-    def __init__(self, target: str, *, steps: bool = False) -> None:
+    ``folders`` come before the process's path, for this import and those of the function.
+    """
+
+    def __init__(self, target: str, *, steps: bool = False, folders: Sequence[str] = ()) -> None:
         self._steps = steps
+        sys.path[:0] = folders
         module, _, name = target.partition(":")
         try:
             self._function: Any = getattr(importlib.import_module(module), name)

@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 
 from fathom.errors import FathomError, SpecError
 from fathom.posttrain.rewards.base import RIGHT, Judgement, RewardInput, Score, StepScore, score_from_steps
+from fathom.posttrain.rewards.wire import Setup
 from fathom.posttrain.rewards.worker_client import RewardWorkerClient
 from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec import check
@@ -29,9 +31,12 @@ class Judge:
     """Scores answers by a list of rewards; owns one process per rule reward, started when first needed.
 
     ``seconds`` limit each reward of each answer; a code reward's own limit takes its place. ``external`` scores model
-    rewards, by their names, in this process. A reward that hangs, crashes or returns no finite number counts 0 for
-    that answer, with the reason in its judgement, and is counted in ``failures`` as ``name/reason``. Of a reward that
-    scores steps, that 0 is one step, which ends where the answer does.
+    rewards, by their names, in this process. ``code_folders`` are where functions of one's own are looked for first,
+    the working directory by default. ``unsandboxed`` runs programs as this user, with its files and its network.
+
+    A reward that hangs, crashes or returns no finite number counts 0 for that answer, with the reason in its judgement,
+    and is counted in ``failures`` as ``name/reason``. Of a reward that scores steps, that 0 is one step, which ends
+    where the answer does.
 
     Raises:
         SpecError: the rewards contradict each other, or a model reward has no function that scores it.
@@ -39,7 +44,13 @@ class Judge:
     """
 
     def __init__(
-        self, rewards: Sequence[RewardSpec], *, seconds: float = 5.0, external: Mapping[str, ScoreFn] | None = None
+        self,
+        rewards: Sequence[RewardSpec],
+        *,
+        seconds: float = 5.0,
+        external: Mapping[str, ScoreFn] | None = None,
+        code_folders: Sequence[Path] = (Path(),),
+        unsandboxed: bool = False,
     ) -> None:
         check_rewards("rewards", rewards)
         check.positive("seconds", seconds)
@@ -56,9 +67,16 @@ class Judge:
                 continue
             limit = seconds
             if isinstance(reward, CodeReward):
-                check_sandbox(unsandboxed=reward.unsandboxed)
+                check_sandbox(unsandboxed=unsandboxed)
                 limit = reward.seconds + _CODE_MARGIN_SECONDS
-            self._processes[reward.name] = RewardWorkerClient(reward, seconds=limit, memory_mib=_MEMORY_MIB)
+            setup = Setup(
+                reward=reward,
+                seconds=limit,
+                memory_mib=_MEMORY_MIB,
+                code_folders=tuple(str(folder.resolve()) for folder in code_folders),
+                unsandboxed=unsandboxed,
+            )
+            self._processes[reward.name] = RewardWorkerClient(setup)
 
     def __enter__(self) -> Judge:
         return self

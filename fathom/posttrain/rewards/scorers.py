@@ -10,20 +10,20 @@ from fathom.posttrain.rewards.format import FormatScorer
 from fathom.posttrain.rewards.function import FunctionScorer
 from fathom.posttrain.rewards.language import LanguageScorer
 from fathom.posttrain.rewards.steps import StepsScorer
+from fathom.posttrain.rewards.wire import Setup
 from fathom.spec.rewards import (
     AccuracyReward,
     CodeReward,
     FormatReward,
     FunctionReward,
     LanguageReward,
-    RewardSpec,
     StepsReward,
 )
 
 
-def make_scorer(spec: RewardSpec) -> Scorer:
+def make_scorer(setup: Setup) -> Scorer:
     """Make the scorer of a rule reward, inside the process it will run in."""
-    match spec:
+    match spec := setup.reward:
         case AccuracyReward():
             return AccuracyScorer(spec.method)
         case FormatReward():
@@ -31,9 +31,9 @@ def make_scorer(spec: RewardSpec) -> Scorer:
         case LanguageReward():
             return LanguageScorer()
         case CodeReward():
-            return CodeScorer(spec)
+            return CodeScorer(spec, unsandboxed=setup.unsandboxed)
         case StepsReward():
             return StepsScorer()
         case FunctionReward():
-            return FunctionScorer(spec.target, steps=spec.steps)
+            return FunctionScorer(spec.target, steps=spec.steps, folders=setup.code_folders)
     raise SpecError("kind", f"{spec.kind!r} has no process of its own", "score it by the model that the step trained")

@@ -20,13 +20,18 @@ _LENGTH = struct.Struct(">I")
 _PIECE = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """The first message to a process: which reward it is, and its limits."""
+    """The first message to a process: which reward it is, its limits, and what it may do.
+
+    ``code_folders`` come before the process's own path where it imports a function.
+    """
 
     reward: RewardSpec
     seconds: float
     memory_mib: int
+    code_folders: tuple[str, ...] = ()
+    unsandboxed: bool = False
 
 
 def frame_message(message: Any) -> bytes:

@@ -44,7 +44,7 @@ def _serve(reader: MessageReader, outward: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (setup.memory_mib << 20, hard))
     try:
-        scorer = make_scorer(setup.reward)
+        scorer = make_scorer(setup)
         _write(outward, READY)
         while True:
             answers = decode(reader.read())

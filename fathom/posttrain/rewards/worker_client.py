@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fathom.errors import ResourceError
+from fathom.isolated import isolated_python, minimal_environment
 from fathom.posttrain.rewards.base import RewardInput, Score
 from fathom.posttrain.rewards.wire import MessageReader, Setup, decode_score, encode, frame_message
 from fathom.spec.mapping import to_mapping
-from fathom.spec.rewards import RewardSpec
+from fathom.spec.rewards import FunctionReward
 
 TIMED_OUT = "timed out"
 _START_SECONDS = 120.0
 _MAX_REPLY_BYTES = 1 << 16
 _BATCH_ANSWERS = 256
 _BATCH_CHARS = 4_000_000
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fathom.posttrain.rewards.worker import main; main()"
-)
+_PROGRAM = "from fathom.posttrain.rewards.worker import main; main()"
 
 
 class RewardWorkerClient:
     """One reward in a process of its own, started when first asked.
 
-    An answer that takes longer than ``seconds`` or ends the process scores 0, and a new process takes the next.
-    The process may use ``memory_mib`` of address space. Used by one thread at a time.
+    An answer that takes longer than ``setup.seconds`` or ends the process scores 0, and a new process takes the next.
+    The process may use ``setup.memory_mib`` of address space. It imports nothing from the working directory and has no
+    environment, but where the reward is a function of the user's own: that gets both. Used by one thread at a time.
     """
 
-    def __init__(self, reward: RewardSpec, *, seconds: float, memory_mib: int) -> None:
-        self._setup = Setup(reward, seconds, memory_mib)
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
         self._running: tuple[subprocess.Popen[bytes], MessageReader] | None = None
 
     def score(self, answers: Sequence[RewardInput]) -> list[Score]:
@@ -101,10 +99,11 @@ class RewardWorkerClient:
 
     def _started(self) -> MessageReader:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            isolated_python(_PROGRAM),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=None if isinstance(self._setup.reward, FunctionReward) else minimal_environment(),
             start_new_session=True,  # signals to the process group must not count as answers that crashed a reward
         )
         assert process.stdin is not None

