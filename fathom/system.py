@@ -1,4 +1,4 @@
-"""What this process may use of the machine: memory, within the limits of its control groups."""
+"""What this process may use of the machine: memory and processors, within its control groups, and open files."""
 
 from __future__ import annotations
 
@@ -70,6 +70,35 @@ def release_free_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):  # another C library
             return
+
+
+def open_files() -> int:
+    """Return how many files and sockets this process has open; 0 where the system does not say."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 0
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Raise this process's limit on open files to ``wanted`` where the system allows; return how many it may open.
+
+    A limit that is higher stays. ``wanted`` is returned where there is none, as on Windows.
+    """
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if target > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        except (OSError, ValueError):  # macOS has a further limit, which getrlimit does not give
+            return soft
+    return max(soft, target)
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from fathom.logs import RecordFormatter
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
     from fathom.serve.model_pool import ModelPool
-    from fathom.serve.settings import Limits, ServeSettings
+    from fathom.serve.settings import ServeSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
@@ -99,6 +100,32 @@ MaxPreprocessing = Annotated[
 PreprocessThreads = Annotated[
     int, typer.Option("--preprocess-threads", help="Threads that render templates, tokenize and decode images.")
 ]
+MaxConnections = Annotated[
+    int | None,
+    typer.Option(
+        "--connections",
+        help="Open connections; the oldest without a complete request is closed for one more. Default: what the limit "
+        "on open files allows, 4096 at most.",
+    ),
+]
+ConnectionsPerClient = Annotated[
+    int, typer.Option("--connections-per-client", help="Open connections of one address; a trusted proxy has no limit.")
+]
+HeadTimeoutSeconds = Annotated[
+    float, typer.Option("--head-timeout-seconds", help="Time to send a request's line and headers.")
+]
+BodyTimeoutSeconds = Annotated[float, typer.Option("--body-timeout-seconds", help="Time to send a request's body.")]
+WriteTimeoutSeconds = Annotated[
+    float, typer.Option("--write-timeout-seconds", help="Time in which a client must take 64 KiB of its response.")
+]
+TrustedProxy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-proxy",
+        help="The address or network of a reverse proxy, whose X-Forwarded-For names the client; may be repeated. "
+        "Loopback is one.",
+    ),
+]
 StallTimeoutSeconds = Annotated[
     float,
     typer.Option("--stall-timeout-seconds", help="/health fails once the engine has requests but no step for as long."),
@@ -129,6 +156,12 @@ def serve(
     max_concurrent_requests: MaxConcurrentRequests = 512,
     max_preprocessing: MaxPreprocessing = 64,
     preprocess_threads: PreprocessThreads = 2,
+    connections: MaxConnections = None,
+    connections_per_client: ConnectionsPerClient = 256,
+    head_timeout_seconds: HeadTimeoutSeconds = 10.0,
+    body_timeout_seconds: BodyTimeoutSeconds = 60.0,
+    write_timeout_seconds: WriteTimeoutSeconds = 60.0,
+    trusted_proxy: TrustedProxy = None,
     stall_timeout_seconds: StallTimeoutSeconds = 300.0,
     drain_seconds: DrainSeconds = 30.0,
     chat_template: model_options.ChatTemplate = None,
@@ -144,46 +177,34 @@ def serve(
     OpenAI's clients (chat, completions, Responses, embeddings) and Anthropic's (Messages) are spoken to; /openapi.json
     describes all routes.
     """
+    given = locals()
     _check_packages()
     named = served_models.named_models(model, served_name, alias or ())
-    engine = model_options.engine_spec(
-        cache,
-        draft,
-        compiled,
-        max_batch=max_batch,
-        step_tokens=step_tokens,
-        cache_tokens=cache_tokens,
-        prefix_cache=prefix_cache,
-    )
-    settings = _settings(
-        host,
-        allowed_host or (),
-        _limits(max_concurrent_requests, max_preprocessing, preprocess_threads),
-        api_keys=read_keys(api_key_file, os.environ.get(KEYS_VARIABLE, "")),
-        cors_origins=tuple(cors_origin or ()),
-        image_hosts=tuple(name.lower() for name in allow_image_host or ()),
-        drain_seconds=drain_seconds,
-        stall_timeout_seconds=stall_timeout_seconds,
-        load_timeout_seconds=load_timeout_seconds,
-        share_prefix_cache=share_prefix_cache,
-    )
+    engine_fields = ("max_batch", "step_tokens", "cache_tokens", "prefix_cache")
+    engine = model_options.engine_spec(cache, draft, compiled, **{name: given[name] for name in engine_fields})
+    settings = _settings(given)
     memory = _memory(model_memory, len(named), device)
     opening = OpeningOptions(device, dtype, weights, engine, memory, chat_template)
     _run(_pool_maker(named, opening, settings, max_waiting), settings, host, port)
 
 
-def _settings(host: str, allowed: Sequence[str], limits: Limits, **given: Any) -> ServeSettings:
-    """Return the settings of a server at ``host``; ``given`` are further fields of ``ServeSettings``."""
+def _settings(given: Mapping[str, Any]) -> ServeSettings:
+    """Return the settings that the options of ``serve`` ask for; one named like a field is that field's value."""
     from fathom.serve.http.middleware import loopback_hosts
-    from fathom.serve.settings import ServeSettings
+    from fathom.serve.settings import LOOPBACK_NETWORKS, Limits, ServeSettings
 
-    return ServeSettings(allowed_hosts=loopback_hosts(host, allowed), limits=limits, **given)
+    def named_like_fields(of: type[Any]) -> dict[str, Any]:
+        return {each.name: given[each.name] for each in dataclasses.fields(of) if each.name in given}
 
-
-def _limits(concurrent: int, preprocessing: int, threads: int) -> Limits:
-    from fathom.serve.settings import Limits
-
-    return Limits(max_concurrent_requests=concurrent, max_preprocessing=preprocessing, preprocess_threads=threads)
+    return ServeSettings(
+        **named_like_fields(ServeSettings),
+        api_keys=read_keys(given["api_key_file"], os.environ.get(KEYS_VARIABLE, "")),
+        allowed_hosts=loopback_hosts(given["host"], given["allowed_host"] or ()),
+        cors_origins=tuple(given["cors_origin"] or ()),
+        image_hosts=tuple(name.lower() for name in given["allow_image_host"] or ()),
+        trusted_proxies=(*LOOPBACK_NETWORKS, *(given["trusted_proxy"] or ())),
+        limits=Limits(**named_like_fields(Limits)),
+    )
 
 
 def _memory(given: str | None, models: int, device: str) -> int | None:
@@ -258,6 +279,7 @@ def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str,
     handler.setFormatter(RecordFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("fathom.serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests are counted, not a line each
     with bound:
         models = make_pool()
         try:

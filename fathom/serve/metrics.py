@@ -35,6 +35,7 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "pages_used": ("pages_used", "Pages that running requests hold."),
     "pages_cached": ("pages_cached", "Pages kept by the prefix cache, which no request holds."),
 }
+CLOSE_REASONS = ("evicted", "head_timeout", "body_timeout", "malformed", "refused", "write_timeout")
 StatsOfModels = Callable[[], Mapping[str, EngineStats]]
 
 
@@ -101,6 +102,15 @@ class Metrics:
             _LABEL,
             registry=self.registry,
         )
+        self.connections_open = Gauge("fathom_connections_open", "Connections that are open.", registry=self.registry)
+        self.connections_closed = Counter(
+            "fathom_connections_closed",
+            "Connections that were closed for a limit or a malformed request.",
+            ("reason",),
+            registry=self.registry,
+        )
+        for reason in CLOSE_REASONS:
+            self.connections_closed.labels(reason)
         self._gauge = Gauge("fathom_http_requests_in_progress", "Requests in progress.", registry=self.registry)
         self.in_progress = 0
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)

@@ -6,16 +6,25 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from fathom.errors import ResourceError
+from fathom.errors import ResourceError, SpecError
+from fathom.serve.http.connections import OVERLOADED_CONNECTIONS, BoundedProtocol, Connections
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.settings import MOST_CONNECTIONS
+from fathom.system import open_files, raise_file_limit
 
 _LINGER_SECONDS = 5.0
 _HEADER_SLACK = 4
+_ACCEPTED_AT_ONCE = 16
+_BACKLOG = 2048
+_RESERVED_FILES = 64 + OVERLOADED_CONNECTIONS
+"""Left for models' files, child processes, and connections that were accepted while others are being closed."""
+_FEWEST_CONNECTIONS = 8
 
 
 class Server(uvicorn.Server):
@@ -23,21 +32,32 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI) -> None:
         self.models: ModelPool = app.state.models
-        settings = self.models.settings
+        settings, limits = self.models.settings, self.models.settings.limits
+        most = affordable_connections(limits.connections)
+        self.connections = Connections(limits, most, settings.trusted_proxies, self.models.metrics)
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # it bounds how large headers may grow
+                http=partial(BoundedProtocol, registry=self.connections),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=30,
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                backlog=_ACCEPTED_AT_ONCE,
+                timeout_keep_alive=limits.keep_alive_seconds,
                 timeout_graceful_shutdown=int(settings.drain_seconds + _LINGER_SECONDS) + 1,
-                h11_max_incomplete_event_size=settings.limits.header_bytes * _HEADER_SLACK,
+                h11_max_incomplete_event_size=limits.header_bytes * _HEADER_SLACK,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. asyncio accepts as many connections at a time as the backlog it knows; the kernel keeps more."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(_BACKLOG)
+        self.connections.start(asyncio.get_running_loop())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal; on the second restore the default handler and raise it again."""
@@ -55,6 +75,21 @@ class Server(uvicorn.Server):
         )
         await super().shutdown(sockets)
         await draining
+        self.connections.stop()
+
+
+def affordable_connections(given: int | None) -> int:
+    """Return how many connections may be open; the limit on open files is raised for them where the system allows.
+
+    Raises:
+        SpecError: ``given`` are more than the process may open files for.
+    """
+    used = open_files() + _RESERVED_FILES
+    most = raise_file_limit(used + (given or MOST_CONNECTIONS)) - used
+    if given is not None and given > most:
+        remedy = f"raise the limit (ulimit -n) to {given + used}, or give {max(most, 0)} at most"
+        raise SpecError("connections", f"{given} are more than this process may open files for", remedy)
+    return given or max(min(most, MOST_CONNECTIONS), _FEWEST_CONNECTIONS)
 
 
 def listen(host: str, port: int) -> socket.socket:

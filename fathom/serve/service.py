@@ -105,7 +105,7 @@ class Service:
         )
         cleanup.callback(state.close)
         if stream:
-            return EventStream(state, write_timeout_seconds=self.settings.limits.write_timeout_seconds)
+            return EventStream(state)
         return await collect(state, http.receive)
 
     def admit(self, http: HttpRequest) -> RequestSlot:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field, fields
 
 from fathom.errors import SpecError
 from fathom.spec import check
 
 MAX_PREPROCESS_THREADS = 256
+MOST_CONNECTIONS = 4096
+LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,13 @@ class Limits:
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
     ``preprocess_timeout_seconds``; ``body_memory_bytes`` what the bodies of all requests in progress take, as received
     and as parsed. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
-    kept for ``previous_response_id``. A client has ``body_timeout_seconds`` to send its request and
-    ``write_timeout_seconds`` to receive each chunk.
+    kept for ``previous_response_id``.
+
+    ``connections`` may be open at once (None: as many as the process may open files for, ``MOST_CONNECTIONS`` at most),
+    of which ``connections_per_client`` from one address. A client has ``head_timeout_seconds`` to send the head of a
+    request and ``body_timeout_seconds`` to send the rest, after ``head_timeout_seconds`` at
+    ``body_bytes_per_second`` on average at least; it must take 64 KiB of a response in every ``write_timeout_seconds``.
+    A connection without a request is kept for ``keep_alive_seconds``.
     """
 
     body_bytes: int = 32 << 20
@@ -47,7 +55,12 @@ class Limits:
     max_preprocessing: int = 64
     preprocess_threads: int = 2
     preprocess_timeout_seconds: float = 30.0
+    connections: int | None = None
+    connections_per_client: int = 256
+    head_timeout_seconds: float = 10.0
     body_timeout_seconds: float = 60.0
+    body_bytes_per_second: int = 1024
+    keep_alive_seconds: float = 30.0
     write_timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -81,6 +94,8 @@ class ServeSettings:
     event every ``stream_interval_seconds`` at most. A request waits for its model to be loaded for
     ``load_timeout_seconds`` at most. Cached prompts and images serve the requests of one key only unless keys
     ``share_prefix_cache``: by its time, and by ``cached_tokens``, a request tells whether a text was read before.
+    ``trusted_proxies`` are addresses and networks of reverse proxies: their
+    ``X-Forwarded-For`` names the client, and their connections are not those of one client.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -92,6 +107,7 @@ class ServeSettings:
     stream_interval_seconds: float = 0.025
     load_timeout_seconds: float = 120.0
     share_prefix_cache: bool = False
+    trusted_proxies: tuple[str, ...] = LOOPBACK_NETWORKS
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -106,6 +122,12 @@ class ServeSettings:
                     "a key is shorter than 8 characters or holds a space or an unprintable one",
                     "give long random keys, one a line",
                 )
+        for proxy in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                remedy = "give one such as 10.0.0.2 or 10.0.0.0/24"
+                raise SpecError("trusted_proxies", f"{proxy!r} is no address or network", remedy) from None
         for origin in self.cors_origins:
             if origin != "*" and "://" not in origin:
                 raise SpecError("cors_origins", f"{origin!r} is no origin", "give one such as http://localhost:3000")

@@ -145,14 +145,18 @@ def serving(models: ModelPool) -> Iterator[Running]:
         models.close()
 
 
-def raw(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
-    """Send bytes over a plain socket and return all that comes back."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+def raw(port: int, *parts: bytes, pause: float = 0.0, half_closed: bool = False) -> bytes:
+    """Send bytes over a plain socket and return all that comes back; ``half_closed`` ends the sending half then."""
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
-        received = b""
-        with contextlib.suppress(ConnectionResetError):
-            while chunk := connection.recv(65_536):
-                received += chunk
-        return received
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
+        while chunk := connection.recv(65_536):
+            received += chunk
+    return received

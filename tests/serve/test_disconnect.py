@@ -87,9 +87,11 @@ def test_a_stop_string_ends_one_choice_in_the_engine_too(server: Running) -> Non
 
 
 @contextmanager
-def process(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run ``fathom serve`` as a process of its own; yields it and its port."""
+def process(directory: Path, *options: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run ``fathom serve`` as a process of its own, which may open ``files``; yields it and its port."""
     command = [sys.executable, "-m", "fathom", "serve", str(directory), "--port", "0", "--device", "cpu", *options]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     lines: list[str] = []

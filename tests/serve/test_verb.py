@@ -48,6 +48,12 @@ def test_a_port_in_use_is_reported_before_the_model_answers(
         (["--max-preprocessing", "-3"], "max_preprocessing: must be above 0, got -3"),
         (["--preprocess-threads", "0"], "preprocess_threads: must be above 0, got 0"),
         (["--preprocess-threads", "100000"], "preprocess_threads: 100000 exceed 256"),
+        (["--connections", "0"], "connections: must be above 0, got 0"),
+        (["--connections-per-client", "0"], "connections_per_client: must be above 0, got 0"),
+        (["--head-timeout-seconds", "0"], "head_timeout_seconds: must be above 0"),
+        (["--body-timeout-seconds", "-1"], "body_timeout_seconds: must be above 0"),
+        (["--write-timeout-seconds", "nan"], "write_timeout_seconds: must be above 0, got nan"),
+        (["--trusted-proxy", "proxy.example"], "trusted_proxies: 'proxy.example' is no address or network; give one"),
         (["--model-memory", "plenty"], "--model-memory: 'plenty' is no size; give one such as 8GiB or 500MB"),
         (["--model-memory", "0"], "--model-memory: '0' is no size above 0"),
         (["--model-memory", "1KiB"], "alone takes"),
@@ -72,6 +78,8 @@ def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: py
     seen: list[ServeSettings] = []
     monkeypatch.setattr("fathom.cli.serve._run", lambda make_pool, settings, *others: seen.append(settings))
     limits = ["--max-concurrent-requests", "7", "--max-preprocessing", "5", "--preprocess-threads", "3"]
+    limits += ["--connections", "99", "--connections-per-client", "9", "--head-timeout-seconds", "2.5"]
+    limits += ["--body-timeout-seconds", "3.5", "--write-timeout-seconds", "4.5", "--trusted-proxy", "10.0.0.0/24"]
     arguments = [str(directory), "--device", "cpu", *limits, "--stall-timeout-seconds", "9.5"]
     with pytest.raises(SystemExit) as ended:
         guarded(lambda: make_app()(["serve", *arguments]))
@@ -79,6 +87,9 @@ def test_limits_are_taken_from_the_command_line(directory: Path, monkeypatch: py
     (settings,) = seen
     found = settings.limits
     assert (found.max_concurrent_requests, found.max_preprocessing, found.preprocess_threads) == (7, 5, 3)
+    assert (found.connections, found.connections_per_client) == (99, 9)
+    assert (found.head_timeout_seconds, found.body_timeout_seconds, found.write_timeout_seconds) == (2.5, 3.5, 4.5)
+    assert settings.trusted_proxies == ("127.0.0.0/8", "::1", "10.0.0.0/24")
     assert settings.stall_timeout_seconds == 9.5
 
 

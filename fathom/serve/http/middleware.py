@@ -19,13 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fathom.files import sha256
 from fathom.serve.errors import ANTHROPIC_PREFIX, ApiError, ClientDisconnected, error_body
+from fathom.serve.http.connections import OVERLOADED
 from fathom.serve.http.notices import Notices
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import ServeSettings
 
 access_logger = logging.getLogger("fathom.serve.access")
 logger = logging.getLogger("fathom.serve")
-UNAUTHENTICATED_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
+STATE_PATHS = frozenset({"/health", "/ready"})
+UNAUTHENTICATED_PATHS = STATE_PATHS | {"/", "/favicon.ico"}
 UNAUTHENTICATED_PREFIX = "/page/"
 CLIENT_CLOSED_REQUEST = 499
 """Logged as the status of a request whose client left before a response began, as nginx does."""
@@ -60,7 +62,7 @@ class RequestMiddleware:
         """Check a request's headers.
 
         Raises:
-            ApiError: 431, 400, 401, 415 or 413, checked in this order.
+            ApiError: 431, 400, 503, 401, 415 or 413, checked in this order.
         """
         headers = dict(scope["headers"])
         limits = self.settings.limits
@@ -75,6 +77,15 @@ class RequestMiddleware:
                 code="wrong_host",
             )
         path = scope["path"]
+        if OVERLOADED in scope["state"] and path not in STATE_PATHS:
+            self.metrics.connections_closed.labels("refused").inc()
+            seconds = self.metrics.retry_after(self.metrics.in_progress)
+            raise ApiError(
+                503,
+                f"too many connections are open; try again in {seconds} s",
+                code="too_many_connections",
+                retry_after=seconds,
+            )
         if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
             scope["state"]["key_digest"] = self._check_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -111,7 +122,6 @@ class _HttpExchange:
         scope.setdefault("state", {})["request_id"] = self.request_id
         self.status, self.sent = 0, 0
         self.received = 0
-        self.deadline = self.began + middleware.settings.limits.body_timeout_seconds
         self.body_open = True
         self.notices = scope["state"]["notices"] = Notices()
         self.cleanup = scope["state"]["cleanup"] = ExitStack()
@@ -138,13 +148,14 @@ class _HttpExchange:
         if not self.body_open:
             return await self._receive()
         limits = self.middleware.settings.limits
+        slowest = limits.head_timeout_seconds + self.received / limits.body_bytes_per_second
+        seconds = min(limits.body_timeout_seconds, slowest)
         try:
-            async with asyncio.timeout(self.deadline - time.monotonic()):
+            async with asyncio.timeout(self.began + seconds - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise ApiError(
-                408, f"body: not received within {limits.body_timeout_seconds:g} s; send it faster", code="slow_body"
-            ) from None
+            self.middleware.metrics.connections_closed.labels("body_timeout").inc()
+            raise ApiError(408, f"body: not received within {seconds:g} s; send it faster", code="slow_body") from None
         self.received += len(message.get("body", b""))
         self.body_open = message["type"] == "http.request" and message.get("more_body", False)
         if self.received > limits.body_bytes:
@@ -165,7 +176,7 @@ class _HttpExchange:
             ]
             if self.scope["path"].startswith(ANTHROPIC_PREFIX):
                 extra.append((b"request-id", self.request_id.encode()))
-            if self.body_open and has_body:
+            if (self.body_open and has_body) or OVERLOADED in self.scope["state"]:
                 extra.append((b"connection", b"close"))  # the rest of the body is not read
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif self._head:

@@ -152,75 +152,33 @@ async def collect(state: ResponseState, receive: Receive) -> Response:
     return JSONResponse(state.encoder.body(state.usage()))
 
 
-class WriteTimeout:
-    """Cancels the task that enters it once a write has taken ``seconds``, at the latest after twice as long.
-
-    One timer serves a whole stream: one for each write would cost a seventh of the stream's CPU time.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since: float | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._ended = False
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._check()
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._ended and self._task is not None and kind is asyncio.CancelledError:
-            self._task.uncancel()
-            return True
-        return False
-
-    def begin(self) -> None:
-        """Mark the start of a write."""
-        self._since = time.monotonic()
-
-    def end(self) -> None:
-        """Mark the end of a write."""
-        self._since = None
-
-    def _check(self) -> None:
-        if self._since is not None and time.monotonic() - self._since >= self._seconds and self._task is not None:
-            self._ended = self._task.cancel()
-            return
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._check)
-
-
 class EventStream(Response):
     """Sends a response as server-sent events; an error while streaming is sent as an event and ends the stream."""
 
-    def __init__(self, state: ResponseState, *, write_timeout_seconds: float) -> None:
+    def __init__(self, state: ResponseState) -> None:
         super().__init__()
         self._state = state
-        self._write_timeout = WriteTimeout(write_timeout_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream until its end, an error or the client's disconnect."""
         state, encoder = self._state, self._state.encoder
-        async with cancel_on_disconnect(state, receive), self._write_timeout:
+        async with cancel_on_disconnect(state, receive):
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             try:
                 if begun := encoder.begin():
-                    await self._write(send, begun)
+                    await _write(send, begun)
                 while not state.ended:
                     text = "".join([encoder.update(choice) for choice in await state.advance()])
                     if text:
-                        await self._write(send, text)
-                await self._write(send, encoder.end(state.usage()), ends=True)
+                        await _write(send, text)
+                await _write(send, encoder.end(state.usage()), ends=True)
             except ApiError as error:
-                await self._write(send, encoder.error(error), ends=True)
+                await _write(send, encoder.error(error), ends=True)
             except ClientDisconnected:
                 scope["state"]["log_fields"] = {"disconnected": True}
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         scope["state"].setdefault("log_fields", {}).update(tokens=sum(c.generated for c in state.choices))
 
-    async def _write(self, send: Send, text: str, *, ends: bool = False) -> None:
-        self._write_timeout.begin()
-        await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})
-        self._write_timeout.end()
+
+async def _write(send: Send, text: str, *, ends: bool = False) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": not ends})

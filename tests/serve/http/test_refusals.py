@@ -208,7 +208,7 @@ def test_large_headers_are_refused(strict: Running) -> None:
             answer = http.get(path, headers=headers)
             assert answer.status_code == 431
             assert "1000" in answer.json()["error"]["message"]
-    assert status(raw(strict.port, b"GET /health HTTP/1.1\r\nHost: a\r\nx: ", *[b"a" * 3000] * 3, pause=0.05)) == 400
+    assert status(raw(strict.port, b"GET /health HTTP/1.1\r\nHost: a\r\nx: ", *[b"a" * 3000] * 3, pause=0.05)) == 431
 
 
 def test_images_come_as_data_and_never_from_a_path_or_an_unnamed_host(server: Running) -> None:
