@@ -8,6 +8,8 @@ import os
 import selectors
 import signal
 import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
@@ -21,6 +23,7 @@ ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "ou
 _TAIL_BYTES = 4096
 _REPORT_BYTES = 4096
 _POLL_SECONDS = 0.05
+_GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +66,12 @@ class _Pipe:
 
 
 @dataclass(slots=True)
-class ProcessMonitor:
-    """Reads a process's pipes until it ends, takes too long or writes too much."""
+class MonitoredProcess:
+    """A process of the harness, what it wrote and reported, and whether it ended by itself."""
 
     process: subprocess.Popen[bytes]
     report: IO[bytes]
-    sandbox: Sandbox
+    ended: bool = False
     pipes: dict[str, _Pipe] = field(
         default_factory=lambda: {
             "out": _Pipe(_TAIL_BYTES),
@@ -77,70 +80,111 @@ class ProcessMonitor:
         }
     )
 
-    def wait(self) -> None:
-        """Read until there is nothing more to read, or a limit is passed; ``sandbox.stopped`` then says which."""
-        started = False
-        with selectors.DefaultSelector() as selector:
-            assert self.process.stdout is not None
-            assert self.process.stderr is not None
-            for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr), ("report", self.report)):
-                os.set_blocking(pipe.fileno(), False)
-                selector.register(pipe, selectors.EVENT_READ, name)
-            while selector.get_map() and self.sandbox.stopped is None:
-                ended = self.process.poll() is not None
-                events = selector.select(0 if ended else _POLL_SECONDS)
-                for key, _ in events:
-                    piece = os.read(key.fd, 65_536)
-                    self.pipes[key.data].take(piece)
-                    if not piece:
-                        selector.unregister(key.fileobj)
-                if self.pipes["report"].size and not started:
-                    started = True
-                    self.sandbox.start_clock()
-                most = self.sandbox.limits.output_bytes
-                if sum(pipe.size for pipe in self.pipes.values()) > most:
-                    self.sandbox.stop("output", f"wrote more than {most} bytes")
-                elif ended and not events:  # what it left behind may hold the pipes open
-                    break
-        if self.sandbox.stopped is None:
-            self.process.wait()
+    @property
+    def started(self) -> bool:
+        """Whether the harness has begun."""
+        return self.pipes["report"].size > 0
 
-    def outcome(self, pass_code: bytes) -> ExecutionResult:
-        """Say how the program ended; ``ResourceError`` where not even the harness began."""
-        report = self.pipes["report"].kept
-        if not report.startswith(harness.STARTED):
+    @property
+    def said(self) -> bytes:
+        """What it reported beyond that it has begun."""
+        return self.pipes["report"].kept[len(harness.STARTED) :]
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Have a selector watch everything that the process writes."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr), ("report", self.report)):
+            os.set_blocking(pipe.fileno(), False)
+            selector.register(pipe, selectors.EVENT_READ, self.pipes[name])
+
+    def check_started(self) -> None:
+        """Raise ``ResourceError`` where not even the harness began."""
+        if not self.pipes["report"].kept.startswith(harness.STARTED):
             why = " ".join(self.pipes["err"].text.split()) or "it did not start in time"
             raise ResourceError(
                 f"sandbox: Python did not start inside it ({why[-300:]}); allow user namespaces to bubblewrap, "
                 "or add --unsandboxed on a machine made to be thrown away"
             )
-        said = report[len(harness.STARTED) :]
-        reason, detail, code = self._reason(said, pass_code)
+
+    def outcome(self, pass_code: bytes, sandbox: Sandbox, *others: MonitoredProcess) -> ExecutionResult:
+        """Say how this process, whose report decides, and with it a program ended; ``others`` is the program's own.
+
+        Raises:
+            ResourceError: the harness of one did not begin.
+        """
+        processes = (*others, self)
+        for process in processes:
+            process.check_started()
+        reason, detail, code = self._reason(pass_code, sandbox, others)
         return ExecutionResult(
             reason=reason,
             detail=detail,
             exit_code=code,
-            stdout=self.pipes["out"].text,
-            stderr=self.pipes["err"].text,
-            usage=self.sandbox.usage,
+            stdout="".join(process.pipes["out"].text for process in processes)[-_TAIL_BYTES:],
+            stderr="".join(process.pipes["err"].text for process in processes)[-_TAIL_BYTES:],
+            usage=sandbox.usage,
         )
 
-    def _reason(self, said: bytes, pass_code: bytes) -> tuple[ExitReason, str, int | None]:
-        code: int | None = self.process.returncode
-        if said == pass_code and self.sandbox.stopped in (None, "time"):
+    def _reason(
+        self, pass_code: bytes, sandbox: Sandbox, others: Sequence[MonitoredProcess]
+    ) -> tuple[ExitReason, str, int | None]:
+        if self.said == pass_code and sandbox.stopped in (None, "time"):
             return "passed", "", 0
-        if self.sandbox.stopped is not None:
-            return self.sandbox.stopped, self.sandbox.detail, None
-        raised = _parse_report(said)
+        if sandbox.stopped is not None:
+            return sandbox.stopped, sandbox.detail, None
+        lost = _lost(self.said)
+        if lost is not None and others:
+            return others[0]._failure(sandbox, lost)
+        return self._failure(sandbox)
+
+    def _failure(self, sandbox: Sandbox, otherwise: str = "") -> tuple[ExitReason, str, int | None]:
+        """How a process ended that did not pass; ``otherwise`` where it was still there."""
+        code: int | None = self.process.returncode
+        raised = _parse_report(self.said)
         if raised is not None:
             return raised[0], raised[1], code
+        if otherwise and code == -signal.SIGKILL and not self.ended:
+            return "raised", f"the program {otherwise}", None
         if code is not None and code > 128:
             code = 128 - code  # bubblewrap's way of telling a signal
         if code is not None and code < 0:
             if -code == signal.SIGXCPU:
-                return "time", f"more than {math.ceil(self.sandbox.limits.seconds)} s of processor", code
+                return "time", f"more than {math.ceil(sandbox.limits.seconds)} s of processor", code
             return "signal", f"ended by signal {-code}", code
         return "exit", f"ended with status {code} before its tests did", code
+
+
+def wait_for(sandbox: Sandbox, processes: Sequence[MonitoredProcess]) -> None:
+    """Read what processes write until the first has ended or a limit is passed; ``sandbox.stopped`` then says which.
+
+    Where the first reports that it lost the second, a moment is left to that to say why.
+    """
+    first, clock, grace = processes[0], False, 0.0
+    with selectors.DefaultSelector() as selector:
+        for process in processes:
+            process.register(selector)
+        while sandbox.stopped is None:
+            for process in processes:
+                process.ended = process.process.poll() is not None
+            over = first.ended and (all(process.ended for process in processes) or time.monotonic() >= grace)
+            closed = first.process.stdout not in selector.get_map()  # it is about to end
+            events = selector.select(0 if over else _POLL_SECONDS / 20 if closed else _POLL_SECONDS)
+            for key, _ in events:
+                piece = os.read(key.fd, 65_536)
+                key.data.take(piece)
+                if not piece:
+                    selector.unregister(key.fileobj)
+            if not clock and all(process.started for process in processes):
+                clock = True
+                sandbox.start_clock()
+            most = sandbox.limits.output_bytes
+            if sum(pipe.size for process in processes for pipe in process.pipes.values()) > most:
+                sandbox.stop("output", f"wrote more than {most} bytes")
+            elif over and not events:  # what they left behind may hold the pipes open
+                break
+            elif not grace and first.said and _lost(first.said) == "ended":
+                grace = time.monotonic() + _GRACE_SECONDS
 
 
 def _parse_report(said: bytes) -> tuple[ExitReason, str] | None:
@@ -149,5 +193,14 @@ def _parse_report(said: bytes) -> tuple[ExitReason, str] | None:
         report = json.loads(said.partition(b"\n")[0])  # the first of several processes that failed
         kinds: dict[str, ExitReason] = {"raised": "raised", "memory": "memory", "exit": "exit"}
         return kinds[report["kind"]], str(report["detail"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _lost(said: bytes) -> str | None:
+    """What the tests' process says of a program that it lost; None where it lost none."""
+    try:
+        report = json.loads(said.partition(b"\n")[0])
+        return str(report["detail"]).partition(": ")[2] if report["kind"] == "lost" else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -29,6 +29,7 @@ _NEEDED = (
     "fathom/errors.py",
     "fathom/openmp.py",
     "fathom/system.py",
+    "fathom/terminal.py",
     "fathom/posttrain/__init__.py",
 )
 
@@ -78,7 +79,8 @@ def _ordinary_user(folder: Path) -> subprocess.Popen[str]:
     for name in _NEEDED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "fathom/posttrain/sandbox", folder / "fathom/posttrain/sandbox")
+    for name in ("sandbox", "verdicts"):
+        shutil.copytree(ROOT / "fathom/posttrain" / name, folder / "fathom/posttrain" / name)
     shutil.copy(attack_runner.__file__, folder / "attack_runner.py")
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     return subprocess.Popen(
