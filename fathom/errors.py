@@ -51,7 +51,7 @@ class SpecError(FathomError, ValueError):
     """
 
     def __init__(self, path: str, problem: str, remedy: str) -> None:
-        path, problem = shortened(path), shortened(problem)
+        path, problem, remedy = shortened(path), shortened(problem), shortened(remedy)
         self.path = path
         self.problem = problem
         self.remedy = remedy

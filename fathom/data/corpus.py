@@ -17,7 +17,7 @@ from fathom.data.fetch import DEFAULT_CACHE, IndexSettings, fetch_all
 from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
-from fathom.errors import DataError
+from fathom.errors import DataError, shortened
 from fathom.files import json_text, publish_directory
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
@@ -92,7 +92,8 @@ class CorpusSummary:
                 check.plain_name("sources", name)
             return cls({name: SourceSummary.from_mapping(values) for name, values in sources.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path}: no usable summary ({error}); delete the folder and build it again") from None
+            why = shortened(str(error))
+            raise DataError(f"{path}: no usable summary ({why}); delete the folder and build it again") from None
 
 
 def build_corpus(
@@ -141,7 +142,9 @@ def read_documents(corpus_dir: Path, source: str, split: Split) -> Iterator[Docu
                 row = json.loads(line)
                 yield Document(row["text"], source, row["id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete {corpus_dir} and run again") from None
+        raise DataError(
+            f"{path}: cannot be read ({shortened(str(error))}); delete {corpus_dir} and run again"
+        ) from None
 
 
 def _raw(source: Source, archives: dict[str, Path], cache_dir: Path, result: SourceSummary) -> Iterator[Document]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
-from fathom.errors import ShardError
+from fathom.errors import ShardError, shortened
 from fathom.files import file_sha256, json_text, publish_directory
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.tokenizer import Tokenizer
@@ -198,7 +198,7 @@ class TokenShards:
             _check_index(index)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(
-                f"{path}: no usable index ({error}); delete {directory.parent.parent} and run again"
+                f"{path}: no usable index ({shortened(str(error))}); delete {directory.parent.parent} and run again"
             ) from None
         if index.format != _FORMAT or index.dtype not in ("<u2", "<u4") or not index.tokens:
             raise ShardError(f"{path}: of another format; delete {directory.parent.parent} and run again")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
-from fathom.errors import CheckpointError, SpecError
+from fathom.errors import CheckpointError, SpecError, shortened
 from fathom.spec import check
 from fathom.spec.mapping import from_mapping
 from fathom.spec.recipe import Recipe, Step
@@ -50,7 +50,9 @@ def read_state(directory: Path) -> dict[str, StepState]:
         for name in states:
             check.plain_name("steps", name)
     except (KeyError, TypeError, AttributeError, SpecError) as error:
-        raise CheckpointError(f"{path}: is not the state of a Fathom run ({error}); give another --out") from None
+        raise CheckpointError(
+            f"{path}: is not the state of a Fathom run ({shortened(str(error))}); give another --out"
+        ) from None
     return states
 
 
@@ -60,7 +62,9 @@ def read_recipe(directory: Path) -> Recipe:
     try:
         return from_mapping(Recipe, document["recipe"])
     except (KeyError, TypeError, SpecError) as error:
-        raise CheckpointError(f"{directory / RECIPE_FILE}: cannot be used ({error}); --restart the run") from None
+        raise CheckpointError(
+            f"{directory / RECIPE_FILE}: cannot be used ({shortened(str(error))}); --restart the run"
+        ) from None
 
 
 def last_before(recipe: Recipe, step: Step, kind: type[S] | UnionType) -> Any:

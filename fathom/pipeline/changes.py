@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint import store
-from fathom.errors import CheckpointError, SpecError
+from fathom.errors import CheckpointError, SpecError, shortened
 from fathom.files import fingerprint
 from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState, read_json, read_recipe
@@ -77,7 +77,7 @@ def _recorded_plan(directory: Path) -> RunPlan | None:
         if missing:
             raise SpecError(f"manifests.{missing[0]}", "is missing", "every corpus step has one")
     except (AttributeError, SpecError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({error}); --restart the run") from None
+        raise CheckpointError(f"{path}: cannot be used ({shortened(str(error))}); --restart the run") from None
     return RunPlan(recipe=recipe, manifests=manifests)
 
 
