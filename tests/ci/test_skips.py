@@ -55,6 +55,7 @@ def test_what_is_allowed_is_matched_by_pattern() -> None:
     [
         ("could not import 'trl': No module named 'trl'", "pip install trl"),
         ("sandbox: bubblewrap is not installed", "apt install bubblewrap"),
+        ("no headers of the kernel for x86_64", "apt install linux-libc-dev"),
         ("needs /usr/bin/chromium", "apt install chromium"),
         ("reads /proc", None),
     ],

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fathom.posttrain.sandbox.usage import Usage
+from fathom.posttrain.sandbox.usage import Usage, read_small
 from fathom.system import control_groups
 
 _REMOVE_SECONDS = 5.0
@@ -57,13 +57,13 @@ class ControlGroup:
     def usage(self) -> Usage:
         """What the kernel has counted: all that is charged to the group, the kernel's own memory for it included."""
         memory = self._folders["memory"]
-        current, peak = ("memory.current", "memory.peak") if self.version == 2 else _V1_MEMORY
-        self._peak = max(self._peak, _number(memory / peak), _number(memory / current))
+        peak = _number(f"{memory}/{'memory.peak' if self.version == 2 else 'memory.max_usage_in_bytes'}")
+        self._peak = max(self._peak, peak or _number(f"{memory}/memory.current"))  # no peak before 5.19
         return Usage(
             memory_bytes=self._peak,
             processor_seconds=self._processor_seconds(),
-            processes=_number(self._folders["pids"] / "pids.current"),
-            out_of_memory=_counter(memory / ("memory.events" if self.version == 2 else "memory.oom_control")) > 0,
+            processes=_number(f"{self._folders['pids']}/pids.current"),
+            out_of_memory=_counter(f"{memory}/{'memory.events' if self.version == 2 else 'memory.oom_control'}") > 0,
         )
 
     def kill(self) -> None:
@@ -116,8 +116,8 @@ class ControlGroup:
 
     def _processor_seconds(self) -> float:
         if self.version == 2:
-            return _counter(self._folders["memory"] / "cpu.stat", "usage_usec") / 1e6
-        return _number(self._folders["cpuacct"] / "cpuacct.usage") / 1e9
+            return _counter(f"{self._folders['memory']}/cpu.stat", "usage_usec") / 1e6
+        return _number(f"{self._folders['cpuacct']}/cpuacct.usage") / 1e9
 
     def _pids(self) -> set[int]:
         found: set[int] = set()
@@ -125,9 +125,6 @@ class ControlGroup:
             with contextlib.suppress(OSError):
                 found |= {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
         return found
-
-
-_V1_MEMORY = ("memory.usage_in_bytes", "memory.max_usage_in_bytes")
 
 
 def make_control_group(memory_bytes: int, processes: int) -> ControlGroup | None:
@@ -194,17 +191,17 @@ def _writable(folder: Path) -> bool:
     return all(os.access(path, os.W_OK) for path in (folder, folder / "cgroup.procs"))
 
 
-def _number(path: Path) -> int:
+def _number(path: str) -> int:
     try:
-        return int(path.read_text())
+        return int(read_small(path))
     except (OSError, ValueError):
         return 0
 
 
-def _counter(path: Path, name: str = "oom_kill") -> int:
+def _counter(path: str, name: str = "oom_kill") -> int:
     """One number of a file whose lines are names and numbers; 0 where there is none."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines()]
+        lines = [line.split() for line in read_small(path).splitlines()]
         return next((int(words[1]) for words in lines if words[:1] == [name]), 0)
     except (OSError, ValueError, IndexError):
         return 0

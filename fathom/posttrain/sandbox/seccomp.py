@@ -8,6 +8,7 @@ queues of System V and POSIX, memfd, huge pages, larger pipes and socket buffers
 from __future__ import annotations
 
 import errno
+import functools
 import platform
 import struct
 
@@ -44,7 +45,11 @@ def seccomp_filter(machine: str | None = None) -> bytes:
     Raises:
         ResourceError: its system calls are not known.
     """
-    machine = machine or platform.machine()
+    return _filter(machine or platform.machine())
+
+
+@functools.cache
+def _filter(machine: str) -> bytes:
     if machine not in MACHINES:
         raise ResourceError(
             f"sandbox: the system calls of {machine} are not known, so that programs cannot be kept from any; use "

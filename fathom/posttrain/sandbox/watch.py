@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fathom.posttrain.sandbox.usage import Usage
+from fathom.posttrain.sandbox.usage import Usage, read_small
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -45,7 +45,7 @@ class ProcessWatch:
         threads, total = 0, 0.0
         for pid in pids:
             with contextlib.suppress(OSError, ValueError, IndexError):
-                fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+                fields = read_small(f"{self._proc}/{pid}/stat").rpartition(")")[2].split()
                 threads += int(fields[_THREADS])
                 own, waited_for = [sum(map(int, fields[at : at + 2])) / _TICKS for at in (_UTIME, _UTIME + 2)]
                 self._seconds[pid, fields[_THREADS + 2]] = own  # by its start: numbers of processes come again
@@ -83,13 +83,13 @@ class ProcessWatch:
 
     def _resident(self, pid: int) -> int:
         try:
-            return int((self._proc / str(pid) / "statm").read_text().split()[1]) * _PAGE
+            return int(read_small(f"{self._proc}/{pid}/statm").split()[1]) * _PAGE
         except (OSError, IndexError):
             return 0
 
     def _proportional(self, pid: int) -> int:
         try:
-            lines = (self._proc / str(pid) / "smaps_rollup").read_text().splitlines()
+            lines = read_small(f"{self._proc}/{pid}/smaps_rollup").splitlines()
             sizes = {words[0]: int(words[1]) for line in lines[1:] if len(words := line.split()) == 3}
             return (sizes["Pss:"] + sizes.get("SwapPss:", 0)) << 10
         except (OSError, KeyError, ValueError):
@@ -101,7 +101,7 @@ class ProcessWatch:
         for root in self._roots:
             for pid in children(root, self._proc):
                 with contextlib.suppress(OSError):
-                    status = os.statvfs(self._proc / str(pid) / "root/tmp")
+                    status = os.statvfs(f"{self._proc}/{pid}/root/tmp")
                     if status.f_blocks * status.f_frsize == self._file_bytes:
                         total += (status.f_blocks - status.f_bfree) * status.f_frsize
                         total += (status.f_files - status.f_ffree) * _INODE_BYTES
@@ -110,18 +110,19 @@ class ProcessWatch:
     def _buffers(self, pids: list[int]) -> int:
         seen: set[str] = set()
         for pid in pids:
-            folder = self._proc / str(pid) / "fd"
+            folder = f"{self._proc}/{pid}/fd"
             with contextlib.suppress(OSError):
                 for name in os.listdir(folder):
                     with contextlib.suppress(OSError):
-                        seen.add(os.readlink(folder / name))
+                        seen.add(os.readlink(f"{folder}/{name}"))
         return sum(_BUFFER_BYTES.get(link.partition(":")[0], 0) for link in seen)
 
 
 def children(pid: int, proc: Path = Path("/proc")) -> list[int]:
     """The children of a process and its threads."""
     found: list[int] = []
-    for file in (proc / str(pid) / "task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, file.read_text().split())
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"{proc}/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, read_small(f"{proc}/{pid}/task/{task}/children").split())
     return found

@@ -24,14 +24,6 @@ ROOT = Path(__file__).parents[3]
 LIMITS = {"seconds": 0.7, "memory_mib": 128, "output_bytes": 100_000, "file_mib": 8}
 _NOBODY = 65_534
 _OPEN_FOLDER = "/tmp"  # where another user may read, as it may not in the folder of the tests
-_NEEDED = (
-    "fathom/__init__.py",
-    "fathom/errors.py",
-    "fathom/openmp.py",
-    "fathom/system.py",
-    "fathom/terminal.py",
-    "fathom/posttrain/__init__.py",
-)
 
 
 def _settings() -> list[str]:
@@ -76,11 +68,7 @@ def _ask(process: subprocess.Popen[str], program: str, limits: dict[str, Any]) -
 
 def _ordinary_user(folder: Path) -> subprocess.Popen[str]:
     """The runner as a user without rights, from copies that it may read."""
-    for name in _NEEDED:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    for name in ("sandbox", "verdicts"):
-        shutil.copytree(ROOT / "fathom/posttrain" / name, folder / "fathom/posttrain" / name)
+    shutil.copytree(ROOT / "fathom", folder / "fathom", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(attack_runner.__file__, folder / "attack_runner.py")
     subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     return subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import struct
 from pathlib import Path
@@ -31,7 +32,9 @@ if made: raise SystemExit(str(made))
 """
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    "machine", [name for name in MACHINES if name == platform.machine() or any(map(Path.exists, HEADERS[name]))]
+)
 def test_the_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
     header = next((path for path in HEADERS[machine] if path.exists()), None)
     if header is None:
@@ -65,7 +68,7 @@ def test_no_number_is_allowed_twice(machine: str) -> None:
 
 @pytest.mark.parametrize("argument", [0, -1, 1])
 def test_every_other_call_is_refused(sandbox_works: None, argument: int) -> None:
-    column = list(MACHINES).index(seccomp.platform.machine())
+    column = list(MACHINES).index(platform.machine())
     known = {numbers[column] for numbers in (ALLOWED | CHECKED).values()} | {CHECKED["clone3"][column]}
     refused = [number for number in range(HIGHEST) if number not in known | UNFILTERED]
     refused += [0x40000000 + number for number in range(HIGHEST)]  # x32's
@@ -78,7 +81,7 @@ def test_every_other_call_is_refused(sandbox_works: None, argument: int) -> None
 def test_no_namespace_is_made_with_a_process(sandbox_works: None, flag: int) -> None:
     program = (
         "import ctypes, errno, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        f"made = libc.syscall(ctypes.c_long({CHECKED['clone'][list(MACHINES).index(seccomp.platform.machine())]}), "
+        f"made = libc.syscall(ctypes.c_long({CHECKED['clone'][list(MACHINES).index(platform.machine())]}), "
         f"ctypes.c_long({flag | 17}), ctypes.c_long(0), ctypes.c_long(0), ctypes.c_long(0), ctypes.c_long(0))\n"
         "if made == 0: os._exit(0)\n"
         "if made != -1 or ctypes.get_errno() != errno.EPERM: raise SystemExit(str(made))\n"
@@ -90,7 +93,7 @@ def test_an_unknown_machine_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(seccomp.platform, "machine", lambda: "sparc64")
     with pytest.raises(ResourceError, match=r"system calls of sparc64 are not known.*x86_64 or aarch64.*unsandboxed"):
         run_program("x = 1", limits=SandboxLimits(seconds=1.0))
-    if seccomp.platform.system() != "Windows":
+    if platform.system() != "Windows":
         assert run_program("x = 1", unsandboxed=True).passed
 
 
