@@ -160,8 +160,9 @@ def make_class(
         del body["__slots__"]
         body["__str__"] = lambda self: self._mirror_text
     root = Mirror if raises else MirrorObject
-    for attempt in ((*wanted, root), (root, *wanted[:1]), (root,)):
-        ordered = tuple(dict.fromkeys(attempt))
+    rooted = wanted if any(type(part) is MirrorClass for part in wanted) else [root, *wanted]
+    for attempt in (rooted, rooted[:2], [root]):
+        ordered = tuple(attempt)
         try:
             return MirrorClass(str(name), ordered, body, made=_MADE)
         except TypeError:  # bases of the standard library that are not here have left an order that cannot be kept
@@ -176,8 +177,7 @@ def make_object(kind: Any, number: int, parts: list[Any]) -> Any:
     if issubclass(kind, BaseException):
         text, *arguments = parts
         error = kind.__new__(kind, *arguments)
-        error.args = tuple(arguments)
-        for name, value in (("_mirror_number", number), ("_mirror_text", str(text))):
+        for name, value in (("args", tuple(arguments)), ("_mirror_number", number), ("_mirror_text", str(text))):
             object.__setattr__(error, name, value)
         return error
     made = object.__new__(kind)

@@ -109,7 +109,7 @@ class ValueEncoder:
         if kind is collections.deque:
             return [item.maxlen, *map(self.value, item)]
         if kind is list or kind is set:
-            return [self.value(part) for part in item]
+            return list(item) if _is_json(item) else [self.value(part) for part in item]
         factory = [self.value(item.default_factory)] if kind is collections.defaultdict else []
         return factory + [self.value(part) for pair in item.items() for part in pair]
 
@@ -153,6 +153,8 @@ class ValueDecoder:
 
     def values(self, nodes: Sequence[Json]) -> list[Any]:
         """Return several values."""
+        if not {list, dict} & set(map(type, nodes)):
+            return list(nodes)
         return [self.value(node) for node in nodes]
 
     def _fill(self, item: Any, entry: list[Json]) -> None:
@@ -188,6 +190,14 @@ _EMPTY: dict[str, Callable[[list[Json]], Any]] = {
     "O": lambda entry: collections.OrderedDict(),
     "d": lambda entry: collections.defaultdict(),
 }
+
+
+def _is_json(items: Any) -> bool:
+    """Whether all are written as they are: long lists of numbers or of ASCII need no look at each."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
+        return bool(min(items) > -_SMALL_INT and max(items) < _SMALL_INT)
+    return kinds <= {float, bool, type(None)} or (kinds == {str} and all(map(str.isascii, items)))
 
 
 def _text(item: str) -> Json:

@@ -1,4 +1,4 @@
-"""HumanEval's own solutions pass and empty bodies fail, all 164 of each, through the judge."""
+"""HumanEval's own solutions pass, empty bodies and forgeries fail, all 164 of each, through the judge."""
 
 import pytest
 
@@ -9,6 +9,7 @@ from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.judge import Judge
 from fathom.spec.problem import CodeProblems, Problem
 from fathom.spec.rewards import CodeReward
+from tests.posttrain.verdicts.forgeries import ALWAYS
 
 pytestmark = pytest.mark.slow
 
@@ -43,3 +44,8 @@ def test_every_published_solution_passes(problems: list[Problem]) -> None:
 
 def test_no_empty_body_passes(problems: list[Problem]) -> None:
     assert correct(problems, ["    pass\n"] * 164) == 0
+
+
+def test_security_no_object_that_agrees_with_everything_passes(problems: list[Problem]) -> None:
+    forgery = "    return Always()\n\n" + ALWAYS.format(base="", truth=True)
+    assert correct(problems, [forgery] * 164) == 0
