@@ -27,6 +27,8 @@ from fathom.tokenizer.chat_templates import (
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy, parse_definition, unknown_id
 from fathom.tokenizer.guarded import special_spans
+from fathom.tokenizer.library import library_errors
+from fathom.tokenizer.limits import check_limits
 from fathom.tokenizer.named_tokens import (
     CONFIG,
     FIELDS,
@@ -53,10 +55,12 @@ class Tokenizer:
     def __init__(self, tokenizer_json: str, config: Mapping[str, Any] | None = None) -> None:
         self._json = tokenizer_json
         parsed = parse_definition(tokenizer_json)
-        self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._with_special.no_truncation()
-        self._with_special.no_padding()
-        self._plain, self.special_tokens = without_special(self._with_special, parsed)
+        check_limits(parsed)
+        with library_errors():
+            self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
+            self._with_special.no_truncation()
+            self._with_special.no_padding()
+            self._plain, self.special_tokens = without_special(self._with_special, parsed)
         self._unknown_id = unknown_id(parsed)
         self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
@@ -103,9 +107,12 @@ class Tokenizer:
     def from_definition(cls, text: str, folder: Path, defaults: Mapping[str, Any] | None = None) -> Tokenizer:
         """Return the tokenizer of a tokenizer.json's text and the files in a folder, which come before ``defaults``."""
         parsed = parse_definition(text)
+        check_limits(parsed)
         config = with_template_files({**(defaults or {}), **read_object(folder / CONFIG)}, folder)
         config = with_named_tokens(folder, parsed, config)
-        return cls(with_added_tokens(text, parsed, config, folder), config)
+        with library_errors():
+            completed = with_added_tokens(text, parsed, config, folder)
+        return cls(completed, config)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens too.
@@ -190,7 +197,8 @@ class Tokenizer:
         declared = self._config.get("add_bos_token")
         if isinstance(declared, bool):
             return (self.bos_id,) if declared else ()
-        return (self.bos_id,) if self._with_special.encode("a").ids[:1] == [self.bos_id] else ()
+        first = self._checked(lambda: self._with_special.encode("a").ids[:1])
+        return (self.bos_id,) if first == [self.bos_id] else ()
 
     def id_to_token(self, token_id: int | None) -> str:
         """Return a token as the vocabulary writes it; "" for None or an id without a token."""
@@ -279,7 +287,8 @@ class Tokenizer:
     @staticmethod
     def _checked(encode: Callable[[], T]) -> T:
         try:
-            return encode()
+            with library_errors(plain=True):
+                return encode()
         except (UnicodeEncodeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"text: cannot be encoded ({reason}); pass str without lone surrogates") from None

@@ -11,13 +11,9 @@ from fathom.errors import DataError, SpecError
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.tokenizer import special
 from fathom.tokenizer.bpe import Tokenizer
+from fathom.tokenizer.patterns import DEEPSEEK_V3_SPLITS
 
-SPLIT_PATTERNS = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
+SPLIT_PATTERNS = DEEPSEEK_V3_SPLITS
 """DeepSeek-V3's pre-tokenizer patterns, applied in order, as in its tokenizer.json; llama.cpp knows them by name."""
 _TRAINING_PATTERNS = (r"\p{N}", *SPLIT_PATTERNS[1:])
 """Patterns while training: single digits, so that every digit is a token of its own (LLM §2.1)."""
