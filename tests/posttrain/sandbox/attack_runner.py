@@ -20,8 +20,8 @@ from fathom.posttrain.sandbox import SandboxLimits, cgroup, launch, run_program
 from fathom.posttrain.sandbox.watch import ProcessWatch
 
 
-def attack(program: str, limits: dict[str, Any], bounds: str) -> dict[str, Any]:
-    """Run a program within ``bounds``; ``left`` names processes, groups and files that are still there afterwards."""
+def attack(program: str, tests: str, limits: dict[str, Any], bounds: str) -> dict[str, Any]:
+    """Run a program and its tests within ``bounds``; ``left`` names processes, groups and files that stay."""
     namespaces: set[str] = set()
     look = launch.Sandbox._look
 
@@ -37,7 +37,7 @@ def attack(program: str, limits: dict[str, Any], bounds: str) -> dict[str, Any]:
         mock.patch.object(launch, "make_control_group", cgroup.make_control_group if bounds == "cgroup" else _no_group),
     ):
         began = time.monotonic()
-        result = asdict(run_program(program, limits=SandboxLimits(**limits)))
+        result = asdict(run_program(program, tests, limits=SandboxLimits(**limits)))
         seconds = time.monotonic() - began
         left = [*os.listdir(folder), *_groups_left(), *_soon_gone(namespaces)]
     return {**result, "left": left, "seconds": seconds, "isolated": len(namespaces)}

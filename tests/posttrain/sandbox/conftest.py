@@ -49,19 +49,18 @@ def attacker(request: pytest.FixtureRequest, sandbox_works: None) -> Iterator[At
     if request.param == "watched by an ordinary user":
         with tempfile.TemporaryDirectory(dir=_OPEN_FOLDER) as folder:
             process = _ordinary_user(Path(folder))
-            yield lambda program, **limits: _ask(process, program, limits)
+            yield lambda program, tests="", **limits: _ask(process, program, tests, limits)
             process.communicate(timeout=30)
             assert process.returncode == 0
     else:
-        yield lambda program, **limits: attack_runner.attack(program, LIMITS | limits, request.param)
+        yield lambda program, tests="", **limits: attack_runner.attack(program, tests, LIMITS | limits, request.param)
 
 
-def _ask(process: subprocess.Popen[str], program: str, limits: dict[str, Any]) -> dict[str, Any]:
+def _ask(process: subprocess.Popen[str], program: str, tests: str, limits: dict[str, Any]) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
-    print(
-        json.dumps({"program": program, "limits": LIMITS | limits, "bounds": "watched"}), file=process.stdin, flush=True
-    )
+    request = {"program": program, "tests": tests, "limits": LIMITS | limits, "bounds": "watched"}
+    print(json.dumps(request), file=process.stdin, flush=True)
     found: dict[str, Any] = json.loads(process.stdout.readline())
     return found
 

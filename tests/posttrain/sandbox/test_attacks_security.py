@@ -31,6 +31,22 @@ def test_memory_of_all_processes_is_one_bound(attacker: Attack, name: str) -> No
     assert found["seconds"] < 20.0
 
 
+@pytest.mark.parametrize(
+    "name", ["sixteen processes with memory", "full sockets", "fork bomb", "inodes", "killing all"]
+)
+@pytest.mark.parametrize("tests", ["assert attack() is None", "assert 1 == 1"])
+def test_a_program_beside_its_tests_has_the_same_bound(attacker: Attack, name: str, tests: str) -> None:
+    source = EXHAUSTING[name]
+    if "attack()" in tests:
+        source = f"def attack():\n    exec({source!r}, {{}})"
+    found = attacker(source, tests)
+    assert found["reason"] != "passed", found
+    assert found["left"] == []
+    assert found["isolated"] == 2
+    assert found["usage"]["memory_bytes"] <= LIMITS["memory_mib"] * MIB + BETWEEN_LOOKS
+    assert found["usage"]["processes"] <= 16 + 8
+
+
 def test_processor_time_of_all_processes_is_one_bound(attacker: Attack) -> None:
     found = attacker(EXHAUSTING["processor time of many"], seconds=1.0)
     assert found["reason"] == "time"
