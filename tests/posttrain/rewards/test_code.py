@@ -51,6 +51,29 @@ def test_tests_without_a_check_are_run_as_they_are() -> None:
     assert checks_of(DETAILS).endswith("check(total)\n")
 
 
+HELPED = {
+    "prompt": f"import math\n\ndef double(x):\n    return math.floor(x) * 2\n\n{PROMPT}",
+    "tests": "def check(candidate):\n    assert candidate([1, 2]) * 2 == double(3)\n",
+    "entry_point": "total",
+}
+
+
+def test_what_the_prompt_defines_besides_comes_before_the_tests() -> None:
+    scope: dict[str, object] = {"total": sum}
+    exec(checks_of(HELPED), scope)
+    assert scope["total"] is sum
+    assert checks_of({**HELPED, "prompt": "def double(x) {"}) == checks_of({**HELPED, "prompt": ""})
+    assert checks_of({**DETAILS, "prompt": ""}) == checks_of(DETAILS)
+
+
+def test_security_an_answer_cannot_replace_a_helper_that_the_tests_use(scorer: CodeScorer, ask: Ask) -> None:
+    class_of_all = "class A:\n    __eq__ = __mul__ = lambda self, other: self\n"
+    forged = f"    return A()\n{class_of_all}def double(x): return A()\n"
+    assert scorer.score(ask(forged, "", details=HELPED)) == 0.0
+    assert scorer.score(ask("    return 0\ndef double(x): return 0\n", "", details=HELPED)) == 0.0
+    assert scorer.score(ask("    return sum(xs)\n", "", details=HELPED)) == 1.0
+
+
 @pytest.mark.parametrize(
     ("answer", "score"),
     [
