@@ -15,7 +15,7 @@ import struct
 from fathom.errors import ResourceError
 from fathom.posttrain.sandbox.syscalls import ALLOWED, CHECKED, MACHINES
 
-_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data, little-endian
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 
@@ -56,20 +56,35 @@ def _filter(machine: str) -> bytes:
             f"{' or '.join(MACHINES)}, or add --unsandboxed on a machine made to be thrown away"
         )
     column = list(MACHINES).index(machine)
-    program: list[_Instruction] = [
+    rules = {CHECKED[name][column]: checks for name, checks in _CHECKS.items()}
+    rules |= {numbers[column]: [_allow()] for numbers in ALLOWED.values() if numbers[column] is not None}
+    program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, MACHINES[machine]),
         _fail(errno.ENOSYS),
         (_LOAD, 0, 0, _NUMBER),
+        *_search(_intervals(rules)),
     ]
-    for numbers in ALLOWED.values():
-        number = numbers[column]
-        if number is not None:
-            program += _where(number, [_allow()])
-    for name, checks in _CHECKS.items():
-        program += _where(CHECKED[name][column], checks)
-    program.append(_fail(errno.ENOSYS))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _intervals(rules: dict[int, list[_Instruction]]) -> list[tuple[int, list[_Instruction]]]:
+    """The first number of every interval of system calls that are dealt with alike, and how, in order."""
+    found: list[tuple[int, list[_Instruction]]] = []
+    for number in range(max(rules) + 2):
+        rule = rules.get(number, [_fail(errno.ENOSYS)])
+        if not found or found[-1][1] != rule:
+            found.append((number, rule))
+    return found
+
+
+def _search(intervals: list[tuple[int, list[_Instruction]]]) -> list[_Instruction]:
+    """A binary search for the interval of a number: the kernel runs a new filter for every call that there is."""
+    if len(intervals) == 1:
+        return intervals[0][1]
+    middle = len(intervals) // 2
+    below, above = _search(intervals[:middle]), _search(intervals[middle:])
+    return [(_AT_LEAST, len(below), 0, intervals[middle][0]), *below, *above]
 
 
 def _allow() -> _Instruction:
@@ -78,11 +93,6 @@ def _allow() -> _Instruction:
 
 def _fail(error: int) -> _Instruction:
     return (_RETURN, 0, 0, _FAIL | error)
-
-
-def _where(number: int, checks: list[_Instruction]) -> list[_Instruction]:
-    """``checks``, which end in a return, for one system call."""
-    return [(_EQUAL, 0, len(checks), number), *checks]
 
 
 def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[_Instruction]:
