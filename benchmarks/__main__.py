@@ -24,6 +24,7 @@ RUNS = (
     ("benchmarks.serve", "prefill", "--shape", "m", "--context", "2048", "--rounds", "3"),
     ("benchmarks.serve", "prefix", "--shape", "s", "--context", "1024"),
     ("benchmarks.serve_http", "smollm2-135m", "--tokens", "96"),
+    ("benchmarks.slow_clients",),
     ("benchmarks.mla_forms",),
     ("benchmarks.quantize",),
     ("benchmarks.cache_loss",),

@@ -1,7 +1,9 @@
-"""How much memory a process may use: the machine's, or the smallest limit of the control groups it is in."""
+"""What a process may use: memory, the smallest limit of the control groups it is in, and open files."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,12 @@ def test_a_control_groups_share_of_the_processors_counts(machine: Machine) -> No
     assert usable_cores(machine.root) == 0.25
     machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
     assert usable_cores(machine.root) == 0.5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on open files")
+@pytest.mark.parametrize(("option", "wanted", "expected"), [("-Sn", 200, 200), ("-Sn", 100, 128), ("-n", 200, 128)])
+def test_the_limit_on_open_files_is_raised_where_that_is_allowed(option: str, wanted: int, expected: int) -> None:
+    code = f"from fathom.system import raise_file_limit as r, open_files as o; print(r({wanted}), 0 < o() < 60)"
+    command = ["sh", "-c", f'ulimit {option} 128 && exec "$@"', "sh", sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert printed.split() == [str(expected), "True"]

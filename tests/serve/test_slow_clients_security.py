@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from tests.serve.serving import wait_until
@@ -36,6 +38,10 @@ def slow_clients(port: int, kinds: dict[bytes, int]) -> Iterator[list[socket.soc
         yield found
 
 
+few_files = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on open files")
+
+
+@few_files
 @pytest.mark.parametrize(
     "kinds", [{HALF_HEAD: 400}, {HALF_BODY: 300, b"": 100}, {b"": 400}], ids=["heads", "bodies", "silent"]
 )
@@ -67,6 +73,7 @@ def test_slow_clients_are_closed_within_the_time_given_on_the_command_line(direc
         assert time.monotonic() - began < 15
 
 
+@few_files
 def test_more_connections_than_files_are_refused_at_the_start(directory: Path) -> None:
     arguments = [str(directory), "--port", "0", "--device", "cpu", "--connections", "500"]
     command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", sys.executable, "-m", "fathom", "serve", *arguments]
@@ -81,3 +88,20 @@ def test_a_server_with_slow_clients_is_drained_as_any_other(directory: Path) -> 
         assert wait_until(lambda: "fathom_connections_open 41.0" in httpx2.get(url, trust_env=False).text)
         running.send_signal(signal.SIGTERM)
         assert running.wait(30) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of another process is set by prlimit, which Linux has")
+def test_a_server_without_descriptors_closes_idle_connections_and_does_not_spin(directory: Path) -> None:
+    resource = importlib.import_module("resource")
+    with process(directory) as (running, port), slow_clients(port, {HALF_HEAD: 30}) as slow:
+        url = f"http://127.0.0.1:{port}"
+        assert wait_until(lambda: "connections_open 31.0" in httpx2.get(f"{url}/metrics", trust_env=False).text)
+        server = psutil.Process(running.pid)
+        _, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (server.num_fds(), hard))
+        with slow_clients(port, {HALF_HEAD: 3}):
+            before = sum(server.cpu_times()[:2])
+            assert httpx2.get(f"{url}/health", timeout=60, trust_env=False).status_code == 200
+            assert slow[0].recv(1) == b""
+            time.sleep(1)
+            assert sum(server.cpu_times()[:2]) - before < 1.5

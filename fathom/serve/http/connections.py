@@ -18,6 +18,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fathom.logs import warn_once
 from fathom.serve.errors import ApiError
 from fathom.serve.http.strict_parser import StrictConnection
 from fathom.serve.metrics import Metrics
@@ -134,6 +135,11 @@ class Connections:
         """Count a connection that is closed before its client would have it."""
         self.metrics.connections_closed.labels(reason).inc()
 
+    def make_room(self) -> None:
+        """Close the oldest connection without a complete request: the process can open no further files."""
+        warn_once("no more files can be opened for connections, and idle ones are closed; raise the limit (ulimit -n)")
+        self._evict(None)
+
     def _evict(self, client: str | None) -> bool:
         """Close the oldest connection without a complete request, of ``client`` if given; False where there is none."""
         recent = time.monotonic() - _RECENT_SECONDS
@@ -232,6 +238,8 @@ class BoundedProtocol(H11Protocol):
             stage = Stage.WAITING
         else:
             stage = Stage.RECEIVING if self.cycle.more_body else Stage.RESPONDING
+            if self.overloaded:
+                self.cycle.keep_alive = False
         if stage is not Stage.WAITING:
             self._head_since = None
         elif self._head_since is None and (received or self.conn.trailing_data[0]):

@@ -202,6 +202,8 @@ def test_where_all_are_answered_one_more_gets_503_and_health_still_answers(serve
                 assert int(refused.headers["retry-after"]) >= 1
                 assert refused.headers["connection"] == "close"
                 assert http.get("/ready").headers["connection"] == "close"
+                with clients(server, 1, b"OPTIONS /v1/models HTTP/1.1\r\nHost: a\r\n\r\n") as (asked,):
+                    assert rest(asked).startswith(b"HTTP/1.1 503")
                 assert len(server.server.connections) <= 4 + OVERLOADED_CONNECTIONS
             assert open_ones(streams) == [0, 1, 2, 3]
             assert all(one.recv(100).startswith(b"HTTP/1.1 200") for one in streams)

@@ -156,6 +156,16 @@ def test_faults_are_counted_and_not_logged(server: Running, caplog: pytest.LogCa
     assert not caplog.records
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_a_fault_after_the_answer_closes_the_connection_quietly(
+    server: Running, caplog: pytest.LogCaptureFixture, pause: float
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        received = raw(server.port, get(b"Host: a\r\nTransfer-Encoding: chunked\r\n"), b"zz\r\n", pause=pause)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert not caplog.records
+
+
 WHOLE = [*ACCEPTED.values(), *(sent for _, sent in REFUSED.values() if len(sent) < 10_000), get(b"Host: a\r\n")]
 PIECES = (b"\r\n", b"\n", b"\r", b"\x00", b" ", b":", b";", b",", b"0", b"chunked", b"\r\n\r\n", b"\xff", b"HTTP/1.1")
 
