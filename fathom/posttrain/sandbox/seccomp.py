@@ -56,8 +56,8 @@ def _filter(machine: str) -> bytes:
             f"{' or '.join(MACHINES)}, or add --unsandboxed on a machine made to be thrown away"
         )
     column = list(MACHINES).index(machine)
-    rules = {CHECKED[name][column]: checks for name, checks in _CHECKS.items()}
-    rules |= {numbers[column]: [_allow()] for numbers in ALLOWED.values() if numbers[column] is not None}
+    rules = {number: [_allow()] for numbers in ALLOWED.values() if (number := numbers[column]) is not None}
+    rules |= {CHECKED[name][column]: checks for name, checks in _CHECKS.items()}
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, MACHINES[machine]),
