@@ -150,8 +150,8 @@ def make_class(
         body["__signature__"] = property(_signature)
         body["__doc__"] = property(lambda self: peer.request("getattr", self, "__doc__"))
     for special in specials:
-        if special.startswith("-"):
-            body[special[1:]] = None
+        if special == "-__hash__":
+            body["__hash__"] = None
         elif special in names.SPECIAL and not (raises and special in ("__str__", "__repr__")):
             body[special] = _special_method(special)
     if "__eq__" in body:
@@ -292,13 +292,13 @@ def _compared(peer: Peer, name: str, item: Any, other: Any) -> Any:
 
 
 def _unary(peer: Peer, name: str, item: Any, /, *arguments: Any, **named: Any) -> Any:
-    if not peer.strict or isinstance(item, BaseException):
+    if not peer.strict:
         return peer.request("special", name, item, *arguments, **named)
     if name == "__contains__" and not _is_object(arguments[0]):
         held = _plain(item)
         return arguments[0] in held if not _is_object(held) else any(part == arguments[0] for part in item)
     if name in _HELD and type(item)._mirror_base is not None:
         return names.UNARY[name](_plain(item))
-    if item._mirror_derived and name in _NUMERIC:
+    if name in _NUMERIC and not isinstance(item, BaseException) and item._mirror_derived:
         raise TypeError("what an operation of the program's object and a plain value gave is no plain value")
     return peer.request("special", name, item, *arguments, **named)

@@ -9,7 +9,7 @@ import pytest
 from fathom.errors import ResourceError
 from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, check_sandbox, run_program
 from fathom.posttrain.verdicts import mirrors, names
-from fathom.posttrain.verdicts.peer import PeerLost
+from fathom.posttrain.verdicts.peer import SERVED, PeerLost
 from tests.posttrain.verdicts.conftest import Judge
 from tests.posttrain.verdicts.forgeries import ALWAYS, FORGERIES
 
@@ -199,7 +199,7 @@ def asserted(expression: str) -> str:
     return f"import math, operator\nfrom collections import Counter\nassert {expression}"
 
 
-@pytest.mark.parametrize("base", ["", *(f"({kind.__name__})" for kind in names.PLAIN_BASES)])
+@pytest.mark.parametrize("base", ["", "(ValueError)", *(f"({kind.__name__})" for kind in names.PLAIN_BASES)])
 @pytest.mark.parametrize("truth", [True, False])
 def test_no_comparison_with_a_plain_value_is_the_objects_own(base: str, truth: bool, apart: Judge) -> None:
     program = ALWAYS.format(base=base, truth=truth) + "def f(x): return Always()"
@@ -219,6 +219,16 @@ def test_an_array_that_compares_by_element_passes_nothing(apart: Judge) -> None:
     )
     assert apart(program, "assert f(1) == 2") is not None
     assert apart(program, "assert (f(1) == 2).all()") is not None
+
+
+def test_an_object_whose_class_takes_methods_away_or_claims_a_base_passes_nothing(
+    apart: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "class O: pass\ndef f(x): return O()"
+    for specials in (["-__eq__", "-__hash__", "-_mirror_peer", "-__slots__"], ["__eq__", "__class__", "_mirror_base"]):
+        for base in (None, int, bool, object, "int"):
+            monkeypatch.setitem(SERVED, "describe", lambda *_, b=base, s=specials: ("O", None, [], s, b, ""))
+            assert apart(program, "assert f(1) == 2") is not None, (specials, base)
 
 
 def test_a_right_operand_of_a_derived_class_has_no_say(apart: Judge) -> None:
