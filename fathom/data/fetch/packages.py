@@ -38,10 +38,12 @@ def fetch(
     """
     check_pin(source.package, source.version, source.sha256)
     home = cache_dir.expanduser() / source.sha256
+    existed = home.exists()
     cached = _cached(home, source)
     if cached is None:
         chosen = settings or read_settings()
-        _clear(home)
+        if existed:
+            _clear(home)
         try:
             with publish_directory(home) as temporary:
                 download(source, temporary, chosen, progress)

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from fathom.data.fetch import fetch
+from fathom.data.fetch import fetch, fetch_all
 from fathom.errors import SourceError
 from tests.data.fetch.conftest import CONTENT, WHEEL, pinned, settings
 from tests.package_index import Index
-from tests.recording_progress import RecordingProgress
+from tests.recording_progress import RecordingProgress, Update
 
 PAGE = "/simple/tinytexts/"
 FILE = f"/files/{WHEEL}"
@@ -263,6 +264,33 @@ def test_a_progress_that_raises_stops_the_download_and_leaves_nothing(index: Ind
 
     with pytest.raises(Enough):
         fetch(pinned(), tmp_path / "cache", RecordingProgress(stop), settings=settings(index.simple))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_several_that_fetch_the_same_at_once_all_have_it(index: Index, tmp_path: Path) -> None:
+    index.slow_seconds = 0.01
+    chosen = settings(index.simple)
+    with ThreadPoolExecutor(6) as pool:
+        archives = list(pool.map(lambda _: fetch(pinned(), tmp_path / "cache", settings=chosen), range(6)))
+    assert {archive.read_bytes() for archive in archives} == {CONTENT}
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [WHEEL]
+
+
+def test_one_that_fails_ends_the_downloads_beside_it(index: Index, tmp_path: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop_once(update: Update) -> None:
+        if len(progress.updates) == 1:
+            raise Enough
+
+    progress = RecordingProgress(stop_once)
+    index.files = {WHEEL: CONTENT * 8, "tinytexts-1.0.zip": CONTENT * 7}
+    index.slow_seconds = 0.2  # for an eighth of a body
+    both = [pinned(content) for content in index.files.values()]
+    with pytest.raises(Enough):
+        fetch_all(both, tmp_path / "cache", progress, settings=settings(index.simple))
+    assert max(update.done for update in progress.updates) < len(CONTENT) * 7
     assert list((tmp_path / "cache").iterdir()) == []
 
 
