@@ -11,6 +11,8 @@ export class ApiError extends Error {
   }
 }
 
+/** Every kind of error; the page has a sentence for each. */
+export const ERROR_KINDS = ["Unreachable", "Unauthorized", "Busy", "Unavailable", "Context", "Large", "Invalid", "Server", "Cut"];
 const KINDS = { 401: "Unauthorized", 403: "Unauthorized", 413: "Large", 429: "Busy", 502: "Unavailable", 503: "Unavailable" };
 const GAUGE = /^fathom_(pages_used|pages_cached|pages_total|requests_running|requests_waiting)(?:\{[^}]*\})? (\S+)/;
 

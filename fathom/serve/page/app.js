@@ -6,9 +6,10 @@ import { Composer } from "./composer.js";
 import { byId, drawIcons } from "./dom.js";
 import { say, t } from "./i18n.js";
 import { CacheMeter, ContextMeter, bytes } from "./meters.js";
+import { Pace } from "./pace.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { deleteChat, loadChat, newChat, loadSetting, loadApiKey, remember, saveApiKey, saveChat } from "./store.js";
+import { deleteChat, hasChat, loadApiKey, loadChat, loadSetting, newChat, remember, saveApiKey, saveChat, setAside } from "./store.js";
 import { Thread } from "./thread.js";
 
 const SAVE_EVERY_MS = 1000;
@@ -38,7 +39,7 @@ class App {
     addEventListener("pagehide", () => this.#leave());
     addEventListener("pageshow", () => (this.#leaving = false));
     addEventListener("storage", () => this.#sidebar.show(this.#chat.id));
-    this.#open(loadChat(loadSetting("current", "")) ?? newChat());
+    this.#openStored(loadSetting("current", ""));
     this.#composer.focusIfTyping();
     await this.#connect();
   }
@@ -77,10 +78,8 @@ class App {
   }
 
   openChat(id) {
-    const chat = loadChat(id);
-    if (!chat) deleteChat(id);
     this.stop();
-    this.#open(chat ?? newChat());
+    this.#openStored(id);
     this.#sidebar.open(false);
   }
 
@@ -92,6 +91,19 @@ class App {
     this.#thread.show(chat.messages);
     this.#sidebar.show(chat.id);
     this.#showContext();
+  }
+
+  /** Open a stored chat, a new one where there is none; one that cannot be shown is set aside and named. */
+  #openStored(id) {
+    const report = (title) => this.#composer.showError("setAside", { name: title });
+    const chat = loadChat(id, report);
+    try {
+      if (!chat) deleteChat(id);
+      this.#open(chat ?? newChat());
+    } catch {
+      report(setAside(id));
+      this.#open(newChat());
+    }
   }
 
   #push(message) {
@@ -139,26 +151,23 @@ class App {
     else if (!message.error && this.#models.length === 0) this.#connect();
   }
 
-  /** Render a streaming answer at most once a frame, update its clock every second, and save it now and then. */
+  /** Render a streaming answer as it grows, update its clock every second, and save it now and then. */
   #paint(message) {
     const began = performance.now();
-    let [frame, saved] = [0, began];
-    const show = () => {
-      frame = 0;
-      this.#thread.update(message, performance.now() - began);
-    };
-    const clock = setInterval(show, SAVE_EVERY_MS);
-    show();
+    let saved = began;
+    const pace = new Pace(() => this.#thread.update(message, performance.now() - began));
+    const clock = setInterval(() => pace.ask(), SAVE_EVERY_MS);
+    pace.ask();
     return {
       changed: (chat) => {
-        frame ||= requestAnimationFrame(show);
+        pace.ask();
         if (performance.now() - saved < SAVE_EVERY_MS) return;
         saved = performance.now();
         this.#save(chat);
       },
       end: () => {
         clearInterval(clock);
-        cancelAnimationFrame(frame);
+        pace.end();
         this.#thread.update(message, null);
       },
     };
@@ -172,7 +181,7 @@ class App {
 
   #save(chat) {
     if (this.#leaving) return;
-    if (!chat.messages.length || (chat !== this.#chat && !loadChat(chat.id))) return; // deleted while it was answered
+    if (!chat.messages.length || (chat !== this.#chat && !hasChat(chat.id))) return; // deleted while it was answered
     if (!saveChat(chat)) this.#composer.showError("storageFull");
     this.#sidebar.show(this.#chat.id);
   }

@@ -4,7 +4,9 @@
 // headings), two spaces nest a list item, and HTML is text.
 
 const MAX_DEPTH = 16;
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
+const MAX_COLUMNS = 200; // a wider table stays text
+const MAX_LANGUAGE = 40;
+const FENCE = /^ {0,3}(`{3,}|~{3,})/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -60,18 +62,26 @@ function special(lines, at, depth) {
 }
 
 function fence(lines, at) {
-  const open = FENCE.exec(lines[at]);
-  if (!open) return null;
-  const [mark, margin] = [open[1], indent(lines[at])];
+  const mark = opensFence(lines[at]);
+  if (!mark) return null;
+  const margin = indent(lines[at]);
+  const info = lines[at].trim().slice(mark.length).trim();
+  const [language] = info.slice(0, MAX_LANGUAGE).split(/\s/);
   const body = [];
   let next = at + 1;
   for (; next < lines.length; next++) {
     const trimmed = lines[next].trim();
     const closes = trimmed.length >= mark.length && trimmed === mark[0].repeat(trimmed.length) && indent(lines[next]) < 4;
-    if (closes) return [{ kind: "code", language: open[2], text: body.join("\n") }, next + 1];
+    if (closes) return [{ kind: "code", language, info, text: body.join("\n") }, next + 1];
     body.push(dedent(lines[next], margin));
   }
-  return [{ kind: "code", language: open[2], text: body.join("\n") }, next];
+  return [{ kind: "code", language, info, text: body.join("\n") }, next];
+}
+
+/** The mark of a fence that begins in a line; null where a backtick follows it, which makes it code in a line. */
+function opensFence(line) {
+  const found = FENCE.exec(line);
+  return found && !line.includes("`", found[0].length) ? found[1] : null;
 }
 
 function formula(lines, at) {
@@ -166,14 +176,16 @@ function table(lines, at) {
   const rule = lines[at + 1];
   if (!lines[at].includes("|") || !rule || !rule.includes("-")) return null;
   const [head, marks] = [cells(lines[at]), cells(rule)];
-  if (head.length !== marks.length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
+  if (head.length > MAX_COLUMNS || head.length !== marks.length || !marks.every((mark) => /^:?-+:?$/.test(mark))) return null;
   if (marks.length === 1 && !rule.includes("|")) return null;
   const sides = marks.map((m) => (m.endsWith(":") ? (m.startsWith(":") ? "center" : "right") : "left"));
   const rows = [];
   let next = at + 2;
   for (; next < lines.length && !blank(lines[next]) && lines[next].includes("|"); next++) {
-    const row = cells(lines[next]).slice(0, head.length);
-    rows.push([...row, ...Array(head.length - row.length).fill("")]);
+    const row = cells(lines[next]);
+    if (row.length > head.length) row.push(row.splice(head.length - 1).join(" | ")); // the last column has the rest
+    const missing = 2 * row.length < head.length ? 0 : head.length - row.length; // a row far too short stays so
+    rows.push([...row, ...Array(missing).fill("")]);
   }
   return [{ kind: "table", head, sides, rows }, next];
 }
@@ -183,7 +195,7 @@ function indented(lines, at, depth) {
   let next = at;
   const body = [];
   while (next < lines.length && (blank(lines[next]) || indent(lines[next]) >= 4)) body.push(dedent(lines[next++], 4));
-  return [{ kind: "code", language: "", text: trimmed(body).join("\n") }, next];
+  return [{ kind: "code", language: "", info: "", text: trimmed(body).join("\n") }, next];
 }
 
 /** Whether a line begins a block that may stand right under a paragraph. */
@@ -193,7 +205,7 @@ function starts(lines, at, depth) {
   const item = marker(line, depth);
   const interrupts = item && !blank(item.text) && (!item.ordered || item.number === 1);
   return Boolean(
-    FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || interrupts || formula(lines, at) || table(lines, at),
+    opensFence(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || interrupts || formula(lines, at) || table(lines, at),
   );
 }
 

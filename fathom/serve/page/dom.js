@@ -1,5 +1,6 @@
 // Helpers for building DOM nodes. Text is always set as text: nothing on this page parses HTML.
 
+/** An element. A child is a node, a text, null, or an array of such of any length. */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -7,8 +8,14 @@ export function el(tag, attributes = {}, ...children) {
     if (typeof value === "function") node.addEventListener(name, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  fill(node, children);
   return node;
+}
+
+/** Make `children` all that a node holds; one by one, since a call takes only so many arguments. */
+export function fill(node, children) {
+  node.replaceChildren();
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
 }
 
 export const byId = (id) => document.getElementById(id);

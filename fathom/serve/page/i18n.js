@@ -107,6 +107,7 @@ const ENGLISH = {
   retryIn: "Try again in {seconds} s",
   noScript: "This page needs JavaScript.",
   storageFull: "This browser's storage is full: images of this conversation are not kept. Delete old conversations.",
+  setAside: "The stored conversation “{name}” cannot be read and was set aside. “Delete all” removes it.",
   errorUnreachable: "The server cannot be reached. Check that it is running.",
   errorUnauthorized: "The server asks for a valid key.",
   errorBusy: "The server is busy: its queue is full.",
@@ -225,6 +226,7 @@ const CHINESE = {
   retryIn: "{seconds} 秒后可重试",
   noScript: "此页面需要 JavaScript。",
   storageFull: "浏览器存储已满：此对话的图片不会被保存。请删除旧对话。",
+  setAside: "已保存的对话“{name}”无法读取，已搁置。“全部删除”会将其移除。",
   errorUnreachable: "无法连接服务器。请确认它正在运行。",
   errorUnauthorized: "服务器需要有效的密钥。",
   errorBusy: "服务器繁忙：队列已满。",
@@ -247,7 +249,7 @@ export const language = () => current;
 
 /** The language to begin with: the one chosen here before, else the browser's. */
 export function preferredLanguage(chosen, browser) {
-  if (chosen in LANGUAGES) return chosen;
+  if (Object.hasOwn(LANGUAGES, chosen)) return chosen;
   return browser.toLowerCase().startsWith("zh") ? "zh" : "en";
 }
 

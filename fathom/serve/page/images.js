@@ -2,7 +2,7 @@
 import { byId, el, icon } from "./dom.js";
 import { name } from "./i18n.js";
 
-const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
+export const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const MAX_BYTES = 5 * 1024 * 1024;
 const MAX_IMAGES = 4;
 

@@ -4,12 +4,15 @@ import { el } from "./dom.js";
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
-const BARE_URL = /https?:\/\/[^\s<>"`\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]+/y;
+const MAX_NESTED = 4; // labels within labels
+const MAX_EMPHASIS = 16; // emphasis within emphasis
+const BARE_URL = /https?:\/\/[^\s<>"`\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]{1,2048}/y;
 const ENTITY = /&(#39|[a-z]{2,4});/y;
-const ANGLED = /<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>/iy;
+const ANGLED = /<([a-z][a-z0-9+.-]{1,31}:[^\s<>]{0,2048})>/iy;
 const BREAK = /<br ?\/?>/iy;
-const TARGET = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
-const LINK_INSIDE = /(?:^|[^!])\[[^[\]]*\]\(/;
+const SPACES = /\s*/y;
+const ADDRESS = /<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\([^\s()]{0,2048}\)){0,2048})/y;
+const TITLE = /"[^"]{0,2048}"|'[^']{0,2048}'/y;
 const DOLLARS = /\$(?=[^\s$\d])([^$\n]{0,199}[^\s$\\])?\$(?!\d)/y;
 const MATH = { "\\(": "\\)", "\\[": "\\]", $$: "$$" };
 
@@ -22,11 +25,9 @@ export function safeAddress(raw) {
   }
 }
 
-export function renderInline(text, inLink = false) {
-  const scan = new Scanner(text, inLink);
-  const fragment = document.createDocumentFragment();
-  fragment.append(...pairEmphasis(scan.items()).map(asNode));
-  return fragment;
+/** The nodes of a text; `depth` counts the links whose label it is part of. */
+export function renderInline(text, depth = 0) {
+  return pairEmphasis(new Scanner(text, depth).items()).map(asNode);
 }
 
 const asNode = (item) => item.node ?? document.createTextNode(item.text ?? item.mark.repeat(item.count));
@@ -36,15 +37,16 @@ class Scanner {
   #at = 0;
   #plain = "";
   #items = [];
-  #inLink;
+  #depth;
   #brackets;
+  #links;
   #ticks;
   #unclosed = new Set();
 
-  constructor(text, inLink) {
+  constructor(text, depth) {
     this.#text = text;
-    this.#inLink = inLink;
-    this.#brackets = matchBrackets(text);
+    this.#depth = depth;
+    [this.#brackets, this.#links] = matchBrackets(text);
     this.#ticks = matchTicks(text);
   }
 
@@ -129,7 +131,11 @@ class Scanner {
     let end = this.#at;
     while (this.#text[end] === mark) end++;
     const count = end - this.#at;
-    if (mark === "~" && count > 2) return false;
+    if (mark === "~" && count > 2) {
+      this.#plain += mark.repeat(count);
+      this.#at = end;
+      return true;
+    }
     this.#flush();
     this.#items.push({ mark, count, ...flanks(mark, this.#text[this.#at - 1], this.#text[end]) });
     this.#at = end;
@@ -139,14 +145,14 @@ class Scanner {
   /** [label](address); an image becomes a link to it, since the page loads nothing from elsewhere. */
   #link(bang) {
     const close = this.#brackets.get(this.#at + bang);
-    if (close === undefined || (this.#inLink && !bang)) return false;
-    TARGET.lastIndex = close + 1;
-    const found = TARGET.exec(this.#text);
-    const address = found && safeAddress((found[1] ?? found[2]).replace(/\\([!-/:-@[-`{-~])/g, "$1"));
-    const label = this.#text.slice(this.#at + bang + 1, close);
-    if (!address || LINK_INSIDE.test(label)) return false;
-    if (this.#inLink) return this.#add(renderInline(label, true), TARGET.lastIndex);
-    return this.#add(anchor(address, label ? renderInline(label, true) : address), TARGET.lastIndex);
+    if (close === undefined || (this.#depth && !bang)) return false;
+    const from = this.#at + bang + 1;
+    const [raw, next, title] = target(this.#text, close + 1) ?? [];
+    const address = next && safeAddress(raw.replace(/\\([!-/:-@[-`{-~])/g, "$1"));
+    if (!address || hasWithin(this.#links, from, close)) return false;
+    const label = this.#text.slice(from, close);
+    const nodes = this.#depth < MAX_NESTED ? renderInline(label, this.#depth + 1) : [document.createTextNode(label)];
+    return this.#add(this.#depth ? el("span", { title: address }, nodes) : anchor(address, label ? nodes : address, title), next);
   }
 
   #lineBreak() {
@@ -155,20 +161,20 @@ class Scanner {
 
   #angled() {
     const found = this.#match(ANGLED);
-    if (!found || this.#inLink || !safeAddress(found[1])) return false;
+    if (!found || this.#depth || !safeAddress(found[1])) return false;
     return this.#add(anchor(found[1], found[1]), ANGLED.lastIndex);
   }
 
   #entity() {
     const found = this.#match(ENTITY);
-    if (!found || !(found[1] in ENTITIES)) return false;
+    if (!found || !Object.hasOwn(ENTITIES, found[1])) return false;
     this.#plain += ENTITIES[found[1]];
     this.#at = ENTITY.lastIndex;
     return true;
   }
 
   #bare() {
-    if (this.#inLink || /[\w/]/.test(this.#text[this.#at - 1] ?? " ")) return false;
+    if (this.#depth || /[\w/]/.test(this.#text[this.#at - 1] ?? " ")) return false;
     const found = this.#match(BARE_URL);
     if (!found) return false;
     const address = withoutTail(found[0]);
@@ -184,28 +190,72 @@ class Scanner {
   }
 }
 
-const anchor = (href, label) => el("a", { href, target: "_blank", rel: "noopener noreferrer" }, label);
+/** A link; behind words of the model's own stands where it really goes. */
+function anchor(address, label, title = "") {
+  const { host, pathname, username, href } = new URL(address);
+  const isPlain = label === address && address.includes(host) && !username && !/\p{Cf}/u.test(address);
+  const to = { "data-to": isPlain ? null : host || pathname, title: `${href} ${title}` };
+  return el("a", { href: address, target: "_blank", rel: "noopener noreferrer", ...to }, label);
+}
+
+/** Read (address "title") from a place; return the address, where the text goes on and the title, or null. */
+function target(text, at) {
+  const read = (pattern, from) => {
+    pattern.lastIndex = from;
+    return pattern.exec(text);
+  };
+  const spaces = (from) => from + read(SPACES, from)[0].length;
+  if (text[at] !== "(") return null;
+  const start = spaces(at + 1);
+  const found = read(ADDRESS, start);
+  const end = start + found[0].length;
+  let next = spaces(end);
+  const title = next > end && read(TITLE, next);
+  if (title) next = spaces(next + title[0].length);
+  return text[next] === ")" ? [found[1] ?? found[2], next + 1, title ? title[0].slice(1, -1) : ""] : null;
+}
 
 function withoutTail(address) {
+  const count = (mark) => address.split(mark).length;
+  const opened = count("(");
+  let closed = count(")");
   let end = address.length;
   for (; end > 0; end--) {
     const last = address[end - 1];
-    const body = address.slice(0, end);
-    if (last === ")" && body.split("(").length >= body.split(")").length) break;
+    if (last === ")" && opened >= closed--) break;
     if (!".,;:!?)]}*_~'".includes(last)) break;
   }
   return address.slice(0, end);
 }
 
+/** The closing bracket of each opening one, and where links begin whose labels have no brackets. */
 function matchBrackets(text) {
   const pairs = new Map();
+  const links = [];
   const open = [];
+  let last = -1; // the bracket before
   for (let i = 0; i < text.length; i++) {
     if (text[i] === "\\") i++;
-    else if (text[i] === "[") open.push(i);
-    else if (text[i] === "]" && open.length) pairs.set(open.pop(), i);
+    else if (text[i] === "[") open.push((last = i));
+    else if (text[i] === "]") {
+      const start = open.pop();
+      if (start !== undefined) pairs.set(start, i);
+      if (start === last && text[i + 1] === "(" && text[start - 1] !== "!") links.push(start);
+      last = i;
+    }
   }
-  return pairs;
+  return [pairs, links];
+}
+
+/** Whether one of the ascending `places` is in [from, to). */
+function hasWithin(places, from, to) {
+  let [low, high] = [0, places.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (places[middle] < from) low = middle + 1;
+    else high = middle;
+  }
+  return places[low] < to;
 }
 
 function matchTicks(text) {
@@ -233,32 +283,45 @@ function flanks(mark, before = "", after = "") {
   return { opens: left && (!right || border(before, spaceBefore)), closes: right && (!left || border(after, spaceAfter)) };
 }
 
-/** Turn runs of marks into nested elements (the delimiter algorithm of CommonMark, section 6.2). */
+/** Turn runs of marks into nested elements (the delimiter algorithm of CommonMark, section 6.2), no deeper than MAX_EMPHASIS. */
 function pairEmphasis(items) {
+  const done = [];
   const floors = new Map(); // per kind of closer: no opener for it stands before this place
-  for (let at = 0; at < items.length; at++) {
-    const closer = items[at];
-    if (!closer.closes) continue;
-    const kind = `${closer.mark}${closer.opens}${closer.count % 3}`;
-    const floor = floors.get(kind) ?? 0;
-    let from = at - 1;
-    while (from >= floor && !mayPair(items[from], closer)) from--;
-    if (from < floor) {
-      floors.set(kind, at);
-      continue;
+  let closed = 0; // nor any at all before this one
+  for (const closer of items) {
+    while (closer.closes && closer.count) {
+      const kind = `${closer.mark}${closer.opens}${closer.count % 3}`;
+      const floor = Math.max(floors.get(kind) ?? 0, closed);
+      let from = done.length - 1;
+      while (from >= floor && !mayPair(done[from], closer)) from--;
+      if (from < floor) {
+        floors.set(kind, done.length);
+        break;
+      }
+      const inside = done.splice(from + 1);
+      const depth = 1 + inside.reduce((most, item) => Math.max(most, item.depth ?? 0), 0);
+      if (depth > MAX_EMPHASIS) {
+        for (const item of inside) done.push(item);
+        closed = done.length;
+        break;
+      }
+      wrap(done, closer, inside, depth);
+      for (const [key, value] of floors) floors.set(key, Math.min(value, from + 1));
     }
-    const opener = items[from];
-    const width = closer.mark === "~" ? closer.count : Math.min(opener.count, closer.count, 2);
-    const tag = closer.mark === "~" ? "del" : width === 2 ? "strong" : "em";
-    const node = el(tag, {}, ...items.slice(from + 1, at).map(asNode));
-    opener.count -= width;
-    closer.count -= width;
-    const replaced = [opener.count ? opener : null, { node }, closer.count ? closer : null].filter(Boolean);
-    items.splice(from, at - from + 1, ...replaced);
-    for (const [key, value] of floors) floors.set(key, Math.min(value, from + 1));
-    at = from + replaced.length - (closer.count ? 2 : 1);
+    if (!closer.mark || closer.count) done.push(closer);
   }
-  return items;
+  return done;
+}
+
+/** Replace the opener at the end of `done` and what is `inside` by an element. */
+function wrap(done, closer, inside, depth) {
+  const opener = done.at(-1);
+  const width = closer.mark === "~" ? closer.count : Math.min(opener.count, closer.count, 2);
+  const tag = closer.mark === "~" ? "del" : width === 2 ? "strong" : "em";
+  opener.count -= width;
+  closer.count -= width;
+  if (!opener.count) done.pop();
+  done.push({ node: el(tag, {}, inside.map(asNode)), depth });
 }
 
 function mayPair(opener, closer) {

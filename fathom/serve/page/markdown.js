@@ -1,36 +1,48 @@
 // Markdown as DOM nodes, and a view of a streaming text that renders only its last block again.
 import { parseBlocks } from "./blocks.js";
-import { copyText, el, icon } from "./dom.js";
+import { copyText, el, fill, icon } from "./dom.js";
 import { colour } from "./highlight.js";
 import { say } from "./i18n.js";
 import { renderInline } from "./inline.js";
 
 const COPIED_MS = 1500;
+const MAX_CHARS = 300_000; // a longer text is shown as it is
 
 export class MarkdownView {
   #root;
   #done = 0; // characters of the text whose blocks can no longer change
   #kept = 0; // and how many nodes show them
+  #nodes = []; // one per block
+  #plain = false; // shown as it is, without Markdown
 
   constructor(root) {
     this.#root = root;
   }
 
-  /** Show `source`, which begins with what was shown before. */
+  /** Show `source`, which begins with what was shown before; as plain text where rendering fails. */
   update(source) {
+    this.#plain ||= source.length > MAX_CHARS;
+    try {
+      if (!this.#plain) this.#render(source);
+    } catch {
+      this.#plain = true;
+    }
+    if (this.#plain) this.#root.replaceChildren(el("p", { class: "plain" }, source));
+  }
+
+  #render(source) {
     const text = source.replace(/\r\n?/g, "\n");
     const lines = text.slice(this.#done).split("\n");
     const blocks = parseBlocks(lines);
     blocks.forEach((block, i) => this.#place(this.#kept + i, block));
-    const shown = this.#root.children;
-    while (shown.length > this.#kept + blocks.length) shown[shown.length - 1].remove();
+    while (this.#nodes.length > this.#kept + blocks.length) this.#nodes.pop().remove();
     this.#settle(lines, blocks);
   }
 
   #place(index, block) {
-    const old = this.#root.children[index];
+    const old = this.#nodes[index];
     if (old && refreshCode(old, block)) return;
-    const node = renderBlock(block);
+    const node = (this.#nodes[index] = renderBlock(block));
     if (old) old.replaceWith(node);
     else this.#root.append(node);
   }
@@ -61,7 +73,7 @@ function renderBlock(block, tight = false) {
     case "rule":
       return el("hr");
     case "quote":
-      return el("blockquote", {}, ...block.blocks.map((part) => renderBlock(part)));
+      return el("blockquote", {}, block.blocks.map((part) => renderBlock(part)));
     case "list":
       return renderList(block);
     case "table":
@@ -81,21 +93,21 @@ function renderList({ ordered, number, items, loose }) {
 
 function renderItem(parts, loose) {
   const task = parts[0]?.kind === "paragraph" && /^\[([ xX])\] /.exec(parts[0].text);
-  if (!task) return el("li", {}, ...parts.map((part) => renderBlock(part, !loose)));
+  if (!task) return el("li", {}, parts.map((part) => renderBlock(part, !loose)));
   const [first, ...others] = parts;
   const box = el("input", { type: "checkbox", disabled: true, checked: task[1] !== " " });
   const rest = { ...first, text: first.text.slice(4) };
-  return el("li", { class: "task" }, box, ...[rest, ...others].map((part) => renderBlock(part, !loose)));
+  return el("li", { class: "task" }, box, [rest, ...others].map((part) => renderBlock(part, !loose)));
 }
 
 function renderTable({ head, sides, rows }) {
-  const row = (tag, cells) => el("tr", {}, ...cells.map((cell, i) => el(tag, { class: sides[i] }, renderInline(cell))));
-  const table = el("table", {}, el("thead", {}, row("th", head)), el("tbody", {}, ...rows.map((cells) => row("td", cells))));
+  const row = (tag, cells) => el("tr", {}, cells.map((cell, i) => el(tag, { class: sides[i] }, renderInline(cell))));
+  const table = el("table", {}, el("thead", {}, row("th", head)), el("tbody", {}, rows.map((cells) => row("td", cells))));
   return el("div", { class: "wide", tabindex: "0" }, table);
 }
 
-function renderCode({ language, text }) {
-  const code = el("code", {}, ...colour(text, language));
+function renderCode({ language, info, text }) {
+  const code = el("code", {}, colour(text, language));
   const button = el("button", { type: "button", class: "quiet copy-code" }, icon("copy"));
   const caption = say(el("span"), "copy");
   button.append(caption);
@@ -103,14 +115,14 @@ function renderCode({ language, text }) {
     say(caption, (await copyText(code.textContent)) ? "copied" : "copyFailed");
     setTimeout(() => say(caption, "copy"), COPIED_MS);
   });
-  const bar = el("figcaption", {}, el("span", { class: "language" }, language), button);
+  const bar = el("figcaption", {}, el("span", { class: "language" }, info), button);
   return el("figure", { class: "code", "data-language": language }, bar, el("pre", { tabindex: "0" }, code));
 }
 
 /** Change the code inside a figure that is already shown, so that its scroll position and button live on. */
 function refreshCode(node, block) {
-  if (block.kind !== "code" || !node.matches("figure.code") || node.dataset.language !== block.language) return false;
+  if (block.kind !== "code" || !node.matches("figure.code") || node.querySelector(".language").textContent !== block.info) return false;
   const code = node.querySelector("code");
-  if (code.textContent !== block.text) code.replaceChildren(...colour(block.text, block.language));
+  if (code.textContent !== block.text) fill(code, colour(block.text, block.language));
   return true;
 }

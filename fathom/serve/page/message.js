@@ -144,7 +144,7 @@ export class AnswerView {
   #conclude() {
     const { error, finish } = this.#message;
     if (error) return this.#fail(error);
-    const note = NOTES[finish ?? "interrupted"];
+    const note = Object.hasOwn(NOTES, finish ?? "interrupted") && NOTES[finish ?? "interrupted"];
     this.#note.replaceChildren(...(note ? [say(el("p"), note)] : []));
   }
 

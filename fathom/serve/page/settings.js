@@ -14,8 +14,21 @@ const FIELDS = {
 };
 const EMPTY = { system: "", thinking: "auto" };
 
+const THINKING = ["auto", "on", "off"];
+
+/** Stored settings, those that this page could have made. */
+function checked({ system, thinking, ...stored }) {
+  const values = { ...EMPTY };
+  if (typeof system === "string") values.system = system;
+  if (THINKING.includes(thinking)) values.thinking = thinking;
+  for (const [field, { min, max }] of Object.entries(FIELDS)) {
+    if (typeof stored[field] === "number" && stored[field] >= min && stored[field] <= max) values[field] = stored[field];
+  }
+  return values;
+}
+
 export class Settings {
-  #values = { ...EMPTY, ...loadSetting("settings", {}) };
+  #values = checked(loadSetting("settings", {}));
   #inputs = new Map();
   #system = byId("system");
   #thinking = byId("thinking-choice");

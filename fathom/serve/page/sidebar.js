@@ -1,7 +1,7 @@
 // The list of conversations, beside the thread on wide screens and over it on narrow ones.
 import { byId, el, icon } from "./dom.js";
 import { name, say, t } from "./i18n.js";
-import { deleteAllChats, deleteChat, listChats } from "./store.js";
+import { deleteAllChats, deleteChat, hasAside, listChats } from "./store.js";
 
 export class Sidebar {
   #node = byId("sidebar");
@@ -56,6 +56,6 @@ export class Sidebar {
       return el("li", {}, go, name(button, "deleteChat", { title: title || { key: "untitled" } }));
     });
     byId("chats").replaceChildren(...items);
-    byId("delete-all").hidden = items.length === 0;
+    byId("delete-all").hidden = items.length === 0 && !hasAside();
   }
 }

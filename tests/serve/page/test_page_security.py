@@ -1,0 +1,298 @@
+"""The page with any answer and any storage: it starts, stays inert under its own policy, and takes linear time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.serve.page.hostile_answers import CHECK, check_arguments, make_answer
+from tests.serve.page.scripted import Script, delta, end
+
+pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+
+from playwright.sync_api import Browser, Page, expect
+
+from tests.serve.page.pages import Visit, answered, ask, watched
+
+ANSWERS = 300
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Browser, scripted: tuple[Script, str]) -> Iterator[Page]:
+    """One page for all that only renders."""
+    with watched(browser, scripted[1]) as page:
+        dialogs: list[str] = []
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        yield page
+        assert dialogs == []
+
+
+def test_hundreds_of_hostile_answers_stay_inert_and_whole(shared: Page) -> None:
+    rng = random.Random(16)
+    faulty = {}
+    for _ in range(ANSWERS):
+        answer = make_answer(rng)
+        if faults := shared.evaluate(CHECK, check_arguments(answer)):
+            faulty[answer] = faults
+    assert faulty == {}
+    assert shared.evaluate("window.violations") == []
+
+
+def test_hostile_answers_stream_in_as_they_end(page: Page, script: Script) -> None:
+    rng = random.Random(5)
+    for index in range(6):
+        answer = make_answer(rng)
+        cuts = sorted(rng.choices(range(len(answer) + 1), k=30))
+        pieces = [answer[a:b] for a, b in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
+        script.answers.append([*(delta(content=piece) for piece in pieces), *end()])
+        ask(page, f"Question {index}")
+        expect(page.locator(".answer")).to_have_count(index + 1)
+        expect(page.locator(".answer").last).to_have_attribute("aria-busy", "false")
+        same = page.evaluate(
+            """async (text) => {
+                const { renderMarkdown } = await import("/page/markdown.js");
+                const shown = [...document.querySelectorAll(".answer > .prose")].at(-1);
+                return shown.innerHTML === renderMarkdown(text).innerHTML;
+            }""",
+            answer.lstrip(),
+        )
+        assert same, answer
+
+
+GROWING = {
+    "stars": "'*a '.repeat(n / 3)",
+    "emphasis": "'*a* '.repeat(n / 4)",
+    "nested emphasis": "'*_'.repeat(n / 4) + 'a' + '_*'.repeat(n / 4)",
+    "underscores": "'_a'.repeat(n / 2)",
+    "tildes": "'a' + '~'.repeat(n)",
+    "backticks": "'a' + '`'.repeat(n)",
+    "a fence with a backtick": "'```' + 'a'.repeat(n) + '`'",
+    "brackets": "'['.repeat(n)",
+    "open links": "'[a]('.repeat(n / 4)",
+    "spaces in a link": "'[a](' + ' '.repeat(n)",
+    "parentheses in a link": "'[a](' + '(b)'.repeat(n / 3)",
+    "nested links": "'['.repeat(n / 12) + 'a' + '](http://x)'.repeat(n / 12)",
+    "nested images": "'!['.repeat(n / 13) + 'a' + '](http://x)'.repeat(n / 13)",
+    "an address that ends in parentheses": "'https://a.org/' + ')'.repeat(n)",
+    "addresses that are none": "'https://a:b:'.repeat(n / 12)",
+    "angles": "'<a:'.repeat(n / 3)",
+    "HTML": "'<b x=y>'.repeat(n / 8)",
+    "formulas": "'$$\\n'.repeat(n / 3)",
+    "dollars": "'$a '.repeat(n / 3)",
+    "quotes": "'> '.repeat(n / 2) + 'x'",
+    "quoted lines": "'> a\\n'.repeat(n / 4)",
+    "items": "'- a\\n'.repeat(n / 4)",
+    "items in one line": "'- '.repeat(n / 2) + 'x'",
+    "headings": "'# a\\n'.repeat(n / 4)",
+    "lines": "'a\\n'.repeat(n / 2)",
+    "columns": "'|a'.repeat(n / 4) + '|\\n' + '|-'.repeat(n / 4) + '|\\n'",
+    "short rows": "'|a'.repeat(150) + '|\\n' + '|-'.repeat(150) + '|\\n' + '|\\n'.repeat(n / 2)",
+    "one word": "'x'.repeat(n)",
+    "entities": "'&amp;'.repeat(n / 5)",
+}
+
+
+MEASURE = """async (texts) => {
+    const { renderMarkdown } = await import("/page/markdown.js");
+    const once = (text) => {
+        const began = performance.now();
+        renderMarkdown(text);
+        return performance.now() - began;
+    };
+    return texts.map((text) => Math.min(once(text), once(text)));
+}"""
+
+
+def grown(case: str, n: int) -> str:
+    """Return the text of a case at a size; the expressions are JavaScript's, and few."""
+    total = []
+    for part in case.split(" + "):
+        literal, _, times = part.partition(".repeat(")
+        text = json.loads('"' + literal.strip("'") + '"')
+        count = times.rstrip(")")
+        divisor = int(count.partition("/ ")[2] or 1) if count.startswith("n") else None
+        total.append(text if not times else text * (n // divisor if divisor else int(count)))
+    return "".join(total)
+
+
+def test_time_grows_as_the_text_does(shared: Page) -> None:
+    """Eight times the text takes less than 24 times as long; with a quadratic step it takes 64 times."""
+    small, large = 10_000, 80_000
+    slow = {}
+    for name, case in GROWING.items():
+        texts = [grown(case, small), grown(case, large)]
+        assert len(texts[1]) > 7 * len(texts[0]) or name == "short rows"
+        best = [float("inf"), float("inf")]
+        for _ in range(6):  # a busy machine may be slow for a while; a quadratic step is so always
+            best = [min(pair) for pair in zip(best, shared.evaluate(MEASURE, texts), strict=True)]
+            if best[1] <= 24 * max(best[0], 5.0):
+                break
+        else:
+            slow[name] = best
+    assert slow == {}
+
+
+def test_a_text_beyond_any_size_is_shown_as_it_is(shared: Page) -> None:
+    for text in ("x" * 1_000_000, "*a* " * 250_000, "\n# a" * 200_000):
+        shown = shared.evaluate(
+            """async (text) => {
+                const { renderMarkdown } = await import("/page/markdown.js");
+                const root = renderMarkdown(text);
+                return [root.textContent === text, root.querySelectorAll("*").length];
+            }""",
+            text,
+        )
+        assert shown == [True, 1]
+
+
+def test_an_answer_that_cannot_be_rendered_is_shown_as_text(page: Page, script: Script) -> None:
+    page.evaluate(
+        """() => {
+            const real = document.createElement.bind(document);
+            document.createElement = (tag) => { if (tag === "strong") throw new Error("broken"); return real(tag); };
+        }"""
+    )
+    script.text("One **two**", " three\n\n", "# four")
+    ask(page, "Go")
+    answered(page, "three")
+    assert page.locator(".answer > .prose").text_content() == "One **two** three\n\n# four"
+    script.text("Fine *again*.")
+    ask(page, "Go on")
+    answered(page, "Fine again.")
+    expect(page.locator(".answer").last.locator("em")).to_have_text("again")
+
+
+def test_words_of_a_link_cannot_hide_where_it_goes(shared: Page) -> None:
+    cases = {
+        "[https://bank.example](https://evil.example/x)": "evil.example",
+        "[a \u202eknil\u2066](https://evil.example)": "evil.example",
+        "https://bank.example@evil.example/": "evil.example",
+        "https://\u0430pple.example/": "xn--pple-43d.example",
+        "[write](mailto:a@b.example)": "a@b.example",
+        "https://plain.example/a": None,
+        "<https://plain.example/a>": None,
+    }
+    found = shared.evaluate(
+        """async (texts) => {
+            const { renderMarkdown } = await import("/page/markdown.js");
+            return texts.map((text) => renderMarkdown(text).querySelector("a").getAttribute("data-to"));
+        }""",
+        list(cases),
+    )
+    assert dict(zip(cases, found, strict=True)) == cases
+
+
+GOOD = {"id": "good", "title": "Good", "updated": 5, "messages": [{"role": "user", "content": "hi", "images": []}]}
+POLLUTED = '{"id": "bad", "title": "Bad", "__proto__": {"owned": 1}, "constructor": 1, "messages": %s}'
+BROKEN: list[Any] = [
+    '{"messages": [null]}',
+    '{"messages": [{"role": "system", "content": "x"}]}',
+    '{"messages": [{"role": "user", "content": {"a": 1}}]}',
+    '{"messages": [[[]]]}',
+    '{"messages": {"length": 3}}',
+    "[]",
+    '"text"',
+    "{",
+    "null",
+    "17",
+    "[" * 50_000,
+    POLLUTED % "[3]",
+]
+
+
+@pytest.mark.parametrize("stored", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_conversation_is_set_aside_and_named(visit: Visit, script: Script, stored: str) -> None:
+    page = visit()
+    index = [{"id": "bad", "title": "The bad one", "updated": 9}, {"id": "good", "title": "Good", "updated": 5}]
+    store(page, {"fathom.chat.bad": stored, "fathom.chat.good": json.dumps(GOOD), "fathom.chats": json.dumps(index)})
+    store(page, {"fathom.current": '"bad"'})
+    page.reload()
+    expect(page.locator("#composer-error")).to_contain_text("“The bad one” cannot be read and was set aside")
+    expect(page.locator("#chats .chat")).to_have_text(["Good"])
+    assert page.evaluate("localStorage.getItem('fathom.aside.bad')") == stored
+    page.get_by_role("button", name="Good", exact=True).click()
+    expect(page.locator(".bubble")).to_have_text("hi")
+    script.text("Works.")
+    ask(page, "And now?")
+    answered(page, "Works.")
+    assert page.evaluate("({}).owned") is None
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#delete-all")
+    kept = "Object.keys(localStorage).filter((key) => /^fathom\\.(chat|aside)/.test(key))"
+    assert page.evaluate(kept) == []
+
+
+def store(page: Page, items: dict[str, str]) -> None:
+    page.evaluate("(items) => Object.entries(items).forEach(([key, value]) => localStorage.setItem(key, value))", items)
+
+
+GARBAGE = [
+    "{",
+    "null",
+    "[]",
+    '["x"]',
+    "{}",
+    '"constructor"',
+    '"__proto__"',
+    "12345",
+    "true",
+    '{"__proto__": {"owned": 1}}',
+    '{"temperature": "x", "seed": 1e300, "system": {}, "thinking": "constructor", "top_k": -5}',
+    '[null, {}, {"id": {}, "title": 3, "updated": "x"}, {"id": "x"}]',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_the_page_starts_whatever_the_storage_holds(visit: Visit, script: Script, garbage: str) -> None:
+    page = visit()
+    names = ("chats", "current", "settings", "draft", "language", "theme", "model")
+    store(page, {f"fathom.{name}": garbage for name in names} | {"fathom.chat.good": json.dumps(GOOD)})
+    page.evaluate("(garbage) => sessionStorage.setItem('fathom.key', garbage)", garbage)
+    page.reload()
+    expect(page.locator("#model-name")).to_have_text("sounder-1b")
+    page.fill("#input", "")
+    script.text("Works.")
+    ask(page, "Go")
+    answered(page, "Works.")
+    assert not {"seed", "temperature", "top_k"} & set(script.asked[-1])
+    assert page.evaluate("({}).owned") is None
+
+
+def test_parts_of_a_message_that_are_not_of_their_type_are_left_out(visit: Visit) -> None:
+    page = visit()
+    answer = {
+        "role": "assistant",
+        "content": "**kept**",
+        "thinking": 3,
+        "firstMs": "x",
+        "tokens": {},
+        "usage": {"total_tokens": "many"},
+        "finish": "constructor",
+        "error": {"kind": "__proto__", "detail": {}, "retryAt": "never"},
+    }
+    asked = {"role": "user", "content": "q", "images": [{"url": "https://x.example/a.png"}, {"url": 3}, None]}
+    chat = {"id": "old", "title": 7, "messages": [asked, answer, {"role": "assistant", "content": "first version"}]}
+    store(page, {"fathom.chat.old": json.dumps(chat), "fathom.current": '"old"'})
+    page.evaluate("localStorage.removeItem('fathom.chats')")
+    page.reload()
+    expect(page.locator(".answer strong")).to_have_text("kept")
+    expect(page.locator(".answer").last.locator("> .prose")).to_have_text("first version")
+    assert page.locator("#turns img").count() == 0
+
+
+def test_the_page_works_without_storage_and_with_a_full_one(visit: Visit, script: Script) -> None:
+    page = visit()
+    for broken in (
+        "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }",
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })",
+    ):
+        page.add_init_script(broken)
+        page.reload()
+        script.text("Works.")
+        ask(page, "Go")
+        answered(page, "Works.")
+        expect(page.locator("#composer-error")).to_contain_text("storage is full")
