@@ -33,7 +33,7 @@ class ControlGroup:
 
     def __init__(self, parents: dict[str, Path], version: int, *, memory_bytes: int, processes: int) -> None:
         self.version = version
-        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        name = group_prefix(os.getpid()) + secrets.token_hex(8)
         self._folders = {controller: parent / name for controller, parent in parents.items()}
         self._made: list[Path] = []
         self._peak = 0
@@ -147,11 +147,16 @@ def usable_parents(root: Path = Path("/")) -> tuple[dict[str, Path], int] | None
     return found
 
 
+def group_prefix(pid: int) -> str:
+    """How the names of a process's groups begin: with its PID namespace too, since others may see the same tree."""
+    return f"{_PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-{pid}-"
+
+
 def remove_abandoned(parent: Path) -> None:
     """Remove the empty groups of processes that were killed before they could."""
-    for folder in parent.glob(f"{_PREFIX}*-*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not Path("/proc", owner).exists():
+    for folder in parent.glob(f"{_PREFIX}*-*-*"):
+        owner = folder.name.split("-")[-2]
+        if owner.isdigit() and folder.name.startswith(group_prefix(int(owner))) and not Path("/proc", owner).exists():
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

@@ -85,7 +85,7 @@ def _soon_gone(namespaces: set[str]) -> list[str]:
 def _groups_left() -> list[str]:
     usable = cgroup.usable_parents()
     parents = set(usable[0].values()) if usable else set[Path]()
-    return [str(left) for parent in parents for left in parent.glob(f"fathom-sandbox-{os.getpid()}-*")]
+    return [str(left) for parent in parents for left in parent.glob(f"{cgroup.group_prefix(os.getpid())}*")]
 
 
 def main() -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from fathom.posttrain.sandbox import cgroup
-from fathom.posttrain.sandbox.cgroup import ControlGroup, make_control_group, possible_parents, remove_abandoned
+from fathom.posttrain.sandbox.cgroup import (
+    ControlGroup,
+    group_prefix,
+    make_control_group,
+    possible_parents,
+    remove_abandoned,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux only")
 GIB = 1 << 30
@@ -154,20 +160,21 @@ if KERNEL_GROUPS:
                 assert process.wait(10.0) == -9
             assert group._pids() == set()
             group.close()
-            assert [
-                left for parent in parents.values() for left in parent.glob(f"fathom-sandbox-{os.getpid()}-*")
-            ] == []
+            assert [left for parent in parents.values() for left in parent.glob(f"{group_prefix(os.getpid())}*")] == []
 
         def test_abandoned_groups_are_removed_and_others_kept(self, parents: dict[str, Path], version: int) -> None:
             with subprocess.Popen(["true"]) as ended:
                 ended.wait()
             parent = parents["memory"]
-            abandoned, own = parent / f"fathom-sandbox-{ended.pid}-x", parent / f"fathom-sandbox-{os.getpid()}-x"
-            for folder in (abandoned, own):
+            abandoned, own = parent / f"{group_prefix(ended.pid)}x", parent / f"{group_prefix(os.getpid())}x"
+            elsewhere = parent / f"fathom-sandbox-1-{ended.pid}-x"  # another PID namespace, where it may be alive
+            for folder in (abandoned, own, elsewhere):
                 folder.mkdir()
             try:
                 remove_abandoned(parent)
                 assert not abandoned.exists()
                 assert own.exists()
+                assert elsewhere.exists()
             finally:
                 own.rmdir()
+                elsewhere.rmdir()
