@@ -143,8 +143,9 @@ class AnswersStep:
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
         _not_empty("rewards", self.rewards, "a reward to judge by")
-        for name in ("count", "samples", "keep", "max_tokens", "temperature", "top_p", "reward_timeout_seconds"):
+        for name in ("count", "samples", "keep", "max_tokens", "temperature", "top_p"):
             check.positive(name, getattr(self, name))
+        check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
         check.fraction("top_p", self.top_p)
         check.fraction("min_language", self.min_language)
 
@@ -168,7 +169,7 @@ class GrpoStep:
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
         _not_empty("rewards", self.rewards, "a reward to learn from")
-        check.positive("reward_timeout_seconds", self.reward_timeout_seconds)
+        check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
         names = [reward.name for reward in self.rewards]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -295,8 +296,9 @@ class TasksStep:
 
     def __post_init__(self) -> None:
         _not_empty("problems", self.problems, "a source of problems")
-        for name in ("count", "samples", "max_tokens", "reward_timeout_seconds"):
+        for name in ("count", "samples", "max_tokens"):
             check.positive(name, getattr(self, name))
+        check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
         check.not_negative("temperature", self.temperature)
         if self.samples > 1 and self.temperature == 0:
             raise SpecError("samples", f"{self.samples} answers at temperature 0 are all alike", "raise temperature")

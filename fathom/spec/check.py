@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 
 from fathom.errors import SpecError
 
+DAY = 86_400
 NAME_BYTES = 100
 """A name may have so many bytes of UTF-8: files are called by it, with endings of their own."""
 _DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]", re.IGNORECASE)
@@ -29,6 +30,13 @@ def count(field: str, value: int, most: int, *, least: int = 1) -> None:
     positive(field, value) if least == 1 else not_negative(field, value)
     if value > most:
         raise SpecError(field, f"{value} is beyond {most}, more than any model has", f"give at most {most}")
+
+
+def seconds(field: str, value: float) -> None:
+    """Require a time limit above zero and of at most a day, which every timer of a system can count."""
+    positive(field, value)
+    if value > DAY:
+        raise SpecError(field, f"{value:g} s are more than a day", f"give {DAY} or less")
 
 
 def not_negative(field: str, value: int | float) -> None:

@@ -10,6 +10,7 @@ from fathom.errors import SpecError
 from fathom.spec import check
 
 AccuracyMethod = Literal["auto", "exact", "math", "gym"]
+MOST_MEMORY_MIB = 1 << 24
 FormatStyle = Literal["think_answer", "think", "answer"]
 
 
@@ -72,9 +73,11 @@ class CodeReward:
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
-        check.positive("seconds", self.seconds)
+        check.seconds("seconds", self.seconds)
         if self.memory_mib < 64:
             raise SpecError("memory_mib", f"{self.memory_mib} does not hold Python itself", "give 64 or more")
+        if self.memory_mib > MOST_MEMORY_MIB:
+            raise SpecError("memory_mib", f"{self.memory_mib} is beyond any machine", f"give {MOST_MEMORY_MIB} or less")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ import pytest
 
 from fathom.errors import SpecError
 from fathom.spec import from_mapping, read_toml, to_mapping
-from fathom.spec.recipe import Recipe
+from fathom.spec.problem import SymbolicProblems
+from fathom.spec.recipe import Recipe, TasksStep
 from fathom.spec.rewards import CodeReward
 
 HEAD = 'name = "x"\n[[steps]]\nkind = "pictures"\n'
@@ -74,3 +75,19 @@ def test_leaving_the_sandbox_is_no_matter_of_a_recipe() -> None:
             from_mapping(CodeReward, {"kind": "code", "unsandboxed": odd})
     assert from_mapping(CodeReward, {"kind": "code", "unsandboxed": False}) == CodeReward()
     assert "unsandboxed" not in to_mapping(CodeReward())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"seconds": 1e300}, {"seconds": float("inf")}, {"seconds": float("nan")}, {"memory_mib": 2**62}, {"seconds": 0.0}],
+)
+def test_limits_are_ones_that_a_system_can_count(fields: dict[str, float]) -> None:
+    with pytest.raises(SpecError, match=f"^{next(iter(fields))}: "):
+        from_mapping(CodeReward, {"kind": "code", **fields})
+
+
+def test_a_reward_takes_a_day_at_most() -> None:
+    problems = (SymbolicProblems(),)
+    TasksStep(problems=problems, max_tokens=1, reward_timeout_seconds=86_400.0)
+    with pytest.raises(SpecError, match=r"reward_timeout_seconds: 86401 s are more than a day; give 86400 or less"):
+        TasksStep(problems=problems, max_tokens=1, reward_timeout_seconds=86_401.0)

@@ -199,4 +199,4 @@ class _Stage:
 
 def _kept(path: Path, key: str) -> Any:
     document = read_json(path) if path.exists() else None
-    return document if document is not None and document["key"] == key else None
+    return document if isinstance(document, dict) and document.get("key") == key else None

@@ -53,7 +53,7 @@ class Judge:
         unsandboxed: bool = False,
     ) -> None:
         check_rewards("rewards", rewards)
-        check.positive("seconds", seconds)
+        check.seconds("seconds", seconds)
         self.failures: Counter[str] = Counter()
         self._rewards = tuple(rewards)
         self._external = dict(external or {})
