@@ -8,6 +8,7 @@ sockets may have. Between two looks, 10 to 20 ms, only the limits of each proces
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,9 +122,24 @@ class ProcessWatch:
 
 def children(pid: int, proc: Path = Path("/proc")) -> list[int]:
     """The children of a process and its threads."""
+    if not _lists_children(proc):
+        return [child for child in map(int, filter(str.isdigit, os.listdir(proc))) if _parent(child, proc) == pid]
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"{proc}/{pid}/task"):
             with contextlib.suppress(OSError):
                 found += map(int, read_small(f"{proc}/{pid}/task/{task}/children").split())
     return found
+
+
+@functools.cache
+def _lists_children(proc: Path) -> bool:
+    """Whether the kernel lists children by parent, which is an option of its build; most have it."""
+    return not proc.is_dir() or (proc / "thread-self/children").exists()
+
+
+def _parent(pid: int, proc: Path) -> int | None:
+    try:
+        return int(read_small(f"{proc}/{pid}/stat").rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return None

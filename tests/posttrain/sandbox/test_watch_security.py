@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fathom.posttrain.sandbox import SandboxLimits, launch
+from fathom.posttrain.sandbox import SandboxLimits, launch, watch
 from fathom.posttrain.sandbox.launch import Sandbox
 from fathom.posttrain.sandbox.usage import Usage
 from fathom.posttrain.sandbox.watch import ProcessWatch
@@ -32,9 +32,9 @@ def watched() -> Iterator[Watched]:
         processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        watch = ProcessWatch(memory_bytes=memory_mib * MIB, file_bytes=4 * MIB)
-        watch.add(process.pid)
-        return watch
+        watching = ProcessWatch(memory_bytes=memory_mib * MIB, file_bytes=4 * MIB)
+        watching.add(process.pid)
+        return watching
 
     yield start
     for process in processes:
@@ -93,13 +93,23 @@ def test_files_in_memory_and_their_inodes_are_counted(sandbox_works: None, monke
         assert sandbox._bound._files() >= 3 * MIB + 2000 * 1024
 
 
+def test_children_are_found_where_the_kernel_does_not_list_them(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = watched(FORK.format(work="pass"))
+    listed = sorted(watching._tree())
+    monkeypatch.setattr(watch, "_lists_children", lambda proc: False)
+    assert len(listed) == 5
+    assert sorted(watching._tree()) == listed
+
+
 def test_what_has_ended_uses_nothing_more() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    watch = ProcessWatch(memory_bytes=MIB, file_bytes=MIB)
-    watch.add(process.pid)
-    assert watch.usage() == Usage()
+    watching = ProcessWatch(memory_bytes=MIB, file_bytes=MIB)
+    watching.add(process.pid)
+    assert watching.usage() == Usage()
 
 
-def _soon(watch: ProcessWatch, holds: Callable[[Usage], bool]) -> bool:
-    return any(holds(watch.usage()) or time.sleep(0.02) for _ in range(500))
+def _soon(watching: ProcessWatch, holds: Callable[[Usage], bool]) -> bool:
+    return any(holds(watching.usage()) or time.sleep(0.02) for _ in range(500))
