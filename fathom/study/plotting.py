@@ -13,6 +13,8 @@ PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#e
 """Colours distinguishable by most readers; the first three also by those that confuse red and green."""
 _STYLE: Any = {
     "axes.unicode_minus": False,
+    "text.usetex": False,
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 10,

@@ -5,6 +5,7 @@ Labels are English and ASCII: names from data are replaced where a font might la
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,12 @@ INK = "#123456"
 PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899", "#64748b", "#84cc16")
 WIDTH = 7.2
 MAX_LEGEND = 12
+MAX_LABEL = 40
+"""Characters of a name that a picture shows."""
 STYLE: Any = {
     "axes.unicode_minus": False,
+    "text.usetex": False,
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "fathom",
     "font.family": "sans-serif",
@@ -142,8 +147,12 @@ def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: floa
 
 
 def plain(name: str) -> str:
-    """Return a name from data as any font can show it."""
-    return name.encode("ascii", "replace").decode().lstrip("_").replace("$", "S") or "source"
+    """Return a name from data as any font can show it: printable ASCII in one line, and no longer than fits.
+
+    Matplotlib leaves what begins with an underscore out of legends.
+    """
+    shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in name[: 4 * MAX_LABEL]).strip().lstrip("_")
+    return (shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 3]}...") or "source"
 
 
 def svg(figure: Figure, title: str) -> str:
@@ -159,4 +168,4 @@ def svg(figure: Figure, title: str) -> str:
     view = re.search(r'viewBox="[^"]+"', text[:head_end])
     body = text[head_end:].replace(INK, "currentColor")
     box = view.group(0) if view else ""
-    return f'<svg {box} role="img" aria-label="{title}">{body.rstrip()}'
+    return f'<svg {box} role="img" aria-label="{html.escape(title)}">{body.rstrip()}'

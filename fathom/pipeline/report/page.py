@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from fathom.pipeline.report import charts, posttraining_charts
 from fathom.pipeline.report.data import RunData, TaskScore, expert_summary
@@ -17,14 +18,13 @@ MAX_SHOWN = 4000
 
 
 def render_page(data: RunData) -> str:
-    """Return a run's report as one self-contained HTML page; every text from data is escaped."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    """Return a run's report as one self-contained HTML page; every text from data is escaped, and none is endless."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.filters["duration"] = _duration
     environment.filters["fact"] = _fact
     environment.filters["percent"] = _percent
     environment.filters["accuracy"] = _accuracy
     environment.filters["change"] = _change
-    environment.filters["shown"] = _shown
     source = resources.files("fathom.pipeline.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     total = sum(seconds for _, seconds in data.stages)
     return environment.from_string(source).render(
@@ -90,8 +90,11 @@ def _change(score: TaskScore) -> str:
     return f"{100 * change.value:+.1f} ({low} to {high})"
 
 
-def _shown(text: str) -> str:
-    """Return what a page can show of a text from a model: no control characters, and a middle that is not endless."""
+def _shown(value: Any) -> Any:
+    """Return what a page can show of a text from data: no control characters, and a middle that is not endless."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    text = str(value)
     if len(text) > MAX_SHOWN:
         left = len(text) - MAX_SHOWN
         text = f"{text[: MAX_SHOWN // 2]}\n[... {left:,} characters left out ...]\n{text[-MAX_SHOWN // 2 :]}"
