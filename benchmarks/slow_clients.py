@@ -165,6 +165,13 @@ def metrics(port: int) -> Counter[str]:
     return found
 
 
+def processor_share(process: psutil.Process, seconds: float = 10.0) -> float:
+    """Return how much of one core the server takes while no good client asks."""
+    before = sum(process.cpu_times()[:2])
+    time.sleep(seconds)
+    return round((sum(process.cpu_times()[:2]) - before) / seconds, 4)
+
+
 def measure(a: argparse.Namespace, port: int, process: psutil.Process) -> dict[str, object]:
     def round_of_good_clients() -> Latencies:
         return good_clients(port, a.good, a.requests, a.tokens)
@@ -172,12 +179,14 @@ def measure(a: argparse.Namespace, port: int, process: psutil.Process) -> dict[s
     round_of_good_clients()  # warms both sides
     rounds: dict[str, list[Latencies]] = {"without": [], "with": []}
     resident, opened = {"before": process.memory_info().rss}, []
+    idle, share = processor_share(process), []
     for _ in range(a.rounds):
         rounds["without"].append(round_of_good_clients())
         with slow_clients(port, a.slow_clients):
             began = metrics(port)
             while metrics(port)["head_timeout"] == began["head_timeout"]:
                 time.sleep(0.5)  # until the first of the slow clients are closed and come again
+            share.append(processor_share(process))
             rounds["with"].append(round_of_good_clients())
             opened.append(metrics(port)["open"])
         while metrics(port)["open"] > a.good + 1:
@@ -187,6 +196,7 @@ def measure(a: argparse.Namespace, port: int, process: psutil.Process) -> dict[s
         "slow_clients": a.slow_clients,
         "good_clients": a.good,
         "seconds": {name: summary(found) for name, found in rounds.items()},
+        "cores_for_slow_clients_alone": {"idle": idle, "with": share},
         "open_beside_slow_clients": opened,
         "closed": dict(metrics(port)),
         "resident_mib": {name: round(size / 2**20, 1) for name, size in resident.items()},
@@ -210,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slow-clients", type=int, default=1000)
     parser.add_argument("--good", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
