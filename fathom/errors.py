@@ -8,6 +8,7 @@
     ├── CheckpointError    a checkpoint is missing, incomplete, or of another shape
     ├── TrainError         a training step cannot continue (loss or gradient not finite)
     ├── ContextError       a prompt does not fit the model's context
+    │   └── TooManyTokens  a text has more tokens than the caller takes; they were not all read
     ├── BusyError          the engine takes no request now; the same one may be sent again later
     │   ├── QueueFull      as many requests wait as may
     │   └── Draining       the engine is being closed
@@ -85,6 +86,14 @@ class TrainError(FathomError):
 
 class ContextError(FathomError, ValueError):
     """A prompt, or a prompt with its answer, does not fit the model's context."""
+
+
+class TooManyTokens(ContextError):
+    """A text has more tokens than the caller takes: about ``tokens``, of which only the first were read."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        super().__init__(f"text: its about {tokens} tokens are more than are taken; shorten it")
 
 
 class BusyError(FathomError):

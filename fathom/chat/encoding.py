@@ -67,6 +67,7 @@ def encode_chat(
     image_token_id: int | None = None,
     tokens_per_image: int = 1,
     continue_final_message: bool = False,
+    max_prompt_tokens: int | None = None,
     **variables: Any,
 ) -> list[int]:
     """Return the ids of a chat: special tokens of the template are encoded as such, those in messages as plain text.
@@ -80,6 +81,7 @@ def encode_chat(
 
     Raises:
         DataError: as ``render``; or the template places other images than the messages hold.
+        TooManyTokens: the text has more than ``max_prompt_tokens``.
     """
     if continue_final_message:
         check_continuable(messages)
@@ -95,7 +97,7 @@ def encode_chat(
         conversation = conversation.continuing()
     specials = special_tokens(frozenset(tokenizer.special_tokens))
     text, guard = _rendered(conversation, specials)
-    ids = tokenizer.encode_guarded(text, guard)
+    ids = tokenizer.encode_guarded(text, guard, max_tokens=max_prompt_tokens)
     return _with_images(ids, conversation, image_token_id, tokens_per_image)
 
 

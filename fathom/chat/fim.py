@@ -49,21 +49,22 @@ def supports_fim(tokenizer: Tokenizer) -> bool:
     return fim_markers(tokenizer) is not None
 
 
-def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, *, max_tokens: int | None = None) -> list[int]:
     """Return the prompt after which a model writes the text between ``prefix`` and ``suffix``.
 
     The texts are never encoded as special tokens.
 
     Raises:
         DataError: the vocabulary has no such markers.
+        TooManyTokens: one of the texts has more than ``max_tokens``.
     """
     markers = _required(tokenizer)
     return [
         *tokenizer.prefix_ids,
         markers.begin,
-        *tokenizer.encode(prefix, continues=True),
+        *tokenizer.encode(prefix, continues=True, max_tokens=max_tokens),
         markers.hole,
-        *tokenizer.encode(suffix, continues=True),
+        *tokenizer.encode(suffix, continues=True, max_tokens=max_tokens),
         markers.end,
     ]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fathom.chat.grammar import GrammarCompiler
 from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
-from fathom.errors import ContextError, DataError, SpecError
+from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
 from fathom.inference.catalog import DEFAULT_CACHE
 from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, start_chat
 from fathom.inference.embedding import Pooling, check_sequence, embed
@@ -172,6 +172,7 @@ class LanguageModel:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         cache_salt: str = "",
+        max_prompt_tokens: int | None = None,
         **variables: Any,
     ) -> Prompt:
         """Encode a conversation by the model's chat template, images included; see ``make_prompt``.
@@ -191,6 +192,7 @@ class LanguageModel:
             variables=variables,
             features=self._features,
             cache_salt=cache_salt,
+            max_prompt_tokens=max_prompt_tokens,
         )
 
     @overload
@@ -256,11 +258,20 @@ class LanguageModel:
         if not isinstance(text, str):
             tokens = to_token_ids(name, text)
         elif text:
-            tokens = (*self.tokenizer.prefix_ids, *self.tokenizer.encode(text))
+            tokens = (*self.tokenizer.prefix_ids, *self._encoded(text, name))
         else:
             raise ContextError(f"{name}: is an empty text; give one")
         check_sequence(tokens, self.spec, name)
         return tokens
+
+    def _encoded(self, text: str, name: str) -> list[int]:
+        most = self.spec.max_position_embeddings
+        try:
+            return self.tokenizer.encode(text, max_tokens=most)
+        except TooManyTokens as error:
+            raise ContextError(
+                f"{name}: has about {error.tokens} tokens, more than the context of {most}; shorten it"
+            ) from None
 
     def generate(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> list[int]:
         """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities.

@@ -52,6 +52,7 @@ def make_prompt(
     variables: Mapping[str, Any] | None = None,
     features: FeatureCache | None = None,
     cache_salt: str = "",
+    max_prompt_tokens: int | None = None,
 ) -> Prompt:
     """Encode messages by the chat template, and run their images through the vision towers.
 
@@ -62,6 +63,7 @@ def make_prompt(
 
     Raises:
         DataError: a message or an image cannot be read, or the model has no vision towers.
+        TooManyTokens: the text has more than ``max_prompt_tokens``.
     """
     sources = [source for message in messages for source in _images(message)]
     vision = model.spec.vision
@@ -75,6 +77,7 @@ def make_prompt(
         continue_final_message=continue_final_message,
         image_token_id=None if vision is None else vision.image_token_id,
         tokens_per_image=1 if vision is None else vision.tokens_per_image,
+        max_prompt_tokens=max_prompt_tokens,
         **(variables or {}),
     )
     if vision is None or not sources:

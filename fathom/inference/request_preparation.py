@@ -45,6 +45,7 @@ _RESERVED = frozenset(
         "joiner",
         "lipsum",
         "max_chars",
+        "max_prompt_tokens",
         "messages",
         "namespace",
         "raise_exception",
@@ -92,6 +93,7 @@ class ChatModel(Protocol):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         cache_salt: str = "",
+        max_prompt_tokens: int | None = None,
         **variables: Any,
     ) -> Prompt:
         """Encode a conversation by the chat template."""
@@ -102,7 +104,8 @@ class ChatModel(Protocol):
 class TextOptions:
     """Constraints on a completion, at most one of ``schema``, ``json_object``, ``regex`` and ``grammar`` (Lark).
 
-    ``stop`` strings end the text and are kept in it only with ``include_stop``.
+    ``stop`` strings end the text and are kept in it only with ``include_stop``. A prompt of more than
+    ``max_prompt_tokens`` is not read to its end.
     """
 
     stop: tuple[str, ...] = ()
@@ -111,6 +114,7 @@ class TextOptions:
     json_object: bool = False
     regex: str | None = None
     grammar: str | None = None
+    max_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in ("schema", "regex", "grammar") if getattr(self, n) is not None]
@@ -200,6 +204,7 @@ def prepare_chat(
         DataError: a message, tool or image cannot be read, the model has no chat template, or a schema cannot be
             followed.
         SpecError: an option is out of range.
+        TooManyTokens: the text has more than ``max_prompt_tokens``.
     """
     chosen = options or ChatOptions()
     tokenizer = model.tokenizer
@@ -212,6 +217,7 @@ def prepare_chat(
         fitted,
         add_generation_prompt=chosen.add_generation_prompt,
         continue_final_message=continued,
+        max_prompt_tokens=chosen.max_prompt_tokens,
         cache_salt=chosen.cache_salt,
         **_variables(chosen),
     )
@@ -247,15 +253,17 @@ def prepare_text(
     Raises:
         DataError: the vocabulary cannot fill in the middle, ``suffix`` comes with token ids, or a schema cannot be
             followed.
+        TooManyTokens: a text has more than ``max_prompt_tokens``.
     """
     tokenizer, chosen = model.tokenizer, options or TextOptions()
     stop_token_ids: tuple[int, ...] = ()
     if suffix is not None:
         if not isinstance(prompt, str):
             raise DataError("suffix: the prompt is token ids; give it as text, or put the markers in and no suffix")
-        ids, stop_token_ids = fim_prompt(tokenizer, prompt, suffix), fim_stop_ids(tokenizer)
+        ids = fim_prompt(tokenizer, prompt, suffix, max_tokens=chosen.max_prompt_tokens)
+        stop_token_ids = fim_stop_ids(tokenizer)
     elif isinstance(prompt, str):
-        ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt)]
+        ids = [*tokenizer.prefix_ids, *tokenizer.encode(prompt, max_tokens=chosen.max_prompt_tokens)]
     else:
         ids = list(prompt)
     return PreparedRequest(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from fathom.errors import DataError
+from fathom.errors import DataError, TooManyTokens
 from fathom.files import json_text, read_text, sha256, write_text
 from fathom.tokenizer import special
 from fathom.tokenizer.chat_templates import (
@@ -24,6 +24,7 @@ from fathom.tokenizer.chat_templates import (
     templates_of,
     with_template_files,
 )
+from fathom.tokenizer.cutting import MAX_STRETCH, cut
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy, parse_definition, unknown_id
 from fathom.tokenizer.guarded import special_spans
@@ -41,6 +42,8 @@ from fathom.tokenizer.pieces import PieceTable, StreamDecoder
 from fathom.tokenizer.plain import without_special
 
 T = TypeVar("T")
+_WORD_SPLITTERS = ("ByteLevel", "Split", "BertPreTokenizer", "Punctuation", "Whitespace")
+"""Pre-tokenizers of the library that split between a letter and a punctuation mark."""
 
 
 class Tokenizer:
@@ -62,6 +65,7 @@ class Tokenizer:
             self._with_special.no_padding()
             self._plain, self.special_tokens = without_special(self._with_special, parsed)
         self._unknown_id = unknown_id(parsed)
+        self._splits_words = any(name in json.dumps(parsed.get("pre_tokenizer")) for name in _WORD_SPLITTERS)
         self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
@@ -224,35 +228,77 @@ class Tokenizer:
         """SHA-256 of the tokenizer.json text, to tell whether token shards belong to it."""
         return sha256(self._json)
 
-    def encode(self, text: str, *, allow_special: bool = False, continues: bool = False) -> list[int]:
-        """Return the ids of one text.
+    def encode(
+        self, text: str, *, allow_special: bool = False, continues: bool = False, max_tokens: int | None = None
+    ) -> list[int]:
+        """Return the ids of one text; a long one is encoded piece by piece (``cutting``).
 
         ``allow_special`` encodes the text of special tokens as those tokens. ``continues`` says that other tokens
         precede: a tokenizer that adds a space at the start of a text then adds none.
+
+        Raises:
+            DataError: the text has lone surrogates; or, with ``max_tokens``, a stretch too long to be read at once.
+            TooManyTokens: there are more than ``max_tokens``.
         """
-        return self._encode([text], self._inner if continues and not allow_special else self._library(allow_special))[0]
+        library = self._inner if continues and not allow_special else self._library(allow_special)
+        return self._in_pieces(text, library, lambda piece: self._encode([piece], library)[0], max_tokens)
+
+    def _in_pieces(
+        self,
+        text: str,
+        library: tokenizers.Tokenizer,
+        encode: Callable[[str], list[int]],
+        max_tokens: int | None,
+        guard: str = "",
+    ) -> list[int]:
+        """Return the ids of a text, whose pieces ``encode`` encodes; ``library`` says where it may be cut."""
+
+        def tried(window: str) -> list[int]:
+            return self._encode([window.replace(guard, "") if guard else window], library)[0]
+
+        ids: list[int] = []
+        read = 0
+        for piece in cut(text, tried, at_punctuation=self._splits_words):
+            if max_tokens is not None and len(piece) > MAX_STRETCH:
+                raise DataError(
+                    f"text: {len(piece)} characters without a space between words exceed {MAX_STRETCH}; break them up"
+                )
+            ids += encode(piece)
+            read += len(piece)
+            if max_tokens is not None and len(ids) > max_tokens:
+                raise TooManyTokens(len(ids) * len(text) // max(read, 1))
+        return ids
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """Return the ids of many texts, encoded in parallel by the library."""
         return self._encode(texts, self._library(allow_special))
 
-    def encode_guarded(self, text: str, guard: str) -> list[int]:
+    def encode_guarded(self, text: str, guard: str, *, max_tokens: int | None = None) -> list[int]:
         """Return the ids of a text whose special tokens count, unless they begin with a guarded character.
 
         ``guard`` is a character that stands after each character of foreign text with which a special token could
         begin, and nowhere else; "" for none. Where foreign text spells no special token, the ids are those of
         ``encode`` with ``allow_special``; else the text between the special tokens is encoded piece by piece.
+        Raises as ``encode``.
         """
+        return self._in_pieces(
+            text, self._with_special, lambda piece: self._guarded_piece(piece, guard), max_tokens, guard
+        )
+
+    def _guarded_piece(self, text: str, guard: str) -> list[int]:
         parts = text.split(guard) if guard else [text]
         bare = "".join(parts)
-        guarded = frozenset(accumulate(map(len, parts[:-1]), initial=-1))  # where a guarded character is in ``bare``
         whole = self._checked(lambda: self._with_special.encode(bare, add_special_tokens=False))
+        ids: list[int] = whole.ids
+        if self.special_ids.isdisjoint(ids):
+            return ids
+        guarded = frozenset(accumulate(map(len, parts[:-1]), initial=-1))  # where a guarded character is in ``bare``
         names = {token_id: content for content, token_id in self.special_tokens.items()}
         spans = special_spans(bare, whole, names, self._unknown_id)
         if all(span is not None and span.begins not in guarded for span in spans):
-            return list(whole.ids)
+            return ids
         whole = self._checked(lambda: self._with_special.encode(text, add_special_tokens=False))
-        ids: list[int] = []
+        ids = []
         end = 0
         for span in special_spans(text, whole, names, self._unknown_id):
             if span is None or (guard and guard in text[span.start : span.end]):

@@ -11,7 +11,14 @@ from starlette.responses import Response
 
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import ChatOptions, PreparedRequest, prepare_chat
-from fathom.serve.api.params import check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.api.params import (
+    check_limits,
+    check_prompt,
+    long_prompts_refused,
+    most_prompt_tokens,
+    resolve_max_tokens,
+    sampling_params,
+)
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.api.tool_calls import answer_constraint, available_tools, forces_call
@@ -74,12 +81,13 @@ def prepare(service: Service, body: ChatCompletionRequest, salt: str) -> Prepare
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     check_limits(body, limits, prompts=1, logprobs=body.top_logprobs, logprobs_field="top_logprobs")
     messages = to_template_messages(body.messages, service.settings)
-    prepared = prepare_chat(
-        service.model,
-        messages,
-        _options(service, body, salt),
-        constrain=lambda content: answer_constraint(body, service.model, content),
-    )
+    with long_prompts_refused(limits, service.max_model_len, "messages"):
+        prepared = prepare_chat(
+            service.model,
+            messages,
+            _options(service, body, salt),
+            constrain=lambda content: answer_constraint(body, service.model, content),
+        )
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
     return prepared
 
@@ -163,6 +171,7 @@ def _options(service: Service, body: ChatCompletionRequest, salt: str) -> ChatOp
         continue_final_message=body.continues,
         add_generation_prompt=body.add_generation_prompt is not False,
         variables=_variables(body),
+        max_prompt_tokens=most_prompt_tokens(service.settings.limits, service.max_model_len),
         cache_salt=salt,
     )
 

@@ -10,7 +10,15 @@ from starlette.responses import Response
 
 from fathom.engine.request import Request
 from fathom.inference.request_preparation import PreparedRequest, TextOptions, prepare_text
-from fathom.serve.api.params import DEFAULT_TEXT_TOKENS, check_limits, check_prompt, resolve_max_tokens, sampling_params
+from fathom.serve.api.params import (
+    DEFAULT_TEXT_TOKENS,
+    check_limits,
+    check_prompt,
+    long_prompts_refused,
+    most_prompt_tokens,
+    resolve_max_tokens,
+    sampling_params,
+)
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.errors import refuse
 from fathom.serve.http.notices import Notices, notices_of
@@ -44,10 +52,15 @@ def _job(service: Service, body: CompletionRequest, notices: Notices, salt: str)
         raise refuse("best_of", f"{body.best_of} is not n {body.choices}", "leave it out: all choices are returned")
     if body.suffix is not None and body.echo:
         raise refuse("echo", "comes with suffix", "leave one of the two out")
-    options = TextOptions(**structured_output_options(body, body.response_format, limits), stop=tuple(body.stops))
+    options = TextOptions(
+        **structured_output_options(body, body.response_format, limits),
+        stop=tuple(body.stops),
+        max_prompt_tokens=most_prompt_tokens(limits, service.max_model_len),
+    )
     requests, choices = [], []
     for position, prompt in enumerate(prompts):
-        prepared = prepare_text(service.model, prompt, body.suffix, options)
+        with long_prompts_refused(limits, service.max_model_len, "prompt"):
+            prepared = prepare_text(service.model, prompt, body.suffix, options)
         check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "prompt")
         for number in range(body.choices):
             index = position * body.choices + number

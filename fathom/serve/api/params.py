@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from fathom.errors import TooManyTokens
 from fathom.serve.errors import ApiError, refuse
 from fathom.serve.http.notices import Notices
 from fathom.serve.schemas.common import SamplingRequest
@@ -53,7 +55,7 @@ def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) ->
     The message has Anthropic's words and OpenAI's: clients such as Claude Code and LiteLLM shorten the conversation, or
     turn to another model, where they read them.
     """
-    most = max_model_len - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, max_model_len - 1)
+    most = most_prompt_tokens(limits, max_model_len)
     if tokens > most:
         raise ApiError(
             400,
@@ -62,6 +64,21 @@ def check_prompt(tokens: int, limits: Limits, max_model_len: int, field: str) ->
             param=field,
             code="context_length_exceeded",
         )
+
+
+def most_prompt_tokens(limits: Limits, max_model_len: int) -> int:
+    """Return how many tokens a prompt may have."""
+    return max_model_len - 1 if limits.prompt_tokens is None else min(limits.prompt_tokens, max_model_len - 1)
+
+
+@contextmanager
+def long_prompts_refused(limits: Limits, max_model_len: int, field: str) -> Iterator[None]:
+    """Refuse, as ``check_prompt`` does, a prompt that was not read to its end, by the tokens it has about."""
+    try:
+        yield
+    except TooManyTokens as error:
+        check_prompt(error.tokens, limits, max_model_len, field)
+        raise
 
 
 def resolve_max_tokens(

@@ -1,0 +1,57 @@
+"""Long texts in pieces that encode to the same tokens as the whole.
+
+The library takes a hundred bytes for each byte that it encodes at once. Most tokenizers split a text into words before
+anything else, so that a text can be cut between two of them; whether it can is tried on the text around each place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+PIECE_CHARS = 1 << 15
+MAX_STRETCH = 1 << 16
+"""Characters that are encoded at once at most, where the number of tokens is limited."""
+_WINDOW = 256
+"""Characters on either side of a place that are encoded with and without a cut there."""
+_TRIES = 16
+"""Places tried in a row before a text counts as one that cannot be cut."""
+_BETWEEN_WORDS = r"(?<=\S)\n(?=\w)|(?<=[\w.,;:!?]) (?=\w)"
+_PLACES = re.compile(_BETWEEN_WORDS)
+_PLACES_WITH_PUNCTUATION = re.compile(rf"{_BETWEEN_WORDS}|(?<=\w)(?=[^\w\s\uf8f0-\uf8f7])")
+
+
+def cut(text: str, encode: Callable[[str], Sequence[int]], *, at_punctuation: bool) -> Iterator[str]:
+    """Yield a text in pieces of about ``PIECE_CHARS`` characters; encoded one by one they give the tokens of the whole.
+
+    A stretch without a place for a cut stays one piece, however long it is. ``at_punctuation`` cuts between a letter
+    and a punctuation mark too: for tokenizers that always split there. Nothing is cut before a character that guards
+    special tokens (``chat.special_tokens.GUARDS``).
+    """
+    places = _PLACES_WITH_PUNCTUATION if at_punctuation else _PLACES
+    start = 0
+    while len(text) - start > 2 * PIECE_CHARS:
+        found = _cut(text, start + PIECE_CHARS, encode, places)
+        if found is None:
+            break
+        end, following = found
+        yield text[start:end]
+        start = following
+    yield text[start:]
+
+
+def _cut(
+    text: str, least: int, encode: Callable[[str], Sequence[int]], places: re.Pattern[str]
+) -> tuple[int, int] | None:
+    """Return where the next piece ends and where the one after it begins, or None where there is no such place."""
+    for tried, place in enumerate(places.finditer(text, least)):
+        if tried == _TRIES:
+            return None
+        end = place.end() if place[0] == "\n" else place.start()
+        before, after = text[max(end - _WINDOW, 0) : end], text[end : end + _WINDOW]
+        whole, first = list(encode(before + after)), list(encode(before))
+        if whole == first + list(encode(after)):
+            return end, end
+        if place[0] == " " and whole == first + list(encode(after[1:])):
+            return end, end + 1  # a tokenizer that puts a space before every text
+    return None
