@@ -137,12 +137,12 @@ def _add_tokenizer_routes(app: FastAPI, models: ModelPool) -> None:
     @app.post("/tokenize", response_model=responses.TokenizeResponse, tags=["tokens"])
     async def to_tokens(request: Request) -> Response:
         """Return a text's tokens."""
-        return JSONResponse(await tokenize(models, request))
+        return await tokenize(models, request)
 
     @app.post("/detokenize", response_model=responses.DetokenizeResponse, tags=["tokens"])
     async def to_text(request: Request) -> Response:
         """Return tokens' text."""
-        return JSONResponse(await detokenize(models, request))
+        return await detokenize(models, request)
 
     @app.get("/tokenizer_info", response_model=responses.TokenizerInfo, tags=["tokens"])
     async def facts(request: Request) -> Response:

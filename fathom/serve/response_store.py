@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fathom.serve.errors import ApiError
+from fathom.serve.http.json_cost import parse_cost
 
 Json = Mapping[str, Any]
 
@@ -17,23 +17,24 @@ Json = Mapping[str, Any]
 class StoredResponse:
     """A response's body, the input items it was created from, and the response before it.
 
-    ``input_bytes`` are those of the input items as JSON, which is measured once, in a thread.
+    ``nbytes`` are those it takes in memory (``memory_bytes``).
     """
 
     body: Json
     input_items: Sequence[Json]
-    input_bytes: int
+    nbytes: int
     previous: str | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its JSON."""
-        return len(json.dumps(self.body)) + self.input_bytes
 
     @property
     def items(self) -> tuple[Json, ...]:
         """The items of its input and of its output."""
         return (*self.input_items, *self.body["output"])
+
+
+def memory_bytes(text: str) -> int:
+    """Return about what the values of a JSON text take in memory, their characters included."""
+    content = text.encode(errors="surrogatepass")
+    return len(content) + parse_cost(content).nbytes
 
 
 class ResponseStore:
@@ -44,7 +45,9 @@ class ResponseStore:
 
     def __init__(self, *, max_responses: int, max_bytes: int) -> None:
         self._max_responses, self._max_bytes = max_responses, max_bytes
-        self._kept: OrderedDict[tuple[str, str], tuple[StoredResponse, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+        self._items: dict[tuple[str, str], dict[str, Json]] = {}
+        """Items by owner and id: those of each response that has one of this id."""
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -53,14 +56,16 @@ class ResponseStore:
 
     def put(self, owner: str, response: StoredResponse) -> None:
         """Keep a response, and evict the least recently used ones that exceed the bounds."""
-        nbytes = response.nbytes
-        if nbytes > self._max_bytes:
+        if response.nbytes > self._max_bytes:
             return
-        self._kept[owner, response.body["id"]] = (response, nbytes)
-        self.nbytes += nbytes
+        response_id = response.body["id"]
+        self._kept[owner, response_id] = response
+        self.nbytes += response.nbytes
+        for item in response.items:
+            if "id" in item:
+                self._items.setdefault((owner, item["id"]), {}).setdefault(response_id, item)
         while self.nbytes > self._max_bytes or len(self._kept) > self._max_responses:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self.nbytes -= freed
+            self._drop(next(iter(self._kept)))
 
     def get(self, owner: str, response_id: str, field: str = "response_id") -> StoredResponse:
         """Return a response; ``field`` is the request's field that names it.
@@ -72,14 +77,13 @@ class ResponseStore:
         if found is None:
             raise self._missing(response_id, field)
         self._kept.move_to_end((owner, response_id))
-        return found[0]
+        return found
 
     def delete(self, owner: str, response_id: str) -> None:
         """Forget a response; ``ApiError`` 404 where it is not kept here."""
-        found = self._kept.pop((owner, response_id), None)
-        if found is None:
+        if (owner, response_id) not in self._kept:
             raise self._missing(response_id, "response_id")
-        self.nbytes -= found[1]
+        self._drop((owner, response_id))
 
     def history(self, owner: str, response_id: str) -> list[Json]:
         """Return the items of a conversation up to a response, in order.
@@ -95,21 +99,28 @@ class ResponseStore:
         return [item for each in reversed(chain) for item in each.items]
 
     def items(self, owner: str, wanted: Mapping[str, str]) -> dict[str, Json]:
-        """Return items of kept responses by id, found in one pass; ``wanted`` has the request's field of each id.
+        """Return items of kept responses by id; ``wanted`` has the request's field of each id.
 
         Raises:
             ApiError: 404, one of them is not kept here.
         """
         found: dict[str, Json] = {}
-        for (its_owner, _), (response, _) in self._kept.items() if wanted else ():
-            if its_owner == owner:
-                for item in response.items:
-                    if item.get("id") in wanted:
-                        found.setdefault(item["id"], item)
         for item_id, field in wanted.items():
-            if item_id not in found:
+            held = self._items.get((owner, item_id))
+            if held is None:
                 raise self._missing(item_id, field)
+            found[item_id] = next(iter(held.values()))
         return found
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        response = self._kept.pop(key)
+        self.nbytes -= response.nbytes
+        owner, response_id = key
+        for item in response.items:
+            held = self._items.get((owner, item.get("id", "")), {})
+            held.pop(response_id, None)
+            if not held:
+                self._items.pop((owner, item.get("id", "")), None)
 
     def _missing(self, name: str, field: str) -> ApiError:
         return ApiError(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from fathom.serve.errors import ApiError
-from fathom.serve.response_store import ResponseStore, StoredResponse
+from fathom.serve.response_store import ResponseStore, StoredResponse, memory_bytes
 
 
 def response(name: str, previous: str | None = None, text: str = "") -> StoredResponse:
     items: list[Any] = [{"id": f"in_{name}", "text": text}]
     body = {"id": name, "output": [{"id": f"out_{name}"}]}
-    return StoredResponse(body=body, input_items=items, input_bytes=len(text), previous=previous)
+    nbytes = memory_bytes(json.dumps(body)) + memory_bytes(json.dumps(items))
+    return StoredResponse(body=body, input_items=items, nbytes=nbytes, previous=previous)
 
 
 def test_a_history_is_the_items_of_all_responses_before() -> None:
-    store = ResponseStore(max_responses=9, max_bytes=9999)
+    store = ResponseStore(max_responses=9, max_bytes=99_999)
     store.put("a", response("r1"))
     store.put("a", response("r2", "r1"))
     assert [item["id"] for item in store.history("a", "r2")] == ["in_r1", "out_r1", "in_r2", "out_r2"]
@@ -25,7 +27,7 @@ def test_a_history_is_the_items_of_all_responses_before() -> None:
 
 
 def test_an_owner_sees_no_other_owners_responses() -> None:
-    store = ResponseStore(max_responses=9, max_bytes=9999)
+    store = ResponseStore(max_responses=9, max_bytes=99_999)
     store.put("a", response("r1"))
     item = {"in_r1": "x"}
     for use in (lambda: store.get("b", "r1"), lambda: store.delete("b", "r1"), lambda: store.items("b", item)):
@@ -36,7 +38,7 @@ def test_an_owner_sees_no_other_owners_responses() -> None:
 
 
 def test_the_least_recently_used_response_is_evicted() -> None:
-    store = ResponseStore(max_responses=2, max_bytes=9999)
+    store = ResponseStore(max_responses=2, max_bytes=99_999)
     store.put("a", response("r1"))
     store.put("a", response("r2"))
     store.get("a", "r1")
@@ -47,12 +49,13 @@ def test_the_least_recently_used_response_is_evicted() -> None:
 
 
 def test_bytes_are_bounded_and_freed() -> None:
-    store = ResponseStore(max_responses=99, max_bytes=500)
+    most = 2 * response("a", text="x" * 150).nbytes
+    store = ResponseStore(max_responses=99, max_bytes=most)
     for name in "abcd":
         store.put("", response(name, text="x" * 150))
-        assert store.nbytes <= 500
+        assert store.nbytes <= most
     assert len(store) == 2
-    store.put("", response("huge", text="x" * 501))
+    store.put("", response("huge", text="x" * most))
     assert len(store) == 2
     store.delete("", "d")
     store.delete("", "c")

@@ -78,13 +78,13 @@ def _inputs(body: EmbeddingRequest) -> Sequence[str | list[int]]:
 def _content(name: str, body: EmbeddingRequest, vectors_SD: _Floats, tokens: int) -> bytes:
     """Return the response's JSON; runs in a thread."""
     packed = body.encoding_format == "base64"
+    vectors = (
+        base64.b64encode(vector_D.astype("<f4").tobytes()).decode() if packed else vector_D.tolist()
+        for vector_D in vectors_SD
+    )
     data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64.b64encode(vector_D.astype("<f4").tobytes()).decode() if packed else vector_D.tolist(),
-        }
-        for index, vector_D in enumerate(vectors_SD)
+        json.dumps({"object": "embedding", "index": index, "embedding": vector}) for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json.dumps({"object": "list", "data": data, "model": name, "usage": usage}).encode()
+    rest = json.dumps({"object": "list", "model": name, "usage": usage})
+    return f'{rest[:-1]}, "data": [{", ".join(data)}]}}'.encode()

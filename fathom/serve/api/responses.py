@@ -22,7 +22,7 @@ from fathom.serve.model_pool import ModelPool
 from fathom.serve.owner import owner_of
 from fathom.serve.response.encoder import ResponseMetadata
 from fathom.serve.response.responses_encoder import ResponsesEncoder
-from fathom.serve.response_store import ResponseStore, StoredResponse
+from fathom.serve.response_store import ResponseStore, StoredResponse, memory_bytes
 from fathom.serve.schemas.chat import ChatCompletionRequest
 from fathom.serve.schemas.responses import InputTokensRequest, Item, ResponsesRequest, ResponsesToolChoice
 from fathom.serve.service import GenerationJob, Service
@@ -59,16 +59,16 @@ async def create_response(models: ModelPool, store: ResponseStore, http: HttpReq
 
 def _keeper(
     store: ResponseStore, owner: str, body: ResponsesRequest, conversation: Conversation
-) -> Callable[[dict[str, Any]], None]:
-    """Return what keeps a complete response, unless ``store`` is false; runs in a thread."""
+) -> Callable[[dict[str, Any], int], None]:
+    """Return what keeps a complete response of so many bytes, unless ``store`` is false; runs in a thread."""
     if body.store is False:
-        return lambda response: None
+        return lambda response, nbytes: None
     items = input_items(conversation.items)
-    nbytes = len(json.dumps(items))
+    input_bytes = memory_bytes(json.dumps(items))
 
-    def keep(response: dict[str, Any]) -> None:
+    def keep(response: dict[str, Any], nbytes: int) -> None:
         stored = StoredResponse(
-            body=response, input_items=items, input_bytes=nbytes, previous=body.previous_response_id
+            body=response, input_items=items, nbytes=nbytes + input_bytes, previous=body.previous_response_id
         )
         store.put(owner, stored)
 
@@ -135,7 +135,7 @@ def _job(
     service: Service,
     body: ResponsesRequest,
     conversation: Conversation,
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[dict[str, Any], int], None],
     notices: Notices,
     salt: str,
 ) -> GenerationJob:

@@ -34,7 +34,7 @@ def responses_router(models: ModelPool) -> APIRouter:
     @router.get("/{response_id}", response_model=ResponseObject)
     async def retrieve(response_id: str, request: HttpRequest) -> Response:
         """Return a kept response."""
-        return stored.retrieve(store, owner_of(request), response_id, request)
+        return await stored.retrieve(store, owner_of(request), response_id, request)
 
     @router.delete("/{response_id}", response_model=DeletedResponse)
     async def delete(response_id: str, request: HttpRequest) -> Response:
@@ -44,7 +44,7 @@ def responses_router(models: ModelPool) -> APIRouter:
     @router.get("/{response_id}/input_items", response_model=InputItemList)
     async def items(response_id: str, request: HttpRequest) -> Response:
         """List the items that a kept response was created from: ``order``, ``after`` and ``limit`` page them."""
-        return stored.list_input_items(store, owner_of(request), response_id, request)
+        return await stored.list_input_items(store, owner_of(request), response_id, request)
 
     @router.post("/{response_id}/cancel", response_model=ResponseObject)
     async def cancel(response_id: str, request: HttpRequest) -> Response:

@@ -10,10 +10,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from fathom.serve.errors import ApiError, refuse
+from fathom.serve.http.json_response import json_response
 from fathom.serve.response_store import Json, ResponseStore
 from fathom.serve.schemas.responses import Content, Item
 
 MAX_LISTED = 100
+_LARGE_BYTES = 1 << 18
 
 
 def input_items(items: Sequence[Item]) -> list[Json]:
@@ -22,12 +24,12 @@ def input_items(items: Sequence[Item]) -> list[Json]:
     return [_kept(item, f"{suffix}{index:02d}") for index, item in enumerate(items)]
 
 
-def retrieve(store: ResponseStore, owner: str, response_id: str, http: HttpRequest) -> Response:
+async def retrieve(store: ResponseStore, owner: str, response_id: str, http: HttpRequest) -> Response:
     """Return a kept response; ``ApiError`` where there is none, or it is asked for as a stream."""
-    body = store.get(owner, response_id).body
+    kept = store.get(owner, response_id)
     if http.query_params.get("stream", "false").lower() == "true":
         raise refuse("stream", "true is only for background responses", "leave it out: the response is complete")
-    return JSONResponse(dict(body))
+    return await json_response(dict(kept.body), large=kept.nbytes > _LARGE_BYTES)
 
 
 def delete(store: ResponseStore, owner: str, response_id: str) -> Response:
@@ -48,9 +50,10 @@ def cancel(store: ResponseStore, owner: str, response_id: str) -> Response:
     )
 
 
-def list_input_items(store: ResponseStore, owner: str, response_id: str, http: HttpRequest) -> Response:
+async def list_input_items(store: ResponseStore, owner: str, response_id: str, http: HttpRequest) -> Response:
     """List the items that a kept response was created from, the latest first unless ``order`` is asc."""
-    items = list(store.get(owner, response_id).input_items)
+    kept = store.get(owner, response_id)
+    items = list(kept.input_items)
     query = http.query_params
     order, after, limit = query.get("order", "desc"), query.get("after"), query.get("limit", "20")
     if order not in ("asc", "desc"):
@@ -65,15 +68,14 @@ def list_input_items(store: ResponseStore, owner: str, response_id: str, http: H
             raise refuse("after", f"{after[:80]!r} is not among the items", "give the last_id of the page before")
         items = items[ids.index(after) + 1 :]
     page = items[: int(limit)]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else "",
-            "last_id": page[-1]["id"] if page else "",
-            "has_more": len(items) > len(page),
-        }
-    )
+    listed = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": len(items) > len(page),
+    }
+    return await json_response(listed, large=kept.nbytes > _LARGE_BYTES)
 
 
 def _kept(item: Item, suffix: str) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class Usage:
 class ResponseEncoder(ABC):
     """Writes one response, either as a whole body or as server-sent events; every method returns complete events."""
 
+    @property
+    def large(self) -> bool:
+        """Whether the whole response is large however little was generated."""
+        return False
+
     @abstractmethod
     def begin(self) -> str:
         """Return the events before anything is generated."""

@@ -11,13 +11,17 @@ from fathom.serve.errors import ApiError
 from fathom.serve.response.answer import AnswerPart, AssistantAnswer, Choice
 from fathom.serve.response.encoder import ResponseEncoder, ResponseMetadata, Usage
 from fathom.serve.response.opaque import carry
+from fathom.serve.response_store import memory_bytes
+
+_LARGE = 1 << 16
 
 
 class ResponsesEncoder(ResponseEncoder):
     """Writes one answer; each part of it is an output item of the same index.
 
     ``fields`` are the body's fields that repeat the request. With ``carry_reasoning`` reasoning items have an
-    ``encrypted_content`` that may be sent back instead of their text. ``on_complete`` takes the whole body.
+    ``encrypted_content`` that may be sent back instead of their text. ``on_complete`` takes the whole body and what
+    it takes in memory, in bytes. ``fields`` may be large: they are written as JSON here, once, in a thread.
     """
 
     def __init__(
@@ -27,10 +31,12 @@ class ResponsesEncoder(ResponseEncoder):
         fields: Mapping[str, Any],
         *,
         carry_reasoning: bool,
-        on_complete: Callable[[dict[str, Any]], None],
+        on_complete: Callable[[dict[str, Any], int], None],
     ) -> None:
         self._answer, self._metadata, self._fields = answer, metadata, fields
         self._carry_reasoning, self._on_complete = carry_reasoning, on_complete
+        self._fields_json = json.dumps(fields)
+        self._fields_bytes = memory_bytes(self._fields_json)
         self._suffix = metadata.response_id.partition("_")[2]
         self._sequence = 0
         self._open: AnswerPart | None = None
@@ -38,10 +44,8 @@ class ResponsesEncoder(ResponseEncoder):
 
     def begin(self) -> str:
         """Return the creation of the response."""
-        response = self._response("in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        response = self._json(self._response("in_progress"))
+        return self._response_event("created", response) + self._response_event("in_progress", response)
 
     def update(self, choice: Choice) -> str:
         """Return the items' events of what is new in the answer."""
@@ -53,7 +57,7 @@ class ResponsesEncoder(ResponseEncoder):
         events = "" if empty is None else self._new(empty, "")
         events += self._close()
         response = self._completed(usage)
-        return events + self._event(f"response.{response['status']}", response=response)
+        return events + self._response_event(response["status"], self._json(response))
 
     def error(self, error: ApiError) -> str:
         """Return the failed response, with what was generated."""
@@ -62,7 +66,7 @@ class ResponsesEncoder(ResponseEncoder):
             "error": {"code": code, "message": error.message},
             "output": [self._item(part, "incomplete") for part in self._answer.parts],
         }
-        return self._event("response.failed", response=failed)
+        return self._response_event("failed", self._json(failed))
 
     def body(self, usage: Usage) -> dict[str, Any]:
         """Return the whole response."""
@@ -77,8 +81,20 @@ class ResponsesEncoder(ResponseEncoder):
             "incomplete_details": {"reason": "max_output_tokens"} if self._cut else None,
             "completed_at": None if self._cut else int(time.time()),
         }
-        self._on_complete(response)
+        self._on_complete(response, self._fields_bytes + memory_bytes(self._own_json(response)))
         return response
+
+    @property
+    def large(self) -> bool:
+        """Whether the fields that repeat the request make the response large."""
+        return len(self._fields_json) > _LARGE
+
+    def _json(self, response: Mapping[str, Any]) -> str:
+        return f"{self._own_json(response)[:-1]}, {self._fields_json[1:]}"
+
+    def _own_json(self, response: Mapping[str, Any]) -> str:
+        """Return a response's JSON without the fields that repeat the request."""
+        return json.dumps({name: value for name, value in response.items() if name not in self._fields})
 
     @property
     def _cut(self) -> bool:
@@ -179,6 +195,11 @@ class ResponsesEncoder(ResponseEncoder):
 
     def _part_event(self, part: AnswerPart, kind: str, /, **fields: Any) -> str:
         return self._event(kind, item_id=self._id(part), output_index=part.index, **fields)
+
+    def _response_event(self, status: str, response: str) -> str:
+        event = f'{{"type": "response.{status}", "sequence_number": {self._sequence}, "response": {response}}}'
+        self._sequence += 1
+        return f"event: response.{status}\ndata: {event}\n\n"
 
     def _event(self, kind: str, /, **fields: Any) -> str:
         event = {"type": kind, "sequence_number": self._sequence, **fields}

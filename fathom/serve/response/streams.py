@@ -11,18 +11,21 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fathom.serve.admission import RequestSlot
 from fathom.serve.engine_client import OutputQueue
 from fathom.serve.errors import ApiError, ClientDisconnected, draining
+from fathom.serve.http.json_response import json_response
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import LatencyMetrics
 from fathom.serve.response.answer import Choice
 from fathom.serve.response.encoder import ResponseEncoder, Usage
 
 T = TypeVar("T")
+_LARGE_TOKENS = 4096
+"""Responses of prompts and answers of more tokens are written in a thread."""
 _HEAD = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -149,7 +152,9 @@ async def collect(state: ResponseState, receive: Receive) -> Response:
     async with cancel_on_disconnect(state, receive):
         while not state.ended:
             await state.advance()
-    return JSONResponse(state.encoder.body(state.usage()))
+    usage = state.usage()
+    large = state.encoder.large or usage.prompt + usage.completion > _LARGE_TOKENS
+    return await json_response(state.encoder.body(usage), large=large)
 
 
 class EventStream(Response):

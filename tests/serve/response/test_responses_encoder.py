@@ -27,7 +27,9 @@ EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(types.ResponseStreamEven
 def encoder(answer: ChatChoiceBuilder, kept: list[Any], *, carry: bool = False) -> ResponsesEncoder:
     metadata = ResponseMetadata(response_id="resp_1", model="tiny", created=5)
     fields = echo(ResponsesRequest.model_validate({"input": "a", "metadata": {"k": "v"}}))
-    return ResponsesEncoder(answer, metadata, fields, carry_reasoning=carry, on_complete=kept.append)
+    return ResponsesEncoder(
+        answer, metadata, fields, carry_reasoning=carry, on_complete=lambda body, nbytes: kept.append(body)
+    )
 
 
 def events(text: str) -> list[dict[str, Any]]:
