@@ -104,6 +104,7 @@ def _download(name: HubName, cache: Path, endpoint: str | None, progress: Progre
 
     info = HfApi(endpoint=endpoint).model_info(name.repo_id, revision=name.revision)
     published, commit = [sibling.rfilename for sibling in info.siblings or ()], str(info.sha)
+    _check_listing(name, published, commit)
     report = ByteReport(progress)
 
     def fetch(files: Collection[str], *, last: bool) -> Path:
@@ -130,6 +131,16 @@ def _download(name: HubName, cache: Path, endpoint: str | None, progress: Progre
         raise explain_unpublished(name, published, described)
     _record(name, cache, commit)
     return opens
+
+
+def _check_listing(name: HubName, published: Collection[str], commit: str) -> None:
+    """Refuse a listing whose names would lead out of the cache."""
+    if not is_commit(commit):
+        raise CheckpointError(f"{name}: the hub names {commit[:60]!r} for a commit; check HF_ENDPOINT")
+    for file in published:
+        parts = file.split("/")
+        if not file.isprintable() or "\\" in file or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+            raise CheckpointError(f"{name}: lists {file[:200]!r}, which is no file of a repository; choose another one")
 
 
 def _record(name: HubName, cache: Path, commit: str) -> None:
