@@ -44,7 +44,7 @@ class ChatTemplates(Target):
     name = "chat_templates"
     suffix = ".jinja"
     seconds = 60.0
-    short_executions = 60
+    short_executions = 30
     memory_bytes = 0  # the process has limits of its own, and so has this one's part
 
     def start(self) -> None:
