@@ -24,6 +24,8 @@ WIDTH = 7.2
 MAX_LEGEND = 12
 MAX_LABEL = 40
 """Characters of a name that a picture shows."""
+MAX_PANEL_LABEL = 16
+"""And beside a panel that is one layer high."""
 STYLE: Any = {
     "axes.unicode_minus": False,
     "text.usetex": False,
@@ -67,7 +69,7 @@ def load_chart(loads: Sequence[ExpertLoads]) -> str:
             image = axes.imshow(
                 columns, aspect="auto", cmap="viridis", vmin=0, vmax=2.5, extent=extent, interpolation="nearest"
             )
-            axes.set_ylabel(plain(load.layer))
+            axes.set_ylabel(plain(load.layer, MAX_PANEL_LABEL))
         rows[-1].set_xlabel("million tokens")
         if image is not None:
             bar = figure.colorbar(image, ax=list(rows), extend="max", pad=0.02, shrink=min(1.0, 2.0 / len(loads)))
@@ -146,13 +148,13 @@ def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: floa
     axes.plot(x, smoothed, color=colour, linewidth=1.8, label=plain(curve.name))
 
 
-def plain(name: str) -> str:
+def plain(name: str, most: int = MAX_LABEL) -> str:
     """Return a name from data as any font can show it: printable ASCII in one line, and no longer than fits.
 
     Matplotlib leaves what begins with an underscore out of legends.
     """
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in name[: 4 * MAX_LABEL]).strip().lstrip("_")
-    return (shown if len(shown) <= MAX_LABEL else f"{shown[: MAX_LABEL - 3]}...") or "source"
+    return (shown if len(shown) <= most else f"{shown[: most - 3]}...") or "source"
 
 
 def svg(figure: Figure, title: str) -> str:
