@@ -45,7 +45,7 @@ class Images(Target):
         exif[274], exif[270] = 6, "text"
         found = [
             encoded(picture.convert(mode), kind, **options)
-            for kind in (*FORMATS, "TIFF", "PPM", "PCX", "ICNS", "TGA", "EPS")
+            for kind in (*FORMATS, "TIFF", "PPM", "PCX", "TGA", "EPS")
             for mode in _MODES
             if mode != "I;16" or kind in ("PNG", "TIFF")
             for options in ({}, {"exif": exif.tobytes()}, {"progressive": True}, {"save_all": True, "lossless": True})
