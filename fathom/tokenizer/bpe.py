@@ -258,7 +258,8 @@ class Tokenizer:
 
         ids: list[int] = []
         read = 0
-        for piece in cut(text, tried, at_punctuation=self._splits_words):
+        searched = None if max_tokens is None else MAX_STRETCH
+        for piece in cut(text, tried, at_punctuation=self._splits_words, searched=searched):
             if max_tokens is not None and len(piece) > MAX_STRETCH:
                 raise DataError(
                     f"text: {len(piece)} characters without a space between words exceed {MAX_STRETCH}; break them up"

@@ -14,6 +14,7 @@ MAX_STRETCH = 1 << 16
 """Characters that are encoded at once at most, where the number of tokens is limited."""
 _WINDOW = 256
 """Characters on either side of a place that are encoded with and without a cut there."""
+_SEARCHED = 1 << 14
 _TRIES = 16
 """Places tried in a row before a text counts as one that cannot be cut."""
 _BETWEEN_WORDS = r"(?<=\S)\n(?=\w)|(?<=[\w.,;:!?]) (?=\w)"
@@ -21,17 +22,21 @@ _PLACES = re.compile(_BETWEEN_WORDS)
 _PLACES_WITH_PUNCTUATION = re.compile(rf"{_BETWEEN_WORDS}|(?<=\w)(?=[^\w\s\uf8f0-\uf8f7])")
 
 
-def cut(text: str, encode: Callable[[str], Sequence[int]], *, at_punctuation: bool) -> Iterator[str]:
+def cut(
+    text: str, encode: Callable[[str], Sequence[int]], *, at_punctuation: bool, searched: int | None = None
+) -> Iterator[str]:
     """Yield a text in pieces of about ``PIECE_CHARS`` characters; encoded one by one they give the tokens of the whole.
 
-    A stretch without a place for a cut stays one piece, however long it is. ``at_punctuation`` cuts between a letter
+    A stretch without a place for a cut stays one piece, however long it is; where ``searched`` is given, so does what
+    follows as many characters without one. ``at_punctuation`` cuts between a letter
     and a punctuation mark too: for tokenizers that always split there. Nothing is cut before a character that guards
     special tokens (``chat.special_tokens.GUARDS``).
     """
     places = _PLACES_WITH_PUNCTUATION if at_punctuation else _PLACES
     start = 0
     while len(text) - start > 2 * PIECE_CHARS:
-        found = _cut(text, start + PIECE_CHARS, encode, places)
+        end = len(text) if searched is None else min(start + PIECE_CHARS + searched, len(text))
+        found = _cut(text, start + PIECE_CHARS, end, encode, places)
         if found is None:
             break
         end, following = found
@@ -41,10 +46,10 @@ def cut(text: str, encode: Callable[[str], Sequence[int]], *, at_punctuation: bo
 
 
 def _cut(
-    text: str, least: int, encode: Callable[[str], Sequence[int]], places: re.Pattern[str]
+    text: str, least: int, most: int, encode: Callable[[str], Sequence[int]], places: re.Pattern[str]
 ) -> tuple[int, int] | None:
     """Return where the next piece ends and where the one after it begins, or None where there is no such place."""
-    for tried, place in enumerate(places.finditer(text, least)):
+    for tried, place in enumerate(_found(text, least, most, places)):
         if tried == _TRIES:
             return None
         end = place.end() if place[0] == "\n" else place.start()
@@ -55,3 +60,9 @@ def _cut(
         if place[0] == " " and whole == first + list(encode(after[1:])):
             return end, end + 1  # a tokenizer that puts a space before every text
     return None
+
+
+def _found(text: str, least: int, most: int, places: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """Yield the places between two characters; a search of all at once would stop other threads."""
+    for start in range(least, most, _SEARCHED):
+        yield from places.finditer(text, start, min(start + _SEARCHED, most))
