@@ -249,3 +249,16 @@ def test_errors_are_filtered_in_pipes_too(capfd: pytest.CaptureFixture[str]) -> 
     assert ended.stderr.decode().startswith("error: \\u001b]52;c;aGk=\\u0007")
     assert ended.stderr.count(b"\n") == 1
     assert str(FathomError(HOSTILE)) == SHOWN
+
+
+def test_no_verb_writes_past_the_filter() -> None:
+    """``typer.echo`` writes to Windows consoles by itself, and rich's own console passes escape codes."""
+    past = re.compile(r"\becho\(|(?<!Filtered)\b(?:Console|Progress)\(|std(?:out|err)\.buffer|\bos\.write\(")
+    cli = Path(sys.modules["fathom.cli.main"].__file__ or "").parent
+    found = {
+        f"{file.name}: {line.strip()}"
+        for file in cli.rglob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if past.search(line) and not line.startswith("class ")
+    }
+    assert found == set()
