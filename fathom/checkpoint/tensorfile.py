@@ -222,7 +222,8 @@ def _entry(name: str, given: Any) -> tuple[StoredTensor, int]:
         raise _Fault(f"{name}: is of type {kind!r:.60}, which is not read; it can be one of {', '.join(TYPES)}")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise _Fault(f"{name}: shape {shape!r:.60} and data_offsets {offsets!r:.60} must be lists of whole numbers")
-    if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST_SIZE:
+    extent = math.prod(size for size in shape if size) * TYPES[kind].itemsize  # a zero hides what strides multiply
+    if len(shape) > _MOST_DIMENSIONS or extent > _LARGEST_SIZE:
         raise _Fault(f"{name}: shape {shape!r:.60} is none of a tensor")
     nbytes = math.prod(shape) * TYPES[kind].itemsize
     if offsets[1] - offsets[0] != nbytes:

@@ -165,6 +165,7 @@ def headers() -> dict[str, bytes]:
         "unknown type": {"a": {**entry, "dtype": "F4"}},
         "product beyond 64 bits": {"a": {**entry, "shape": [2**40, 2**40]}},
         "size beyond 64 bits": {"a": {**entry, "shape": [0, 2**70], "data_offsets": [0, 0]}},
+        "strides beyond 64 bits": {"a": {**entry, "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}},
         "many dimensions": {"a": {**entry, "shape": [1] * 1000}},
         "negative": {"a": {**entry, "shape": [-1]}},
         "a name that writes the terminal": {"\x1b]0;x\x07": entry},
