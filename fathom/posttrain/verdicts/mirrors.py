@@ -4,7 +4,8 @@ A class of the other side becomes a class here, with the same name, bases and sp
 and ``except`` work; what is done to its objects is asked of the other side. On the tests' side (``strict``) one thing
 is not: how an object of the program compares with a plain value. It equals none, unless its class derives from a plain
 type; then the plain value it holds is compared, here. An operation with a plain value may give another object but no
-plain value, and what it gave is no number: ``abs(f(x) - 0.5) < 0.1`` cannot be answered without knowing 0.5.
+plain value, and what it gave, and what that gives in turn, is no number: ``abs(f(x) - 0.5) < 0.1`` cannot be answered
+without knowing 0.5. The plain value of an object whose base is immutable is asked for once.
 Standard library only: sandboxed processes run this file as it is.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fathom.posttrain.verdicts import names
 
@@ -32,10 +33,14 @@ _STANDARD_KINDS = {
     )
 }
 _MADE = object()
+_NO_VALUE = "what an operation of an object of the program and a plain value gave is no plain value"
 _HELD = ("__hash__", "__bool__", "__len__")
 _NUMBER_LIKE = """__abs__ __round__ __len__ __bool__ __int__ __float__ __complex__ __index__ __iter__ __next__ __floor__
     __ceil__ __trunc__"""
 _NUMERIC = frozenset(_NUMBER_LIKE.split())
+_OBJECTS_AGAIN = frozenset(("__neg__", "__pos__", "__invert__", "__reversed__", "__copy__", "__deepcopy__"))
+_IMMUTABLE = (int, float, complex, str, bytes, tuple, frozenset)
+_EXTENDING = ("__iadd__", "__ior__")
 
 
 class Reference:
@@ -113,13 +118,18 @@ class Mirror(metaclass=MirrorClass, made=_MADE):
 class MirrorObject(Mirror, made=_MADE):
     """A stand-in of an object that is no exception."""
 
-    __slots__ = ("_mirror_derived", "_mirror_number")
+    __slots__ = ("_mirror_derived", "_mirror_number", "_mirror_plain")
+
+    def __bool__(self) -> bool:
+        if _is_derived(self):
+            raise TypeError(_NO_VALUE)
+        return len(cast(Any, self)) > 0 if any("__len__" in vars(part) for part in type(self).__mro__) else True
 
     def __copy__(self) -> Any:
-        return _peer(self).request("special", "__copy__", self)
+        return _unary(_peer(self), "__copy__", self)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _peer(self).request("special", "__deepcopy__", self)
+        return _unary(_peer(self), "__deepcopy__", self)
 
 
 def number_of(item: Any) -> int | None:
@@ -140,6 +150,8 @@ def make_class(
     if not all(isinstance(part, type) for part in bases) or (base is not None and base not in names.PLAIN_BASES):
         raise TypeError("no description of a class")
     raises = any(issubclass(part, BaseException) for part in bases)
+    if raises and base is not None:
+        raise TypeError("an exception derives from no plain type")
     wanted = [part for part in bases if type(part) is MirrorClass or issubclass(part, BaseException)]
     body: dict[str, Any] = {"_mirror_class": number, "_mirror_peer": peer, "_mirror_base": base, "__slots__": ()}
     body |= {"__module__": "answer", "__doc__": doc}
@@ -183,6 +195,7 @@ def make_object(kind: Any, number: int, parts: list[Any]) -> Any:
     made = object.__new__(kind)
     object.__setattr__(made, "_mirror_number", number)
     object.__setattr__(made, "_mirror_derived", False)
+    object.__setattr__(made, "_mirror_plain", None)
     if made.__class__ is types.CoroutineType:
         return _awaited(made)
     return made
@@ -226,14 +239,33 @@ def _is_object(item: Any) -> bool:
     return type(type(item)) is MirrorClass
 
 
+def _is_derived(item: Any) -> bool:
+    """Whether an operation with a plain value, which told the program that value, gave this object."""
+    return _is_object(item) and not isinstance(item, BaseException) and item._mirror_derived
+
+
+def _derived(result: Any) -> Any:
+    """Mark what such an operation gave, which must be an object."""
+    if not _is_object(result) or isinstance(result, BaseException):
+        raise TypeError("an operation of an object of the program and a plain value gave a plain value")
+    object.__setattr__(result, "_mirror_derived", True)
+    return result
+
+
 def _plain(item: Any) -> Any:
     """What an object of a class derived from a plain type holds; anything else as it is."""
     base = type(item)._mirror_base if _is_object(item) else None
     if base is None:
         return item
+    if item._mirror_derived:
+        raise TypeError(_NO_VALUE)
+    if item._mirror_plain is not None:
+        return item._mirror_plain
     copied = _peer(item).request("plain", item)
     if type(copied) is not base:
         _peer(item).fail("sent a plain value of another type")
+    if base in _IMMUTABLE:
+        object.__setattr__(item, "_mirror_plain", copied)
     return copied
 
 
@@ -245,10 +277,7 @@ def _special_method(name: str) -> Callable[..., Any]:
         return _combined(_peer(self), f"__{name[3:]}", other, self)
 
     def changed(self: Any, other: Any) -> Any:
-        result = _peer(self).request("special", name, self, other)
-        if _peer(self).strict and not _is_object(result):
-            raise TypeError(f"{name} of an object of the program gave a plain value")
-        return result
+        return _changed(_peer(self), name, self, other)
 
     def compared(self: Any, other: Any) -> Any:
         return _compared(_peer(self), name, self, other)
@@ -271,15 +300,28 @@ def _combined(peer: Peer, name: str, left: Any, right: Any) -> Any:
     if not peer.strict:
         return peer.request("special", name, left, right)
     left, right = _plain(left), _plain(right)
-    alone = not (_is_object(left) and _is_object(right))
-    if alone and not (_is_object(left) or _is_object(right)):
+    if not (_is_object(left) or _is_object(right)):
         return names.BINARY[name](left, right)
+    knows = not (_is_object(left) and _is_object(right)) or _is_derived(left) or _is_derived(right)
     result = peer.request("special", name, left, right)
-    if alone:
-        if not _is_object(result) or isinstance(result, BaseException):
-            raise TypeError(f"{name} of an object of the program and a plain value gave a plain value")
-        object.__setattr__(result, "_mirror_derived", True)
-    return result
+    return _derived(result) if knows else result
+
+
+def _changed(peer: Peer, name: str, item: Any, other: Any) -> Any:
+    """An operation in place. One that extends an object by a container leaves it what it was: a container."""
+    if not peer.strict:
+        return peer.request("special", name, item, other)
+    if type(item)._mirror_base in _IMMUTABLE:
+        return NotImplemented
+    knows = _is_derived(item) or _is_derived(other) or not (_is_object(other) or _extends(name, other))
+    result = peer.request("special", name, item, other)
+    if not _is_object(result):
+        raise TypeError(f"{name} of an object of the program gave a plain value")
+    return _derived(result) if knows else result
+
+
+def _extends(name: str, other: Any) -> bool:
+    return name in _EXTENDING and isinstance(other, list | tuple | dict | set | frozenset | str)
 
 
 def _compared(peer: Peer, name: str, item: Any, other: Any) -> Any:
@@ -299,6 +341,9 @@ def _unary(peer: Peer, name: str, item: Any, /, *arguments: Any, **named: Any) -
         return arguments[0] in held if not _is_object(held) else any(part == arguments[0] for part in item)
     if name in _HELD and type(item)._mirror_base is not None:
         return names.UNARY[name](_plain(item))
-    if name in _NUMERIC and not isinstance(item, BaseException) and item._mirror_derived:
-        raise TypeError("what an operation of the program's object and a plain value gave is no plain value")
-    return peer.request("special", name, item, *arguments, **named)
+    if not _is_derived(item):
+        return peer.request("special", name, item, *arguments, **named)
+    if name in _NUMERIC:
+        raise TypeError(_NO_VALUE)
+    result = peer.request("special", name, item, *arguments, **named)
+    return _derived(result) if name in _OBJECTS_AGAIN else result

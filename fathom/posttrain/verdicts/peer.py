@@ -36,13 +36,15 @@ class Peer:
     """One side of the connection.
 
     ``strict`` is the tests' side: an object of the program then has no say in how it compares with a plain value.
-    ``may`` decides which request the other side may make of which object of this one.
+    ``may`` decides which request the other side may make of which object of this one. Unless ``stops``, a
+    ``StopIteration`` comes from the other side's iterators only: from another call it would end a ``map`` of that.
     """
 
     def __init__(
         self, reading: int, writing: int, *, strict: bool, may: Callable[[str, list[Any]], bool] = lambda *_: True
     ) -> None:
         self.strict = strict
+        self.stops = not strict
         self.lost = ""
         self.namespace: dict[str, Any] = {}
         self._reading, self._writing, self._may = reading, writing, may
@@ -81,8 +83,13 @@ class Peer:
             encoder.sent()
             compares = self.strict and (function == "plain" or (function == "special" and arguments[0] in _COMPARE))
             self._comparing += compares
+            stops = self.stops or (function == "special" and arguments[0] == "__next__")
             try:
                 return self._reply(number)
+            except StopIteration as error:
+                if stops:
+                    raise
+                raise RuntimeError("the program raised StopIteration") from error
             finally:
                 self._comparing -= compares
 
@@ -306,6 +313,8 @@ def _describe(_: Peer, kind: Any) -> tuple[Any, ...]:
 
 
 def _special(peer: Peer, name: str, item: Any, /, *arguments: Any, **named: Any) -> Any:
+    if name not in names.SPECIAL:  # another, such as __getattribute__, would reach everything
+        raise PermissionError("no special method that crosses")
     if name in names.BINARY or name in names.IN_PLACE or name in names.COMPARISONS:
         return {**names.BINARY, **names.IN_PLACE, **names.COMPARISONS}[name](item, *arguments)
     if name in names.UNARY:

@@ -13,11 +13,13 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from fathom.posttrain.verdicts import mirrors
 from fathom.posttrain.verdicts.peer import Peer, PeerLost
 
 _MODULE = "checks"
 _OPTIMIZED = 1  # the flag of a function's code; a class's body lacks it
 _NAMES_ONLY = ("getattr", "setattr", "delattr")
+_FORMATS = ("format", "format_map", "vformat", "get_field")
 _TEXTS = ("__name__", "__qualname__", "__module__", "__doc__")
 _HARMLESS = frozenset(("describe", "special", "plain", "await", "signature"))
 
@@ -34,6 +36,7 @@ def run_tests(tests: str, reading: int, writing: int) -> None:
     sys.modules["answer"] = _Answer("answer", namespace)
     sys.modules[_MODULE] = types.ModuleType(_MODULE)
     code = compile(tests, "<tests>", "exec")
+    peer.stops = any("StopIteration" in inner.co_names for inner in _codes(code))
     namespace.bind_in_classes(code)
     exec(code, namespace)
     if peer.lost:
@@ -70,6 +73,11 @@ class Namespace(dict[str, Any]):
         """Return the program's value of a name; ``KeyError`` where it has none."""
         return self._peer.request("global", name)
 
+    def importable(self) -> list[str]:
+        """Return what ``import *`` takes from the program: nothing that Python or the tests have by that name."""
+        public = (name for name in self.of_program if not name.startswith("_"))
+        return sorted(name for name in public if name not in vars(builtins) and not dict.__contains__(self, name))
+
     def bind_in_classes(self, code: types.CodeType) -> None:
         """Fetch the program's names that bodies of classes use: Python looks for those in a plain way only."""
         for inner in _codes(code):
@@ -84,9 +92,10 @@ class _Answer(types.ModuleType):
     def __init__(self, name: str, namespace: Namespace) -> None:
         super().__init__(name)
         self._namespace = namespace
-        self.__all__ = sorted(part for part in namespace.of_program if not part.startswith("_"))
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return self._namespace.importable()
         try:
             return self._namespace.ask(name)
         except KeyError:
@@ -103,13 +112,20 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
+def _own_classes(kind: type) -> Iterator[type]:
+    return (part for part in kind.__mro__ if part.__module__ == _MODULE)
+
+
 def _may(function: str, arguments: list[Any]) -> bool:
     """Whether the program may ask this: to use what the tests lent it, and public attributes of their own classes."""
+    if function != "special" and mirrors.number_of(arguments[0]) is not None:
+        return False  # the program's own, of which it might have this side's Python ask more
     if function in _NAMES_ONLY:
         item, name = arguments[0], arguments[1]
         if function == "getattr" and name in _TEXTS:
             return isinstance(getattr(item, name, None), str | None)
         kind = item if isinstance(item, type) else type(item)
         public = type(name) is str and not name.startswith("_")
-        return public and vars(kind).get("__module__") == _MODULE
+        reads_attributes = name in _FORMATS and not any(name in vars(part) for part in _own_classes(kind))
+        return public and not reads_attributes and vars(kind).get("__module__") == _MODULE
     return function in _HARMLESS

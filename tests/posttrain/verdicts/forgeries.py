@@ -222,3 +222,88 @@ class T(namedtuple('T', 'x')):
 def f(x): return T(x)
 """,
 }
+
+_THE_PEER = """
+import sys
+def request(*parts):
+    frame = sys._getframe()
+    while type(frame.f_locals.get('self')).__name__ != 'Peer': frame = frame.f_back
+    return frame.f_locals['self'].request(*parts)
+"""
+
+REACHING = {
+    "special_of_a_builtin": """
+def f(x):
+    builtins = request('special', '__getattribute__', abs, '__self__')
+    return request('special', '__getattribute__', builtins, 'exec')
+""",
+    "special_of_a_class": "def f(x): return request('special', 'mro', int)\n",
+    "special_of_an_object": "def f(x): return request('special', '__reduce_ex__', int, 2)\n",
+    "subclasses": "def f(x): return request('special', '__subclasses__', object)\n",
+    "signature_of_its_own": """
+class C:
+    __text_signature__ = '($self, x=sys.modules)'
+    def __call__(self): pass
+def f(x): return request('signature', C())
+""",
+    "attributes_of_its_own": "class C: a = 1\ndef f(x): return request('getattr', C, 'a')\n",
+    "names_of_the_tests": "def f(x): return request('global', 'check')\n",
+    "an_unknown_function": "def f(x): return request('serve_all', 1)\n",
+}
+"""Ask the tests' process, while it waits, for what would reach all of it; each request must be refused."""
+REACHING = {name: _THE_PEER + program for name, program in REACHING.items()}
+
+OPERATIONS = {
+    "subtracts_in_place": ("x = f(1)\nx -= 2\nassert abs(x) < 1e-6", 2.0),
+    "divides_in_place": ("x = f(1)\nx /= 2\nassert round(x) == 1", 2.0),
+    "adds_in_place": ("x = f(1)\nx += -2\nassert not x", 2),
+    "subtracts_a_set_in_place": ("x = f(1)\nx -= {2}\nassert not x", {2}),
+    "negates": ("assert 0 <= -(f(1) - 2) < 1e-6", 2.0),
+    "negates_and_takes_the_size": ("assert abs(-(f(1) - 2)) < 1e-6", 2.0),
+    "copies": ("import copy\nassert abs(copy.copy(f(1) - 2)) < 1e-6", 2.0),
+    "squares": ("assert (f(1) - 2) ** 2 < 1e-6", 2.0),
+    "adds_two_squares": ("import math\nassert math.sqrt((f(1) - 2) ** 2 + (f(1) - 2) ** 2) < 1e-6", 2.0),
+    "lies_between": ("assert -1e-6 < f(1) - 2 < 1e-6", 2.0),
+    "equals_nothing": ("assert f(1) - 2 == 0", 2.0),
+    "equals_nothing_from_the_right": ("assert 0 == 2 - f(1)", 2.0),
+    "is_true": ("assert {2} & f(1)", {2}),
+    "is_in_a_range": ("assert 1.9 < f(1) < 2.1", 2.0),
+    "is_in_a_range_twice": ("x = f(1)\nassert x > 1.9\nassert x < 2.1", 2.0),
+    "squares_around": ("x = f(1)\nassert x * x <= 5 < (x + 1) * (x + 1)", 2),
+    "is_mapped": ("assert all(map(lambda x: f(x) == 2, [1, 2]))", 2),
+    "is_zipped": ("for a, b in zip(map(f, [1, 2]), [2, 2]): assert a == b", 2),
+    "comes_with_all": ("import math\nfrom answer import *\nassert math.isclose(f(1), 2) and abs(f(1) - 2) < 1", 2.0),
+}
+"""Tests that no object passes, whatever its methods do with what they are told, and the value that passes each."""
+
+ANY_METHODS = """
+class Held({base}):
+    pass
+class Own({base}):
+    def __sub__(self, other): return {made}
+    __rsub__ = __isub__ = __pow__ = __add__ = __iadd__ = __itruediv__ = __truediv__ = __mul__ = __neg__ = __sub__
+    __and__ = __rand__ = __copy__ = __sub__
+    def __abs__(self): return 0
+    __float__ = lambda self: 0.0
+    __round__ = __int__ = __index__ = __abs__
+    def __len__(self): return 0
+    def __bool__(self): return False
+def f(x): return Own()
+def abs(x): return 0
+class math:
+    isclose = staticmethod(lambda *a, **k: True)
+"""
+"""A program whose operations with a plain value give ``made``."""
+
+CHANGING = """
+from fathom.posttrain.verdicts import names
+class Own(float): pass
+class I(int): pass
+told = []
+def plain_copy(item):
+    told.append(item)
+    return type(item).__base__(10 ** 9 if len(told) % 2 else -10 ** 9)
+names.plain_copy = plain_copy
+def f(x): return {kind}(1)
+"""
+"""A program whose objects hold another plain value at every look."""

@@ -1,0 +1,85 @@
+"""What the program may have the tests' process do, and what the tests may learn of an object's operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from fathom.posttrain.verdicts import names
+from tests.posttrain.verdicts.conftest import Judge
+from tests.posttrain.verdicts.forgeries import ANY_METHODS, CHANGING, OPERATIONS, REACHING
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_a_request_for_what_would_reach_the_tests_is_refused(name: str, apart: Judge) -> None:
+    ended = apart(REACHING[name], "f(1)")
+    assert isinstance(ended, PermissionError | AttributeError | KeyError), ended
+
+
+@pytest.mark.parametrize("name", sorted({*dir(type), *dir(object), *dir(print), *dir(pytest)}))
+def test_no_special_method_but_those_that_cross_is_called(name: str, apart: Judge) -> None:
+    if name in names.SPECIAL:
+        return
+    program = REACHING["special_of_a_class"].replace("'mro'", repr(name))
+    assert isinstance(apart(program, "f(1)"), PermissionError)
+
+
+@pytest.mark.parametrize("made", ["Own()", "Held()", "0", "0.0", "self"])
+@pytest.mark.parametrize("base", ["object", "float", "set", "ValueError"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_an_operation_with_a_plain_value_gives_is_no_number(name: str, base: str, made: str, apart: Judge) -> None:
+    tests, right = OPERATIONS[name]
+    assert apart(f"def f(x): return {right}", tests) is None
+    assert apart(ANY_METHODS.format(base=base, made=made), tests) is not None
+
+
+@pytest.mark.parametrize("kind", ["Own", "I"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_plain_value_is_asked_for_once(name: str, kind: str, apart: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "plain_copy", names.plain_copy)  # which the program replaces
+    assert apart(CHANGING.format(kind=kind), OPERATIONS[name][0]) is not None
+
+
+def test_an_iteration_ends_where_its_iterator_says_so_only(apart: Judge) -> None:
+    stops = "def f(x): raise StopIteration"
+    assert isinstance(apart(stops, "assert list(map(f, [1, 2])) == []"), RuntimeError)
+    assert apart(stops, "try: f(1)\nexcept StopIteration: pass") is None
+    assert apart("def f(x): yield x", "assert list(f(1)) == [1]\nassert next(iter(f(2))) == 2") is None
+
+
+def test_a_program_formats_no_text_of_the_tests_own_class(apart: Judge) -> None:
+    tests = "secret = 'sesame'\nclass S(str): pass\nassert 'sesame' not in f(S('x'), lambda: 1)"
+    program = "def f(text, lent): return type(text)('{0.__globals__}').format(lent)"
+    assert isinstance(apart(program, tests), AttributeError)
+
+
+def test_all_of_the_program_leaves_the_tests_and_python_their_names(apart: Judge) -> None:
+    program = "def f(x): return 1\ndef len(x): return 9\ndef helper(): return 2\nclass math: pi = 3"
+    tests = """
+import math
+def helper(): return 5
+from answer import *
+assert (f(1), helper(), len([])) == (1, 5, 0) and math.pi > 3
+"""
+    assert apart(program, tests) is None
+
+
+def test_objects_of_honest_programs_keep_their_operations(apart: Judge) -> None:
+    program = """
+class Bag:
+    def __init__(self, items=()): self.items = list(items)
+    def __iadd__(self, more): self.items += more; return self
+    def __len__(self): return len(self.items)
+    def __mul__(self, n): return Bag(self.items * n)
+    def __eq__(self, other): return self.items == other.items
+class Counted(int): pass
+"""
+    tests = """
+bag = Bag()
+bag += [1, 2]
+assert len(bag) == 2 and bag and not Bag()
+assert bag * 2 == Bag([1, 2, 1, 2]) and (bag * 2).items == [1, 2, 1, 2]
+n = Counted(3)
+n -= 1
+assert n == 2 and Counted(3) < 4 and {Counted(3): 1}[3] == 1
+"""
+    assert apart(program, tests) is None
