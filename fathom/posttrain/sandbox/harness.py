@@ -56,12 +56,17 @@ def main(role: str, report_fd: int, *fds: int) -> None:
         kinds = {"MemoryError": "memory", "SystemExit": "exit", "PeerLost": "lost"}
         kind = next((kinds[part.__name__] for part in type(error).__mro__ if part.__name__ in kinds), "raised")
         os.write(report_fd, json.dumps({"kind": kind, "detail": _described(error)}).encode() + b"\n")
+        _flush()
         os._exit(1)
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
+    _flush()
     if role != "program":
         os.write(report_fd, os.read(fds[0], _PASS_CODE_BYTES))
     os._exit(0)  # threads and exit handlers that the program left are not waited for
+
+
+def _flush() -> None:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
 
 
 def _prepared(role: str, job: dict[str, Any], *pipes: int) -> Any:

@@ -63,6 +63,7 @@ class Sandbox:
         self._deadline, self._seconds_before = math.inf, 0.0
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._failure: BaseException | None = None
         self._watcher = threading.Thread(target=self._watch, name="fathom-sandbox", daemon=True)
 
     def __enter__(self) -> Self:
@@ -83,6 +84,8 @@ class Sandbox:
             for process in self._processes:
                 process.__exit__(None, None, None)
             self._resources.close()
+        if self._failure is not None:
+            raise self._failure
 
     def start(
         self, source: str, *arguments: str, fds: Sequence[int] = (), stdin: int | IO[bytes] = subprocess.DEVNULL
@@ -142,17 +145,28 @@ class Sandbox:
     def kill(self) -> None:
         """End every process, and wait for those that were started here."""
         with self._lock:
-            if self._running:
-                self._look()
-            while self._running:
-                process = self._running.pop()
-                if not self._unsandboxed:
-                    _end_bubblewrap(process)
-                _end_session(process)
-            self._bound.kill()
+            try:
+                if self._running:
+                    self._look()
+            finally:
+                while self._running:
+                    process = self._running.pop()
+                    if not self._unsandboxed:
+                        _end_bubblewrap(process)
+                    _end_session(process)
+                self._bound.kill()
             self._look()
 
     def _watch(self) -> None:
+        """Watch until the end; without a watch nothing may run, and the ``with`` block raises why it failed."""
+        try:
+            self._watch_limits()
+        except BaseException as error:
+            self._failure = error
+            with contextlib.suppress(type(error)):
+                self.stop("time", "it could not be watched")
+
+    def _watch_limits(self) -> None:
         while not self._ended.wait(_BUSY_SECONDS if self.usage.processes > _FEW_PROCESSES else _WATCH_SECONDS):
             self._look()
             if time.monotonic() > self._deadline:

@@ -86,7 +86,7 @@ class ProcessWatch:
     def _resident(self, pid: int) -> int:
         try:
             return int(read_small(f"{self._proc}/{pid}/statm").split()[1]) * _PAGE
-        except (OSError, IndexError):
+        except (OSError, IndexError, ValueError):
             return 0
 
     def _proportional(self, pid: int) -> int:

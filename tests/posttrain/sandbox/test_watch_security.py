@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -113,3 +115,39 @@ def test_what_has_ended_uses_nothing_more() -> None:
 
 def _soon(watching: ProcessWatch, holds: Callable[[Usage], bool]) -> bool:
     return any(holds(watching.usage()) or time.sleep(0.02) for _ in range(500))
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError, FileNotFoundError, PermissionError])
+def test_what_vanishes_during_a_look_uses_nothing(error: type[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = ProcessWatch(memory_bytes=MIB, file_bytes=MIB)
+    watching.add(os.getpid())
+
+    def vanished(*_: object) -> None:
+        raise error
+
+    for name in ("listdir", "open", "readlink", "statvfs"):
+        monkeypatch.setattr(os, name, vanished)
+    assert watching.usage() == Usage()
+    assert watch.children(os.getpid()) == []
+
+
+def test_a_watch_that_fails_ends_what_it_watched_and_says_why(
+    sandbox_works: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingWatch(ProcessWatch):
+        def usage(self) -> Usage:
+            if threading.current_thread().name == "fathom-sandbox":
+                raise RuntimeError("no look")
+            return super().usage()
+
+    monkeypatch.setattr(launch, "make_bound", lambda limits: FailingWatch(memory_bytes=1 << 40, file_bytes=0))
+    sandbox = Sandbox(SandboxLimits())
+
+    def watched_sleep() -> int:
+        with sandbox:
+            return sandbox.start("import time; time.sleep(100)").wait(30)
+
+    with pytest.raises(RuntimeError, match="no look"):
+        watched_sleep()
+    assert sandbox.stopped == "time"
+    assert all(process.returncode for process in sandbox._processes)
