@@ -69,13 +69,14 @@ def checks_of(details: Mapping[str, Any]) -> str:
 
 
 def _helpers(prompt: str, entry_point: str) -> str:
-    """The definitions of a prompt but the one asked for, with its imports; empty where there are none or no Python."""
+    """The definitions of a prompt but the one asked for, and its imports; empty where there are none or no Python."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    needed = (*definitions, ast.Import, ast.ImportFrom)
     try:
         body = ast.parse(f"{prompt}\n    pass\n").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
     kept = [part for part in body if not (isinstance(part, definitions) and part.name == entry_point)]
-    if len(kept) == len(body) or not any(isinstance(part, definitions) for part in kept):
+    if len(kept) == len(body) or not any(isinstance(part, needed) for part in kept):
         return ""
     return ast.unparse(ast.Module(kept, type_ignores=[])) + "\n\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import importlib
 import math
 import operator
 import sys
@@ -30,11 +31,22 @@ SAFE_MODULES = {
 }
 """The like of other modules: these names, or all."""
 
+_ERRORS = "binascii csv dataclasses decimal json.decoder re statistics struct zlib"
+ERROR_MODULES = frozenset(_ERRORS.split())
+"""Modules whose exceptions are the same on both sides; those that end a loop or task (``queue.Empty``) are not."""
+
 _USABLE = """abc array asyncio base64 binascii bisect calendar cmath collections contextlib copy csv dataclasses
     datetime decimal enum fractions functools hashlib heapq inspect io itertools json math numbers operator os pprint
     queue random re statistics string struct sys textwrap threading time typing unicodedata uuid warnings zlib"""
 USABLE_MODULES = frozenset(_USABLE.split())
 """Modules that the tests may use because the program imported them; they import their own."""
+
+LENT_KINDS = {
+    "io": ("StringIO", "BytesIO"),
+    "random": ("Random",),
+    "queue": ("Queue",),
+}
+"""Classes of the standard library whose objects, lent by the tests, show the program their public attributes."""
 
 PLAIN_BASES = (
     int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset,
@@ -161,8 +173,18 @@ def may_be_named(module: str, name: str) -> bool:
     if module == "builtins":
         kind = getattr(builtins, name, None)
         return name in SAFE_BUILTINS or (isinstance(kind, type) and issubclass(kind, BaseException))
+    if module in ERROR_MODULES:
+        kind = getattr(sys.modules.get(module) or importlib.import_module(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            return True
     allowed = SAFE_MODULES.get(module, ())
     return not name.startswith("_") and (allowed is None or name in allowed)
+
+
+def is_lent_kind(kind: type) -> bool:
+    """Whether a class is one of ``LENT_KINDS`` or derives from one."""
+    found = ((sys.modules.get(module), name) for module, each in LENT_KINDS.items() for name in each)
+    return any(getattr(module, name, None) in kind.__mro__ for module, name in found)
 
 
 def await_here(awaitable: Any) -> Any:

@@ -308,6 +308,8 @@ def _describe(_: Peer, kind: Any) -> tuple[Any, ...]:
         raise TypeError("only classes are described")
     base = names.plain_base(kind)
     bases = [part for part in kind.__bases__ if part is not object and not (base and part in names.PLAIN_BASES)]
+    if issubclass(kind, BaseException) and names.standard_name(kind) is not None:
+        bases = [kind]  # so that this very class is what the other side catches
     doc = kind.__doc__ if type(kind.__doc__) is str else None
     return kind.__name__, doc, bases, names.own_specials(kind), base, mirrors.standard_kind(kind)
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from fathom.posttrain.verdicts import mirrors
+from fathom.posttrain.verdicts import mirrors, names
 from fathom.posttrain.verdicts.peer import Peer, PeerLost
 
 _MODULE = "checks"
@@ -127,5 +127,6 @@ def _may(function: str, arguments: list[Any]) -> bool:
         kind = item if isinstance(item, type) else type(item)
         public = type(name) is str and not name.startswith("_")
         reads_attributes = name in _FORMATS and not any(name in vars(part) for part in _own_classes(kind))
-        return public and not reads_attributes and vars(kind).get("__module__") == _MODULE
+        shown = function == "getattr" and not isinstance(item, type) and names.is_lent_kind(kind)
+        return public and not reads_attributes and (shown or vars(kind).get("__module__") == _MODULE)
     return function in _HARMLESS

@@ -63,7 +63,19 @@ def test_what_the_prompt_defines_besides_comes_before_the_tests() -> None:
     exec(checks_of(HELPED), scope)
     assert scope["total"] is sum
     assert checks_of({**HELPED, "prompt": "def double(x) {"}) == checks_of({**HELPED, "prompt": ""})
-    assert checks_of({**DETAILS, "prompt": ""}) == checks_of(DETAILS)
+    assert checks_of(DETAILS).startswith("from typing import List\n")
+    assert checks_of({**DETAILS, "prompt": "def total(xs):\n"}) == checks_of({**DETAILS, "prompt": ""})
+
+
+def test_security_an_answer_cannot_replace_a_module_of_the_prompt(scorer: CodeScorer, ask: Ask) -> None:
+    details = {
+        "prompt": "import math\n\ndef half(x: float) -> float:\n",
+        "entry_point": "half",
+        "tests": "def check(candidate):\n    assert math.isclose(candidate(3), 1.5)\n",
+    }
+    lie = "def half(x): return 0\nclass math: isclose = staticmethod(lambda *values: True)"
+    assert scorer.score(ask(lie, "", details=details)) == 0.0
+    assert scorer.score(ask("def half(x): return x / 2", "", details=details)) == 1.0
 
 
 def test_security_an_answer_cannot_replace_a_helper_that_the_tests_use(scorer: CodeScorer, ask: Ask) -> None:

@@ -83,3 +83,44 @@ n -= 1
 assert n == 2 and Counted(3) < 4 and {Counted(3): 1}[3] == 1
 """
     assert apart(program, tests) is None
+
+
+def test_errors_of_the_standard_library_are_caught_as_what_they_are(apart: Judge) -> None:
+    program = """
+import dataclasses, decimal, json, re, statistics
+@dataclasses.dataclass(frozen=True)
+class P:
+    x: int = 1
+def f(x):
+    if x == 0: P().x = 2
+    if x == 1: json.loads('{')
+    if x == 2: re.compile('(')
+    if x == 3: statistics.mean([])
+    if x == 4: decimal.Decimal('x')
+"""
+    tests = """
+import dataclasses, decimal, json, re, statistics
+kinds = [dataclasses.FrozenInstanceError, json.JSONDecodeError, re.error, statistics.StatisticsError]
+for x, kind in enumerate([*kinds, decimal.InvalidOperation]):
+    try: f(x)
+    except kind: continue
+    raise AssertionError(kind)
+"""
+    assert apart(program, tests) is None
+
+
+@pytest.mark.parametrize("kind", ["queue.Empty", "asyncio.CancelledError", "unittest.SkipTest"])
+def test_errors_that_end_loops_tasks_or_tests_are_none_of_the_tests(kind: str, apart: Judge) -> None:
+    module = kind.partition(".")[0]
+    tests = f"import {module}\ntry: f(1)\nexcept {kind}: pass"
+    assert str(apart(f"import {module}\ndef f(x): raise {kind}('from the program')", tests)) == "from the program"
+
+
+def test_streams_and_generators_of_numbers_may_be_lent_but_not_changed(apart: Judge) -> None:
+    program = "def f(stream): return stream.read().upper()\ndef g(random): return random.randint(1, 6)"
+    tests = (
+        "import io, random\nassert f(io.StringIO('a')) == 'A' and g(random.Random(1)) == random.Random(1).randint(1, 6)"
+    )
+    assert apart(program, tests) is None
+    for use in ("stream.getvalue = print", "stream.__class__.read", "type(stream).read", "stream.read.__self__"):
+        assert isinstance(apart(f"def f(stream): {use}", "import io\nf(io.StringIO('a'))"), AttributeError), use
