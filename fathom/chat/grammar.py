@@ -7,15 +7,17 @@ W words of 32 tokens each.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fathom.chat.json_schema import schema_text
+from fathom.chat.json_schema import check_multiples, schema_text, schemas_within
 from fathom.errors import DataError
 from fathom.spec import check
 from fathom.tokenizer.bpe import Tokenizer
@@ -34,16 +36,21 @@ class GrammarLimits:
     """Limits of a grammar: its length, a schema's depth, and how many compiled grammars are cached.
 
     ``symbols`` bounds a grammar's size; compiling then takes well under a second. ``lexer_states`` bounds the memory
-    of one request's state, 1 to 2 KiB each.
+    of one request's state, 1 to 2 KiB each. Following an ambiguous grammar takes longer with every token, while all
+    other requests wait: a request may take ``seconds`` of processor time and ``token_seconds`` for each token, and
+    its first token ``first_seconds``.
     """
 
     schema_bytes: int = 65_536
     pattern_characters: int = 4_096
     grammar_characters: int = 65_536
     depth: int = 64
-    symbols: int = 200_000
+    symbols: int = 20_000
     lexer_states: int = 50_000
     compiled: int = 128
+    first_seconds: float = 0.5
+    seconds: float = 1.0
+    token_seconds: float = 0.01
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -89,6 +96,8 @@ class GrammarCompiler:
     def lark(self, grammar: str) -> GrammarConstraint:
         """Return a constraint to the texts of a context-free grammar in llguidance's Lark syntax."""
         self._check_length("grammar", grammar, self.limits.grammar_characters)
+        for schema in schemas_within(grammar):
+            check_multiples(schema, "grammar")
         return self._constraint("grammar", grammar)
 
     @staticmethod
@@ -102,19 +111,41 @@ class GrammarCompiler:
         key = f"{kind} {text}"
         with self._lock:
             matcher = self._compiled.pop(key, None)
-            matcher = matcher or self._library.compile(kind, text, self.limits)
+        matcher = matcher or self._library.compile(kind, text, self.limits)  # others need not wait for it
+        with self._lock:
             self._compiled[key] = matcher
             if len(self._compiled) > self.limits.compiled:
                 self._compiled.popitem(last=False)
-            return GrammarConstraint(self._library, matcher.deep_copy())
+            return GrammarConstraint(self._library, matcher.deep_copy(), _Time(self.limits))
+
+
+class _Time:
+    """The processor time that a request's grammar may still take, all copies of its state together."""
+
+    def __init__(self, limits: GrammarLimits) -> None:
+        self._left, self._token_seconds = limits.seconds, limits.token_seconds
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        """Count what is done within as one token's.
+
+        Raises:
+            DataError: before it, no time is left.
+        """
+        if self._left <= 0:
+            raise DataError("grammar: takes too long to follow, longer with every token; write it without ambiguity")
+        began = time.thread_time()
+        yield
+        self._left += self._token_seconds - (time.thread_time() - began)
 
 
 class GrammarConstraint:
     """The parser state of one request; implements ``fathom.engine.constraint.TokenConstraint``."""
 
-    def __init__(self, library: _LLGuidance, matcher: LLMatcher, *, ended: bool = False) -> None:
+    def __init__(self, library: _LLGuidance, matcher: LLMatcher, time_left: _Time, *, ended: bool = False) -> None:
         self._library = library
         self._matcher = matcher
+        self._time = time_left
         self._ended = ended
 
     def fill_bitmask(self, bitmask_W: Tensor) -> bool:
@@ -123,7 +154,8 @@ class GrammarConstraint:
         Raises:
             DataError: the grammar has become too expensive to follow, or continues with special tokens only.
         """
-        mask = self._library.ends if self._ended else self._allowed()
+        with self._time.spent():
+            mask = self._library.ends if self._ended else self._allowed()
         words = bitmask_W.numpy()
         size = min(len(mask), len(words))
         words[:size], words[size:] = mask[:size], 0
@@ -141,15 +173,19 @@ class GrammarConstraint:
 
     def accept(self, token_id: int) -> None:
         """Advance by the sampled token; ``DataError`` if the grammar forbids it, which leaves the state unchanged."""
-        if token_id in self._library.eos_ids:
-            taken = self._ended or self._matcher.is_accepting()
-            self._ended = self._ended or taken
-        else:
-            ordinary = self._library.is_ordinary(token_id)
-            taken = not self._ended and ordinary and self._matcher.try_consume_tokens([token_id]) == 1
+        with self._time.spent():
+            taken = self._take(token_id)
         if not taken:
             self._check()
             raise DataError(f"token {token_id}: the grammar forbids it here; sample what fill_bitmask allows")
+
+    def _take(self, token_id: int) -> bool:
+        """Advance by a token unless the grammar forbids it; return whether it did."""
+        if token_id in self._library.eos_ids:
+            self._ended = self._ended or self._matcher.is_accepting()
+            return self._ended
+        ordinary = self._library.is_ordinary(token_id)
+        return not self._ended and ordinary and self._matcher.try_consume_tokens([token_id]) == 1
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -167,7 +203,7 @@ class GrammarConstraint:
 
     def copy(self) -> GrammarConstraint:
         """Return an independent copy in the same state."""
-        return GrammarConstraint(self._library, self._matcher.deep_copy(), ended=self._ended)
+        return GrammarConstraint(self._library, self._matcher.deep_copy(), self._time, ended=self._ended)
 
 
 _NO_ONE_OF = "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf"
@@ -206,9 +242,13 @@ class _LLGuidance:
         """Return a matcher in its initial state; ``DataError`` says what is wrong with the grammar."""
         make = self._llguidance.LLMatcher
         if kind == "json_schema":
-            grammar = make.grammar_from_json_schema(
-                text, overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE, "lenient": False}
-            )
+            try:
+                grammar = make.grammar_from_json_schema(
+                    text, overrides={"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE, "lenient": False}
+                )
+            except ValueError as error:  # a number of hundreds of digits
+                reason = " ".join(str(error).split())[:120]
+                raise DataError(f"{kind}: {reason}; change it or leave that part out") from None
         elif kind == "regex":
             grammar = make.grammar_from_regex(text)
         else:
@@ -219,7 +259,28 @@ class _LLGuidance:
         matcher = make(self._tokenizer, grammar, log_level=0, limits=budget)
         if matcher.is_error():
             raise DataError(f"{kind}: {_reason(matcher)}; change it or leave that part out")
+        self._try(kind, matcher, limits.first_seconds)
         return matcher
+
+    def _try(self, kind: str, matcher: LLMatcher, most_seconds: float) -> None:
+        """Follow a grammar for one token, rather than fail at it where other requests wait.
+
+        Raises:
+            DataError: it cannot be followed, or takes over ``most_seconds`` of processor time.
+        """
+        began = time.thread_time()
+        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+        tried = matcher.deep_copy()
+        if not matcher.is_error():
+            allowed = np.unpackbits((mask[: len(self.ordinary)] & self.ordinary).view(np.uint8), bitorder="little")
+            for token_id in np.flatnonzero(allowed)[:1]:
+                tried.try_consume_tokens([int(token_id)])
+        if tried.is_error():
+            raise DataError(f"{kind}: {_reason(tried)}; change it or leave that part out")
+        seconds = time.thread_time() - began
+        if seconds > most_seconds:
+            problem = f"its first token takes {seconds:.1f} s of {most_seconds:g}"
+            raise DataError(f"{kind}: {problem}; describe fewer alternatives and optional parts at once")
 
 
 class TokenBytes:
