@@ -206,3 +206,22 @@ def test_any_bytes_are_answered_or_their_connection_closed(
     finally:
         logging.getLogger().removeHandler(handler)
     assert not records, [record.getMessage() for record in records]
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 100])
+def test_a_body_of_thousands_of_tiny_chunks_is_refused(impatient: Running, size: int) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, b" " * size)
+    answer = raw(impatient.port, CHUNKED + chunk * 50_000 + b"0\r\n\r\n")
+    assert b" 400 " in answer.partition(b"\r\n")[0]
+    assert b"too small; send it with Content-Length" in answer
+
+
+def test_chunks_security_as_clients_send_them_are_read(impatient: Running) -> None:
+    letters = b"".join(b"1\r\n%c\r\n" % each for each in BODY)
+    spaces = (b"200\r\n" + b" " * 512 + b"\r\n") * 3000
+    for _ in range(2):
+        answer = raw(
+            impatient.port,
+            CHUNKED.replace(b"Host: a", b"Host: a\r\nConnection: close") + spaces + letters + b"0\r\n\r\n",
+        )
+        assert b" 200 " in answer.partition(b"\r\n")[0], answer
