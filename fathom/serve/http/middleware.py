@@ -35,6 +35,7 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")
 _DISCARD_SECONDS = 2.0
 _CLIENT_ID_HEADERS = (b"x-client-request-id", b"x-request-id")
 _LOGGED_METHOD = 16
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -277,6 +278,6 @@ def _client_id(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """Return the name or address of a Host header; all of one that is not well-formed, which then is not allowed."""
+    found = _HOST.fullmatch(host)
+    return found.group(1) if found else host

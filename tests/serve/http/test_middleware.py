@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fathom.serve.http.middleware import canonical, loopback_hosts
+from fathom.serve.http.middleware import _without_port, canonical, loopback_hosts
 from tests.serve.serving import Running, Serve, raw
 
 
@@ -111,3 +111,22 @@ def test_the_preflight_of_the_official_javascript_clients_passes(serve: Serve, h
         exposed = answer.headers["access-control-expose-headers"]
         assert "x-fathom-ignored-fields" in exposed
         assert "x-request-id" in exposed
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost", "localhost"),
+        ("localhost:8000", "localhost"),
+        ("localhost:", "localhost"),
+        ("[::1]", "[::1]"),
+        ("[::1]:8000", "[::1]"),
+        ("", ""),
+        *(
+            (bad, bad)
+            for bad in ("[::1]evil.org", "localhost:80@evil.org", "127.0.0.1:80:80", "[::1", "::1", "[x]:1", "a:b")
+        ),
+    ],
+)
+def test_security_a_host_header_is_read_whole(host: str, name: str) -> None:
+    assert _without_port(host) == name
