@@ -1,8 +1,8 @@
-"""Responses kept in memory for ``previous_response_id``: bounded, the least recently used one evicted."""
+"""Responses kept in memory for ``previous_response_id``, within bounds; whoever keeps most loses the oldest."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,32 +40,39 @@ def memory_bytes(text: str) -> int:
 class ResponseStore:
     """Responses by owner and id; an owner is an API key's digest, and sees its own responses only.
 
-    One that alone exceeds ``max_bytes`` is not kept. Not thread-safe: it belongs to the event loop.
+    Where there are too many, the owner that keeps most loses its least recently used one: no key can push out what
+    others keep beyond its share. One that alone exceeds ``max_bytes`` is not kept. Not thread-safe: it belongs to the
+    event loop.
     """
 
     def __init__(self, *, max_responses: int, max_bytes: int) -> None:
         self._max_responses, self._max_bytes = max_responses, max_bytes
-        self._kept: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
+        self._kept: dict[str, OrderedDict[str, StoredResponse]] = {}
+        self._bytes: Counter[str] = Counter()
+        """Bytes by owner, of those that keep any."""
         self._items: dict[tuple[str, str], dict[str, Json]] = {}
         """Items by owner and id: those of each response that has one of this id."""
         self.nbytes = 0
 
     def __len__(self) -> int:
         """Count the responses."""
-        return len(self._kept)
+        return sum(map(len, self._kept.values()))
 
     def put(self, owner: str, response: StoredResponse) -> None:
-        """Keep a response, and evict the least recently used ones that exceed the bounds."""
+        """Keep a response, and evict others while the bounds are exceeded."""
         if response.nbytes > self._max_bytes:
             return
         response_id = response.body["id"]
-        self._kept[owner, response_id] = response
+        self._kept.setdefault(owner, OrderedDict())[response_id] = response
+        self._bytes[owner] += response.nbytes
         self.nbytes += response.nbytes
         for item in response.items:
             if "id" in item:
                 self._items.setdefault((owner, item["id"]), {}).setdefault(response_id, item)
-        while self.nbytes > self._max_bytes or len(self._kept) > self._max_responses:
-            self._drop(next(iter(self._kept)))
+        while self.nbytes > self._max_bytes:
+            self._evict(max(self._bytes, key=self._bytes.__getitem__))
+        while len(self) > self._max_responses:
+            self._evict(max(self._kept, key=lambda each: len(self._kept[each])))
 
     def get(self, owner: str, response_id: str, field: str = "response_id") -> StoredResponse:
         """Return a response; ``field`` is the request's field that names it.
@@ -73,17 +80,17 @@ class ResponseStore:
         Raises:
             ApiError: 404, it is not kept here.
         """
-        found = self._kept.get((owner, response_id))
-        if found is None:
+        kept = self._kept.get(owner, OrderedDict())
+        if response_id not in kept:
             raise self._missing(response_id, field)
-        self._kept.move_to_end((owner, response_id))
-        return found
+        kept.move_to_end(response_id)
+        return kept[response_id]
 
     def delete(self, owner: str, response_id: str) -> None:
         """Forget a response; ``ApiError`` 404 where it is not kept here."""
-        if (owner, response_id) not in self._kept:
+        if response_id not in self._kept.get(owner, ()):
             raise self._missing(response_id, "response_id")
-        self._drop((owner, response_id))
+        self._drop(owner, response_id)
 
     def history(self, owner: str, response_id: str) -> list[Json]:
         """Return the items of a conversation up to a response, in order.
@@ -112,10 +119,16 @@ class ResponseStore:
             found[item_id] = next(iter(held.values()))
         return found
 
-    def _drop(self, key: tuple[str, str]) -> None:
-        response = self._kept.pop(key)
+    def _evict(self, owner: str) -> None:
+        """Drop an owner's least recently used response."""
+        self._drop(owner, next(iter(self._kept[owner])))
+
+    def _drop(self, owner: str, response_id: str) -> None:
+        response = self._kept[owner].pop(response_id)
         self.nbytes -= response.nbytes
-        owner, response_id = key
+        self._bytes[owner] -= response.nbytes
+        if not self._kept[owner]:
+            del self._kept[owner], self._bytes[owner]
         for item in response.items:
             held = self._items.get((owner, item.get("id", "")), {})
             held.pop(response_id, None)

@@ -60,3 +60,21 @@ def test_bytes_are_bounded_and_freed() -> None:
     store.delete("", "d")
     store.delete("", "c")
     assert (len(store), store.nbytes) == (0, 0)
+
+
+def test_security_one_owner_pushes_out_nothing_of_another() -> None:
+    one = response("a0", text="x" * 150)
+    for bounds in ({"max_responses": 10, "max_bytes": 1 << 30}, {"max_responses": 999, "max_bytes": 10 * one.nbytes}):
+        store = ResponseStore(**bounds)
+        for index in range(4):
+            store.put("a", response(f"a{index}", text="x" * 150))
+        for index in range(50):
+            store.put("b", response(f"b{index}", text="x" * 150))
+            assert len(store) <= 10
+            assert all(store.get("a", f"a{kept}") for kept in range(4))
+        assert store.get("b", "b49")
+        for index in range(50):
+            store.put("c", response(f"c{index}", text="x" * 150))
+        assert store.get("c", "c49")
+        assert store.get("b", "b49")
+        assert store.get("a", "a3")
