@@ -36,6 +36,7 @@ class Peer:
     """One side of the connection.
 
     ``strict`` is the tests' side: an object of the program then has no say in how it compares with a plain value.
+    ``failed`` is what a check raised that the other side called, ``named`` the names of errors that it may suppress.
     ``may`` decides which request the other side may make of which object of this one. Unless ``stops``, a
     ``StopIteration`` comes from the other side's iterators only: from another call it would end a ``map`` of that.
     """
@@ -45,6 +46,8 @@ class Peer:
     ) -> None:
         self.strict = strict
         self.stops = not strict
+        self.named: frozenset[str] = frozenset()
+        self.failed: AssertionError | None = None
         self.lost = ""
         self.namespace: dict[str, Any] = {}
         self._reading, self._writing, self._may = reading, writing, may
@@ -147,6 +150,8 @@ class Peer:
             raise
         except BaseException as error:
             outcome, result = "x", error
+            if type(error) is AssertionError and self.failed is None:
+                self.failed = error
         with self._lock:
             self._waiting -= 1
             _flush()

@@ -36,11 +36,14 @@ def run_tests(tests: str, reading: int, writing: int) -> None:
     sys.modules["answer"] = _Answer("answer", namespace)
     sys.modules[_MODULE] = types.ModuleType(_MODULE)
     code = compile(tests, "<tests>", "exec")
-    peer.stops = any("StopIteration" in inner.co_names for inner in _codes(code))
+    peer.named = frozenset(name for inner in _codes(code) for name in inner.co_names) - {"AssertionError"}
+    peer.stops = "StopIteration" in peer.named
     namespace.bind_in_classes(code)
     exec(code, namespace)
     if peer.lost:
         raise PeerLost(peer.lost)
+    if peer.failed is not None:
+        raise peer.failed
 
 
 class Namespace(dict[str, Any]):

@@ -124,3 +124,53 @@ def test_streams_and_generators_of_numbers_may_be_lent_but_not_changed(apart: Ju
     assert apart(program, tests) is None
     for use in ("stream.getvalue = print", "stream.__class__.read", "type(stream).read", "stream.read.__self__"):
         assert isinstance(apart(f"def f(stream): {use}", "import io\nf(io.StringIO('a'))"), AttributeError), use
+
+
+SUPPRESSING = """
+class Own:
+    def __enter__(self): return self
+    def __exit__(self, *error): return True
+    async def __aenter__(self): return self
+    async def __aexit__(self, *error): return True
+def f(x): return Own()
+def call(check, *values):
+    try: return check(*values)
+    except BaseException: return None
+"""
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "with f(1): assert 1 == 2",
+        "with f(1) as x: assert x == 2",
+        "with f(1) as x: assert x < 2",
+        "with f(1) as x: x.y.z",
+        "from contextlib import ExitStack as E\nwith E() as stack:\n    stack.enter_context(f(1))\n    assert 1 == 2",
+        "import asyncio\nasync def main():\n    async with f(1): assert 1 == 2\nasyncio.run(main())",
+        "def check(x): assert x == 2\ncall(check, 1)",
+        "@lambda check: lambda *x: call(check, *x)\ndef check(x): assert x == 2\ncheck(1)",
+        "with f(1): raise AssertionError",
+    ],
+)
+def test_a_failed_check_cannot_be_suppressed_by_the_program(tests: str, apart: Judge, directly: Judge) -> None:
+    assert directly(SUPPRESSING, tests) is None
+    assert apart(SUPPRESSING, tests) is not None
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "with f(1): raise ValueError",
+        "with f(1) as x: pass",
+        "def check(x): raise KeyError\nassert call(check, 1) is None",
+        "import asyncio\nasync def main():\n    async with f(1): raise ValueError\nasyncio.run(main())",
+    ],
+)
+def test_errors_that_the_tests_name_may_be_suppressed(tests: str, apart: Judge) -> None:
+    assert apart(SUPPRESSING, tests) is None
+
+
+def test_a_program_uses_contexts_of_the_tests_as_they_are(apart: Judge) -> None:
+    program = "def f(context):\n    with context: {}['x']\n    return 5"
+    assert apart(program, "import contextlib\nassert f(contextlib.suppress(LookupError)) == 5") is None
