@@ -186,7 +186,7 @@ def test_what_is_not_stored_or_streamed_to_its_end_is_not_found(client: openai.O
     client.responses.create(**asked(input=[{"role": "user", "content": "The river"}]))  # the remedy
 
 
-def test_a_key_reads_its_own_responses_only(serve: Serve) -> None:
+def test_security_a_key_reads_and_pushes_out_its_own_responses_only(serve: Serve) -> None:
     keys = ("first-key-1", "second-key-2")
     with (
         serve(api_keys=keys, limits=Limits(stored_responses=2)) as running,
@@ -197,10 +197,11 @@ def test_a_key_reads_its_own_responses_only(serve: Serve) -> None:
         assert one.responses.retrieve(made.id).id == made.id
         with pytest.raises(openai.NotFoundError):
             two.responses.retrieve(made.id)
-        for _ in range(2):
-            two.responses.create(**asked())
+        for _ in range(3):
+            two.responses.create(**asked())  # which pushes out its own
+        one.responses.create(**asked(previous_response_id=made.id))
         with pytest.raises(openai.NotFoundError):
-            one.responses.create(**asked(previous_response_id=made.id))
+            one.responses.retrieve(made.id)
 
 
 def test_responses_belong_to_the_valid_key_of_a_request(serve: Serve) -> None:
