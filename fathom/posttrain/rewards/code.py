@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.posttrain.rewards.base import RIGHT, RewardInput
+from fathom.posttrain.rewards.checks import checks_of
 from fathom.posttrain.rewards.extract import ANSWER_BEGIN, THINK_BEGIN, THINK_END, split_reasoning
 from fathom.posttrain.sandbox import SandboxLimits, run_program
 from fathom.spec.rewards import CodeReward
@@ -55,28 +55,3 @@ def whole_program(answer: str, details: Mapping[str, Any]) -> str:
         return code
     defined = bool(entry_point) and re.search(rf"^(?:async )?(?:def|class) {re.escape(entry_point)}\b", code, re.M)
     return f"{prompt}\n    pass\n\n{code}" if defined else prompt + code
-
-
-def checks_of(details: Mapping[str, Any]) -> str:
-    """The tests as a program: HumanEval's define ``check``, which is then called with the function asked for.
-
-    What the prompt defines beside that function comes first, so that tests that use it need not trust the answer's.
-    """
-    tests, entry_point = str(details["tests"]), details.get("entry_point")
-    calls_check = entry_point and re.search(r"^def check\(", tests, re.M)
-    checks = f"{tests}\n\ncheck({entry_point})\n" if calls_check else tests
-    return _helpers(str(details.get("prompt", "")), str(entry_point)) + checks
-
-
-def _helpers(prompt: str, entry_point: str) -> str:
-    """The definitions of a prompt but the one asked for, and its imports; empty where there are none or no Python."""
-    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    needed = (*definitions, ast.Import, ast.ImportFrom)
-    try:
-        body = ast.parse(f"{prompt}\n    pass\n").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    kept = [part for part in body if not (isinstance(part, definitions) and part.name == entry_point)]
-    if len(kept) == len(body) or not any(isinstance(part, needed) for part in kept):
-        return ""
-    return ast.unparse(ast.Module(kept, type_ignores=[])) + "\n\n"

@@ -1,7 +1,8 @@
 import pytest
 
 from fathom.errors import ResourceError
-from fathom.posttrain.rewards.code import CodeScorer, checks_of, code_of, whole_program
+from fathom.posttrain.rewards.checks import checks_of
+from fathom.posttrain.rewards.code import CodeScorer, code_of, whole_program
 from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec.rewards import CodeReward
 from tests.posttrain.rewards.conftest import Ask
