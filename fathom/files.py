@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fathom.errors import DataError, ResourceError, explain_os_error
 
@@ -41,6 +41,7 @@ REPLACED = ".replaced"
 _NAMES = "names"
 """Lists the names of several files that are published at once, the first one's last; holds while they are renamed."""
 _BLOCK_BYTES = 1 << 18
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _ABANDONED_SECONDS = 86_400
 """Age at which a temporary counts as abandoned where the file system has no locks."""
 
@@ -203,20 +204,31 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Return what a file holds.
 
     Raises:
-        ValueError: it is no regular file, or has more than ``most`` bytes.
-        OSError: it cannot be read.
+        ValueError: it has more than ``most`` bytes.
+        OSError: it cannot be read, or is no regular file.
     """
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
-
-    with open(path, "rb", opener=opener) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
-        data = file.read(most + 1)
-    if len(data) > most:
+    data, left = b"", most + 1
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        at_once = max(_BLOCK_BYTES, size + 1)  # what is asked for is allocated at once
+        while size <= most and (block := file.read(min(left, at_once))):
+            data, left = data + block if data else block, left - len(block)
+    if max(size, len(data)) > most:
         raise ValueError(f"it has more than {most} bytes")
     return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; ``OSError`` for pipes, which would wait, and devices, which may have no end."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | _NONBLOCK)
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
 
 
 def pointer_remedy(beginning: bytes) -> str | None:
@@ -326,8 +338,8 @@ def _remove_abandoned(path: Path) -> None:
 def _take_back(folder: Path) -> None:
     """Remove those of several files that were renamed already, where the first was not."""
     try:
-        first, *others = (folder / _NAMES).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
+        first, *others = read_text(folder / _NAMES).split("\n")
+    except (OSError, ValueError):
         return
     for name in others if (folder / first).exists() else ():
         if Path(name).name == name and not (folder / name).exists():
@@ -345,7 +357,7 @@ def _lock(path: Path, *, wait: bool = True) -> int | None:
         return None
     descriptor = -1
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if descriptor >= 0:

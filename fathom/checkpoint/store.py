@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter
 from fathom.checkpoint.writer import MANIFEST as MANIFEST
-from fathom.errors import CheckpointError
+from fathom.errors import CheckpointError, shortened
 from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -107,7 +107,10 @@ class Checkpoint:
             loaded: dict[str, Tensor] = load_file(path, device=device)
         except (OSError, SafetensorError) as error:
             raise _damaged(path, f"cannot be read ({error})") from error
-        return loaded | {name: loaded[original] for name, original in self.aliases(stem).items()}
+        try:
+            return loaded | {name: loaded[original] for name, original in self.aliases(stem).items()}
+        except (KeyError, TypeError) as error:
+            raise _damaged(self.directory / MANIFEST, f"has aliases of no tensor ({shortened(str(error))})") from None
 
     def document(self, stem: str) -> Any:
         """Return what ``STEM.json`` holds."""
@@ -190,6 +193,11 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_STEM.fullmatch(name) for name in files):
         raise _damaged(path, "lists no files, or files outside its directory")
+    if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()):
+        raise _damaged(path, "has no size or SHA-256 of a file")
+    aliases = manifest.get("aliases", {})
+    if not isinstance(aliases, dict) or not all(isinstance(names, dict) for names in aliases.values()):
+        raise _damaged(path, "has aliases that are no table")
     return manifest
 
 

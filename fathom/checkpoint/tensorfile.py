@@ -26,7 +26,7 @@ from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.weights import StoredTensor
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
-from fathom.files import pointer_remedy, publish_file
+from fathom.files import open_regular, pointer_remedy, publish_file
 
 TYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -80,7 +80,7 @@ class TensorFile:
     def open(cls, path: Path) -> TensorFile:
         """Read the header; ``CheckpointError`` where anything in it is wrong."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 header, start = _header(path, file.read(8), size, file)
             metadata = _metadata(header.pop(_METADATA, {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
 from fathom.errors import DataError, shortened
-from fathom.files import json_text, publish_directory
+from fathom.files import json_text, open_regular, publish_directory, read_text
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
@@ -87,7 +88,7 @@ class CorpusSummary:
         """Read the summary.json of a corpus."""
         path = corpus_dir / "summary.json"
         try:
-            sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+            sources = json.loads(read_text(path))["sources"]
             for name in sources:
                 check.plain_name("sources", name)
             return cls({name: SourceSummary.from_mapping(values) for name, values in sources.items()})
@@ -137,11 +138,11 @@ def read_documents(corpus_dir: Path, source: str, split: Split) -> Iterator[Docu
     """Yield the documents of one source and split of a built corpus."""
     path = corpus_dir / split / f"{source}.jsonl"
     try:
-        with path.open(encoding="utf-8") as lines:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
                 yield Document(row["text"], source, row["id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot be read ({shortened(str(error))}); delete {corpus_dir} and run again"
         ) from None

@@ -17,7 +17,7 @@ import torch
 from fathom.data.images import open_image, preprocess
 from fathom.data.loader import PackedLoader, TokenBatch
 from fathom.errors import DataError, explain_os_error
-from fathom.files import sha256
+from fathom.files import open_regular, sha256
 from fathom.spec.images import ImageProcessing
 from fathom.spec.targets import IGNORE_INDEX
 from fathom.spec.vision import VisionSpec
@@ -49,7 +49,8 @@ class ImageTextFile:
             DataError: no such file, no pairs, or a line that is none; the message names the line.
         """
         try:
-            content = path.read_bytes()
+            with open_regular(path) as file:
+                content = file.read()
         except OSError as error:
             raise DataError(f"{path}: cannot be read, {explain_os_error(error)}") from None
         lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
@@ -135,7 +136,10 @@ class ImageTextLoader:
             raise DataError("loader state: belongs to other pairs or settings; resume with those it was saved with")
         if self.text is not None:
             self.text.restore(state["text"])
-        self._sequences, self._pairs = int(state["sequences"]), int(state["pairs"])
+        for name in ("sequences", "pairs"):
+            if type(state.get(name)) is not int or not 0 <= state[name] < 1 << 62:
+                raise DataError(f"loader state: {name} is {state.get(name)!r}, no count; use the checkpoint's own")
+        self._sequences, self._pairs = state["sequences"], state["pairs"]
         self._warmup = self._warmup if warmup is None else int(warmup)
 
     def _digest(self, *further: int) -> str:
@@ -166,7 +170,7 @@ class ImageTextLoader:
 def _pair(line: bytes, where: str, folder: Path) -> ImageTextPair:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is no JSON ({error}); write one object a line") from None
     image, text, prompt = (row.get(name, "") if isinstance(row, dict) else "" for name in ("image", "text", "prompt"))
     for field, value in (("image", image), ("text", text), ("prompt", prompt)):

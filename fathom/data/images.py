@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError, explain_os_error
+from fathom.files import open_regular
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, Normalization
 from fathom.spec.vision import VisionSpec
@@ -113,10 +114,12 @@ def _content(source: str | Path | bytes) -> tuple[str, bytes]:
         path = Path(source)
         name = str(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise DataError(f"{path}: cannot be opened, {explain_os_error(error)}") from None
+        except ValueError as error:  # a zero byte, or half a character
+            raise DataError(f"image: {name!r} is no path ({one_line(str(error))}); correct it") from None
     if len(content) > MAX_BYTES:
         raise DataError(f"{name}: is larger than {MAX_BYTES >> 20} MiB; give a smaller file")
     return name, content

@@ -156,7 +156,7 @@ class PackedLoader:
         drawn = state.get("drawn")
         if not isinstance(drawn, Mapping) or set(drawn) != set(self.sources):
             raise DataError(f"loader state: drawn does not list {', '.join(self.sources)}; use the checkpoint's own")
-        if any(not isinstance(count, int) or count < 0 for count in drawn.values()):
+        if any(type(count) is not int or not 0 <= count < 1 << 62 for count in drawn.values()):
             raise DataError("loader state: drawn holds other than counts; use the checkpoint's own")
         self._drawn = [drawn[name] for name in self.sources]
 

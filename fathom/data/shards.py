@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
 from fathom.errors import ShardError, shortened
-from fathom.files import file_sha256, json_text, publish_directory
+from fathom.files import file_sha256, json_text, publish_directory, read_text
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.tokenizer import Tokenizer
 
 _BATCH = 256
 _FORMAT = 1
+_LARGEST_INDEX = 1 << 28
 _FILE = re.compile(r"[0-9]{5,9}\.bin")
 
 
@@ -192,7 +193,7 @@ class TokenShards:
         """Open the folder of one source and split; a file missing or cut short raises ``ShardError``."""
         path = directory / "index.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(read_text(path, _LARGEST_INDEX))
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = ShardIndex(**values, shards=shards)
             _check_index(index)

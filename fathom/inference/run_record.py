@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
 from fathom.errors import CheckpointError, SpecError, shortened
+from fathom.files import read_text
 from fathom.spec import check
 from fathom.spec.mapping import from_mapping
 from fathom.spec.recipe import Recipe, Step
 from fathom.spec.step_results import RECIPE_FILE, STATE_FILE
 
 S = TypeVar("S")
+LARGEST_RECORD = 1 << 30
+"""Bytes that a file of a run may have: all answers to a task, or a line for every step of the training."""
 Status = Literal["running", "interrupted", "failed", "done"]
 
 
@@ -33,11 +38,21 @@ class StepState:
 def read_json(path: Path) -> Any:
     """Read JSON; ``CheckpointError`` names a file that is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, LARGEST_RECORD))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the directory of a Fathom run") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); begin again with --restart") from None
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Within it, what was read from ``path`` is taken apart: another shape is a ``CheckpointError``, not a crash."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        why = shortened(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{path}: is not what a step of a run writes ({why}); --restart the run") from error
 
 
 def read_state(directory: Path) -> dict[str, StepState]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fathom.errors import FathomError
+from fathom.files import read_text
 from fathom.inference.loading import find_run
-from fathom.inference.run_record import read_json, read_recipe
+from fathom.inference.run_record import LARGEST_RECORD, read_json, read_recipe
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import GrpoStep, Recipe, SampleStep, TasksStep, TrainStep
@@ -93,7 +94,7 @@ def _task_questions(result: Mapping[str, Any], stage: str) -> list[str]:
 
 def _rollout_questions(path: Path) -> list[str]:
     """Return the questions of the latest rollouts that were kept."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = read_text(path, LARGEST_RECORD).splitlines() if path.exists() else []
     return [json.loads(line)["question"] for line in lines[-MAX_SUGGESTIONS:]]
 
 

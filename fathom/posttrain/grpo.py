@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.errors import DataError
 from fathom.model.decoder import Decoder
 from fathom.posttrain.credit import token_advantages
 from fathom.posttrain.losses import (
@@ -94,7 +95,10 @@ class PolicyTrainer(OnlineTrainer):
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's problems; its reference is opened when its weights are."""
         super().restore(state)
-        self._recorded_reference = state.get(STATE_KEY)
+        recorded = state.get(STATE_KEY)
+        if recorded is not None and (type(recorded) is not int or recorded < 0):
+            raise DataError(f"{STATE_KEY}: is {recorded!r}, which is no rollout; use the checkpoint's own")
+        self._recorded_reference = recorded
 
     def begin(self, position: Position) -> None:
         """Restore the reference of this position."""

@@ -43,4 +43,7 @@ class ProblemStream:
                 raise DataError(
                     f"problems: {name} was {state.get(name)!r} and is {mine[name]!r}; resume with what was saved"
                 )
-        self._drawn = int(state["drawn"])
+        drawn = state.get("drawn")
+        if type(drawn) is not int or not 0 <= drawn < 1 << 62:
+            raise DataError(f"problems: drawn is {drawn!r}, which is no count; use the checkpoint's own")
+        self._drawn = drawn

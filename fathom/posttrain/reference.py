@@ -85,9 +85,9 @@ class ReferenceModel:
         for directory in store.list_checkpoints(self._directory / CHECKPOINTS):
             try:
                 state = store.Checkpoint.open(directory, verify=False).document("state")
-            except CheckpointError:
+                named.add(state["loader"].get(STATE_KEY, self._due(state["step"])))
+            except (CheckpointError, LookupError, TypeError, AttributeError):
                 return None
-            named.add(state["loader"].get(STATE_KEY, self._due(state["step"])))
         return named
 
     def _due(self, done: int) -> int:

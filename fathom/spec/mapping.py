@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from fathom.errors import SpecError
+from fathom.errors import SpecError, shortened
 from fathom.spec.renamed import with_current_names
 
 S = TypeVar("S")
@@ -59,7 +59,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises:
         tomllib.TOMLDecodeError: it is none.
-        SpecError: it is nested too deeply, or has an integer of more than 64 bits; located at the value.
+        SpecError: it is nested too deeply, or has an integer of more than 64 bits or a zero byte; located at the value.
     """
     deep = _DEEP_KEY.search(text)  # tomllib takes time that grows with the square of a key's parts
     if deep is not None:
@@ -82,6 +82,8 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
         value, place = waiting.pop()
         if isinstance(value, int) and not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
             raise SpecError(_located(place), f"a number of {value.bit_length()} bits", "give one of at most 63")
+        if isinstance(value, str) and "\0" in value:  # no system takes it in a path
+            raise SpecError(_located(place), f"{shortened(repr(value))} holds a zero byte", "remove it")
         if isinstance(value, Mapping):
             inside: Iterable[tuple[Any, Any]] = value.items()
         elif isinstance(value, list | tuple):

@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from fathom.errors import ResourceError, explain_os_error
-from fathom.files import make_folder, write_bytes
+from fathom.errors import CheckpointError, ResourceError, explain_os_error, shortened
+from fathom.files import make_folder, read_bytes, write_bytes
 
 _CHANGES = "changes"
+_LARGEST = 1 << 31
+"""Bytes that the lines of a stage may have."""
 
 
 class JsonLines:
@@ -79,7 +81,7 @@ class JsonLines:
     def _truncate(self, after_step: int) -> None:
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _belongs(line, after_step)]
+        kept = [line for line in _raw_lines(self.path) if _belongs(line, after_step)]
         write_bytes(self.path, b"".join(kept))
 
     def _refused(self, error: OSError) -> ResourceError:
@@ -87,7 +89,11 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read back what ``JsonLines.write`` wrote; a last line still being written is left out."""
+    """Read back what ``JsonLines.write`` wrote; a last line still being written is left out.
+
+    Raises:
+        CheckpointError: the file is damaged, or of something else.
+    """
     return [line for line in _lines(path) if _CHANGES not in line]
 
 
@@ -97,8 +103,25 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    lines = _raw_lines(path) if path.exists() else []
+    try:
+        found = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not all(isinstance(line, dict) for line in found):
+        raise _damaged(path, "a line is no JSON object")
+    return found
+
+
+def _raw_lines(path: Path) -> list[bytes]:
+    try:
+        return read_bytes(path, _LARGEST).splitlines(keepends=True)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({shortened(str(why))}); begin again with --restart")
 
 
 def _belongs(line: bytes, after_step: int) -> bool:
@@ -107,7 +130,7 @@ def _belongs(line: bytes, after_step: int) -> bool:
     try:
         found = json.loads(line)
         return bool(found["step"] < after_step or (found["step"] == after_step and _CHANGES not in found))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

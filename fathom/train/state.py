@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from fathom.checkpoint import store
 from fathom.checkpoint.names import current_layout
-from fathom.errors import CheckpointError, SpecError
+from fathom.errors import CheckpointError, SpecError, shortened
 from fathom.model.decoder import Decoder
-from fathom.spec import ModelSpec, from_mapping, to_mapping
+from fathom.spec import ModelSpec, check, from_mapping, to_mapping
+from fathom.spec.mapping import MAX_INTEGER
 from fathom.spec.resume import FieldChange, flatten, spec_changes
 from fathom.spec.train import UpdateSpec
 from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -84,9 +85,33 @@ def load_state(
     changes = _spec_changes(directory, opened.document("spec"), model.spec, spec, allow_changes=allow_changes)
     load_model_tensors(model, opened.tensors("model"), directory)
     load_optimizer_tensors(model, optimizer, opened.tensors("optimizer"))
-    state = opened.document("state")
-    loader.restore(state.pop("loader"))
-    return Position(**state), changes
+    position, place = _position(directory, opened.document("state"))
+    try:
+        loader.restore(place)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _unusable(directory, f"loader: {type(error).__name__}: {error}") from error
+    return position, changes
+
+
+def _position(directory: Path, state: Any) -> tuple[Position, dict[str, Any]]:
+    """Return the position that a checkpoint records, and the loader's place."""
+    if not isinstance(state, dict) or not isinstance(state.get("loader"), dict):
+        raise _unusable(directory, "loader is missing")
+    try:
+        position = from_mapping(Position, {name: value for name, value in state.items() if name != "loader"})
+        for field in ("step", "tokens", "seconds"):
+            check.not_negative(field, getattr(position, field))
+            check.count(field, int(getattr(position, field)), MAX_INTEGER, least=0)
+    except SpecError as error:
+        raise _unusable(directory, str(error)) from None
+    return position, state["loader"]
+
+
+def _unusable(directory: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{directory / 'state.json'}: is not the state of training ({shortened(why)}); continue from an earlier "
+        "checkpoint, or begin again with --restart"
+    )
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> None:

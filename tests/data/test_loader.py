@@ -147,6 +147,8 @@ def test_wrong_settings_and_states_are_refused_by_name(train_shards: Shards) -> 
         (PackedLoader(train_shards, WEIGHTS | {"ant": 2.0}, 32, 5).state(), "data is"),
         (loader.state() | {"drawn": {"ant": 1}}, "drawn does not list ant, bee, cat"),
         (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, -1)}, "other than counts"),
+        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, 10**30)}, "other than counts"),
+        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, True)}, "other than counts"),
         ({}, "sequence_length is None"),
     ]:
         with pytest.raises(DataError, match=message):

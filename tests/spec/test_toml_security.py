@@ -36,6 +36,7 @@ HOSTILE = {
     "a long name": "a" * 500_000 + " = 1",
     "many steps": "[[steps]]\nkind = 'report'\n" * 20_000,
     "too many bytes": "# " + "x" * (1 << 20),
+    "a zero byte in a path": 'kind = "corpus"\nmanifest = "a\\u0000b"',
     "a kind that is a list": 'kind = ["pictures"]',
 }
 

@@ -18,6 +18,7 @@ from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize_into
 from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
 from fathom.errors import CheckpointError, explain_os_error
+from fathom.files import open_regular
 
 ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
@@ -55,7 +56,7 @@ class Container:
             CheckpointError: the file is missing, damaged or hostile; the message names the field.
         """
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 header = read_header(file, size, path)
         except OSError as error:

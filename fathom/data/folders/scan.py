@@ -15,6 +15,7 @@ from fathom.data.left_out import LeftOutReport
 from fathom.data.records import holds_records
 from fathom.data.records.compressed import inner_suffix
 from fathom.errors import DataError, explain_os_error
+from fathom.files import open_regular
 
 PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc")
 CODE_SUFFIXES = (
@@ -195,7 +196,7 @@ class _Cards:
 def _has_header(path: Path) -> bool:
     """Whether a Markdown file starts with the YAML header of a data set's card."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(65_536)
     except OSError:
         return False

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fathom.data import left_out
 from fathom.errors import DataError, explain_os_error
-from fathom.files import pointer_remedy
+from fathom.files import open_regular, pointer_remedy
 
 _MIB = 1_048_576
 _CHUNK = 65_536
@@ -91,7 +91,7 @@ def read_chunks(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Iterator[byt
     decoder = _decoder(path, suffix) if suffix else None
     consumed = produced = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while data := file.read(_CHUNK):
                 if not consumed:
                     check_pointer(path, data)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fathom.data.records.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, check_pointer, unreadable
 from fathom.errors import DataError
+from fathom.files import open_regular
 
 _BATCH_ROWS = 16
 """Few, since one long value of a dictionary may stand in every row."""
@@ -79,7 +80,7 @@ def _opened(path: Path) -> Any:
             f"{path}: Parquet needs pyarrow, which is not installed; pip install 'fathom-lm[data]'"
         ) from None
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             check_pointer(path, file.read(64))
     except OSError as error:
         raise unreadable(path, error) from None

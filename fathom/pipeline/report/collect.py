@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fathom.inference.loading import open_source
-from fathom.inference.run_record import StepState, last_before, read_json
+from fathom.inference.run_record import StepState, last_before
 from fathom.pipeline.context import base_model, model_step, spec_during
-from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, RunData
+from fathom.pipeline.report import records
+from fathom.pipeline.report.data import Curve, ExpertLoads, RunData
 from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
@@ -18,8 +19,9 @@ from fathom.spec.attention import GroupedQueryAttention, LatentAttention
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import EvaluateStep, ModelStep, NeedleStep, OpenStep, Recipe, SampleStep, Step, TrainStep
 from fathom.spec.step_results import result_name
-from fathom.train.metrics import read_json_lines
 
+TRAINING = ("step", "tokens", "seconds")
+"""Numbers of every line that training writes."""
 MAX_RECORDS = 240
 """Records of expert load a heat map shows; more are thinned evenly."""
 
@@ -28,26 +30,34 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
     """Return what is known about the run when ``report`` comes; what a recipe does not measure is left out."""
     before = recipe.steps[: [step.name for step in recipe.steps].index(report.name)]
     stages = [step for step in before if isinstance(step, TrainStep)]
-    metrics = {step.name: read_json_lines(directory / step.name / "metrics.jsonl") for step in stages}
+    fields = ("lm_loss", "dropped_fraction")
+    metrics = {
+        step.name: records.rows_of(directory / step.name / "metrics.jsonl", TRAINING, optional=fields)
+        for step in stages
+    }
     offsets = _offsets(metrics)
     opened: OpenStep | None = last_before(recipe, report, OpenStep)
     spec = _spec(recipe, directory, report, opened)
-    bits = _bits_per_byte(_last(before, EvaluateStep, directory))
+    bits = records.bits_per_byte(_last(before, EvaluateStep, directory))
     shown = {step.name: states[step.name].seconds for step in before if step.name in states}
     return RunData(
         name=recipe.name,
         facts=_facts(spec, metrics),
         stages=list(shown.items()),
         origin="raw text" if opened is None else opened.model,
-        losses=[_curve(name, rows, offsets[name], "lm_loss") for name, rows in metrics.items() if rows],
+        losses=[
+            records.curve_of(name, rows, "lm_loss", over="tokens", offset=offsets[name])
+            for name, rows in metrics.items()
+            if rows
+        ],
         bits_over_training=_bits_over_training(metrics, offsets, bits),
         bits_per_byte=bits,
-        expert_loads=_expert_loads(directory, metrics, offsets),
+        expert_loads=_expert_loads(directory, metrics, offsets, spec),
         dropped_fraction=_dropped(metrics),
-        needle=_needle(_last(before, NeedleStep, directory)),
+        needle=records.needle(_last(before, NeedleStep, directory)),
         cache_bytes_per_token=cache_kinds(spec),
         cache_kind=_cache_kind(spec),
-        samples=_samples(_last(before, SampleStep, directory)),
+        samples=records.samples(_last(before, SampleStep, directory)),
         sft_loss_curves=sft_loss_curves(before, directory),
         online=online_curves(before, directory),
         tasks=task_scores(before, directory),
@@ -99,11 +109,11 @@ def _cache_kind(spec: ModelSpec) -> str:
     return "MQA" if attention.num_kv_heads == 1 else "GQA"
 
 
-def _last(before: Sequence[Step], kind: type[Step], directory: Path) -> Any:
-    """Return what the last step of a kind wrote, or None."""
+def _last(before: Sequence[Step], kind: type[Step], directory: Path) -> Path | None:
+    """Return the file that the last step of a kind wrote, or None."""
     found = [step for step in before if isinstance(step, kind)]
     path = directory / result_name(found[-1]) if found else None
-    return read_json(path) if path is not None and path.exists() else None
+    return path if path is not None and path.exists() else None
 
 
 def _offsets(metrics: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
@@ -136,11 +146,6 @@ def _facts(spec: ModelSpec, metrics: Mapping[str, list[dict[str, Any]]]) -> dict
     return facts
 
 
-def _curve(name: str, rows: Sequence[Mapping[str, Any]], offset: int, key: str) -> Curve:
-    kept = [row for row in rows if row.get(key) is not None]
-    return Curve(name=name, x=[offset + row["tokens"] for row in kept], y=[row[key] for row in kept])
-
-
 def _bits_over_training(
     metrics: Mapping[str, list[dict[str, Any]]],
     offsets: Mapping[str, int],
@@ -156,26 +161,19 @@ def _bits_over_training(
     return [Curve(name=s, x=[x for x, _ in p], y=[y for _, y in p]) for s, p in points.items()]
 
 
-def _bits_per_byte(document: Any) -> dict[str, dict[str, float | None]]:
-    if document is None:
-        return {}
-    start, end = document["start"], document["end"]
-    return {source: {"start": start.get(source), "end": value} for source, value in end.items()}
-
-
 def _expert_loads(
-    directory: Path, metrics: Mapping[str, list[dict[str, Any]]], offsets: Mapping[str, int]
+    directory: Path, metrics: Mapping[str, list[dict[str, Any]]], offsets: Mapping[str, int], spec: ModelSpec
 ) -> list[ExpertLoads]:
+    most = spec.num_hidden_layers + spec.num_nextn_predict_layers
     layers: dict[str, list[tuple[float, list[float]]]] = {}
     for name, rows in metrics.items():
         tokens = {row["step"]: offsets[name] + row["tokens"] for row in rows}
-        for record in read_json_lines(directory / name / "experts.jsonl"):
-            for layer, shares in record["layers"].items():
-                if record["step"] in tokens:
-                    layers.setdefault(layer, []).append((tokens[record["step"]], [s * len(shares) for s in shares]))
+        for step, layer, shares in records.expert_shares(directory / name / "experts.jsonl", most):
+            if step in tokens:
+                layers.setdefault(layer, []).append((tokens[step], [s * len(shares) for s in shares]))
     loads = []
-    for layer, records in layers.items():
-        thinned = records[:: -(-len(records) // MAX_RECORDS)]
+    for layer, found in layers.items():
+        thinned = found[:: -(-len(found) // MAX_RECORDS)]
         loads.append(ExpertLoads(layer=layer, tokens=[t for t, _ in thinned], shares=[s for _, s in thinned]))
     return loads
 
@@ -186,16 +184,6 @@ def _dropped(metrics: Mapping[str, list[dict[str, Any]]]) -> float | None:
     ]
     last = values[-max(1, len(values) // 10) :]
     return sum(last) / len(last) if last else None
-
-
-def _needle(document: Any) -> Needle | None:
-    if document is None:
-        return None
-    return Needle(**{key: document[key] for key in ("lengths", "depths", "accuracy", "gain_bits")})
-
-
-def _samples(document: Any) -> list[tuple[str, str]]:
-    return [(sample["prompt"], sample["continuation"]) for sample in document["samples"]] if document else []
 
 
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fathom.inference.run_record import read_json
+from fathom.inference.run_record import as_written, read_json
 from fathom.pipeline.report.data import Change, Curve, ExampleAnswer, ExampleProblem, OnlineCurves, TaskScore
+from fathom.pipeline.report.records import curve_of, names, number, rows_of, text
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.spec.step_results import result_name
-from fathom.train.metrics import read_json_lines
 
+T = TypeVar("T")
 METRICS = "metrics.jsonl"
 PANELS: Mapping[str, Mapping[str, str]] = {
     "mean of a rollout": {"reward": "reward", "accuracy": "accuracy", "step_score": "step"},
@@ -28,10 +29,13 @@ def task_scores(before: Sequence[Step], directory: Path) -> dict[str, dict[str, 
     """
     order = [step.name for step in before]
     found: dict[str, dict[str, TaskScore]] = {}
-    for document in _documents(before, directory):
-        for task, stages in document["tasks"].items():
-            found.setdefault(task, {}).update({stage: _score(values) for stage, values in stages.items()})
-    return {task: dict(sorted(stages.items(), key=lambda item: order.index(item[0]))) for task, stages in found.items()}
+    for path in _results(before, directory):
+        document = read_json(path)
+        with as_written(path):
+            for task, stages in names(document["tasks"]).items():
+                scores = {stage: _score(values) for stage, values in names(stages).items()}
+                found.setdefault(task, {}).update(_in_order(scores, order))
+    return {task: _in_order(stages, order) for task, stages in found.items()}
 
 
 def example_problems(before: Sequence[Step], directory: Path) -> list[ExampleProblem]:
@@ -40,26 +44,37 @@ def example_problems(before: Sequence[Step], directory: Path) -> list[ExamplePro
     Stages stand in the recipe's order.
     """
     order = [step.name for step in before]
-    problems: dict[tuple[str, str], dict[str, Any]] = {}
-    for document in _documents(before, directory):
-        for task, examples in document["examples"].items():
-            for example in examples:
-                merged = problems.setdefault((task, example["id"]), {**example, "answers": {}})
-                merged["answers"].update(example["answers"])
-    tasks = list(dict.fromkeys(task for task, _ in problems))
-    return [_problem(task, problem, order) for task in tasks for (of, _), problem in problems.items() if of == task]
+    asked: dict[tuple[str, str], tuple[str, str]] = {}
+    answers: dict[tuple[str, str], dict[str, ExampleAnswer]] = {}
+    for path in _results(before, directory):
+        document = read_json(path)
+        with as_written(path):
+            for task, examples in document["examples"].items():
+                for example in examples:
+                    key = text(task), text(example["id"])
+                    asked.setdefault(key, (text(example["question"]), text(example["expected"])))
+                    found = {stage: _answer(stage, answer) for stage, answer in example["answers"].items()}
+                    answers.setdefault(key, {}).update(_in_order(found, order))
+    tasks = list(dict.fromkeys(task for task, _ in asked))
+    return [
+        ExampleProblem(
+            task=task,
+            question=asked[task, name][0],
+            expected=asked[task, name][1],
+            answers=list(_in_order(answers[task, name], order).values()),
+        )
+        for task, name in sorted(asked, key=lambda key: tasks.index(key[0]))
+    ]
 
 
 def sft_loss_curves(before: Sequence[Step], directory: Path) -> list[Curve]:
     """Return the loss of every SFT step over its own tokens."""
-    curves = []
-    for step in before:
-        if not isinstance(step, SftStep):
-            continue
-        rows = [row for row in _metrics(step, directory) if row.get("lm_loss") is not None]
-        if rows:
-            curves.append(Curve(name=step.name, x=[r["tokens"] for r in rows], y=[r["lm_loss"] for r in rows]))
-    return curves
+    steps = [step for step in before if isinstance(step, SftStep)]
+    found = {
+        step.name: rows_of(directory / step.name / METRICS, ("step", "tokens"), optional=("lm_loss",)) for step in steps
+    }
+    curves = [curve_of(name, rows, "lm_loss", over="tokens") for name, rows in found.items()]
+    return [curve for curve in curves if curve.x]
 
 
 def online_curves(before: Sequence[Step], directory: Path) -> list[OnlineCurves]:
@@ -68,56 +83,45 @@ def online_curves(before: Sequence[Step], directory: Path) -> list[OnlineCurves]
     for step in before:
         if not isinstance(step, GrpoStep | DistillStep):
             continue
-        rows = _metrics(step, directory)
-        panels = {label: _curves(rows, names) for label, names in PANELS.items()}
-        kept = {label: curves for label, curves in panels.items() if curves}
-        if kept:
-            found.append(OnlineCurves(name=step.name, panels=kept))
+        fields = [field for panel in PANELS.values() for field in panel]
+        rows = rows_of(directory / step.name / METRICS, ("step",), optional=fields)
+        panels = {
+            label: [curve_of(name, rows, field, over="step") for field, name in panel.items()]
+            for label, panel in PANELS.items()
+        }
+        kept = {label: [curve for curve in curves if curve.x] for label, curves in panels.items()}
+        if any(kept.values()):
+            found.append(OnlineCurves(name=step.name, panels={label: of for label, of in kept.items() if of}))
     return found
 
 
-def _documents(before: Sequence[Step], directory: Path) -> list[Any]:
+def _results(before: Sequence[Step], directory: Path) -> list[Path]:
     paths = [directory / result_name(step) for step in before if isinstance(step, TasksStep)]
-    return [read_json(path) for path in paths if path.exists()]
+    return [path for path in paths if path.exists()]
 
 
-def _metrics(step: Step, directory: Path) -> list[dict[str, Any]]:
-    return read_json_lines(directory / step.name / METRICS)
+def _in_order(stages: Mapping[str, T], order: Sequence[str]) -> dict[str, T]:
+    """Return stages in the recipe's order; ``ValueError`` for one that it does not have."""
+    return {stage: stages[stage] for stage in sorted(stages, key=order.index)}
 
 
 def _score(values: Mapping[str, Any]) -> TaskScore:
     change = values.get("change")
+    parts = ("value", "low", "high")
     return TaskScore(
-        accuracy=values["accuracy"],
-        low=values["low"],
-        high=values["high"],
-        n=values["n"],
-        tokens=values["tokens"],
-        finished=values["finished"],
-        more={name: estimate["value"] for name, estimate in values.items() if "@" in name},
+        accuracy=number(values["accuracy"]),
+        low=number(values["low"]),
+        high=number(values["high"]),
+        n=int(number(values["n"])),
+        tokens=number(values["tokens"]),
+        finished=number(values["finished"]),
+        more={name: number(estimate["value"]) for name, estimate in values.items() if "@" in name},
         change=None
         if change is None
-        else Change(**{name: change[name] for name in ("before", "value", "low", "high")}),
+        else Change(before=text(change["before"]), **{part: number(change[part]) for part in parts}),
     )
 
 
-def _problem(task: str, problem: Mapping[str, Any], order: Sequence[str]) -> ExampleProblem:
-    answers = sorted(problem["answers"].items(), key=lambda item: order.index(item[0]))
-    return ExampleProblem(
-        task=task,
-        question=problem["question"],
-        expected=problem["expected"],
-        answers=[
-            ExampleAnswer(stage=stage, text=answer["text"], correct=answer["correct"], finished=answer["finished"])
-            for stage, answer in answers
-        ],
-    )
-
-
-def _curves(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[Curve]:
-    curves = []
-    for field, name in names.items():
-        kept = [row for row in rows if row.get(field) is not None]
-        if kept:
-            curves.append(Curve(name=name, x=[row["step"] for row in kept], y=[row[field] for row in kept]))
-    return curves
+def _answer(stage: str, answer: Mapping[str, Any]) -> ExampleAnswer:
+    correct, finished = bool(answer["correct"]), bool(answer["finished"])
+    return ExampleAnswer(stage=stage, text=text(answer["text"]), correct=correct, finished=finished)

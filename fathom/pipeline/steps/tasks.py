@@ -19,7 +19,7 @@ from fathom.files import sha256, write_json
 from fathom.inference.answer_sampling import SampledAnswer, check_prompt_lengths, sample_answers
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import find_checkpoint, open_source
-from fathom.inference.run_record import read_json
+from fathom.inference.run_record import as_written, read_json
 from fathom.pipeline.context import StepContext, measured_steps
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.reward_functions import open_judge
@@ -140,7 +140,7 @@ class _Stage:
             kept = _kept(path, key)
             if kept is not None:
                 self.progress.add(self.name, task, len(problems) * self.step.samples)
-                yield task, (kept["records"], kept["seconds"])
+                yield task, kept
                 continue
             if model is None:
                 model = LanguageModel.open(self._path, device=self.context.device, dtype="float32", engine=ENGINE)
@@ -197,6 +197,12 @@ class _Stage:
         return sha256(document + self._checkpoint)
 
 
-def _kept(path: Path, key: str) -> Any:
+def _kept(path: Path, key: str) -> tuple[list[Record], float] | None:
+    """Return records and seconds of an earlier run of the same, if there are any."""
     document = read_json(path) if path.exists() else None
-    return document if isinstance(document, dict) and document.get("key") == key else None
+    if not isinstance(document, dict) or document.get("key") != key:
+        return None
+    with as_written(path):
+        stage_score(document["records"], document["seconds"])
+        examples({"": document["records"]})
+        return document["records"], document["seconds"]
