@@ -88,6 +88,9 @@ SharePrefixCache = Annotated[
         "whether another has sent a text.",
     ),
 ]
+SharePriority = Annotated[
+    bool, typer.Option("--share-priority", help="Obey the priority of requests although there are several keys.")
+]
 MaxWaiting = Annotated[
     int, typer.Option("--max-waiting", help="Requests waiting for the engine; more are refused.", min=1)
 ]
@@ -152,6 +155,7 @@ def serve(
     cache_tokens: CacheTokens = None,
     prefix_cache: PrefixCache = True,
     share_prefix_cache: SharePrefixCache = False,
+    share_priority: SharePriority = False,
     max_waiting: MaxWaiting = 256,
     max_concurrent_requests: MaxConcurrentRequests = 512,
     max_preprocessing: MaxPreprocessing = 64,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -66,6 +67,7 @@ def create_app(models: ModelPool) -> FastAPI:
         version="1",
         description="Language models over OpenAI's and Anthropic's interfaces.",
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -88,7 +90,13 @@ def create_app(models: ModelPool) -> FastAPI:
             allow_headers=["*"],  # the official clients send a dozen that describe themselves, and add to them
             expose_headers=["x-request-id", "request-id", "retry-after", IGNORED_HEADER, CLAMPED_HEADER],
         )
-    app.openapi = lambda: _document(app, bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, BODIES, keys=bool(settings.api_keys))  # type: ignore[method-assign]
+    document = functools.cache(lambda: json.dumps(app.openapi()).encode())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
+
     return app
 
 
@@ -191,9 +199,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     fault = ApiError(error.status_code, words.get(error.status_code, str(error.detail)), code="no_route")
     body = error_body(fault, request.url.path, request.state.request_id)
     return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
-
-
-def _document(app: FastAPI, keys: bool) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        app.openapi_schema = describe(app, BODIES, keys=keys)
-    return app.openapi_schema

@@ -17,7 +17,8 @@ LOOPBACK_NETWORKS = ("127.0.0.0/8", "::1")
 class Limits:
     """Upper bounds of one request or of all together; a request beyond one gets an error that names it.
 
-    ``choices`` bounds the choices of one request, prompts times ``n``. ``prompt_tokens`` None is the model's context.
+    ``choices`` bounds the choices of one request, prompts times ``n``; ``prompt_logprobs`` the log-probabilities of
+    echoed prompts, all of them together. ``prompt_tokens`` None is the model's context.
     ``embedding_inputs`` and ``embedding_tokens`` bound one request's, as OpenAI does.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
     whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
@@ -38,6 +39,7 @@ class Limits:
     choices: int = 128
     n: int = 16
     logprobs: int = 20
+    prompt_logprobs: int = 1 << 20
     prompt_tokens: int | None = None
     messages: int = 2048
     tools: int = 128
@@ -94,8 +96,9 @@ class ServeSettings:
     event every ``stream_interval_seconds`` at most. A request waits for its model to be loaded for
     ``load_timeout_seconds`` at most. Cached prompts and images serve the requests of one key only unless keys
     ``share_prefix_cache``: by its time, and by ``cached_tokens``, a request tells whether a text was read before.
-    ``trusted_proxies`` are addresses and networks of reverse proxies: their
-    ``X-Forwarded-For`` names the client, and their connections are not those of one client.
+    Where there are several keys, ``priority`` has no effect unless they ``share_priority``: one could keep others
+    waiting. ``trusted_proxies`` are addresses and networks of reverse proxies: their ``X-Forwarded-For`` names the
+    client, and their connections are not those of one client.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -107,6 +110,7 @@ class ServeSettings:
     stream_interval_seconds: float = 0.025
     load_timeout_seconds: float = 120.0
     share_prefix_cache: bool = False
+    share_priority: bool = False
     trusted_proxies: tuple[str, ...] = LOOPBACK_NETWORKS
     limits: Limits = Limits()
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fathom.files import sha256
 from fathom.inference.prompt import FeatureCache
+from fathom.serve.settings import Limits
 from tests.serve.serving import Running, Serve, raw
 
 KEYS = ("first-key-of-all", "second-key-of-all")
@@ -87,6 +88,38 @@ def test_security_features_of_images_are_cached_for_one_salt() -> None:
     for salt in ("a:", "b:", "a:", "b:"):
         kept.features(Image.new("RGB", (3, 3)), compute, salt)
     assert computed == [3, 3]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_security_a_key_puts_its_requests_before_anothers_only_where_that_is_allowed(serve: Serve, path: str) -> None:
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "priority": 1000}
+    for keys, share, obeyed in ((KEYS, False, False), (KEYS, True, True), (KEYS[:1], False, True), ((), False, True)):
+        seen: list[int] = []
+        with (
+            serve(api_keys=keys, share_priority=share) as server,
+            server.http(authorization=f"Bearer {KEYS[0]}") as http,
+        ):
+            submit = server.service.worker.submit_all
+
+            def watched(requests: Any, listener: Any, submit: Any = submit, seen: list[int] = seen) -> Any:
+                seen.extend(request.priority for request in requests)
+                return submit(requests, listener)
+
+            server.service.worker.submit_all = watched  # type: ignore[method-assign]
+            ignored = http.post(path, json=body).headers.get("x-fathom-ignored-fields", "")
+        assert seen == [1000 if obeyed else 0]
+        assert ("priority (several keys share the engine)" in ignored) != obeyed
+
+
+def test_security_log_probabilities_of_prompts_are_bounded_together(serve: Serve) -> None:
+    body = {"prompt": [[5] * 100] * 16, "max_tokens": 0, "echo": True, "logprobs": 4}
+    with serve(limits=Limits(prompt_logprobs=8000)) as server, server.http() as http:
+        assert http.post("/v1/completions", json=body).status_code == 200
+        for more in ({"logprobs": 5}, {"prompt": [[5] * 101] * 16}, {"n": 2}):
+            answer = http.post("/v1/completions", json=body | more)
+            assert answer.status_code == 400
+            assert "log-probabilities" in answer.text
+        assert http.post("/v1/completions", json=body | {"echo": False, "max_tokens": 1, "n": 2}).status_code == 200
 
 
 NAMES = [

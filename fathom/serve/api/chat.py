@@ -18,6 +18,7 @@ from fathom.serve.api.params import (
     most_prompt_tokens,
     resolve_max_tokens,
     sampling_params,
+    with_fair_priority,
 )
 from fathom.serve.api.prompts import to_template_messages
 from fathom.serve.api.structured_output import structured_output_options
@@ -39,6 +40,7 @@ async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Respon
     body = await read_body(http, ChatCompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
     notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
+    body = with_fair_priority(body, service.settings, notices)
     return await service.respond(
         http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
     )

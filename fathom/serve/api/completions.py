@@ -14,10 +14,12 @@ from fathom.serve.api.params import (
     DEFAULT_TEXT_TOKENS,
     check_limits,
     check_prompt,
+    check_prompt_logprobs,
     long_prompts_refused,
     most_prompt_tokens,
     resolve_max_tokens,
     sampling_params,
+    with_fair_priority,
 )
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.errors import refuse
@@ -38,6 +40,7 @@ async def create_completion(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, CompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
     notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
+    body = with_fair_priority(body, service.settings, notices)
     return await service.respond(
         http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
     )
@@ -57,11 +60,14 @@ def _job(service: Service, body: CompletionRequest, notices: Notices, salt: str)
         stop=tuple(body.stops),
         max_prompt_tokens=most_prompt_tokens(limits, service.max_model_len),
     )
-    requests, choices = [], []
+    requests, choices, prompt_tokens = [], [], 0
     for position, prompt in enumerate(prompts):
         with long_prompts_refused(limits, service.max_model_len, "prompt"):
             prepared = prepare_text(service.model, prompt, body.suffix, options)
         check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "prompt")
+        prompt_tokens += len(prepared.prompt_ids)
+        if body.echo and body.logprobs is not None:
+            check_prompt_logprobs(body, prompt_tokens, body.logprobs, limits)
         for number in range(body.choices):
             index = position * body.choices + number
             requests.append(_request(service, body, prepared, number, notices, salt))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fathom.errors import TooManyTokens
 from fathom.serve.errors import ApiError, refuse
 from fathom.serve.http.notices import Notices
 from fathom.serve.schemas.common import SamplingRequest
-from fathom.serve.settings import Limits
+from fathom.serve.schemas.ignored import IgnoredFields
+from fathom.serve.settings import Limits, ServeSettings
 from fathom.spec.sampling import SamplingParams
 
+B = TypeVar("B", bound=SamplingRequest)
 _LEAST_TOP_P = 1e-6
 DEFAULT_TEXT_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for /v1/completions."""
@@ -41,6 +43,27 @@ def check_limits(
             raise refuse(f"stop[{index}]", f"has {len(stop)} characters", f"give 1 to {limits.stop_chars}")
     if body.logit_bias and len(body.logit_bias) > limits.logit_bias:
         raise refuse("logit_bias", f"{len(body.logit_bias)} entries exceed {limits.logit_bias}", "give fewer")
+
+
+def check_prompt_logprobs(body: SamplingRequest, tokens: int, logprobs: int, limits: Limits) -> None:
+    """Refuse log-probabilities of ``tokens`` of prompts, with ``logprobs`` alternatives each, beyond the limit."""
+    values = tokens * body.choices * (logprobs + 1)
+    if values > limits.prompt_logprobs:
+        raise refuse(
+            "logprobs",
+            f"{values} log-probabilities of echoed prompts exceed {limits.prompt_logprobs}",
+            "send fewer prompts in a request, or ask for fewer alternatives",
+        )
+
+
+def with_fair_priority(body: B, settings: ServeSettings, notices: Notices) -> B:
+    """Return a request without a priority over other keys' requests, which is named as ignored."""
+    if not body.priority or len(settings.api_keys) < 2 or settings.share_priority:
+        return body
+    ignored = IgnoredFields()
+    ignored.add("priority", note="several keys share the engine")
+    notices.ignore(ignored)
+    return body.model_copy(update={"priority": None})
 
 
 def at_most(field: str, value: int, most: int) -> None:
