@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 SAMPLED_ROWS = 100
 """Rows of a file that decide its form."""
 _SHOWN_COLUMNS = 12
+_MANY_COLUMNS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,13 @@ class Column:
     required: bool = True
 
     def find(self, row: Row) -> str | None:
-        """Return the name it has in a row, whatever its case, or None; a null is no value."""
+        """Return the name it has in a row, whatever its case, or None; a null is no value.
+
+        Of a row with absurdly many columns the case counts: the names are looked through for every column of every form.
+        """
         names = (self.name, *self.aliases)
         found = next((name for name in names if row.get(name) is not None), None)
-        if found is not None:
+        if found is not None or len(row) > _MANY_COLUMNS:
             return found
         return next((name for name in row if name.lower() in names and row[name] is not None), None)
 
