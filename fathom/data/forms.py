@@ -38,7 +38,7 @@ class Column:
     def find(self, row: Row) -> str | None:
         """Return the name it has in a row, whatever its case, or None; a null is no value.
 
-        Of a row with absurdly many columns the case counts: the names are looked through for every column of every form.
+        Of a row with absurdly many columns the case counts: its names are looked through for every known column.
         """
         names = (self.name, *self.aliases)
         found = next((name for name in names if row.get(name) is not None), None)
