@@ -21,5 +21,6 @@ A target is a class that derives from ``driver.Target``; every module of ``tests
 memory beyond ``memory_bytes`` and the end of the process. What is needed meanwhile (a folder, a server) is made in
 ``start``, where ``self.folder`` is an empty directory, and closed in ``stop``; ``start`` runs once before any input and
 imports whatever ``check`` needs. ``test_targets_security.py`` runs ``short_executions`` inputs of every target in the
-normal tests. Findings lie in ``runs/fuzz/TARGET``: the input, and beside it the report with the command to repeat it.
+normal tests. Findings lie in ``runs/fuzz/TARGET`` as soon as they are made: the input, and beside it the report with
+the command to repeat it. Ctrl-C ends a run after its input; the status is 1 where there is a finding.
 """

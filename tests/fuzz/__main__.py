@@ -3,107 +3,207 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
+import signal
 import subprocess
 import sys
+import threading
 import time
-import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.driver import Target, all_targets, check_one, fuzz
+from tests.fuzz.driver import Outcome, Target, all_targets, check_one, fuzz
+from tests.fuzz.findings import LAST, RESULT, Counts, keep
+from tests.fuzz.progress import Progress
 
 if sys.platform != "win32":
     import resource
 
 OUT = Path("runs/fuzz")
-LAST = "last-input"
-RESULT = "result.json"
 _GRACE_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+"""After Ctrl-C the input in progress may take so long."""
+_COUNTS_SECONDS = 0.5
+INTERRUPTED = 130
 
 
 def main() -> int:
     """Run, or run again what was found; 1 where there is a finding."""
-    known = all_targets()
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--target", action="append", choices=list(known), help="may be repeated; every one otherwise")
-    parser.add_argument("--seconds", type=float, default=60, help="time for each target")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT, help="where findings are written")
-    parser.add_argument("--replay", type=Path, help="check this file by the one target given")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given, known = _arguments()
     names = given.target or list(known)
     if given.replay is not None or given.child:
-        if len(names) != 1:
-            parser.error("--replay needs one --target")
         target = known[names[0]]()
         if given.replay is not None:
             return _replay(target, given.replay.read_bytes())
         return _child(target, given.out / target.name, given.seconds, given.seed)
-    found = [name for name in names if _run(known[name], given.out, given.seconds, given.seed)]
-    return int(bool(found))
+    progress = Progress(targets=len(names), seconds=given.seconds)
+    runs, interrupted = [], False
+    for name in names:
+        run = _Run(known[name], given.out, given.seconds, given.seed, given.module, progress)
+        runs.append(run)
+        if not run.run():
+            interrupted = True
+            break
+        progress.next_target()
+    print(_table(runs), flush=True)
+    if any(run.findings for run in runs):
+        print(f"findings lie in {given.out}", flush=True)
+        return 1
+    return INTERRUPTED if interrupted else 0
 
 
-def _run(target: type[Target], out: Path, seconds: float, seed: int) -> bool:
-    """Run a target, again with another seed after it ended its process; return whether there is a finding."""
-    folder = out / target.name
-    folder.mkdir(parents=True, exist_ok=True)
-    end, found, executions = time.monotonic() + seconds, False, 0
-    while (left := end - time.monotonic()) > 0:
-        (folder / LAST).unlink(missing_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
-        print(f"{target.name}: seed {seed}, {left:.0f} s", flush=True)
-        arguments = ["--child", "--target", target.name, "--seconds", str(left), "--seed", str(seed), "--out", str(out)]
-        process = subprocess.Popen([sys.executable, "-m", "tests.fuzz", *arguments])
-        code = _wait(process, folder / LAST, target.seconds)
-        if (folder / RESULT).is_file():
-            result = json.loads((folder / RESULT).read_text())
-            executions += result["executions"]
-            found |= bool(result["findings"])
-            print(f"{target.name}: {executions} inputs, {result['findings']} findings, refused {result['refusals']}")
-            return found
-        if not (folder / LAST).is_file():
-            print(f"{target.name}: cannot be started (status {code})")
-            return True
-        _keep(target.name, folder, f"the process ended with status {code}", (folder / LAST).read_bytes(), target.suffix)
-        found, seed = True, seed + 1
-    return found
+def _arguments() -> tuple[argparse.Namespace, dict[str, type[Target]]]:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--target", action="append", help="may be repeated; every one otherwise")
+    parser.add_argument("--seconds", type=float, default=60, help="time for each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT, help="where findings are written")
+    parser.add_argument("--replay", type=Path, help="check this file by the one target given")
+    parser.add_argument("--module", help="take the targets from this module")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.module:
+        known = {target.name: target for target in importlib.import_module(given.module).TARGETS}
+    else:
+        known = all_targets()
+    unknown = sorted(set(given.target or ()) - set(known))
+    if unknown:
+        parser.error(f"no target {unknown[0]}; choose from {', '.join(known)}")
+    if (given.replay is not None or given.child) and len(given.target or ()) != 1:
+        parser.error("--replay needs one --target")
+    return given, known
 
 
-def _wait(process: subprocess.Popen[bytes], last: Path, seconds: float) -> int | str:
-    """Wait for the process; end it where one input takes so long that its own limit of time did not help."""
-    while True:
+@dataclass(slots=True)
+class _Run:
+    """One target for its time, begun again with another seed when an input ended the process."""
+
+    target: type[Target]
+    out: Path
+    seconds: float
+    seed: int
+    module: str | None
+    progress: Progress
+    executions: int = 0
+    findings: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+    took: float = 0.0
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.target.name
+
+    def run(self) -> bool:
+        """Run; False where Ctrl-C ended it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begin = time.monotonic()
         try:
-            return process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            if last.is_file() and time.time() - last.stat().st_mtime > seconds + _GRACE_SECONDS:
-                process.kill()
-                process.wait()
-                return f"killed after {seconds + _GRACE_SECONDS:g} s"
+            while (left := begin + self.seconds - time.monotonic()) > 0:
+                ended = self._attempt(left)
+                if ended is not None:
+                    return ended
+            return True
+        finally:
+            self.took = time.monotonic() - begin
+            self.progress.clear()
+
+    def _attempt(self, left: float) -> bool | None:
+        """Run one process; return None where another one is to follow, else as ``run``."""
+        (self.folder / LAST).unlink(missing_ok=True)
+        (self.folder / RESULT).unlink(missing_ok=True)
+        arguments = ["--child", "--target", self.target.name, "--seconds", str(left), "--seed", str(self.seed)]
+        arguments += ["--out", str(self.out), *(["--module", self.module] if self.module else [])]
+        process = subprocess.Popen([sys.executable, "-m", "tests.fuzz", *arguments])
+        interrupted = False
+        try:
+            code = self._wait(process)
+        except KeyboardInterrupt:
+            interrupted, code = True, _stop(process)
+        counts = Counts.read(self.folder)
+        self.executions += counts.executions
+        self.findings += counts.findings
+        self.refusals = {name: self.refusals.get(name, 0) + count for name, count in counts.refusals.items()}
+        if interrupted or counts.ended:
+            return not interrupted
+        last = self.folder / LAST
+        data = last.read_bytes() if last.is_file() else b""
+        self.findings += 1
+        if not last.is_file():
+            keep(self.target.name, self.folder, f"the target cannot be started (status {code})", b"", ".none")
+            return True
+        keep(self.target.name, self.folder, f"the process ended with status {code}", data, self.target.suffix)
+        self.seed += 1
+        return None
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int | str:
+        """Wait for the process; end it where one input takes so long that its own limit of time did not help."""
+        while True:
+            try:
+                return process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                counts = Counts.read(self.folder)
+                findings = self.findings + counts.findings
+                self.progress.show(self.target.name, self.executions + counts.executions, findings)
+            with suppress(FileNotFoundError):
+                age = time.time() - (self.folder / LAST).stat().st_mtime
+                if age > self.target.seconds + _GRACE_SECONDS:
+                    process.kill()
+                    process.wait()
+                    return f"killed after {self.target.seconds + _GRACE_SECONDS:g} s"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int | str:
+    """End a process after its input in progress, or in the midst of one that takes long or at a second Ctrl-C."""
+    try:
+        if sys.platform != "win32":  # there the console has sent it already
+            process.send_signal(signal.SIGINT)
+        return process.wait(_STOP_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        return process.wait()
+
+
+def _table(runs: list[_Run]) -> str:
+    width = max(len(run.target.name) for run in runs)
+    lines = [f"{'target':{width}}  seconds     inputs   refused  findings"]
+    for run in runs:
+        numbers = f"{run.took:7.0f}  {run.executions:9,}  {sum(run.refusals.values()):8,}  {run.findings:8}"
+        lines.append(f"{run.target.name:{width}}  {numbers}")
+    return "\n".join(lines)
 
 
 def _child(target: Target, folder: Path, seconds: float, seed: int) -> int:
+    """Run a target in this process; what it finds is on the disk before the next input is made."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    written = 0.0
+
     def note(data: bytes) -> None:
         (folder / LAST).write_bytes(data)
+
+    def after(outcome: Outcome) -> None:
+        nonlocal written
+        if time.monotonic() - written > _COUNTS_SECONDS:
+            written = time.monotonic()
+            _counts(outcome).write(folder)
+
+    def found(report: str, data: bytes, outcome: Outcome) -> None:
+        keep(target.name, folder, report, data, target.suffix)
+        _counts(outcome).write(folder)
 
     with target.running():
         if target.memory_bytes:
             _limit_memory(target.memory_bytes)
-        outcome = fuzz(target, seed=seed, seconds=seconds, before=note)
-    for report, data in outcome.findings:
-        _keep(target.name, folder, report, data, target.suffix)
-    numbers = {"executions": outcome.executions, "findings": len(outcome.findings), "refusals": outcome.refusals}
-    (folder / RESULT).write_text(json.dumps(numbers))
+        outcome = fuzz(
+            target, seed=seed, seconds=seconds, before=note, after=after, found=found, stopped=stopped.is_set
+        )
+    _counts(outcome, ended=True).write(folder)
     return 0
 
 
-def _keep(name: str, folder: Path, report: str, data: bytes, suffix: str) -> None:
-    number = len(list(folder.glob("*.txt")))
-    path = folder / f"{number:03d}{suffix}"
-    path.write_bytes(data)
-    command = f"python -m tests.fuzz --target {name} --replay {path}"
-    (folder / f"{number:03d}.txt").write_text(f"{command}\n\n{report}\n")
-    print(f"{name}: {report.strip().splitlines()[-1][:300]}\n    {command}", flush=True)
+def _counts(outcome: Outcome, *, ended: bool = False) -> Counts:
+    return Counts(outcome.executions, len(outcome.findings), dict(outcome.refusals), ended)
 
 
 def _replay(target: Target, data: bytes) -> int:
@@ -128,5 +228,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        traceback.print_exc(limit=0)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

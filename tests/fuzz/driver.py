@@ -112,20 +112,27 @@ def fuzz(
     executions: int | None = None,
     seconds: float | None = None,
     before: Callable[[bytes], None] = lambda data: None,
+    after: Callable[[Outcome], None] = lambda outcome: None,
+    found: Callable[[str, bytes, Outcome], None] = lambda report, data, outcome: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Check inputs of a running target until a count, a time or ``MAX_FINDINGS`` is reached.
+    """Check inputs of a running target until a count, a time or ``MAX_FINDINGS`` is reached, or ``stopped``.
 
-    ``before`` sees every input before it is checked.
+    ``before`` sees every input before it is checked, ``found`` every finding at once, ``after`` what there is after
+    each input.
     """
-    rng, outcome, end = random.Random(seed), Outcome(), time.monotonic() + (seconds or 1e9)
+    rng, outcome, end = random.Random(seed), Outcome(refusals=target.refusals), time.monotonic() + (seconds or 1e9)
     while outcome.executions != executions and time.monotonic() < end and len(outcome.findings) < MAX_FINDINGS:
+        if stopped():
+            break
         data = target.make(rng)
         before(data)
         report = check_one(target, data)
+        outcome.executions += 1
         if report is not None:
             outcome.findings.append((report, data))
-        outcome.executions += 1
-    outcome.refusals = Counter(target.refusals)
+            found(report, data, outcome)
+        after(outcome)
     return outcome
 
 
