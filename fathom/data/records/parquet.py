@@ -29,7 +29,7 @@ def parquet_rows(
     In place of a row with a value that Python has no form of, such as text that is not UTF-8, comes what is wrong.
 
     Raises:
-        DataError: pyarrow is missing, or a column unpacks to more than ``limits`` allow.
+        DataError: pyarrow is missing, or the file unpacks to more than ``limits`` allow.
         UnusableFileError: the file cannot be opened.
         DamagedFileError: it is no Parquet, or damaged from some row on; all rows before were yielded.
     """
@@ -99,18 +99,16 @@ def _damaged(path: Path, error: Exception) -> DamagedFileError:
 
 
 def _check_size(path: Path, metadata: Any, limits: ReadLimits) -> None:
-    """Refuse columns that say they unpack to absurd sizes, before a page of them is read."""
-    total = 0
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-            total += unpacked
-            if unpacked > limits.ratio_after_bytes and unpacked > limits.max_ratio * max(1, packed):
-                raise DataError(
-                    f"{path}: column {chunk.path_in_schema!r} unpacks to over {limits.max_ratio} times its size "
-                    "(max_ratio), as a decompression bomb does; remove the file, or write it anew without compression"
-                )
+    """Refuse a file that says it unpacks to an absurd size, before a page of it is read.
+
+    The sizes are those of row groups: pyarrow ends the process where it is asked for those of a damaged column.
+    """
+    total = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if total > limits.ratio_after_bytes and total > limits.max_ratio * path.stat().st_size:
+        raise DataError(
+            f"{path}: unpacks to over {limits.max_ratio} times its size (max_ratio), as a decompression bomb does; "
+            "remove it, or write it anew without compression"
+        )
     if total > limits.max_unpacked_bytes:
         raise DataError(
             f"{path}: unpacks to more than {limits.max_unpacked_bytes:,} bytes (max_unpacked_bytes); cut it into parts"
