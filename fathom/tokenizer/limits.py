@@ -27,6 +27,7 @@ LONGEST_WORD = 1000
 MOST_GAPS = 2**16
 """Ids without a token, beyond as many as there are tokens."""
 _SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_INNER_STEPS = ("normalizers", "pretokenizers", "decoders", "processors")
 _REMEDY = "use another tokenizer"
 
 
@@ -40,6 +41,8 @@ def check_limits(parsed: Mapping[str, Any]) -> None:
 
 def _check_steps(section: str, value: Any) -> None:
     """Check one section: how many parts and characters it has, and each part."""
+    if value is not None:
+        _check_typed(section, value)
     parts = characters = 0
     growth, stack = 1.0, [value]
     while stack:
@@ -51,6 +54,9 @@ def _check_steps(section: str, value: Any) -> None:
             stack += inner if characters <= MOST_STEP_CHARS else []
         elif isinstance(inner, Mapping):
             kind = inner.get("type")
+            for name in _INNER_STEPS:
+                for step in inner[name] if isinstance(inner.get(name), list) else ():
+                    _check_typed(section, step)
             parts += isinstance(kind, str) and section != "post_processor"
             _check_step(section, kind, inner)
             growth *= _growth(section, inner) if kind == "Replace" else 1.0
@@ -62,6 +68,12 @@ def _check_steps(section: str, value: Any) -> None:
             _refuse(section, f"has more than {MOST_PARTS} steps")
     if growth > MOST_GROWTH:
         _refuse(section, f"makes a text {growth:.3g} times longer, more than {MOST_GROWTH}")
+
+
+def _check_typed(section: str, step: Any) -> None:
+    """Require an object that names its type: the library also takes lists of its fields, which hide what they are."""
+    if not isinstance(step, Mapping) or not isinstance(step.get("type"), str):
+        _refuse(section, f"has a step that is no object with a type, {step!r:.40}")
 
 
 def _check_step(section: str, kind: Any, step: Mapping[str, Any]) -> None:
