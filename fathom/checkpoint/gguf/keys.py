@@ -32,6 +32,16 @@ ValueType = Literal[
 Metadata = dict[str, tuple[ValueType, Any]]
 """Metadata to write: the type and value of each key."""
 
+_LARGEST_FLOAT32 = (2 - 2**-24) * 2.0**127 * (1 - 2**-53)
+"""What still rounds to a float32."""
+_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "UINT16": (0, 2**16 - 1),
+        "UINT32": (0, 2**32 - 1),
+        "INT32": (-(2**31), 2**31 - 1),
+        "FLOAT32": (-_LARGEST_FLOAT32, _LARGEST_FLOAT32),
+    }
+)
 _MISSING: Any = object()
 
 
@@ -125,6 +135,17 @@ def shortest(value: float) -> float:
     return next((d for n in range(1, 9) if as_float32(d := float(f"{single:.{n}g}")) == single), single)
 
 
+def check_storable(written: Metadata) -> Metadata:
+    """Return metadata; ``SpecError`` names the first number that its type in the file cannot hold."""
+    for key, (kind, value) in written.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            name = kind.removesuffix("[]")
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            if name in _RANGES and not low <= number <= high:
+                raise SpecError(key, f"{number} does not fit {name}, as which GGUF stores it", "use another format")
+    return written
+
+
 def as_float32(value: float) -> float:
-    """Round to float32, as GGUF stores numbers."""
+    """Round to float32, as GGUF stores numbers; ``OverflowError`` where it is beyond."""
     return float(struct.unpack("<f", struct.pack("<f", value))[0])

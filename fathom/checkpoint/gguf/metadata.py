@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fathom.checkpoint.gguf.keys import Architecture, Keys, Metadata, architecture
+from fathom.checkpoint.gguf.keys import Architecture, Keys, Metadata, architecture, check_storable
 from fathom.checkpoint.gguf.rope import read_rope, write_rope
 from fathom.errors import CheckpointError, SpecError
 from fathom.model.build import Shape
@@ -200,7 +200,7 @@ def metadata_from_spec(spec: ModelSpec) -> Metadata:
         value = getattr(spec, attribute)
         if value is not None and value >= 0:
             written[f"tokenizer.ggml.{key}"] = ("UINT32", value)
-    return written
+    return check_storable(written)
 
 
 def _write_attention(spec: ModelSpec, arch: str) -> Metadata:

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import pytest
 
-from fathom.checkpoint.gguf.keys import Keys, as_float32, shortest
+from fathom.checkpoint.gguf.keys import Keys, as_float32, check_storable, shortest
 from fathom.checkpoint.gguf.metadata import metadata_from_spec, spec_from_metadata
 from fathom.checkpoint.gguf.names import gguf_rules
 from fathom.checkpoint.gguf.rope import ROPE_FACTORS, rope_factors
@@ -26,6 +26,7 @@ from fathom.spec import (
     TopK,
     YarnScaling,
 )
+from tests.published import SPECS
 
 SpecOf = Callable[[str], ModelSpec]
 
@@ -256,3 +257,25 @@ def test_llama_cpp_scales_as_yarn_says_whatever_it_says(
         if mla:
             assert softmax == pytest.approx(yarn.softmax_multiplier, rel=1e-6)
             assert again.softmax_multiplier == pytest.approx(yarn.softmax_multiplier, rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "beyond"),
+    [
+        ("FLOAT32", (2 - 2**-23) * 2.0**127, 1e300),
+        ("FLOAT32[]", [1.0, -1.0], [1.0, -1e39]),
+        ("UINT32", 2**32 - 1, 2**32),
+        ("UINT32", 0, -1),
+        ("INT32[]", (-(2**31),), (-(2**31) - 1,)),
+    ],
+)
+def test_numbers_that_their_type_cannot_hold_are_refused(kind: Any, largest: Any, beyond: Any) -> None:
+    assert check_storable({"x.y": (kind, largest)})
+    with pytest.raises(SpecError, match=r"x\.y: .* does not fit .*; use another format"):
+        check_storable({"x.y": (kind, beyond)})
+
+
+def test_a_model_that_gguf_cannot_hold_is_refused_by_the_key() -> None:
+    spec = replace(SPECS["tiny-deepseek_v2"], rms_norm_eps=1e300)
+    with pytest.raises(SpecError, match=r"deepseek2\.attention\.layer_norm_rms_epsilon: 1e\+300 does not fit FLOAT32"):
+        metadata_from_spec(spec)
