@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from fathom.data.folders.data_files import data_files
 from fathom.data.records import BadRecord, Record, read_records
 from fathom.data.row_report import RowProblem, RowReport, UnusableRow
-from fathom.errors import DataError
+from fathom.errors import DataError, shortened
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -263,7 +263,7 @@ def _unknown(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns) ->
     names = list(dict.fromkeys(name for row in rows for name in row))
     absent = [f"{own} = {column!r}" for own, column in columns.fields.items() if column not in names]
     more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
-    shown = (", ".join(names[:_SHOWN_COLUMNS]) or "(none)") + more
+    shown = (shortened(", ".join(names[:_SHOWN_COLUMNS])) or "(none)") + more
     if absent:
         return f"fields: {absent[0]}, but the columns are {shown}; correct fields"
     known = "; ".join(f"{form.name}: {', '.join(c.name for c in form.columns if c.required)}" for form in forms)

@@ -25,7 +25,7 @@ from fathom.data.problems.files import read_file
 from fathom.data.problems.forms import PROBLEM_FORMS
 from fathom.data.records import Record, holds_records
 from fathom.data.row_report import RowProblem, RowReport
-from fathom.errors import DataError
+from fathom.errors import DataError, shortened
 from fathom.posttrain.preferences import PREFERENCE_FORMS, Preference, read_preferences
 from fathom.spec.data import FolderSource
 from fathom.spec.problem import FileProblems, Problem
@@ -199,7 +199,7 @@ def _refuse_unknown(
     if len(kinds) == 1:
         recognised(path, rows, kinds[0].forms, columns)
     known = "; ".join(f"{kind.name}: {_required(kind)}" for kind in kinds)
-    names = ", ".join(islice(counts, 12)) or "(none)"
+    names = shortened(", ".join(islice(counts, 12))) or "(none)"
     raise DataError(f"{path}: no known form in the columns {names}; known are {known}; rename columns or use --field")
 
 

@@ -42,11 +42,12 @@ def gold_answer(value: Any, where: str) -> Gold:
     if isinstance(value, str):
         value = _only_listed(value)
         return marked_answer(value) or announced_answer(value) or Gold(value)
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size, which a float has not
+    if not whole and not (isinstance(value, float | Decimal) and math.isfinite(value)):
         raise UnusableRow(f"{where}: expected text or a number, got {value!r:.40}; give the final value")
     if isinstance(value, Decimal):
         return Gold(f"{value.normalize():f}")
-    return Gold(str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else repr(value))
+    return Gold(str(int(value)) if (whole or value.is_integer()) and abs(value) < 1e16 else repr(value))
 
 
 def _only_listed(text: str) -> str:
