@@ -13,12 +13,23 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from fathom.posttrain.verdicts import names
 
-if TYPE_CHECKING:
-    from fathom.posttrain.verdicts.peer import Peer
+
+class Connection(Protocol):
+    """What a stand-in needs of the connection to its object's process; ``Peer`` has it."""
+
+    strict: bool
+    named: frozenset[str]
+
+    def request(self, function: str, /, *arguments: Any, **named: Any) -> Any:
+        """Have the other process apply a function."""
+
+    def fail(self, why: str) -> Any:
+        """End the connection."""
+
 
 _STANDARD_KINDS = {
     kind.__name__: kind
@@ -53,7 +64,7 @@ class Reference:
 class MirrorClass(type):
     """The class of the classes that stand for the other side's."""
 
-    _mirror_peer: Peer
+    _mirror_peer: Connection
     _mirror_number: int
     _mirror_base: type | None
 
@@ -144,7 +155,14 @@ def number_of(item: Any) -> int | None:
 
 
 def make_class(
-    peer: Peer, number: int, name: str, doc: Any, bases: list[Any], specials: list[str], base: type | None, kind: str
+    peer: Connection,
+    number: int,
+    name: str,
+    doc: Any,
+    bases: list[Any],
+    specials: list[str],
+    base: type | None,
+    kind: str,
 ) -> Any:
     """Make the class that stands for one of the other side's, from its description."""
     if not all(isinstance(part, type) for part in bases) or (base is not None and base not in names.PLAIN_BASES):
@@ -230,8 +248,8 @@ async def _awaited(mirror: Any) -> Any:
     return _peer(mirror).request("await", mirror)
 
 
-def _peer(item: Any) -> Peer:
-    peer: Peer = type(item)._mirror_peer
+def _peer(item: Any) -> Connection:
+    peer: Connection = type(item)._mirror_peer
     return peer
 
 
@@ -296,7 +314,7 @@ def _special_method(name: str) -> Callable[..., Any]:
     return reflected if f"__{name[3:]}" in names.BINARY else unary
 
 
-def _combined(peer: Peer, name: str, left: Any, right: Any) -> Any:
+def _combined(peer: Connection, name: str, left: Any, right: Any) -> Any:
     if not peer.strict:
         return peer.request("special", name, left, right)
     left, right = _plain(left), _plain(right)
@@ -307,7 +325,7 @@ def _combined(peer: Peer, name: str, left: Any, right: Any) -> Any:
     return _derived(result) if knows else result
 
 
-def _changed(peer: Peer, name: str, item: Any, other: Any) -> Any:
+def _changed(peer: Connection, name: str, item: Any, other: Any) -> Any:
     """An operation in place. One that extends an object by a container leaves it what it was: a container."""
     if not peer.strict:
         return peer.request("special", name, item, other)
@@ -324,7 +342,7 @@ def _extends(name: str, other: Any) -> bool:
     return name in _EXTENDING and isinstance(other, list | tuple | dict | set | frozenset | str)
 
 
-def _compared(peer: Peer, name: str, item: Any, other: Any) -> Any:
+def _compared(peer: Connection, name: str, item: Any, other: Any) -> Any:
     if not peer.strict:
         return peer.request("special", name, item, other)
     item, other = _plain(item), _plain(other)
@@ -333,7 +351,7 @@ def _compared(peer: Peer, name: str, item: Any, other: Any) -> Any:
     return peer.request("special", name, item, other) if _is_object(other) else NotImplemented
 
 
-def _may_suppress(peer: Peer, kind: Any) -> bool:
+def _may_suppress(peer: Connection, kind: Any) -> bool:
     """Whether a ``with`` of the program may end this error: its own, and what the tests name but a failed check."""
     return not peer.strict or kind is None or type(kind) is MirrorClass or kind.__name__ in peer.named
 
@@ -342,7 +360,7 @@ async def _suppressing(awaitable: Any, may: bool) -> Any:
     return (await awaitable) and may
 
 
-def _unary(peer: Peer, name: str, item: Any, /, *arguments: Any, **named: Any) -> Any:
+def _unary(peer: Connection, name: str, item: Any, /, *arguments: Any, **named: Any) -> Any:
     if not peer.strict:
         return peer.request("special", name, item, *arguments, **named)
     if name == "__contains__" and not _is_object(arguments[0]):
