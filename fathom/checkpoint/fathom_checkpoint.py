@@ -17,11 +17,13 @@ from torch import Tensor
 from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES, read_json
 from fathom.checkpoint.names import current_layout
+from fathom.checkpoint.names.promised import check_promised_layers
 from fathom.checkpoint.tensorfile import TYPES, TensorFile
 from fathom.checkpoint.weights import StoredTensor, Weights
 from fathom.checkpoint.writer import CheckpointWriter
 from fathom.errors import CheckpointError, SpecError
 from fathom.files import json_text, write_text
+from fathom.logs import listed
 from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import ModelSpec, from_mapping, to_mapping
@@ -55,7 +57,7 @@ class FathomCheckpoint:
         """Open one; its own tokenizer.json comes before ``tokenizer_directory``.
 
         Raises:
-            CheckpointError: it is missing or cut short, or holds a spec that cannot be used.
+            CheckpointError: it is missing or cut short, or holds a spec that cannot be used or is not its tensors'.
         """
         opened = store.Checkpoint.open(path, verify=False)
         opened.verify("spec.json")
@@ -63,9 +65,10 @@ class FathomCheckpoint:
         try:
             spec = from_mapping(ModelSpec, document["model"])
             ends = frozenset(map(int, document["eos_token_ids"])) if "eos_token_ids" in document else None
-        except (SpecError, KeyError, TypeError, ValueError) as error:
+        except (SpecError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path}: its spec cannot be used ({error}); use a newer Fathom") from None
         file = TensorFile.open(opened.directory / f"{STEM}.safetensors")
+        _check_promised(path, spec, opened.aliases(STEM), file)
         own = path if (path / TOKENIZER).is_file() else tokenizer_directory
         return cls(path, spec, opened, file, own, document.get("carried"), ends)
 
@@ -109,10 +112,29 @@ class FathomCheckpoint:
         return None if self.tokenizer_directory is None else Tokenizer.load(self.tokenizer_directory)
 
     def _names(self) -> dict[str, str]:
-        """Return the file's name of each parameter; missing ones are omitted."""
-        aliases, held = self.checkpoint.aliases(STEM), self.file.entries
-        named = {param_name: aliases.get(param_name, param_name) for param_name in parameter_shapes(self.spec)}
-        return {param_name: name for param_name, name in named.items() if name in held}
+        """Return the file's name of each parameter."""
+        aliases = self.checkpoint.aliases(STEM)
+        return {param_name: aliases.get(param_name, param_name) for param_name in parameter_shapes(self.spec)}
+
+
+def _check_promised(path: Path, spec: ModelSpec, aliases: Mapping[str, str], file: TensorFile) -> None:
+    """Compare a spec with the tensors that are there, before anything is made for it."""
+    try:
+        check_promised_layers(spec, len(file.entries), "spec.json")
+        shapes = parameter_shapes(spec)
+    except (CheckpointError, SpecError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    faults = []
+    for param_name, shape in shapes.items():
+        entry = file.entries.get(aliases.get(param_name, param_name))
+        if entry is None:
+            faults.append(f"{param_name} is missing")
+            continue
+        found = tuple(current_layout(param_name, torch.empty(entry.shape, device="meta")).shape)
+        if found != shape:
+            faults.append(f"{param_name} has shape {found} instead of {shape}")
+    if faults:
+        raise CheckpointError(f"{path}: its spec and its weights disagree, {listed(faults)}; use a complete checkpoint")
 
 
 def write_fathom(

@@ -109,8 +109,8 @@ class Checkpoint:
             raise _damaged(path, f"cannot be read ({error})") from error
         try:
             return loaded | {name: loaded[original] for name, original in self.aliases(stem).items()}
-        except (KeyError, TypeError) as error:
-            raise _damaged(self.directory / MANIFEST, f"has aliases of no tensor ({shortened(str(error))})") from None
+        except KeyError as error:
+            raise _damaged(self.directory / MANIFEST, f"has aliases of no tensor ({error})") from None
 
     def document(self, stem: str) -> Any:
         """Return what ``STEM.json`` holds."""
@@ -198,6 +198,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     aliases = manifest.get("aliases", {})
     if not isinstance(aliases, dict) or not all(isinstance(names, dict) for names in aliases.values()):
         raise _damaged(path, "has aliases that are no table")
+    if not all(isinstance(original, str) for names in aliases.values() for original in names.values()):
+        raise _damaged(path, "has aliases that are no names")
     return manifest
 
 
@@ -213,5 +215,6 @@ def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
 
 def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: {problem}; restore the file, or delete {path.parent} to continue from an earlier checkpoint"
+        f"{path}: {shortened(problem)}; restore the file, or delete {path.parent} to continue from an earlier "
+        "checkpoint"
     )

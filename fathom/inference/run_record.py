@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from fathom.errors import CheckpointError, SpecError, shortened
 from fathom.files import read_text
 from fathom.spec import check
-from fathom.spec.mapping import from_mapping
+from fathom.spec.mapping import check_bounds, from_mapping
 from fathom.spec.recipe import Recipe, Step
 from fathom.spec.step_results import RECIPE_FILE, STATE_FILE
 
@@ -75,6 +75,7 @@ def read_recipe(directory: Path) -> Recipe:
     """Return the recipe a run directory was made with."""
     document = read_json(directory / RECIPE_FILE)
     try:
+        check_bounds(document["recipe"])
         return from_mapping(Recipe, document["recipe"])
     except (KeyError, TypeError, SpecError) as error:
         raise CheckpointError(

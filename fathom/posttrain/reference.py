@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fathom.checkpoint import store
 from fathom.checkpoint.tensorfile import write_tensors
-from fathom.errors import CheckpointError
+from fathom.errors import CheckpointError, shortened
 from fathom.files import remove_leftovers
 from fathom.model.decoder import Decoder
 from fathom.train.stage import CHECKPOINTS
@@ -54,8 +54,8 @@ class ReferenceModel:
             load_model_tensors(self.model, load_file(path), path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path}: the reference model cannot be read ({error}); restore the file, or start again in a new "
-                "directory"
+                f"{path}: the reference model cannot be read ({shortened(str(error))}); restore the file, or "
+                "start again in a new directory"
             ) from None
 
     def after(self, done: int) -> None:

@@ -72,11 +72,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise tomllib.TOMLDecodeError("nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
         raise tomllib.TOMLDecodeError(str(error)) from None
-    _check_bounds(values)
+    check_bounds(values)
     return values
 
 
-def _check_bounds(values: Mapping[str, Any]) -> None:
+def check_bounds(values: Any) -> None:
+    """Require of the values of a recipe what ``parse_toml`` does; ``SpecError`` is located at the value."""
     waiting: list[tuple[Any, tuple[Any, ...]]] = [(values, ())]
     while waiting:
         value, place = waiting.pop()

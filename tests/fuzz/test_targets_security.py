@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fathom.errors import CheckpointError
+from fathom.inference.run_record import read_recipe
+from fathom.spec.step_results import RECIPE_FILE
 from tests.fuzz.driver import Target, all_targets, fuzz
 
 TARGETS = all_targets()
@@ -54,6 +58,15 @@ def test_any_other_error_and_a_hang_are_findings() -> None:
     assert "KeyError: 'field'" in reports[b"wrong"]
     assert "TimeoutError" in reports[b"slow"]
     assert b"fine" not in reports
+
+
+@pytest.mark.parametrize("manifest", ["a\0b", "\0"])
+def test_a_zero_byte_in_a_recorded_recipe_is_refused(tmp_path: Path, manifest: str) -> None:
+    """Found by ``recipes``: a path with one raised ValueError; a run directory may hold it as well."""
+    step = {"kind": "corpus", "name": "c", "manifest": manifest}
+    (tmp_path / RECIPE_FILE).write_text(json.dumps({"recipe": {"name": "x", "steps": [step]}}))
+    with pytest.raises(CheckpointError, match=r"steps\[0\]\.manifest: .*zero byte; remove it.*--restart"):
+        read_recipe(tmp_path)
 
 
 def test_the_command_runs_targets_apart_and_exits_0(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def tree(folder: Path) -> dict[str, int]:
 def test_names_in_the_records_are_refused(name: str, handed_over: Path) -> None:
     change(handed_over / "recipe.json", lambda document: document["recipe"]["steps"][0].update(name=name))
     for read in (read_recipe, find_checkpoint):
-        with pytest.raises(CheckpointError, match=r"recipe\.json: cannot be used .*not a plain name") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"recipe\.json: cannot be used .*(not a plain name|zero byte)"
+        ) as caught:
             read(handed_over)
         assert str(caught.value).isprintable()
     change(handed_over / "state.json", lambda document: document["steps"].update({name: document["steps"]["corpus"]}))

@@ -19,20 +19,28 @@ def check_promised(spec: ModelSpec, stored: int) -> None:
     Raises:
         CheckpointError: names the field and its value.
     """
-    most = 2 * stored + _SLACK
-    layers = spec.num_hidden_layers + spec.num_nextn_predict_layers
-    if _NORMS * layers > most:
-        raise CheckpointError(_problem("num_hidden_layers", layers, _NORMS * layers, stored))
+    check_promised_layers(spec, stored)
     apart = sum("{e}" in name for names in LAYERS[spec.family].values() for name in names)
     if spec.moe is None or not apart:
         return
     experts = (spec.num_moe_layers + spec.num_nextn_predict_layers) * spec.moe.n_routed_experts
-    if apart * experts > most:
+    if apart * experts > 2 * stored + _SLACK:
         raise CheckpointError(_problem("n_routed_experts", spec.moe.n_routed_experts, apart * experts, stored))
 
 
-def _problem(field: str, value: int, promised: int, stored: int) -> str:
+def check_promised_layers(spec: ModelSpec, stored: int, document: str = "config.json") -> None:
+    """Refuse a spec, read from ``document``, of far more layers than ``stored`` tensors of any format can be.
+
+    Raises:
+        CheckpointError: names the field and its value.
+    """
+    layers = spec.num_hidden_layers + spec.num_nextn_predict_layers
+    if _NORMS * layers > 2 * stored + _SLACK:
+        raise CheckpointError(_problem("num_hidden_layers", layers, _NORMS * layers, stored, document))
+
+
+def _problem(field: str, value: int, promised: int, stored: int, document: str = "config.json") -> str:
     return (
         f"{field}: {value} make {promised} tensors or more, but the files hold {stored}; "
-        "use the config.json that belongs to these weights"
+        f"use the {document} that belongs to these weights"
     )

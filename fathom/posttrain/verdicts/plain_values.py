@@ -235,24 +235,34 @@ def _late_value(encoder: ValueEncoder, name: str, item: Any) -> Json:
 
 
 def _late_read(decoder: ValueDecoder, node: list[Json]) -> Any:
+    """Return one of ``_LATE``; of numbers alone, since these types take texts too, ``Fraction`` even "1e999999999"."""
     tag, parts = node[0], node[1:]
     if tag == "D":
         from decimal import Decimal
 
+        if type(parts[0]) is not str:
+            raise ValueError("a Decimal is written as its digits")
         return Decimal(parts[0])
     if tag == "F":
         from fractions import Fraction
 
-        return Fraction(*decoder.values(parts))
+        return Fraction(*_whole(decoder.values(parts)))
     import datetime
 
     if tag in "wa":
-        return (datetime.timedelta if tag == "w" else datetime.date)(*parts)
+        return (datetime.timedelta if tag == "w" else datetime.date)(*_whole(parts))
     *numbers, fold, zone = parts
+    _whole(numbers)
     offset = decoder.value(zone)
     zoned = None if offset is None else datetime.timezone(offset)
     moment: Callable[..., Any] = datetime.datetime if tag == "M" else datetime.time
     return moment(*numbers, tzinfo=zoned, fold=fold)
+
+
+def _whole(parts: list[Any]) -> list[int]:
+    if any(type(part) is not int for part in parts):
+        raise ValueError("not whole numbers")
+    return parts
 
 
 _READERS: dict[str, Callable[[ValueDecoder, list[Json]], Any]] = {

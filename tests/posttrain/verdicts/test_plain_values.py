@@ -158,6 +158,56 @@ def test_security_a_class_that_takes_a_standard_name_crosses_as_nothing() -> Non
         through(fake())
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        ["F", "1e999999999"],
+        ["F", "1e999999999", 1],
+        ["F", 0.1],
+        ["F", ["D", "1e999999999"]],
+        ["F", True, 2],
+        ["D", 5],
+        ["D", [0, [1], 999999999]],
+        ["a", "\x07\xd0\x01\x01"],
+        ["w", 1e300, 0, 0],
+        ["w", 10**400, 0, 0],
+        ["w", float("nan")],
+        ["M", "\x07\xd0\x01\x01\x00\x00\x00\x00\x00\x00", 0, None],
+        ["M", 2000, 1, 1, 0, 0, 0, 10**30, 0, None],
+        ["T", 1.0, 0, 0, 0, 0, None],
+        ["T", 1, 0, 0, 0, 0, ["w", 9, 0, 0]],
+    ],
+)
+def test_security_standard_types_are_made_of_numbers_that_they_write(node: list[Any]) -> None:
+    with pytest.raises(MALFORMED):
+        ValueDecoder(refuse, [], SharedContainers(1)).value(node)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "-1E-999999999", "1e999999999999999999"])
+def test_security_decimals_of_any_exponent_can_be_hashed_and_compared(text: str) -> None:
+    read = through(decimal.Decimal(text))
+    assert str(read) == str(decimal.Decimal(text))
+    assert {read: 1}[decimal.Decimal(text)] == 1
+    for other in (5, 0.5, 3**5000, fractions.Fraction(1, 3)):
+        assert read != other
+        assert (read > other) == (decimal.Decimal(text).adjusted() > 3000)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime.timedelta.max,
+        datetime.timedelta.min,
+        datetime.datetime.min.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=14))),
+        datetime.datetime.max.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=-14))),
+        datetime.date.max,
+    ],
+)
+def test_security_the_ends_of_time_cross(moment: Any) -> None:
+    assert through(moment) == moment
+    assert hash(through(moment)) == hash(moment)
+
+
 def test_security_damaged_messages_are_refused_in_one_way() -> None:
     random_ = random.Random(1)
     parts: list[Any] = [
