@@ -24,7 +24,7 @@ from fathom.tokenizer.chat_templates import (
     templates_of,
     with_template_files,
 )
-from fathom.tokenizer.cutting import MAX_STRETCH, cut
+from fathom.tokenizer.cutting import MAX_STRETCH, PUNCTUATION, cut
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy, parse_definition, unknown_id
 from fathom.tokenizer.guarded import special_spans
@@ -42,8 +42,6 @@ from fathom.tokenizer.pieces import PieceTable, StreamDecoder
 from fathom.tokenizer.plain import without_special
 
 T = TypeVar("T")
-_WORD_SPLITTERS = ("ByteLevel", "Split", "BertPreTokenizer", "Punctuation", "Whitespace")
-"""Pre-tokenizers of the library that split between a letter and a punctuation mark."""
 
 
 class Tokenizer:
@@ -65,7 +63,6 @@ class Tokenizer:
             self._with_special.no_padding()
             self._plain, self.special_tokens = without_special(self._with_special, parsed)
         self._unknown_id = unknown_id(parsed)
-        self._splits_words = any(name in json.dumps(parsed.get("pre_tokenizer")) for name in _WORD_SPLITTERS)
         self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
@@ -241,25 +238,21 @@ class Tokenizer:
             TooManyTokens: there are more than ``max_tokens``.
         """
         library = self._inner if continues and not allow_special else self._library(allow_special)
-        return self._in_pieces(text, library, lambda piece: self._encode([piece], library)[0], max_tokens)
+        return self._in_pieces(text, lambda piece: self._encode([piece], library)[0], max_tokens)
 
-    def _in_pieces(
-        self,
-        text: str,
-        library: tokenizers.Tokenizer,
-        encode: Callable[[str], list[int]],
-        max_tokens: int | None,
-        guard: str = "",
-    ) -> list[int]:
-        """Return the ids of a text, whose pieces ``encode`` encodes; ``library`` says where it may be cut."""
-
-        def tried(window: str) -> list[int]:
-            return self._encode([window.replace(guard, "") if guard else window], library)[0]
-
+    def _in_pieces(self, text: str, encode: Callable[[str], list[int]], max_tokens: int | None) -> list[int]:
+        """Return the ids of a text, whose pieces ``encode`` encodes."""
         ids: list[int] = []
         read = 0
         searched = None if max_tokens is None else MAX_STRETCH
-        for piece in cut(text, tried, at_punctuation=self._splits_words, searched=searched):
+        pieces = cut(
+            text,
+            encode,
+            at_punctuation=self._splits_at_punctuation,
+            longest_token=self._longest_token,
+            searched=searched,
+        )
+        for piece in pieces:
             if max_tokens is not None and len(piece) > MAX_STRETCH:
                 raise DataError(
                     f"text: {len(piece)} characters without a space between words exceed {MAX_STRETCH}; break them up"
@@ -282,9 +275,7 @@ class Tokenizer:
         ``encode`` with ``allow_special``; else the text between the special tokens is encoded piece by piece.
         Raises as ``encode``.
         """
-        return self._in_pieces(
-            text, self._with_special, lambda piece: self._guarded_piece(piece, guard), max_tokens, guard
-        )
+        return self._in_pieces(text, lambda piece: self._guarded_piece(piece, guard), max_tokens)
 
     def _guarded_piece(self, text: str, guard: str) -> list[int]:
         parts = text.split(guard) if guard else [text]
@@ -314,6 +305,18 @@ class Tokenizer:
 
     def _library(self, allow_special: bool) -> tokenizers.Tokenizer:
         return self._with_special if allow_special else self._plain
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._with_special.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def _splits_at_punctuation(self) -> bool:
+        """Whether the pre-tokenizer splits between a letter and each of the usual punctuation marks."""
+        splitter = self._plain.pre_tokenizer
+        if splitter is None:
+            return False
+        return self._checked(lambda: all(len(splitter.pre_tokenize_str("a" + mark)) > 1 for mark in PUNCTUATION))
 
     @cached_property
     def _inner(self) -> tokenizers.Tokenizer:

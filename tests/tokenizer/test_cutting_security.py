@@ -106,27 +106,79 @@ words = st.sampled_from(
 texts = st.lists(words, min_size=1, max_size=120).map(lambda parts: "".join(parts) * 2)
 
 
-@given(text=texts)
-@settings(max_examples=40, deadline=None)
-def test_pieces_have_the_tokens_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+def in_all_ways(tokenizer: Tokenizer, text: str) -> list[list[int]]:
     guarded = text.replace("<", f"<{GUARD}").replace("[", f"[{GUARD}")
-    whole = [
+    return [
         tokenizer.encode(text),
         tokenizer.encode(text, allow_special=True),
         tokenizer.encode(text, continues=True),
         tokenizer.encode_guarded(text, ""),
         tokenizer.encode_guarded(guarded, GUARD),
     ]
+
+
+def check_pieces(tokenizer: Tokenizer, text: str) -> None:
+    whole = in_all_ways(tokenizer, text)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cutting, "PIECE_CHARS", 24)
         patched.setattr(cutting, "_WINDOW", 40)
-        assert [
-            tokenizer.encode(text),
-            tokenizer.encode(text, allow_special=True),
-            tokenizer.encode(text, continues=True),
-            tokenizer.encode_guarded(text, ""),
-            tokenizer.encode_guarded(guarded, GUARD),
-        ] == whole
+        assert in_all_ways(tokenizer, text) == whole
+
+
+@given(text=texts)
+@settings(max_examples=40, deadline=None)
+def test_pieces_have_the_tokens_of_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+    check_pieces(tokenizer, text)
+
+
+@pytest.mark.parametrize("mark", ["<|user|>", "<s>", "</s>"])
+def test_a_guarded_special_token_within_a_word_is_no_place_to_cut(tokenizer: Tokenizer, mark: str) -> None:
+    check_pieces(tokenizer, ("the" * 6 + mark) * 4)
+
+
+def test_no_cut_lies_within_a_special_token_longer_than_the_text_tried(tmp_path: Path) -> None:
+    long = "<" + "the fox, " * 20 + ">"
+    library = byte_level(DISTINCT[0])
+    library.add_special_tokens([long])
+    check_pieces(Tokenizer.load(save(library, tmp_path)), f"the fox{long} the fox" * 3)
+
+
+def test_no_cut_lies_within_text_that_is_dropped_as_unknown(tmp_path: Path) -> None:
+    library = Library(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    library.add_special_tokens(SPECIAL)
+    tokenizer = Tokenizer.load(save(library, tmp_path))
+    text = "a" + " x" * 100 + "b"
+    assert tokenizer.encode(text) == [2]
+    check_pieces(tokenizer, text)
+
+
+@pytest.mark.parametrize(
+    ("splitter", "splits"),
+    [
+        (pre_tokenizers.Whitespace(), True),
+        (pre_tokenizers.ByteLevel(), True),
+        (pre_tokenizers.WhitespaceSplit(), False),
+        (pre_tokenizers.CharDelimiterSplit("-"), False),
+        (pre_tokenizers.Split(" ", "merged_with_previous"), False),
+        (pre_tokenizers.ByteLevel(use_regex=False), False),
+    ],
+)
+def test_words_are_cut_at_punctuation_only_where_the_tokenizer_splits_them(
+    splitter: pre_tokenizers.PreTokenizer, splits: bool, tmp_path: Path
+) -> None:
+    library = KINDS["words"]()
+    library.pre_tokenizer = splitter
+    tokenizer = Tokenizer.load(save(library, tmp_path))
+    with pytest.MonkeyPatch.context() as patched:
+        places: list[bool] = []
+
+        def cut(text: str, *_: object, at_punctuation: bool, **__: object) -> list[str]:
+            places.append(at_punctuation)
+            return [text]
+
+        patched.setattr("fathom.tokenizer.bpe.cut", cut)
+        tokenizer.encode("the")
+    assert places == [splits]
 
 
 def test_ordinary_texts_are_cut(tokenizer: Tokenizer) -> None:
