@@ -2,6 +2,7 @@
 # make test         lint, types, layers and every fast test
 # make test-all     the slow tests too
 # make coverage     the fast tests with coverage, and its floor
+# make test-sandbox the sandbox as this user and as an ordinary one, with and without control groups
 # make fuzz         damaged and hostile inputs, five minutes for each kind (SECONDS=300)
 # make wheel        the wheel, in dist/
 # make lint | bench | constraints | clean
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test test-all coverage fuzz wheel lint bench constraints clean
+.PHONY: quickstart test test-all test-sandbox coverage fuzz wheel lint bench constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -39,6 +40,9 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
+
+test-sandbox: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/posttrain/sandbox tests/posttrain/verdicts
 
 coverage: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --cov --cov-report=term:skip-covered

@@ -229,6 +229,7 @@ def test_tracebacks() -> None:
     assert f"RuntimeError: {SHOWN}" in written
 
 
+@pytest.mark.slow
 def test_a_real_process_on_a_terminal_and_in_a_pipe(finished: Path) -> None:
     """Hot sampling draws single bytes, controls among them: a pipe gets them, a terminal their escapes."""
     options = ["--seed", "1", "--temperature", "50", "--top-p", "1", "--max-tokens", "150", "--device", "cpu"]

@@ -185,7 +185,7 @@ def test_the_report_is_complete(finished: Path) -> None:
     assert len(needle["accuracy"]) == len(needle["gain_bits"]) == 2
     assert report["model"]["tokens"] == 7680 + 1536
     page = (finished / "report.html").read_text()
-    assert "http" not in page
+    assert "://" not in page
     assert page.count("<svg") == 5
 
 

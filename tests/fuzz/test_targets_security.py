@@ -73,4 +73,4 @@ def test_the_command_runs_targets_apart_and_exits_0(tmp_path: Path) -> None:
     arguments = ["--target", "gguf", "--seconds", "1", "--out", str(tmp_path)]
     run = subprocess.run([sys.executable, "-m", "tests.fuzz", *arguments], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "0 findings" in run.stdout
+    assert run.stdout.split()[-1] == "0"

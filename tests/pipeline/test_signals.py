@@ -26,10 +26,12 @@ from fathom.pipeline.context import RunPlan
 from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.run import run
 from fathom.pipeline.signals import RunSignals
+from fathom.pipeline.trust import Trust
 from fathom.progress import NullProgress
 from fathom.train.metrics import read_json_lines
 
 PACKAGE = str(Path(fathom.__file__).parent)
+TRUST = Trust(code=True)
 TIMED = ("seconds", "per_second", "mfu", "peak_memory_bytes", "date", "machine", "memory")
 RECIPE = """
 name = "signals"
@@ -250,7 +252,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPlan]:
 def quiet(plan: RunPlan, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
     """A run that nothing interrupted, and how many calls each of its steps made."""
     directory, counter = tmp_path_factory.mktemp("quiet") / "run", CallCounter()
-    run(plan, directory, cache_dir=directory.parent / "cache", progress=counter)
+    run(plan, directory, cache_dir=directory.parent / "cache", progress=counter, trust=TRUST)
     return directory, counter.calls
 
 
@@ -301,7 +303,8 @@ def interrupted(plan: RunPlan, directory: Path, step: str, at: int, number: sign
     """Run one step and signal at a call; returns whether the step lasted that long."""
     counter, message = CallCounter(step, at, number), ""
     try:
-        run(plan, directory, cache_dir=directory.parent / "cache", resume=True, until=step, progress=counter)
+        cache = directory.parent / "cache"
+        run(plan, directory, cache_dir=cache, resume=True, until=step, progress=counter, trust=TRUST)
     except Interrupted as error:
         message = str(error)
     finally:
@@ -318,7 +321,7 @@ def check(plan: RunPlan, quiet: Quiet, step: str, seed: int, tmp_path: Path) -> 
     while not interrupted(plan, before(whole, plan, step, directory), step, at, number):
         at //= 2  # what the first run imported is there now, so that there are fewer calls
         shutil.rmtree(directory)
-    run(plan, directory, cache_dir=tmp_path / "cache", resume=True, until=step)
+    run(plan, directory, cache_dir=tmp_path / "cache", resume=True, until=step, trust=TRUST)
     assert read_state(directory)[step].status == "done"
     expected, found = result(whole, step), result(directory, step)
     assert found.keys() == expected.keys()

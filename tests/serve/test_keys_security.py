@@ -140,7 +140,7 @@ plain = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 values = plain | st.lists(plain, max_size=3) | st.dictionaries(st.text(max_size=8), plain, max_size=3)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(variables=st.dictionaries(st.sampled_from(NAMES) | st.text(string.printable, max_size=8), values, max_size=4))
 def test_security_no_variable_of_a_template_is_taken_for_an_argument(
     server: Running, variables: dict[str, Any]

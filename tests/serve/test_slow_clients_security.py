@@ -19,6 +19,7 @@ import pytest
 
 from tests.serve.serving import wait_until
 from tests.serve.test_disconnect import process
+from tests.slow_cases import fast
 
 HALF_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 HALF_BODY = HALF_HEAD.replace(b"X-Slow: ", b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
@@ -41,10 +42,11 @@ def slow_clients(port: int, kinds: dict[bytes, int]) -> Iterator[list[socket.soc
 few_files = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on open files")
 
 
+KINDS = ({HALF_HEAD: 400}, {HALF_BODY: 300, b"": 100}, {b"": 400})
+
+
 @few_files
-@pytest.mark.parametrize(
-    "kinds", [{HALF_HEAD: 400}, {HALF_BODY: 300, b"": 100}, {b"": 400}], ids=["heads", "bodies", "silent"]
-)
+@pytest.mark.parametrize("kinds", fast(KINDS, ("heads",), ids=["heads", "bodies", "silent"]))
 def test_400_slow_clients_leave_descriptors_for_others(directory: Path, kinds: dict[bytes, int]) -> None:
     with (
         process(directory, files=256) as (running, port),
@@ -74,6 +76,7 @@ def test_slow_clients_are_closed_within_the_time_given_on_the_command_line(direc
 
 
 @few_files
+@pytest.mark.slow
 def test_more_connections_than_files_are_refused_at_the_start(directory: Path) -> None:
     arguments = [str(directory), "--port", "0", "--device", "cpu", "--connections", "500"]
     command = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", sys.executable, "-m", "fathom", "serve", *arguments]
@@ -82,6 +85,7 @@ def test_more_connections_than_files_are_refused_at_the_start(directory: Path) -
     assert re.search(r"connections: 500 are more .* or give \d+ at most", ended.stderr)
 
 
+@pytest.mark.slow
 def test_a_server_with_slow_clients_is_drained_as_any_other(directory: Path) -> None:
     with process(directory, "--drain-seconds", "5") as (running, port), slow_clients(port, {HALF_HEAD: 20, b"": 20}):
         url = f"http://127.0.0.1:{port}/metrics"

@@ -45,7 +45,7 @@ class Checkpoints(Target):
 
     name = "checkpoints"
     suffix = ".file"
-    short_executions = 150
+    short_executions = 50
     memory_bytes = 400 * 2**20
 
     def start(self) -> None:

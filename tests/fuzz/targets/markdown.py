@@ -21,7 +21,7 @@ class Markdown(Target):
     name = "markdown"
     suffix = ".md"
     memory_bytes = 0  # the browser reserves far more than it uses
-    short_executions = 60
+    short_executions = 20
 
     def start(self) -> None:
         """Open the page."""

@@ -53,7 +53,7 @@ class RequestBodies(Target):
     suffix = ".txt"
     seconds = 30.0
     memory_bytes = 0  # the address space of a server's threads is large; ``tests/serve`` measures what bodies take
-    short_executions = 60
+    short_executions = 20
 
     def start(self) -> None:
         model = LanguageModel.open(publish_tiny(self.folder), device="cpu")

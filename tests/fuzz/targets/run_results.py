@@ -23,7 +23,7 @@ class RunResults(Target):
 
     name = "run_results"
     suffix = ".json"
-    short_executions = 25
+    short_executions = 8
 
     def start(self) -> None:
         self._recipe = load_run_plan(RECIPES / "quickstart.toml").recipe

@@ -55,7 +55,7 @@ class Replies(Target):
 
     name = "verdict_replies"
     suffix = ".json"
-    short_executions = 1500
+    short_executions = 300
     memory_bytes = 256 * 2**20
 
     def make(self, rng: random.Random) -> bytes:

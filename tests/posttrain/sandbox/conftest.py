@@ -23,15 +23,16 @@ Attack = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[3]
 LIMITS = {"seconds": 0.7, "memory_mib": 128, "output_bytes": 100_000, "file_mib": 8}
 _NOBODY = 65_534
+_ORDINARY = pytest.param("watched by an ordinary user", marks=pytest.mark.slow)
 _OPEN_FOLDER = "/tmp"  # where another user may read, as it may not in the folder of the tests
 
 
-def _settings() -> list[str]:
-    """This user with every bound that it has, and an ordinary user where this is root."""
+def _settings() -> list[Any]:
+    """This user with every bound that it has, and an ordinary user where this is root: ``make test-sandbox``."""
     if sys.platform != "linux":
         return ["watched"]
     groups = ["cgroup"] if cgroup.usable_parents() else []
-    return [*groups, "watched", *(["watched by an ordinary user"] if os.geteuid() == 0 else [])]
+    return [*groups, "watched", *([_ORDINARY] if os.geteuid() == 0 else [])]
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(sent)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.one_of(mutated(), st.binary(max_size=2000)), st.integers(1, 3), st.booleans())
 def test_any_bytes_are_answered_or_their_connection_closed(
     impatient: Running, sent: bytes, parts: int, half_closed: bool

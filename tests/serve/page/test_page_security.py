@@ -11,6 +11,7 @@ import pytest
 
 from tests.serve.page.hostile_answers import CHECK, check_arguments, make_answer
 from tests.serve.page.scripted import Script, delta, end
+from tests.slow_cases import fast
 
 pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 
@@ -204,7 +205,7 @@ BROKEN: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("stored", BROKEN, ids=range(len(BROKEN)))
+@pytest.mark.parametrize("stored", fast(BROKEN, "036", ids=list(map(str, range(len(BROKEN))))))
 def test_a_broken_conversation_is_set_aside_and_named(visit: Visit, script: Script, stored: str) -> None:
     page = visit()
     index = [{"id": "bad", "title": "The bad one", "updated": 9}, {"id": "good", "title": "Good", "updated": 5}]
@@ -246,7 +247,7 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("garbage", fast(GARBAGE, GARBAGE[::5]))
 def test_the_page_starts_whatever_the_storage_holds(visit: Visit, script: Script, garbage: str) -> None:
     page = visit()
     names = ("chats", "current", "settings", "draft", "language", "theme", "model")
