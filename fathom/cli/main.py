@@ -25,20 +25,20 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-class _Verb(TyperCommand):
-    """A verb whose help, which holds nothing from outside, is printed in typer's style."""
+class _StyledHelp:
+    """Prints help, which holds nothing from outside, in typer's style."""
 
     def format_help(self, *given: Any) -> None:
         with unfiltered_stdout():
-            super().format_help(*given)
+            super().format_help(*given)  # type: ignore[misc]
 
 
-class _Verbs(TyperGroup):
+class _Verb(_StyledHelp, TyperCommand):
+    """One verb."""
+
+
+class _Verbs(_StyledHelp, TyperGroup):
     """All verbs. A command line that is none of them becomes one line, as every error does."""
-
-    def format_help(self, *given: Any) -> None:
-        with unfiltered_stdout():
-            super().format_help(*given)
 
     def main(self, *given: Any, **more: Any) -> Any:
         """Run a verb; exit as typer does."""
@@ -69,16 +69,19 @@ def make_app() -> typer.Typer:
     """Assemble the verbs. Each imports torch only when it runs."""
     app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
-    app.command("train", cls=_Verb)(train.train)
-    app.command("generate", cls=_Verb)(generate.generate)
-    app.command("chat", cls=_Verb)(chat.chat)
-    app.command("serve", cls=_Verb)(serve.serve)
-    app.command("evaluate", cls=_Verb)(evaluate.evaluate)
-    app.command("models", cls=_Verb)(models.models)
-    app.command("inspect", cls=_Verb)(inspect.inspect)
-    app.command("convert", cls=_Verb)(convert.convert)
-    app.command("study", cls=_Verb)(study.study)
-    app.command("doctor", cls=_Verb)(doctor.doctor)
+    for verb in (
+        train.train,
+        generate.generate,
+        chat.chat,
+        serve.serve,
+        evaluate.evaluate,
+        models.models,
+        inspect.inspect,
+        convert.convert,
+        study.study,
+        doctor.doctor,
+    ):
+        app.command(cls=_Verb)(verb)
     return app
 
 
