@@ -16,6 +16,7 @@ import torch
 
 from fathom.data.images import open_image, preprocess
 from fathom.data.loader import PackedLoader, TokenBatch
+from fathom.data.saved_position import saved_count
 from fathom.errors import DataError, explain_os_error
 from fathom.files import open_regular, sha256
 from fathom.spec.images import ImageProcessing
@@ -136,11 +137,8 @@ class ImageTextLoader:
             raise DataError("loader state: belongs to other pairs or settings; resume with those it was saved with")
         if self.text is not None:
             self.text.restore(state["text"])
-        for name in ("sequences", "pairs"):
-            if type(state.get(name)) is not int or not 0 <= state[name] < 1 << 62:
-                raise DataError(f"loader state: {name} is {state.get(name)!r}, no count; use the checkpoint's own")
-        self._sequences, self._pairs = state["sequences"], state["pairs"]
-        self._warmup = self._warmup if warmup is None else int(warmup)
+        self._sequences, self._pairs = saved_count(state, "sequences"), saved_count(state, "pairs")
+        self._warmup = self._warmup if warmup is None else saved_count(state, "warmup_tokens")
 
     def _digest(self, *further: int) -> str:
         settings = repr((self.file.sha256, self._length, self._seed, self._fraction, *further))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.data.needle import make_needle
+from fathom.data.saved_position import check_settings, saved_count
 from fathom.data.shards import TokenShards
 from fathom.errors import DataError
 from fathom.files import sha256
@@ -146,19 +147,11 @@ class PackedLoader:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; the next batches are the same. Other data, seed or length raise ``DataError``."""
-        mine = self.state()
-        for field in ("sequence_length", "seed", "data"):
-            if state.get(field) != mine[field]:
-                raise DataError(
-                    f"loader state: {field} is {state.get(field)!r}, here it is {mine[field]!r}; "
-                    "resume with the data and settings it was saved with"
-                )
+        check_settings(state, self.state(), ("sequence_length", "seed", "data"))
         drawn = state.get("drawn")
         if not isinstance(drawn, Mapping) or set(drawn) != set(self.sources):
             raise DataError(f"loader state: drawn does not list {', '.join(self.sources)}; use the checkpoint's own")
-        if any(type(count) is not int or not 0 <= count < 1 << 62 for count in drawn.values()):
-            raise DataError("loader state: drawn holds other than counts; use the checkpoint's own")
-        self._drawn = [drawn[name] for name in self.sources]
+        self._drawn = [saved_count(drawn, name) for name in self.sources]
 
     def _fingerprint(self) -> str:
         parts = [[s.sha256 for s in walk.shards.index.shards] for walk in self._windows_by_source]

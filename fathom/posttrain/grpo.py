@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.errors import DataError
+from fathom.data.saved_position import saved_count
 from fathom.model.decoder import Decoder
 from fathom.posttrain.credit import token_advantages
 from fathom.posttrain.losses import (
@@ -95,10 +95,7 @@ class PolicyTrainer(OnlineTrainer):
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's problems; its reference is opened when its weights are."""
         super().restore(state)
-        recorded = state.get(STATE_KEY)
-        if recorded is not None and (type(recorded) is not int or recorded < 0):
-            raise DataError(f"{STATE_KEY}: is {recorded!r}, which is no rollout; use the checkpoint's own")
-        self._recorded_reference = recorded
+        self._recorded_reference = None if state.get(STATE_KEY) is None else saved_count(state, STATE_KEY)
 
     def begin(self, position: Position) -> None:
         """Restore the reference of this position."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.data.problems import ProblemSet
-from fathom.errors import DataError
+from fathom.data.saved_position import check_settings, saved_count
 from fathom.spec.problem import Problem
 
 
@@ -37,13 +37,5 @@ class ProblemStream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; other sources or another seed raise ``DataError``."""
-        mine = self.state()
-        for name in ("seed", "sets"):
-            if state.get(name) != mine[name]:
-                raise DataError(
-                    f"problems: {name} was {state.get(name)!r} and is {mine[name]!r}; resume with what was saved"
-                )
-        drawn = state.get("drawn")
-        if type(drawn) is not int or not 0 <= drawn < 1 << 62:
-            raise DataError(f"problems: drawn is {drawn!r}, which is no count; use the checkpoint's own")
-        self._drawn = drawn
+        check_settings(state, self.state(), ("seed", "sets"))
+        self._drawn = saved_count(state, "drawn")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fathom.data.loader import TokenBatch
+from fathom.data.saved_position import saved_count
 from fathom.errors import DataError
 from fathom.train.step import counter_seed
 
@@ -71,7 +72,7 @@ class RandomWindows:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on after that many."""
-        self._number = int(state["number"])
+        self._number = saved_count(state, "number")
 
 
 def even_windows(text_N: Tensor, length: int, count: int) -> Tensor:

@@ -146,9 +146,9 @@ def test_wrong_settings_and_states_are_refused_by_name(train_shards: Shards) -> 
         (make(train_shards, 31).state(), "sequence_length is 31"),
         (PackedLoader(train_shards, WEIGHTS | {"ant": 2.0}, 32, 5).state(), "data is"),
         (loader.state() | {"drawn": {"ant": 1}}, "drawn does not list ant, bee, cat"),
-        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, -1)}, "other than counts"),
-        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, 10**30)}, "other than counts"),
-        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, True)}, "other than counts"),
+        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, -1)}, "is no count"),
+        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, 10**30)}, "is no count"),
+        (loader.state() | {"drawn": dict.fromkeys(WEIGHTS, True)}, "is no count"),
         ({}, "sequence_length is None"),
     ]:
         with pytest.raises(DataError, match=message):

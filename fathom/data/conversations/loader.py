@@ -17,6 +17,7 @@ from fathom.data.conversations.encoded import EncodedSamples
 from fathom.data.conversations.pack import next_token_targets, pack_into_bins, pack_samples
 from fathom.data.loader import TokenBatch
 from fathom.data.packed import PackedBatch
+from fathom.data.saved_position import check_settings, saved_count
 from fathom.errors import DataError
 from fathom.spec.targets import IGNORE_INDEX
 
@@ -83,18 +84,11 @@ class ConversationLoader:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; the next batches are the same. Other samples or settings raise ``DataError``."""
-        mine = self.state()
-        for field in ("sequence_length", "seed", "packing", "data"):
-            if state.get(field) != mine[field]:
-                raise DataError(
-                    f"loader state: {field} is {state.get(field)!r}, here it is {mine[field]!r}; "
-                    "resume with the data and settings it was saved with"
-                )
-        epoch, place = state.get("epoch"), state.get("place")
-        if isinstance(epoch, int) and isinstance(place, int) and epoch >= 0 and 0 <= place < self._places(epoch):
-            self._epoch, self._place = epoch, place
-        else:
-            raise DataError(f"loader state: place {place!r} is in no epoch {epoch!r}; use the checkpoint's own")
+        check_settings(state, self.state(), ("sequence_length", "seed", "packing", "data"))
+        epoch, place = saved_count(state, "epoch"), saved_count(state, "place")
+        if place >= self._places(epoch):
+            raise DataError(f"loader state: place {place} is in no epoch {epoch}; use the checkpoint's own")
+        self._epoch, self._place = epoch, place
 
     def _packed(self, batch_size: int) -> PackedBatch:
         chosen: list[int] = []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fathom.data.packed import PackedBatch
+from fathom.data.saved_position import check_settings, saved_count
 from fathom.errors import DataError
 from fathom.spec.targets import IGNORE_INDEX
 
@@ -86,17 +87,8 @@ class GroupLoader:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; the next batches are the same. Other data or settings raise ``DataError``."""
-        mine = self.state()
-        for name in ("sequence_length", "seed", "data"):
-            if state.get(name) != mine[name]:
-                raise DataError(
-                    f"loader state: {name} is {state.get(name)!r}, here it is {mine[name]!r}; "
-                    "resume with the data and settings it was saved with"
-                )
-        drawn = state.get("drawn")
-        if not isinstance(drawn, int) or drawn < 0:
-            raise DataError(f"loader state: drawn is {drawn!r}, which is no count; use the checkpoint's own")
-        self._drawn = drawn
+        check_settings(state, self.state(), ("sequence_length", "seed", "data"))
+        self._drawn = saved_count(state, "drawn")
 
     @property
     def _upcoming(self) -> int:

@@ -169,8 +169,8 @@ def test_states_of_other_samples_or_settings_are_refused_by_name(packing: Any) -
         (loader(other, packing=packing).state(), "data is"),
         (loader(packing="joined" if packing == "masked" else "masked").state(), "packing is"),
         (mine.state() | {"place": 10**6}, "place 1000000 is in no epoch 0"),
-        (mine.state() | {"epoch": -1}, "in no epoch -1"),
-        (mine.state() | {"place": None}, "place None"),
+        (mine.state() | {"epoch": -1}, "epoch is -1, which is no count"),
+        (mine.state() | {"place": None}, "place is None"),
         ({}, "sequence_length is None"),
     ]:
         with pytest.raises(DataError, match=words):

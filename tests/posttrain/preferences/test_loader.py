@@ -74,6 +74,8 @@ def test_a_restored_loader_goes_on_with_the_same_batches() -> None:
         (make_loader(extra=1), {}, "data is "),
         (make_loader(), {"drawn": -1}, "drawn is -1"),
         (make_loader(), {"drawn": None}, "drawn is None"),
+        (make_loader(), {"drawn": True}, "drawn is True"),
+        (make_loader(), {"drawn": 10**30}, "drawn is 1000"),
     ],
 )
 def test_another_loaders_state_is_refused(other: GroupLoader, changed: dict[str, Any], message: str) -> None:
