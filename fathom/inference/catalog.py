@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from fathom.data.archive import read_members
 from fathom.data.fetch import IndexSettings, fetch
-from fathom.errors import FathomError, ResourceError, SourceError, explain_os_error
+from fathom.errors import FathomError, SourceError
 from fathom.files import publish_directory, sha256
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check, from_mapping, read_toml
@@ -73,10 +73,10 @@ def fetch_named(
     file = home / PurePosixPath(model.member).name
     if _whole(file, model):
         return file
+    existed = home.exists()
     archive = fetch(model, cache_dir, progress, settings=settings)
-    _clear(home)
     try:
-        with publish_directory(home) as temporary:
+        with publish_directory(home, replace=existed) as temporary:
             _extract(archive, model, temporary / file.name)
     except FathomError:
         if not _whole(file, model):  # another process may have published the same file meanwhile
@@ -88,15 +88,6 @@ def fetch_named(
 
 def _whole(file: Path, model: CatalogModel) -> bool:
     return file.is_file() and file.stat().st_size == model.member_bytes
-
-
-def _clear(home: Path) -> None:
-    try:
-        shutil.rmtree(home)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ResourceError(f"{home}: not removed, {explain_os_error(error)}") from None
 
 
 def _extract(archive: Path, model: CatalogModel, destination: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from fathom.data.fetch.download import Package, download
 from fathom.data.fetch.settings import IndexSettings, read_settings
-from fathom.errors import FathomError, ResourceError, SourceError, explain_os_error
+from fathom.errors import FathomError, SourceError
 from fathom.files import file_sha256, publish_directory
 from fathom.progress import NO_METRICS, NULL_PROGRESS, NullProgress, Progress
 from fathom.spec.package import check_pin
@@ -41,12 +40,9 @@ def fetch(
     existed = home.exists()
     cached = _cached(home, source)
     if cached is None:
-        chosen = settings or read_settings()
-        if existed:
-            _clear(home)
         try:
-            with publish_directory(home) as temporary:
-                download(source, temporary, chosen, progress)
+            with publish_directory(home, replace=existed) as temporary:
+                download(source, temporary, settings or read_settings(), progress)
         except FathomError:
             if _cached(home, source) is None:  # another process may have published the same file meanwhile
                 raise
@@ -130,15 +126,6 @@ class _Part(NullProgress):
 
     def message(self, text: str) -> None:
         self._shared.message(text)
-
-
-def _clear(home: Path) -> None:
-    try:
-        shutil.rmtree(home)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ResourceError(f"{home}: not removed, {explain_os_error(error)}") from None
 
 
 def _cached(home: Path, source: Package) -> Path | None:
