@@ -17,9 +17,11 @@ from fathom.serve.admission import AdmissionControl, RequestSlot
 from fathom.serve.engine_client import EngineClient
 from fathom.serve.errors import as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
+from fathom.serve.http.notices import notices_of
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
 from fathom.serve.owner import owner_of
+from fathom.serve.request_context import RequestContext
 from fathom.serve.response.answer import Choice
 from fathom.serve.response.encoder import ResponseEncoder
 from fathom.serve.response.streams import EventStream, ResponseState, collect, run_until_disconnect
@@ -121,13 +123,15 @@ class Service:
         cleanup.callback(slot.release)
         return slot
 
-    def cache_salt(self, http: HttpRequest, given: str | None = None) -> str:
-        """Return the salt of a request's cached prefixes and images: its owner's unless keys share, and the one given.
+    def request_context(self, http: HttpRequest, salt: str | None = None) -> RequestContext:
+        """Return a request's context; its salt is its owner's, unless keys share, and the ``salt`` that the body gives.
 
         Salts of two owners are never equal, whatever is given: a digest's length is fixed.
         """
         owner = "" if self.settings.share_prefix_cache else owner_of(http)
-        return f"{owner}:{given or ''}"
+        return RequestContext(
+            request_id=str(http.state.request_id), notices=notices_of(http), cache_salt=f"{owner}:{salt or ''}"
+        )
 
     def retry_after(self) -> int:
         """Seconds for the Retry-After header."""

@@ -25,9 +25,9 @@ from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.api.tool_calls import answer_constraint, available_tools, forces_call
 from fathom.serve.api.translation import Translation
 from fathom.serve.errors import refuse
-from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.request_context import RequestContext
 from fathom.serve.response.choices import ChatChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseEncoder, ResponseMetadata
 from fathom.serve.schemas.chat import ChatCompletionRequest, Thinking
@@ -39,11 +39,9 @@ async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Respon
     began = time.monotonic()
     body = await read_body(http, ChatCompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
-    body = with_fair_priority(body, service.settings, notices)
-    return await service.respond(
-        http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
-    )
+    context = service.request_context(http, body.cache_salt)
+    body = with_fair_priority(body, service.settings, context.notices)
+    return await service.respond(http, lambda: _job(service, body, context), stream=bool(body.stream), began=began)
 
 
 def chat_job(
@@ -51,24 +49,22 @@ def chat_job(
     body: ChatCompletionRequest,
     encoder: Callable[[Sequence[ChatChoiceBuilder], int], ResponseEncoder],
     *,
-    notices: Notices,
-    salt: str,
+    context: RequestContext,
 ) -> GenerationJob:
     """Preprocess a conversation; runs in a thread.
 
-    ``encoder`` makes what writes the response from its choices and the number of the prompt's tokens; ``notices`` (of
-    ``notices_of(http)``) says what was clamped; ``salt`` is that of ``Service.cache_salt``.
+    ``encoder`` makes what writes the response from its choices and the number of the prompt's tokens.
 
     Raises:
         ApiError, ContextError, DataError, SpecError: a field cannot be used, or the prompt is too long.
     """
-    prepared = prepare(service, body, salt)
-    requests, choices = _choices(service, body, prepared, notices, salt)
+    prepared = prepare(service, body, context)
+    requests, choices = _choices(service, body, prepared, context)
     written = encoder(choices, len(prepared.prompt_ids))
     return GenerationJob(requests=requests, choices=choices, per_prompt=body.choices, encoder=written)
 
 
-def prepare(service: Service, body: ChatCompletionRequest, salt: str) -> PreparedRequest:
+def prepare(service: Service, body: ChatCompletionRequest, context: RequestContext) -> PreparedRequest:
     """Make a conversation's prompt and what constrains its answer; runs in a thread.
 
     Raises:
@@ -87,24 +83,24 @@ def prepare(service: Service, body: ChatCompletionRequest, salt: str) -> Prepare
         prepared = prepare_chat(
             service.model,
             messages,
-            _options(service, body, salt),
+            _options(service, body, context),
             constrain=lambda content: answer_constraint(body, service.model, content),
         )
     check_prompt(len(prepared.prompt_ids), limits, service.max_model_len, "messages")
     return prepared
 
 
-def count_prompt(service: Service, translation: Translation, notices: Notices, salt: str) -> int:
+def count_prompt(service: Service, translation: Translation, context: RequestContext) -> int:
     """Count the tokens of the prompt of another interface's request; runs in a thread.
 
     Raises:
         ApiError: as ``prepare``; it names the client's own fields.
     """
-    notices.ignore(translation.ignored)
-    return translation.names.run(lambda: len(prepare(service, translation.chat, salt).prompt_ids))
+    context.notices.ignore(translation.ignored)
+    return translation.names.run(lambda: len(prepare(service, translation.chat, context).prompt_ids))
 
 
-def _job(service: Service, body: ChatCompletionRequest, notices: Notices, salt: str) -> GenerationJob:
+def _job(service: Service, body: ChatCompletionRequest, context: RequestContext) -> GenerationJob:
     return chat_job(
         service,
         body,
@@ -115,18 +111,17 @@ def _job(service: Service, body: ChatCompletionRequest, notices: Notices, salt: 
             chunk_kind="chat.completion.chunk",
             usage=body.wants_usage,
         ),
-        notices=notices,
-        salt=salt,
+        context=context,
     )
 
 
 def _choices(
-    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, notices: Notices, salt: str
+    service: Service, body: ChatCompletionRequest, prepared: PreparedRequest, context: RequestContext
 ) -> tuple[list[Request], list[ChatChoiceBuilder]]:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
-    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None, notices)
+    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None, context.notices)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests, choices = [], []
     for index in range(body.choices):
@@ -143,7 +138,7 @@ def _choices(
                 prompt=prepared.prompt_ids,
                 params=params,
                 priority=body.priority or 0,
-                salt=salt,
+                salt=context.cache_salt,
                 features_ND=prepared.features_ND,
                 constraint=None if prepared.constraint is None else prepared.constraint.copy(),
             )
@@ -161,7 +156,7 @@ def _choices(
     return requests, choices
 
 
-def _options(service: Service, body: ChatCompletionRequest, salt: str) -> ChatOptions:
+def _options(service: Service, body: ChatCompletionRequest, context: RequestContext) -> ChatOptions:
     wanted = structured_output_options(body, body.response_format, service.settings.limits)
     tools = available_tools(body, service.settings.limits)
     return ChatOptions(
@@ -174,7 +169,7 @@ def _options(service: Service, body: ChatCompletionRequest, salt: str) -> ChatOp
         add_generation_prompt=body.add_generation_prompt is not False,
         variables=_variables(body),
         max_prompt_tokens=most_prompt_tokens(service.settings.limits, service.max_model_len),
-        cache_salt=salt,
+        cache_salt=context.cache_salt,
     )
 
 

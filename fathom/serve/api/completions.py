@@ -23,9 +23,9 @@ from fathom.serve.api.params import (
 )
 from fathom.serve.api.structured_output import structured_output_options
 from fathom.serve.errors import refuse
-from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.request_context import RequestContext
 from fathom.serve.response.choices import CompletionChoiceBuilder
 from fathom.serve.response.encoder import ChoicesEncoder, ResponseMetadata
 from fathom.serve.schemas.completions import CompletionRequest
@@ -39,14 +39,12 @@ async def create_completion(models: ModelPool, http: HttpRequest) -> Response:
     began = time.monotonic()
     body = await read_body(http, CompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices, salt = notices_of(http), service.cache_salt(http, body.cache_salt)
-    body = with_fair_priority(body, service.settings, notices)
-    return await service.respond(
-        http, lambda: _job(service, body, notices, salt), stream=bool(body.stream), began=began
-    )
+    context = service.request_context(http, body.cache_salt)
+    body = with_fair_priority(body, service.settings, context.notices)
+    return await service.respond(http, lambda: _job(service, body, context), stream=bool(body.stream), began=began)
 
 
-def _job(service: Service, body: CompletionRequest, notices: Notices, salt: str) -> GenerationJob:
+def _job(service: Service, body: CompletionRequest, context: RequestContext) -> GenerationJob:
     """Preprocess prompts; runs in a thread."""
     prompts = _prompts(body)
     limits = service.settings.limits
@@ -70,7 +68,7 @@ def _job(service: Service, body: CompletionRequest, notices: Notices, salt: str)
             check_prompt_logprobs(body, prompt_tokens, body.logprobs, limits)
         for number in range(body.choices):
             index = position * body.choices + number
-            requests.append(_request(service, body, prepared, number, notices, salt))
+            requests.append(_request(service, body, prepared, number, context))
             choices.append(_choice(service, body, prepared, prompt, index))
     encoder = ChoicesEncoder(
         choices,
@@ -94,11 +92,11 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
 
 
 def _request(
-    service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int, notices: Notices, salt: str
+    service: Service, body: CompletionRequest, prepared: PreparedRequest, number: int, context: RequestContext
 ) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
     tokens = resolve_max_tokens(
-        body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS, notices
+        body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS, context.notices
     )
     params = sampling_params(
         body,
@@ -115,7 +113,7 @@ def _request(
         prompt=prepared.prompt_ids,
         params=params,
         priority=body.priority or 0,
-        salt=salt,
+        salt=context.cache_salt,
         constraint=None if prepared.constraint is None else prepared.constraint.copy(),
     )
 

@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 from fathom.serve.api.chat import chat_job, count_prompt
 from fathom.serve.api.messages_translation import MessagesTranslation
 from fathom.serve.errors import ApiError
-from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.openapi import STREAMED
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.request_context import RequestContext
 from fathom.serve.response.encoder import ResponseMetadata
 from fathom.serve.response.messages_encoder import MessagesEncoder
 from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
@@ -45,10 +45,8 @@ async def create_message(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, MessagesRequest, models.executor)
     _refuse_continued_thread(body)
     service = await models.acquire(http, body.model)
-    request_id, notices, salt = str(http.state.request_id), notices_of(http), service.cache_salt(http)
-    return await service.respond(
-        http, lambda: _job(service, body, request_id, notices, salt), stream=bool(body.stream), began=began
-    )
+    context = service.request_context(http)
+    return await service.respond(http, lambda: _job(service, body, context), stream=bool(body.stream), began=began)
 
 
 def _refuse_continued_thread(body: MessagesRequest) -> None:
@@ -67,15 +65,15 @@ async def count_tokens(models: ModelPool, http: HttpRequest) -> Response:
     """Count the tokens of a conversation's prompt, as a message created from it does."""
     body = await read_body(http, CountTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
-    notices, salt = notices_of(http), service.cache_salt(http)
-    tokens = await service.run(lambda: count_prompt(service, MessagesTranslation(body), notices, salt))
+    context = service.request_context(http)
+    tokens = await service.run(lambda: count_prompt(service, MessagesTranslation(body), context))
     return JSONResponse({"input_tokens": tokens})
 
 
-def _job(service: Service, body: MessagesRequest, request_id: str, notices: Notices, salt: str) -> GenerationJob:
+def _job(service: Service, body: MessagesRequest, context: RequestContext) -> GenerationJob:
     """Preprocess a conversation; runs in a thread."""
     translation = MessagesTranslation(body)
-    notices.ignore(translation.ignored)
+    context.notices.ignore(translation.ignored)
     omitted = body.thinking is not None and body.thinking.display == "omitted"
     metadata = ResponseMetadata.new("msg", service.name, "_")
     return translation.names.run(
@@ -86,10 +84,9 @@ def _job(service: Service, body: MessagesRequest, request_id: str, notices: Noti
                 choices[0],
                 metadata,
                 prompt_tokens=prompt_tokens,
-                request_id=request_id,
+                request_id=context.request_id,
                 omit_thinking=omitted,
             ),
-            notices=notices,
-            salt=salt,
+            context=context,
         )
     )

@@ -16,10 +16,10 @@ from fathom.serve.api.chat import chat_job, count_prompt, prepare
 from fathom.serve.api.responses_translation import ResponsesTranslation, echoed_tools
 from fathom.serve.api.stored_responses import input_items
 from fathom.serve.errors import ApiError, refuse
-from fathom.serve.http.notices import Notices, notices_of
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.owner import owner_of
+from fathom.serve.request_context import RequestContext
 from fathom.serve.response.encoder import ResponseMetadata
 from fathom.serve.response.responses_encoder import ResponsesEncoder
 from fathom.serve.response_store import ResponseStore, StoredResponse, memory_bytes
@@ -45,14 +45,13 @@ async def create_response(models: ModelPool, store: ResponseStore, http: HttpReq
     body = await read_body(http, ResponsesRequest, models.executor)
     _check(body)
     service = await models.acquire(http, body.model)
-    owner, notices = owner_of(http), notices_of(http)
-    salt = service.cache_salt(http, body.cache_salt)
+    owner, context = owner_of(http), service.request_context(http, body.cache_salt)
     read = _conversation(store, owner, body)
 
     def job() -> GenerationJob:
         conversation = read()
         keep = _keeper(store, owner, body, conversation)
-        return _job(service, body, conversation, keep, notices, salt)
+        return _job(service, body, conversation, keep, context)
 
     return await service.respond(http, job, stream=bool(body.stream), began=began)
 
@@ -80,12 +79,12 @@ async def count_input_tokens(models: ModelPool, store: ResponseStore, http: Http
     body = await read_body(http, InputTokensRequest, models.executor)
     service = await models.acquire(http, body.model)
     read = _conversation(store, owner_of(http), body)
-    notices, salt = notices_of(http), service.cache_salt(http)
+    context = service.request_context(http)
 
     def count() -> int:
         conversation = read()
         translation = ResponsesTranslation(body, conversation.history, conversation.items)
-        return count_prompt(service, translation, notices, salt)
+        return count_prompt(service, translation, context)
 
     tokens = await service.run(count)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
@@ -136,12 +135,11 @@ def _job(
     body: ResponsesRequest,
     conversation: Conversation,
     keep: Callable[[dict[str, Any], int], None],
-    notices: Notices,
-    salt: str,
+    context: RequestContext,
 ) -> GenerationJob:
     """Preprocess a conversation; runs in a thread."""
     translation = ResponsesTranslation(body, conversation.history, conversation.items)
-    notices.ignore(translation.ignored)
+    context.notices.ignore(translation.ignored)
     metadata = ResponseMetadata.new("resp", service.name, "_")
 
     def job(chat: ChatCompletionRequest) -> GenerationJob:
@@ -155,8 +153,7 @@ def _job(
                 carry_reasoning=_ENCRYPTED in (body.include or []),
                 on_complete=keep,
             ),
-            notices=notices,
-            salt=salt,
+            context=context,
         )
 
     def fitted() -> GenerationJob:
@@ -165,15 +162,15 @@ def _job(
         except ApiError as error:
             if body.truncation != "auto" or error.code != _TOO_LONG:
                 raise
-            return job(_shortened(service, translation, error, salt))
+            return job(_shortened(service, translation, error, context))
 
     made = translation.names.run(fitted)
-    notices.rename_clamped("max_tokens", "max_output_tokens")
+    context.notices.rename_clamped("max_tokens", "max_output_tokens")
     return made
 
 
 def _shortened(
-    service: Service, translation: ResponsesTranslation, fault: ApiError, salt: str
+    service: Service, translation: ResponsesTranslation, fault: ApiError, context: RequestContext
 ) -> ChatCompletionRequest:
     """Return the chat request without as few of its first turns as possible, so that it fits.
 
@@ -183,7 +180,7 @@ def _shortened(
 
     def fits(turns: int) -> bool:
         try:
-            prepare(service, translation.without_first_turns(turns), salt)
+            prepare(service, translation.without_first_turns(turns), context)
         except ApiError as error:
             if error.code != _TOO_LONG:
                 raise

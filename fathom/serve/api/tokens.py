@@ -15,6 +15,7 @@ from fathom.serve.errors import refuse
 from fathom.serve.http.json_response import written
 from fathom.serve.http.request_body import read_body
 from fathom.serve.model_pool import ModelPool
+from fathom.serve.request_context import RequestContext
 from fathom.serve.schemas.chat import Tool
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 from fathom.serve.service import Service
@@ -29,8 +30,8 @@ async def tokenize(models: ModelPool, http: HttpRequest) -> Response:
     service = await models.acquire(http, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise refuse("prompt", "is needed, or messages, and not both", "give one of the two")
-    salt = service.cache_salt(http)
-    content = await service.run(lambda: _tokenized(service, body, salt))
+    context = service.request_context(http)
+    content = await service.run(lambda: _tokenized(service, body, context))
     return Response(content, media_type="application/json")
 
 
@@ -57,11 +58,11 @@ async def tokenizer_info(models: ModelPool, http: HttpRequest) -> dict[str, Any]
     }
 
 
-def _tokenized(service: Service, body: TokenizeRequest, salt: str) -> bytes:
+def _tokenized(service: Service, body: TokenizeRequest, context: RequestContext) -> bytes:
     """Return the response's JSON; runs in a thread."""
     field = "prompt" if body.messages is None else "messages"
     try:
-        ids = _ids(service, body, salt)
+        ids = _ids(service, body, context)
     except TooManyTokens as error:
         raise refuse(field, f"about {error.tokens} tokens exceed {MAX_TOKENIZED}", "split the text") from None
     names = None
@@ -71,7 +72,7 @@ def _tokenized(service: Service, body: TokenizeRequest, salt: str) -> bytes:
     return written({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": names})
 
 
-def _ids(service: Service, body: TokenizeRequest, salt: str) -> list[int]:
+def _ids(service: Service, body: TokenizeRequest, context: RequestContext) -> list[int]:
     """Encode; runs in a thread. The text of a special token becomes that token, as clients expect here."""
     tokenizer = service.model.tokenizer
     if body.prompt is not None:
@@ -83,7 +84,7 @@ def _ids(service: Service, body: TokenizeRequest, salt: str) -> list[int]:
         variables=body.chat_template_kwargs or {},
         continue_final_message=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt is not False,
-        cache_salt=salt,
+        cache_salt=context.cache_salt,
         max_prompt_tokens=MAX_TOKENIZED,
     )
     return list(prepare_chat(service.model, messages, options).prompt_ids)

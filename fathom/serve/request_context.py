@@ -1,0 +1,16 @@
+"""What handling a request's body needs to know of the HTTP request that it came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fathom.serve.http.notices import Notices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """A request's id, the notices of what was ignored or clamped, and the salt of its cached prefixes and images."""
+
+    request_id: str
+    notices: Notices
+    cache_salt: str
