@@ -6,11 +6,7 @@ The server runs in a process of its own; its peak of resident memory is read whe
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +17,7 @@ import httpx2
 import pytest
 
 from tests.serve.request_bodies import HOSTILE
+from tests.serve.test_disconnect import process
 from tests.slow_cases import fast
 
 RATIO = 20
@@ -99,29 +96,13 @@ class Apart:
 
 @pytest.fixture(scope="module")
 def apart(directory: Path) -> Iterator[Apart]:
-    """Return a server in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "fathom", "serve", f"tiny={directory}", "--port", str(port)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
+    """Return a server in a process of its own, warm."""
+    with process(directory, "--served-name", "tiny") as (running, port):
+        url = f"http://127.0.0.1:{port}"
         with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
-            deadline = time.monotonic() + 120
-            while True:
-                assert process.poll() is None
-                with contextlib.suppress(httpx2.TransportError):
-                    answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]})
-                    assert answer.status_code == 200, answer.text
-                    break
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield Apart(url, process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
+            answer = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]})
+            assert answer.status_code == 200, answer.text
+        yield Apart(url, running.pid)
 
 
 def check(apart: Apart, route: str, kind: str, size: int) -> None:
