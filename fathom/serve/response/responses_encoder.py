@@ -56,8 +56,8 @@ class ResponsesEncoder(ResponseEncoder):
         empty = self._empty_message()
         events = "" if empty is None else self._new(empty, "")
         events += self._close()
-        response = self._completed(usage)
-        return events + self._response_event(response["status"], self._json(response))
+        response, own_json = self._completed(usage)
+        return events + self._response_event(response["status"], self._with_fields(own_json))
 
     def error(self, error: ApiError) -> str:
         """Return the failed response, with what was generated."""
@@ -70,9 +70,10 @@ class ResponsesEncoder(ResponseEncoder):
 
     def body(self, usage: Usage) -> dict[str, Any]:
         """Return the whole response."""
-        return self._completed(usage)
+        return self._completed(usage)[0]
 
-    def _completed(self, usage: Usage) -> dict[str, Any]:
+    def _completed(self, usage: Usage) -> tuple[dict[str, Any], str]:
+        """Hand the whole response to ``on_complete``; return it, and its ``_own_json``."""
         empty = self._empty_message()
         parts = [*self._answer.parts, *([] if empty is None else [empty])]
         response = self._response("incomplete" if self._cut else "completed") | {
@@ -81,8 +82,9 @@ class ResponsesEncoder(ResponseEncoder):
             "incomplete_details": {"reason": "max_output_tokens"} if self._cut else None,
             "completed_at": None if self._cut else int(time.time()),
         }
-        self._on_complete(response, self._fields_bytes + memory_bytes(self._own_json(response)))
-        return response
+        own_json = self._own_json(response)
+        self._on_complete(response, self._fields_bytes + memory_bytes(own_json))
+        return response, own_json
 
     @property
     def large(self) -> bool:
@@ -90,7 +92,10 @@ class ResponsesEncoder(ResponseEncoder):
         return len(self._fields_json) > _LARGE
 
     def _json(self, response: Mapping[str, Any]) -> str:
-        return f"{self._own_json(response)[:-1]}, {self._fields_json[1:]}"
+        return self._with_fields(self._own_json(response))
+
+    def _with_fields(self, own_json: str) -> str:
+        return f"{own_json[:-1]}, {self._fields_json[1:]}"
 
     def _own_json(self, response: Mapping[str, Any]) -> str:
         """Return a response's JSON without the fields that repeat the request."""
