@@ -15,7 +15,10 @@ import os
 import sys
 import types
 from importlib.machinery import ModuleSpec, SourcelessFileLoader
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 STARTED = b"+"
 _PASS_CODE_BYTES = 32

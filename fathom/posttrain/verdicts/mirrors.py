@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any, Protocol, cast
 
 from fathom.posttrain.verdicts import names
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
 
-class Connection(Protocol):
-    """What a stand-in needs of the connection to its object's process; ``Peer`` has it."""
+    class Connection(Protocol):
+        """What a stand-in needs of the connection to its object's process; ``Peer`` has it."""
 
-    strict: bool
-    named: frozenset[str]
+        strict: bool
+        named: frozenset[str]
 
-    def request(self, function: str, /, *arguments: Any, **named: Any) -> Any:
-        """Have the other process apply a function."""
+        def request(self, function: str, /, *arguments: Any, **named: Any) -> Any:
+            """Have the other process apply a function."""
 
-    def fail(self, why: str) -> Any:
-        """End the connection."""
+        def fail(self, why: str) -> Any:
+            """End the connection."""
 
 
 _STANDARD_KINDS = {
@@ -131,10 +133,10 @@ class MirrorObject(Mirror, made=_MADE):
 
     __slots__ = ("_mirror_derived", "_mirror_number", "_mirror_plain")
 
-    def __bool__(self) -> bool:
+    def __bool__(self: Any) -> bool:
         if _is_derived(self):
             raise TypeError(_NO_VALUE)
-        return len(cast(Any, self)) > 0 if any("__len__" in vars(part) for part in type(self).__mro__) else True
+        return len(self) > 0 if any("__len__" in vars(part) for part in type(self).__mro__) else True
 
     def __copy__(self) -> Any:
         return _unary(_peer(self), "__copy__", self)

@@ -13,7 +13,10 @@ import operator
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SAFE = """abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format
     frozenset hex int isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round

@@ -16,11 +16,16 @@ import sys
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
 
 from fathom.posttrain.verdicts import mirrors, names
-from fathom.posttrain.verdicts.plain_values import MALFORMED, Json, ValueDecoder, ValueEncoder
+from fathom.posttrain.verdicts.plain_values import MALFORMED, ValueDecoder, ValueEncoder
 from fathom.posttrain.verdicts.shared import SharedContainers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fathom.posttrain.verdicts.plain_values import Json
 
 MAX_MESSAGE_BYTES = 16 << 20
 _TEXT_CHARS = 2000

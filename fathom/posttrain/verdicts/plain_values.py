@@ -12,12 +12,15 @@ import binascii
 import collections
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fathom.posttrain.verdicts.shared import CONTAINERS, SharedContainers
 
-Json = Any
-"""What ``json`` reads and writes."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = Any
+    """What ``json`` reads and writes."""
 
 MAX_DEPTH = 100
 """Tuples within tuples; lists and dicts may be nested as deep as memory allows."""

@@ -11,7 +11,10 @@ import collections
 import operator
 import sys
 from collections.abc import Iterable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_CONTAINERS = 256
 MAX_ITEMS = 20_000

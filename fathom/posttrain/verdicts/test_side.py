@@ -11,10 +11,13 @@ import builtins
 import sys
 import types
 from collections.abc import Iterator
-from typing import Any
 
 from fathom.posttrain.verdicts import mirrors, names
 from fathom.posttrain.verdicts.peer import Peer, PeerLost
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MODULE = "checks"
 _OPTIMIZED = 1  # the flag of a function's code; a class's body lacks it
@@ -46,7 +49,7 @@ def run_tests(tests: str, reading: int, writing: int) -> None:
         raise peer.failed
 
 
-class Namespace(dict[str, Any]):
+class Namespace(dict[str, object]):
     """The tests' globals: a name that is not there is asked of the program."""
 
     def __init__(self, peer: Peer) -> None:

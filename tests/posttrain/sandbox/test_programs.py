@@ -119,6 +119,10 @@ class TestOutcomes:
     def test_a_program_reads_nothing_from_its_input(self) -> None:
         assert run("import sys", "assert sys.stdin.read() == ''").passed
 
+    def test_neither_process_has_imported_typing_before_the_program_does(self) -> None:
+        program = "import sys\ndef modules():\n    return sorted(sys.modules)"
+        assert run(program, "import sys\nfor each in modules(), sys.modules:\n    assert 'typing' not in each").passed
+
     def test_threads_and_processes_of_its_own_are_allowed(self) -> None:
         program = "import subprocess, threading\nt = threading.Thread(target=print)\nt.start(); t.join()"
         assert run(program, "assert subprocess.run(['/bin/ls', '/'], capture_output=True).returncode == 0").passed
