@@ -85,14 +85,16 @@ def online_curves(before: Sequence[Step], directory: Path) -> list[OnlineCurves]
             continue
         fields = [field for panel in PANELS.values() for field in panel]
         rows = rows_of(directory / step.name / METRICS, ("step",), optional=fields)
-        panels = {
-            label: [curve_of(name, rows, field, over="step") for field, name in panel.items()]
-            for label, panel in PANELS.items()
-        }
-        kept = {label: [curve for curve in curves if curve.x] for label, curves in panels.items()}
-        if any(kept.values()):
-            found.append(OnlineCurves(name=step.name, panels={label: of for label, of in kept.items() if of}))
+        panels = {label: _curves(rows, panel) for label, panel in PANELS.items()}
+        kept = {label: curves for label, curves in panels.items() if curves}
+        if kept:
+            found.append(OnlineCurves(name=step.name, panels=kept))
     return found
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], panel: Mapping[str, str]) -> list[Curve]:
+    curves = [curve_of(name, rows, field, over="step") for field, name in panel.items()]
+    return [curve for curve in curves if curve.x]
 
 
 def _results(before: Sequence[Step], directory: Path) -> list[Path]:

@@ -55,8 +55,9 @@ def rows_of(path: Path, required: Iterable[str], *, optional: Iterable[str] = ()
         for row in rows:
             for field in required:
                 number(row[field])
-            for value in (row.get(field) for field in optional):
-                _ = value is None or number(value)
+            for field in optional:
+                if row.get(field) is not None:
+                    number(row[field])
             for value in names(row.get("evaluation", {})).values():
                 number(value)
     return rows
