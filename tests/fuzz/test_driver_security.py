@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.progress import Progress
+from tests.serve.serving import wait_until
 
 COMMAND = (sys.executable, "-m", "tests.fuzz", "--module", "tests.fuzz.broken_targets")
 
@@ -27,13 +27,6 @@ def command(out: Path, *names: str, seconds: float) -> list[str]:
 def own_temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what killed processes leave within the test's folder."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_finding_gives_1_and_can_be_repeated(tmp_path: Path) -> None:
@@ -62,7 +55,7 @@ def test_nothing_found_gives_0(tmp_path: Path) -> None:
 def test_a_run_that_is_killed_has_kept_what_it_found(tmp_path: Path) -> None:
     run = subprocess.Popen(command(tmp_path, "wrong_once", seconds=60), start_new_session=True)
     try:
-        wait_until((tmp_path / "wrong_once" / "000.txt").is_file)
+        assert wait_until((tmp_path / "wrong_once" / "000.txt").is_file, 60)
     finally:
         _kill_group(run)
     assert "KeyError: 'field'" in (tmp_path / "wrong_once" / "000.txt").read_text()
@@ -75,7 +68,7 @@ def test_ctrl_c_ends_in_order_with_what_was_found(tmp_path: Path, name: str, sta
         command(tmp_path, name, "ends", seconds=60), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     waited_for = "000.txt" if kept else "result.json"
-    wait_until((tmp_path / name / waited_for).is_file)
+    assert wait_until((tmp_path / name / waited_for).is_file, 60)
     run.send_signal(signal.SIGINT)
     out, errors = run.communicate(timeout=60)
     assert run.returncode == status, errors
@@ -108,7 +101,7 @@ def test_the_progress_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _kill_group(run: subprocess.Popen[bytes]) -> None:
-    """Kill the command and the process it started, as the end of a session does."""
+    """Kill the command and the process it started, as the end of a terminal does."""
     if sys.platform == "win32":
         run.kill()
     else:
