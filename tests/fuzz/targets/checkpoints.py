@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +74,10 @@ class Checkpoints(Target):
         content = self._files[name]
         if name in _HEADERS:
             length = int.from_bytes(content[:8], "little")
-            header = _packed(damage(json.loads(content[8 : 8 + length]), rng))
+            header = json.dumps(damage(json.loads(content[8 : 8 + length]), rng)).encode()
             damaged = len(header).to_bytes(8, "little") + header + content[8 + length :]
         elif rng.random() < 0.95:
-            damaged = _packed(damage(json.loads(content), rng))
+            damaged = json.dumps(damage(json.loads(content), rng)).encode()
         else:
             at = rng.randrange(len(content))
             damaged = content[:at] + rng.randbytes(2) + content[at + rng.randrange(9) :]
@@ -98,7 +97,7 @@ class Checkpoints(Target):
         if name != MANIFEST:
             manifest = json.loads(self._files[MANIFEST])
             manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            (self._saved / MANIFEST).write_bytes(_packed(manifest))
+            (self._saved / MANIFEST).write_text(json.dumps(manifest))
 
     def _use(self) -> None:
         """Open the checkpoint both ways; what one refuses the other may still take."""
@@ -136,10 +135,6 @@ class Checkpoints(Target):
         index = {"source": "x", "split": "train", "dtype": "<u2", "vocab_size": 99, "tokenizer": "t", "format": 1}
         (folder / "index.json").write_text(json.dumps(index | {"shards": [shard]}))
         return TokenShards.open(folder)
-
-
-def _packed(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
 TARGETS = (Checkpoints,)

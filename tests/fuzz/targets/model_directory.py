@@ -40,7 +40,7 @@ class ModelConfig(Target):
 
     def make(self, rng: random.Random) -> bytes:
         name = rng.choice(list(self.configs))
-        return json.dumps({"model": name, "config": damage(self.configs[name], rng)}).encode("utf-8", "surrogatepass")
+        return json.dumps({"model": name, "config": damage(self.configs[name], rng)}).encode()
 
     def check(self, data: bytes) -> None:
         given = json.loads(data)

@@ -129,7 +129,7 @@ class IndexPages(Target):
 
     def make(self, rng: random.Random) -> bytes:
         if rng.random() < 0.5:
-            return b"j" + json.dumps(damage(self.page, rng)).encode("utf-8", "surrogatepass")
+            return b"j" + json.dumps(damage(self.page, rng)).encode()
         word = rng.choice(
             (*WORDS, '"', "<", "&#x110000;", "//[", "file:///etc/passwd", "<!--", "<![CDATA[", "http://[")
         )

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from fathom.inference.language_model import LanguageModel
 from fathom.serve.settings import Limits
 from fathom.spec.engine import EngineSpec
@@ -72,17 +70,15 @@ class RequestBodies(Target):
             kind = rng.choice(list(HOSTILE[route].values()))
             return route.encode() + b"\n" + kind(rng.choice(_SIZES))
         route, valid = rng.choice(_VALID)
-        body = bytearray(json.dumps(damage(_short(valid), rng)).encode("utf-8", "surrogatepass"))
+        body = bytearray(json.dumps(damage(_short(valid), rng)).encode())
         for _ in range(rng.choice((0, 0, 0, 1, 3))):
             at = rng.randrange(len(body) + 1)
-            body[at : at + rng.choice((0, 1, 5))] = rng.choice(
-                (b"\x00", b"\xff", b'"', b"\\", b"[", b"{", b",", b"9" * 99)
-            )
+            body[at : at + rng.choice((0, 1, 5))] = rng.choice(_BYTES)
         return route.encode() + b"\n" + bytes(body)
 
     def check(self, data: bytes) -> None:
         route, _, body = data.partition(b"\n")
-        answer = self._send(route.decode(), body)
+        answer = self._http.post(route.decode(), content=body, headers={"content-type": "application/json"})
         assert answer.status_code < 500, answer.text[:400]
         if answer.status_code >= 400:
             self.refusals[str(answer.status_code)] += 1
@@ -91,9 +87,6 @@ class RequestBodies(Target):
             assert "\n" not in message, message
             assert len(message) < 1000, message[:2000]
         assert self._http.get("/health").json() == {"status": "ok"}
-
-    def _send(self, route: str, body: bytes) -> httpx2.Response:
-        return self._http.post(route, content=body, headers={"content-type": "application/json"})
 
 
 def _short(valid: Any) -> Any:

@@ -39,16 +39,16 @@ class Safetensors(Target):
         header: Any = json.loads(self.whole[8 : 8 + length])
         body = bytearray(self.whole[8 + length :])
         if rng.random() < 0.7:
-            text = json.dumps(damage(header, rng)).encode("utf-8", "surrogatepass")
+            text = bytearray(json.dumps(damage(header, rng)).encode())
             if rng.random() < 0.05:
                 text = text.replace(b"layers.0.b", b"a")
         else:
-            text = bytearray(self.whole[8 : 8 + length])  # type: ignore[assignment]
-            text[rng.randrange(length)] = rng.randrange(256)  # type: ignore[index]
+            text = bytearray(self.whole[8 : 8 + length])
+            text[rng.randrange(length)] = rng.randrange(256)
         said = len(text) if rng.random() < 0.85 else rng.choice((0, 1, length, 2**31, 2**62, 2**64 - 1))
         if rng.random() < 0.1:
             del body[rng.randrange(len(body)) :]
-        data = said.to_bytes(8, "little") + bytes(text) + bytes(body)
+        data = said.to_bytes(8, "little") + text + body
         return data[: rng.randrange(len(data))] if rng.random() < 0.05 else data
 
     def check(self, data: bytes) -> None:

@@ -32,7 +32,7 @@ class PlainValues(Target):
     memory_bytes = 256 * 2**20
 
     def make(self, rng: random.Random) -> bytes:
-        return _packed(_damaged(_written(rng), rng))
+        return json.dumps(_damaged(_written(rng), rng)).encode()
 
     def check(self, data: bytes) -> None:
         try:
@@ -67,10 +67,11 @@ class Replies(Target):
             reply = {"n": number + 1, rng.choice("vvvx"): value, "t": table}
             asks = {"n": 1, "f": rng.choice(("special", "getattr", "describe", "plain", "x")), "a": [value], "k": {}}
             messages.append(_damaged(rng.choice((reply, reply, reply, asks | {"d": [], "t": table})), rng))
-        return _packed(messages)
+        return json.dumps(messages).encode()
 
     def check(self, data: bytes) -> None:
-        sent = b"".join(len(each).to_bytes(4, "big") + each for each in map(_packed, json.loads(data)))
+        messages = [json.dumps(each).encode() for each in json.loads(data)]
+        sent = b"".join(len(each).to_bytes(4, "big") + each for each in messages)
         reading, program = os.pipe()
         answers, writing = os.pipe()
         threads = [
@@ -139,10 +140,6 @@ def _lists(value: Any) -> list[list[Any]]:
             found.append(inner)
         waiting += inner if isinstance(inner, list) else list(inner.values()) if isinstance(inner, dict) else []
     return found
-
-
-def _packed(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
 
 
 TARGETS = (PlainValues, Replies)
