@@ -188,8 +188,8 @@ def serve(
     engine = model_options.engine_spec(cache, draft, compiled, **{name: given[name] for name in engine_fields})
     settings = _settings(given)
     memory = _memory(model_memory, len(named), device)
-    opening = OpeningOptions(device, dtype, weights, engine, memory, chat_template)
-    _run(_pool_maker(named, opening, settings, max_waiting), settings, host, port)
+    opening = OpeningOptions(device, dtype, weights, engine, chat_template)
+    _run(_pool_maker(named, opening, memory, settings, max_waiting), settings, host, port)
 
 
 def _settings(given: Mapping[str, Any]) -> ServeSettings:
@@ -219,11 +219,11 @@ def _memory(given: str | None, models: int, device: str) -> int | None:
 
 
 def _pool_maker(
-    named: Sequence[NamedModel], opening: OpeningOptions, settings: ServeSettings, max_waiting: int
+    named: Sequence[NamedModel], opening: OpeningOptions, memory: int | None, settings: ServeSettings, max_waiting: int
 ) -> Callable[[], ModelPool]:
     """Return what makes the pool; without a limit of memory there is one model, which is opened here."""
-    if opening.memory is not None:
-        return lambda: _pool(named, opening, settings, max_waiting)
+    if memory is not None:
+        return lambda: _pool(named, opening, memory, settings, max_waiting)
     opened = model_options.open_model(
         named[0].path, opening.device, opening.dtype, opening.weights, opening.engine, opening.chat_template
     )
@@ -255,12 +255,14 @@ def _pool_of_one(named: NamedModel, model: LanguageModel, settings: ServeSetting
     return pool
 
 
-def _pool(named: Sequence[NamedModel], opening: OpeningOptions, settings: ServeSettings, max_waiting: int) -> ModelPool:
+def _pool(
+    named: Sequence[NamedModel], opening: OpeningOptions, memory: int, settings: ServeSettings, max_waiting: int
+) -> ModelPool:
     """Return a pool within a limit of memory; a single model is loaded at once, several on first use."""
     from fathom.serve.model_pool import ModelPool
 
-    found = served_models.definitions(named, opening)
-    pool = ModelPool(found, settings, memory=opening.memory, max_waiting=max_waiting)
+    found = served_models.definitions(named, opening, memory)
+    pool = ModelPool(found, settings, memory=memory, max_waiting=max_waiting)
     if len(named) == 1:
         with LoadProgress(named[0].path) as progress:
             _announce_model(pool.preload(named[0].name, progress).model)
@@ -268,7 +270,7 @@ def _pool(named: Sequence[NamedModel], opening: OpeningOptions, settings: ServeS
     for definition in found:
         also = f", also {', '.join(definition.aliases)}" if definition.aliases else ""
         print(f"{definition.name}: {definition.nbytes:,} bytes with its cache{also}", file=sys.stderr)
-    print(f"model memory {opening.memory:,} bytes; models are loaded on first use", file=sys.stderr)
+    print(f"model memory {memory:,} bytes; models are loaded on first use", file=sys.stderr)
     return pool
 
 

@@ -35,13 +35,12 @@ class NamedModel:
 
 @dataclass(frozen=True, slots=True)
 class OpeningOptions:
-    """How the models are opened: ``memory`` bounds all of them together; ``chat_template`` is the option as given."""
+    """How each model is opened; ``chat_template`` is the option as given."""
 
     device: str
     dtype: str
     weights: str
     engine: EngineSpec
-    memory: int | None = None
     chat_template: str | None = None
 
 
@@ -67,8 +66,10 @@ def named_models(given: Sequence[str], served_name: str | None, aliases: Sequenc
     return [NamedModel(name, path, by_model[name]) for name, path in pairs]
 
 
-def definitions(models: Sequence[NamedModel], opening: OpeningOptions) -> list[ModelDefinition]:
+def definitions(models: Sequence[NamedModel], opening: OpeningOptions, memory: int) -> list[ModelDefinition]:
     """Return what the server needs of each model, from its headers; what is not on this machine is fetched now.
+
+    ``memory`` is what all of them may take together, in bytes.
 
     Raises:
         CheckpointError: nothing loadable.
@@ -76,7 +77,7 @@ def definitions(models: Sequence[NamedModel], opening: OpeningOptions) -> list[M
     """
     check.one_of("--weights", opening.weights, WEIGHT_FORMATS)
     template = read_template(opening.chat_template)
-    return [_definition(model, opening, template) for model in models]
+    return [_definition(model, opening, memory, template) for model in models]
 
 
 def default_memory(device: str) -> int:
@@ -125,7 +126,7 @@ def _aliases(given: Sequence[str], names: Sequence[str]) -> Mapping[str, tuple[s
     return found
 
 
-def _definition(named: NamedModel, opening: OpeningOptions, template: str | None) -> ModelDefinition:
+def _definition(named: NamedModel, opening: OpeningOptions, memory: int, template: str | None) -> ModelDefinition:
     from fathom.inference.language_model import LanguageModel, resolve_dtype
     from fathom.inference.loading import open_source
     from fathom.inference.suggestions import suggestions_for
@@ -141,7 +142,6 @@ def _definition(named: NamedModel, opening: OpeningOptions, template: str | None
     if template is not None:
         tokenizer = tokenizer.with_template(template)
     bits = resolve_dtype(opening.dtype, resolve_device(opening.device)).itemsize * 8
-    memory = default_memory(opening.device) if opening.memory is None else opening.memory
     takes = memory_of(source.spec, opening.engine, memory, bits)
     engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
 

@@ -38,8 +38,9 @@ def _pool(folder: Path, *names: str, memory: int = 1 << 30) -> ModelPool:
     for seed, name in enumerate(names):
         save_hf(folder / name, spec, dict(build(spec, seed=seed).state_dict()), tokenizer=folder / "tokenizer")
     aliases = {"alpha": ("gpt-4o",)}
-    opening = OpeningOptions(device="cpu", dtype="auto", weights="plain", engine=ENGINE, memory=memory)
-    found = definitions([NamedModel(name, str(folder / name), aliases.get(name, ())) for name in names], opening)
+    opening = OpeningOptions(device="cpu", dtype="auto", weights="plain", engine=ENGINE)
+    named = [NamedModel(name, str(folder / name), aliases.get(name, ())) for name in names]
+    found = definitions(named, opening, memory)
     one_at_once = found[0].nbytes * 3 // 2 if memory == 1 << 30 else memory
     return ModelPool(found, ServeSettings(drain_seconds=5.0), memory=one_at_once)
 

@@ -45,9 +45,10 @@ def directories(directory: Path, opened: LanguageModel, tmp_path_factory: pytest
 
 
 def defined(directories: dict[str, Path], *names: str, memory: int = 1 << 40) -> list[ModelDefinition]:
-    opening = OpeningOptions(device="cpu", dtype="auto", weights="plain", engine=ENGINE, memory=memory)
+    opening = OpeningOptions(device="cpu", dtype="auto", weights="plain", engine=ENGINE)
     aliases = {"alpha": ("gpt-4o",)}
-    return definitions([NamedModel(name, str(directories[name]), aliases.get(name, ())) for name in names], opening)
+    named = [NamedModel(name, str(directories[name]), aliases.get(name, ())) for name in names]
+    return definitions(named, opening, memory)
 
 
 @pytest.fixture
