@@ -16,7 +16,6 @@ _MOST_CHUNKS, _CHUNK_BYTES = 1024, 128
 Each is read on the event loop, in about 20 us however small it is.
 """
 _HEAD_END = re.compile(rb"\n\r?\n")
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _FOLDED = re.compile(rb"\r\n[ \t]")
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 _FAULTS: Mapping[int, str] = {
@@ -82,7 +81,7 @@ class StrictConnection(h11.Connection):
 
 def _ambiguity(head: bytes, request: h11.Request, names: list[bytes]) -> str | None:
     """Return why servers may disagree about where a request ends or what it asks for, or None."""
-    if _BARE.search(head):
+    if not head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r"):
         return "request: a line does not end in CR LF; end every line of the head so"
     if _FOLDED.search(head):
         return "headers: a header is continued on the next line; write each on one line"
