@@ -37,8 +37,8 @@ class GrammarLimits:
 
     ``symbols`` bounds a grammar's size; compiling then takes well under a second. ``lexer_states`` bounds the memory
     of one request's state, 1 to 2 KiB each. Following an ambiguous grammar takes longer with every token, while all
-    other requests wait: a request may take ``seconds`` of processor time and ``token_seconds`` for each token, and
-    its first token ``first_seconds``.
+    other requests wait: a request may take ``seconds`` of processor time, and ``token_seconds`` more for each mask
+    and each accepted token; its first token may take ``first_seconds``.
     """
 
     schema_bytes: int = 65_536
@@ -127,7 +127,7 @@ class _Time:
 
     @contextmanager
     def spent(self) -> Iterator[None]:
-        """Count what is done within as one token's.
+        """Count what is done within, for which ``token_seconds`` are added.
 
         Raises:
             DataError: before it, no time is left.

@@ -67,7 +67,7 @@ function entryOf(id) {
 
 export const hasChat = (id) => read(LOCAL, CHAT + id) != null;
 
-/** A stored chat, or null. One that cannot be read is set aside, and `onBroken` is told its title. */
+/** A stored chat, or null. One that cannot be read is set aside, and `onBroken` called with its title. */
 export function loadChat(id, onBroken) {
   const stored = rawChat(id);
   const chat = stored === null ? null : asChat(read(LOCAL, CHAT + id), id);
