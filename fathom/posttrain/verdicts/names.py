@@ -124,24 +124,22 @@ UNARY: dict[str, Callable[..., Any]] = {
     "__deepcopy__": lambda item, memo=None: copy.deepcopy(item),
 }
 BY_CLASS = ("__call__", "__enter__", "__exit__", "__aiter__", "__anext__", "__aenter__", "__aexit__", "__await__")
+OPERATIONS: dict[str, Callable[..., Any]] = BINARY | IN_PLACE | COMPARISONS | UNARY
+"""Special methods as functions of Python's, which find the method as Python does."""
 SPECIAL = (*BINARY, *(f"__r{name[2:]}" for name in BINARY), *IN_PLACE, *COMPARISONS, *UNARY, *BY_CLASS)
 
 
 def own_specials(kind: type) -> list[str]:
     """The special methods that a class has and ``object`` has not, ``-`` before those it took away."""
     found = []
+    defined = {name for part in kind.__mro__ for name in vars(part)}  # a metaclass's are not among them
     for name in SPECIAL:
         method = getattr(kind, name, None)
         if method is None and hasattr(object, name):
             found.append(f"-{name}")
-        elif method is not None and method is not getattr(object, name, None) and name in _names_of(kind):
+        elif method is not None and method is not getattr(object, name, None) and name in defined:
             found.append(name)
     return found
-
-
-def _names_of(kind: type) -> set[str]:
-    """The names in a class's own and inherited dictionaries; a metaclass's are not among them."""
-    return {name for part in kind.__mro__ for name in vars(part)}
 
 
 def plain_base(kind: type) -> type | None:

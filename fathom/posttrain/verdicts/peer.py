@@ -325,12 +325,10 @@ def _describe(_: Peer, kind: Any) -> tuple[Any, ...]:
 
 
 def _special(peer: Peer, name: str, item: Any, /, *arguments: Any, **named: Any) -> Any:
+    if name in names.OPERATIONS:
+        return names.OPERATIONS[name](item, *arguments)
     if name not in names.SPECIAL:  # another, such as __getattribute__, would reach everything
         raise PermissionError("no special method that crosses")
-    if name in names.BINARY or name in names.IN_PLACE or name in names.COMPARISONS:
-        return {**names.BINARY, **names.IN_PLACE, **names.COMPARISONS}[name](item, *arguments)
-    if name in names.UNARY:
-        return names.UNARY[name](item, *arguments)
     if name == "__call__":
         return item(*arguments, **named)
     return getattr(type(item), name)(item, *arguments)

@@ -107,9 +107,6 @@ class _Answer(types.ModuleType):
         except KeyError:
             raise AttributeError(f"the program has no {name}") from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     yield code
