@@ -20,6 +20,7 @@ from fathom.posttrain.sandbox.usage import Usage
 
 ExitReason = Literal["passed", "raised", "exit", "signal", "time", "memory", "output", "processes"]
 
+_REPORTED: dict[str, ExitReason] = {"raised": "raised", "memory": "memory", "exit": "exit"}
 _TAIL_BYTES = 4096
 _REPORT_BYTES = 4096
 _POLL_SECONDS = 0.05
@@ -90,6 +91,20 @@ class MonitoredProcess:
         """What it reported beyond that it has begun."""
         return self.pipes["report"].kept[len(harness.STARTED) :]
 
+    @property
+    def lost(self) -> str:
+        """What it reports of the program that it lost; empty where it lost none."""
+        kind, detail = self._parsed()
+        return detail.partition(": ")[2] if kind == "lost" else ""
+
+    def _parsed(self) -> tuple[str, str]:
+        """Kind and detail of the harness's report; empty where what was written is not one."""
+        try:
+            report = json.loads(self.said.partition(b"\n")[0])  # the first of several processes that failed
+            return str(report["kind"]), str(report["detail"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return "", ""
+
     def register(self, selector: selectors.BaseSelector) -> None:
         """Have a selector watch everything that the process writes."""
         assert self.process.stdout is not None
@@ -133,17 +148,16 @@ class MonitoredProcess:
             return "passed", "", 0
         if sandbox.stopped is not None:
             return sandbox.stopped, sandbox.detail, None
-        lost = _lost(self.said)
-        if lost is not None and others:
-            return others[0]._failure(sandbox, lost)
+        if self.lost and others:
+            return others[0]._failure(sandbox, self.lost)
         return self._failure(sandbox)
 
     def _failure(self, sandbox: Sandbox, otherwise: str = "") -> tuple[ExitReason, str, int | None]:
         """How a process ended that did not pass; ``otherwise`` where it was still there."""
         code: int | None = self.process.returncode
-        raised = _parse_report(self.said)
-        if raised is not None:
-            return raised[0], raised[1], code
+        kind, detail = self._parsed()
+        if kind in _REPORTED:
+            return _REPORTED[kind], detail, code
         if otherwise and code == -signal.SIGKILL and not self.ended:
             return "raised", f"the program {otherwise}", None
         if code is not None and code > 128:
@@ -183,24 +197,5 @@ def wait_for(sandbox: Sandbox, processes: Sequence[MonitoredProcess]) -> None:
                 sandbox.stop("output", f"wrote more than {most} bytes")
             elif over and not events:  # what they left behind may hold the pipes open
                 break
-            elif not grace and first.said and _lost(first.said) == "ended":
+            elif not grace and first.lost == "ended":
                 grace = time.monotonic() + _GRACE_SECONDS
-
-
-def _parse_report(said: bytes) -> tuple[ExitReason, str] | None:
-    """The harness's report; None where what was written is not one."""
-    try:
-        report = json.loads(said.partition(b"\n")[0])  # the first of several processes that failed
-        kinds: dict[str, ExitReason] = {"raised": "raised", "memory": "memory", "exit": "exit"}
-        return kinds[report["kind"]], str(report["detail"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _lost(said: bytes) -> str | None:
-    """What the tests' process says of a program that it lost; None where it lost none."""
-    try:
-        report = json.loads(said.partition(b"\n")[0])
-        return str(report["detail"]).partition(": ")[2] if report["kind"] == "lost" else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
