@@ -45,10 +45,7 @@ def checks_of(details: Mapping[str, Any]) -> str:
 
 def _calls(tests: str) -> str:
     """What runs the tests that ``tests`` define and never run; empty where there are none or no Python."""
-    try:
-        body = ast.parse(tests).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
+    body = _parsed(tests)
     used = {node.id for part in body for node in ast.walk(part) if isinstance(node, ast.Name)}
     functions = [part for part in body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
     lines = [
@@ -61,6 +58,14 @@ def _calls(tests: str) -> str:
     if cases:
         lines.append(_UNITTEST % ", ".join(cases))
     return "".join(f"\n{line}" for line in ["", *lines, ""]) if lines else ""
+
+
+def _parsed(source: str) -> list[ast.stmt]:
+    """The statements of a source; none where it is no Python."""
+    try:
+        return ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
 
 
 def _main_blocks(body: Sequence[ast.stmt]) -> Iterator[str]:
@@ -94,10 +99,7 @@ def _helpers(prompt: str, entry_point: str) -> str:
     """The definitions of a prompt but the one asked for, and its imports; empty where there are none or no Python."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     needed = (*definitions, ast.Import, ast.ImportFrom)
-    try:
-        body = ast.parse(f"{prompt}\n    pass\n").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
+    body = _parsed(f"{prompt}\n    pass\n")
     kept = [part for part in body if not (isinstance(part, definitions) and part.name == entry_point)]
     if len(kept) == len(body) or not any(isinstance(part, needed) for part in kept):
         return ""
