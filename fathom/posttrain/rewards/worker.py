@@ -1,6 +1,6 @@
 """The process of one reward: reads answers from one pipe, writes a score for each into another, until the first ends.
 
-It imports no torch, and starts with ``posttrain/rewards/process.py``. A scorer may hang, crash or print: descriptors 0
+It imports no torch; ``posttrain/rewards/worker_client.py`` starts it. A scorer may hang, crash or print: descriptors 0
 and 1 are not the pipes any more when it runs, and an alarm of the kernel ends a scorer that hangs even where the
 process that should is gone.
 """

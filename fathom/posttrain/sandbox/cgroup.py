@@ -38,7 +38,7 @@ class ControlGroup:
         self._made: list[Path] = []
         self._peak = 0
         try:
-            for folder in self._distinct():
+            for folder in dict.fromkeys(self._folders.values()):  # once where controllers share one
                 folder.mkdir()
                 self._made.append(folder)
             self._limit(memory_bytes, processes)
@@ -93,9 +93,6 @@ class ControlGroup:
                 if time.monotonic() > deadline:
                     return
                 time.sleep(0.001)
-
-    def _distinct(self) -> list[Path]:
-        return list(dict.fromkeys(self._folders.values()))
 
     def _limit(self, memory_bytes: int, processes: int) -> None:
         memory = self._folders["memory"]

@@ -47,8 +47,8 @@ class Sandbox:
     A control group bounds their memory and number together, or, where none can be made, a thread that counts what
     they use. It ends all of them once they take too much of it, or too long: ``limits.seconds`` from ``start_clock``
     on, and 30 s to start before. ``stopped`` and ``detail`` then say which limit was passed, and ``usage`` what all
-    have used. ``unsandboxed`` runs them as this user in
-    temporary folders, with the same limits and nothing else between them and this machine.
+    have used. ``unsandboxed`` runs them as this user in temporary folders, with the same limits and nothing else
+    between them and this machine.
     """
 
     def __init__(self, limits: SandboxLimits, *, unsandboxed: bool = False) -> None:
