@@ -8,7 +8,6 @@ one for each process that renders.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import select
@@ -24,6 +23,7 @@ from typing import IO, Any
 from fathom.chat.template_worker import READY, ran_out_of_memory
 from fathom.errors import DataError, ResourceError
 from fathom.files import sha256
+from fathom.isolated import bare_environment, bare_python, package_folder
 
 MEMORY_MIB = 512
 SECONDS = 0.4
@@ -151,17 +151,15 @@ class TemplateProcess:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
-            if not sys.executable:
-                raise ResourceError("chat template: sys.executable names no Python to render with; set it")
-            folders = sorted({str(_folder(name)) for name in ("jinja2", "markupsafe")})
+            folders = sorted(set(map(package_folder, ("jinja2", "markupsafe"))))
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", str(_WORKER), str(MEMORY_MIB << 20), *folders],
+                    bare_python(_WORKER, str(MEMORY_MIB << 20), *folders),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     bufsize=0,
-                    env={name: os.environ[name] for name in ("TZ", "SYSTEMROOT") if name in os.environ},
+                    env=bare_environment(),
                     start_new_session=True,
                 )
                 _Reader(self._process, _START_SECONDS).read(len(READY))
@@ -231,14 +229,6 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
-
-
-def _folder(name: str) -> Path:
-    """Return the folder that a package lies in."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ResourceError(f"chat template: {name} is not installed; pip install jinja2")
-    return Path(spec.origin).parents[1]
 
 
 def _placeholder(value: Any) -> str:

@@ -5,15 +5,13 @@ A pattern whose time grows by the square of a text, or faster, holds whoever enc
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 from fathom.errors import DataError, ResourceError
+from fathom.isolated import bare_environment, bare_python, package_folder
 from fathom.tokenizer.pattern_worker import CHARS, PROCESSOR_SECONDS
 from fathom.tokenizer.patterns import is_published
 
@@ -38,18 +36,13 @@ def check_pattern(field: str, pattern: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _problem(pattern: str) -> str | None:
-    spec = importlib.util.find_spec("tokenizers")
-    if spec is None or spec.origin is None or not sys.executable:
-        raise ResourceError(
-            "tokenizer.json: no Python with tokenizers to try its patterns with; pip install tokenizers"
-        )
     try:
         tried = subprocess.run(
-            [sys.executable, "-I", "-S", "-B", str(_WORKER), str(Path(spec.origin).parents[1]), str(_MEMORY_BYTES)],
+            bare_python(_WORKER, package_folder("tokenizers"), str(_MEMORY_BYTES)),
             input=json.dumps(pattern).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ},
+            env=bare_environment(),
             timeout=_WALL_SECONDS,
             start_new_session=True,
         )
