@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
-from fathom.errors import ShardError, shortened
+from fathom.errors import ShardError, SpecError, shortened
 from fathom.files import file_sha256, json_text, publish_directory, read_text
 from fathom.progress import NULL_PROGRESS, Progress
+from fathom.spec import check, from_mapping
 from fathom.tokenizer import Tokenizer
 
 _BATCH = 256
 _FORMAT = 1
 _LARGEST_INDEX = 1 << 28
+_MOST = (1 << 62) - 1
 _FILE = re.compile(r"[0-9]{5,9}\.bin")
 
 
@@ -35,6 +37,12 @@ class Shard:
     documents: int
     text_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not _FILE.fullmatch(self.file):
+            raise SpecError("file", f"{self.file!r} is no shard", "name one as 00000.bin is")
+        for name in ("tokens", "documents", "text_bytes"):
+            check.count(name, getattr(self, name), _MOST, least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +201,8 @@ class TokenShards:
         """Open the folder of one source and split; a file missing or cut short raises ``ShardError``."""
         path = directory / "index.json"
         try:
-            values = json.loads(read_text(path, _LARGEST_INDEX))
-            shards = tuple(Shard(**shard) for shard in values.pop("shards"))
-            index = ShardIndex(**values, shards=shards)
-            _check_index(index)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            index = from_mapping(ShardIndex, json.loads(read_text(path, _LARGEST_INDEX)))
+        except (OSError, ValueError, RecursionError) as error:
             raise ShardError(
                 f"{path}: no usable index ({shortened(str(error))}); delete {directory.parent.parent} and run again"
             ) from None
@@ -235,16 +240,6 @@ class TokenShards:
             if found != shard.sha256:
                 problem = f"SHA-256 {shard.sha256[:12]}... expected, {found[:12]}... found"
                 raise ShardError(f"{path}: {problem}; delete {self.directory.parent.parent} and run again")
-
-
-def _check_index(index: ShardIndex) -> None:
-    """Refuse an index that names other files than its own, or counts what cannot be; ``ValueError`` says which."""
-    for shard in index.shards:
-        if not isinstance(shard.file, str) or not _FILE.fullmatch(shard.file):
-            raise ValueError(f"it names {shard.file!r}, which is no shard")
-        for count in (shard.tokens, shard.documents, shard.text_bytes):
-            if type(count) is not int or not 0 <= count < 1 << 62:
-                raise ValueError(f"{shard.file} has {count!r} of something")
 
 
 def open_shards(out_dir: Path, split: Split, tokenizer: Tokenizer | None = None) -> dict[str, TokenShards]:
