@@ -170,10 +170,7 @@ class GrpoStep:
         _not_empty("problems", self.problems, "a source of problems")
         _not_empty("rewards", self.rewards, "a reward to learn from")
         check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
-        names = [reward.name for reward in self.rewards]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SpecError("rewards", f"the name {twice[0]!r} is used twice", "give every reward its own name")
+        check.distinct_names("rewards", (reward.name for reward in self.rewards), what="reward")
         supervision = self.policy.loss.advantage.supervision
         if supervision == "process" and not any(scores_steps(r) and r.weight for r in self.rewards):
             raise SpecError(
