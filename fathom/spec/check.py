@@ -25,11 +25,11 @@ def positive(field: str, value: int | float) -> None:
         raise SpecError(field, f"must be above 0, got {value}", "give a positive number")
 
 
-def count(field: str, value: int, most: int, *, least: int = 1) -> None:
-    """Require ``least`` to ``most`` of something that is made or looped over."""
+def count(field: str, value: int | float, most: int, *, least: int = 1) -> None:
+    """Require 1 or, with ``least`` 0, 0 to ``most`` of something that is made, looped over or added up."""
     positive(field, value) if least == 1 else not_negative(field, value)
     if value > most:
-        raise SpecError(field, f"{value} is beyond {most}, more than any model has", f"give at most {most}")
+        raise SpecError(field, f"{value} is beyond {most}, the largest allowed", f"give at most {most}")
 
 
 def seconds(field: str, value: float) -> None:

@@ -100,8 +100,7 @@ def _position(directory: Path, state: Any) -> tuple[Position, dict[str, Any]]:
     try:
         position = from_mapping(Position, {name: value for name, value in state.items() if name != "loader"})
         for field in ("step", "tokens", "seconds"):
-            check.not_negative(field, getattr(position, field))
-            check.count(field, int(getattr(position, field)), MAX_INTEGER, least=0)
+            check.count(field, getattr(position, field), MAX_INTEGER, least=0)
     except SpecError as error:
         raise _unusable(directory, str(error)) from None
     return position, state["loader"]
