@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 
 Make = Callable[[int], bytes]
@@ -169,12 +168,3 @@ HOSTILE: Mapping[str, Mapping[str, Make]] = {
     "/detokenize": dict(_detokenize()),
 }
 """Bodies by route and what they hold; each is made for a size in bytes, about."""
-
-
-def is_json(body: bytes) -> bool:
-    """Whether a body is JSON at all."""
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return True
