@@ -65,7 +65,7 @@ function entryOf(id) {
   return { id, title, updated };
 }
 
-export const hasChat = (id) => read(LOCAL, CHAT + id) != null;
+export const hasChat = (id) => rawChat(id) !== null;
 
 /** A stored chat, or null. One that cannot be read is set aside, and `onBroken` called with its title. */
 export function loadChat(id, onBroken) {
