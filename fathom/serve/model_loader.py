@@ -101,7 +101,7 @@ def model_bytes(model: LanguageModel) -> int:
 
 
 def settle() -> None:
-    """Let the garbage collector pass over what is there now no more: looking at it stalls all requests for 0.1 s."""
+    """Exempt all present objects from garbage collection: a pass over a model's would stall all requests for 0.1 s."""
     gc.collect()
     gc.freeze()
 
