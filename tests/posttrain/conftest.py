@@ -1,4 +1,4 @@
-"""A tiny mixture of experts, a tokenizer, problems with one-token answers, and a judge of a few lines."""
+"""A tiny mixture of experts, a tokenizer, problems with one-token answers, a simple judge, and a sandbox or a skip."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fathom.engine.engine import Engine
+from fathom.errors import ResourceError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.pipeline.rollouts import rollout_engine
@@ -17,6 +18,7 @@ from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.problem_stream import ProblemStream
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import Judgement, RewardInput
+from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
 from fathom.spec.engine import EngineSpec
 from fathom.spec.posttrain import KlPenalty, PolicyLoss
@@ -55,6 +57,15 @@ DENSE = ModelSpec(
 def reference_tokenizer() -> Tokenizer:
     """The tokenizer of all tests here, for other processes too."""
     return train_bpe(["What is 1 + 2? The answer is 3. " * 20], vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def sandbox_works() -> None:
+    """Skip where no sandbox can be made."""
+    try:
+        check_sandbox()
+    except ResourceError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -47,14 +47,14 @@ STYLES = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_security_what_nothing_calls_is_run(style: str) -> None:
+def test_security_what_nothing_calls_is_run(style: str, sandbox_works: None) -> None:
     checks = checks_of({"tests": STYLES[style]})
     assert run_program(RIGHT, checks).passed
     assert not run_program(WRONG, checks).passed
 
 
 @pytest.mark.parametrize("style", [style for style in STYLES if "by itself" not in style])
-def test_security_a_program_skips_no_test(style: str) -> None:
+def test_security_a_program_skips_no_test(style: str, sandbox_works: None) -> None:
     assert not run_program(SKIPS, checks_of({"tests": STYLES[style]})).passed
 
 

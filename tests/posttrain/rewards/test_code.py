@@ -1,9 +1,7 @@
 import pytest
 
-from fathom.errors import ResourceError
 from fathom.posttrain.rewards.checks import checks_of
 from fathom.posttrain.rewards.code import CodeScorer, code_of, whole_program
-from fathom.posttrain.sandbox import check_sandbox
 from fathom.spec.rewards import CodeReward
 from tests.posttrain.rewards.conftest import Ask
 
@@ -13,11 +11,7 @@ DETAILS = {"prompt": PROMPT, "tests": CHECK, "entry_point": "total"}
 
 
 @pytest.fixture(scope="module")
-def scorer() -> CodeScorer:
-    try:
-        check_sandbox()
-    except ResourceError as error:
-        pytest.skip(str(error))
+def scorer(sandbox_works: None) -> CodeScorer:
     return CodeScorer(CodeReward(seconds=10.0))
 
 

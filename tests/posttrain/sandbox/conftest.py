@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from fathom.errors import ResourceError
-from fathom.posttrain.sandbox import cgroup, check_sandbox
+from fathom.posttrain.sandbox import cgroup
 from tests.posttrain.sandbox import attack_runner
 
 Attack = Callable[..., dict[str, Any]]
@@ -33,15 +32,6 @@ def _settings() -> list[Any]:
         return ["watched"]
     groups = ["cgroup"] if cgroup.usable_parents() else []
     return [*groups, "watched", *([_ORDINARY] if os.geteuid() == 0 else [])]
-
-
-@pytest.fixture(scope="session")
-def sandbox_works() -> None:
-    """Skip where no sandbox can be made."""
-    try:
-        check_sandbox()
-    except ResourceError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", params=_settings())

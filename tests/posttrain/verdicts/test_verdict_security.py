@@ -6,24 +6,13 @@ import builtins
 
 import pytest
 
-from fathom.errors import ResourceError
-from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, check_sandbox, run_program
+from fathom.posttrain.sandbox import ExecutionResult, SandboxLimits, run_program
 from fathom.posttrain.verdicts import mirrors, names
 from fathom.posttrain.verdicts.peer import SERVED, PeerLost
 from tests.posttrain.verdicts.conftest import Judge
 from tests.posttrain.verdicts.forgeries import ALWAYS, FORGERIES
 
-
-def _missing() -> str:
-    try:
-        check_sandbox()
-    except ResourceError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = _missing()
-needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+needs_bwrap = pytest.mark.usefixtures("sandbox_works")
 LIMITS = SandboxLimits(seconds=4.0, memory_mib=256, output_bytes=100_000, processes=8)
 TESTS = """
 def check(candidate):
