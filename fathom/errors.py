@@ -29,13 +29,20 @@ import errno
 
 from fathom.terminal import one_line, visible
 
-_LONGEST_PROBLEM = 1000
+_LONGEST_PROBLEM, _LONGEST_REASON = 1000, 200
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = _LONGEST_PROBLEM) -> str:
     """Return a text as one line of a message: what is quoted from a file may be of any length and any characters."""
-    text = one_line(text)
-    return text if len(text) <= _LONGEST_PROBLEM else f"{text[: _LONGEST_PROBLEM - 40]} ... ({len(text)} characters)"
+    line = one_line(text[: 4 * most])
+    if len(line) <= most and len(text) <= 4 * most:
+        return line
+    return f"{line[: most - 40]} ... ({len(text)} characters)"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what another library's error says as a short line, or the name of its type where it says nothing."""
+    return shortened(str(error), _LONGEST_REASON) or type(error).__name__
 
 
 class FathomError(Exception):

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fathom.errors import DataError, explain_os_error
+from fathom.errors import DataError, explain_os_error, reason_of
 from fathom.files import open_regular
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, Normalization
 from fathom.spec.vision import VisionSpec
-from fathom.terminal import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +35,6 @@ MAX_SCANS = 200
 """A progressive JPEG is decoded once for each of its scans, of which honest ones have about ten."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What is decoded, of animations the first frame. Other decoders are many, old and seldom looked at."""
-_LONGEST_REASON = 200
 _START_OF_SCAN = b"\xff\xda"
 
 
@@ -63,8 +61,7 @@ def open_image(source: str | Path | bytes) -> Image:
     except UnidentifiedImageError:
         raise DataError(f"{name}: is no image of a known format; give one of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        reason = one_line(str(error))[:_LONGEST_REASON] or type(error).__name__
-        raise DataError(f"{name}: cannot be decoded ({reason}); save the image anew") from None
+        raise DataError(f"{name}: cannot be decoded ({reason_of(error)}); save the image anew") from None
 
 
 def _check_size(name: str, image: Image, content: bytes) -> None:
@@ -119,7 +116,7 @@ def _content(source: str | Path | bytes) -> tuple[str, bytes]:
         except OSError as error:
             raise DataError(f"{path}: cannot be opened, {explain_os_error(error)}") from None
         except ValueError as error:  # a zero byte, or half a character
-            raise DataError(f"image: {name!r} is no path ({one_line(str(error))}); correct it") from None
+            raise DataError(f"image: {name!r} is no path ({reason_of(error)}); correct it") from None
     if len(content) > MAX_BYTES:
         raise DataError(f"{name}: is larger than {MAX_BYTES >> 20} MiB; give a smaller file")
     return name, content

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fathom.errors import DataError
-from fathom.terminal import one_line
-
-_LONGEST = 200
+from fathom.errors import DataError, reason_of
 
 
 @contextmanager
@@ -22,7 +19,6 @@ def library_errors(*, plain: bool = False) -> Iterator[None]:
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime" and not (plain and type(error) is Exception):
             raise
-        reason = one_line(str(error))[:_LONGEST]
         raise DataError(
-            f"tokenizer.json: the tokenizers library fails on it ({reason}); use another tokenizer"
+            f"tokenizer.json: the tokenizers library fails on it ({reason_of(error)}); use another tokenizer"
         ) from None

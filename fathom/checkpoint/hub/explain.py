@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fathom.checkpoint.hub.names import HubName
-from fathom.errors import ENVIRONMENT_ERRORS, CheckpointError, ResourceError, explain_os_error
+from fathom.errors import ENVIRONMENT_ERRORS, CheckpointError, ResourceError, explain_os_error, reason_of
 
 ELSEWHERE = "or download it by other means and give its directory"
 
@@ -30,7 +30,7 @@ def explain(name: HubName, error: Exception) -> CheckpointError | ResourceError:
         return CheckpointError(f"{repo_id}: has no revision {name.revision!r}; name a branch, tag or commit of it")
     if isinstance(error, OSError) and error.errno in ENVIRONMENT_ERRORS:
         return ResourceError(f"{repo_id}: not fetched, {explain_os_error(error)}, then fetch again")
-    reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+    reason = reason_of(error.__cause__ or error)
     return CheckpointError(
         f"{repo_id}: is no file or directory here, and the hub cannot be reached ({reason}); check the path or the "
         f"network, {ELSEWHERE}"

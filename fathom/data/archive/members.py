@@ -14,7 +14,7 @@ from fathom.data.archive.selection import Selection
 from fathom.data.archive.tar import tar_members
 from fathom.data.archive.zip import zip_members
 from fathom.data.records.compressed import DEFAULT_LIMITS, ReadLimits
-from fathom.errors import SourceError
+from fathom.errors import SourceError, reason_of
 
 MAX_MEMBER_BYTES = 268_435_456
 _DAMAGE = (
@@ -50,5 +50,4 @@ def read_members(
     except OSError as error:
         raise SourceError(f"{archive}: cannot be read ({error}); delete it and fetch it again") from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SourceError(f"{archive}: damaged archive ({reason}); delete it and fetch it again") from None
+        raise SourceError(f"{archive}: damaged archive ({reason_of(error)}); delete it and fetch it again") from None

@@ -7,9 +7,12 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
+from fathom.errors import shortened
+
 Origin = tuple[str, str, int]
 """Scheme, host and port: what credentials belong to."""
 
+_LONGEST_SHOWN = 200
 _PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
@@ -24,21 +27,16 @@ def shown(address: str) -> str:
     """Return an address as messages show it: without user, password, query and fragment."""
     scheme, parts = scheme_of(address), web_parts(address)
     if parts is not None:
-        return plain(f"{scheme}://{host_of(parts)}{'' if '@' in parts.path else parts.path}")
-    if address.startswith("file:///") or not (scheme or "@" in address):
-        return plain(address)
-    return plain(re.split("[?#]", address.rpartition("@")[2])[0])  # no sound address: a password may hold any character
+        address = f"{scheme}://{host_of(parts)}{'' if '@' in parts.path else parts.path}"
+    elif not address.startswith("file:///") and (scheme or "@" in address):
+        # no sound address: a password may hold any character
+        address = re.split("[?#]", address.rpartition("@")[2])[0]
+    return shortened(address, _LONGEST_SHOWN)
 
 
 def host_of(parts: SplitResult) -> str:
     """Return host and port as they are written, without user and password."""
     return parts.netloc.rpartition("@")[2]
-
-
-def plain(text: str, most: int = 200) -> str:
-    """Return foreign text on one line, short and without control characters."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
-    return words if len(words) <= most else words[: most - 3] + "..."
 
 
 def web_parts(address: str) -> SplitResult | None:

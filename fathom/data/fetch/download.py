@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from fathom.data.fetch.addresses import plain, shown
+from fathom.data.fetch.addresses import shown
 from fathom.data.fetch.listing import ListedFile, Place, Release, listed_files
 from fathom.data.fetch.settings import IndexSettings
 from fathom.data.fetch.transport import Answer, Transport, TransportError, attempt
-from fathom.errors import ResourceError, SourceError
+from fathom.errors import ResourceError, SourceError, shortened
 from fathom.progress import Progress
 
 MAX_ARCHIVE_BYTES = 8_589_934_592
@@ -123,7 +123,7 @@ class _Search:
 
     def _report_yanked(self, file: ListedFile) -> None:
         if file.yanked is not None:
-            reason = f" ({plain(file.yanked)})" if file.yanked.strip() else ""
+            reason = f" ({shortened(file.yanked, 200)})" if file.yanked.strip() else ""
             self._progress.message(f"{self._pinned} was withdrawn by its publisher{reason}; choose another version")
 
     def _failure(self, places: list[Place]) -> SourceError:

@@ -18,8 +18,9 @@ from typing import TypeVar
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from fathom.data.fetch.addresses import Origin, host_of, origin_of, plain, shown, web_parts
+from fathom.data.fetch.addresses import Origin, host_of, origin_of, shown, web_parts
 from fathom.data.fetch.settings import IndexSettings
+from fathom.errors import reason_of, shortened
 
 T = TypeVar("T")
 _REDIRECTS = 10
@@ -201,7 +202,7 @@ class Transport:
                 context.load_cert_chain(client_cert, password="")
         except (OSError, ValueError) as error:
             raise TransportError(
-                f"pip's cert or client-cert cannot be used ({plain(str(error))}); correct pip's settings"
+                f"pip's cert or client-cert cannot be used ({reason_of(error)}); correct pip's settings"
             ) from None
         if trusted:
             context.check_hostname = False
@@ -302,10 +303,10 @@ def _meaning(status: int) -> str:
 
 def _unreachable(url: str, error: Exception) -> TransportError:
     host = host_of(urlsplit(url))
-    reason = plain(str(error)) or type(error).__name__
+    reason = reason_of(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return TransportError(
-            f"the certificate of {host} is not accepted ({plain(error.verify_message)}); "
+            f"the certificate of {host} is not accepted ({shortened(error.verify_message)}); "
             "name the file of its authority in pip's cert (PIP_CERT)"
         )
     if "407" in reason and "unnel" in reason:
