@@ -68,9 +68,10 @@ class FathomCheckpoint:
         except (SpecError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path}: its spec cannot be used ({error}); use a newer Fathom") from None
         file = TensorFile.open(opened.directory / f"{STEM}.safetensors")
-        _check_promised(path, spec, opened.aliases(STEM), file)
         own = path if (path / TOKENIZER).is_file() else tokenizer_directory
-        return cls(path, spec, opened, file, own, document.get("carried"), ends)
+        found = cls(path, spec, opened, file, own, document.get("carried"), ends)
+        found._check_promised()
+        return found
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -116,25 +117,25 @@ class FathomCheckpoint:
         aliases = self.checkpoint.aliases(STEM)
         return {param_name: aliases.get(param_name, param_name) for param_name in parameter_shapes(self.spec)}
 
-
-def _check_promised(path: Path, spec: ModelSpec, aliases: Mapping[str, str], file: TensorFile) -> None:
-    """Compare a spec with the tensors that are there, before anything is made for it."""
-    try:
-        check_promised_layers(spec, len(file.entries), "spec.json")
-        shapes = parameter_shapes(spec)
-    except (CheckpointError, SpecError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    faults = []
-    for param_name, shape in shapes.items():
-        entry = file.entries.get(aliases.get(param_name, param_name))
-        if entry is None:
-            faults.append(f"{param_name} is missing")
-            continue
-        found = tuple(current_layout(param_name, torch.empty(entry.shape, device="meta")).shape)
-        if found != shape:
-            faults.append(f"{param_name} has shape {found} instead of {shape}")
-    if faults:
-        raise CheckpointError(f"{path}: its spec and its weights disagree, {listed(faults)}; use a complete checkpoint")
+    def _check_promised(self) -> None:
+        """Compare the spec with the tensors that are there, before anything is made for it."""
+        try:
+            check_promised_layers(self.spec, len(self.file.entries), "spec.json")
+            shapes = parameter_shapes(self.spec)
+        except (CheckpointError, SpecError) as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+        faults = []
+        for param_name, name in self._names().items():
+            entry = self.file.entries.get(name)
+            if entry is None:
+                faults.append(f"{param_name} is missing")
+                continue
+            found = tuple(current_layout(param_name, torch.empty(entry.shape, device="meta")).shape)
+            if found != shapes[param_name]:
+                faults.append(f"{param_name} has shape {found} instead of {shapes[param_name]}")
+        if faults:
+            problem = f"its spec and its weights disagree, {listed(faults)}"
+            raise CheckpointError(f"{self.path}: {problem}; use a complete checkpoint")
 
 
 def write_fathom(
