@@ -44,22 +44,19 @@ class TerminalFilter:
 
     def _character(self, character: str) -> str:
         after_return, self._after_return = self._after_return, character == "\r"
+        marks, self._marks = self._marks, 0
         if character in "\r\n":
-            self._marks = 0
             return "" if after_return and character == "\n" else "\n"
         if character == "\t" or " " <= character <= "~":
-            self._marks = 0
             return character
         category = unicodedata.category(character)
         kept = character in _KEPT_FORMATS
         if (category in _OBEYED and not kept) or _IGNORABLE.match(character):
-            self._marks = 0
             return _escaped(character)
         if not kept and category not in ("Mn", "Me"):
-            self._marks = 0
             return character
-        self._marks += 1
-        return character if self._marks <= MAX_MARKS else _escaped(character)
+        self._marks = marks + 1
+        return character if marks < MAX_MARKS else _escaped(character)
 
 
 def visible(text: str) -> str:
