@@ -1,6 +1,8 @@
 """SIGINT and SIGTERM at any moment of any step: an orderly stop, and a resume with the results of a quiet run.
 
-The moment is a function call of the package, counted within the step, so that it is the same on every machine.
+The moment is a function call of the package, counted within the step, so that it is the same on every machine. Where it
+falls into a generator that is being closed, Python reports the exception instead of raising it: the run stops at its
+next look at the signal.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from fathom.pipeline.trust import Trust
 from fathom.progress import NullProgress
 from fathom.train.metrics import read_json_lines
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PACKAGE = str(Path(fathom.__file__).parent)
 TRUST = Trust(code=True)
 TIMED = ("seconds", "per_second", "mfu", "peak_memory_bytes", "date", "machine", "memory")
