@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import fathom
-from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, serve, study, train
+from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, recipe, serve, study, train
 from fathom.cli.console import prepare_streams
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
 from fathom.errors import FathomError, Interrupted
@@ -35,6 +35,10 @@ class _StyledHelp:
 
 class _Verb(_StyledHelp, TyperCommand):
     """One verb."""
+
+
+class _Group(_StyledHelp, TyperGroup):
+    """Verbs about one thing, such as ``fathom recipe fields``."""
 
 
 class _Verbs(_StyledHelp, TyperGroup):
@@ -82,7 +86,15 @@ def make_app() -> typer.Typer:
         doctor.doctor,
     ):
         app.command(cls=_Verb)(verb)
+    app.add_typer(_group(recipe.VERBS, recipe.HELP), name="recipe")
     return app
+
+
+def _group(verbs: Iterable[Callable[..., None]], text: str) -> typer.Typer:
+    group = typer.Typer(cls=_Group, help=text, no_args_is_help=True, add_completion=False)
+    for verb in verbs:
+        group.command(cls=_Verb)(verb)
+    return group
 
 
 def main() -> None:

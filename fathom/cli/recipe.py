@@ -1,0 +1,11 @@
+"""``fathom recipe``: what helps to write recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fathom.cli.recipe_fields import fields
+
+HELP = "Write and check recipes."
+VERBS: tuple[Callable[..., None], ...] = (fields,)
+"""The verbs of the group, in the order in which help lists them."""

@@ -1,0 +1,98 @@
+"""``fathom recipe fields``: what every field of a recipe means."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fathom.spec.field_docs import FieldDoc
+    from fathom.spec.field_paths import Place
+
+
+def fields(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A part of a recipe, e.g. model.attention or steps.sft.train.batch.size; or a step's kind."
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Explain the fields of a recipe: meaning, unit, default and the paper's value."""
+    from fathom.cli.sections import report_console
+    from fathom.spec.field_paths import find
+
+    places = find(path)
+    if as_json:
+        print(json.dumps([_described(place) for place in places], indent=2, ensure_ascii=False))
+        return
+    console = report_console()
+    for place in places:
+        if place.field is not None:
+            _print_field(console, place, place.field)
+        for spec in place.specs:
+            _print_spec(console, place, spec)
+
+
+def _described(place: Place) -> dict[str, Any]:
+    from fathom.spec.field_docs import field_docs, kind_of, summary
+
+    tables = [
+        {
+            "kind": kind_of(spec),
+            "meaning": summary(spec),
+            "fields": [_plain(doc) for doc in field_docs(spec).values()],
+        }
+        for spec in place.specs
+    ]
+    field = None if place.field is None else _plain(place.field)
+    return {"path": place.path, "field": field, "tables": tables}
+
+
+def _plain(doc: FieldDoc) -> dict[str, Any]:
+    names = ("name", "meaning", "type", "required", "default", "unit", "paper", "example", "choices")
+    return {name: getattr(doc, name) for name in names}
+
+
+def _print_field(console: Console, place: Place, doc: FieldDoc) -> None:
+    from fathom.cli.sections import section
+
+    rows = [("meaning", doc.meaning), ("type", doc.type), ("default", _default_of(doc))]
+    rows += [(name, text) for name, text in (("unit", doc.unit), ("paper", doc.paper)) if text]
+    value = doc.example or doc.default
+    if value is not None:
+        rows.append(("example", f"{doc.name} = {value}"))
+    section(console, place.path, rows)
+
+
+def _default_of(doc: FieldDoc) -> str:
+    if doc.required:
+        return "none: it is required"
+    return "left out" if doc.default is None else doc.default
+
+
+def _print_spec(console: Console, place: Place, spec: type) -> None:
+    from rich.table import Table
+
+    from fathom.spec.field_docs import field_docs, kind_of, summary
+
+    kind = kind_of(spec)
+    console.print()
+    heading = f"{place.path or 'a recipe'}" + (f'  kind = "{kind}"' if kind else "")
+    console.print(heading, style="bold")
+    console.print(summary(spec), style="dim")
+    docs = field_docs(spec)
+    if not docs:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("field", "default", "meaning"):
+        table.add_column(name, no_wrap=name == "field", overflow="fold", ratio=None)
+    for doc in docs.values():
+        more = "".join(f"\n{label}: {text}" for label, text in (("unit", doc.unit), ("paper", doc.paper)) if text)
+        table.add_row(doc.name, "required" if doc.required else _default_of(doc), f"{doc.meaning} ({doc.type}){more}")
+    console.print(table)
