@@ -1,6 +1,7 @@
 # make quickstart   from nothing to a trained model and runs/quickstart/report.html
 # make test         lint, types, layers and every fast test
 # make test-all     the slow tests too
+# make test-journeys what a newcomer types, command by command (minutes)
 # make coverage     the fast tests with coverage, and its floor
 # make test-sandbox the sandbox as this user and as an ordinary one, with and without control groups
 # make fuzz         damaged and hostile inputs, five minutes for each kind (SECONDS=300)
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test test-all test-sandbox coverage fuzz wheel lint bench constraints clean
+.PHONY: quickstart test test-all test-journeys test-sandbox coverage fuzz wheel lint bench constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -40,6 +41,9 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
+
+test-journeys: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/journeys
 
 test-sandbox: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/posttrain/sandbox tests/posttrain/verdicts

@@ -1,0 +1,1 @@
+"""What a newcomer types, from first to last command: each once, in a terminal, as documented."""
