@@ -129,6 +129,13 @@ TrustedProxy = Annotated[
         "Loopback is one.",
     ),
 ]
+RootPath = Annotated[
+    str,
+    typer.Option(
+        "--root-path",
+        help="Where a reverse proxy publishes the server, such as /fathom, whether it removes that or not.",
+    ),
+]
 StallTimeoutSeconds = Annotated[
     float,
     typer.Option("--stall-timeout-seconds", help="/health fails once the engine has requests but no step for as long."),
@@ -166,6 +173,7 @@ def serve(
     body_timeout_seconds: BodyTimeoutSeconds = 60.0,
     write_timeout_seconds: WriteTimeoutSeconds = 60.0,
     trusted_proxy: TrustedProxy = None,
+    root_path: RootPath = "",
     stall_timeout_seconds: StallTimeoutSeconds = 300.0,
     drain_seconds: DrainSeconds = 30.0,
     chat_template: model_options.ChatTemplate = None,
@@ -302,9 +310,11 @@ def _announce_model(model: LanguageModel) -> None:
 
 
 def _announce(models: ModelPool, host: str, port: int) -> None:
-    shown, keys = f"[{host}]" if ":" in host else host, models.settings.api_keys
+    settings = models.settings
+    shown, keys = f"[{host}]" if ":" in host else host, settings.api_keys
     guarded = f"{len(keys)} keys" if keys else "no key needed"
-    print(f"serving {', '.join(models.names)} at http://{shown}:{port} ({guarded})", file=sys.stderr, flush=True)
+    url = f"http://{shown}:{port}{settings.root_path}"
+    print(f"serving {', '.join(models.names)} at {url} ({guarded})", file=sys.stderr, flush=True)
 
 
 def _check_packages() -> None:

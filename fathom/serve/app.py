@@ -79,7 +79,7 @@ def create_app(models: ModelPool) -> FastAPI:
     _add_status_routes(app, models)
     app.include_router(responses_router(models))
     app.include_router(messages_router(models))
-    app.include_router(page_router())
+    app.include_router(page_router(settings.root_path))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestMiddleware, settings=settings, metrics=models.metrics)
     if settings.cors_origins:
@@ -90,7 +90,7 @@ def create_app(models: ModelPool) -> FastAPI:
             allow_headers=["*"],  # the official clients send a dozen that describe themselves, and add to them
             expose_headers=["x-request-id", "request-id", "retry-after", IGNORED_HEADER, CLAMPED_HEADER],
         )
-    app.openapi = lambda: describe(app, BODIES, keys=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, BODIES, settings)  # type: ignore[method-assign]
     document = functools.cache(lambda: json.dumps(app.openapi()).encode())
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -192,9 +192,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=dict(error.headers or {}))
+    document = f"{request.app.state.models.settings.root_path}/openapi.json"
     words = {
-        404: f"{request.url.path[:80]}: there is no such route; see /openapi.json",
-        405: f"{request.method}: not a method of this route; see /openapi.json",
+        404: f"{request.url.path[:80]}: there is no such route; see {document}",
+        405: f"{request.method}: not a method of this route; see {document}",
     }
     fault = ApiError(error.status_code, words.get(error.status_code, str(error.detail)), code="no_route")
     body = error_body(fault, request.url.path, request.state.request_id)

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field, fields
 
 from fathom.errors import SpecError
+from fathom.serve.root_path import check_root_path
 from fathom.spec import check
 
 MAX_PREPROCESS_THREADS = 256
@@ -98,7 +99,8 @@ class ServeSettings:
     ``share_prefix_cache``: by its time, and by ``cached_tokens``, a request tells whether a text was read before.
     Where there are several keys, ``priority`` has no effect unless they ``share_priority``: one could keep others
     waiting. ``trusted_proxies`` are addresses and networks of reverse proxies: their ``X-Forwarded-For`` names the
-    client, and their connections are not those of one client.
+    client, and their connections are not those of one client. ``root_path`` is where a proxy publishes the server, such
+    as ``/fathom``: requests below it are answered as those without it, whether the proxy removes it or not.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -112,9 +114,11 @@ class ServeSettings:
     share_prefix_cache: bool = False
     share_priority: bool = False
     trusted_proxies: tuple[str, ...] = LOOPBACK_NETWORKS
+    root_path: str = ""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        check_root_path(self.root_path)
         check.not_negative("drain_seconds", self.drain_seconds)
         check.positive("stall_timeout_seconds", self.stall_timeout_seconds)
         check.positive("load_timeout_seconds", self.load_timeout_seconds)

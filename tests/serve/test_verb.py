@@ -53,6 +53,7 @@ def test_a_port_in_use_is_reported_before_the_model_answers(
         (["--head-timeout-seconds", "0"], "head_timeout_seconds: must be above 0"),
         (["--body-timeout-seconds", "-1"], "body_timeout_seconds: must be above 0"),
         (["--write-timeout-seconds", "nan"], "write_timeout_seconds: must be above 0, got nan"),
+        (["--root-path", "fathom"], "root_path: 'fathom' is no path that the server can be published under; give one"),
         (["--trusted-proxy", "proxy.example"], "trusted_proxies: 'proxy.example' is no address or network; give one"),
         (["--model-memory", "plenty"], "--model-memory: 'plenty' is no size; give one such as 8GiB or 500MB"),
         (["--model-memory", "0"], "--model-memory: '0' is no size above 0"),

@@ -22,6 +22,7 @@ from fathom.serve.errors import ANTHROPIC_PREFIX, ApiError, ClientDisconnected, 
 from fathom.serve.http.connections import OVERLOADED
 from fathom.serve.http.notices import Notices
 from fathom.serve.metrics import Metrics
+from fathom.serve.root_path import below_root
 from fathom.serve.settings import ServeSettings
 
 access_logger = logging.getLogger("fathom.serve.access")
@@ -47,6 +48,7 @@ class RequestMiddleware:
         self.settings = settings
         self.metrics = metrics
         self._digests = [sha256(key) for key in settings.api_keys]
+        self._open_paths = UNAUTHENTICATED_PATHS | {settings.root_path}
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +59,9 @@ class RequestMiddleware:
                 return
             await self.app(scope, receive, send)
             return
-        await _HttpExchange(self, canonical(scope), receive, send, head=scope["method"] == "HEAD").run()
+        await _HttpExchange(
+            self, canonical(scope, self.settings.root_path), receive, send, head=scope["method"] == "HEAD"
+        ).run()
 
     def check(self, scope: Scope) -> None:
         """Check a request's headers.
@@ -87,7 +91,7 @@ class RequestMiddleware:
                 code="too_many_connections",
                 retry_after=seconds,
             )
-        if self._digests and path not in UNAUTHENTICATED_PATHS and not path.startswith(UNAUTHENTICATED_PREFIX):
+        if self._digests and path not in self._open_paths and not path.startswith(UNAUTHENTICATED_PREFIX):
             scope["state"]["key_digest"] = self._check_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             _check_body(headers, limits.body_bytes)
@@ -230,13 +234,13 @@ class _HttpExchange:
         access_logger.info(json.dumps(line))
 
 
-def canonical(scope: Scope) -> Scope:
+def canonical(scope: Scope, root_path: str = "") -> Scope:
     """Return a request as the routes know it.
 
-    HEAD is GET, whose body is then left out. A path may end with a slash, repeat slashes or repeat ``/v1``, as base
-    URLs put together with paths do.
+    HEAD is GET, whose body is then left out. A path may begin with ``root_path``, end with a slash, repeat slashes or
+    repeat ``/v1``, as base URLs put together with paths do.
     """
-    path = re.sub(r"/{2,}", "/", scope["path"])
+    path = below_root(re.sub(r"/{2,}", "/", scope["path"]), root_path)
     path = re.sub(r"^(/v1)+(?=/v1/)", "", path)
     path = path.rstrip("/") or "/"
     return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}

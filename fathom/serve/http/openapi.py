@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from fathom.serve.errors import ANTHROPIC_PREFIX
 from fathom.serve.schemas.messages_models import AnthropicErrorResponse
 from fathom.serve.schemas.response_models import ErrorResponse
+from fathom.serve.settings import ServeSettings
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """``responses`` of a route whose response may also be a stream of server-sent events."""
@@ -32,9 +33,13 @@ STATUSES: Mapping[int, str] = {
 }
 
 
-def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], *, keys: bool) -> dict[str, Any]:
+def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], settings: ServeSettings) -> dict[str, Any]:
     """Return the document; ``bodies`` maps the routes that read a body to its schema."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    servers = [{"url": settings.root_path}] if settings.root_path else None
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, servers=servers
+    )
+    keys = bool(settings.api_keys)
     models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse, AnthropicErrorResponse]
     named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
 
 from fathom.files import sha256
 
@@ -66,8 +67,11 @@ def page_files() -> Mapping[str, PageFile]:
     return found
 
 
-def page_router() -> APIRouter:
-    """Return the routes ``/``, ``/page/{name}`` and ``/favicon.ico``; files are read now, not at each request."""
+def page_router(root_path: str = "") -> APIRouter:
+    """Return the routes ``/``, ``/page/{name}`` and ``/favicon.ico``; files are read now, not at each request.
+
+    All addresses within the page are relative, so ``root_path`` is redirected to ``root_path`` with a slash.
+    """
     known = page_files()
     router = APIRouter(include_in_schema=False)
 
@@ -90,6 +94,12 @@ def page_router() -> APIRouter:
     @router.api_route("/favicon.ico", methods=["GET", "HEAD"])
     async def favicon(request: Request) -> Response:
         return respond(request, "favicon.svg")
+
+    if root_path:
+
+        @router.api_route(root_path, methods=["GET", "HEAD"])
+        async def root(request: Request) -> Response:
+            return RedirectResponse(f"{root_path}/", 308)
 
     return router
 

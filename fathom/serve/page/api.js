@@ -45,13 +45,13 @@ export class Api {
 
   /** The served models, without the other names that some of them have. */
   async models() {
-    const { data } = await (await this.#ask("/v1/models")).json();
+    const { data } = await (await this.#ask("v1/models")).json();
     return data.filter(({ id, root }) => !root || root === id);
   }
 
   /** Pages and requests of all models together as {pages_used, ...}; null where the server does not say. */
   async gauges() {
-    const text = await (await this.#ask("/metrics")).text();
+    const text = await (await this.#ask("metrics")).text();
     const found = text.split("\n").map((line) => GAUGE.exec(line)).filter(Boolean);
     const sums = {};
     for (const [, name, value] of found) sums[name] = (sums[name] ?? 0) + Number(value);
@@ -60,12 +60,12 @@ export class Api {
 
   /** Yield the parts of an answer to a conversation: {thinking}, {content}, {finish}, {usage}. */
   chat(body, signal) {
-    return this.#streamed("/v1/chat/completions", body, signal);
+    return this.#streamed("v1/chat/completions", body, signal);
   }
 
   /** Yield the parts of a text's continuation: {text}, {finish}, {usage}. */
   complete(body, signal) {
-    return this.#streamed("/v1/completions", body, signal);
+    return this.#streamed("v1/completions", body, signal);
   }
 
   async *#streamed(path, body, signal) {

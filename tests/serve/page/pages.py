@@ -61,7 +61,7 @@ def watched(browser: Browser, url: str, *, expected: str = r"(?!)", **options: A
 
 
 def _check_address(asked: str, url: str, faults: list[str]) -> None:
-    if not asked.startswith((url + "/", "data:", "blob:")):
+    if not asked.startswith((url.rstrip("/") + "/", "data:", "blob:")):
         faults.append(f"asked {asked}")
 
 
