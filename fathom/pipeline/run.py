@@ -27,6 +27,7 @@ from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.data_checks import check_data
+from fathom.pipeline.preflight import schedule_warnings
 from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.state import (
     run_plan_mapping,
@@ -81,6 +82,8 @@ def run(
     if trust.unsandboxed and runs_programs(plan.recipe, done):
         progress.message("programs of the model run as you, with your files and your network (--unsandboxed)")
     check_data(plan, done)
+    for warning in schedule_warnings(plan, done):
+        progress.message(warning)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     context = StepContext(
         plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress, trust=trust

@@ -210,7 +210,7 @@ class _Run:
         self.trainer.model.train()
         found: list[dict[str, Any]] = []
         trained, loss = 0, 0.0
-        rate = rate_at(spec, number, before.step / spec.rollouts)
+        rate = rate_at(spec, number, before.step / spec.rollouts, spec.rollouts)
         for index, batch in enumerate(batches):
             trainer.logprob_monitor.reset()
             micros = split(batch, 1, spec.micro_batch_tokens, self.runner.device)

@@ -30,19 +30,57 @@ class AdamWSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepDecay:
+class WarmUp:
+    """Linear warm-up from 0 to the full rate, which every schedule begins with.
+
+    A ``warmup_steps`` of 0 is read as a ``warmup_fraction`` of 0.
+    """
+
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises from 0 to its full value; ``warmup_fraction`` where it is not set.
+
+    Unit: optimizer steps.
+    Paper: 2,000 for DeepSeek LLM, MoE, V2 and V3.
+    """
+    warmup_fraction: float = 0.0
+    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0, where ``warmup_steps`` is not set.
+
+    Unit: share of the stage's steps.
+    """
+
+    def __post_init__(self) -> None:
+        check.fraction("warmup_fraction", self.warmup_fraction)
+        if self.warmup_steps is not None:
+            check.not_negative("warmup_steps", self.warmup_steps)
+            if self.warmup_steps == 0:
+                object.__setattr__(self, "warmup_steps", None)
+                object.__setattr__(self, "warmup_fraction", 0.0)
+
+    def warmup_of(self, steps: int) -> int:
+        """Return the warm-up's length in a stage of so many optimizer steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return max(1, round(self.warmup_fraction * steps)) if self.warmup_fraction else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDecay(WarmUp):
     """Linear warm-up, then the rate falls by ``factor`` at each milestone (DeepSeek LLM §2.3, V2 §3.1.2).
 
     ``milestones`` are fractions of the stage's tokens: (0.6, 0.9) for V2, (0.8, 0.9) for the others.
     """
 
     kind: ClassVar[str] = "step"
-    warmup_steps: int = 2000
+    warmup_fraction: float = 0.03
+    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0, where ``warmup_steps`` is not set.
+
+    Unit: share of the stage's steps.
+    """
     milestones: tuple[float, ...] = (0.6, 0.9)
     factor: float = 0.316
 
     def __post_init__(self) -> None:
-        check.not_negative("warmup_steps", self.warmup_steps)
+        WarmUp.__post_init__(self)
         check.fraction("factor", self.factor)
         for value in self.milestones:
             check.fraction("milestones", value)
@@ -51,29 +89,24 @@ class StepDecay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineDecay:
+class CosineDecay(WarmUp):
     """Linear warm-up, constant until ``start``, then a half cosine down to ``final`` x the rate at the end."""
 
     kind: ClassVar[str] = "cosine"
-    warmup_steps: int = 0
     start: float = 0.0
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        check.not_negative("warmup_steps", self.warmup_steps)
+        WarmUp.__post_init__(self)
         check.fraction("start", self.start)
         check.fraction("final", self.final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Constant:
+class Constant(WarmUp):
     """Linear warm-up, then a constant rate."""
 
     kind: ClassVar[str] = "constant"
-    warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        check.not_negative("warmup_steps", self.warmup_steps)
 
 
 Schedule = StepDecay | CosineDecay | Constant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from fathom.spec.train import Constant, CosineDecay, Schedule, StepDecay, TrainSpec, UpdateSpec
 
@@ -12,17 +13,23 @@ def learning_rate(spec: TrainSpec, step: int, tokens_seen: int) -> float:
 
     Decay follows the stage's tokens, not its steps, since the batch may grow (DeepSeek LLM §2.3, V2 §3.1.2, V3 §4.2).
     """
-    return rate_at(spec, step, tokens_seen / spec.total_tokens)
+    return rate_at(spec, step, tokens_seen / spec.total_tokens, total_steps(spec))
 
 
-def rate_at(spec: UpdateSpec, step: int, progress: float) -> float:
+def rate_at(spec: UpdateSpec, step: int, progress: float, steps: int) -> float:
     """The rate of step number ``step``, counted from 1, which starts when ``progress`` (0 to 1) of the stage is done.
 
-    Warm-up rises linearly from 0 before the first step to the full rate at step ``warmup_steps``.
+    Warm-up rises linearly from 0 before the first step to the full rate at its last one; where it is a share of the
+    stage, it is one of ``steps``.
     """
-    schedule = spec.schedule
-    warmup = min(1.0, step / schedule.warmup_steps) if schedule.warmup_steps else 1.0
-    return spec.optimizer.lr * warmup * _decay(schedule, progress)
+    warmup = spec.schedule.warmup_of(steps)
+    return spec.optimizer.lr * (min(1.0, step / warmup) if warmup else 1.0) * _decay(spec.schedule, progress)
+
+
+@lru_cache(maxsize=16)
+def total_steps(spec: TrainSpec) -> int:
+    """Optimizer steps of a whole stage."""
+    return steps_left(spec, 0)
 
 
 def _decay(schedule: Schedule, progress: float) -> float:

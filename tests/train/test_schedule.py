@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fathom.spec.train import AdamWSpec, BatchSpec, Constant, CosineDecay, StepDecay, TrainSpec
-from fathom.train.schedule import learning_rate, steps_left
+from fathom.errors import SpecError
+from fathom.spec.mapping import from_mapping
+from fathom.spec.train import AdamWSpec, BatchSpec, Constant, CosineDecay, Schedule, StepDecay, TrainSpec
+from fathom.train.preflight import warmup_warning
+from fathom.train.schedule import learning_rate, steps_left, total_steps
 
 # V2: 2.4e-4, 2000 steps of warm-up, x0.316 at 60 % and again at 90 % of 8.1T tokens, batch 2304 to 9216 over 225B.
 V2 = TrainSpec(
@@ -16,7 +22,7 @@ V2 = TrainSpec(
     total_tokens=8_100_000_000_000,
     batch=BatchSpec(size=9216, micro_batch_size=1, initial_size=2304, ramp_tokens=225_000_000_000),
     optimizer=AdamWSpec(lr=2.4e-4),
-    schedule=StepDecay(),
+    schedule=StepDecay(warmup_steps=2000),
 )
 
 
@@ -85,3 +91,65 @@ def test_steps_left_counts_what_the_loop_does(total: int) -> None:
         steps += 1
     assert steps_left(spec, 0) == steps
     assert steps_left(spec, tokens) == 0
+
+
+SMALL = TrainSpec(
+    sequence_length=8,
+    total_tokens=8 * 4 * 500,
+    batch=BatchSpec(size=4, micro_batch_size=2),
+    optimizer=AdamWSpec(lr=1.0),
+)
+
+
+def test_without_a_number_of_steps_the_warm_up_is_a_share_of_the_stage() -> None:
+    assert total_steps(SMALL) == 500
+    assert [learning_rate(SMALL, step, 0) for step in (3, 15, 16)] == [3 / 15, 1.0, 1.0]
+    tiny = replace(SMALL, total_tokens=8 * 4 * 5)
+    assert learning_rate(tiny, 1, 0) == 1.0
+    assert [schedule.warmup_of(10**6) for schedule in (Constant(), CosineDecay())] == [0, 0]
+    assert Constant(warmup_fraction=0.1).warmup_of(40) == 4
+    assert StepDecay(warmup_steps=7, warmup_fraction=0.5).warmup_of(40) == 7
+
+
+@given(fraction=st.floats(0, 1), steps=st.integers(1, 10**7))
+def test_a_warm_up_by_share_ends_within_the_stage(fraction: float, steps: int) -> None:
+    warmup = StepDecay(warmup_fraction=fraction).warmup_of(steps)
+    assert (warmup == 0) == (fraction == 0)
+    assert warmup <= steps
+
+
+@pytest.mark.parametrize("kind", [StepDecay, CosineDecay, Constant])
+def test_specs_that_were_recorded_without_a_share_read_as_they_did(kind: type[Schedule]) -> None:
+    for steps in (0, 40):
+        former = {"kind": kind.kind, "warmup_steps": steps}
+        assert from_mapping(kind, former).warmup_of(1000) == steps
+    assert from_mapping(Constant, {"warmup_steps": 0}) == Constant()
+
+
+def test_a_warm_up_as_long_as_the_stage_is_named_with_a_remedy_that_ends_it() -> None:
+    for warmup, share in ((500, "100%"), (2000, "25%")):
+        long = replace(SMALL, schedule=StepDecay(warmup_steps=warmup))
+        found = warmup_warning("pretrain.train", long, total_steps(long))
+        assert found is not None
+        assert f"{warmup:,} steps in a stage of 500" in found
+        assert share in found
+        remedy = re.search(r"--set pretrain\.train\.schedule\.warmup_steps=(\d+)", found)
+        assert remedy is not None
+        shorter = replace(SMALL, schedule=StepDecay(warmup_steps=int(remedy[1])))
+        assert warmup_warning("pretrain.train", shorter, 500) is None
+    hopeless = replace(SMALL, schedule=StepDecay(warmup_steps=5001))
+    with pytest.raises(SpecError, match=r"never exceeds 10\.0% of optimizer\.lr 1; use --set .*warmup_steps=15"):
+        warmup_warning("pretrain.train", hopeless, 500)
+
+
+@given(warmup=st.integers(0, 10**5), steps=st.integers(1, 10**5))
+def test_what_is_said_of_a_warm_up_is_what_its_rates_are(warmup: int, steps: int) -> None:
+    spec = replace(SMALL, total_tokens=32 * steps, schedule=Constant(warmup_steps=warmup))
+    best = max(learning_rate(spec, step, 0) for step in (1, steps))
+    try:
+        found = warmup_warning("a.train", spec, steps)
+    except SpecError:
+        assert best < 0.1
+        return
+    assert best >= 0.1
+    assert (found is not None) >= (best < 1)

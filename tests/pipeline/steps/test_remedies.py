@@ -155,7 +155,7 @@ def test_a_compiler_that_fails_is_left_out(
     ("remedy", "breaks"),
     [
         ({"optimizer": AdamWSpec(lr=1e-3, weight_decay=0.0)}, lambda spec: bool(spec.optimizer.lr > 1e-3)),
-        ({"schedule": Constant(warmup_steps=30)}, lambda spec: bool(spec.schedule.warmup_steps < 30)),
+        ({"schedule": Constant(warmup_steps=30)}, lambda spec: bool((spec.schedule.warmup_steps or 0) < 30)),
     ],
     ids=["lr", "warmup"],
 )
