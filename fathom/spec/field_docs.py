@@ -25,6 +25,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from fathom.spec.mapping import to_mapping
 
 _LABELS = ("Unit", "Paper", "Example")
+_SELDOM_LEFT_OUT = frozenset({("ModelSpec", "intermediate_size")})
+"""Fields that only special combinations of others do without: examples give them."""
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
@@ -104,6 +106,32 @@ def toml_value(value: Any) -> str:
     return repr(value) if math.isfinite(value) else str(value)
 
 
+def example_line(doc: FieldDoc) -> str:
+    """Return a line of TOML that sets a field rightly."""
+    return f"{doc.name} = {example_value(doc)}"
+
+
+def example_value(doc: FieldDoc) -> str:
+    """Return the example of a field as TOML writes it: its own, its default, or the required fields of its table."""
+    if doc.example is not None:
+        return doc.example
+    if doc.choices and not specs_in(doc.hint):
+        return toml_value(doc.choices[0])
+    specs = specs_in(doc.hint)
+    if not specs or (doc.default is not None and doc.default != "{}"):
+        return doc.default or '""'
+    return f"[{example_table(specs[0])}]" if get_origin(without_none(doc.hint)) is tuple else example_table(specs[0])
+
+
+def example_table(spec: type) -> str:
+    """Return a spec as a table of TOML on one line: its kind and what it requires."""
+    kind = kind_of(spec)
+    parts = [f"kind = {toml_value(kind)}"] if kind else []
+    named = (doc for doc in field_docs(spec).values() if doc.required or (spec.__name__, doc.name) in _SELDOM_LEFT_OUT)
+    parts += [example_line(doc) for doc in named]
+    return f"{{ {', '.join(parts)} }}" if parts else "{}"
+
+
 def summary(spec: type) -> str:
     """Return the first sentence of a spec's docstring as one line."""
     text = " ".join(inspect.cleandoc(spec.__doc__ or "").split("\n\n")[0].split())
@@ -167,8 +195,10 @@ def type_words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(toml_value(choice) for choice in get_args(plain))}"
     if origin is tuple:
-        parts = [part for part in get_args(plain) if part is not Ellipsis]
-        return f"list of: {type_words(parts[0])}" if len(set(parts)) == 1 else "list"
+        parts = get_args(plain)
+        if parts[-1] is Ellipsis:
+            return f"list of: {type_words(parts[0])}"
+        return f"[{', '.join(type_words(part) for part in parts)}]"
     if origin is Mapping:
         return "table of plain values"
     specs = specs_in(plain)

@@ -217,7 +217,10 @@ def _convert_union(members: Sequence[Any], value: Any, path: str) -> Any:
 def _convert_tuple(args: Sequence[Any], value: Any, path: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise SpecError(path, f"expected a list, got {value!r}", "write it as [a, b, ...]")
-    return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
+    if len(value) != len(hints):
+        raise SpecError(path, f"expected {len(hints)} values, got {len(value)}", "write it as [a, b, ...]")
+    return tuple(_convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -45,33 +45,116 @@ class ModelSpec:
     """A pre-norm decoder-only transformer with SwiGLU feed-forward layers, dense or mixtures of experts.
 
     Layer i is a mixture of experts when ``moe`` is set, i >= ``first_k_dense_replace`` and i is a multiple of
-    ``moe_layer_freq``; otherwise it is dense with ``intermediate_size``. ``family`` names the published form
-    (Hugging Face ``model_type``) the tensors are exchanged in; it never changes what is computed.
-    ``num_nextn_predict_layers`` counts multi-token-prediction modules (V3 §2.2). ``vision`` adds towers whose image
-    tokens stand in the text (DeepSeek-VL §3.1).
+    ``moe_layer_freq``; otherwise it is dense with ``intermediate_size``.
     """
 
     name: str
+    """Name of the model, in checkpoints and reports.
+
+    Example: "my-model"
+    """
     family: Family
+    """The published form (Hugging Face model_type) in which tensors are exchanged; it never changes what is computed.
+
+    Example: "deepseek_v2"
+    """
     vocab_size: int
+    """Rows of the embedding and of the output head; at least the tokenizer's vocabulary.
+
+    Unit: tokens
+    Paper: 102400 (V2 §3.1.2), 129280 (V3)
+    Example: 4096
+    """
     hidden_size: int
+    """Width of the residual stream.
+
+    Paper: 5120 (V2 §3.1.2), 2048 (V2-Lite), 7168 (V3 §4.2)
+    Example: 256
+    """
     num_hidden_layers: int
+    """Decoder layers, dense ones and mixtures of experts together.
+
+    Unit: layers
+    Paper: 60 (V2 §3.1.2), 27 (V2-Lite), 61 (V3 §4.2)
+    Example: 4
+    """
     attention: Attention
+    """The attention of every layer: kind "mla" or "gqa"."""
     max_position_embeddings: int
+    """Longest context the model is used with, after any scaling of its positions.
+
+    Unit: tokens
+    Paper: 4096, 163840 with YaRN (V2 §3.1.4)
+    Example: 256
+    """
     intermediate_size: int | None = None
+    """Width of the feed-forward part of dense layers; needed where any layer is dense.
+
+    Paper: 12288 (V2), 10944 (V2-Lite), 18432 (V3)
+    Example: 512
+    """
     moe: MixtureOfExperts | None = None
+    """The mixture of experts of the layers that have one; left out, every layer is dense."""
     first_k_dense_replace: int = 0
+    """So many layers at the beginning are dense although moe is set.
+
+    Unit: layers
+    Paper: 1 (V2 §3.1.2), 3 (V3 §4.2)
+    """
     moe_layer_freq: int = 1
+    """Every so many layers is a mixture of experts.
+
+    Unit: layers
+    Paper: 1 (V2, V3)
+    """
     rope: RopeSpec = field(default_factory=RopeSpec)
+    """Rotary position embedding: base, layout of the pairs, scaling to longer contexts."""
     rms_norm_eps: float = 1e-6
+    """Added to the mean square in every RMSNorm.
+
+    Paper: 1e-6 (V2, V3)
+    """
     mlp_bias: bool = False
+    """Whether feed-forward projections have biases.
+
+    Paper: false (LLM §2.2)
+    """
     tie_word_embeddings: bool = False
+    """Whether the output head shares its weights with the embedding.
+
+    Paper: false (V2, V3)
+    """
     initializer_range: float = 0.006
+    """Standard deviation of the normal distribution that initial weights are drawn from.
+
+    Paper: 0.006 (V2 §3.1.2, V3 §4.2)
+    """
     num_nextn_predict_layers: int = 0
+    """Modules for multi-token prediction, each of which predicts one token further ahead (V3 §2.2).
+
+    Unit: layers
+    Paper: 1 (V3 §4.2)
+    """
     bos_token_id: int | None = None
+    """Id of the token that begins a text; a run takes its tokenizer's where it is left out.
+
+    Unit: token id
+    Example: 0
+    """
     eos_token_id: int | None = None
+    """Id of the token that ends a text; a run takes its tokenizer's where it is left out.
+
+    Unit: token id
+    Example: 1
+    """
     pad_token_id: int | None = None
+    """Id of the token that fills up batches in other programs; Fathom needs none.
+
+    Unit: token id
+    Example: 1
+    """
     vision: VisionSpec | None = None
+    """Towers that turn images into tokens of the text (DeepSeek-VL §3.1); left out, the model takes text alone."""
 
     def __post_init__(self) -> None:
         check.one_of("family", self.family, FAMILIES)

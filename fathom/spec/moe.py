@@ -26,14 +26,30 @@ class TopK:
 class GroupLimited:
     """Select the best ``topk_group`` of ``n_group`` expert groups, then the k best experts within them.
 
-    A group is a device (V2 §2.2.2, ``group_score`` "max": its best expert) or a node (V3 §2.1.2, "top2_sum": the
-    sum of its two best biased scores). Experts outside the chosen groups are masked with minus infinity.
+    A group is a device (V2 §2.2.2) or a node (V3 §2.1.2). Experts outside the chosen groups are masked with minus
+    infinity.
     """
 
     kind: ClassVar[str] = "group_limited"
     n_group: int
+    """Groups of consecutive experts, equally large: devices in V2, nodes in V3.
+
+    Unit: groups
+    Paper: 8 (V2 §3.1.2, V3 §4.2)
+    Example: 8
+    """
     topk_group: int
+    """Groups that a token's experts may lie in.
+
+    Unit: groups
+    Paper: 3 (V2 §3.1.2), 4 (V3 §4.2)
+    Example: 3
+    """
     group_score: GroupScore = "max"
+    """How good a group is: max is its best expert, top2_sum the sum of its two best biased scores.
+
+    Paper: max (V2 §2.2.2), top2_sum (V3 §2.1.2)
+    """
 
     def __post_init__(self) -> None:
         check.positive("n_group", self.n_group)
@@ -45,20 +61,32 @@ class GroupLimited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """Select the k best experts, each with capacity for a fixed share of a group's tokens (GShard Alg. 1, Switch §2.2).
+    """Select the k best experts, each with a capacity for tokens of a group (GShard Alg. 1, Switch §2.2).
 
-    Of a group of S tokens an expert takes the first ``capacity_factor * S / n_routed_experts`` (rounded down, at
-    least 1) in the order of the text, all first choices before all second ones; the rest pass by the residual stream
-    alone. GShard's 2N / GE is a factor of 2. A group is a sequence, or the whole micro-batch. ``eval_capacity_factor``
-    holds outside training; None drops nothing there. ``second`` "random" uses the second expert with probability
-    min(1, 2 g2) while training, g2 being its normalised weight; as printed, it holds its place even when unused.
+    Of a group of S tokens an expert takes the first ``capacity_factor * S / n_routed_experts`` (rounded down, at least
+    1) in the order of the text, all first choices before all second ones; the rest pass by the residual stream alone.
     """
 
     kind: ClassVar[str] = "capacity"
     capacity_factor: float
+    """Places of an expert as a multiple of its even share of a group's tokens; GShard's 2N / GE is 2.
+
+    Paper: 1.0 to 2.0 (Switch Table 1)
+    Example: 1.25
+    """
     eval_capacity_factor: float | None = None
+    """The same outside training; left out, nothing is dropped there.
+
+    Example: 2.0
+    """
     group: BalanceScope = "sequence"
+    """Over what places are counted: each sequence, or the whole micro-batch."""
     second: SecondExpert = "always"
+    """always uses the second expert; random does with probability min(1, 2 g2) while training, g2 being its
+    normalised weight, and it holds its place even when unused.
+
+    Paper: random (GShard Alg. 1)
+    """
 
     def __post_init__(self) -> None:
         check.positive("capacity_factor", self.capacity_factor)
@@ -85,32 +113,81 @@ LOSSES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceSpec:
-    """What keeps experts evenly used while training; all zero means nothing does.
-
-    Losses are those of V2 §2.2.3 (expert, device, communication) and V3 eq 17 (sequence). ``devices`` is V2's D,
-    the number of groups of consecutive experts. ``devices_per_token`` is V2's M. ``bias_update_rate`` is V3's gamma:
-    after each step the selection bias moves by that much towards the mean load. ``capacity_factor`` drops the tokens
-    of lowest affinity on each device beyond its even share (V2 §2.2.4), except in ``drop_exempt_fraction`` of the
-    sequences. ``scope`` says over what an expert loss's frequencies are counted, ``counted`` whether all chosen
-    experts count or only each token's first. Switch's alpha is ``expert_loss`` over the batch; GShard's k l_aux is
-    ``expert_loss = k / n_routed_experts^2``, counting first choices. ``importance_loss`` and ``load_loss`` are
-    Shazeer's two (§4), ``z_loss`` weighs the squared log-partition of the logits (ST-MoE eq 5).
-    """
+    """What keeps experts evenly used while training; all zero means nothing does."""
 
     expert_loss: float = 0.0
+    """Weight of the expert-level balance loss (V2 eq 23). Switch's alpha is this with scope batch; GShard's k l_aux
+    is k / n_routed_experts^2, counting first choices.
+
+    Paper: 0.003 (V2 §3.1.2), 0.001 (V2-Lite), 0.01 (Switch §2.2)
+    """
     device_loss: float = 0.0
+    """Weight of the device-level balance loss (V2 eq 26).
+
+    Paper: 0.05 (V2 §3.1.2)
+    """
     communication_loss: float = 0.0
+    """Weight of the communication balance loss (V2 eq 29).
+
+    Paper: 0.02 (V2 §3.1.2)
+    """
     sequence_loss: float = 0.0
+    """Weight of the sequence-wise balance loss beside a selection bias (V3 eq 17).
+
+    Paper: 1e-4 (V3 §4.2)
+    """
     importance_loss: float = 0.0
+    """Weight of the squared variation of the experts' summed gates (Shazeer §4).
+
+    Paper: 0.1 (Shazeer §4)
+    """
     load_loss: float = 0.0
+    """Weight of the squared variation of the experts' expected loads; needs noisy scores (Shazeer §4).
+
+    Paper: 0.1 (Shazeer §4)
+    """
     z_loss: float = 0.0
+    """Weight of the squared log-partition of the router's logits (ST-MoE eq 5)."""
     scope: BalanceScope = "sequence"
+    """Over what an expert loss counts how often experts are chosen: each sequence, or the whole micro-batch.
+
+    Paper: sequence (V2 §2.2.3)
+    """
     counted: Counted = "chosen"
+    """Whether all chosen experts count in the frequencies, or only each token's first.
+
+    Paper: chosen (V2 §2.2.3), first (GShard Alg. 1)
+    """
     devices: int = 1
+    """V2's D: groups of consecutive experts that device and communication losses and token dropping see.
+
+    Unit: groups
+    Paper: 8 (V2 §3.1.2)
+    """
     devices_per_token: int = 1
+    """V2's M: devices that a token is sent to at most.
+
+    Unit: groups
+    Paper: 3 (V2 §3.1.2)
+    """
     bias_update_rate: float = 0.0
+    """V3's gamma: after each step the selection bias moves by that much towards the mean load.
+
+    Paper: 0.001 (V3 §4.2)
+    """
     capacity_factor: float | None = None
+    """Tokens of lowest affinity on each device beyond this multiple of its even share are dropped while training;
+    left out, none are (V2 §2.2.4).
+
+    Paper: 1.0 (V2 §2.2.4)
+    Example: 1.0
+    """
     drop_exempt_fraction: float = 0.1
+    """Share of the sequences whose tokens are never dropped.
+
+    Unit: fraction
+    Paper: 0.1 (V2 §2.2.4)
+    """
 
     def __post_init__(self) -> None:
         for name in (*LOSSES, "bias_update_rate"):
@@ -132,22 +209,36 @@ class BalanceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
-    """How tokens meet experts. Scores are always computed in float32.
-
-    ``score`` "noisy" is a softmax over logits to which training adds N(0, 1) softplus(x W_noise) (Shazeer §2.1);
-    "hash" fixes each token id's expert by a hash and learns nothing. ``jitter`` multiplies the router's input by
-    uniform numbers of 1 - jitter to 1 + jitter while training (Switch §2.4). ``selection_bias`` adds one number per
-    expert to the scores for selection only (V3). ``normalize`` divides the selected weights by their sum; ``scale``
-    multiplies them (``routed_scaling_factor``).
-    """
+    """How tokens meet experts. Scores are always computed in float32."""
 
     score: RouterScore = "softmax"
+    """softmax over all experts (V2), sigmoid of each (V3), noisy: a softmax over logits to which training adds N(0,
+    1) softplus(x W_noise) (Shazeer §2.1), hash: each token id's expert is fixed and nothing is learned.
+
+    Paper: softmax (V2 §2.2.1), sigmoid (V3 §2.1.2)
+    """
     select: Select = field(default_factory=TopK)
+    """Which experts a token goes to by their scores: top_k, group_limited or capacity."""
     selection_bias: bool = False
+    """Whether one number per expert is added to the scores for selection only (V3 §2.1.2).
+
+    Paper: true (V3)
+    """
     normalize: bool = False
+    """Whether the weights of the chosen experts are divided by their sum.
+
+    Paper: false (V2), true (V3 §2.1.2)
+    """
     scale: float = 1.0
+    """What the weights of the chosen experts are multiplied by (routed_scaling_factor).
+
+    Paper: 16.0 (V2), 1.0 (V2-Lite), 2.5 (V3)
+    """
     jitter: float = 0.0
+    """While training the router's input is multiplied by uniform numbers of 1 - jitter to 1 + jitter (Switch §2.4).
+    """
     balance: BalanceSpec = field(default_factory=BalanceSpec)
+    """What keeps experts evenly used while training."""
 
     def __post_init__(self) -> None:
         check.one_of("score", self.score, ("softmax", "sigmoid", "noisy", "hash"))
@@ -201,16 +292,36 @@ WIDEST_EXPERT = 2**24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureOfExperts:
-    """Routed and shared SwiGLU experts (DeepSeekMoE §3).
-
-    Shared experts are one ungated MLP of width ``n_shared_experts * moe_intermediate_size``, added with weight 1.
-    """
+    """Routed experts beside shared ones, and the router that chooses among them (DeepSeekMoE §3)."""
 
     n_routed_experts: int
+    """Experts that the router chooses among.
+
+    Unit: experts
+    Paper: 160 (V2 §3.1.2), 64 (V2-Lite), 256 (V3 §4.2)
+    Example: 24
+    """
     num_experts_per_tok: int
+    """Routed experts that each token goes to.
+
+    Unit: experts
+    Paper: 6 (V2 §3.1.2), 8 (V3 §4.2)
+    Example: 4
+    """
     moe_intermediate_size: int
+    """Width of one expert.
+
+    Paper: 1536 (V2 §3.1.2), 1408 (V2-Lite), 2048 (V3 §4.2)
+    Example: 64
+    """
     n_shared_experts: int = 0
+    """Experts that every token goes to, run as one feed-forward layer of their summed width.
+
+    Unit: experts
+    Paper: 2 (V2 §3.1.2), 1 (V3 §4.2)
+    """
     router: RouterSpec = field(default_factory=RouterSpec)
+    """How tokens meet experts: score, select, weigh, balance."""
 
     def __post_init__(self) -> None:
         check.count("n_routed_experts", self.n_routed_experts, MOST_EXPERTS)

@@ -43,12 +43,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GymProblems:
-    """Problems of a reasoning-gym data set, generated without end; ``options`` are those of its configuration."""
+    """Problems of a reasoning-gym data set, generated without end."""
 
     kind: ClassVar[str] = "reasoning_gym"
     name: str = ""
+    """What tasks and reports call the source; its data set unless given.
+
+    Example: "sums"
+    """
     dataset: str
+    """The data set of reasoning-gym.
+
+    Example: "chain_sum"
+    """
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Options of the data set's configuration, but seed and size.
+
+    Example: { max_terms = 3 }
+    """
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -62,11 +74,16 @@ class GymProblems:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SymbolicProblems:
-    """Grade-school word problems with drawn names and numbers (multilingual-gsm-symbolic), with worked solutions."""
+    """Grade-school word problems with drawn names and numbers, and worked solutions (gsm-symbolic)."""
 
     kind: ClassVar[str] = "gsm_symbolic"
     name: str = ""
+    """What tasks and reports call the source; gsm_symbolic unless given.
+
+    Example: "word_problems"
+    """
     language: ProblemLanguage = "en"
+    """Language of the problems."""
 
     def __post_init__(self) -> None:
         check.one_of("language", self.language, ("en", "zh"))
@@ -79,6 +96,7 @@ class CodeProblems:
 
     kind: ClassVar[str] = "human_eval"
     name: str = "human_eval"
+    """What tasks and reports call the source."""
 
     def __post_init__(self) -> None:
         _set_name(self, "human_eval")
@@ -86,17 +104,30 @@ class CodeProblems:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileProblems:
-    """A file or folder of questions and answers; ``path`` is relative to the recipe.
-
-    Its columns are recognised, unless ``format`` names one of ``PROBLEM_FORMATS`` or ``fields`` says which columns of
-    the file are those of a format. ``name`` is what the file is called by default.
-    """
+    """A file or folder of questions and answers, whose columns are recognised."""
 
     kind: ClassVar[str] = "problems"
     name: str = ""
+    """What tasks and reports call the source; the file's name unless given.
+
+    Example: "mine"
+    """
     path: str
+    """Where it is, relative to the recipe.
+
+    Example: "questions.jsonl"
+    """
     format: str | None = None
+    """The layout of its rows, where it is not recognised: question_answer, free_answer, math, prompt, messages or
+    verl.
+
+    Example: "question_answer"
+    """
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Which columns of the file are those of the format.
+
+    Example: { question = "q", answer = "a" }
+    """
 
     def __post_init__(self) -> None:
         if not self.path:

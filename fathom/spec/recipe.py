@@ -6,16 +6,8 @@ from dataclasses import dataclass
 
 from fathom.errors import SpecError
 from fathom.spec import check
-from fathom.spec.alignment import (
-    AnswersStep,
-    DistillStep,
-    DpoStep,
-    GrpoStep,
-    OpenStep,
-    RewardModelStep,
-    SftStep,
-    TasksStep,
-)
+from fathom.spec.alignment import DistillStep, DpoStep, GrpoStep, OpenStep, RewardModelStep, SftStep
+from fathom.spec.answering import AnswersStep, TasksStep
 from fathom.spec.model import ModelSpec
 from fathom.spec.step_results import check_results
 from fathom.spec.steps import (
@@ -92,16 +84,19 @@ MAX_STEPS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Steps over one model, run in order; each leaves its result in the run directory and is never run twice.
-
-    ``name`` is the directory below ``runs/`` where no other is given.
-
-    ``model`` is what train steps build that have none of their own; recipes that begin with an ``open`` step need none.
-    """
+    """Steps over one model, run in order; each leaves its result in the run directory and is never run twice."""
 
     name: str
+    """Name of the recipe: the directory below runs/ where --out names no other.
+
+    Example: "my-model"
+    """
     model: ModelSpec | None = None
+    """The model that train steps build where they have none of their own; recipes that begin with an open step need
+    none. `preset = "NAME"` takes a published model, and fields beside it change it.
+    """
     steps: tuple[Step, ...]
+    """What is done, in order: each [[steps]] table has a kind, and a name of its own."""
 
     def __post_init__(self) -> None:
         check.plain_name("name", self.name, dots=True)

@@ -16,16 +16,20 @@ FormatStyle = Literal["think_answer", "think", "answer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReward:
-    """1 for the right final answer, 0 for a wrong one; a reasoning-gym scorer may give something between.
-
-    ``auto`` chooses by the problem: its own scorer where it comes from reasoning-gym, else math-verify where the
-    reference is a number or a formula, else equality but for white space.
-    """
+    """1 for the right final answer, 0 for a wrong one; a reasoning-gym scorer may give something between."""
 
     kind: ClassVar[str] = "accuracy"
     name: str = "accuracy"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards.
+
+    Paper: 1 (R1 v2 §2.1)
+    """
     method: AccuracyMethod = "auto"
+    """auto chooses by the problem: its own scorer where it comes from reasoning-gym (gym), else math-verify where the
+    reference is a number or a formula (math), else equality but for white space (exact).
+    """
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -38,8 +42,17 @@ class FormatReward:
 
     kind: ClassVar[str] = "format"
     name: str = "format"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards.
+
+    Paper: 1 (R1 v2 §2.1)
+    """
     style: FormatStyle = "think_answer"
+    """Which tags are asked for: <think> and <answer>, <think> alone, or <answer> alone.
+
+    Paper: think_answer (R1-Zero)
+    """
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -52,7 +65,9 @@ class LanguageReward:
 
     kind: ClassVar[str] = "language"
     name: str = "language"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards."""
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -60,16 +75,23 @@ class LanguageReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeReward:
-    """1 where the answer's program passes the problem's tests inside bubblewrap.
-
-    ``seconds`` of wall clock and of processor and ``memory_mib`` are of all processes of a program together.
-    """
+    """1 where the answer's program passes the problem's tests inside bubblewrap."""
 
     kind: ClassVar[str] = "code"
     name: str = "code"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards."""
     seconds: float = 5.0
+    """Limit of wall clock and of processor time, of all processes of a program together.
+
+    Unit: seconds
+    """
     memory_mib: int = 512
+    """Limit of memory, of all processes of a program together.
+
+    Unit: MiB
+    """
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -82,18 +104,30 @@ class CodeReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReward:
-    """The score of the reward model that ``step`` of the recipe trained, after up to ``reasoning_tokens`` of thought.
+    """The score of a reward model that a step of the recipe trained.
 
-    Two of them, named helpful and safety, and a rule make the sum of V2 §4. With ``steps`` it scores every step of an
-    answer, as if the answer ended there (a process reward model, DeepSeekMath §4.1.3).
+    Two of them, named helpful and safety, and a rule make the sum of V2 §4.
     """
 
     kind: ClassVar[str] = "model"
     name: str = "model"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards."""
     step: str
+    """The reward_model step that trained it.
+
+    Example: "reward-model"
+    """
     reasoning_tokens: int = 0
+    """It scores an answer after so many tokens of its own reasoning at most (V3 §5.2.1); 0 scores at once.
+
+    Unit: tokens
+    """
     steps: bool = False
+    """Whether it scores every step of an answer, as if the answer ended there (a process reward model, DeepSeekMath
+    §4.1.3).
+    """
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -115,7 +149,9 @@ class StepsReward:
 
     kind: ClassVar[str] = "steps"
     name: str = "steps"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards."""
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
@@ -123,18 +159,26 @@ class StepsReward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionReward:
-    """A function of your own, ``package.module:function``: (prompt, answer, reference) to a finite number.
+    """A function of your own: (prompt, answer, reference) to a finite number.
 
     It is imported and called in the reward's own process only, and only where the run may run code of the recipe
-    (``fathom.pipeline.trust``). With ``steps`` it scores steps: it returns a list of
-    pairs, how many of the answer's characters there are up to a step's end, and what the step is worth.
+    (``fathom.pipeline.trust``).
     """
 
     kind: ClassVar[str] = "function"
     name: str = "function"
+    """Name of this part of the reward in metrics and verdicts."""
     weight: float = 1.0
+    """Its weight in the sum of rewards."""
     target: str
+    """Where the function is, as "package.module:function".
+
+    Example: "rewards:brevity"
+    """
     steps: bool = False
+    """Whether it scores steps: it returns a list of pairs, how many of the answer's characters there are up to a
+    step's end, and what the step is worth.
+    """
 
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)

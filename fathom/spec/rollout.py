@@ -16,15 +16,18 @@ ThinkingMode = Literal["open", "closed", "free"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
-    """Ask through the model's chat template.
-
-    ``thinking``: the prompt opens the reasoning (``open``), has it closed already (``closed``), or leaves the choice to
-    the model (``free``). Templates without reasoning are the same for all three.
-    """
+    """Ask through the model's chat template."""
 
     kind: ClassVar[str] = "chat"
     system: str = ""
+    """The system prompt.
+
+    Example: "Answer with a number."
+    """
     thinking: ThinkingMode = "open"
+    """The prompt opens the reasoning (open), has it closed already (closed), or leaves the choice to the model
+    (free). Templates without reasoning are the same for all three.
+    """
 
     def __post_init__(self) -> None:
         check.one_of("thinking", self.thinking, ("open", "closed", "free"))
@@ -32,14 +35,16 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """Ask a base model by a plain text around ``{question}``; empty ``text`` is R1-Zero's template (R1 Table 1).
-
-    The answer ends at any of ``stop``, or with the model's end of sequence.
-    """
+    """Ask a base model by a plain text."""
 
     kind: ClassVar[str] = "text"
     text: str = ""
+    r"""The text around {question}; empty is R1-Zero's template (R1 Table 1).
+
+    Example: "Question: {question}\nAnswer:"
+    """
     stop: tuple[str, ...] = ("</answer>",)
+    """The answer ends at any of these texts, or with the model's end of sequence."""
 
     def __post_init__(self) -> None:
         if self.text and QUESTION_PLACEHOLDER not in self.text:
@@ -53,20 +58,43 @@ Prompting = ChatPrompt | TextPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
-    """What is sampled between updates: ``group_size`` answers to each of ``questions`` problems.
-
-    A group whose answers are all rewarded alike teaches nothing: up to ``resample`` times, other problems take the
-    places of such groups. Answers longer than ``max_tokens`` are cut and count as unfinished. ``top_p`` must be 1: the
-    losses are of the whole softmax at ``temperature``, and so must be the distribution that answers are sampled from.
-    """
+    """What is sampled between updates: some answers to each of some problems."""
 
     questions: int
+    """Problems of one rollout.
+
+    Unit: problems
+    Paper: 32 (R1 v2 §2.1)
+    Example: 16
+    """
     group_size: int
+    """Answers to each problem: the group whose mean reward an answer is compared with.
+
+    Unit: answers
+    Paper: 64 (DeepSeekMath §4.2), 16 (R1 v2 §2.1)
+    Example: 16
+    """
     max_tokens: int
+    """Longer answers are cut and count as unfinished.
+
+    Unit: tokens
+    Paper: 1024 (DeepSeekMath §4.2), 32,768 (R1 v2 §2.1)
+    Example: 128
+    """
     temperature: float = 1.0
+    """Temperature of the distribution that answers are sampled from, and of the softmax in the loss.
+
+    Paper: 1.0 (R1 v2 §2.1), 0.7 (R1 v2 §3.2.2)
+    """
     top_p: float = 1.0
+    """Must be 1: the loss is of the whole softmax, and so must be the distribution that answers are sampled from."""
     resample: int = 0
+    """How often other problems take the places of groups whose answers are all rewarded alike, which teach nothing.
+
+    Unit: times
+    """
     prompt: Prompting = field(default_factory=ChatPrompt)
+    """How problems are asked: through the chat template, or as a text."""
 
     def __post_init__(self) -> None:
         for name in ("questions", "max_tokens", "temperature"):
@@ -80,23 +108,46 @@ class RolloutSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineSpec(UpdateSpec):
-    """Training on sampled answers: ``rollouts`` times sample, score, and take ``updates`` steps ``epochs`` times.
-
-    ``micro_batch_tokens`` bounds the tokens of one forward pass. ``balanced`` keeps the routers' balance losses.
-    ``max_logprob_difference`` (nats) stops the run where the log-probabilities of any token as it was sampled and as
-    the trainer computes it differ by more, or those of one token in a hundred by more than a tenth of it. None is the
-    bound of the precision: 0.05 in float32, which agrees to 1e-4, and 5 in bfloat16. ``replay_routing`` sends every
-    token to the experts that the rollout chose.
-    """
+    """Training on sampled answers: sample, score, and take some optimizer steps, again and again."""
 
     rollouts: int
+    """How often answers are sampled and learned from.
+
+    Unit: rollouts
+    Paper: 10,400 (R1-Zero, R1 v2 §2.1)
+    Example: 100
+    """
     rollout: RolloutSpec
+    """What is sampled between updates."""
     updates: int = 1
+    """Optimizer steps that the answers of one rollout are divided over.
+
+    Unit: optimizer steps
+    Paper: 1 (DeepSeekMath §4.2), 16 (R1 v2 §2.1)
+    """
     epochs: int = 1
+    """How often the answers of one rollout are learned from.
+
+    Unit: epochs
+    Paper: 1 (R1 v2 §2.1)
+    """
     micro_batch_tokens: int = 8192
+    """Tokens of one forward pass at most.
+
+    Unit: tokens
+    """
     balanced: bool = False
+    """Whether the routers' balance losses count too."""
     max_logprob_difference: float | None = None
+    """Stop where the log-probabilities of any token, as sampled and as the trainer computes them, differ by more, or
+    those of one token in a hundred by a tenth of it. Left out: 0.05 in float32, which agrees to 1e-4, and 5 in
+    bfloat16.
+
+    Unit: nats
+    Example: 0.05
+    """
     replay_routing: bool = False
+    """Whether every token goes to the experts that the rollout chose."""
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)
@@ -111,10 +162,18 @@ class OnlineSpec(UpdateSpec):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec(OnlineSpec):
-    """GRPO. Every ``reference_every`` rollouts the reference is synced with the policy (R1: every 400 steps)."""
+    """GRPO on sampled answers (DeepSeekMath §4)."""
 
     loss: PolicyLoss = field(default_factory=PolicyLoss)
+    """The policy's loss: clipping, normalisation, KL term, advantages."""
     reference_every: int | None = None
+    """After so many rollouts the reference becomes the policy of that time; left out, it stays where it began. Needs
+    loss.kl.
+
+    Unit: rollouts
+    Paper: 400 (R1 v2 §2.1)
+    Example: 400
+    """
 
     def __post_init__(self) -> None:
         OnlineSpec.__post_init__(self)
@@ -131,6 +190,7 @@ class DistillSpec(OnlineSpec):
     """On-policy distillation: the student answers, and learns the teacher's distribution on its own tokens."""
 
     loss: DistillationLoss = field(default_factory=DistillationLoss)
+    """How far the student is from the teacher."""
 
     def __post_init__(self) -> None:
         OnlineSpec.__post_init__(self)

@@ -15,33 +15,76 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to draw tokens. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole.
+    """How to draw tokens.
 
-    Penalties look at the tokens drawn so far; ``repetition_penalty`` at those of the prompt too: it divides positive
-    logits of tokens seen before, and multiplies negative ones. ``presence_penalty`` is subtracted once, and
-    ``frequency_penalty`` for each occurrence. ``logit_bias`` adds to a token's logit: pairs of (token id, bias).
-
-    ``seed`` fixes a request's draws whatever else is in its batch. ``stop_token_ids`` end an answer and are not part
-    of it; the model's own end-of-sequence tokens do so too unless ``ignore_eos``. Neither may come before
-    ``min_tokens``. ``logprobs`` asks for that many of the likeliest alternatives beside each drawn token;
-    ``prompt_logprobs`` for the prompt's own tokens' log-probabilities, with as many alternatives.
+    Penalties look at the tokens drawn so far. A request with a seed draws the same whatever else is in its batch.
     """
 
     max_tokens: int = 256
+    """Tokens drawn at most.
+
+    Unit: tokens
+    """
     min_tokens: int = 0
+    """Tokens drawn at least: before them neither stop tokens nor the end of sequence are drawn.
+
+    Unit: tokens
+    """
     temperature: float = 1.0
+    """What logits are divided by; 0 always takes the most likely token."""
     top_k: int = 0
+    """Draw among so many of the most likely tokens; 0 among all.
+
+    Unit: tokens
+    """
     top_p: float = 1.0
+    """Draw among the most likely tokens that together have this probability; 1 among all.
+
+    Unit: fraction
+    """
     min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one.
+
+    Unit: fraction
+    """
     repetition_penalty: float = 1.0
+    """Divides positive logits of tokens seen before, in the prompt too, and multiplies negative ones; 1 changes
+    nothing.
+    """
     presence_penalty: float = 0.0
+    """Subtracted once from the logits of tokens drawn before."""
     frequency_penalty: float = 0.0
+    """Subtracted from the logits of tokens for each time they were drawn."""
     logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of single tokens, as pairs of token id and bias.
+
+    Example: [[11, -100.0]]
+    """
     seed: int | None = None
+    """Decides what is drawn; left out, another draw each time.
+
+    Example: 1
+    """
     stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end an answer and are not part of it, beside the model's end of sequence.
+
+    Unit: token ids
+    Example: [2]
+    """
     ignore_eos: bool = False
+    """Whether the model's end of sequence ends nothing."""
     logprobs: int | None = None
+    """So many of the likeliest alternatives are given beside each drawn token.
+
+    Unit: tokens
+    Example: 5
+    """
     prompt_logprobs: int | None = None
+    """Log-probabilities of the prompt's own tokens, with so many alternatives.
+
+    Unit: tokens
+    Example: 0
+    """
 
     def __post_init__(self) -> None:
         check.positive("max_tokens", self.max_tokens)

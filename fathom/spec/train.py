@@ -16,10 +16,29 @@ class AdamWSpec:
     """AdamW as DeepSeek LLM, MoE, V2 and V3 publish it: betas 0.9 and 0.95, weight decay 0.1."""
 
     lr: float
+    """Highest learning rate; the schedule multiplies it.
+
+    Paper: 2.4e-4 (V2 §3.1.2), 4.2e-4 (V2-Lite), 2.2e-4 (V3 §4.2); 5e-6 (V2 §4, SFT); 1e-6 (DeepSeekMath §4.2, GRPO),
+      3e-6 (R1)
+    Example: 3e-4
+    """
     beta1: float = 0.9
+    """Decay of the running mean of gradients.
+
+    Paper: 0.9 (V2 §3.1.2)
+    """
     beta2: float = 0.95
+    """Decay of the running mean of squared gradients.
+
+    Paper: 0.95 (V2 §3.1.2)
+    """
     eps: float = 1e-8
+    """Added to the root of the mean of squared gradients."""
     weight_decay: float = 0.1
+    """Share of each matrix, times the learning rate, that a step takes away.
+
+    Paper: 0.1 (V2 §3.1.2)
+    """
 
     def __post_init__(self) -> None:
         check.positive("lr", self.lr)
@@ -37,15 +56,17 @@ class WarmUp:
     """
 
     warmup_steps: int | None = None
-    """Steps over which the learning rate rises from 0 to its full value; ``warmup_fraction`` where it is not set.
+    """Steps over which the learning rate rises from 0 to its highest; left out, warmup_fraction decides.
 
-    Unit: optimizer steps.
-    Paper: 2,000 for DeepSeek LLM, MoE, V2 and V3.
+    Unit: optimizer steps
+    Paper: 2000 (LLM §2.3, MoE, V2 §3.1.2, V3 §4.2)
+    Example: 100
     """
     warmup_fraction: float = 0.0
-    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0, where ``warmup_steps`` is not set.
+    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0; only where warmup_steps is not
+    given.
 
-    Unit: share of the stage's steps.
+    Unit: fraction
     """
 
     def __post_init__(self) -> None:
@@ -65,19 +86,26 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDecay(WarmUp):
-    """Linear warm-up, then the rate falls by ``factor`` at each milestone (DeepSeek LLM §2.3, V2 §3.1.2).
-
-    ``milestones`` are fractions of the stage's tokens: (0.6, 0.9) for V2, (0.8, 0.9) for the others.
-    """
+    """Linear warm-up, then the rate falls by a factor at each milestone (DeepSeek LLM §2.3, V2 §3.1.2)."""
 
     kind: ClassVar[str] = "step"
     warmup_fraction: float = 0.03
-    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0, where ``warmup_steps`` is not set.
+    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0; only where warmup_steps is not
+    given.
 
-    Unit: share of the stage's steps.
+    Unit: fraction
     """
     milestones: tuple[float, ...] = (0.6, 0.9)
+    """Fractions of the stage's tokens at which the rate falls, in rising order.
+
+    Unit: fraction
+    Paper: [0.6, 0.9] (V2 §3.1.2), [0.8, 0.9] (LLM §2.3, MoE, V2-Lite)
+    """
     factor: float = 0.316
+    """What the rate is multiplied by at each milestone.
+
+    Paper: 0.316 (V2 §3.1.2)
+    """
 
     def __post_init__(self) -> None:
         WarmUp.__post_init__(self)
@@ -94,7 +122,16 @@ class CosineDecay(WarmUp):
 
     kind: ClassVar[str] = "cosine"
     start: float = 0.0
+    """Fraction of the stage's tokens until which the rate stays at its highest.
+
+    Unit: fraction
+    """
     final: float = 0.1
+    """Rate at the end as a fraction of the highest.
+
+    Unit: fraction
+    Paper: 0.1 (V3 §4.2: 2.2e-4 → 2.2e-5), 0.2 (V3 §5.1, SFT)
+    """
 
     def __post_init__(self) -> None:
         WarmUp.__post_init__(self)
@@ -114,15 +151,34 @@ Schedule = StepDecay | CosineDecay | Constant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpec:
-    """Sequences per optimizer step, ramped linearly from ``initial_size`` over the first ``ramp_tokens`` tokens.
-
-    A step accumulates gradients over micro-batches of at most ``micro_batch_size`` sequences.
-    """
+    """Sequences per optimizer step, with an optional ramp at the beginning."""
 
     size: int
+    """Sequences of one optimizer step.
+
+    Unit: sequences
+    Paper: 9216 (V2 §3.1.2), 4608 (V2-Lite), 15360 (V3 §4.2)
+    Example: 8
+    """
     micro_batch_size: int
+    """Sequences of one forward and backward pass at most; a step adds up the gradients of as many passes as it needs.
+
+    Unit: sequences
+    Example: 8
+    """
     initial_size: int | None = None
+    """Sequences of the first steps, from which size is reached linearly over ramp_tokens; left out, there is no ramp.
+
+    Unit: sequences
+    Paper: 2304 (V2 §3.1.2), 3072 (V3 §4.2)
+    Example: 8
+    """
     ramp_tokens: int = 0
+    """Tokens over which the batch grows from initial_size to size.
+
+    Unit: tokens
+    Paper: 225B (V2 §3.1.2), 469B (V3 §4.2)
+    """
 
     def __post_init__(self) -> None:
         check.positive("size", self.size)
@@ -148,11 +204,24 @@ class BatchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointing:
-    """When to save: every so many steps or seconds, whichever comes first; the last ``keep`` are kept."""
+    """When to save: every so many steps or seconds, whichever comes first."""
 
     every_steps: int | None = None
+    """Save after so many steps; left out, time alone decides.
+
+    Unit: optimizer steps
+    Example: 100
+    """
     every_seconds: float | None = 300.0
+    """Save after so many seconds.
+
+    Unit: seconds
+    """
     keep: int = 2
+    """Checkpoints that are kept, the latest ones.
+
+    Unit: checkpoints
+    """
 
     def __post_init__(self) -> None:
         if self.every_steps is not None:
@@ -164,27 +233,57 @@ class Checkpointing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSpec:
-    """An optimizer step: what pretraining, fine-tuning and reinforcement learning have in common.
-
-    ``precision`` auto is float32 on CPU and bfloat16 autocast on GPU. ``loss_chunk_tokens`` bounds how many rows of
-    logits exist at once. ``mtp_loss_weight`` is V3's lambda; MTP modules are not trained where
-    sequences are packed. ``frozen`` lists parts that are not trained, as names or prefixes of names of the model's
-    state, for instance ``vision.low``.
-    """
+    """An optimizer step: what pretraining, fine-tuning and reinforcement learning have in common."""
 
     optimizer: AdamWSpec
+    """The optimizer and its learning rate."""
     schedule: Schedule = field(default_factory=Constant)
+    """How the learning rate moves: warm-up, then constant, a cosine, or falling in steps.
+
+    Paper: step (V2 §3.1.2), cosine (V3 §4.2)
+    """
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm where they exceed it.
+
+    Paper: 1.0 (V2 §3.1.2)
+    """
     mtp_loss_weight: float = 0.3
+    """Weight of the multi-token-prediction loss (V3's lambda), for models that have such modules; none are trained on
+    packed samples.
+
+    Paper: 0.3 → 0.1 (V3 §4.2)
+    """
     precision: Precision = "auto"
+    """float32, or bfloat16 autocast; auto is float32 on a CPU and bfloat16 on a GPU."""
     activation_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, which takes time and saves memory."""
     compile: bool = False
+    """Whether torch.compile is used."""
     loss_chunk_tokens: int = 1024
+    """Tokens whose logits exist at once: fewer take less memory.
+
+    Unit: tokens
+    """
     log_every_steps: int = 10
+    """Write metrics every so many steps.
+
+    Unit: optimizer steps
+    """
     evaluate_every_steps: int | None = None
+    """Measure held-out bits per byte every so many steps; left out, never during the stage.
+
+    Unit: optimizer steps
+    Example: 100
+    """
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    """When to save, and how many checkpoints are kept."""
     frozen: tuple[str, ...] = ()
+    """Parts that are not trained, as names of the model's state or their beginnings.
+
+    Example: ["vision.low"]
+    """
     seed: int = 1
+    """Decides the order of the data and all that is drawn at random."""
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "loss_chunk_tokens", "log_every_steps"):
@@ -197,15 +296,29 @@ class UpdateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec(UpdateSpec):
-    """One stage of training on packed sequences of ``sequence_length`` tokens until ``total_tokens`` were seen.
-
-    ``evaluate_every_steps`` measures held-out bits per byte.
-    """
+    """One stage of training on packed sequences."""
 
     sequence_length: int
+    """Tokens of one sequence; texts are packed into sequences without gaps.
+
+    Unit: tokens
+    Paper: 4096 (V2 §3.1.2, V3 §4.2)
+    Example: 256
+    """
     total_tokens: int
+    """The stage ends once so many tokens were seen.
+
+    Unit: tokens
+    Paper: 8.1T (V2 §3.1.2), 5.7T (V2-Lite), 14.8T (V3 §4.2)
+    Example: 1_000_000
+    """
     batch: BatchSpec
+    """Sequences of one optimizer step."""
     schedule: Schedule = field(default_factory=StepDecay)
+    """How the learning rate moves: warm-up, then falling in steps, constant, or a cosine.
+
+    Paper: step (V2 §3.1.2), cosine (V3 §4.2)
+    """
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)

@@ -31,20 +31,54 @@ _FINEST_GRID = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiglipSpec:
-    """A SigLIP vision transformer: patches with learned positions, pre-norm layers, a final norm.
-
-    ``vision_use_head`` says that the weights hold SigLIP's pooling head; it is kept, but image tokens do not use it.
-    """
+    """A SigLIP vision transformer: patches with learned positions, pre-norm layers, a final norm."""
 
     hidden_size: int
+    """Width of the tower.
+
+    Paper: 1024 (DeepSeek-VL)
+    Example: 64
+    """
     num_hidden_layers: int
+    """Layers of the tower.
+
+    Unit: layers
+    Paper: 24 (DeepSeek-VL)
+    Example: 2
+    """
     num_attention_heads: int
+    """Attention heads; they share the width.
+
+    Unit: heads
+    Paper: 16 (DeepSeek-VL)
+    Example: 4
+    """
     intermediate_size: int
+    """Width of the feed-forward part.
+
+    Paper: 4096 (DeepSeek-VL)
+    Example: 128
+    """
     image_size: int
+    """Side of the image the tower sees.
+
+    Unit: pixels
+    Paper: 384 (DeepSeek-VL)
+    Example: 64
+    """
     patch_size: int
+    """Side of a patch.
+
+    Unit: pixels
+    Paper: 16 (DeepSeek-VL)
+    Example: 16
+    """
     layer_norm_eps: float = 1e-6
+    """Added to the variance in every LayerNorm."""
     hidden_act: Gelu = "gelu_pytorch_tanh"
+    """The activation: GELU by the error function, or by its tanh approximation."""
     vision_use_head: bool = False
+    """Whether the weights hold SigLIP's pooling head; it is kept, but image tokens do not use it."""
 
     def __post_init__(self) -> None:
         _check_transformer(self, self.intermediate_size, "intermediate_size")
@@ -58,24 +92,76 @@ class SiglipSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamSpec:
-    """The image encoder of Segment Anything: a transformer over windows of ``window_size`` patches a side.
+    """The image encoder of Segment Anything: a transformer over windows of patches, and a neck of two convolutions.
 
-    Layers of ``global_attn_indexes`` attend over the whole image. The grid of patches is padded to whole windows.
-    Queries meet learned embeddings of relative rows and columns where ``use_rel_pos``. A neck of two convolutions
-    leaves ``output_channels``.
+    The grid of patches is padded to whole windows.
     """
 
     hidden_size: int
+    """Width of the tower.
+
+    Paper: 768 (DeepSeek-VL)
+    Example: 64
+    """
     num_hidden_layers: int
+    """Layers of the tower.
+
+    Unit: layers
+    Paper: 12 (DeepSeek-VL)
+    Example: 2
+    """
     num_attention_heads: int
+    """Attention heads; they share the width.
+
+    Unit: heads
+    Paper: 12 (DeepSeek-VL)
+    Example: 4
+    """
     mlp_dim: int
+    """Width of the feed-forward part.
+
+    Example: 128
+    """
     image_size: int
+    """Side of the image the tower sees.
+
+    Unit: pixels
+    Paper: 1024 (DeepSeek-VL)
+    Example: 128
+    """
     patch_size: int
+    """Side of a patch.
+
+    Unit: pixels
+    Paper: 16 (DeepSeek-VL)
+    Example: 16
+    """
     window_size: int
+    """Side of the windows that layers attend within.
+
+    Unit: patches
+    Paper: 14 (DeepSeek-VL)
+    Example: 4
+    """
     global_attn_indexes: tuple[int, ...]
+    """Layers, counted from 0, that attend over the whole image.
+
+    Paper: 2, 5, 8, 11 (DeepSeek-VL)
+    Example: [1]
+    """
     output_channels: int
+    """Width of what the neck leaves.
+
+    Paper: 256 (DeepSeek-VL)
+    Example: 32
+    """
     use_rel_pos: bool = True
+    """Whether queries meet learned embeddings of relative rows and columns.
+
+    Paper: true (DeepSeek-VL)
+    """
     layer_norm_eps: float = 1e-6
+    """Added to the variance in every LayerNorm."""
 
     def __post_init__(self) -> None:
         _check_transformer(self, self.mlp_dim, "mlp_dim")
@@ -97,16 +183,29 @@ class SamSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
-    """One tower for a small image and optionally one for a large image of the same, joined into image tokens.
+    """A tower for a small image, optionally one for a large image of the same, joined into image tokens.
 
-    The features of ``high`` are resampled to the grid of ``low``, so both give ``tokens_per_image``. Each image token
-    takes the place of one ``image_token_id`` in the text.
+    The features of ``high`` are resampled to the grid of ``low``, so both give ``tokens_per_image``.
     """
 
     low: SiglipSpec
+    """The SigLIP tower that sees a small image."""
     image_token_id: int
+    """Id of the token that stands in the text for each image token.
+
+    Unit: token id
+    Paper: 100015 (DeepSeek-VL)
+    Example: 3
+    """
     connector: Connector
+    """mlp: linear, GELU, linear, for one tower. hybrid: a linear for each of two towers to half the width, side by
+    side, GELU, linear.
+
+    Paper: mlp (VL 1.3B), hybrid (VL 7B)
+    Example: "mlp"
+    """
     high: SamSpec | None = None
+    """The SAM tower that sees a large image; left out, there is one tower."""
 
     def __post_init__(self) -> None:
         check.one_of("connector", self.connector, ("mlp", "hybrid"))

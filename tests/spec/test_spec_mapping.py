@@ -21,6 +21,7 @@ from fathom.spec import (
     ModelSpec,
     RopeSpec,
     RouterSpec,
+    SamplingParams,
     TopK,
     YarnScaling,
     from_mapping,
@@ -257,3 +258,12 @@ def test_none_is_left_out_because_toml_has_no_null() -> None:
     mapping = to_mapping(replace(preset("bench-t"), moe=None, first_k_dense_replace=0))
     assert "moe" not in mapping
     assert "scaling" not in mapping["rope"]
+
+
+def test_a_list_of_pairs_has_a_type_for_each_of_both() -> None:
+    made = from_mapping(SamplingParams, {"logit_bias": [[11, -100.5], [12, 1]]})
+    assert made.logit_bias == ((11, -100.5), (12, 1.0))
+    for wrong, where in (([[1.5, 0]], "logit_bias[0][0]"), ([[1, "a"]], "logit_bias[0][1]"), ([[1]], "logit_bias[0]")):
+        with pytest.raises(SpecError) as refused:
+            from_mapping(SamplingParams, {"logit_bias": wrong})
+        assert refused.value.path == where

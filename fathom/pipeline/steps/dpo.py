@@ -25,7 +25,8 @@ from fathom.posttrain.preferences import (
     reference_logprobs,
     subset_of_problems,
 )
-from fathom.spec.alignment import AnswersStep, DpoStep, PairFile
+from fathom.spec.alignment import DpoStep, PairFile
+from fathom.spec.answering import AnswersStep
 from fathom.tokenizer import Tokenizer
 from fathom.train.step import resolve_precision
 

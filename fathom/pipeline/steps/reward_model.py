@@ -42,7 +42,8 @@ from fathom.posttrain.reward_model import (
     score,
     scoring_example,
 )
-from fathom.spec.alignment import AnswersStep, PairFile, RewardModelStep
+from fathom.spec.alignment import PairFile, RewardModelStep
+from fathom.spec.answering import AnswersStep
 from fathom.spec.posttrain import PairwiseLoss
 from fathom.tokenizer import Tokenizer
 from fathom.train.step import resolve_precision

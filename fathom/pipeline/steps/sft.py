@@ -28,14 +28,8 @@ from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.epoch_training import log_report, train_epochs
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
-from fathom.spec.alignment import (
-    AnswersStep,
-    ConversationFile,
-    ConversationSource,
-    KeptAnswers,
-    SftStep,
-    WorkedProblems,
-)
+from fathom.spec.alignment import ConversationFile, ConversationSource, KeptAnswers, SftStep, WorkedProblems
+from fathom.spec.answering import AnswersStep
 from fathom.spec.mapping import to_mapping
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.rollout import QUESTION_PLACEHOLDER, ChatPrompt, TextPrompt

@@ -20,7 +20,8 @@ from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rewards.extract import final_answer
 from fathom.posttrain.rewards.judge import Judge
 from fathom.posttrain.rollout import Rollout
-from fathom.spec.alignment import AnswersStep, DpoStep, JudgedPairs, KeptAnswers, RewardModelStep, SftStep
+from fathom.spec.alignment import DpoStep, JudgedPairs, KeptAnswers, RewardModelStep, SftStep
+from fathom.spec.answering import AnswersStep
 from fathom.spec.posttrain import PairwiseLoss
 from fathom.spec.problem import FileProblems, Problem
 from fathom.spec.rewards import AccuracyReward, FormatReward

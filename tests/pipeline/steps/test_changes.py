@@ -13,7 +13,8 @@ import pytest
 from fathom.checkpoint import store
 from fathom.errors import Interrupted, SpecError
 from fathom.inference.run_record import read_json, read_state
-from fathom.spec.alignment import AnswersStep, ConversationFile, SftStep
+from fathom.spec.alignment import ConversationFile, SftStep
+from fathom.spec.answering import AnswersStep
 from fathom.spec.problem import FileProblems
 from fathom.spec.recipe import SampleStep
 from fathom.spec.sampling import SamplingParams

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fathom.errors import DataError, Interrupted
-from fathom.spec.alignment import AnswersStep, ConversationFile, DpoStep, JudgedPairs, PairFile, SftStep
+from fathom.spec.alignment import ConversationFile, DpoStep, JudgedPairs, PairFile, SftStep
+from fathom.spec.answering import AnswersStep
 from fathom.spec.posttrain import DpoLoss
 from fathom.spec.problem import GymProblems
 from fathom.train.metrics import read_json_lines

@@ -19,9 +19,9 @@ from fathom.spec.alignment import (
     PairFile,
     RewardModelStep,
     SftStep,
-    TasksStep,
     WorkedProblems,
 )
+from fathom.spec.answering import TasksStep
 from fathom.spec.posttrain import PairwiseLoss
 from fathom.spec.problem import FileProblems
 from fathom.spec.rewards import AccuracyReward

@@ -16,7 +16,8 @@ from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.reward_models import external_scorers
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.progress import NULL_PROGRESS
-from fathom.spec.alignment import AnswersStep, JudgedPairs, OpenStep, PairFile, RewardModelStep, TasksStep
+from fathom.spec.alignment import JudgedPairs, OpenStep, PairFile, RewardModelStep
+from fathom.spec.answering import AnswersStep, TasksStep
 from fathom.spec.posttrain import PairwiseLoss, PointwiseLoss
 from fathom.spec.problem import GymProblems, Problem
 from fathom.spec.recipe import Recipe

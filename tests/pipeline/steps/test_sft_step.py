@@ -21,7 +21,8 @@ from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.steps.sft import _source_key, as_texts
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.progress import NULL_PROGRESS
-from fathom.spec.alignment import AnswersStep, ConversationFile, KeptAnswers, OpenStep, SftStep, WorkedProblems
+from fathom.spec.alignment import ConversationFile, KeptAnswers, OpenStep, SftStep, WorkedProblems
+from fathom.spec.answering import AnswersStep
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.recipe import Recipe
 from fathom.spec.rollout import ChatPrompt, TextPrompt
