@@ -6,12 +6,15 @@
     print(model.chat("Why is the sky blue?"))
     for part in model.chat("And at night?", stream=True):
         print(part.text, end="", flush=True)
+    for text in model.generate(["The city of", "The river"], max_tokens=20):
+        print(text)
 
 ``load`` opens any model; the packages below are for those who train, serve or take one apart.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -21,13 +24,52 @@ from fathom.openmp import limit_spinning
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fathom.inference.chat_session import ChatAnswer, ChatStream
+    from fathom.inference.generation import GeneratedText
     from fathom.inference.language_model import LanguageModel
-    from fathom.spec import EngineSpec, WeightFormat
+    from fathom.spec import EngineSpec, ModelSpec, SamplingParams, WeightFormat
+    from fathom.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["FathomError", "__version__", "load"]
+__all__ = [
+    "ChatAnswer",
+    "ChatStream",
+    "EngineSpec",
+    "FathomError",
+    "GeneratedText",
+    "LanguageModel",
+    "ModelSpec",
+    "SamplingParams",
+    "Tokenizer",
+    "__version__",
+    "load",
+]
+
+_HOMES = {
+    "ChatAnswer": "fathom.inference.chat_session",
+    "ChatStream": "fathom.inference.chat_session",
+    "EngineSpec": "fathom.spec",
+    "GeneratedText": "fathom.inference.generation",
+    "LanguageModel": "fathom.inference.language_model",
+    "ModelSpec": "fathom.spec",
+    "SamplingParams": "fathom.spec",
+    "Tokenizer": "fathom.tokenizer",
+}
+"""Where the names are that ``fathom`` imports on first use, so that ``import fathom`` loads no torch."""
 
 limit_spinning(os.environ)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fathom' has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
 
 
 def load(
@@ -44,7 +86,7 @@ def load(
 
     A name is one of the catalog (``"smollm2-135m"``), fetched into ``cache_dir``, ~/.cache/fathom if left out; or
     ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle
-    with ``chat(text_or_messages)``, ``logits(token_ids) -> Tensor (T, V)``, ``generate(token_ids, params)``,
+    with ``chat(text_or_messages)``, ``generate(text)``, each for a list too, ``logits(token_ids) -> Tensor (T, V)``,
     ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
     together, and how their cache is kept. ``chat_template`` is one of the model's by name, or the text of another.
 

@@ -12,7 +12,7 @@ from fathom.cli.display import amount
 from fathom.cli.sections import report_console
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
-from fathom.plan import cache_bytes_per_token, count_parameters
+from fathom.plan import cache_bytes_per_token, count_parameters, short_count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,14 +77,6 @@ def _ready(model: CatalogModel) -> dict[str, Any]:
     }
 
 
-def short(count: float) -> str:
-    """Write a count of parameters in three digits: 16.1M, 236B."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size * 0.9995:
-            return f"{count / size:#.3g}".rstrip(".") + letter
-    return str(count)
-
-
 def _chosen(family: str | None) -> list[Preset]:
     entries = list(PRESETS.values())
     if family is None:
@@ -106,7 +98,7 @@ def _print_ready(models: list[CatalogModel]) -> None:
         table.add_column(name, no_wrap=True)
     for model in models:
         size = f"{model.member_bytes / 1e6:.0f} MB"
-        table.add_row(model.name, short(model.parameters), size, model.licence, model.title)
+        table.add_row(model.name, short_count(model.parameters), size, model.licence, model.title)
     console = report_console()
     console.print(table)
     example = (f"fathom chat {models[0].name}", "dim")
@@ -151,8 +143,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["name"] + (" *" if row["unconfirmed"] else ""),
             row["family"],
-            short(row["total_parameters"]),
-            short(row["active_parameters"]),
+            short_count(row["total_parameters"]),
+            short_count(row["active_parameters"]),
             str(row["layers"]),
             row["attention"],
             f"{row['cache_bytes_per_token']:,}",

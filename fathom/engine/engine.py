@@ -5,8 +5,9 @@ N tokens of a step, D hidden size, B rows that draw, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -285,7 +286,11 @@ class Engine:
             )
             for prompt, p, features_ND, checker in zip(prompts, each, seen, checkers, strict=True)
         ]
-        return [_completion(outputs) for outputs in self._run(states)]
+        outputs: list[list[Output]] = [[] for _ in states]
+        with self._autocast():  # so that weights are cast once, not at every step
+            for index, output in self._run(states):
+                outputs[index].append(output)
+        return [_completion(each) for each in outputs]
 
     def stream(self, prompt: TokenIds, params: SamplingParams, *, features_ND: Tensor | None = None) -> Iterator[int]:
         """Yield one prompt's new token ids as they are drawn; the same tokens ``sample`` gives for the same seed.
@@ -312,16 +317,32 @@ class Engine:
             self.pool.device.type, dtype=torch.bfloat16, enabled=self.spec.compute_dtype == "bfloat16"
         )
 
-    def _run(self, states: Sequence[RequestState]) -> list[list[Output]]:
-        queues = {state.id: self._open_output_queue(state) for state in states}
+    def run(self, requests: Iterable[Request]) -> Generator[tuple[int, Output], None, None]:
+        """Run many requests together; yield each one's index with its output of every step.
+
+        A request is taken and checked when fewer than two batches are unfinished. ``cancel`` ends one, closing the
+        iterator all; errors as of ``prepare``.
+        """
+        return self._run(map(self.prepare, requests))
+
+    def _run(self, states: Iterable[RequestState]) -> Generator[tuple[int, Output], None, None]:
+        coming, running = enumerate(states), dict[int, RequestState]()
         try:
-            with self._autocast():  # so that weights are cast once, not at every step
-                while any(state.id in self._states for state in states):
-                    self._step_and_dispatch()
+            while True:
+                for index, state in islice(coming, 2 * self.spec.max_batch - len(running)):
+                    self._open_output_queue(state)
+                    running[index] = state
+                if not running:
+                    return
+                self._step_and_dispatch()
+                for index, state in list(running.items()):
+                    while queue := self._output_queues[state.id]:
+                        yield index, queue.pop(0)
+                    if state.id not in self._states:
+                        self._close_output_queue(running.pop(index))
         finally:
-            for state in states:
+            for state in running.values():
                 self._close_output_queue(state)
-        return list(queues.values())
 
     def _streamed(self, state: RequestState) -> Generator[Output, None, None]:
         queue = self._open_output_queue(state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -18,16 +18,27 @@ from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
 from fathom.inference.catalog import DEFAULT_CACHE
-from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, start_chat
+from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, split_options, start_chat
 from fathom.inference.embedding import Pooling, check_sequence, embed
+from fathom.inference.generation import (
+    GeneratedText,
+    TextKwargs,
+    as_texts,
+    chat_many,
+    generate_texts,
+    is_batch,
+    sampling_fields,
+)
 from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
+from fathom.inference.request_preparation import TextOptions
 from fathom.inference.suggestions import Suggestions, suggestions_for
 from fathom.model.build import build
 from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
 from fathom.model.quantize import quantize
+from fathom.plan import count_parameters, short_count
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
@@ -53,8 +64,10 @@ class LanguageModel:
         eos_ids: frozenset[int],
         processing: ImageProcessing | None = None,
         engine: EngineSpec | None = None,
+        weights: WeightFormat = "plain",
     ) -> None:
         self.model = model.eval()
+        self.weights = weights
         self.path = path
         self.processing = processing
         self.eos_ids = eos_ids
@@ -99,7 +112,17 @@ class LanguageModel:
         tokenizer = source.tokenizer()
         if chat_template is not None and tokenizer is not None:
             tokenizer = tokenizer.with_template(chat_template)
-        return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine)
+        return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine, weights)
+
+    def __repr__(self) -> str:
+        count, weight = count_parameters(self.spec), self.model.embed_tokens.weight
+        active = f", {short_count(count.active)} active" if self.spec.moe is not None else ""
+        packed = "" if self.weights == "plain" else f", weights {self.weights}"
+        return (
+            f"<LanguageModel {self.spec.name}: {self.spec.family}, {short_count(count.total)} parameters{active}, "
+            f"context {self.spec.max_position_embeddings}, {str(weight.dtype).removeprefix('torch.')}{packed} on "
+            f"{weight.device}, {self.path}>"
+        )
 
     @property
     def spec(self) -> ModelSpec:
@@ -198,7 +221,7 @@ class LanguageModel:
     @overload
     def chat(
         self,
-        messages: Messages,
+        messages: str | Sequence[Mapping[str, Any]],
         *,
         system: str | None = None,
         stream: Literal[False] = False,
@@ -207,27 +230,46 @@ class LanguageModel:
     @overload
     def chat(
         self,
-        messages: Messages,
+        messages: str | Sequence[Mapping[str, Any]],
         *,
         system: str | None = None,
         stream: Literal[True],
         **chat_options: Unpack[ChatKwargs],
     ) -> ChatStream: ...
+    @overload
     def chat(
-        self, messages: Messages, *, system: str | None = None, stream: bool = False, **chat_options: Unpack[ChatKwargs]
-    ) -> ChatAnswer | ChatStream:
-        """Answer a message or a conversation; ``print(model.chat("Why is the sky blue?"))``.
+        self,
+        messages: list[str] | tuple[str, ...] | Sequence[list[Any]],
+        *,
+        system: str | None = None,
+        stream: Literal[False] = False,
+        **chat_options: Unpack[ChatKwargs],
+    ) -> list[ChatAnswer]: ...
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        *,
+        system: str | None = None,
+        stream: bool = False,
+        **chat_options: Unpack[ChatKwargs],
+    ) -> ChatAnswer | ChatStream | list[ChatAnswer]:
+        """Answer a message or a conversation, or a list of either; ``print(model.chat("Why is the sky blue?"))``.
 
-        ``messages`` is a user message, or messages with ``role`` and ``content``, whose contents may hold images.
-        ``chat_options`` are fields of ``ChatOptions`` and of ``SamplingParams``. With ``stream``, deltas are yielded as
-        they are generated, and ``ChatStream.answer`` is the whole.
+        ``messages`` is a user message, or messages with ``role`` and ``content``, whose contents may hold images; or a
+        list of such texts or conversations, which are answered together, in order. ``chat_options`` are fields of
+        ``ChatOptions`` and of ``SamplingParams``. With ``stream``, deltas are yielded as they are generated, and
+        ``ChatStream.answer`` is the whole.
 
         Raises:
-            ContextError: the conversation does not fit the context together with ``max_tokens``.
+            ContextError: a conversation does not fit the context together with ``max_tokens``.
             DataError: a message, image or tool cannot be used, or there is no chat template.
             SpecError: an option is unknown or out of range.
         """
-        streamed = start_chat(self, messages, system=system, **chat_options)
+        if is_batch(messages):
+            if stream:
+                raise SpecError("stream", "is for one conversation", "call chat once for each, or leave stream out")
+            return chat_many(self, messages, system, chat_options)
+        streamed = start_chat(self, cast(Messages, messages), system=system, **chat_options)
         return streamed if stream else streamed.answer
 
     def embed(
@@ -273,16 +315,43 @@ class LanguageModel:
                 f"{name}: has about {error.tokens} tokens, more than the context of {most}; shorten it"
             ) from None
 
-    def generate(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> list[int]:
-        """Continue a prompt and return the new token ids only; ``engine.sample`` also gives log-probabilities.
+    @overload
+    def generate(
+        self, prompt: str, params: SamplingParams | None = None, **options: Unpack[TextKwargs]
+    ) -> GeneratedText: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], params: SamplingParams | None = None, **options: Unpack[TextKwargs]
+    ) -> list[GeneratedText]: ...
+    @overload
+    def generate(
+        self, prompt: Prompt | TokenIds, params: SamplingParams | None = None, **options: Unpack[TextKwargs]
+    ) -> list[int]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str] | Prompt | TokenIds,
+        params: SamplingParams | None = None,
+        **options: Unpack[TextKwargs],
+    ) -> GeneratedText | list[GeneratedText] | list[int]:
+        """Continue a text, a list of texts, or token ids; ``print(model.generate("The city of", max_tokens=20))``.
 
-        ``prompt`` is what ``prompt()`` returns, or token ids as ``logits`` takes them.
+        A text gives a ``GeneratedText``, a list of texts a list of them, drawn together. Token ids, or what
+        ``prompt()`` returns, give the new token ids only. Options are those of ``SamplingParams``, in ``params`` or by
+        name, with its defaults, and for texts those of ``TextOptions``; ``max_tokens`` of a text is by default what
+        fits the context, at most 1024.
 
         Raises:
-            ContextError: the prompt is empty, or does not fit the context together with ``max_tokens``.
-            SpecError: no sequence of token ids, or one of them is outside the vocabulary.
+            ContextError: a prompt is empty, or does not fit the context together with ``max_tokens``.
+            DataError: a conversation is given; ``chat`` answers those.
+            SpecError: an option is unknown, or a token id is outside the vocabulary.
         """
-        return list(self.stream(prompt, params))
+        given = sampling_fields(params, options)
+        texts = as_texts(prompt)
+        if texts is not None:
+            generated = generate_texts(self, texts, given)
+            return generated[0] if isinstance(prompt, str) else generated
+        _, sampling = split_options(given, TextOptions) if params is None else (None, {})
+        return list(self.stream(prompt, params or SamplingParams(**sampling)))  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> Iterator[int]:
         """Yield the new token ids as they are generated; arguments and errors as of ``generate``."""

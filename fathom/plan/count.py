@@ -29,6 +29,14 @@ class ParameterCount:
     vision: int = 0
 
 
+def short_count(count: float) -> str:
+    """Write a count of parameters in three digits: 16.1M, 236B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size * 0.9995:
+            return f"{count / size:#.3g}".rstrip(".") + letter
+    return str(count)
+
+
 def count_parameters(spec: ModelSpec) -> ParameterCount:
     """Count the parameters of a model and those one token uses.
 

@@ -22,7 +22,7 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f")
 def positive(field: str, value: int | float) -> None:
     """Require a finite number above zero."""
     if not _finite(value) or value <= 0:
-        raise SpecError(field, f"must be above 0, got {value}", "give a positive number")
+        raise SpecError(field, f"must be above 0, got {_shown(value)}", "give a positive number")
 
 
 def count(field: str, value: int | float, most: int, *, least: int = 1) -> None:
@@ -42,13 +42,15 @@ def seconds(field: str, value: float) -> None:
 def not_negative(field: str, value: int | float) -> None:
     """Require a finite number of zero or more."""
     if not _finite(value) or value < 0:
-        raise SpecError(field, f"must be 0 or more, got {value}", "give 0 or a positive number")
+        raise SpecError(field, f"must be 0 or more, got {_shown(value)}", "give 0 or a positive number")
 
 
 def fraction(field: str, value: float, *, above: float = 0.0, below: float = 1.0) -> None:
     """Require ``above <= value <= below``."""
     if not _finite(value) or not above <= value <= below:
-        raise SpecError(field, f"must lie between {above:g} and {below:g}, got {value}", "give a number in that range")
+        raise SpecError(
+            field, f"must lie between {above:g} and {below:g}, got {_shown(value)}", "give a number in that range"
+        )
 
 
 def one_of(field: str, value: str, choices: Collection[str]) -> None:
@@ -127,5 +129,12 @@ def _is_letter(letter: str) -> bool:
 
 
 def _finite(value: int | float) -> bool:
-    """Whether a number is neither infinite nor none; whole numbers may be larger than any float."""
-    return isinstance(value, int) or math.isfinite(value)
+    """Whether a value is a number and finite; whole numbers may be larger than any float."""
+    try:
+        return isinstance(value, int) or math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _shown(value: object) -> str:
+    return f"the text {value!r:.40}" if isinstance(value, str) else str(value)

@@ -26,7 +26,13 @@ from fathom.tokenizer.chat_templates import (
 )
 from fathom.tokenizer.cutting import MAX_STRETCH, PUNCTUATION, cut
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
-from fathom.tokenizer.definition import LARGEST_DEFINITION, make_tokenizer_remedy, parse_definition, unknown_id
+from fathom.tokenizer.definition import (
+    LARGEST_DEFINITION,
+    make_tokenizer_remedy,
+    model_kind,
+    parse_definition,
+    unknown_id,
+)
 from fathom.tokenizer.guarded import special_spans
 from fathom.tokenizer.library import library_errors
 from fathom.tokenizer.limits import check_limits
@@ -57,6 +63,7 @@ class Tokenizer:
         self._json = tokenizer_json
         parsed = parse_definition(tokenizer_json)
         check_limits(parsed)
+        self._kind = model_kind(parsed)
         with library_errors():
             self._with_special = tokenizers.Tokenizer.from_str(tokenizer_json)
             self._with_special.no_truncation()
@@ -78,6 +85,10 @@ class Tokenizer:
         self.eos_id: int = end
         pad = self._named("pad_token", special.PAD, lenient=True)
         self.pad_id: int = end if pad is None else pad
+
+    def __repr__(self) -> str:
+        template = "with" if self.can_chat else "without"
+        return f"<Tokenizer {self._kind}: {self.vocab_size} tokens, {template} a chat template>"
 
     def _named(self, field: str, usual: str, *, lenient: bool = False) -> int | None:
         """Return the id of the token that a field names; None where it names none, or the default is absent."""

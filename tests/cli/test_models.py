@@ -7,10 +7,11 @@ import typer
 from typer.testing import CliRunner
 
 from fathom.checkpoint.hub import fetch_model
-from fathom.cli.models import models, short
+from fathom.cli.models import models
 from fathom.errors import SpecError
 from fathom.families import PRESETS
 from fathom.inference.catalog import catalog
+from fathom.plan import short_count
 from tests.fuzz import gguf_files
 from tests.hub_server import serving
 
@@ -99,4 +100,4 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     [(5, "5"), (12_345, "12.3K"), (16.1e6, "16.1M"), (999_999_999, "1.00B"), (99.99e9, "100B"), (671e9, "671B")],
 )
 def test_counts_are_written_in_three_digits(count: float, text: str) -> None:
-    assert short(count) == text
+    assert short_count(count) == text

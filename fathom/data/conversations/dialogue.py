@@ -18,7 +18,7 @@ from fathom.data.row_report import UnusableRow
 from fathom.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_ROLE_NAMES = MappingProxyType(
+ROLE_NAMES = MappingProxyType(
     {
         "human": "user",
         "gpt": "assistant",
@@ -35,6 +35,7 @@ _ROLE_NAMES = MappingProxyType(
         "ipython": "tool",
     }
 )
+"""Names of roles that others use, and what they are here."""
 _CALL_ROLES = ("function_call", "tool_call")
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
 """Keys of turns that hold what the user and the assistant said: Firefly, MOSS; Capybara."""
@@ -148,7 +149,7 @@ def _turn(turn: Any, where: str, before: Sequence[Message]) -> tuple[Message, bo
     message = {name: value for name, value in given.items() if name not in (*_LOSS_FLAGS, _PARTIAL_LOSS)}
     spelled = message.get("role")
     if isinstance(spelled, str):
-        message["role"] = _ROLE_NAMES.get(spelled.lower(), spelled.lower())
+        message["role"] = ROLE_NAMES.get(spelled.lower(), spelled.lower())
     if "thinking" in message:
         message.setdefault("reasoning_content", message.pop("thinking"))
     if spelled in _CALL_ROLES:
@@ -161,7 +162,7 @@ def _turn(turn: Any, where: str, before: Sequence[Message]) -> tuple[Message, bo
         _complete_result(message, before)
     role = checked_message(message, where)["role"]
     if role not in ROLES:
-        names = ", ".join([*ROLES, *_ROLE_NAMES])
+        names = ", ".join([*ROLES, *ROLE_NAMES])
         raise UnusableRow(f"{where}.role: unknown value {spelled!r}; use one of {names}", "unknown_role")
     return message, flag
 
