@@ -92,13 +92,24 @@ SharePriority = Annotated[
     bool, typer.Option("--share-priority", help="Obey the priority of requests although there are several keys.")
 ]
 MaxWaiting = Annotated[
-    int, typer.Option("--max-waiting", help="Requests waiting for the engine; more are refused.", min=1)
+    int,
+    typer.Option("--max-waiting", help="Requests beside a batch that wait for the engine; more are refused.", min=1),
 ]
 MaxConcurrentRequests = Annotated[
-    int, typer.Option("--max-concurrent-requests", help="Requests in progress at once, waiting ones included.")
+    int | None,
+    typer.Option(
+        "--max-concurrent-requests",
+        help="Requests in progress at once, waiting ones included. Default: 512, or --max-batch and --max-waiting "
+        "together if that is more.",
+    ),
 ]
 MaxPreprocessing = Annotated[
-    int, typer.Option("--max-preprocessing", help="Requests whose prompts are prepared at once; more are refused.")
+    int | None,
+    typer.Option(
+        "--max-preprocessing",
+        help="Requests whose prompts are being prepared or wait for that; more are refused. Default: as for "
+        "--max-concurrent-requests.",
+    ),
 ]
 PreprocessThreads = Annotated[
     int, typer.Option("--preprocess-threads", help="Threads that render templates, tokenize and decode images.")
@@ -112,7 +123,12 @@ MaxConnections = Annotated[
     ),
 ]
 ConnectionsPerClient = Annotated[
-    int, typer.Option("--connections-per-client", help="Open connections of one address; a trusted proxy has no limit.")
+    int | None,
+    typer.Option(
+        "--connections-per-client",
+        help="Open connections of one address; a trusted proxy has no limit. Default: as for "
+        "--max-concurrent-requests.",
+    ),
 ]
 HeadTimeoutSeconds = Annotated[
     float, typer.Option("--head-timeout-seconds", help="Time to send a request's line and headers.")
@@ -164,11 +180,11 @@ def serve(
     share_prefix_cache: SharePrefixCache = False,
     share_priority: SharePriority = False,
     max_waiting: MaxWaiting = 256,
-    max_concurrent_requests: MaxConcurrentRequests = 512,
-    max_preprocessing: MaxPreprocessing = 64,
+    max_concurrent_requests: MaxConcurrentRequests = None,
+    max_preprocessing: MaxPreprocessing = None,
     preprocess_threads: PreprocessThreads = 2,
     connections: MaxConnections = None,
-    connections_per_client: ConnectionsPerClient = 256,
+    connections_per_client: ConnectionsPerClient = None,
     head_timeout_seconds: HeadTimeoutSeconds = 10.0,
     body_timeout_seconds: BodyTimeoutSeconds = 60.0,
     write_timeout_seconds: WriteTimeoutSeconds = 60.0,
@@ -215,7 +231,7 @@ def _settings(given: Mapping[str, Any]) -> ServeSettings:
         cors_origins=tuple(given["cors_origin"] or ()),
         image_hosts=tuple(name.lower() for name in given["allow_image_host"] or ()),
         trusted_proxies=(*LOOPBACK_NETWORKS, *(given["trusted_proxy"] or ())),
-        limits=Limits(**named_like_fields(Limits)),
+        limits=Limits.admitting(given["max_batch"] + given["max_waiting"], **named_like_fields(Limits)),
     )
 
 

@@ -26,6 +26,8 @@ class EngineWorker:
     whatever happens. Listeners and step callbacks run on the worker's thread and must not block; one that raises has
     its request cancelled. ``last_error`` is what a step or a listener last raised, in one line.
 
+    As many requests as one batch holds, and ``max_waiting`` more, may be under way at once, however they arrive.
+
     A step that raises ends the requests under way with an error, and the worker continues. Where a request cannot be
     ended either, the engine's state is not known any more: every request gets an error, the thread ends, ``healthy`` is
     False, and new requests are refused. ``clock`` counts seconds.
@@ -42,7 +44,7 @@ class EngineWorker:
         self._incoming: deque[tuple[RequestState, OutputCallback]] = deque()
         self._cancelled: deque[int] = deque()
         self._jobs: deque[tuple[Iterator[object], EndCallback]] = deque()
-        self._listeners: dict[int, OutputCallback] = {}  # of the worker's thread only
+        self._listeners: dict[int, OutputCallback] = {}  # changed by the worker's thread only
         self._callbacks: list[Callable[[], None]] = []
         self._stats = engine.stats
         self._failures = 0
@@ -139,9 +141,9 @@ class EngineWorker:
             raise EngineError(f"engine: its thread ended after {self._fatal}; restart the process")
         if self._draining:
             raise Draining
-        waiting = len(self._incoming) + self._stats.waiting
+        waiting = len(self._incoming) + len(self._listeners) - self.engine.spec.max_batch
         if waiting + more > self.max_waiting:
-            raise QueueFull(waiting, self.max_waiting)
+            raise QueueFull(max(waiting, 0), self.max_waiting)
 
     def _serve(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -67,7 +68,7 @@ class HeldBody:
 
 
 class PreprocessExecutor:
-    """A thread pool with a limit on pending work and a timeout for each piece; ``memory`` bounds the bodies at work."""
+    """A thread pool that bounds the pending work and the time of each piece; ``memory`` bounds the bodies at work."""
 
     def __init__(self, *, threads: int, max_jobs: int, seconds: float, body_memory: int) -> None:
         self.memory = BodyMemory(body_memory)
@@ -77,7 +78,7 @@ class PreprocessExecutor:
         self.pending = 0
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in a thread and return what it returns.
+        """Run ``work`` in a thread and return what it returns; work that nobody waits for any more does not begin.
 
         Raises:
             ApiError: 429, ``max_jobs`` are pending; 400, it took over ``seconds`` (its thread then runs on to its end).
@@ -87,14 +88,29 @@ class PreprocessExecutor:
                 429, f"{self.pending} requests are being prepared; try again in 1 s", code="busy", retry_after=1
             )
         self.pending += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        began: list[float] = []
+
+        def timed() -> T:
+            began.append(time.monotonic())
+            return work()
+
+        job = self._threads.submit(timed)
+        future = asyncio.wrap_future(job)
         future.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self._seconds)
-        except TimeoutError:
-            raise ApiError(
-                400, f"preparing the prompt took over {self._seconds:g} s; shorten it", code="too_slow"
-            ) from None
+            return await self._within_seconds(future, began)
+        finally:
+            job.cancel()  # if it waits for a thread still
+
+    async def _within_seconds(self, future: asyncio.Future[T], began: list[float]) -> T:
+        """Wait for ``future``, at most ``seconds`` from when its work ``began``, which holds that time then."""
+        left = self._seconds
+        while left > 0:
+            await asyncio.wait([future], timeout=left)
+            if future.done():
+                return future.result()
+            left = self._seconds if not began else began[0] + self._seconds - time.monotonic()
+        raise ApiError(400, f"preparing the prompt took over {self._seconds:g} s; shorten it", code="too_slow")
 
     def close(self) -> None:
         """Shut the pool down; work that has not started is cancelled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from fathom.errors import SpecError
 from fathom.serve.root_path import check_root_path
@@ -22,10 +23,10 @@ class Limits:
     echoed prompts, all of them together. ``prompt_tokens`` None is the model's context.
     ``embedding_inputs`` and ``embedding_tokens`` bound one request's, as OpenAI does.
     ``max_concurrent_requests`` bounds the requests in progress, waiting ones included; ``max_preprocessing`` those
-    whose prompts are being prepared at once by ``preprocess_threads`` threads, or wait for one, each for at most
-    ``preprocess_timeout_seconds``; ``body_memory_bytes`` what the bodies of all requests in progress take, as received
-    and as parsed. At most ``stored_responses`` responses of ``stored_response_bytes`` together are
-    kept for ``previous_response_id``.
+    whose prompts are being prepared by ``preprocess_threads`` threads, each for at most
+    ``preprocess_timeout_seconds``, or wait for a thread; ``body_memory_bytes`` what the bodies of all requests in
+    progress take, as received and as parsed. At most ``stored_responses`` responses of ``stored_response_bytes``
+    together are kept for ``previous_response_id``.
 
     ``connections`` may be open at once (None: as many as the process may open files for, ``MOST_CONNECTIONS`` at most),
     of which ``connections_per_client`` from one address. A client has ``head_timeout_seconds`` to send the head of a
@@ -55,16 +56,23 @@ class Limits:
     images: int = 16
     image_bytes: int = 16 << 20
     max_concurrent_requests: int = 512
-    max_preprocessing: int = 64
+    max_preprocessing: int = 512
     preprocess_threads: int = 2
     preprocess_timeout_seconds: float = 30.0
     connections: int | None = None
-    connections_per_client: int = 256
+    connections_per_client: int = 512
     head_timeout_seconds: float = 10.0
     body_timeout_seconds: float = 60.0
     body_bytes_per_second: int = 1024
     keep_alive_seconds: float = 30.0
     write_timeout_seconds: float = 60.0
+
+    @classmethod
+    def admitting(cls, requests: int, **given: Any) -> Limits:
+        """Return limits that let ``requests`` be in progress at once, unless those ``given`` and not None are lower."""
+        names = ("max_concurrent_requests", "max_preprocessing", "connections_per_client")
+        least = {each.name: max(each.default, requests) for each in fields(cls) if each.name in names}
+        return cls(**least | {name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
         for each in fields(self):

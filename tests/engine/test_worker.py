@@ -91,8 +91,8 @@ def test_requests_from_many_threads_all_end(worker: EngineWorker) -> None:
 
 
 def test_a_full_queue_refuses_and_several_requests_are_taken_all_or_none(worker: EngineWorker) -> None:
-    ear = Ear(8)
-    worker.submit_all([greedy(1)] * 6, ear)
+    ear = Ear(12)  # a batch of 4, and 8 that wait
+    worker.submit_all([greedy(1)] * 10, ear)
     with pytest.raises(QueueFull, match="6 wait already, of at most 8") as refused:
         worker.submit_all([greedy(1)] * 3, ear)
     assert refused.value.waiting == 6
@@ -100,7 +100,7 @@ def test_a_full_queue_refuses_and_several_requests_are_taken_all_or_none(worker:
         worker.submit_all([greedy(1), greedy()], ear)
     worker.submit_all([greedy(1)] * 2, ear)
     worker.start()
-    assert len({output.request_id for output in ear.wait()}) == 8
+    assert len({output.request_id for output in ear.wait()}) == 12
 
 
 def test_a_cancelled_request_ends_and_gives_back_its_pages_while_another_goes_on(worker: EngineWorker) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 
 from fathom.serve.admission import AdmissionControl
@@ -19,6 +20,7 @@ from fathom.serve.errors import ApiError, ClientDisconnected
 from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import Limits, ServeSettings
+from fathom.spec.engine import EngineSpec
 from tests.serve.serving import Running, Serve, wait_until
 from tests.serve.test_disconnect import LONG, ask
 
@@ -125,7 +127,9 @@ def test_a_client_that_leaves_amid_its_request_or_answer_frees_its_place(
 
 
 def test_a_request_that_is_refused_after_it_was_taken_frees_its_place(serve: Serve) -> None:
-    with serve(max_waiting=1, limits=Limits(max_concurrent_requests=1)) as server, server.http() as http:
+    engine = EngineSpec(max_batch=1, cache_tokens=1024, page_size=16)
+    limits = Limits(max_concurrent_requests=1)
+    with serve(engine, max_waiting=1, limits=limits) as server, server.http() as http:
         for body, status in (
             ({"n": 100}, 400),
             ({"n": 3}, 429),
@@ -136,6 +140,51 @@ def test_a_request_that_is_refused_after_it_was_taken_frees_its_place(serve: Ser
             answer = http.post("/v1/completions", json=ROUTES["/v1/completions"] | body)
             assert answer.status_code == status, answer.text
             assert wait_until(lambda: server.service.metrics.in_progress == 0)
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "max_waiting"),
+    [(1, 1), (3, 2), pytest.param(32, 256, marks=pytest.mark.slow)],
+)
+def test_a_batch_and_the_queue_together_are_served_at_once_and_no_more(
+    serve: Serve, max_batch: int, max_waiting: int
+) -> None:
+    """However the requests arrive: the engine does not step until all have, and once more while it does."""
+    engine = EngineSpec(max_batch=max_batch, cache_tokens=1024, page_size=16)
+    most = max_batch + max_waiting
+    with serve(engine, max_waiting=max_waiting, limits=Limits.admitting(most + 1)) as server:
+        worker, free = server.service.worker, threading.Event()
+
+        async def ask(http: httpx2.AsyncClient) -> httpx2.Response:
+            return await http.post("/v1/completions", json={"prompt": "The river", "max_tokens": 3})
+
+        async def burst(*, held: bool) -> None:
+            limits = httpx2.Limits(max_connections=None)
+            async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits, trust_env=False) as http:
+                asked = [asyncio.create_task(ask(http)) for _ in range(most)]
+                while held and len(worker._incoming) + len(worker._listeners) < most:
+                    await asyncio.sleep(0.005)
+                    assert not any(task.done() for task in asked)
+                more = await ask(http) if held else None
+                free.set()
+                answers = await asyncio.gather(*asked)
+            assert [answer.status_code for answer in answers] == [200] * most
+            assert more is None or (more.status_code, more.json()["error"]["code"]) == (429, "queue_full")
+
+        def hold() -> Iterator[None]:
+            assert free.wait(60)
+            yield
+
+        worker.interleave(hold(), lambda error: None)
+        asyncio.run(burst(held=True))
+        asyncio.run(burst(held=False))
+        assert server.idle()
+
+
+def test_admitting_limits_hold_for_any_batch_and_queue_unless_they_are_given() -> None:
+    assert Limits.admitting(288) == Limits()
+    large = Limits.admitting(2000, connections_per_client=9, max_preprocessing=None)
+    assert (large.max_concurrent_requests, large.max_preprocessing, large.connections_per_client) == (2000, 2000, 9)
 
 
 @pytest.mark.parametrize("error", [None, ApiError(400, "no"), ClientDisconnected(), OSError(), CancelledError()])
