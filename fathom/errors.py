@@ -26,6 +26,9 @@ exception as the failure of one request, reward or answer must not treat the end
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
 
 from fathom.terminal import one_line, visible
 
@@ -46,7 +49,17 @@ def reason_of(error: BaseException) -> str:
 
 
 class FathomError(Exception):
-    """Base of all errors that a user can act on; control characters in the names that a message quotes are shown."""
+    """Base of all errors that a user can act on; control characters in the names that a message quotes are shown.
+
+    ``changes`` are fields of the training spec, and values with which a resume would go on: the remedy as data.
+    """
+
+    changes: Mapping[str, object] = MappingProxyType({})
+
+    def with_changes(self, **fields: object) -> Self:
+        """Return this error with ``changes``; ``__`` in a name stands for a dot."""
+        self.changes = {name.replace("__", "."): value for name, value in fields.items()}
+        return self
 
     def __str__(self) -> str:
         return visible(super().__str__())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,8 @@ def chat(
     engine = model_options.engine_spec(cache, draft, compiled)
     opened = model_options.open_model(model, device, dtype, weights, engine, chat_template)
     if not opened.tokenizer.can_chat:
-        raise DataError(f"{model}: has no chat template; continue a text with: fathom generate {model} --prompt TEXT")
+        again = f"fathom generate {shlex.quote(model)} --prompt TEXT"
+        raise DataError(f"{model}: has no chat template; continue a text with: {again}")
     _ = opened.tokenizer.chat_template  # one of several must be chosen before anything is said
 
     from fathom.inference.request_preparation import ChatOptions

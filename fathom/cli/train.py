@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,10 @@ from fathom.progress import Progress
 
 def train(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.toml.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="A recipe, e.g. recipes/quickstart.toml; with --resume, the run in --out holds it."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory; runs/NAME of the recipe if left out.")
     ] = None,
@@ -45,10 +49,16 @@ def train(
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
+    from fathom.pipeline.recorded_plan import load_recorded_plan
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
-    plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
+    if recipe is not None:
+        plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
+    elif out is not None:
+        plan = load_recorded_plan(out, overrides=changes or [], text=text or [], text_column=text_column)
+    else:
+        raise SpecError("RECIPE", "is missing", "name a recipe's .toml, or continue a run: --resume --out RUN")
     directory = out if out is not None else Path("runs") / plan.recipe.name
     display = make_display(FilteredConsole())
     try:
@@ -65,7 +75,8 @@ def train(
             trust=Trust(code=allow_code, unsandboxed=unsandboxed),
         )
     except Interrupted as error:
-        again = options.command_line(context, out=directory, resume=True, restart=False)
+        held = {"recipe": None, "text": None, "text_column": None, "changes": None, "allow_changes": False}
+        again = options.command_line(context, **held, out=directory, resume=True, restart=False)
         raise Interrupted(f"{error}; continue with: {again}") from None
     except CodeNotAllowedError as error:
         again = options.command_line(context, allow_code=True)
@@ -81,5 +92,6 @@ def _show_result(directory: Path, display: Progress, *, ran: bool, chats: bool) 
     report = directory / "report.html"
     if report.exists():
         display.message(f"report: {report}")
-        words = f"chat {directory}" if chats else f'generate {directory} --prompt "Once upon a time"'
+        model = shlex.quote(str(directory))
+        words = f"chat {model}" if chats else f'generate {model} --prompt "Once upon a time"'
         display.message(f"next:   fathom {words}")

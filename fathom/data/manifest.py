@@ -8,7 +8,7 @@ from pathlib import Path
 from fathom.data.extract import EXTRACTORS
 from fathom.errors import SpecError
 from fathom.spec import from_mapping, read_toml
-from fathom.spec.data import ExerciseSource, FolderSource, Manifest, PackageSource, Source
+from fathom.spec.data import FolderSource, Manifest, PackageSource, Source
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -21,18 +21,22 @@ def load_manifest(path: Path) -> Manifest:
         manifest = from_mapping(Manifest, values)
     except SpecError as error:
         raise SpecError(f"{path}: {error.path}", error.problem, error.remedy) from None
-    return Manifest(sources=tuple(_resolved(source, index, path) for index, source in enumerate(manifest.sources)))
+    check_extractors(manifest, str(path))
+    return Manifest(sources=tuple(_resolved(source, path) for source in manifest.sources))
 
 
-def _resolved(source: Source, index: int, path: Path) -> Source:
+def check_extractors(manifest: Manifest, where: str) -> None:
+    """Require extractors that exist; ``SpecError`` is located below ``where``."""
+    for index, source in enumerate(manifest.sources):
+        if isinstance(source, PackageSource) and source.extractor not in EXTRACTORS:
+            raise SpecError(
+                f"{where}: sources[{index}].extractor",
+                f"unknown extractor {source.extractor!r}",
+                f"use one of {', '.join(sorted(EXTRACTORS))}",
+            )
+
+
+def _resolved(source: Source, path: Path) -> Source:
     if isinstance(source, FolderSource):
         return dataclasses.replace(source, path=str(path.parent / Path(source.path).expanduser()))
-    if isinstance(source, ExerciseSource):
-        return source
-    return _known(source, f"{path}: sources[{index}].extractor")
-
-
-def _known(source: PackageSource, where: str) -> PackageSource:
-    if source.extractor not in EXTRACTORS:
-        raise SpecError(where, f"unknown extractor {source.extractor!r}", f"use one of {', '.join(sorted(EXTRACTORS))}")
     return source

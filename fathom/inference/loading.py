@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 
 from fathom.checkpoint import store
@@ -142,7 +143,8 @@ def find_checkpoint(directory: Path) -> Path:
                 return found
         done = ", ".join(name for name, state in states.items() if state.status == "done") or "none"
         raise CheckpointError(
-            f"{directory}: has no trained weights yet (steps done: {done}); fathom train ... --resume"
+            f"{directory}: has no trained weights yet (steps done: {done}); continue it with: "
+            f"fathom train --resume --out {shlex.quote(str(directory))}"
         )
     for root in (directory / CHECKPOINTS, directory):
         found = store.latest(root)

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint import store
-from fathom.errors import CheckpointError, SpecError, shortened
+from fathom.errors import SpecError
 from fathom.files import fingerprint
 from fathom.inference.loading import CHECKPOINTS
-from fathom.inference.run_record import StepState, read_json, read_recipe
+from fathom.inference.run_record import StepState
 from fathom.pipeline.context import RunPlan
+from fathom.pipeline.recorded_plan import read_plan
 from fathom.pipeline.state import run_plan_mapping, step_inputs, training_fields
-from fathom.spec.data import Manifest
-from fathom.spec.mapping import from_mapping
-from fathom.spec.recipe import CorpusStep, LearningStep, Step
+from fathom.spec.recipe import LearningStep, Step
 from fathom.spec.resume import STEP_EFFECTS, Effect, FieldChange, differences
 from fathom.spec.step_results import RECIPE_FILE, result_name
 
@@ -69,16 +68,7 @@ def _recorded_plan(directory: Path) -> RunPlan | None:
     """Return the plan of the run's last call; fields under former names are read as today's."""
     if not (directory / RECIPE_FILE).exists():
         return None
-    path = directory / RECIPE_FILE
-    recipe, found = read_recipe(directory), read_json(path).get("manifests", {})
-    try:
-        manifests = {name: from_mapping(Manifest, manifest) for name, manifest in found.items()}
-        missing = [step.name for step in recipe.steps if isinstance(step, CorpusStep) and step.name not in manifests]
-        if missing:
-            raise SpecError(f"manifests.{missing[0]}", "is missing", "every corpus step has one")
-    except (AttributeError, SpecError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({shortened(str(error))}); --restart the run") from None
-    return RunPlan(recipe=recipe, manifests=manifests)
+    return read_plan(directory)
 
 
 def _changes(step: Step, recorded: RunPlan | None, inputs: Mapping[str, Any]) -> list[FieldChange]:

@@ -36,24 +36,41 @@ def load_run_plan(
     """
     raw = read_toml(path)
     try:
-        for override in overrides:
-            _apply_override(raw, override)
-        if "model" in raw:
-            raw["model"] = _resolve_model(raw["model"], "model")
-        _resolve_stages(raw.get("steps"))
-        _resolve_problems(raw)
-        recipe = from_mapping(Recipe, raw)
-        check_order(recipe)
+        recipe = make_recipe(raw, overrides)
     except SpecError as error:
         raise SpecError(f"{path.name}: {error.path}", error.problem, error.remedy) from None
+    manifests = text_manifests(recipe, text, text_column)
+    if manifests is None:
+        corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
+        manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
+    return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)
+
+
+def make_recipe(raw: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    """Make a recipe from its values with ``overrides`` laid over them, which changes ``raw``.
+
+    Raises:
+        SpecError: located by field.
+    """
+    for override in overrides:
+        _apply_override(raw, override)
+    if "model" in raw:
+        raw["model"] = _resolve_model(raw["model"], "model")
+    _resolve_stages(raw.get("steps"))
+    _resolve_problems(raw)
+    recipe = from_mapping(Recipe, raw)
+    check_order(recipe)
+    return recipe
+
+
+def text_manifests(recipe: Recipe, text: Sequence[Path], text_column: str | None) -> dict[str, Manifest] | None:
+    """Return the sources of every corpus step where ``text`` replaces them, None where it does not."""
     if text_column is not None and not text:
         raise SpecError("--text-column", "is about the data files of --text", "give --text FOLDER, or leave it out")
-    corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
-    if text:
-        sources = Manifest(sources=folder_sources(text, text_column))
-        return RunPlan(recipe=recipe, manifests={step.name: sources for step in corpora}, base=path.parent)
-    manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
-    return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)
+    if not text:
+        return None
+    sources = Manifest(sources=folder_sources(text, text_column))
+    return {step.name: sources for step in recipe.steps if isinstance(step, CorpusStep)}
 
 
 def _resolve_stages(steps: Any) -> None:

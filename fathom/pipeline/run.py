@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import time
@@ -28,6 +29,7 @@ from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.data_checks import check_data
 from fathom.pipeline.preflight import schedule_warnings
+from fathom.pipeline.recorded_plan import resume_command
 from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.state import (
     run_plan_mapping,
@@ -39,6 +41,7 @@ from fathom.pipeline.state import (
 from fathom.pipeline.trust import NO_TRUST, Trust, check_trust, runs_programs
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import LearningStep, Step
+from fathom.spec.resume import effect_of
 from fathom.spec.step_results import LOCK_FILE, RECIPE_FILE, STATE_FILE
 
 
@@ -196,8 +199,24 @@ def _run_step(
     except BaseException as error:
         if not isinstance(error, ResourceError):
             record("failed")
+        if isinstance(error, FathomError) and error.changes:
+            raise _with_command(error, step, context.directory) from error
         raise
     record("done")
+
+
+def _with_command(error: FathomError, step: Step, directory: Path) -> FathomError:
+    """Return an error of a learning step with the command that goes on with its ``changes``."""
+    assert isinstance(step, LearningStep)
+    where, effects = training_fields(step)
+    options = [f"--set={step.name}.{where}.{name}={_toml(value)}" for name, value in error.changes.items()]
+    if any(effect_of(effects, name) == "learning" for name in error.changes):
+        options = ["--allow-changes", *options]
+    return type(error)(f"{error}; e.g. {resume_command(directory, *options)}")
+
+
+def _toml(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _remove(path: Path) -> None:

@@ -35,8 +35,10 @@ def write_state(directory: Path, states: Mapping[str, StepState]) -> None:
 
 
 def write_run_plan(directory: Path, plan: RunPlan) -> None:
-    """Record the recipe and sources of a run."""
-    write_json(directory / RECIPE_FILE, run_plan_mapping(plan))
+    """Record the recipe and sources of a run, and the folder that the recipe's paths start from."""
+    base = str(plan.base.resolve())
+    recorded = {} if any("\ud800" <= letter <= "\udfff" for letter in base) else {"base": base}  # JSON holds no bytes
+    write_json(directory / RECIPE_FILE, run_plan_mapping(plan) | recorded)
 
 
 def step_inputs(run_plan_mapping: Mapping[str, Any], recipe: Recipe, step: Step) -> dict[str, Any]:

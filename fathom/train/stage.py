@@ -145,8 +145,8 @@ class Stage:
         raise TrainError(
             f"step {number}: loss is {gradients.loss}, gradient norm {gradients.norm_value}; the step was not taken "
             f"and {kept}; look at that batch, lower optimizer.lr or raise schedule.warmup_steps, and resume from the "
-            "latest checkpoint with changes allowed (fathom train --resume --allow-changes)"
-        )
+            "latest checkpoint with changes allowed"
+        ).with_changes(optimizer__lr=self._parts["spec"].optimizer.lr / 2)
 
     def _due(self, attempted: float) -> bool:
         every_steps, every_seconds = self._checkpointing.every_steps, self._checkpointing.every_seconds

@@ -157,6 +157,6 @@ def _spec_changes(
     refused += [f"train.{each.field} was {each.old!r} and is {each.new!r}" for each in denied]
     if refused:
         allowing = len(refused) == len(denied) and all(each.effect == "learning" for each in denied)
-        remedy = "allow changes (fathom train --resume --allow-changes)" if allowing else "start in a new directory"
+        remedy = "allow changes (allow_changes=True)" if allowing else "start in a new directory"
         raise CheckpointError(f"{directory}: cannot resume, {'; '.join(refused)}; use the former values or {remedy}")
     return [each for each in changes if each.effect != "cadence"]

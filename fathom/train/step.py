@@ -151,9 +151,9 @@ class StepRunner:
         del output
         if not losses_3.requires_grad:
             raise TrainError(
-                "frozen: no trainable parameter takes part in this batch; shorten frozen, and resume with changes "
-                "allowed (fathom train --resume --allow-changes)"
-            )
+                "frozen: no trainable parameter takes part in this batch; shorten frozen, "
+                "and resume with changes allowed"
+            ).with_changes(frozen=())
         losses_3.sum().backward()  # type: ignore[no-untyped-call]
         sums.add(losses_3.detach(), further)
         return ObjectiveOutput(objective_output.loss.detach(), loss_BT=objective_output.loss_BT)
@@ -242,12 +242,12 @@ class StepRunner:
             return ResourceError(
                 f"memory: ran out while computing gradients; lower {size} or loss_chunk_tokens, "
                 "or set activation_checkpointing = true, then resume"
-            )
+            ).with_changes(activation_checkpointing=True)
         if self.spec.compile and _is_compiler_failure(error):
             return TrainError(
                 f"compile: torch.compile failed here ({type(error).__name__}); set compile = false, "
                 "or repair the C++ or Triton toolchain"
-            )
+            ).with_changes(compile=False)
         return None
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ def last_metrics(run: Path, step: str) -> dict[str, object]:
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     code = "from fathom.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", code, "train", RECIPE, *arguments]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -38,7 +39,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 def test_a_killed_run_continues_to_the_same_end(finished: Path, texts: Path, tmp_path: Path, call) -> None:
     directory = tmp_path / "run"
-    process = start("--text", texts, "--out", directory)
+    process = start("train", RECIPE, "--text", texts, "--out", directory, "--set", "needle.trials=1")
     metrics = directory / "pretrain" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3):
         time.sleep(0.01)
@@ -46,16 +47,19 @@ def test_a_killed_run_continues_to_the_same_end(finished: Path, texts: Path, tmp
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("error: SIGTERM")
-    assert f"--out {directory} --resume" in errors.splitlines()[-1]
+    again = shlex.split(errors.splitlines()[-1].partition("continue with: ")[2])
+    assert again == ["fathom", "train", "--out", str(directory), "--resume"]
     state = json.loads((directory / "state.json").read_text())["steps"]
     assert state["pretrain"]["status"] == "interrupted"
     stopped = store.latest(directory / "pretrain" / "checkpoints")
     assert stopped is not None
     assert stopped.name < "step-00000040"
 
-    again = call("train", RECIPE, "--text", texts, "--out", directory, "--resume")
-    assert again.code == 0, again.err
-    assert "corpus" not in again.out.splitlines()[0]
+    process = start(*again[1:])
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "corpus" not in output.splitlines()[0]
+    assert json.loads((directory / "needle.json").read_text())["trials"] == 1
     for step in ("pretrain", "stretch"):
         assert last_metrics(directory, step)["loss"] == pytest.approx(last_metrics(finished, step)["loss"], abs=1e-5)
     tensors = [

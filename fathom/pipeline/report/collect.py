@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,10 @@ def _dropped(metrics: Mapping[str, list[dict[str, Any]]]) -> float | None:
 
 
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:
-    texts = directory if base is None else directory / base.name
+    run, texts = (shlex.quote(str(each)) for each in (directory, directory if base is None else directory / base.name))
     return [
         ("Continue a text:", f'fathom generate {texts} --prompt "Once upon a time"'),
-        ("Talk with it:", f"fathom chat {directory}"),
+        ("Talk with it:", f"fathom chat {run}"),
         ("Measure it on your own text:", f"fathom evaluate {texts} --text FOLDER"),
         ("Use it from Python:", f'import fathom\nmodel = fathom.load("{directory}")'),
     ]

@@ -170,7 +170,8 @@ def test_a_loss_that_is_not_finite_is_met_by_smaller_steps(
     with pytest.raises(TrainError) as caught:
         bench.run("out", sft())
     assert "lower optimizer.lr or raise schedule.warmup_steps" in str(caught.value)
-    assert "fathom train --resume --allow-changes" in str(caught.value)
+    again = f"fathom train --resume --out {bench.base / 'out'} --allow-changes --set=sft.train.optimizer.lr=0.002"
+    assert again in str(caught.value)
     with pytest.raises(SpecError, match="--allow-changes"):
         bench.run("out", sft(**remedy), resume=True)
     bench.run("out", sft(**remedy), resume=True, allow_changes=True)
