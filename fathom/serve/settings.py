@@ -70,8 +70,12 @@ class Limits:
     @classmethod
     def admitting(cls, requests: int, **given: Any) -> Limits:
         """Return limits that let ``requests`` be in progress at once, unless those ``given`` and not None are lower."""
-        names = ("max_concurrent_requests", "max_preprocessing", "connections_per_client")
-        least = {each.name: max(each.default, requests) for each in fields(cls) if each.name in names}
+        default = cls()
+        least: dict[str, Any] = {
+            "max_concurrent_requests": max(default.max_concurrent_requests, requests),
+            "max_preprocessing": max(default.max_preprocessing, requests),
+            "connections_per_client": max(default.connections_per_client, requests),
+        }
         return cls(**least | {name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
