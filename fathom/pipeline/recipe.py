@@ -42,8 +42,20 @@ def load_run_plan(
     manifests = text_manifests(recipe, text, text_column)
     if manifests is None:
         corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
-        manifests = {step.name: load_manifest((path.parent / step.manifest).resolve()) for step in corpora}
+        manifests = {step.name: _sources(step, path.parent) for step in corpora}
     return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)
+
+
+def _sources(step: CorpusStep, base: Path) -> Manifest:
+    """Return what a corpus step reads, its paths taken from the recipe's folder."""
+    where = f"steps.{step.name}"
+    if step.manifest is not None:
+        return load_manifest((base / step.manifest).resolve())
+    if not step.text:
+        raise SpecError(f"{where}.text", "is missing", 'set text = ["FOLDER"] or manifest, or give --text FOLDER')
+    return Manifest(
+        sources=folder_sources([base / Path(each).expanduser() for each in step.text], where=f"{where}.text")
+    )
 
 
 def make_recipe(raw: dict[str, Any], overrides: Sequence[str]) -> Recipe:

@@ -47,7 +47,8 @@ def step_inputs(run_plan_mapping: Mapping[str, Any], recipe: Recipe, step: Step)
     fields = dict(run_plan_mapping["recipe"]["steps"][index])
     inputs: dict[str, Any] = {"steps": {step.name: fields}}
     if isinstance(step, CorpusStep):
-        del fields["manifest"]
+        fields = {name: value for name, value in fields.items() if name not in ("manifest", "text")}
+        inputs["steps"] = {step.name: fields}
         inputs["manifest"] = run_plan_mapping["manifests"][step.name]
     if isinstance(step, TrainStep):
         first = train_chain(recipe, step)[0]

@@ -21,10 +21,15 @@ class CorpusStep:
     kind: ClassVar[str] = "corpus"
     name: str = "corpus"
     """Name of the step and of its folder in the run."""
-    manifest: str
-    """The TOML file of [[sources]], relative to the recipe.
+    manifest: str | None = None
+    """The TOML file of [[sources]], relative to the recipe; not needed with text, or with --text on the command line.
 
     Example: "sources.toml"
+    """
+    text: tuple[str, ...] = ()
+    """Folders or files of your own text, relative to the recipe, in place of a manifest.
+
+    Example: ["notes"]
     """
     held_out_fraction: float = 0.02
     """Share of each source's documents, chosen by hash, that never reach training.
@@ -43,6 +48,8 @@ class CorpusStep:
         check.fraction("held_out_fraction", self.held_out_fraction, below=0.5)
         check.positive("held_out_fraction", self.held_out_fraction)
         check.positive("min_chars", self.min_chars)
+        if self.manifest is not None and self.text:
+            raise SpecError("text", "stands beside a manifest", "leave out one of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,22 @@ def test_text_folders_replace_the_sources(recipe: Path, tmp_path: Path) -> None:
         load_run_plan(recipe, text=[tmp_path / "nowhere"])
 
 
+def test_a_corpus_of_ones_own_text_needs_no_manifest(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(RECIPE.replace('manifest = "sources.toml"', 'text = ["notes"]'))
+    with pytest.raises(SpecError, match=r"steps\.corpus\.text: .*notes does not exist"):
+        load_run_plan(recipe)
+    (recipe.parent / "notes").mkdir()
+    (source,) = load_run_plan(recipe).manifests["corpus"].sources
+    assert isinstance(source, FolderSource)
+    assert (source.name, Path(source.path)) == ("notes", recipe.parent / "notes")
+    with pytest.raises(SpecError, match=r"text: stands beside a manifest"):
+        load_run_plan(recipe, overrides=["corpus.manifest=x.toml"])
+    recipe.write_text(RECIPE.replace('manifest = "sources.toml"', ""))
+    with pytest.raises(SpecError, match=r"steps\.corpus\.text: is missing; .*--text FOLDER"):
+        load_run_plan(recipe)
+    assert load_run_plan(recipe, text=[recipe.parent / "notes"]).manifests["corpus"].sources[0].name == "notes"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

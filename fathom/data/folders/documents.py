@@ -30,12 +30,14 @@ _END_OF_TEXT = "<|endoftext|>"
 """Between documents of one text file, as TinyStories has it; within a text it would be learned letter by letter."""
 
 
-def folder_sources(folders: Sequence[Path], text_column: str | None = None) -> tuple[FolderSource, ...]:
-    """Make one source per folder or file, named after it; equal names are numbered."""
+def folder_sources(
+    folders: Sequence[Path], text_column: str | None = None, *, where: str = "--text"
+) -> tuple[FolderSource, ...]:
+    """Make one source per folder or file, named after it; equal names are numbered. ``where`` locates errors."""
     sources: list[FolderSource] = []
     for folder in folders:
         if not folder.exists():
-            raise SpecError("--text", f"{folder} does not exist", "name a folder or file of text")
+            raise SpecError(where, f"{folder} does not exist", "name a folder or file of text")
         base = check.plain_stem(folder.resolve().stem, "text")
         taken = {source.name.casefold() for source in sources}
         name, number = base, 2
