@@ -25,12 +25,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing Fathom into $(VENV) (a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) torch,true)
-	@$(PIP) --editable '.[data,gguf,images,rl,serve,track]'
+	@$(PIP) --config-settings editable_mode=compat --editable '.[data,gguf,images,rl,serve,track]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development tools"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 quickstart: $(VENV)/.installed

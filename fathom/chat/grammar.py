@@ -19,6 +19,7 @@ import numpy as np
 
 from fathom.chat.json_schema import check_multiples, schema_text, schemas_within
 from fathom.errors import DataError
+from fathom.extras import install_extra
 from fathom.spec import check
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.definition import vocabulary
@@ -217,7 +218,7 @@ class _LLGuidance:
             import llguidance
         except ImportError:
             raise DataError(
-                "structured output needs llguidance, which is not installed; pip install 'fathom-lm[serve]'"
+                f"structured output needs llguidance, which is not installed; {install_extra('serve')}"
             ) from None
         self._llguidance = llguidance
         self.eos_ids = frozenset(eos_ids)

@@ -93,7 +93,7 @@ def make_app() -> typer.Typer:
 def _group(verbs: Iterable[Callable[..., None]], text: str) -> typer.Typer:
     group = typer.Typer(cls=_Group, help=text, no_args_is_help=True, add_completion=False)
     for verb in verbs:
-        group.command(cls=_Verb)(verb)
+        group.command(verb.__name__.rstrip("_"), cls=_Verb)(verb)
     return group
 
 

@@ -17,6 +17,7 @@ from fathom.cli import model_options, options, served_models
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
+from fathom.extras import install_extra
 from fathom.logs import RecordFormatter
 
 if TYPE_CHECKING:
@@ -339,4 +340,4 @@ def _check_packages() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise DataError(f"serving needs {error.name}, which is not installed; pip install 'fathom-lm[serve]'") from None
+        raise DataError(f"serving needs {error.name}, which is not installed; {install_extra('serve')}") from None

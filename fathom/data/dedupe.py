@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fathom.data.minhash import Signer
 from fathom.errors import DataError
+from fathom.extras import install_extra
 from fathom.spec.data import Deduplication
 
 _WEIGHTS = (0.1, 0.9)
@@ -81,7 +82,7 @@ def _index(spec: Deduplication) -> Any:
         from datasketch import MinHashLSH
     except ImportError:
         raise DataError(
-            "deduplication: datasketch is not installed; run `pip install 'fathom-lm[data]'` or set threshold = 1.0"
+            f"deduplication: datasketch is not installed; run `{install_extra('data')}` or set threshold = 1.0"
         ) from None
     # candidates are checked afterwards, so a missed copy costs more than a needless candidate
     return MinHashLSH(threshold=spec.threshold, num_perm=spec.permutations, weights=_WEIGHTS)

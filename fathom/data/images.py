@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError, explain_os_error, reason_of
+from fathom.extras import install_extra
 from fathom.files import open_regular
 from fathom.model.vision import ImageBatch
 from fathom.spec.images import ImageProcessing, Normalization
@@ -48,7 +49,7 @@ def open_image(source: str | Path | bytes) -> Image:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise DataError("images need Pillow, which is not installed; pip install 'fathom-lm[images]'") from None
+        raise DataError(f"images need Pillow, which is not installed; {install_extra('images')}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fathom.errors import DataError
+from fathom.extras import install_extra
 from fathom.files import publish_directory
 from fathom.progress import NULL_PROGRESS, Progress
 
@@ -87,7 +88,7 @@ def _drawn(scene: Scene, size: int, rng: np.random.Generator) -> Image:
     try:
         from PIL import Image, ImageDraw
     except ImportError:
-        raise DataError("pictures need Pillow, which is not installed; pip install 'fathom-lm[images]'") from None
+        raise DataError(f"pictures need Pillow, which is not installed; {install_extra('images')}") from None
     shade = rng.integers(-18, 19, 3)
     red, green, blue = (int(np.clip(c + s, 0, 255)) for c, s in zip(COLOURS[scene.colour], shade, strict=True))
     ground = int(rng.integers(215, 256))

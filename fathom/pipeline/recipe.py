@@ -12,6 +12,7 @@ from fathom.data.folders.documents import folder_sources
 from fathom.data.manifest import load_manifest
 from fathom.errors import SpecError
 from fathom.pipeline.context import RunPlan
+from fathom.pipeline.shipped_recipes import find_recipe
 from fathom.pipeline.validation import check_order
 from fathom.spec.data import Manifest
 from fathom.spec.mapping import from_mapping, parse_toml, read_toml, to_mapping
@@ -22,7 +23,7 @@ from fathom.spec.recipe import CorpusStep, Recipe
 def load_run_plan(
     path: Path, *, overrides: Sequence[str] = (), text: Sequence[Path] = (), text_column: str | None = None
 ) -> RunPlan:
-    """Read a recipe TOML into a ``RunPlan``.
+    """Read a recipe TOML, or the one of that name that comes with Fathom, into a ``RunPlan``.
 
     ``[model]`` is a ModelSpec, or ``preset = "name"`` of ``fathom.families`` plus the fields that differ.
     ``[problems.NAME]`` tables are sources of problems that steps take by ``problems = ["NAME", ...]``.
@@ -34,6 +35,7 @@ def load_run_plan(
     Raises:
         SpecError: a field is unknown, missing, mistyped or contradicts another; located by file and field.
     """
+    path = find_recipe(path)
     raw = read_toml(path)
     try:
         recipe = make_recipe(raw, overrides)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fathom.errors import CheckpointError, ResourceError, explain_os_error, shortened
+from fathom.extras import install_extra
 from fathom.files import make_folder, read_bytes, write_bytes
 
 _CHANGES = "changes"
@@ -183,7 +184,7 @@ def open_tensorboard(directory: Path, *, after_step: int, note: Callable[[str], 
     try:
         return TensorBoard(directory, after_step=after_step)
     except ImportError:
-        note('TensorBoard is not installed, so its log is left out; pip install "fathom-lm[track]" adds it')
+        note(f"TensorBoard is not installed, so its log is left out; {install_extra('track')} adds it")
     except OSError as error:
         note(f"{directory}: TensorBoard's log is left out, {explain_os_error(error)}")
     return None

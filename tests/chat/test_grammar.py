@@ -366,5 +366,5 @@ def test_forms_are_compiled_once_and_the_latest_are_kept(tokenizer: Tokenizer, m
 
 def test_without_llguidance_the_extra_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(DataError, match=r"pip install 'fathom-lm\[serve\]'"):
+    with pytest.raises(DataError, match=r"pip install .*\[serve\]"):
         GrammarCompiler(tokenizer)

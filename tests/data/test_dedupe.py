@@ -73,5 +73,5 @@ def test_near_copies_go_and_different_texts_stay_whatever_the_batches() -> None:
 
 def test_missing_datasketch_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(DataError, match=r"pip install 'fathom-lm\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install .*\[data\]"):
         NearDeduplicator(Deduplication())

@@ -23,7 +23,7 @@ _REMEDIES = (
     (re.compile(r"chromium", re.IGNORECASE), "apt install chromium"),
     (re.compile(r"C\+\+ compiler"), "apt install g++"),
     (re.compile(r"headers of the kernel"), "apt install linux-libc-dev"),
-    (re.compile(r"rl extra"), "pip install 'fathom-lm[rl]'"),
+    (re.compile(r"rl extra"), "pip install -e '.[rl]'"),
     (re.compile(r"playwright"), "pip install playwright"),
 )
 

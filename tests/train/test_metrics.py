@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fathom.errors import ResourceError
+from fathom.extras import install_extra
 from fathom.train.metrics import JsonLines, open_tensorboard, read_json_lines
 
 
@@ -98,4 +99,4 @@ def test_tensorboard_gets_every_number_or_a_note(tmp_path: Path, monkeypatch: py
     assert notes == []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
     assert open_tensorboard(tmp_path, after_step=0, note=notes.append) is None
-    assert "fathom-lm[track]" in notes[0]
+    assert install_extra("track") in notes[0]

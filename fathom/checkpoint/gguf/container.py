@@ -18,6 +18,7 @@ from fathom.checkpoint.allocation import empty_cpu_tensor
 from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize_into
 from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
 from fathom.errors import CheckpointError, explain_os_error
+from fathom.extras import install_extra
 from fathom.files import open_regular
 
 ALIGNMENT = "general.alignment"
@@ -184,5 +185,5 @@ def type_sizes() -> dict[int, tuple[str, int, int]]:
     try:
         import gguf
     except ImportError:
-        raise CheckpointError("gguf: the library is not installed; pip install 'fathom-lm[gguf]'") from None
+        raise CheckpointError(f"gguf: the library is not installed; {install_extra('gguf')}") from None
     return {int(kind): (kind.name, elements, nbytes) for kind, (elements, nbytes) in gguf.GGML_QUANT_SIZES.items()}

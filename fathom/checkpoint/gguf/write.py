@@ -24,6 +24,7 @@ from fathom.checkpoint.gguf.write_tokens import metadata_from_tokenizer
 from fathom.checkpoint.weights import Weights
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError, FathomError
+from fathom.extras import install_extra
 from fathom.files import publish_files, remove_leftovers
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import Llama3Scaling, ModelSpec
@@ -143,7 +144,7 @@ def _open(path: Path, metadata: Metadata) -> GGUFWriter:
     try:
         from gguf import GGUFValueType, GGUFWriter
     except ImportError:
-        raise CheckpointError("gguf: the package is not installed; pip install 'fathom-lm[gguf]'") from None
+        raise CheckpointError(f"gguf: the package is not installed; {install_extra('gguf')}") from None
     writer = GGUFWriter(path, "")
     writer.kv_data[0].clear()  # its architecture: only the first part has one
     for key, (kind, value) in metadata.items():

@@ -20,6 +20,7 @@ from fathom.checkpoint.hub.explain import ELSEWHERE, explain, explain_offline
 from fathom.checkpoint.hub.names import HubName, parse_hub_name
 from fathom.checkpoint.hub.report import ByteReport
 from fathom.errors import CheckpointError, FathomError
+from fathom.extras import install_extra
 from fathom.files import write_text
 from fathom.progress import NULL_PROGRESS, Progress
 
@@ -58,7 +59,7 @@ def fetch_model(
         from huggingface_hub import constants
     except ImportError:
         raise CheckpointError(
-            f"{wanted}: downloading needs huggingface_hub; pip install 'fathom-lm[hub]', {ELSEWHERE}"
+            f"{wanted}: downloading needs huggingface_hub; {install_extra('hub')}, {ELSEWHERE}"
         ) from None
     cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
     caches = (cache, *former_caches)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import platform
 import re
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 import fathom
 from fathom.cli.diagnosis.finding import Finding
+from fathom.extras import DISTRIBUTION, install_extra, pip, requirement_lines
 
-DISTRIBUTION = "fathom-lm"
 BRINGS: Mapping[str, str] = {
     "data": "near-duplicate removal, Parquet and Zstandard",
     "gguf": "GGUF files, read and written",
@@ -50,7 +48,7 @@ class Requirement:
 
 def read_requirements() -> list[Requirement]:
     """Return every package that pyproject.toml or the installed metadata names and that this machine can use."""
-    return [found for line, extra in _lines() if (found := _read(line, extra)) is not None]
+    return [found for line, extra in requirement_lines() if (found := _read(line, extra)) is not None]
 
 
 def package_findings(requirements: list[Requirement], failed: Mapping[str, str]) -> Iterator[Finding]:
@@ -61,7 +59,7 @@ def package_findings(requirements: list[Requirement], failed: Mapping[str, str])
     yield Finding("fathom", "platform", platform.platform())
     if not requirements:
         problem = "neither pyproject.toml nor installed metadata was found"
-        yield Finding("packages", DISTRIBUTION, problem, "broken", f"pip install --force-reinstall {DISTRIBUTION}")
+        yield Finding("packages", DISTRIBUTION, problem, "broken", f"{pip()} install --force-reinstall {DISTRIBUTION}")
     for requirement in requirements:
         if not requirement.extra:
             yield _of_package(requirement, failed)
@@ -78,7 +76,7 @@ def modules_to_try(requirements: list[Requirement]) -> list[list[str]]:
 
 
 def _of_package(requirement: Requirement, failed: Mapping[str, str]) -> Finding:
-    again = f"pip install --force-reinstall '{requirement.name}{requirement.wanted}'"
+    again = f"{pip()} install --force-reinstall '{requirement.name}{requirement.wanted}'"
     reason = failed.get(requirement.module or "")
     installed = requirement.installed
     if installed is None:
@@ -93,7 +91,6 @@ def _of_package(requirement: Requirement, failed: Mapping[str, str]) -> Finding:
 
 
 def _of_extra(extra: str, members: list[Requirement], failed: Mapping[str, str]) -> Finding:
-    install = f"pip install '{DISTRIBUTION}[{extra}]'"
     brings = BRINGS.get(extra, f"the extra {extra}")
     wrong = [each for each in members if each.installed and (each.too_old or (each.module or "") in failed)]
     if wrong:
@@ -104,38 +101,12 @@ def _of_extra(extra: str, members: list[Requirement], failed: Mapping[str, str])
             for each in wrong
         ]
         packages = " ".join(f"'{each.name}{each.wanted}'" for each in wrong)
-        return Finding("extras", extra, "; ".join(reasons), "broken", f"pip install --force-reinstall {packages}")
+        return Finding("extras", extra, "; ".join(reasons), "broken", f"{pip()} install --force-reinstall {packages}")
     missing = [each for each in members if each.installed is None]
     shown = ", ".join(each.shown for each in members)
     if missing:
-        return Finding("extras", extra, shown, "missing", f"{brings}: {install}")
+        return Finding("extras", extra, shown, "missing", f"{brings}: {install_extra(extra)}")
     return Finding("extras", extra, shown)
-
-
-def _lines() -> Iterator[tuple[str, str]]:
-    """Yield requirements as written, with their extra: of a checkout's pyproject.toml, else of the installed one."""
-    project = _checkout()
-    if project is not None:
-        yield from ((line, "") for line in project["dependencies"])
-        for extra, lines in project["optional-dependencies"].items():
-            yield from ((line, extra) for line in lines)
-        return
-    try:
-        given = metadata.requires(DISTRIBUTION) or []
-    except PackageNotFoundError:
-        return
-    for line in given:
-        found = re.search(r"""extra\s*==\s*['"]([^'"]+)['"]""", line)
-        yield line, found.group(1) if found else ""
-
-
-def _checkout() -> Mapping[str, Any] | None:
-    path = Path(fathom.__file__).parents[1] / "pyproject.toml"
-    try:
-        project: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return project if project.get("name") == DISTRIBUTION and "dependencies" in project else None
 
 
 def _read(line: str, extra: str) -> Requirement | None:

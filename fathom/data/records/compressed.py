@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fathom.data import left_out
 from fathom.errors import DataError, explain_os_error
+from fathom.extras import install_extra
 from fathom.files import open_regular, pointer_remedy
 
 _MIB = 1_048_576
@@ -216,9 +217,7 @@ def _decoder(path: Path, suffix: str) -> _Decompressor:
     try:
         import zstandard
     except ImportError:
-        raise DataError(
-            f"{path}: .zst needs zstandard, which is not installed; pip install 'fathom-lm[data]'"
-        ) from None
+        raise DataError(f"{path}: .zst needs zstandard, which is not installed; {install_extra('data')}") from None
     return _Frames(zstandard)
 
 

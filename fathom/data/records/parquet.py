@@ -8,6 +8,7 @@ from typing import Any
 
 from fathom.data.records.compressed import DEFAULT_LIMITS, DamagedFileError, ReadLimits, check_pointer, unreadable
 from fathom.errors import DataError
+from fathom.extras import install_extra
 from fathom.files import open_regular
 
 _BATCH_ROWS = 16
@@ -76,9 +77,7 @@ def _opened(path: Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(
-            f"{path}: Parquet needs pyarrow, which is not installed; pip install 'fathom-lm[data]'"
-        ) from None
+        raise DataError(f"{path}: Parquet needs pyarrow, which is not installed; {install_extra('data')}") from None
     try:
         with open_regular(path) as file:
             check_pointer(path, file.read(64))

