@@ -19,7 +19,7 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="A recipe's file, or a name of `fathom recipe list`; with --resume, the run in --out holds it."),
+        typer.Argument(help="A file, or a name of `fathom recipe list`; with --resume, the run in --out holds it."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory; runs/NAME of the recipe if left out.")
