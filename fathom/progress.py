@@ -1,4 +1,7 @@
-"""The protocol by which long work reports its progress; every ``progress`` argument of the package takes it."""
+"""The protocol by which long work reports its progress; every ``progress`` argument of the package takes it.
+
+``amount`` is how reports write counts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ from types import MappingProxyType
 from typing import Protocol
 
 NO_METRICS: Mapping[str, str] = MappingProxyType({})
+
+
+def amount(value: float) -> str:
+    """Write a count shortly: 950, 12.3k, 4.56M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.0f}"
 
 
 class Progress(Protocol):

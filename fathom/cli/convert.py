@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from fathom.cli import options
-from fathom.cli.display import amount, make_display
+from fathom.cli.display import make_display
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.terminal import FilteredConsole
+from fathom.progress import amount
 
 
 def convert(

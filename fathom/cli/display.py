@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.text import Text
 
 from fathom.cli.terminal import FilteredProgress
-from fathom.progress import NO_METRICS
+from fathom.progress import NO_METRICS, amount
 
 LOG_INTERVAL_SECONDS = 10.0
 _MARK_SECONDS = 10.0
@@ -33,14 +33,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def amount(value: float) -> str:
-    """Write a count shortly: 950, 12.3k, 4.56M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.0f}"
 
 
 class TimeLeft:

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from fathom.cli import inspect_data, options
 from fathom.cli.console import print_json
-from fathom.cli.display import amount
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.sections import PIPE_COLUMNS, report_console, section
+from fathom.progress import amount
 
 TEMPLATE_LINES = 4
 SPECIAL_TOKENS = 8

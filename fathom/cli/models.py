@@ -8,11 +8,11 @@ import typer
 
 from fathom.cli import options
 from fathom.cli.console import print_json
-from fathom.cli.display import amount
 from fathom.cli.sections import report_console
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
 from fathom.plan import cache_bytes_per_token, count_parameters, short_count
+from fathom.progress import amount
 
 if TYPE_CHECKING:
     from rich.table import Table

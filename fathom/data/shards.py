@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.data.corpus import SPLITS, CorpusSummary, Split, read_documents
+from fathom.data.corpus import CorpusSummary, read_documents
+from fathom.data.splits import SPLITS, Split
 from fathom.errors import ShardError, SpecError, shortened
 from fathom.files import file_sha256, json_text, publish_directory, read_text
 from fathom.progress import NULL_PROGRESS, Progress

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import fathom
-from fathom.cli.display import amount, duration
+from fathom.cli.display import duration
 from fathom.cli.main import guarded
 from fathom.errors import CheckpointError, Interrupted
+from fathom.progress import amount
 
 
 def fathom_cli(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

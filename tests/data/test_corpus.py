@@ -93,13 +93,13 @@ def test_without_a_threshold_only_exact_repetitions_go(tmp_path: Path) -> None:
     assert summary.documents == 31
 
 
-def test_a_few_documents_still_give_both_splits_and_one_is_refused(tmp_path: Path) -> None:
-    assert build([folder(tmp_path / "in", "mine", texts(2))], tmp_path / "out").sources["mine"].documents == {
-        "train": 1,
-        "held_out": 1,
-    }
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_few_documents_are_cut_to_give_both_splits_and_a_short_one_is_refused(tmp_path: Path, count: int) -> None:
+    mine = build([folder(tmp_path / "in", "mine", texts(count))], tmp_path / "out").sources["mine"]
+    assert mine.cut >= 1
+    assert 0 < mine.bytes["held_out"] < mine.bytes["train"]
     with pytest.raises(DataError, match=r"'one': no document for .* after cleaning \(1 extracted"):
-        build([folder(tmp_path / "in", "one", texts(1))], tmp_path / "none")
+        build([folder(tmp_path / "in", "one", ["a" * 30])], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

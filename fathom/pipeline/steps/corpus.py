@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fathom.data.corpus import build_corpus
 from fathom.pipeline.context import StepContext
+from fathom.progress import amount
 from fathom.spec.recipe import CorpusStep
 
 
@@ -14,4 +15,11 @@ def run(step: CorpusStep, context: StepContext) -> None:
     for name, source in summary.sources.items():
         for line in source.left_out.lines():
             context.progress.message(f"{name}: {line}")
-    context.progress.message(f"{summary.documents:,} documents, {summary.bytes / 1e6:.1f} MB of text kept")
+        if source.cut:
+            held_out = source.bytes["held_out"]
+            share = held_out / (held_out + source.bytes["train"])
+            context.progress.message(
+                f"{name}: {source.cut:,} documents are cut at paragraphs, so that {share:.0%} of the text is held out; "
+                "whole documents are too few"
+            )
+    context.progress.message(f"{summary.documents:,} documents, {amount(summary.bytes)}B of text kept")

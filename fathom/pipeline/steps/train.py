@@ -16,6 +16,7 @@ from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import build_initial_model, run_tokenizer, run_tokenizer_files
+from fathom.pipeline.text_checks import check_text
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer.bpe import Tokenizer
@@ -28,6 +29,7 @@ EVALUATION_TOKENS = 2048
 def run(step: TrainStep, context: StepContext) -> None:
     """Train in ``context.path(step)``, from the latest checkpoint there if there is one."""
     tokenizer = run_tokenizer(context, step)
+    check_text(step, context, tokenizer)
     model = build_initial_model(context, step, tokenizer)
     shards = open_shards(context.path(context.before(step, ShardsStep)), "train", tokenizer)
     sources = context.plan.manifests[context.before(step, CorpusStep).name].sources
