@@ -7,6 +7,7 @@
     │   └── ShardError     a token shard is cut short or fails its checksum
     ├── CheckpointError    a checkpoint is missing, incomplete, or of another shape
     ├── TrainError         a training step cannot continue (loss or gradient not finite)
+    ├── RewardError        a reward fails at every answer that it is asked about first
     ├── ContextError       a prompt does not fit the model's context
     │   └── TooManyTokens  a text has more tokens than the caller takes; they were not all read
     ├── BusyError          the engine takes no request now; the same one may be sent again later
@@ -102,6 +103,10 @@ class CheckpointError(FathomError):
 
 class TrainError(FathomError):
     """A training step cannot continue; the state before the step is intact."""
+
+
+class RewardError(FathomError):
+    """A reward fails at every answer that it is asked about first: nothing can be learned from it."""
 
 
 class ContextError(FathomError, ValueError):

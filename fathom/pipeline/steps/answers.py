@@ -19,7 +19,7 @@ from fathom.pipeline.steps.sft import CONVERSATIONS
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import Judgement, RewardInput
 from fathom.posttrain.rewards.extract import ReasoningSplit, split_reasoning
-from fathom.posttrain.rewards.judge import Judge
+from fathom.posttrain.rewards.failures import MonitoredJudge
 from fathom.posttrain.rewards.language import consistency
 from fathom.posttrain.rollout import Rollout, sample_rollouts
 from fathom.spec.engine import EngineSpec
@@ -116,8 +116,6 @@ class _AnswerCounts:
         """Say what was kept."""
         for task, counts in self.tasks.items():
             yield f"{task}: {counts['correct']} of {counts['answers']} answers are right, {counts['kept']} kept"
-        for failure, times in count_failures(self.failures).items():
-            yield f"{times} x {failure}"
         if not self.judged:
             yield "nothing is kept, for no reward says what is right; add accuracy, with weight 0 if it shall not count"
 
@@ -138,7 +136,9 @@ def _sampling(step: AnswersStep, asked: int) -> RolloutSpec:
     )
 
 
-def _judged(rollouts: Sequence[Rollout], prompt_formatter: PromptFormatter, judge: Judge) -> list[_ScoredRollout]:
+def _judged(
+    rollouts: Sequence[Rollout], prompt_formatter: PromptFormatter, judge: MonitoredJudge
+) -> list[_ScoredRollout]:
     answered = [
         RewardInput(
             prompt=prompt_formatter.question(rollout.problem),

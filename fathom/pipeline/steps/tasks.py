@@ -27,7 +27,7 @@ from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.extract import stated_answer
-from fathom.posttrain.rewards.judge import Judge
+from fathom.posttrain.rewards.failures import MonitoredJudge
 from fathom.spec.engine import EngineSpec
 from fathom.spec.mapping import to_mapping
 from fathom.spec.problem import Problem
@@ -75,9 +75,9 @@ def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list
     return different
 
 
-def _check_judged(step: TasksStep, judge: Judge, problem: Problem) -> None:
+def _check_judged(step: TasksStep, judge: MonitoredJudge, problem: Problem) -> None:
     """Refuse rewards that do not say whether an answer to a task's problems is right, before anything is drawn."""
-    (judgement,) = judge.judge([RewardInput(prompt=problem.question, answer="?", problem=problem)])
+    (judgement,) = judge.probe([RewardInput(prompt=problem.question, answer="?", problem=problem)])
     if judgement.correct is None:
         kind = "code" if "tests" in problem.details else "accuracy"
         where = f"steps.{step.name}.rewards"
@@ -114,7 +114,7 @@ class _Stage:
         step: TasksStep,
         stage: ModelStep,
         context: StepContext,
-        judge: Judge,
+        judge: MonitoredJudge,
         progress: _StageProgress,
         tasks: Mapping[str, Sequence[Problem]],
     ) -> None:

@@ -11,6 +11,8 @@ from fathom.spec.problem import Problem
 
 RIGHT = 1.0
 """The least score that counts as a correct answer."""
+TIMED_OUT, TOO_LONG = "timed out", "too long"
+"""How a failure is named where a reward took too long, and where an answer is so long that no reward sees it."""
 MAX_STEPS = 1000
 """So many steps of one answer may have scores."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fathom.errors import FathomError, SpecError
-from fathom.posttrain.rewards.base import RIGHT, Judgement, RewardInput, Score, StepScore, score_from_steps
+from fathom.posttrain.rewards.base import RIGHT, TOO_LONG, Judgement, RewardInput, Score, StepScore, score_from_steps
 from fathom.posttrain.rewards.wire import Setup
 from fathom.posttrain.rewards.worker_client import RewardWorkerClient
 from fathom.posttrain.sandbox import check_sandbox
@@ -104,7 +104,7 @@ class Judge:
             heard = {r.name: self._outside(r, asked) for r in self._rewards if isinstance(r, ModelReward)}
             heard |= {name: future.result() for name, future in waiting.items()}
         scores: list[dict[str, Score]] = [
-            {r.name: Score(0.0, f"too long: {len(answered.answer)} characters") for r in self._rewards}
+            {r.name: Score(0.0, f"{TOO_LONG}: {len(answered.answer)} characters") for r in self._rewards}
             for answered in answers
         ]
         for index, place in enumerate(fitting):

@@ -12,8 +12,10 @@ import numbers
 import os
 import resource
 import signal
+import traceback
 from typing import Any
 
+import fathom
 from fathom.errors import FathomError
 from fathom.posttrain.rewards.base import RewardInput, Score, Scorer, score_from_steps
 from fathom.posttrain.rewards.scorers import make_scorer
@@ -23,6 +25,7 @@ from fathom.spec.rewards import scores_steps
 
 READY = {"ready": True}
 _REASON_CHARS = 300
+_PACKAGE = os.path.dirname(fathom.__file__) + os.sep
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ def _scored(scorer: Scorer, answered: RewardInput, *, stepwise: bool) -> Score:
     try:
         value: Any = scorer.score(answered)
     except BaseException as error:  # SystemExit too: a reward that ends its process is a reward that crashed
-        return Score(0.0, f"crashed: {type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_CHARS])
+        return Score(0.0, f"crashed: {type(error).__name__}: {_reason(error)}{_place(error)}")
     if value is None:
         return Score(None)
     if stepwise:
@@ -72,6 +75,21 @@ def _scored(scorer: Scorer, answered: RewardInput, *, stepwise: bool) -> Score:
     if not isinstance(value, numbers.Real):
         return Score(0.0, f"crashed: returned {type(value).__name__}, not a number")
     return Score(float(value)) if math.isfinite(value) else Score(0.0, "not finite")
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an exception says as one line; even that may raise."""
+    try:
+        return " ".join(str(error).split())[:_REASON_CHARS]
+    except BaseException:
+        return "its text cannot be read"
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line outside Fathom that an exception passed, in parentheses; "" where there is none."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    outside = [(file, line) for file, line in places if not file.startswith(_PACKAGE)]
+    return f" ({os.path.basename(outside[-1][0])[:_REASON_CHARS]}, line {outside[-1][1]})" if outside else ""
 
 
 def _write(fd: int, message: Any) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 from fathom.errors import ResourceError
 from fathom.isolated import isolated_python, minimal_environment
-from fathom.posttrain.rewards.base import RewardInput, Score
+from fathom.posttrain.rewards.base import TIMED_OUT, RewardInput, Score
 from fathom.posttrain.rewards.wire import MessageReader, Setup, decode_score, encode, frame_message
 from fathom.spec.mapping import to_mapping
 from fathom.spec.rewards import FunctionReward
 
-TIMED_OUT = "timed out"
 _START_SECONDS = 120.0
 _MAX_REPLY_BYTES = 1 << 16
 _BATCH_ANSWERS = 256

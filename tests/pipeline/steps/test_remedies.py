@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from fathom.checkpoint import store
-from fathom.errors import Interrupted, ResourceError, SpecError, TrainError
+from fathom.errors import Interrupted, ResourceError, RewardError, SpecError, TrainError
 from fathom.inference.run_record import read_state
 from fathom.spec.alignment import ConversationFile, GrpoStep, SftStep
 from fathom.spec.problem import FileProblems
@@ -260,3 +262,26 @@ def test_a_disk_that_refused_is_used_again(
             bench.run("out", sft())
     bench.run("out", sft(), resume=True)
     assert done(bench.base / "out", "sft")
+
+
+def test_a_reward_that_raises_at_every_answer_stops_the_run_until_it_is_corrected(
+    bench: Any, grpo: Callable[..., GrpoStep]
+) -> None:
+    mine = bench.base / "always_raises.py"
+    mine.write_text("def chars(prompt, answer, reference):\n    return len(anwser)\n")
+    step = grpo((FunctionReward(target="always_raises:chars"),), rollouts=2)
+    with pytest.raises(RewardError) as caught:
+        bench.run("out", step)
+    message = str(caught.value)
+    assert "failed at all 4 answers" in message
+    assert "NameError: name 'anwser' is not defined" in message
+    assert "(always_raises.py, line 2)" in message
+    assert read_state(bench.base / "out")["grpo"].status == "failed"
+    alone = message.partition("to try it alone: ")[2].replace("python", sys.executable, 1)
+    tried = subprocess.run(alone, shell=True, capture_output=True, text=True, check=False)
+    assert "NameError" in tried.stderr
+    mine.write_text(
+        "def chars(prompt, answer, reference):\n    return float('x') if len(answer) % 3 else len(answer)\n"
+    )
+    bench.run("out", step, resume=True)
+    assert done(bench.base / "out", "grpo")
