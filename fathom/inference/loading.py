@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from fathom.checkpoint import store
+from fathom.checkpoint.adapter_checkpoint import AdaptedWeights, AdapterCheckpoint
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import CONFIG, find_weights
@@ -85,7 +86,20 @@ def _open_directory(directory: Path) -> WeightSource:
         if reason is None:
             raise
         raise CheckpointError(f"{directory}: {reason}") from None
+    return _open_adapted(checkpoint) if AdapterCheckpoint.is_one(checkpoint) else _open_whole(checkpoint)
+
+
+def _open_whole(checkpoint: Path) -> WeightSource:
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
+
+
+def _open_adapted(checkpoint: Path) -> WeightSource:
+    """Open the base that an adapter of a run was trained on, with the adapter merged into it."""
+    opened, run = AdapterCheckpoint.open(checkpoint), find_run(checkpoint)
+    if opened.base is None or run is None:
+        remedy = "name its base model and give this as the adapter (--adapter)"
+        raise CheckpointError(f"{checkpoint}: is an adapter outside the run it was trained in; {remedy}")
+    return AdaptedWeights.of(_open_directory(opened.base.find(run)), opened.adapter, checkpoint)
 
 
 def _is_own(directory: Path) -> bool:

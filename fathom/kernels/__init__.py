@@ -12,15 +12,19 @@ from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.entropy import linear_entropy
 from fathom.kernels.experts import grouped_swiglu
 from fathom.kernels.fp8 import fp8_block_linear
+from fathom.kernels.frozen import ExpertProduct, adapted_swiglu, frozen_quantized_linear
 from fathom.kernels.linear import linear
 from fathom.kernels.quantized_experts import quantized_grouped_swiglu
 from fathom.kernels.quantized_products import quantized_linear
 from fathom.kernels.shared_prefix import shared_prefix_attention
 
 __all__ = [
+    "ExpertProduct",
+    "adapted_swiglu",
     "attention",
     "attention_with_lse",
     "fp8_block_linear",
+    "frozen_quantized_linear",
     "grouped_swiglu",
     "linear",
     "linear_cross_entropy",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fathom.errors import ContextError, SpecError
+from fathom.model.adapters.adaptation import Adaptation
 from fathom.model.attention import AttentionContext, LatentForm
 from fathom.model.cache import KeyValueCache, causal_metadata, packed_metadata
 from fathom.model.decoder_layer import DecoderLayer
@@ -45,11 +46,12 @@ class DecoderOutput:
 
 
 class Decoder(nn.Module):
-    """A pre-norm transformer decoder made from a spec."""
+    """A pre-norm transformer decoder made from a spec; ``adaptation`` is set where an adapter of it is trained."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.adaptation: Adaptation | None = None
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from fathom import kernels
 from fathom.kernels import swiglu
+from fathom.model.adapters.low_rank import LowRankUpdate
 from fathom.model.linear import Linear
 
 
 class GateUpLinear(nn.Module):
     """The gate and up projections of a SwiGLU as one product, gate first: ``weight`` (2, F, D), ``bias`` (2, F).
 
-    They have a dimension of their own, so that a shard along F holds the same rows of both.
+    They have a dimension of their own, so that a shard along F holds the same rows of both. ``lora`` adds to both.
     """
+
+    lora: LowRankUpdate | None
 
     def __init__(self, hidden: int, intermediate: int, bias: bool = False) -> None:
         super().__init__()
@@ -28,10 +31,12 @@ class GateUpLinear(nn.Module):
         nn.init.kaiming_uniform_(self.weight.detach().flatten(0, 1), a=math.sqrt(5))  # as nn.Linear's
         if self.bias is not None:
             nn.init.uniform_(self.bias, -(hidden**-0.5), hidden**-0.5)
+        self.lora = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., 2F), the gate's F columns first."""
-        return kernels.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
+        y = kernels.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
+        return y if self.lora is None else y + self.lora(x)
 
 
 class SwiGLU(nn.Module):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fathom import kernels
+from fathom.model.adapters.low_rank import LowRankUpdate
 
 
 class Linear(nn.Linear):
-    """x w^T + b."""
+    """x w^T + b, and what ``lora`` adds where the layer is adapted."""
+
+    lora: LowRankUpdate | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lora = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
-        return kernels.linear(x, self.weight, self.bias)
+        y = kernels.linear(x, self.weight, self.bias)
+        return y if self.lora is None else y + self.lora(x)

@@ -68,9 +68,17 @@ class QuantizationReport:
 
 
 def quantize(
-    model: Decoder, format: QuantFormat, group_size: int = 32, *, head: WeightFormat = "int8"
+    model: Decoder,
+    format: QuantFormat,
+    group_size: int = 32,
+    *,
+    head: WeightFormat = "int8",
+    passes_gradient: bool = False,
 ) -> QuantizationReport:
     """Quantize the model's matrices in place, one after another, for inference; its forward pass is called as before.
+
+    With ``passes_gradient`` they are for training what stands around them: products in the activations' own dtype, with
+    a gradient to the activations.
 
     ``group_size`` is for int4; a width that it does not divide takes a smaller one. ``head`` is the output projection's
     own format. Embeddings, norms, biases, routers, vision towers and the up-projection of latent attention are skipped,
@@ -90,7 +98,7 @@ def quantize(
     bytes_before = sum(parameter.nbytes for parameter in model.parameters())
     model.eval().requires_grad_(False)
     reasons = dict(_skip_reasons(model, format, group_size))
-    quantized = list(_quantize_modules(model, format, group_size, reasons))
+    quantized = list(_quantize_modules(model, format, group_size, reasons, passes_gradient))
     quantized += _quantize_head(model, head, group_size, reasons)
     skipped = [
         SkippedParameter(name, p.nbytes, reasons.get(name, _not_a_matrix(name, p)))
@@ -119,7 +127,7 @@ def _skip_reasons(model: Decoder, format: QuantFormat, group_size: int) -> Itera
 
 
 def _quantize_modules(
-    model: Decoder, format: QuantFormat, group_size: int, reasons: dict[str, str]
+    model: Decoder, format: QuantFormat, group_size: int, reasons: dict[str, str], passes_gradient: bool
 ) -> Iterator[QuantizedParameter]:
     """Replace linear layers and stacked experts."""
     for name in [name for name, _ in model.named_modules()]:  # names only: replaced modules must be freed
@@ -128,7 +136,7 @@ def _quantize_modules(
         if isinstance(module, nn.Linear | GateUpLinear) and f"{name}.weight" not in reasons:
             bias = nn.Parameter(module.bias.flatten(), requires_grad=False) if module.bias is not None else None
             qweight = _quantize_matrix(module.weight.flatten(0, -2), format, group_size)
-            setattr(parent, own, QuantizedLinear(qweight, bias))
+            setattr(parent, own, QuantizedLinear(qweight, bias, passes_gradient=passes_gradient))
             yield _quantized_parameter(name, qweight)
         elif isinstance(module, Experts):
             parts = [f"{name}.{part}" for part, _ in module.named_parameters(recurse=False)]
@@ -140,7 +148,7 @@ def _quantize_modules(
                 quantize_experts(weight, format, best_group_size(weight.shape[-1], group_size))
                 for weight in (module.gate_up_proj.flatten(1, 2), module.down_proj)
             )
-            setattr(parent, own, QuantizedExperts(gate_up, down, module.dispatcher))
+            setattr(parent, own, QuantizedExperts(gate_up, down, module.dispatcher, passes_gradient=passes_gradient))
             yield _quantized_parameter(name, *gate_up.experts, *down.experts)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers and experts with int8 or int4 weights, for inference only.
+"""Linear layers and experts with int8 or int4 weights, for inference, or frozen below adapters that are trained.
 
 N tokens, K inputs or experts per token, D hidden size.
 """
@@ -13,29 +13,39 @@ from torch import Tensor, nn
 from fathom import kernels
 from fathom.errors import SpecError
 from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
+from fathom.model.adapters.low_rank import LowRankUpdate
 from fathom.model.moe import ExpertAssignment, RoutedExperts, TokenDispatcher
 
 
 class _QuantizedModule(nn.Module):
-    """What both share: no parameters for the weights, and no training mode."""
+    """What both share: no parameters for the weights, and no training mode unless gradients pass through.
+
+    With ``passes_gradient`` the products are those of ``frozen_quantized_linear``, in training and in evaluation.
+    """
+
+    passes_gradient: bool
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode for ``mode`` False.
 
         Raises:
-            SpecError: ``mode`` is True.
+            SpecError: ``mode`` is True and no gradient passes.
         """
-        if mode:
+        if mode and not self.passes_gradient:
             raise SpecError("weights", "in 8 or 4 bits cannot be trained", "open the model with plain weights")
-        return super().train(False)
+        return super().train(mode)
 
 
 class QuantizedLinear(_QuantizedModule):
-    """A linear layer computed by ``quantized_linear``; ``bias`` is not quantized."""
+    """A linear layer computed by ``quantized_linear``; ``bias`` is not quantized, and ``lora`` adds to the product."""
 
-    def __init__(self, qweight: QuantizedWeight, bias: nn.Parameter | None = None) -> None:
+    lora: LowRankUpdate | None
+
+    def __init__(
+        self, qweight: QuantizedWeight, bias: nn.Parameter | None = None, *, passes_gradient: bool = False
+    ) -> None:
         super().__init__()
-        self.qweight, self.bias = qweight, bias
+        self.qweight, self.bias, self.lora, self.passes_gradient = qweight, bias, None, passes_gradient
 
     @property
     def weight(self) -> Tensor:
@@ -44,8 +54,13 @@ class QuantizedLinear(_QuantizedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N), like ``x`` in dtype."""
-        y = kernels.quantized_linear(x, self.qweight)
-        return y if self.bias is None else y.add_(self.bias)
+        if self.passes_gradient:
+            y = kernels.frozen_quantized_linear(x, self.qweight)
+        else:
+            y = kernels.quantized_linear(x, self.qweight)
+        if self.bias is not None:
+            y = y.add_(self.bias)
+        return y if self.lora is None else y + self.lora(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.qweight = self.qweight.map(lambda tensor: fn(tensor).to(tensor.dtype))
@@ -53,16 +68,30 @@ class QuantizedLinear(_QuantizedModule):
 
 
 class QuantizedExperts(_QuantizedModule, RoutedExperts):
-    """Routed experts computed by ``quantized_grouped_swiglu``."""
+    """Routed experts computed by ``quantized_grouped_swiglu``, or one after another where they are adapted."""
 
     def __init__(
-        self, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights, dispatcher: TokenDispatcher | None = None
+        self,
+        gate_up: QuantizedExpertWeights,
+        down: QuantizedExpertWeights,
+        dispatcher: TokenDispatcher | None = None,
+        *,
+        passes_gradient: bool = False,
     ) -> None:
         super().__init__(dispatcher)
-        self.gate_up, self.down = gate_up, down
+        self.gate_up, self.down, self.passes_gradient = gate_up, down, passes_gradient
 
     def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
-        """Products with the quantized weights, without gradient."""
+        """Products with the quantized weights, without gradient to them."""
+        if self.passes_gradient or self.is_adapted:
+            product = kernels.frozen_quantized_linear if self.passes_gradient else kernels.quantized_linear
+            return self.adapted(
+                x_MD,
+                assignment,
+                len(self.gate_up.experts),
+                lambda x_CD, expert: product(x_CD, self.gate_up.experts[expert]),
+                lambda x_CF, expert: product(x_CF, self.down.experts[expert]),
+            )
         return kernels.quantized_grouped_swiglu(
             x_MD, assignment.indices_NK, assignment.weights_NK, self.gate_up, self.down, assignment.kept_NK
         )

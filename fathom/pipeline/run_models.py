@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from fathom.checkpoint import store
+from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.checkpoint.hf.files import TOKENIZER_FILES
+from fathom.checkpoint.weights import load_weights
 from fathom.errors import CheckpointError, SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint, open_source
@@ -27,8 +29,8 @@ from fathom.pipeline.context import (
 from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TokenizerStep, TrainStep
+from fathom.spec.train import UpdateSpec
 from fathom.tokenizer.bpe import Tokenizer
-from fathom.train.state import load_model_tensors
 
 
 def run_tokenizer(context: StepContext, step: Step) -> Tokenizer:
@@ -84,11 +86,24 @@ def build_initial_model(context: StepContext, step: TrainStep, tokenizer: Tokeni
     line = train_chain(context.recipe, step)
     previous: ModelStep | None = line[-2] if len(line) > 1 else init_step(context.recipe, step)
     if previous is not None:
-        found = store.latest(context.path(previous) / CHECKPOINTS)
-        if found is None:
+        if store.latest(context.path(previous) / CHECKPOINTS) is None:
             raise CheckpointError(f"{context.path(previous)}: holds no checkpoint; --restart the run")
-        load_model_tensors(model, store.Checkpoint.open(found).tensors("model"), found)
+        load_weights(model, open_source(context.path(previous)))
+    elif step.train.adapter is not None:
+        problem = "trains on a model, and this step begins with random weights"
+        raise SpecError(f"steps.{step.name}.train.adapter", problem, "leave it out, or start from an open step")
     return model
+
+
+def adapter_base(context: StepContext, step: Step, train: UpdateSpec) -> AdapterBase | None:
+    """Return where the weights are that a step's adapter is trained on, or None where it trains none."""
+    if train.adapter is None:
+        return None
+    line = train_chain(context.recipe, step) if isinstance(step, TrainStep) else []
+    before: ModelStep | None = model_step(context.recipe, step)
+    if isinstance(step, TrainStep):
+        before = line[-2] if len(line) > 1 else init_step(context.recipe, step)
+    return None if before is None else AdapterBase.of(before.name, find_checkpoint(context.path(before)))
 
 
 def trained_model(context: StepContext, step: Step) -> LanguageModel:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.data.packed import PackedBatch
 from fathom.errors import TrainError
 from fathom.model.decoder import Decoder
@@ -22,7 +23,7 @@ from fathom.posttrain.routing import RoutingAgreement
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
-from fathom.train.loop import check_dtype
+from fathom.train.loop import adapt, check_dtype
 from fathom.train.measure import peak_memory
 from fathom.train.metrics import JsonLines
 from fathom.train.micro_batch import split
@@ -65,13 +66,16 @@ class OnlineTrainer(ABC):
         *,
         progress: Progress = NULL_PROGRESS,
         files: Sequence[Path] = (),
+        base: AdapterBase | None = None,
     ) -> None:
         check_dtype(model)
+        adapt(model, spec, progress)
         self.model, self.spec, self.sampler, self.prompt_formatter = model, spec, sampler, prompt_formatter
         self.questions, self.directory = questions, directory
         self.logprob_monitor = LogprobMonitor()
         self._progress = progress
         self._files = files
+        self._base = base
 
     @property
     def context(self) -> int:
@@ -124,6 +128,7 @@ class OnlineTrainer(ABC):
             source=self,
             files=self._files,
             note=self._progress.message,
+            base=self._base,
         )
         position = stage.start(resume, allow_changes=allow_changes)
         self.begin(position)

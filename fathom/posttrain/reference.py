@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fathom.checkpoint import store
 from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, shortened
 from fathom.files import remove_leftovers
+from fathom.model.adapters.attach import frozen_copy, learned_state
 from fathom.model.decoder import Decoder
 from fathom.train.stage import CHECKPOINTS
 from fathom.train.state import load_model_tensors
@@ -26,8 +26,9 @@ _FILE = re.compile(r"reference-(\d{8})\.safetensors")
 class ReferenceModel:
     """A frozen copy of the policy, taken anew every ``every`` rollouts; a file for each lets a killed run resume.
 
-    ``step`` is the rollout after which the copy was taken. A file is removed once neither the copy in use nor any
-    checkpoint of the stage names it, so that a run can be resumed from every checkpoint that is kept.
+    Of an adapted policy only the adapter is copied. ``step`` is the rollout after which the copy was taken. A file is
+    removed once neither the copy in use nor any checkpoint of the stage names it, so that a run can be resumed from
+    every checkpoint that is kept.
     """
 
     def __init__(self, model: Decoder, directory: Path, every: int | None) -> None:
@@ -35,7 +36,7 @@ class ReferenceModel:
         self._directory = directory
         self._every = every
         self.step = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = frozen_copy(model)
 
     def begin(self, done: int, step: int | None = None) -> None:
         """Make ready to continue after ``done`` rollouts with the copy that an uninterrupted run would have.
@@ -65,8 +66,9 @@ class ReferenceModel:
 
     def _take(self, done: int) -> None:
         path = self._path(done)
-        write_tensors(path, self._policy.state_dict())
-        self.model.load_state_dict(self._policy.state_dict())
+        learned = learned_state(self._policy)
+        write_tensors(path, learned)
+        load_model_tensors(self.model, learned, path)
         self.step = done
         self._prune()
 

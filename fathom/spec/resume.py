@@ -38,6 +38,8 @@ _UPDATE: Mapping[str, Effect] = {
     "evaluate_every_steps": "cadence",
     "checkpoint": "cadence",
     "frozen": "learning",
+    "adapter": "fixed",
+    "adapter.dropout": "learning",
     "seed": "fixed",
 }
 _BATCH: Mapping[str, Effect] = {

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from fathom.errors import SpecError
 from fathom.spec import check
+from fathom.spec.adapter import LoraSpec
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -282,10 +283,14 @@ class UpdateSpec:
 
     Example: ["vision.low"]
     """
+    adapter: LoraSpec | None = None
+    """Low-rank adapters that are trained in place of the weights; none trains the weights themselves."""
     seed: int = 1
     """Decides the order of the data and all that is drawn at random."""
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.frozen:
+            raise SpecError("frozen", "goes with no adapter, which freezes all weights", "leave it out; name targets")
         for name in ("max_grad_norm", "loss_chunk_tokens", "log_every_steps"):
             check.positive(name, getattr(self, name))
         check.not_negative("mtp_loss_weight", self.mtp_loss_weight)

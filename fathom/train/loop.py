@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
+from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.data.packed import PackedBatch
 from fathom.errors import SpecError
+from fathom.model.adapters.attach import attach
 from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
-from fathom.spec.train import TrainSpec
+from fathom.spec.train import TrainSpec, UpdateSpec
 from fathom.train.gradients import Gradients
 from fathom.train.group import ALONE, Group, any_rank
 from fathom.train.micro_batch import batch_size, split
@@ -56,6 +58,7 @@ class Trainer:
     numbers join that step's line. ``bytes_per_token`` gives each source's bytes of text per token, in the order of
     the loader's source indices, for bits per byte; sources beyond it (synthetic ones) are left out of that figure.
     ``files`` are copied into every checkpoint. ``objective`` is what is minimised, a language model's loss by default.
+    Where ``spec`` has an adapter, the model gets it in place and keeps its weights; ``base`` says where these are.
     Each rank of a ``group`` has a trainer, whose ``loader`` yields the rank's part of each batch; rank 0 writes.
     """
 
@@ -73,6 +76,7 @@ class Trainer:
         files: Sequence[Path] = (),
         objective: Objective | None = None,
         group: Group = ALONE,
+        base: AdapterBase | None = None,
     ) -> None:
         if spec.sequence_length > model.spec.max_position_embeddings:
             raise SpecError(
@@ -81,6 +85,7 @@ class Trainer:
                 "shorten it or stretch the context",
             )
         check_dtype(model)
+        adapt(model, spec, progress)
         self.model = model
         self.spec = spec
         self.loader = loader
@@ -92,6 +97,7 @@ class Trainer:
         self._files = tuple(files)
         self._objective = objective
         self._group = group
+        self._base = base
 
     def run(self, resume: bool = False, *, allow_changes: bool = False) -> TrainSummary:
         """Train until ``total_tokens`` were seen, from the latest checkpoint when ``resume`` and there is one.
@@ -117,6 +123,7 @@ class Trainer:
             files=self._files,
             note=self._progress.message,
             group=self._group,
+            base=self._base,
         )
         position = stage.start(resume, allow_changes=allow_changes)
         runner = StepRunner(
@@ -251,6 +258,22 @@ def check_dtype(model: Decoder) -> None:
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if dtypes:
         raise SpecError("model", f"has weights of {dtypes.pop()}", "train float32 weights and set precision")
+
+
+def adapt(model: Decoder, spec: UpdateSpec, progress: Progress) -> None:
+    """Attach the adapter that a stage trains, unless the model has it, and say what is trained and what is not."""
+    if spec.adapter is None or model.adaptation is not None:
+        return
+    total = sum(parameter.numel() for parameter in model.parameters())
+    adaptation = attach(model, spec.adapter, seed=spec.seed)
+    learned = sum(model.get_parameter(name).numel() for name in adaptation.names)
+    layers = sum(name.endswith("A") for name in adaptation.names)
+    progress.message(
+        f"LoRA of rank {spec.adapter.rank} on {layers} layers: {learned:,} parameters are trained, "
+        f"{learned / total:.2%} of the model's {total:,}"
+    )
+    if adaptation.left_out:
+        progress.message(f"not adapted: {', '.join(adaptation.left_out)}")
 
 
 def _tensors(batch: TokenBatch | PackedBatch) -> dict[str, torch.Tensor]:

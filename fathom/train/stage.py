@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from fathom.checkpoint import store
+from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, Interrupted, ResourceError, TrainError
 from fathom.files import write_json
@@ -31,9 +32,10 @@ CHECKPOINTS = "checkpoints"
 class Stage:
     """One stage's directory of checkpoints and the loop over its steps.
 
-    It freezes what ``spec.frozen`` names, and makes the ``optimizer`` of the rest. ``source`` is where the stage's
-    batches come from: its state is part of every checkpoint. ``files`` are copied into each: the tokenizer's, so that a
-    checkpoint is a model wherever it goes. Ranks of a ``group`` stop and save together, and rank 0 writes.
+    It freezes what ``spec.frozen`` names, and makes the ``optimizer`` of the rest; of a model that has an adapter, of
+    that alone, and checkpoints then say that it was trained on ``base``. ``source`` is where the stage's batches come
+    from: its state is part of every checkpoint. ``files`` are copied into each: the tokenizer's, so that a checkpoint
+    is a model wherever it goes. Ranks of a ``group`` stop and save together, and rank 0 writes.
     """
 
     def __init__(
@@ -46,14 +48,17 @@ class Stage:
         files: Sequence[Path] = (),
         note: Callable[[str], None],
         group: Group = ALONE,
+        base: AdapterBase | None = None,
     ) -> None:
-        freeze(model, spec.frozen)
+        if model.adaptation is None:
+            freeze(model, spec.frozen)
         self.directory = directory
         self.optimizer = make_optimizer(model, spec.optimizer)
         self.checkpoints = directory / CHECKPOINTS
         self.position = Position()
         self.changes: list[FieldChange] = []
         self._parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "loader": source, "spec": spec}
+        self._base = base
         self._checkpointing = spec.checkpoint
         self._files = tuple(files)
         self._note = note
@@ -173,7 +178,7 @@ class Stage:
         if self._group.rank == 0:
             try:
                 sync()
-                save_state(directory, **self._parts, position=self.position, files=self._files)
+                save_state(directory, **self._parts, position=self.position, files=self._files, base=self._base)
                 store.prune(self.checkpoints, self._checkpointing.keep)
             except ResourceError as error:
                 failure = error

@@ -1,7 +1,8 @@
 """Everything a resume needs, as one checkpoint.
 
-Tensors: ``model`` (parameters and buffers by name) and ``optimizer`` (by parameter name). Documents: ``spec`` (model
-and train) and ``state`` (step, tokens, seconds, last loss, loader). No generator's state is saved: whatever training
+Tensors: ``model`` (parameters and buffers by name), or ``adapter`` (its parameters) where one is trained, and
+``optimizer`` (by parameter name). Documents: ``spec`` (model, train, and the base of an adapter) and ``state`` (step,
+tokens, seconds, last loss, loader). No generator's state is saved: whatever training
 draws is a function of a seed and a counter.
 """
 
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fathom.checkpoint import store
+from fathom.checkpoint.adapter_checkpoint import STEM as ADAPTER
+from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.checkpoint.names import current_layout
 from fathom.errors import CheckpointError, SpecError, shortened
+from fathom.model.adapters.attach import learned_state
 from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec, check, from_mapping, to_mapping
 from fathom.spec.mapping import MAX_INTEGER
@@ -46,17 +50,21 @@ def save_state(
     spec: UpdateSpec,
     position: Position,
     files: Iterable[Path] = (),
+    base: AdapterBase | None = None,
 ) -> Path:
     """Publish a checkpoint from which training resumes bit for bit on the same CPU; ``files`` lie in it too.
+
+    ``base`` is where the weights are that an adapter was trained on.
 
     Raises:
         ResourceError: the disk is full; earlier checkpoints are untouched.
     """
     return store.save(
         directory,
-        tensors={"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)},
+        tensors={learned_stem(model): learned_state(model), "optimizer": optimizer_tensors(model, optimizer)},
         documents={
-            "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)},
+            "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)}
+            | ({} if base is None else {"base": to_mapping(base)}),
             "state": asdict(position) | {"loader": loader.state()},
         },
         files=files,
@@ -83,7 +91,7 @@ def load_state(
     """
     opened = store.Checkpoint.open(directory)
     changes = _spec_changes(directory, opened.document("spec"), model.spec, spec, allow_changes=allow_changes)
-    load_model_tensors(model, opened.tensors("model"), directory)
+    load_model_tensors(model, opened.tensors(learned_stem(model)), directory)
     load_optimizer_tensors(model, optimizer, opened.tensors("optimizer"))
     position, place = _position(directory, opened.document("state"))
     try:
@@ -91,6 +99,11 @@ def load_state(
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _unusable(directory, f"loader: {type(error).__name__}: {error}") from error
     return position, changes
+
+
+def learned_stem(model: Decoder) -> str:
+    """Return the file stem of what training changes of a model."""
+    return "model" if model.adaptation is None else ADAPTER
 
 
 def _position(directory: Path, state: Any) -> tuple[Position, dict[str, Any]]:
@@ -113,14 +126,14 @@ def _unusable(directory: Path, why: str) -> CheckpointError:
     )
 
 
-def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Copy tensors into a model's parameters and buffers; names and shapes must agree exactly.
+def load_model_tensors(model: Decoder, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Copy tensors into what training changes of a model; names and shapes must agree exactly.
 
     Raises:
         CheckpointError: listing all that are missing, unexpected or of another shape.
     """
     tensors = {name: current_layout(name, tensor) for name, tensor in tensors.items()}
-    own = model.state_dict()
+    own = learned_state(model)
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in own]
     problems += [

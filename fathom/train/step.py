@@ -64,7 +64,8 @@ class StepRunner:
         self.layer_names = [name.removesuffix(".mlp.gate") for name, _ in named]
         self._routers = [router for _, router in named]
         moe = model.spec.moe
-        self._bias_rate = moe.router.balance.bias_update_rate if moe is not None else 0.0
+        adapted = model.adaptation is not None  # the base keeps its biases too
+        self._bias_rate = moe.router.balance.bias_update_rate if moe is not None and not adapted else 0.0
         self._with_mtp = bool(model.mtp) and spec.mtp_loss_weight > 0
         self._balanced = balanced
         self._replay = replay_routing
@@ -94,6 +95,9 @@ class StepRunner:
                 check_tokens(micro.tokens_BT, self.model.spec.vocab_size)
                 exempt = exempt_B[micro.sequences] if exempt_B is not None else None
                 seeds = seeds_B[micro.sequences] if seeds_B is not None else None
+                if self.model.adaptation is not None:
+                    seed = counter_seed(self.spec.seed, number) + (micro.sequences.start or 0)
+                    self.model.adaptation.seed.value = seed % 2**63
                 objective_output = self._forward_backward(micro, exempt, seeds, sums, observe)
                 if observe and objective_output.loss_BT is not None:
                     self._by_source(objective_output.loss_BT.sum(1), micro, sums)

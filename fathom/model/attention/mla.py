@@ -7,8 +7,10 @@ K = N + R, V v_head_dim. The cache holds C + R numbers per token: the normalised
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom import kernels
@@ -46,6 +48,32 @@ def costs(shape: LatentAttention, tokens: int, keys: int) -> tuple[int, int]:
     expanded = keys * latent * (nope + value) + tokens * keys * (nope + rope + value)
     absorbed = tokens * latent * (nope + value) + tokens * keys * (2 * latent + rope)
     return expanded, absorbed
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMatrices:
+    """A matrix for each head, (H, X, C), plus B A where ``b_HXr`` and the heads' common ``a_rC`` are given.
+
+    The sum is never made: products with A and B cost a small part of it.
+    """
+
+    weight_HXC: Tensor
+    a_rC: Tensor | None = None
+    b_HXr: Tensor | None = None
+
+    def product(self, x_HYC: Tensor) -> Tensor:
+        """Return x w^T of each head, (H, Y, X)."""
+        y_HYX = torch.bmm(x_HYC, self.weight_HXC.transpose(1, 2))
+        if self.a_rC is None or self.b_HXr is None:
+            return y_HYX
+        return y_HYX + torch.bmm(F.linear(x_HYC, self.a_rC), self.b_HXr.transpose(1, 2))
+
+    def transposed(self, x_HYX: Tensor) -> Tensor:
+        """Return x w of each head, (H, Y, C)."""
+        y_HYC = torch.bmm(x_HYX, self.weight_HXC)
+        if self.a_rC is None or self.b_HXr is None:
+            return y_HYC
+        return y_HYC + torch.bmm(x_HYX, self.b_HXr) @ self.a_rC
 
 
 class MLA(nn.Module):
@@ -150,6 +178,18 @@ class MLA(nn.Module):
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         return torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1), v_BSHV
 
+    def _up_projections(self) -> tuple[HeadMatrices, HeadMatrices]:
+        """Return the rows of ``kv_b_proj`` that make keys and those that make values, head by head."""
+        sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
+        up_HXC = self.kv_b_proj.weight.view(-1, sum(sizes), self.shape.kv_lora_rank)
+        keys_HNC, values_HVC = up_HXC.split_with_sizes(sizes, 1)
+        lora = self.kv_b_proj.lora
+        if lora is None:
+            return HeadMatrices(keys_HNC), HeadMatrices(values_HVC)
+        b_HXr = lora.B.view(len(up_HXC), sum(sizes), lora.rank) * lora.scaling
+        keys_b, values_b = b_HXr.split_with_sizes(sizes, 1)
+        return HeadMatrices(keys_HNC, lora.A, keys_b), HeadMatrices(values_HVC, lora.A, values_b)
+
     def _expanded(self, group: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
         """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H V)."""
         k_BSHK, v_BSHV = self._keys_values(latent_BSC, rope_key_BSR)
@@ -183,9 +223,8 @@ class MLA(nn.Module):
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHN.shape
         rows = batch * tokens
-        up_HXC = self.kv_b_proj.weight.view(-1, shape.qk_nope_head_dim + shape.v_head_dim, shape.kv_lora_rank)
-        key_up_HNC, value_up_HVC = up_HXC.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], 1)
-        q_latent_HYC = torch.bmm(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1), key_up_HNC)
+        key_up, value_up = self._up_projections()
+        q_latent_HYC = key_up.transposed(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1))
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
         q_BTHW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1)
         # One token's heads become queries of the single head, so that each latent is read once for all of them.
@@ -200,7 +239,7 @@ class MLA(nn.Module):
         )
         mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)
         mixed_HYC = mixed_BTHW[..., : shape.kv_lora_rank].reshape(rows, heads, -1).transpose(0, 1)
-        out_HYV = torch.bmm(mixed_HYC, value_up_HVC.transpose(1, 2))
+        out_HYV = value_up.product(mixed_HYC)
         return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fathom.model.moe import counter_rng as draws
+from fathom.model import counter_rng as draws
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ B batch, T tokens, N = B x T, D hidden size, F expert width, E experts, K expert
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fathom.kernels import grouped_swiglu
+from fathom import kernels
+from fathom.model.adapters.low_rank import LowRankUpdate
 from fathom.model.ffn import SwiGLU
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.dispatch import ExpertAssignment, LocalDispatcher, TokenDispatcher
@@ -20,11 +22,16 @@ class RoutedExperts(nn.Module):
     """Routed experts, whatever form their weights have: dispatch, grouped products, combine.
 
     ``dispatcher`` is the identity in one process. Expert parallelism sets another one and leaves each process a part of
-    the weights: how many experts a layer holds is read off their shape.
+    the weights: how many experts a layer holds is read off their shape. ``gate_up_lora`` and ``down_lora`` add to the
+    matrices of each expert where the layer is adapted.
     """
+
+    gate_up_lora: LowRankUpdate | None
+    down_lora: LowRankUpdate | None
 
     def __init__(self, dispatcher: TokenDispatcher | None = None) -> None:
         super().__init__()
+        self.gate_up_lora = self.down_lora = None
         self.dispatcher: TokenDispatcher = LocalDispatcher() if dispatcher is None else dispatcher
 
     def forward(self, x_ND: Tensor, assignment: ExpertAssignment) -> Tensor:
@@ -35,6 +42,37 @@ class RoutedExperts(nn.Module):
     def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
         """The same sum over the experts held here, whose indices count from 0."""
         raise NotImplementedError
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether either matrix has a low-rank update."""
+        return self.gate_up_lora is not None or self.down_lora is not None
+
+    def adapted(
+        self,
+        x_MD: Tensor,
+        assignment: ExpertAssignment,
+        num_experts: int,
+        gate_up: kernels.ExpertProduct,
+        down: kernels.ExpertProduct,
+    ) -> Tensor:
+        """The sum over the experts held here with their low-rank updates added to the products of frozen weights."""
+        return kernels.adapted_swiglu(
+            x_MD,
+            assignment.indices_NK,
+            assignment.weights_NK,
+            assignment.kept_NK,
+            num_experts,
+            _updated(gate_up, self.gate_up_lora),
+            _updated(down, self.down_lora),
+        )
+
+
+def _updated(product: kernels.ExpertProduct, lora: LowRankUpdate | None) -> kernels.ExpertProduct:
+    if lora is None:
+        return product
+    factors = lora.experts()
+    return lambda x_CK, expert: product(x_CK, expert) + lora.product(x_CK, *factors[expert], stream=expert)
 
 
 class Experts(RoutedExperts):
@@ -50,11 +88,20 @@ class Experts(RoutedExperts):
 
     def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
         """Products over slices of tokens sorted by expert; one token alone reads its K experts only."""
-        return grouped_swiglu(
+        gate_up_EFD = self.gate_up_proj.flatten(1, 2)
+        if self.is_adapted:
+            return self.adapted(
+                x_MD,
+                assignment,
+                len(gate_up_EFD),
+                lambda x_CD, expert: F.linear(x_CD, gate_up_EFD[expert]),
+                lambda x_CF, expert: F.linear(x_CF, self.down_proj[expert]),
+            )
+        return kernels.grouped_swiglu(
             x_MD,
             assignment.indices_NK,
             assignment.weights_NK,
-            self.gate_up_proj.flatten(1, 2),
+            gate_up_EFD,
             self.down_proj,
             assignment.kept_NK,
         )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.model.moe import counter_rng as draws
+from fathom.model import counter_rng as draws
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.drop import keep_in_order, keep_within_budget
 from fathom.spec.moe import Capacity, GroupLimited, MixtureOfExperts

@@ -9,7 +9,7 @@ from fathom.inference.loading import CHECKPOINTS
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step, taught_by
 from fathom.pipeline.rollouts import questions, rollout_engine
-from fathom.pipeline.run_models import beside_recipe, initial_tokenizer_files, open_step
+from fathom.pipeline.run_models import adapter_base, beside_recipe, initial_tokenizer_files, open_step
 from fathom.posttrain.distill import DistillTrainer
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.recipe import DistillStep
@@ -39,6 +39,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         teacher=teacher.model,
         progress=context.progress,
         files=initial_tokenizer_files(context, step),
+        base=adapter_base(context, step, step.policy),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 

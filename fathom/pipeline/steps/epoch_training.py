@@ -16,7 +16,7 @@ from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
-from fathom.pipeline.run_models import initial_tokenizer_files
+from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
 from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
 from fathom.spec.train import TrainSpec, UpdateSpec
 from fathom.train.loop import Trainer, TrainSummary
@@ -53,6 +53,7 @@ def train_epochs(
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=initial_tokenizer_files(context, step),
         objective=objective,
+        base=adapter_base(context, step, step.train),
     )
     return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 

@@ -8,7 +8,7 @@ from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions, rollout_engine
-from fathom.pipeline.run_models import initial_tokenizer_files, open_step
+from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files, open_step
 from fathom.posttrain.grpo import PolicyTrainer
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.spec.recipe import GrpoStep
@@ -32,4 +32,5 @@ def run(step: GrpoStep, context: StepContext) -> None:
             judge=judge.judge,
             progress=context.progress,
             files=initial_tokenizer_files(context, step),
+            base=adapter_base(context, step, step.policy),
         ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)

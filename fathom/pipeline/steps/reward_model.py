@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ def run(step: RewardModelStep, context: StepContext) -> None:
     ``reward.json`` beside the checkpoints holds the score token, and how many held-out pairs are ranked
     correctly by the model that the step starts from and by the trained one.
     """
+    step = _with_trained_head(step)
     start = trained_model(context, step)
     rated = _read(step, context, start.tokenizer)
     token = choose_score_token(start.tokenizer, start.spec.vocab_size, rated.tokens)
@@ -92,6 +94,15 @@ def run(step: RewardModelStep, context: StepContext) -> None:
     if before.n:
         shares = f"{after.correct} of {after.n} held-out pairs are ranked correctly (before: {before.correct})"
         log_lines(context, [shares])
+
+
+def _with_trained_head(step: RewardModelStep) -> RewardModelStep:
+    """Have an adapter train the head too: the score is the logit of a token that meant nothing before."""
+    adapter = step.train.adapter
+    if adapter is None or "lm_head" in adapter.modules_to_save:
+        return step
+    adapter = dataclasses.replace(adapter, modules_to_save=(*adapter.modules_to_save, "lm_head"))
+    return dataclasses.replace(step, train=dataclasses.replace(step.train, adapter=adapter))
 
 
 def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> _PreferenceData:

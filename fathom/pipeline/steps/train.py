@@ -15,7 +15,7 @@ from fathom.inference.held_out import bits_by_source
 from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
-from fathom.pipeline.run_models import build_initial_model, run_tokenizer, run_tokenizer_files
+from fathom.pipeline.run_models import adapter_base, build_initial_model, run_tokenizer, run_tokenizer_files
 from fathom.pipeline.text_checks import check_text
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
 from fathom.spec.vision import VisionSpec
@@ -53,6 +53,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         bytes_per_token=loader.bytes_per_token,
         tensorboard=importlib.util.find_spec("tensorboard") is not None,
         files=run_tokenizer_files(context, step),
+        base=adapter_base(context, step, step.train),
     )
     trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 

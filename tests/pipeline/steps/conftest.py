@@ -106,7 +106,8 @@ def same_model(one: Path, other: Path) -> bool:
         state.pop("seconds")
     return states[0] == states[1] and all(
         torch.equal(tensor, second.tensors(stem)[name])
-        for stem in ("model", "optimizer")
+        for stem in ("model", "adapter", "optimizer")
+        if f"{stem}.safetensors" in first.manifest["files"]
         for name, tensor in first.tensors(stem).items()
     )
 

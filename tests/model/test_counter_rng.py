@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.model import counter_rng as draws
 from fathom.model.build import build
 from fathom.model.cache import StaticCache
 from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, RoutingContext
-from fathom.model.moe import counter_rng as draws
 from fathom.model.moe.balance import importance_loss, load_loss, z_loss
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec import moe as spec

@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA) of a decoder's linear layers and experts."""

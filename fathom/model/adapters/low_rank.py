@@ -1,0 +1,89 @@
+"""The low-rank update of one matrix, of a fused pair, or of stacked experts' matrices.
+
+E experts, G 2 for gate and up, r rank, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fathom.model import counter_rng
+
+
+class DropoutSeed:
+    """The seed that all updates of a model draw dropout from; whoever trains sets it before each forward pass."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class LowRankUpdate(nn.Module):
+    """scaling x B A, added to a weight (..., N, K): ``A`` is (..., r, K) and ``B`` (..., N, r).
+
+    Leading dimensions are those of the weight: none for a linear layer, (2,) for fused gate and up projections, (E,)
+    and (E, 2) for experts. ``B`` begins as zero, so that nothing changes before the first step. Dropout is a function
+    of ``seed`` and ``salt``: a layer that is recomputed in the backward pass draws the same.
+    """
+
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        *,
+        dropout: float = 0.0,
+        seed: DropoutSeed | None = None,
+        salt: int = 0,
+    ) -> None:
+        super().__init__()
+        self.A, self.B = nn.Parameter(a), nn.Parameter(b)
+        self.scaling, self.dropout = scaling, dropout
+        self._seed, self._salt = seed, salt
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return self.A.shape[-2]
+
+    @property
+    def delta(self) -> Tensor:
+        """What it adds to the weight, of the weight's shape."""
+        return self.scaling * (self.B @ self.A)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., K) to what is added to the layer's output (..., N), or (..., 2 N) for a fused pair."""
+        return self.product(x, self.A, self.B)
+
+    def experts(self) -> list[tuple[Tensor, Tensor]]:
+        """Return A and B of each expert."""
+        return list(zip(self.A.unbind(0), self.B.unbind(0), strict=True))
+
+    def product(self, x: Tensor, a: Tensor, b: Tensor, stream: int = 0) -> Tensor:
+        """Return the product with the matrices of one expert, or of the layer; ``stream`` tells draws apart."""
+        low = F.linear(self._dropped(x, stream), a.flatten(0, -2))
+        if a.dim() == 2:
+            return F.linear(low, b) * self.scaling
+        low_GMr = low.reshape(-1, *a.shape[:-1]).transpose(0, 1)
+        y_MGN = torch.bmm(low_GMr, b.mT).transpose(0, 1)
+        return y_MGN.reshape(*x.shape[:-1], -1) * self.scaling
+
+    def _dropped(self, x: Tensor, stream: int) -> Tensor:
+        if not (self.training and self.dropout) or self._seed is None or not x.numel():
+            return x
+        seeds_1 = torch.tensor([self._seed.value], device=x.device)
+        drawn = counter_rng.uniform(counter_rng.fold_in(counter_rng.fold_in(seeds_1, self._salt), stream), *x.shape)[0]
+        return x * (drawn >= self.dropout).to(x.dtype) / (1.0 - self.dropout)
+
+
+def initial_update(
+    shape: tuple[int, ...], rank: int, scaling: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and the scaling for a weight of ``shape``: A as Kaiming's uniform with a = sqrt(5), B zero."""
+    *lead, outputs, inputs = shape
+    bound = 1.0 / math.sqrt(inputs)
+    a = torch.empty(*lead, rank, inputs).uniform_(-bound, bound, generator=generator)
+    return a, torch.zeros(*lead, outputs, rank), scaling
