@@ -2,6 +2,7 @@
 
     FathomError
     ├── SpecError          a spec or recipe field is unknown, out of range, or contradicts another
+    │   └── SpecErrors     several fields of one file are wrong
     ├── DataError          a source, document, shard or tokenizer cannot be used
     │   ├── SourceError    a source is missing, unreachable or has the wrong hash
     │   └── ShardError     a token shard is cut short or fails its checksum
@@ -27,7 +28,7 @@ exception as the failure of one request, reward or answer must not treat the end
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Self
 
@@ -69,20 +70,61 @@ class FathomError(Exception):
 class SpecError(FathomError, ValueError):
     """A field of a spec or recipe is wrong.
 
-    ``path`` locates the field from the root of what was read, e.g. ``steps[3].optimizer.lr``.
+    ``path`` locates the field from the root of what was read, e.g. ``steps[3].optimizer.lr``. ``alone`` says that the
+    value is wrong whatever the other fields are. ``example`` is a line of TOML that is right, where one is known.
     """
 
-    def __init__(self, path: str, problem: str, remedy: str) -> None:
+    def __init__(self, path: str, problem: str, remedy: str, *, alone: bool = False, example: str = "") -> None:
         path, problem, remedy = shortened(path), shortened(problem), shortened(remedy)
         self.path = path
         self.problem = problem
         self.remedy = remedy
+        self.alone = alone
+        self.example = example
         super().__init__(f"{path}: {problem}; {remedy}" if path else f"{problem}; {remedy}")
+
+    @property
+    def faults(self) -> tuple[SpecError, ...]:
+        """The errors of single fields that this one stands for: itself, unless it is of several."""
+        return (self,)
 
     def under(self, parent: str) -> SpecError:
         """Return the same error located below ``parent``."""
         joined = f"{parent}.{self.path}" if self.path and not self.path.startswith("[") else parent + self.path
-        return type(self)(joined, self.problem, self.remedy)
+        return self.at(joined)
+
+    def in_file(self, name: str) -> SpecError:
+        """Return the same error with the name of the file that the field is in."""
+        return self.at(f"{name}: {self.path}")
+
+    def at(self, path: str) -> SpecError:
+        """Return the same error located at ``path``."""
+        moved = type(self)(path, self.problem, self.remedy)
+        moved.alone, moved.example = self.alone, self.example
+        return moved
+
+
+class SpecErrors(SpecError):
+    """Several fields of one file are wrong; the message has a block of lines, two for each."""
+
+    def __init__(self, name: str, faults: Sequence[SpecError]) -> None:
+        self._faults = tuple(faults)
+        super().__init__(name, f"{len(self._faults)} faults", "correct them")
+        lines = [f"{self.path}: {self.problem}:" if self.path else f"{self.problem}:"]
+        for fault in self._faults:
+            lines.append(f"  {one_line(str(fault))}")
+            if fault.example:
+                lines.append(f"      e.g. {shortened(fault.example, _LONGEST_REASON)}")
+        self.args = ("\n".join(lines),)
+
+    @property
+    def faults(self) -> tuple[SpecError, ...]:
+        """The errors of single fields."""
+        return self._faults
+
+    def in_file(self, name: str) -> SpecError:
+        """Return the same errors with the name of the file that the fields are in."""
+        return SpecErrors(name, self._faults)
 
 
 class DataError(FathomError):

@@ -13,7 +13,7 @@ import fathom
 from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, recipe, serve, study, train
 from fathom.cli.console import prepare_streams
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
-from fathom.errors import FathomError, Interrupted
+from fathom.errors import FathomError, Interrupted, SpecErrors
 from fathom.terminal import one_line
 
 ABORTED_CODE, ERROR_CODE, INTERRUPTED_CODE = 1, 2, 130
@@ -55,7 +55,7 @@ class _Verbs(_StyledHelp, TyperGroup):
         except Exception as error:
             if not hasattr(error, "format_message"):  # what typer raises of a command line, from one version or another
                 raise
-            _fail(_usage_message(error), ERROR_CODE)
+            _fail(one_line(_usage_message(error)), ERROR_CODE)
         if exits:
             sys.exit(code or 0)
         return code
@@ -112,9 +112,11 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except Interrupted as error:
-        _fail(str(error), INTERRUPTED_CODE)
-    except FathomError as error:
+        _fail(one_line(str(error)), INTERRUPTED_CODE)
+    except SpecErrors as error:
         _fail(str(error), ERROR_CODE)
+    except FathomError as error:
+        _fail(one_line(str(error)), ERROR_CODE)
     except BrokenPipeError:  # the reader of a pipe left, e.g. head: nothing to report to
         unfiltered(sys.stderr).close()
         raise SystemExit(0) from None
@@ -131,5 +133,5 @@ def _usage_message(error: Any) -> str:
 
 def _fail(message: str, code: int) -> NoReturn:
     if message:
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -7,20 +7,24 @@ from pathlib import Path
 
 from fathom.data.extract import EXTRACTORS
 from fathom.errors import SpecError
-from fathom.spec import from_mapping, read_toml
+from fathom.spec import read_toml
 from fathom.spec.data import FolderSource, Manifest, PackageSource, Source
+from fathom.spec.faults import Faults, from_mapping_or_faults
 
 
 def load_manifest(path: Path) -> Manifest:
     """Read and check a manifest; relative folders are taken from the manifest's own folder.
 
-    Every problem raises ``SpecError`` located in the file, an unknown extractor included.
+    Every problem raises ``SpecError`` located in the file, an unknown extractor included; several, ``SpecErrors``.
     """
     values = read_toml(path)
+    manifest, wrong = from_mapping_or_faults(Manifest, values)
+    faults = Faults(wrong)
     try:
-        manifest = from_mapping(Manifest, values)
+        faults.raise_if_any()
     except SpecError as error:
-        raise SpecError(f"{path}: {error.path}", error.problem, error.remedy) from None
+        raise error.in_file(str(path)) from None
+    assert manifest is not None
     check_extractors(manifest, str(path))
     return Manifest(sources=tuple(_resolved(source, path) for source in manifest.sources))
 

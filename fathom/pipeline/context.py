@@ -37,12 +37,14 @@ TokenizerSource = TokenizerStep | OpenStep
 class RunPlan:
     """A recipe with its sources: everything a run needs to know.
 
-    ``manifests`` is by corpus step name; ``base`` is the recipe's folder, which its paths start from.
+    ``manifests`` is by corpus step name; ``base`` is the recipe's folder, which its paths start from. ``defaults`` are
+    the fields that the recipe leaves out to other parts of it and the model's family, as path and TOML value.
     """
 
     recipe: Recipe
     manifests: Mapping[str, Manifest]
     base: Path = Path()
+    defaults: tuple[tuple[str, str], ...] = ()
 
     def data_path(self, path: str) -> Path:
         """Return where a recipe's data file is: from ``base`` unless absolute, ``~`` being the user's folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,17 @@ from fathom.data.folders.documents import folder_sources
 from fathom.data.manifest import load_manifest
 from fathom.errors import SpecError
 from fathom.pipeline.context import RunPlan
+from fathom.pipeline.recipe_defaults import Filled, default_names, fill_defaults
 from fathom.pipeline.shipped_recipes import find_recipe
-from fathom.pipeline.validation import check_order
+from fathom.pipeline.validation import order_faults
 from fathom.spec.data import Manifest
-from fathom.spec.mapping import from_mapping, parse_toml, read_toml, to_mapping
-from fathom.spec.model import ModelSpec
+from fathom.spec.faults import Faults, from_mapping_or_faults
+from fathom.spec.mapping import parse_toml, read_toml, to_mapping
 from fathom.spec.recipe import CorpusStep, Recipe
+
+_SOME_PROBLEMS = {"kind": "human_eval"}
+_SOME_PRESET = "deepseek-v2-lite"
+"""What stands for a name that is not known, so that the faults of other fields are found too."""
 
 
 def load_run_plan(
@@ -36,16 +41,16 @@ def load_run_plan(
         SpecError: a field is unknown, missing, mistyped or contradicts another; located by file and field.
     """
     path = find_recipe(path)
-    raw = read_toml(path)
+    raw, filled = read_toml(path), Filled()
     try:
-        recipe = make_recipe(raw, overrides)
+        recipe = make_recipe(raw, overrides, filled)
     except SpecError as error:
-        raise SpecError(f"{path.name}: {error.path}", error.problem, error.remedy) from None
+        raise error.in_file(path.name) from None
     manifests = text_manifests(recipe, text, text_column)
     if manifests is None:
         corpora = [step for step in recipe.steps if isinstance(step, CorpusStep)]
         manifests = {step.name: _sources(step, path.parent) for step in corpora}
-    return RunPlan(recipe=recipe, manifests=manifests, base=path.parent)
+    return RunPlan(recipe=recipe, manifests=manifests, base=path.parent, defaults=tuple(filled))
 
 
 def _sources(step: CorpusStep, base: Path) -> Manifest:
@@ -60,20 +65,31 @@ def _sources(step: CorpusStep, base: Path) -> Manifest:
     )
 
 
-def make_recipe(raw: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+def make_recipe(raw: dict[str, Any], overrides: Sequence[str], filled: Filled | None = None) -> Recipe:
     """Make a recipe from its values with ``overrides`` laid over them, which changes ``raw``.
 
+    What it leaves out is added to ``filled``.
+
     Raises:
-        SpecError: located by field.
+        SpecError: located by field; ``SpecErrors`` where several are wrong.
     """
+    faults = Faults()
     for override in overrides:
-        _apply_override(raw, override)
-    if "model" in raw:
-        raw["model"] = _resolve_model(raw["model"], "model")
-    _resolve_stages(raw.get("steps"))
-    _resolve_problems(raw)
-    recipe = from_mapping(Recipe, raw)
-    check_order(recipe)
+        with faults.collect():
+            _apply_override(raw, override)
+    for owner, where in _models(raw):
+        with faults.collect():
+            owner["model"] = _resolve_model(owner["model"], where, faults)
+    named = _resolve_problems(raw, faults)
+    defaults = fill_defaults(raw)
+    if filled is not None:
+        filled += defaults
+    recipe, wrong = from_mapping_or_faults(Recipe, raw)
+    faults.found += [_by_name(fault, named) for fault in wrong]
+    if recipe is not None:
+        faults.found += order_faults(recipe)
+    faults.raise_if_any()
+    assert recipe is not None
     return recipe
 
 
@@ -87,25 +103,34 @@ def text_manifests(recipe: Recipe, text: Sequence[Path], text_column: str | None
     return {step.name: sources for step in recipe.steps if isinstance(step, CorpusStep)}
 
 
-def _resolve_stages(steps: Any) -> None:
-    """Resolve the models that train steps have of their own."""
+def _models(raw: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Yield each table that holds a model, and where that model is."""
+    if "model" in raw:
+        yield raw, "model"
+    steps = raw.get("steps")
     for index, step in enumerate(steps if isinstance(steps, list) else []):
         if isinstance(step, dict) and "model" in step and step.get("kind") == "train":
-            step["model"] = _resolve_model(step["model"], f"steps[{index}].model")
+            yield step, f"steps[{index}].model"
 
 
-def _resolve_problems(raw: dict[str, Any]) -> None:
-    """Put the sources of problems that a recipe names once in the places of their names."""
-    named = raw.pop("problems", {})
+def _resolve_problems(raw: dict[str, Any], faults: Faults) -> dict[str, str]:
+    """Put the sources of problems that a recipe names once in the places of their names.
+
+    Return the place in ``[problems]`` of each source, by where it was put.
+    """
+    named, places = raw.pop("problems", {}), {}
     if not isinstance(named, Mapping):
-        raise SpecError("problems", f"expected tables, got {named!r}", "write each source as [problems.NAME]")
+        faults.found.append(SpecError("problems", f"expected tables, got {named!r}", "write them as [problems.NAME]"))
+        named = {}
 
     def source(value: Any, where: str) -> Any:
         if not isinstance(value, str):
             return value
         if not isinstance(named.get(value), Mapping):
             known = ", ".join(named) or "none: add [problems.NAME] tables"
-            raise SpecError(where, f"there are no problems {value!r}", f"use one of {known}")
+            faults.found.append(SpecError(where, f"there are no problems {value!r}", f"use one of {known}"))
+            return _SOME_PROBLEMS
+        places[where] = f"problems.{value}"
         return {"name": value, **named[value]}
 
     steps = raw.get("steps")
@@ -118,20 +143,29 @@ def _resolve_problems(raw: dict[str, Any]) -> None:
         for place, entry in enumerate(data if isinstance(data, list) else []):
             if isinstance(entry, dict) and "problems" in entry:
                 entry["problems"] = source(entry["problems"], f"{where}.data[{place}].problems")
+    return places
 
 
-def _resolve_model(raw: Any, where: str) -> Any:
+def _by_name(fault: SpecError, places: Mapping[str, str]) -> SpecError:
+    """Return a fault within a source of problems located where the recipe has it."""
+    for where, place in places.items():
+        if fault.path.startswith(f"{where}."):
+            return fault.at(place + fault.path.removeprefix(where))
+    return fault
+
+
+def _resolve_model(raw: Any, where: str, faults: Faults) -> Any:
     if not isinstance(raw, Mapping) or "preset" not in raw:
         return raw
     from fathom.families import preset
 
+    differing = {name: value for name, value in raw.items() if name != "preset"}
     try:
         base = preset(str(raw["preset"]))
     except SpecError as error:
-        raise SpecError(f"{where}.preset", error.problem, error.remedy) from None
-    differing = {name: value for name, value in raw.items() if name != "preset"}
-    merged = merge(to_mapping(base), differing)
-    return to_mapping(from_mapping(ModelSpec, merged, where))
+        faults.found.append(SpecError(f"{where}.preset", error.problem, error.remedy))
+        base = preset(_SOME_PRESET)
+    return merge(to_mapping(base), differing)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +184,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     parts = [part for part in re.split(r"[.\[\]]+", key.strip()) if part]
     if not equals or not parts:
         raise SpecError(f"--set {override}", "is not path=value", "write e.g. --set pretrain.train.total_tokens=100000")
-    steps = raw.get("steps", [])
+    steps = raw["steps"] if isinstance(raw.get("steps"), list) else []
     names = [step.get("name", step.get("kind")) if isinstance(step, Mapping) else None for step in steps]
+    names = [
+        by_default if parts[0] == by_default else name
+        for name, by_default in zip(names, default_names(steps), strict=True)
+    ]
     if parts[0] in names and parts[0] not in raw:
         parts = ["steps", *parts]
     target: Any = raw

@@ -18,6 +18,7 @@ from fathom.pipeline.context import (
     taught_by,
 )
 from fathom.spec.alignment import JudgedPairs, KeptAnswers
+from fathom.spec.faults import Faults
 from fathom.spec.recipe import (
     AnswersStep,
     CaptionsStep,
@@ -60,25 +61,39 @@ def check_order(recipe: Recipe) -> None:
     Raises:
         SpecError: located at the step and field.
     """
+    for fault in order_faults(recipe):
+        raise fault
+
+
+def order_faults(recipe: Recipe) -> list[SpecError]:
+    """Return what ``check_order`` refuses: the first fault of each step, a missing step once."""
+    faults = Faults()
+    missing: set[type[Step] | UnionType] = set()
     for index, step in enumerate(recipe.steps):
-        where = f"steps[{index}]"
-        for kind in NEEDS.get(type(step), ()):
-            if last_before(recipe, step, kind) is None:
-                raise SpecError(
-                    where, f"{step.name!r} needs a {kind_name(kind)} step before it", "add one to the recipe"
-                )
-        _check_references(recipe, step)
-        if isinstance(step, TrainStep) and step.images is not None:
-            _check_images(recipe, step, f"{where}.images")
-        model = spec_during(recipe, step) if isinstance(step, NeedleStep | EvaluateStep) else None
-        if model is None:
-            continue
-        context = model.max_position_embeddings
-        if isinstance(step, NeedleStep) and max(step.lengths) > context:
-            problem = f"{max(step.lengths)} exceeds the context of {context}"
-            raise SpecError(f"{where}.lengths", problem, "shorten it or stretch the context in a train step")
-        if isinstance(step, EvaluateStep) and step.context is not None and not 1 <= step.context <= context:
-            raise SpecError(f"{where}.context", f"{step.context} is not within 1 to {context}", "choose one that is")
+        needed = [kind for kind in NEEDS.get(type(step), ()) if last_before(recipe, step, kind) is None]
+        if needed and not missing.issuperset(needed):
+            problem = f"{step.name!r} needs a {kind_name(needed[0])} step before it"
+            faults.found.append(SpecError(f"steps[{index}]", problem, "add one to the recipe"))
+        missing.update(needed)
+        if not needed:
+            with faults.collect():
+                _check_step(recipe, step, f"steps[{index}]")
+    return faults.found
+
+
+def _check_step(recipe: Recipe, step: Step, where: str) -> None:
+    _check_references(recipe, step)
+    if isinstance(step, TrainStep) and step.images is not None:
+        _check_images(recipe, step, f"{where}.images")
+    model = spec_during(recipe, step) if isinstance(step, NeedleStep | EvaluateStep) else None
+    if model is None:
+        return
+    context = model.max_position_embeddings
+    if isinstance(step, NeedleStep) and max(step.lengths) > context:
+        problem = f"{max(step.lengths)} exceeds the context of {context}"
+        raise SpecError(f"{where}.lengths", problem, "shorten it or stretch the context in a train step")
+    if isinstance(step, EvaluateStep) and step.context is not None and not 1 <= step.context <= context:
+        raise SpecError(f"{where}.context", f"{step.context} is not within 1 to {context}", "choose one that is")
 
 
 def _check_references(recipe: Recipe, step: Step) -> None:

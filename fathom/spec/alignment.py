@@ -145,6 +145,7 @@ class EpochsSpec(UpdateSpec):
         UpdateSpec.__post_init__(self)
         check.positive("sequence_length", self.sequence_length)
         check.positive("epochs", self.epochs)
+        object.__setattr__(self, "batch", self.batch.for_length(self.sequence_length))
         check.one_of("packing", self.packing, ("masked", "joined"))
 
 

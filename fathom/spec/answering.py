@@ -21,7 +21,7 @@ class AnswersStep:
     """
 
     kind: ClassVar[str] = "answers"
-    name: str
+    name: str = "answers"
     """Name of the step and of its folder in the run.
 
     Example: "samples"

@@ -131,7 +131,7 @@ class LatentAttention:
         check.multiple_of("qk_rope_head_dim", self.qk_rope_head_dim, 2, why="rotary embedding rotates pairs")
         if self.q_lora_rank is not None and self.q_lora_rank <= 0:
             raise SpecError(
-                "q_lora_rank", f"must be above 0, got {self.q_lora_rank}", "leave it out for direct queries"
+                "q_lora_rank", f"must be above 0, got {self.q_lora_rank}", "leave it out for direct queries", alone=True
             )
         if self.q_lora_rank is not None:
             check.count("q_lora_rank", self.q_lora_rank, LARGEST)

@@ -22,47 +22,50 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f")
 def positive(field: str, value: int | float) -> None:
     """Require a finite number above zero."""
     if not _finite(value) or value <= 0:
-        raise SpecError(field, f"must be above 0, got {_shown(value)}", "give a positive number")
+        raise SpecError(field, f"must be above 0, got {_shown(value)}", "give a positive number", alone=True)
 
 
 def count(field: str, value: int | float, most: int, *, least: int = 1) -> None:
     """Require 1 or, with ``least`` 0, 0 to ``most`` of something that is made, looped over or added up."""
     positive(field, value) if least == 1 else not_negative(field, value)
     if value > most:
-        raise SpecError(field, f"{value} is beyond {most}, the largest allowed", f"give at most {most}")
+        raise SpecError(field, f"{value} is beyond {most}, the largest allowed", f"give at most {most}", alone=True)
 
 
 def seconds(field: str, value: float) -> None:
     """Require a time limit above zero and of at most a day, which every timer of a system can count."""
     positive(field, value)
     if value > DAY:
-        raise SpecError(field, f"{value:g} s are more than a day", f"give {DAY} or less")
+        raise SpecError(field, f"{value:g} s are more than a day", f"give {DAY} or less", alone=True)
 
 
 def not_negative(field: str, value: int | float) -> None:
     """Require a finite number of zero or more."""
     if not _finite(value) or value < 0:
-        raise SpecError(field, f"must be 0 or more, got {_shown(value)}", "give 0 or a positive number")
+        raise SpecError(field, f"must be 0 or more, got {_shown(value)}", "give 0 or a positive number", alone=True)
 
 
 def fraction(field: str, value: float, *, above: float = 0.0, below: float = 1.0) -> None:
     """Require ``above <= value <= below``."""
     if not _finite(value) or not above <= value <= below:
         raise SpecError(
-            field, f"must lie between {above:g} and {below:g}, got {_shown(value)}", "give a number in that range"
+            field,
+            f"must lie between {above:g} and {below:g}, got {_shown(value)}",
+            "give a number in that range",
+            alone=True,
         )
 
 
 def one_of(field: str, value: str, choices: Collection[str]) -> None:
     """Require one of a closed set of words."""
     if value not in choices:
-        raise SpecError(field, f"unknown value {value!r}", f"use one of {', '.join(sorted(choices))}")
+        raise SpecError(field, f"unknown value {value!r}", f"use one of {', '.join(sorted(choices))}", alone=True)
 
 
 def not_empty(field: str, given: Sequence[object], what: str) -> None:
     """Require a list with something in it; ``what`` says what is given at least."""
     if not given:
-        raise SpecError(field, "is empty", f"give at least {what}")
+        raise SpecError(field, "is empty", f"give at least {what}", alone=True)
 
 
 def multiple_of(field: str, value: int, divisor: int, *, why: str) -> None:
@@ -74,7 +77,7 @@ def multiple_of(field: str, value: int, divisor: int, *, why: str) -> None:
 def sha256(field: str, value: str) -> None:
     """Require a SHA-256 as 64 lower-case hexadecimal digits."""
     if len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise SpecError(field, f"{value[:80]!r} is not a SHA-256", "give 64 lower-case hexadecimal digits")
+        raise SpecError(field, f"{value[:80]!r} is not a SHA-256", "give 64 lower-case hexadecimal digits", alone=True)
 
 
 def plain_name(field: str, name: str, *, dots: bool = False) -> None:
@@ -86,7 +89,7 @@ def plain_name(field: str, name: str, *, dots: bool = False) -> None:
     problem = _not_plain(name, dots=dots)
     if problem is not None:
         signs = "-, _ and dots within" if dots else "- and _"
-        raise SpecError(field, f"{name!r} is not a plain name: {problem}", f"use letters, digits, {signs}")
+        raise SpecError(field, f"{name!r} is not a plain name: {problem}", f"use letters, digits, {signs}", alone=True)
 
 
 def plain_stem(text: str, default: str) -> str:

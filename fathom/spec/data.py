@@ -80,7 +80,7 @@ class PackageSource:
         _check_source(self.name, self.weight, self.max_bytes)
         check_pin(self.package, self.version, self.sha256)
         if not self.files:
-            raise SpecError("files", "no pattern given", 'name the files to read, e.g. ["data/*.txt"]')
+            raise SpecError("files", "no pattern given", 'name the files to read, e.g. ["data/*.txt"]', alone=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,9 @@ class FolderSource:
     def __post_init__(self) -> None:
         _check_source(self.name, self.weight, self.max_bytes)
         if self.text_column == "":
-            raise SpecError("text_column", "is empty", "name the column that holds the text, or leave it out")
+            raise SpecError(
+                "text_column", "is empty", "name the column that holds the text, or leave it out", alone=True
+            )
         if self.encoding is not None:
             _check_encoding(self.encoding)
 
@@ -177,13 +179,15 @@ class ExerciseSource:
         check.positive("count", self.count)
         check.positive("problems_per_document", self.problems_per_document)
         if not self.problems:
-            raise SpecError("problems", "is empty", "name at least one source of problems")
+            raise SpecError("problems", "is empty", "name at least one source of problems", alone=True)
         if not self.texts:
-            raise SpecError("texts", "is empty", "say where {question}, {solution} and {answer} stand")
+            raise SpecError("texts", "is empty", "say where {question}, {solution} and {answer} stand", alone=True)
         for text in self.texts:
             for place in ("{question}", "{answer}"):
                 if place not in text:
-                    raise SpecError("texts", f"{text!r} has no place for {place}", "put it where it belongs")
+                    raise SpecError(
+                        "texts", f"{text!r} has no place for {place}", "put it where it belongs", alone=True
+                    )
 
 
 Source = PackageSource | FolderSource | ExerciseSource
@@ -196,7 +200,7 @@ def _check_encoding(name: str) -> None:
         "".encode(known.name)
     except (LookupError, ValueError):
         raise SpecError(
-            "encoding", f"{name!r} is no encoding of text", 'use e.g. "gb18030", or save as UTF-8'
+            "encoding", f"{name!r} is no encoding of text", 'use e.g. "gb18030", or save as UTF-8', alone=True
         ) from None
 
 
@@ -216,7 +220,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise SpecError("sources", "the manifest is empty", "add a [[sources]] table")
+            raise SpecError("sources", "the manifest is empty", "add a [[sources]] table", alone=True)
         check.distinct_names("sources", (source.name for source in self.sources), what="source")
 
 

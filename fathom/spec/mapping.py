@@ -154,7 +154,8 @@ def _plain(path: str, value: Any) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the types of a spec's fields."""
     return typing.get_type_hints(cls)
 
 
@@ -167,18 +168,24 @@ def _make(cls: Any, mapping: Any) -> Any:
     given = {name: value for name, value in given.items() if not (name == "kind" and isinstance(kind, str))}
     for name in given:
         if name not in fields:
-            near = difflib.get_close_matches(str(name)[:100], fields, n=1)
-            known = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(fields))}"
-            raise SpecError(name, "unknown field", known)
+            raise unknown_field(name, fields)
     for name, f in fields.items():
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and name not in given:
             raise SpecError(name, "is missing", f"set it in {cls.__name__}")
-    values = {name: _convert(_hints(cls)[name], value, name) for name, value in given.items()}
+    values = {name: convert(field_types(cls)[name], value, name) for name, value in given.items()}
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def unknown_field(name: str, fields: Iterable[str]) -> SpecError:
+    """Return the error of a field that a spec does not have."""
+    near = difflib.get_close_matches(str(name)[:100], list(fields), n=1)
+    known = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(fields))}"
+    return SpecError(name, "unknown field", known)
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """Return a plain value as a field of type ``hint`` has it; ``SpecError`` is located below ``path``."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(get_args(hint), value, path)
@@ -203,15 +210,22 @@ def _convert_union(members: Sequence[Any], value: Any, path: str) -> Any:
         return None
     members = [m for m in members if m is not type(None)]
     if len(members) == 1:
-        return _convert(members[0], value, path)
+        return convert(members[0], value, path)
+    return convert(member_of(members, value, path), value, path)
+
+
+def member_of(members: Sequence[Any], value: Any, path: str) -> Any:
+    """Return the spec of a union that a table's ``kind`` names."""
     specs: dict[str, Any] = {m.kind: m for m in members if hasattr(m, "kind")}
     if not specs:
         raise TypeError(f"{path}: only unions of specs are supported, got {members}")
-    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        raise SpecError(path, f"expected a table, got {value!r}", f"give one with a kind of {', '.join(sorted(specs))}")
+    kind = value.get("kind")
     if not isinstance(kind, str) or kind not in specs:
         problem = "needs a kind" if kind is None else f"unknown kind {kind!r}"
         raise SpecError(f"{path}.kind", problem, f"use one of {', '.join(sorted(specs))}")
-    return _convert(specs[kind], value, path)
+    return specs[kind]
 
 
 def _convert_tuple(args: Sequence[Any], value: Any, path: str) -> tuple[Any, ...]:
@@ -220,7 +234,7 @@ def _convert_tuple(args: Sequence[Any], value: Any, path: str) -> tuple[Any, ...
     hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
     if len(value) != len(hints):
         raise SpecError(path, f"expected {len(hints)} values, got {len(value)}", "write it as [a, b, ...]")
-    return tuple(_convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
+    return tuple(convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -137,9 +137,13 @@ class PolicyLoss:
     def __post_init__(self) -> None:
         for name, clip in (("clip_low", self.clip_low), ("clip_high", self.upper_clip)):
             if math.isnan(clip) or clip <= 0:
-                raise SpecError(name, f"must be above 0, got {clip}", "give a positive number, or inf to cut nothing")
+                raise SpecError(
+                    name, f"must be above 0, got {clip}", "give a positive number, or inf to cut nothing", alone=True
+                )
         if self.dual_clip is not None and not (math.isfinite(self.dual_clip) and self.dual_clip > 1):
-            raise SpecError("dual_clip", f"must be above 1, got {self.dual_clip}", "give a bound as 3, or leave it out")
+            raise SpecError(
+                "dual_clip", f"must be above 1, got {self.dual_clip}", "give a bound as 3, or leave it out", alone=True
+            )
         check.one_of("normalize", self.normalize, ("sequence", "token", "constant"))
         check.one_of("ratio", self.ratio, ("token", "sequence", "sequence_mean"))
         if self.normalize == "constant" and self.constant_length is None:
@@ -228,7 +232,9 @@ class DistillationLoss:
     def __post_init__(self) -> None:
         check.one_of("divergence", self.divergence, ("reverse_kl", "forward_kl", "jensen_shannon"))
         if not 0 < self.mix < 1:
-            raise SpecError("mix", f"must lie between 0 and 1, got {self.mix}", "name forward_kl or reverse_kl instead")
+            raise SpecError(
+                "mix", f"must lie between 0 and 1, got {self.mix}", "name forward_kl or reverse_kl instead", alone=True
+            )
         check.positive("temperature", self.temperature)
 
 

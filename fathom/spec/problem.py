@@ -64,7 +64,7 @@ class GymProblems:
 
     def __post_init__(self) -> None:
         if not self.dataset:
-            raise SpecError("dataset", "is empty", 'name a data set of reasoning-gym, e.g. "chain_sum"')
+            raise SpecError("dataset", "is empty", 'name a data set of reasoning-gym, e.g. "chain_sum"', alone=True)
         _set_name(self, self.dataset)
         object.__setattr__(self, "options", plain_table("options", self.options))
         for option in _RESERVED_OPTIONS:
@@ -131,7 +131,7 @@ class FileProblems:
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise SpecError("path", "is empty", "name a file of problems, e.g. a .jsonl or .parquet file")
+            raise SpecError("path", "is empty", "name a file of problems, e.g. a .jsonl or .parquet file", alone=True)
         _set_name(self, _plain_stem(self.path))
         object.__setattr__(self, "fields", check_format(PROBLEM_FORMATS, self.format, self.fields))
 

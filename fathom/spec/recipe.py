@@ -101,9 +101,11 @@ class Recipe:
     def __post_init__(self) -> None:
         check.plain_name("name", self.name, dots=True)
         if not self.steps:
-            raise SpecError("steps", "the recipe has no steps", "add a [[steps]] table")
+            raise SpecError("steps", "the recipe has no steps", "add a [[steps]] table", alone=True)
         if len(self.steps) > MAX_STEPS:
-            raise SpecError("steps", f"{len(self.steps)} are more than {MAX_STEPS}", "make several recipes of them")
+            raise SpecError(
+                "steps", f"{len(self.steps)} are more than {MAX_STEPS}", "make several recipes of them", alone=True
+            )
         check.distinct_names("steps", (step.name for step in self.steps), what="step")
         check_results(self.steps)
         self._check_stages()

@@ -97,9 +97,13 @@ class CodeReward:
         _check_part(self.name, self.weight)
         check.seconds("seconds", self.seconds)
         if self.memory_mib < 64:
-            raise SpecError("memory_mib", f"{self.memory_mib} does not hold Python itself", "give 64 or more")
+            raise SpecError(
+                "memory_mib", f"{self.memory_mib} does not hold Python itself", "give 64 or more", alone=True
+            )
         if self.memory_mib > MOST_MEMORY_MIB:
-            raise SpecError("memory_mib", f"{self.memory_mib} is beyond any machine", f"give {MOST_MEMORY_MIB} or less")
+            raise SpecError(
+                "memory_mib", f"{self.memory_mib} is beyond any machine", f"give {MOST_MEMORY_MIB} or less", alone=True
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +136,7 @@ class ModelReward:
     def __post_init__(self) -> None:
         _check_part(self.name, self.weight)
         if not self.step:
-            raise SpecError("step", "is empty", "name the step that trains the reward model")
+            raise SpecError("step", "is empty", "name the step that trains the reward model", alone=True)
         check.not_negative("reasoning_tokens", self.reasoning_tokens)
         if self.steps and self.reasoning_tokens:
             raise SpecError("steps", "a model that reasons scores whole answers only", "leave out reasoning_tokens")
@@ -184,7 +188,9 @@ class FunctionReward:
         _check_part(self.name, self.weight)
         module, _, function = self.target.partition(":")
         if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-            raise SpecError("target", f"{self.target!r} names no function", 'write it as "package.module:function"')
+            raise SpecError(
+                "target", f"{self.target!r} names no function", 'write it as "package.module:function"', alone=True
+            )
 
 
 RewardSpec = AccuracyReward | FormatReward | LanguageReward | CodeReward | StepsReward | ModelReward | FunctionReward
@@ -198,7 +204,7 @@ def scores_steps(reward: RewardSpec) -> bool:
 def check_rewards(field: str, rewards: Sequence[RewardSpec]) -> None:
     """Require at least one reward, a name for each, and a weight that is not 0."""
     if not rewards:
-        raise SpecError(field, "the list is empty", 'add a reward, e.g. {kind = "accuracy"}')
+        raise SpecError(field, "the list is empty", 'add a reward, e.g. {kind = "accuracy"}', alone=True)
     check.distinct_names(field, (reward.name for reward in rewards), what="reward")
     if not any(reward.weight for reward in rewards):
         raise SpecError(field, "every weight is 0", "give one of them a weight above 0")

@@ -49,7 +49,10 @@ class TextPrompt:
     def __post_init__(self) -> None:
         if self.text and QUESTION_PLACEHOLDER not in self.text:
             raise SpecError(
-                "text", f"{self.text!r} has no place for the question", f"put {QUESTION_PLACEHOLDER} where it belongs"
+                "text",
+                f"{self.text!r} has no place for the question",
+                f"put {QUESTION_PLACEHOLDER} where it belongs",
+                alone=True,
             )
 
 
@@ -101,7 +104,7 @@ class RolloutSpec:
             check.positive(name, getattr(self, name))
         if self.top_p != 1:
             problem = f"{self.top_p} samples from a part of the softmax, while the loss is of all of it"
-            raise SpecError("top_p", problem, "leave it at 1, and lower temperature for likelier tokens")
+            raise SpecError("top_p", problem, "leave it at 1, and lower temperature for likelier tokens", alone=True)
         check.not_negative("resample", self.resample)
         check.positive("group_size", self.group_size)
 

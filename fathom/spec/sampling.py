@@ -99,11 +99,15 @@ class SamplingParams:
         check.positive("repetition_penalty", self.repetition_penalty)
         for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
             if not math.isfinite(value):
-                raise SpecError(f"{name}_penalty", f"must be finite, got {value}", "give a number, 0 for none")
+                raise SpecError(
+                    f"{name}_penalty", f"must be finite, got {value}", "give a number, 0 for none", alone=True
+                )
         for token, bias in self.logit_bias:
             check.not_negative("logit_bias", token)
             if not math.isfinite(bias):
-                raise SpecError("logit_bias", f"token {token} has bias {bias}", "give a finite number such as -100")
+                raise SpecError(
+                    "logit_bias", f"token {token} has bias {bias}", "give a finite number such as -100", alone=True
+                )
         for name, asked in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if asked is not None:
                 check.not_negative(name, asked)

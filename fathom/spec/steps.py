@@ -76,7 +76,7 @@ class TokenizerStep:
     def __post_init__(self) -> None:
         check.positive("sample_bytes", self.sample_bytes)
         if self.vocab_size < 320:
-            raise SpecError("vocab_size", f"{self.vocab_size} leaves no ids for merges", "use at least 320")
+            raise SpecError("vocab_size", f"{self.vocab_size} leaves no ids for merges", "use at least 320", alone=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ class TrainStep:
     """
 
     kind: ClassVar[str] = "train"
-    name: str
+    name: str = "train"
     """Name of the step and of its folder in the run.
 
     Example: "pretrain"
@@ -276,7 +276,7 @@ class NeedleStep:
         for depth in self.depths:
             check.fraction("depths", depth)
         if not self.lengths or not self.depths:
-            raise SpecError("lengths", "nothing to measure", "give at least one length and one depth")
+            raise SpecError("lengths", "nothing to measure", "give at least one length and one depth", alone=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +296,7 @@ class SampleStep:
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise SpecError("prompts", "nothing to continue", "give at least one prompt")
+            raise SpecError("prompts", "nothing to continue", "give at least one prompt", alone=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

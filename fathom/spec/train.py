@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -9,6 +11,8 @@ from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.adapter import LoraSpec
 
+MICRO_BATCH_TOKENS = 8192
+"""Tokens of a micro-batch at most where nothing else is said."""
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -114,7 +118,9 @@ class StepDecay(WarmUp):
         for value in self.milestones:
             check.fraction("milestones", value)
         if list(self.milestones) != sorted(self.milestones):
-            raise SpecError("milestones", f"{self.milestones} do not rise", "list the fractions in rising order")
+            raise SpecError(
+                "milestones", f"{self.milestones} do not rise", "list the fractions in rising order", alone=True
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +167,9 @@ class BatchSpec:
     Paper: 9216 (V2 §3.1.2), 4608 (V2-Lite), 15360 (V3 §4.2)
     Example: 8
     """
-    micro_batch_size: int
+    micro_batch_size: int | None = None
     """Sequences of one forward and backward pass at most; a step adds up the gradients of as many passes as it needs.
+    Left out: the largest divisor of size, and of initial_size, that makes a pass of at most 8,192 tokens.
 
     Unit: sequences
     Example: 8
@@ -183,9 +190,10 @@ class BatchSpec:
 
     def __post_init__(self) -> None:
         check.positive("size", self.size)
-        check.positive("micro_batch_size", self.micro_batch_size)
         check.not_negative("ramp_tokens", self.ramp_tokens)
-        check.multiple_of("size", self.size, min(self.micro_batch_size, self.size), why="whole micro-batches")
+        if self.micro_batch_size is not None:
+            check.positive("micro_batch_size", self.micro_batch_size)
+            check.multiple_of("size", self.size, min(self.micro_batch_size, self.size), why="whole micro-batches")
         if self.initial_size is None:
             if self.ramp_tokens:
                 raise SpecError("ramp_tokens", "a ramp needs a start", "set initial_size")
@@ -193,14 +201,25 @@ class BatchSpec:
         check.positive("initial_size", self.initial_size)
         if self.initial_size > self.size:
             raise SpecError("initial_size", f"{self.initial_size} exceeds size {self.size}", "start at most at size")
-        check.multiple_of("initial_size", self.initial_size, self.micro_batch_size, why="whole micro-batches")
+        if self.micro_batch_size is not None:
+            check.multiple_of("initial_size", self.initial_size, self.micro_batch_size, why="whole micro-batches")
+
+    def for_length(self, sequence_length: int) -> BatchSpec:
+        """Return the batch with a ``micro_batch_size``: its own, or one chosen for sequences of so many tokens."""
+        if self.micro_batch_size is not None:
+            return self
+        common = math.gcd(self.size, self.initial_size or self.size)
+        most = max(1, MICRO_BATCH_TOKENS // sequence_length)
+        chosen = max(d for d in range(1, min(common, most) + 1) if common % d == 0)
+        return dataclasses.replace(self, micro_batch_size=chosen)
 
     def at(self, tokens_seen: int) -> int:
         """Sequences in the step that starts after ``tokens_seen`` tokens: whole micro-batches, never above size."""
         if self.initial_size is None or tokens_seen >= self.ramp_tokens:
             return self.size
         raw = self.initial_size + (self.size - self.initial_size) * tokens_seen / self.ramp_tokens
-        return min(self.size, max(1, int(raw) // self.micro_batch_size) * self.micro_batch_size)
+        micro = self.micro_batch_size or 1
+        return min(self.size, max(1, int(raw) // micro) * micro)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,5 +348,6 @@ class TrainSpec(UpdateSpec):
         UpdateSpec.__post_init__(self)
         for name in ("sequence_length", "total_tokens"):
             check.positive(name, getattr(self, name))
+        object.__setattr__(self, "batch", self.batch.for_length(self.sequence_length))
         if self.total_tokens < self.batch.at(0) * self.sequence_length:
             raise SpecError("total_tokens", f"{self.total_tokens} is less than one batch", "raise it or shrink batch")

@@ -202,7 +202,8 @@ class _Run:
         last = before.tokens + tokens >= spec.total_tokens
         evaluating = spec.evaluate_every_steps is not None and number % spec.evaluate_every_steps == 0
         observe = number == 1 or last or evaluating or number % spec.log_every_steps == 0
-        micros = split(batch, spec.batch.micro_batch_size, spec.sequence_length, self.runner.device, self.runner.group)
+        rows = spec.batch.micro_batch_size or spec.batch.size
+        micros = split(batch, rows, spec.sequence_length, self.runner.device, self.runner.group)
         gradients = self.runner.accumulate(micros, sequences, number, observe=observe)
         if not gradients.finite:
             self.runner.discard()

@@ -25,10 +25,12 @@ class Outcome:
     err: str
 
     def refused(self, *words: str) -> None:
-        """Check that the call ended with one line of error that holds ``words``."""
+        """Check that the call ended with an error that holds ``words``: one line, or a block for several faults."""
         assert self.code == 2, (self.out, self.err)
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1
+        first, *more = self.err.splitlines()
+        assert first.startswith("error: ")
+        assert bool(more) == first.endswith("faults:"), self.err
+        assert all(line.startswith("  ") for line in more), self.err
         for word in words:
             assert word in self.err
 

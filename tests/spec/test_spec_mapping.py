@@ -147,7 +147,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("mlp_bias", 1, "model.mlp_bias: expected bool, got 1"),
         ("rms_norm_eps", "small", "model.rms_norm_eps: expected float, got 'small'"),
         ("family", "gpt2", "model.family: unknown value 'gpt2'; use one of 'llama'"),
-        ("attention", 3, "model.attention.kind: needs a kind; use one of gqa, mla"),
+        ("attention", 3, "model.attention: expected a table, got 3; give one with a kind of gqa, mla"),
         ("attention.kind", None, "model.attention.kind: needs a kind; use one of gqa, mla"),
         ("attention.kind", "flash", "model.attention.kind: unknown kind 'flash'; use one of gqa, mla"),
         ("attention.kv_lora_rank", 0, "model.attention.kv_lora_rank: must be above 0, got 0"),
