@@ -15,7 +15,6 @@ import signal
 import traceback
 from typing import Any
 
-import fathom
 from fathom.errors import FathomError
 from fathom.posttrain.rewards.base import RewardInput, Score, Scorer, score_from_steps
 from fathom.posttrain.rewards.scorers import make_scorer
@@ -25,7 +24,7 @@ from fathom.spec.rewards import scores_steps
 
 READY = {"ready": True}
 _REASON_CHARS = 300
-_PACKAGE = os.path.dirname(fathom.__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 
 
 def main() -> None:
