@@ -95,3 +95,10 @@ def _print_spec(console: Console, place: Place, spec: type) -> None:
         more = "".join(f"\n{label}: {text}" for label, text in (("unit", doc.unit), ("paper", doc.paper)) if text)
         table.add_row(doc.name, "required" if doc.required else _default_of(doc), f"{doc.meaning} ({doc.type}){more}")
     console.print(table)
+
+
+def schema() -> None:
+    """Print a JSON schema of recipes, with which editors complete and check TOML."""
+    from fathom.spec.recipe_schema import schema_text
+
+    print(schema_text(), end="")

@@ -70,7 +70,7 @@ def _deepseek_v3(model: Mapping[str, Any]) -> Table:
 def _mixtral(model: Mapping[str, Any]) -> Table:
     filled: Table = {"attention": _grouped(model)}
     if isinstance(model.get("moe"), Mapping):
-        filled["moe"] = {"num_experts_per_tok": 2, "router": {"normalize": True}}
+        filled["moe"] = {"router": {"normalize": True}}
     return filled
 
 
