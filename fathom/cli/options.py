@@ -15,6 +15,10 @@ from fathom.errors import SpecError
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Send metrics to tensorboard, wandb or trackio; may be repeated."),
+]
 TextColumn = Annotated[
     str | None,
     typer.Option("--text-column", help="The column that holds the text of --text's data files."),

@@ -39,6 +39,7 @@ def train(
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
     device: options.Device = "auto",
+    track: options.Track = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Call functions that the recipe names as rewards: code, run as you.")
     ] = False,
@@ -73,6 +74,7 @@ def train(
             device=device,
             progress=display,
             trust=Trust(code=allow_code, unsandboxed=unsandboxed),
+            track=track or (),
         )
     except Interrupted as error:
         held = {"recipe": None, "text": None, "text_column": None, "changes": None, "allow_changes": False}

@@ -14,9 +14,11 @@ from fathom.inference.run_record import last_before
 from fathom.pipeline.trust import NO_TRUST, Trust
 from fathom.progress import Progress
 from fathom.spec.data import Manifest
+from fathom.spec.mapping import to_mapping
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import (
     DistillStep,
+    LearningStep,
     ModelStep,
     OpenStep,
     Recipe,
@@ -27,6 +29,7 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 from fathom.spec.step_results import result_name
+from fathom.train.trackers import Tracking
 
 S = TypeVar("S")
 TokenizerSource = TokenizerStep | OpenStep
@@ -61,6 +64,7 @@ class StepContext:
     device: str
     progress: Progress
     trust: Trust = NO_TRUST
+    trackers: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -70,6 +74,10 @@ class StepContext:
     def path(self, step: Step) -> Path:
         """Where a step leaves its result: a folder of its own name, or a file for steps that leave one."""
         return self.directory / result_name(step)
+
+    def tracking(self, step: LearningStep) -> Tracking:
+        """Return what a learning step's metrics go to, under the names of the run and the step."""
+        return Tracking(names=self.trackers, run=f"{self.recipe.name}/{step.name}", settings=to_mapping(step))
 
     def before(self, step: Step, kind: type[S]) -> S:
         """Return the last step of a kind before ``step``; ``SpecError`` if there is none."""

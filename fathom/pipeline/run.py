@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ from fathom.pipeline.state import (
 )
 from fathom.pipeline.trust import NO_TRUST, Trust, check_trust, runs_programs
 from fathom.progress import NULL_PROGRESS, Progress
-from fathom.spec.recipe import LearningStep, Step
+from fathom.spec import check
+from fathom.spec.recipe import TRACKERS, LearningStep, Step
 from fathom.spec.resume import effect_of
 from fathom.spec.step_results import LOCK_FILE, RECIPE_FILE, STATE_FILE
+from fathom.train.trackers import chosen_trackers
 
 
 def run(
@@ -57,6 +59,7 @@ def run(
     device: str = "cpu",
     progress: Progress = NULL_PROGRESS,
     trust: Trust = NO_TRUST,
+    track: Sequence[str] = (),
 ) -> list[str]:
     """Run the steps of ``plan`` in ``directory`` that are not done yet; return their names.
 
@@ -64,6 +67,7 @@ def run(
     A step that was interrupted continues if it trains and otherwise starts again.
     ``allow_changes`` accepts fields of training steps that change what is learned; ``accept_changes`` has the rules.
     ``trust`` permits this call, and no later one, to run code of the recipe or programs outside the sandbox.
+    ``track`` names the trackers of this call instead of the recipe's own.
     Only the main thread can turn SIGINT and SIGTERM into a clean stop.
 
     Raises:
@@ -87,9 +91,16 @@ def run(
     check_data(plan, done)
     for warning in schedule_warnings(plan, done):
         progress.message(warning)
+    trackers = _trackers(plan, track)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     context = StepContext(
-        plan=plan, directory=directory, cache_dir=cache_dir, device=device, progress=progress, trust=trust
+        plan=plan,
+        directory=directory,
+        cache_dir=cache_dir,
+        device=device,
+        progress=progress,
+        trust=trust,
+        trackers=trackers,
     )
     ran = []
     with _locked(directory), RunSignals() as signals:
@@ -104,6 +115,12 @@ def run(
             progress.finish(states[step.name].seconds)
             ran.append(step.name)
     return ran
+
+
+def _trackers(plan: RunPlan, named: Sequence[str]) -> tuple[str, ...]:
+    for name in named:
+        check.one_of("--track", name, TRACKERS)
+    return chosen_trackers(tuple(named) or plan.recipe.track)
 
 
 def _is_done(step: Step, context: StepContext, states: dict[str, StepState], last: int) -> bool:

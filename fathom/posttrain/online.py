@@ -33,6 +33,7 @@ from fathom.train.signals import StopRequest
 from fathom.train.stage import Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner, counter_seed
+from fathom.train.trackers import NO_TRACKING, Tracker, Tracking
 
 METRICS = "metrics.jsonl"
 _SHOWN = {"reward": "reward", "accuracy": "right", "loss": "loss", "length": "tokens each"}
@@ -67,6 +68,7 @@ class OnlineTrainer(ABC):
         progress: Progress = NULL_PROGRESS,
         files: Sequence[Path] = (),
         base: AdapterBase | None = None,
+        tracking: Tracking = NO_TRACKING,
     ) -> None:
         check_dtype(model)
         adapt(model, spec, progress)
@@ -76,6 +78,7 @@ class OnlineTrainer(ABC):
         self._progress = progress
         self._files = files
         self._base = base
+        self._tracking = tracking
 
     @property
     def context(self) -> int:
@@ -143,7 +146,8 @@ class OnlineTrainer(ABC):
         )
         metrics = JsonLines(self.directory / METRICS, after_step=position.step)
         samples = JsonLines(self.directory / "samples.jsonl", after_step=position.step)
-        run = _Run(self, stage, runner, metrics, samples)
+        trackers = self._tracking.open(self.directory, after_step=position.step, note=self._progress.message)
+        run = _Run(self, stage, runner, metrics, samples, trackers)
 
         def sync() -> None:
             metrics.sync()
@@ -159,6 +163,8 @@ class OnlineTrainer(ABC):
             self.model.eval()
             metrics.close()
             samples.close()
+            for tracker in trackers:
+                tracker.close()
 
     def sample(self, problems: Sequence[Problem], number: int, *, first_group: int = 0) -> list[Rollout]:
         """Sample a group of answers to each problem with the current weights."""
@@ -178,9 +184,16 @@ class _Run:
     """One call of ``OnlineTrainer.run``: the state that lives between its rollouts."""
 
     def __init__(
-        self, trainer: OnlineTrainer, stage: Stage, runner: StepRunner, metrics: JsonLines, samples: JsonLines
+        self,
+        trainer: OnlineTrainer,
+        stage: Stage,
+        runner: StepRunner,
+        metrics: JsonLines,
+        samples: JsonLines,
+        trackers: Sequence[Tracker],
     ) -> None:
         self.trainer, self.stage, self.runner, self.metrics, self.samples = trainer, stage, runner, metrics, samples
+        self.trackers = trackers
         self.spec = trainer.spec
 
     def step(self, before: Position) -> Position:
@@ -203,6 +216,8 @@ class _Run:
             "peak_memory_bytes": peak_memory(self.runner.device),
         }
         self.metrics.write(number, values)
+        for tracker in self.trackers:
+            tracker.write(number, values)
         self._keep_samples(rollout_batch, number)
         self.trainer.end(position)
         self._report(position, values)

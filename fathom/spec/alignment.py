@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.data_format import CONVERSATION_FORMATS, PREFERENCE_FORMATS, check_format
+from fathom.spec.epochs import EpochBatch, ValidationSpec
 from fathom.spec.posttrain import DpoLoss, RewardModelLoss
 from fathom.spec.problem import ProblemSource
 from fathom.spec.rewards import RewardSpec, scores_steps
 from fathom.spec.rollout import ChatPrompt, DistillSpec, PolicySpec, Prompting
-from fathom.spec.train import BatchSpec, UpdateSpec
+from fathom.spec.train import UpdateSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,39 +115,62 @@ ConversationSource = ConversationFile | KeptAnswers | WorkedProblems
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochsSpec(UpdateSpec):
-    """Training for some epochs over a set of samples, packed into sequences."""
+    """Training for some epochs over a set of conversations or pairs, a batch of them a step."""
 
-    sequence_length: int
-    """Tokens of one sequence, into which samples are packed.
-
-    Unit: tokens
-    Paper: 4096 (MoE §6.1, SFT)
-    Example: 256
-    """
     epochs: float
-    """How often every sample is seen; fractions are allowed.
+    """How often every conversation or pair is seen; parts of an epoch count.
 
     Unit: epochs
     Paper: 2 (V2 §4, V3 §5.1), 8 (MoE §6.1)
     Example: 2.0
     """
-    batch: BatchSpec
-    """Sequences of one optimizer step."""
+    batch: EpochBatch = field(default_factory=EpochBatch)
+    """What one optimizer step learns from: conversations, pairs, or packed rows (size).
+
+    Example: { conversations = 8 }
+    """
+    sequence_length: int | None = None
+    """The most tokens that an example may have; longer ones are left out and reported. Left out, as many as the longest
+    one has, within the model's context and what the machine's memory allows.
+
+    Unit: tokens
+    Paper: 4096 (MoE §6.1, SFT)
+    Example: 256
+    """
     packing: Literal["masked", "joined"] = "masked"
     """masked keeps the samples of one sequence from attending to each other; joined concatenates them as in
-    pretraining.
+    pretraining, and needs a batch in rows.
 
     Paper: masked (V3 §5.1)
     """
     learn: tuple[str, ...] = ("assistant",)
     """Roles whose turns count in the loss."""
+    validation: ValidationSpec = field(default_factory=ValidationSpec)
+    """What is held out of the data, and measured before, during and after training: every evaluate_every_steps, or ten
+    times.
+
+    Example: { fraction = 0.1 }
+    """
+    patience: int | None = None
+    """Training stops after so many evaluations in a row without a lower validation loss, and its result is the model
+    of the lowest one; left out, it never stops early and its result is the last model.
+
+    Unit: evaluations
+    Example: 3
+    """
 
     def __post_init__(self) -> None:
         UpdateSpec.__post_init__(self)
-        check.positive("sequence_length", self.sequence_length)
         check.positive("epochs", self.epochs)
-        object.__setattr__(self, "batch", self.batch.for_length(self.sequence_length))
         check.one_of("packing", self.packing, ("masked", "joined"))
+        if self.sequence_length is not None:
+            check.positive("sequence_length", self.sequence_length)
+        if self.patience is not None:
+            check.positive("patience", self.patience)
+            if self.validation.fraction == 0:
+                raise SpecError("patience", "needs a validation loss", "hold out some examples, or leave it out")
+        if self.packing == "joined" and self.batch.size is None:
+            raise SpecError("packing", "joined samples have no rows of their own", "give batch.size, or use masked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +194,7 @@ class SftStep:
 
     def __post_init__(self) -> None:
         check.not_empty("data", self.data, "a source of conversations")
+        self.train.batch.check_unit("conversations", "pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +317,7 @@ class DpoStep:
 
     def __post_init__(self) -> None:
         check.not_empty("pairs", self.pairs, "a source of pairs")
+        self.train.batch.check_unit("pairs", "conversations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,6 +347,7 @@ class RewardModelStep:
 
     def __post_init__(self) -> None:
         check.not_empty("pairs", self.pairs, "a source of pairs")
+        self.train.batch.check_unit("pairs", "conversations")
         check.not_negative("reasoning_tokens", self.reasoning_tokens)
 
 

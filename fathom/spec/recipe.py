@@ -80,6 +80,8 @@ StartingStep = SftStep | AnswersStep | GrpoStep | DpoStep | DistillStep | Reward
 """A step that begins with the model of ``start``, or of the last step before it that leaves one."""
 
 MAX_STEPS = 256
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""Viewers that learning steps can write their metrics to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +99,17 @@ class Recipe:
     """
     steps: tuple[Step, ...]
     """What is done, in order: each [[steps]] table has a kind, and a name of its own."""
+    track: tuple[str, ...] = ()
+    """Where the metrics of learning steps go beside metrics.jsonl: any of tensorboard, wandb and trackio; left out,
+    tensorboard where it is installed.
+
+    Example: ["tensorboard", "wandb"]
+    """
 
     def __post_init__(self) -> None:
         check.plain_name("name", self.name, dots=True)
+        for index, tracker in enumerate(self.track):
+            check.one_of(f"track[{index}]", tracker, TRACKERS)
         if not self.steps:
             raise SpecError("steps", "the recipe has no steps", "add a [[steps]] table", alone=True)
         if len(self.steps) > MAX_STEPS:

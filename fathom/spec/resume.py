@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from fathom.spec.alignment import EpochsSpec
+from fathom.spec.epochs import ExamplesTrainSpec
 from fathom.spec.rollout import DistillSpec, OnlineSpec, PolicySpec
 from fathom.spec.train import TrainSpec, UpdateSpec
 
@@ -64,13 +65,26 @@ FIELD_EFFECTS: Mapping[type[UpdateSpec], Mapping[str, Effect]] = MappingProxyTyp
     {
         UpdateSpec: _UPDATE,
         TrainSpec: {**_UPDATE, **_BATCH, "sequence_length": "fixed", "total_tokens": "growth"},
+        ExamplesTrainSpec: {
+            **_UPDATE,
+            **_BATCH,
+            "micro_batch_tokens": "rounding",
+            "sequence_length": "fixed",
+            "total_tokens": "growth",
+            "total_steps": "growth",
+        },
         EpochsSpec: {
             **_UPDATE,
             **_BATCH,
+            "batch.conversations": "learning",
+            "batch.pairs": "learning",
+            "batch.micro_batch_tokens": "rounding",
             "sequence_length": "fixed",
             "epochs": "growth",
             "packing": "fixed",
             "learn": "fixed",
+            "validation": "fixed",
+            "patience": "learning",
         },
         OnlineSpec: _ONLINE,
         PolicySpec: {

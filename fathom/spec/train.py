@@ -351,3 +351,8 @@ class TrainSpec(UpdateSpec):
         object.__setattr__(self, "batch", self.batch.for_length(self.sequence_length))
         if self.total_tokens < self.batch.at(0) * self.sequence_length:
             raise SpecError("total_tokens", f"{self.total_tokens} is less than one batch", "raise it or shrink batch")
+
+    @property
+    def micro_batch(self) -> tuple[int, int]:
+        """Rows of a forward pass, and the tokens of each."""
+        return self.batch.micro_batch_size or self.batch.size, self.sequence_length

@@ -21,17 +21,21 @@ from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.train.epochs import EpochProgress
 from fathom.train.gradients import Gradients
 from fathom.train.group import ALONE, Group, any_rank
+from fathom.train.metrics import read_json_lines
 from fathom.train.micro_batch import batch_size, split
 from fathom.train.objective import Objective
 from fathom.train.protocols import Loader, TokenBatch
-from fathom.train.record import Recorder, ThroughputMeter
+from fathom.train.record import METRICS, Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
 from fathom.train.signals import StopRequest
 from fathom.train.stage import CHECKPOINTS, Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
+from fathom.train.trackers import NO_TRACKING, Tracking
+from fathom.train.validation import EVALUATIONS, VALIDATION_LOSS, BestWeights, Validation, held_out_loss
 
 __all__ = ["CHECKPOINTS", "Evaluate", "TrainSummary", "Trainer"]
 
@@ -59,6 +63,8 @@ class Trainer:
     the loader's source indices, for bits per byte; sources beyond it (synthetic ones) are left out of that figure.
     ``files`` are copied into every checkpoint. ``objective`` is what is minimised, a language model's loss by default.
     Where ``spec`` has an adapter, the model gets it in place and keeps its weights; ``base`` says where these are.
+    ``validation`` is measured before the first step, every ``evaluate_every_steps`` or tenth of the stage, and at the
+    end. ``epochs`` says what progress counts instead of tokens.
     Each rank of a ``group`` has a trainer, whose ``loader`` yields the rank's part of each batch; rank 0 writes.
     """
 
@@ -72,9 +78,11 @@ class Trainer:
         evaluate: Evaluate | None = None,
         progress: Progress = NULL_PROGRESS,
         bytes_per_token: Mapping[str, float] | None = None,
-        tensorboard: bool = False,
+        tracking: Tracking = NO_TRACKING,
         files: Sequence[Path] = (),
         objective: Objective | None = None,
+        validation: Validation | None = None,
+        epochs: EpochProgress | None = None,
         group: Group = ALONE,
         base: AdapterBase | None = None,
     ) -> None:
@@ -93,7 +101,9 @@ class Trainer:
         self._evaluate = evaluate
         self._progress = progress
         self._bytes_per_token = dict(bytes_per_token or {})
-        self._tensorboard = tensorboard
+        self._tracking = tracking
+        self._validation = validation
+        self._epochs = epochs
         self._files = tuple(files)
         self._objective = objective
         self._group = group
@@ -156,8 +166,8 @@ class Trainer:
             sequence_length=self.spec.sequence_length,
             after_step=after_step,
             bytes_per_token=self._bytes_per_token,
-            tensorboard=self._tensorboard,
             note=self._progress.message,
+            tracking=self._tracking,
         )
 
     def _evaluated(self, stop: StopRequest, step: int) -> Mapping[str, float] | None:
@@ -181,14 +191,47 @@ class _Run:
         self.pace = ThroughputMeter()
         self.total_steps = stage.position.step + steps_left(self.spec, stage.position.tokens)
         self.evaluation: Mapping[str, float] | None = None
+        self.validation = trainer._validation
+        self.best = self._best_weights(stage.position.step)
 
     def go(self) -> TrainSummary:
+        if self.validation is not None and self.stage.position.step == 0:
+            self._record_start(self.validation)
         self.trainer.model.train()
-        total = self.spec.total_tokens
-        path = self.stage.run(
-            self._step, more=lambda position: position.tokens < total, stop=self.stop, sync=self._sync
-        )
+        path = self.stage.run(self._step, more=self._more, stop=self.stop, sync=self._sync, finish=self._finish)
+        if self.best is not None and not self._more(self.stage.position) and self.runner.group.rank == 0:
+            self.best.discard()
         return self._summary(path)
+
+    def _more(self, position: Position) -> bool:
+        return position.tokens < self.spec.total_tokens and not (self.best is not None and self.best.exhausted)
+
+    def _finish(self, position: Position) -> None:
+        if self.best is None:
+            return
+        if position.tokens < self.spec.total_tokens:
+            self.trainer._progress.message(f"stopped early after step {position.step} of {self.total_steps}")
+        self.best.restore(position.step)
+
+    def _best_weights(self, step: int) -> BestWeights | None:
+        if self.validation is None or self.validation.patience is None:
+            return None
+        rows = read_json_lines(self.trainer.directory / METRICS) if step else []
+        return BestWeights(
+            self.trainer.model,
+            self.trainer.directory,
+            patience=self.validation.patience,
+            evaluations=[row for row in rows if VALIDATION_LOSS in row.get("evaluation", {}) and row["step"] <= step],
+            note=self.trainer._progress.message,
+        )
+
+    def _record_start(self, validation: Validation) -> None:
+        found = held_out_loss(self.runner, validation.batch, self.spec.micro_batch)
+        if self.recorder is not None:
+            self.recorder.record_start(found)
+        self.trainer._progress.message(f"validation loss {found[VALIDATION_LOSS]:.3f} before training")
+        if self.best is not None:
+            self.best.add(0, found[VALIDATION_LOSS])
 
     def _sync(self) -> None:
         if self.recorder is not None:
@@ -200,10 +243,8 @@ class _Run:
         batch = self.trainer.loader.next(spec.batch.at(before.tokens))
         sequences, tokens = batch_size(batch, self.runner.group)
         last = before.tokens + tokens >= spec.total_tokens
-        evaluating = spec.evaluate_every_steps is not None and number % spec.evaluate_every_steps == 0
-        observe = number == 1 or last or evaluating or number % spec.log_every_steps == 0
-        rows = spec.batch.micro_batch_size or spec.batch.size
-        micros = split(batch, rows, spec.sequence_length, self.runner.device, self.runner.group)
+        observe = number == 1 or last or self._evaluates(number) or number % spec.log_every_steps == 0
+        micros = split(batch, *spec.micro_batch, self.runner.device, self.runner.group)
         gradients = self.runner.accumulate(micros, sequences, number, observe=observe)
         if not gradients.finite:
             self.runner.discard()
@@ -224,11 +265,36 @@ class _Run:
             "loss": f"{position.loss or 0.0:.3f}",
             "tokens/s": f"{self.pace.recent:,.0f}",
         }
-        self.trainer._progress.update(position.tokens, self.spec.total_tokens, "tokens", metrics=metrics)
+        if self.evaluation is not None and VALIDATION_LOSS in self.evaluation:
+            metrics["validation"] = f"{self.evaluation[VALIDATION_LOSS]:.3f}"
+        epochs = self.trainer._epochs
+        if epochs is None:
+            self.trainer._progress.update(position.tokens, self.spec.total_tokens, "tokens", metrics=metrics)
+        else:
+            done, total, epoch = epochs.now()
+            self.trainer._progress.update(done, total, epochs.unit, metrics={"epoch": epoch} | metrics)
+
+    def _evaluates(self, number: int) -> bool:
+        every = self.spec.evaluate_every_steps
+        if every is None:
+            return self.validation is not None and number % max(1, self.total_steps // EVALUATIONS) == 0
+        return number % every == 0
+
+    def _validated(self, position: Position) -> Mapping[str, float] | None:
+        """Measure the held-out loss where it is due, the end included; a stop does not wait for it."""
+        ends = position.tokens >= self.spec.total_tokens
+        if self.validation is None or not (ends or self._evaluates(position.step)):
+            return None
+        if any_rank(self.runner.group, self.stop.signal_name is not None) and not ends:
+            return None
+        found = held_out_loss(self.runner, self.validation.batch, self.spec.micro_batch)
+        if self.best is not None:
+            self.best.add(position.step, found[VALIDATION_LOSS])
+        return found
 
     def _record(self, position: Position, gradients: Gradients, rate: float) -> None:
         assert gradients.observation is not None
-        evaluation = self.trainer._evaluated(self.stop, position.step)
+        evaluation = self._validated(position) or self.trainer._evaluated(self.stop, position.step)
         self.evaluation = evaluation if evaluation is not None else self.evaluation
         if self.recorder is None:
             return

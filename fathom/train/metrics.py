@@ -1,16 +1,15 @@
-"""Where metrics go: JSON lines that survive crashes and resumes, and TensorBoard."""
+"""Metrics as JSON lines that survive crashes and resumes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fathom.errors import CheckpointError, ResourceError, explain_os_error, shortened
-from fathom.extras import install_extra
 from fathom.files import make_folder, read_bytes, write_bytes
 
 _CHANGES = "changes"
@@ -144,47 +143,3 @@ def _plain(values: Any) -> Any:
         finite = values - values == 0
         return values if finite else None
     return values
-
-
-class Tracker(Protocol):
-    """Takes the same numbers to a viewer."""
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show one step's numbers; nested ones get names joined with a slash."""
-        ...
-
-    def close(self) -> None:
-        """Finish."""
-        ...
-
-
-class TensorBoard:
-    """Writes scalars where TensorBoard finds them; steps after ``after_step`` that are already there are hidden."""
-
-    def __init__(self, directory: Path, *, after_step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(directory), purge_step=after_step + 1)
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show one step's numbers; nested ones get names joined with a slash."""
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                self.write(step, {f"{name}/{inner}": number for inner, number in value.items()})
-            elif isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Finish."""
-        self._writer.close()
-
-
-def open_tensorboard(directory: Path, *, after_step: int, note: Callable[[str], None]) -> Tracker | None:
-    """Open TensorBoard's writer, or note why there is none."""
-    try:
-        return TensorBoard(directory, after_step=after_step)
-    except ImportError:
-        note(f"TensorBoard is not installed, so its log is left out; {install_extra('track')} adds it")
-    except OSError as error:
-        note(f"{directory}: TensorBoard's log is left out, {explain_os_error(error)}")
-    return None

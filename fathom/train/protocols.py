@@ -54,6 +54,20 @@ class Resumable(Protocol):
         ...
 
 
+class ExampleCounter(Protocol):
+    """How far a loader of epochs has come, in conversations or pairs."""
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Examples of one epoch."""
+        ...
+
+    @property
+    def examples_given(self) -> int:
+        """Examples given so far, over all epochs."""
+        ...
+
+
 class Loader(Resumable, Protocol):
     """An endless, resumable stream of batches."""
 

@@ -1,4 +1,4 @@
-"""Turns steps into lines: metrics.jsonl, experts.jsonl and, where wanted, TensorBoard."""
+"""Turns steps into lines: metrics.jsonl, experts.jsonl and whatever trackers are wanted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from fathom.plan.flops import training_flops_per_token
 from fathom.train.gradients import Gradients, Observation
 from fathom.train.measure import ExpertLoad, bits_per_byte, peak_flops, peak_memory
-from fathom.train.metrics import JsonLines, open_tensorboard
+from fathom.train.metrics import JsonLines
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
+from fathom.train.trackers import NO_TRACKING, Tracking
 
 METRICS = "metrics.jsonl"
 EXPERTS = "experts.jsonl"
@@ -62,20 +63,19 @@ class Recorder:
         sequence_length: int,
         after_step: int,
         bytes_per_token: Mapping[str, float],
-        tensorboard: bool,
         note: Callable[[str], None],
+        tracking: Tracking = NO_TRACKING,
     ) -> None:
+        kept = after_step or -1  # a stage that begins anew measures its line 0 anew
         self._runner = runner
         self._bytes_per_token = bytes_per_token
         self._note = note
         self._collapsed: list[str] = []
         self._peak = peak_flops(runner.device, runner.dtype)
         self._flops = training_flops_per_token(runner.model.spec, sequence_length)
-        self.metrics = JsonLines(directory / METRICS, after_step=after_step)
-        self._experts = JsonLines(directory / EXPERTS, after_step=after_step)
-        self._tracker = None
-        if tensorboard:
-            self._tracker = open_tensorboard(directory / "tensorboard", after_step=after_step, note=note)
+        self.metrics = JsonLines(directory / METRICS, after_step=kept)
+        self._experts = JsonLines(directory / EXPERTS, after_step=kept)
+        self._trackers = tracking.open(directory, after_step=kept, note=note)
 
     def record(
         self,
@@ -108,9 +108,16 @@ class Recorder:
         }
         if evaluation is not None:
             values["evaluation"] = dict(evaluation)
-        self.metrics.write(position.step, values)
-        if self._tracker is not None:
-            self._tracker.write(position.step, values)
+        self._write(position.step, values)
+
+    def record_start(self, evaluation: Mapping[str, float]) -> None:
+        """Write what was measured before the first step."""
+        self._write(0, {"tokens": 0, "seconds": 0.0, "evaluation": dict(evaluation)})
+
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
+        self.metrics.write(step, values)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def sync(self) -> None:
         """Force all lines to disk; ``ResourceError`` when there is no room."""
@@ -121,8 +128,8 @@ class Recorder:
         """Close all files."""
         self.metrics.close()
         self._experts.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _load(self, step: int, observation: Observation) -> dict[str, Any]:
         moe = self._runner.model.spec.moe

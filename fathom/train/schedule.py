@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from fathom.spec.epochs import ExamplesTrainSpec
 from fathom.spec.train import Constant, CosineDecay, Schedule, StepDecay, TrainSpec, UpdateSpec
 
 
@@ -47,7 +48,12 @@ def _decay(schedule: Schedule, progress: float) -> float:
 
 
 def steps_left(spec: TrainSpec, tokens_seen: int) -> int:
-    """Steps from here until ``total_tokens`` were seen; the last one may go beyond."""
+    """Steps from here until ``total_tokens`` were seen; the last one may go beyond.
+
+    Where batches count conversations or pairs, it is the part of all steps that the tokens left are of all tokens.
+    """
+    if isinstance(spec, ExamplesTrainSpec):
+        return math.ceil(spec.total_steps * max(0.0, 1 - tokens_seen / spec.total_tokens))
     steps = 0
     while tokens_seen < spec.batch.ramp_tokens and tokens_seen < spec.total_tokens:
         tokens_seen += spec.batch.at(tokens_seen) * spec.sequence_length

@@ -94,11 +94,13 @@ class Stage:
         more: Callable[[Position], bool],
         stop: StopRequest,
         sync: Callable[[], None],
+        finish: Callable[[Position], None] = lambda position: None,
     ) -> Path:
         """Take steps while there are ``more``; returns the last checkpoint, which the stage ends on.
 
         Periodic checkpoints that the disk has no room for are noted and tried again when the next is due. ``sync``
-        brings the metrics to disk before each.
+        brings the metrics to disk before each. ``finish`` is called once the last step of all was taken, before its
+        checkpoint is written.
 
         Raises:
             ResourceError: no room for the last checkpoint.
@@ -107,10 +109,12 @@ class Stage:
         saved, attempted = self.position.step, time.monotonic()
         while not self._stopping(stop) and more(self.position):
             self.position = take_step(self.position)
-            if not self._stopping(stop) and self._due(attempted):
+            if not self._stopping(stop) and more(self.position) and self._due(attempted):
                 saved, attempted = self._save_if_there_is_room(sync, saved), time.monotonic()
         path = store.step_directory(self.checkpoints, self.position.step)
         if saved != self.position.step:
+            if not more(self.position):
+                finish(self.position)
             path = self._save(sync)
         self.check_stop(stop)
         return path

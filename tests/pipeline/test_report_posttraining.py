@@ -12,16 +12,17 @@ from fathom.pipeline.report import RunData, render_page
 from fathom.pipeline.report.data import Change, TaskScore
 from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
 from fathom.spec.alignment import ConversationFile, EpochsSpec
+from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import GymProblems
 from fathom.spec.recipe import GrpoStep, OpenStep, SftStep, Step, TasksStep
 from fathom.spec.rewards import AccuracyReward
 from fathom.spec.rollout import PolicySpec, RolloutSpec
-from fathom.spec.train import AdamWSpec, BatchSpec
+from fathom.spec.train import AdamWSpec
 
 PROBLEMS = (GymProblems(dataset="chain_sum"),)
 UPDATE: dict[str, Any] = {"optimizer": AdamWSpec(lr=1e-3)}
 SFT = SftStep(
-    train=EpochsSpec(sequence_length=64, epochs=1, batch=BatchSpec(size=2, micro_batch_size=2), **UPDATE),
+    train=EpochsSpec(sequence_length=64, epochs=1, batch=EpochBatch(size=2, micro_batch_size=2), **UPDATE),
     data=(ConversationFile(path="x.jsonl"),),
 )
 POLICY = PolicySpec(rollouts=3, rollout=RolloutSpec(questions=2, group_size=2, max_tokens=8), **UPDATE)

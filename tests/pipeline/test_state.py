@@ -16,10 +16,11 @@ from fathom.inference.run_record import StepState, read_json, read_state
 from fathom.pipeline.run import _locked, _translated
 from fathom.pipeline.state import write_state
 from fathom.spec.alignment import ConversationFile, EpochsSpec, OpenStep, SftStep
-from fathom.spec.train import AdamWSpec, BatchSpec
+from fathom.spec.epochs import EpochBatch
+from fathom.spec.train import AdamWSpec
 
 TRAIN = EpochsSpec(
-    sequence_length=8, epochs=1.0, batch=BatchSpec(size=1, micro_batch_size=1), optimizer=AdamWSpec(lr=1e-3)
+    sequence_length=8, epochs=1.0, batch=EpochBatch(size=1, micro_batch_size=1), optimizer=AdamWSpec(lr=1e-3)
 )
 
 

@@ -8,13 +8,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fathom.errors import ResourceError
-from fathom.extras import install_extra
-from fathom.train.metrics import JsonLines, open_tensorboard, read_json_lines
+from fathom.train.metrics import JsonLines, read_json_lines
 
 
 def test_lines_come_back_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -80,23 +78,3 @@ def test_a_place_that_cannot_be_written_is_a_resource_error(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="metrics not written, a part of the path is a file"):
         JsonLines(tmp_path / "file" / "m.jsonl", after_step=0)
-
-
-def test_tensorboard_gets_every_number_or_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
-    accumulator: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = open_tensorboard(tmp_path, after_step=0, note=notes.append)
-    assert tracker is not None
-    tracker.write(3, {"loss": 2.0, "by_source": {"code": 1.25}, "layers": ["x"], "none": None})
-    tracker.close()
-    events = accumulator.EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == {
-        "loss": 2.0,
-        "by_source/code": 1.25,
-    }
-    assert events.Scalars("loss")[0].step == 3
-    assert notes == []
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
-    assert open_tensorboard(tmp_path, after_step=0, note=notes.append) is None
-    assert install_extra("track") in notes[0]

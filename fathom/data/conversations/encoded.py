@@ -5,7 +5,7 @@ S samples with N tokens together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.data.conversations.loss_mask import Sample
+from fathom.data.conversations.pack import pack_samples
+from fathom.data.packed import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSamples:
-    """The token ids of each sample, int64, and its loss mask, bool; both of a sample's length."""
+    """The token ids of each sample, int64, its loss mask, bool, both of a sample's length, and its key."""
 
     tokens: list[NDArray[np.int64]] = field(default_factory=list)
     learned: list[NDArray[np.bool_]] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Self:
@@ -30,6 +33,7 @@ class EncodedSamples:
         return cls(
             [np.array(sample.tokens, dtype=np.int64) for sample in samples],
             [np.array(sample.learned, dtype=np.bool_) for sample in samples],
+            [sample.key for sample in samples],
         )
 
     def __len__(self) -> int:
@@ -39,13 +43,29 @@ class EncodedSamples:
         """Append other samples, ``repeat`` times; the arrays are shared."""
         self.tokens.extend(others.tokens * repeat)
         self.learned.extend(others.learned * repeat)
+        self.keys.extend(others.keys * repeat)
+
+    def split(self, held_out: Collection[int]) -> tuple[EncodedSamples, EncodedSamples]:
+        """Return the samples whose keys are not held out, and those whose keys are."""
+        learned, kept = EncodedSamples(), EncodedSamples()
+        for tokens, mask, key in zip(self.tokens, self.learned, self.keys, strict=True):
+            side = kept if key in held_out else learned
+            side.tokens.append(tokens)
+            side.learned.append(mask)
+            side.keys.append(key)
+        return learned, kept
+
+    def packed(self) -> PackedBatch:
+        """Return all samples as one batch."""
+        return pack_samples(self.tokens, self.learned)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all samples as ``tokens_N`` (int32), ``learned_N`` (bool) and ``lengths_S`` (int64)."""
+        """Return all samples as ``tokens_N`` (int32), ``learned_N`` (bool), ``lengths_S`` and ``keys_S`` (int64)."""
         return {
             "tokens_N": torch.from_numpy(np.concatenate([np.empty(0, np.int64), *self.tokens]).astype(np.int32)),
             "learned_N": torch.from_numpy(np.concatenate([np.empty(0, np.bool_), *self.learned])),
             "lengths_S": torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.int64),
+            "keys_S": torch.tensor(self.keys, dtype=torch.int64),
         }
 
     @classmethod
@@ -55,4 +75,5 @@ class EncodedSamples:
         tokens = tensors["tokens_N"].numpy().astype(np.int64)
         if not len(tensors["lengths_S"]):
             return cls()
-        return cls(np.split(tokens, ends), np.split(tensors["learned_N"].numpy(), ends))
+        learned = np.split(tensors["learned_N"].numpy(), ends)
+        return cls(np.split(tokens, ends), learned, tensors["keys_S"].tolist())

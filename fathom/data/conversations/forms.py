@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from fathom.data.conversations.dialogue import Dialogue, read_dialogue, read_tools, text_turn, with_system
 from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.row_report import UnusableRow
+from fathom.data.validation_split import text_key
 
 _TOOLS = optional("tools", "tools on offer, a list or its JSON text")
 _FUNCTIONS = optional("functions", "tools on offer, OpenAI's legacy form")
@@ -32,6 +33,11 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] = ()
     place: str = ""
     learn: tuple[bool | None, ...] = ()
+
+    @property
+    def key(self) -> int:
+        """A hash of what is said: equal conversations have equal keys."""
+        return text_key([self.messages, self.tools])
 
 
 def _conversation(dialogue: Dialogue, row: Row) -> Conversation:

@@ -22,6 +22,7 @@ from fathom.errors import DataError
 from fathom.spec.targets import IGNORE_INDEX
 
 Packing = Literal["masked", "joined"]
+Unit = Literal["rows", "examples"]
 _Stream = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 
 
@@ -31,14 +32,21 @@ class ConversationLoader:
     With ``packing`` "masked" a batch of B sequences is B bins of at most T tokens, packed with whole samples that do
     not attend to each other. With "joined" the samples of all epochs are one stream, cut into windows of T tokens; each
     target is given once an epoch. Samples may have at most T + 1 tokens; their first token is never predicted.
+    With ``unit`` "examples" a batch is B samples instead, masked; the last of an epoch has those that are left.
     """
 
     def __init__(
-        self, samples: EncodedSamples, *, sequence_length: int, seed: int, packing: Packing = "masked"
+        self,
+        samples: EncodedSamples,
+        *,
+        sequence_length: int,
+        seed: int,
+        packing: Packing = "masked",
+        unit: Unit = "rows",
     ) -> None:
         self._tokens, self._learned = samples.tokens, samples.learned
         _check(self._tokens, self._learned, sequence_length)
-        self._length, self._seed, self._packing = sequence_length, seed, packing
+        self._length, self._seed, self._packing, self._unit = sequence_length, seed, packing, unit
         self._lengths = [len(tokens) - 1 for tokens in self._tokens]
         self._epoch = self._place = 0
         self._order: tuple[int, list[list[int]]] | None = None
@@ -46,9 +54,16 @@ class ConversationLoader:
         self._data = self._fingerprint()
 
     @property
-    def samples(self) -> int:
+    def examples_per_epoch(self) -> int:
         """Samples of an epoch."""
         return len(self._tokens)
+
+    @property
+    def examples_given(self) -> int:
+        """Samples given so far, over all epochs."""
+        if self._packing == "joined":
+            return int(self.epochs * self.examples_per_epoch)
+        return self._epoch * self.examples_per_epoch + sum(map(len, self._bins(self._epoch)[: self._place]))
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -66,7 +81,7 @@ class ConversationLoader:
         return self._epoch + self._place / self._places(self._epoch)
 
     def next(self, batch_size: int) -> PackedBatch | TokenBatch:
-        """Return the next ``batch_size`` sequences."""
+        """Return the next ``batch_size`` sequences, or samples."""
         if batch_size < 1:
             raise DataError(f"batch_size: must be 1 or more, got {batch_size}; give a positive number")
         return self._packed(batch_size) if self._packing == "masked" else self._windows(batch_size)
@@ -79,12 +94,13 @@ class ConversationLoader:
             "sequence_length": self._length,
             "seed": self._seed,
             "packing": self._packing,
+            "unit": self._unit,
             "data": self._data,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved position; the next batches are the same. Other samples or settings raise ``DataError``."""
-        check_settings(state, self.state(), ("sequence_length", "seed", "packing", "data"))
+        check_settings({"unit": "rows", **state}, self.state(), ("sequence_length", "seed", "packing", "unit", "data"))
         epoch, place = saved_count(state, "epoch"), saved_count(state, "place")
         if place >= self._places(epoch):
             raise DataError(f"loader state: place {place} is in no epoch {epoch}; use the checkpoint's own")
@@ -98,6 +114,8 @@ class ConversationLoader:
             self._place += 1
             if self._place == len(packed):
                 self._epoch, self._place = self._epoch + 1, 0
+                if self._unit == "examples":
+                    break
         return pack_samples([self._tokens[i] for i in chosen], [self._learned[i] for i in chosen])
 
     def _windows(self, batch_size: int) -> TokenBatch:
@@ -138,14 +156,18 @@ class ConversationLoader:
         """Return the bins of an epoch, shuffled, since packing sorts samples by length."""
         if self._order is None or self._order[0] != epoch:
             rng = self._rng(epoch)
-            packed = pack_into_bins(rng.permutation(self.samples).tolist(), self._lengths, self._length)
-            self._order = epoch, [packed[i] for i in rng.permutation(len(packed))]
+            order = rng.permutation(self.examples_per_epoch).tolist()
+            if self._unit == "examples":
+                self._order = epoch, [[index] for index in order]
+            else:
+                packed = pack_into_bins(order, self._lengths, self._length)
+                self._order = epoch, [packed[i] for i in rng.permutation(len(packed))]
         return self._order[1]
 
     def _stream(self, epoch: int) -> _Stream:
         """Return the tokens of an epoch, the target at each (-100 at a sample's end), and which tokens end a sample."""
         if self._streamed is None or self._streamed[0] != epoch:
-            order = self._rng(epoch).permutation(self.samples)
+            order = self._rng(epoch).permutation(self.examples_per_epoch)
             ends = np.full(1, IGNORE_INDEX, dtype=np.int64)
             targets = [part for i in order for part in (next_token_targets(self._tokens[i], self._learned[i]), ends)]
             tokens = np.concatenate([self._tokens[i] for i in order])

@@ -24,12 +24,13 @@ class Sample:
     """A conversation's token ids and loss mask: ``learned`` is true for tokens in the loss.
 
     ``left_out`` counts turns of trained roles that are masked out, since the template shows them otherwise than the
-    model would have to write them, e.g. without their reasoning.
+    model would have to write them, e.g. without their reasoning. ``key`` is a hash of the conversation's text.
     """
 
     tokens: list[int]
     learned: list[bool]
     left_out: int = 0
+    key: int = 0
 
 
 def encode_with_loss_mask(

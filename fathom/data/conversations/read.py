@@ -67,7 +67,7 @@ def encode_conversations(
             continue
         report.used += 1
         report.left_out += sample.left_out
-        samples.append(sample)
+        samples.append(replace(sample, key=conversation.key))
     if not samples:
         raise DataError(f"conversations: none of {report.read} can be used ({report.first}); fix or add some")
     return samples

@@ -40,6 +40,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         progress=context.progress,
         files=initial_tokenizer_files(context, step),
         base=adapter_base(context, step, step.policy),
+        tracking=context.tracking(step),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Protocol
 
 from fathom.checkpoint import store
 from fathom.data.folders.split_names import HELD_OUT_SPLITS, split_of
+from fathom.data.packed import PackedBatch
 from fathom.data.row_report import RowReport
-from fathom.errors import SpecError
+from fathom.data.validation_split import choose_held_out
+from fathom.errors import DataError, SpecError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
-from fathom.spec.alignment import DpoStep, EpochsSpec, RewardModelStep, SftStep
-from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.plan.memory import training_memory
+from fathom.spec.alignment import DpoStep, RewardModelStep, SftStep
+from fathom.spec.epochs import ExamplesTrainSpec
+from fathom.spec.train import MICRO_BATCH_TOKENS, BatchSpec, TrainSpec, UpdateSpec
+from fathom.system import memory_limit
+from fathom.train.epochs import EpochProgress
 from fathom.train.loop import Trainer, TrainSummary
 from fathom.train.objective import Objective
-from fathom.train.protocols import Loader
+from fathom.train.protocols import ExampleCounter, Loader
+from fathom.train.validation import Validation
 
+HELD_OUT = "held_out.jsonl"
+"""What a step holds out, as conversations, beside its checkpoints."""
+MEMORY_SHARE = 0.8
+"""The part of the machine's memory that an example may take in training, where no sequence_length is given."""
 EpochsStep = SftStep | DpoStep | RewardModelStep
 
 
-class EpochLoader(Loader, Protocol):
+class EpochLoader(Loader, ExampleCounter, Protocol):
     """A loader with a known number of tokens per epoch."""
 
     @property
@@ -35,46 +47,111 @@ class EpochLoader(Loader, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochData:
+    """What a step learns from: a loader of its examples, the longest one's length, and what is held out, if anything.
+
+    ``unit`` is what its examples are called.
+    """
+
+    loader: EpochLoader
+    sequence_length: int
+    unit: str
+    held_out: PackedBatch | None = None
+
+
 def train_epochs(
-    step: EpochsStep,
-    context: StepContext,
-    start: LanguageModel,
-    loader: EpochLoader,
-    objective: Objective | None = None,
+    step: EpochsStep, context: StepContext, start: LanguageModel, data: EpochData, objective: Objective | None = None
 ) -> TrainSummary:
     """Train ``start``'s model in ``context.path(step)``, from the latest checkpoint there if there is one."""
     directory = context.path(step)
+    validation = None
+    if data.held_out is not None:
+        validation = Validation(batch=data.held_out, patience=step.train.patience)
+    elif step.train.patience is not None:
+        context.progress.message(f"patience {step.train.patience} has no effect: nothing is held out to validate on")
     trainer = Trainer(
         start.model,
-        stage_spec(step, loader.tokens_per_epoch),
-        loader,
+        stage_spec(step, data),
+        data.loader,
         directory,
         progress=context.progress,
-        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+        tracking=context.tracking(step),
         files=initial_tokenizer_files(context, step),
         objective=objective,
         base=adapter_base(context, step, step.train),
+        validation=validation,
+        epochs=EpochProgress(loader=data.loader, epochs=step.train.epochs, unit=data.unit),
     )
     return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
 
 
-def stage_spec(step: EpochsStep, tokens_per_epoch: int) -> TrainSpec:
-    """Return epochs of so many tokens as a training stage.
+def stage_spec(step: EpochsStep, data: EpochData) -> TrainSpec:
+    """Return epochs over so many examples as a training stage.
 
     Raises:
-        SpecError: they do not fill one batch.
+        SpecError: they do not fill one batch of rows.
     """
-    train: EpochsSpec = step.train
+    train, tokens_per_epoch = step.train, data.loader.tokens_per_epoch
     total = round(train.epochs * tokens_per_epoch)
-    batch = train.batch.at(0) * train.sequence_length
+    rows = train.batch.rows
+    shared: dict[str, Any] = {field.name: getattr(train, field.name) for field in dataclasses.fields(UpdateSpec)}
+    shared |= {"sequence_length": data.sequence_length, "total_tokens": total}
+    if rows is None:
+        size, each = train.batch.examples, data.loader.examples_per_epoch
+        whole, part = divmod(train.epochs, 1.0)
+        steps = int(whole) * math.ceil(each / size) + math.ceil(round(part * each, 6) / size)
+        longest = max(data.sequence_length, MICRO_BATCH_TOKENS)
+        return ExamplesTrainSpec(
+            **shared,
+            batch=BatchSpec(size=size, micro_batch_size=size),
+            total_steps=max(1, steps),
+            micro_batch_tokens=train.batch.micro_batch_tokens or longest,
+        )
+    batch = rows.at(0) * data.sequence_length
     if total < batch:
         raise SpecError(
             f"steps.{step.name}.train.batch.size",
             f"{train.epochs:g} x {tokens_per_epoch} tokens do not fill one batch of {batch}",
-            "lower it or sequence_length, or raise epochs",
+            f"lower it or sequence_length, or raise epochs, or count {data.unit} instead, as {{ {data.unit} = 8 }}",
         )
-    shared: dict[str, Any] = {field.name: getattr(train, field.name) for field in dataclasses.fields(UpdateSpec)}
-    return TrainSpec(**shared, sequence_length=train.sequence_length, total_tokens=total, batch=train.batch)
+    return TrainSpec(**shared, batch=rows)
+
+
+def longest_example(step: EpochsStep, start: LanguageModel) -> int:
+    """Return the most tokens an example may have: as the step says, or as the model's context and the memory allow.
+
+    It is the machine's memory that counts, not what is free of it now, so that a resume finds the same number.
+    """
+    if step.train.sequence_length is not None:
+        return step.train.sequence_length
+    context = start.spec.max_position_embeddings
+    if start.model.embed_tokens.weight.device.type != "cpu":
+        return context
+    usable = MEMORY_SHARE * memory_limit()
+    low, high = 1, context
+    while low < high:
+        middle = (low + high + 1) // 2
+        needed = training_memory(
+            start.spec,
+            tokens=middle,
+            loss_chunk_tokens=step.train.loss_chunk_tokens,
+            activation_checkpointing=step.train.activation_checkpointing,
+        )
+        low, high = (middle, high) if needed.total <= usable else (low, middle - 1)
+    return low
+
+
+def hold_out(step: EpochsStep, keys: Iterable[int]) -> frozenset[int]:
+    """Return the keys of the examples that are held out of a step's own data.
+
+    Raises:
+        DataError: located at the step; none would be left.
+    """
+    try:
+        return choose_held_out(keys, step.train.validation.fraction)
+    except DataError as error:
+        raise DataError(f"steps.{step.name}.train.{error}") from None
 
 
 def cache_key(step: EpochsStep, context: StepContext, *parts: object) -> str:

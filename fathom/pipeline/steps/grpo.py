@@ -33,4 +33,5 @@ def run(step: GrpoStep, context: StepContext) -> None:
             progress=context.progress,
             files=initial_tokenizer_files(context, step),
             base=adapter_base(context, step, step.policy),
+            tracking=context.tracking(step),
         ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)

@@ -21,7 +21,14 @@ from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.reward_models import REWARD_FILE
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.dpo import ANSWERS
-from fathom.pipeline.steps.epoch_training import cache_key, log_lines, log_report, train_epochs
+from fathom.pipeline.steps.epoch_training import (
+    EpochData,
+    cache_key,
+    log_lines,
+    log_report,
+    longest_example,
+    train_epochs,
+)
 from fathom.posttrain.preferences import (
     GroupLoader,
     JudgedAnswer,
@@ -29,6 +36,7 @@ from fathom.posttrain.preferences import (
     TrainingExample,
     as_preference,
     encode_pairs,
+    pack_groups,
     pair_best_with_worst,
     read_judged,
     read_preferences,
@@ -74,17 +82,31 @@ def run(step: RewardModelStep, context: StepContext) -> None:
     """
     step = _with_trained_head(step)
     start = trained_model(context, step)
-    rated = _read(step, context, start.tokenizer)
+    longest = longest_example(step, start)
+    rated = _read(step, context, start.tokenizer, longest)
     token = choose_score_token(start.tokenizer, start.spec.vocab_size, rated.tokens)
     rated.tokens = _with_reasoning(step, context, start, rated.tokens)
     held_out = _held_out({prompt for prompt, *_ in [*rated.pairs, *rated.single]})
     before = _accuracy(step, start, rated, held_out, token)
     clear_score(start.model, token)
-    groups = _groups(step, rated, held_out)
+    groups, unseen = _groups(step, rated, held_out)
     if not groups:
         raise DataError(f"steps.{step.name}.pairs: none is left to learn from; give more")
-    loader = GroupLoader(groups, sequence_length=step.train.sequence_length, seed=step.train.seed)
-    train_epochs(step, context, start, loader, RewardObjective(step.loss, token))
+    if step.train.sequence_length is None:
+        longest = max(map(len, rated.tokens))
+    loader = GroupLoader(
+        groups,
+        sequence_length=longest,
+        seed=step.train.seed,
+        unit="examples" if step.train.batch.rows is None else "rows",
+    )
+    data = EpochData(
+        loader=loader,
+        sequence_length=longest,
+        unit="pairs" if isinstance(step.loss, PairwiseLoss) else "answers",
+        held_out=pack_groups(unseen) if unseen else None,
+    )
+    train_epochs(step, context, start, data, RewardObjective(step.loss, token))
     after = _accuracy(step, start, rated, held_out, token)
     counts = {"loss": step.loss.kind, "learned": len(groups), "held_out": before.n, "held_out_prompts": len(held_out)}
     facts = {"score_token": token, "reasoning_tokens": step.reasoning_tokens, **counts}
@@ -105,10 +127,9 @@ def _with_trained_head(step: RewardModelStep) -> RewardModelStep:
     return dataclasses.replace(step, train=dataclasses.replace(step.train, adapter=adapter))
 
 
-def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer) -> _PreferenceData:
+def _read(step: RewardModelStep, context: StepContext, tokenizer: Tokenizer, longest: int) -> _PreferenceData:
     """Return what every source holds; lines that cannot be used are reported."""
     rated = _PreferenceData([], [], [])
-    longest = step.train.sequence_length
     if step.reasoning_tokens:
         longest -= ReasoningGenerator.token_budget(tokenizer, step.reasoning_tokens)
     for source in step.pairs:
@@ -196,15 +217,20 @@ def _held_out(prompts: set[str]) -> set[str]:
     return set(ranked[: max(1, len(ranked) // HELD_OUT_DIVISOR)]) if len(ranked) > 1 else set()
 
 
-def _groups(step: RewardModelStep, rated: _PreferenceData, held_out: set[str]) -> list[tuple[TrainingExample, ...]]:
+def _groups(
+    step: RewardModelStep, rated: _PreferenceData, held_out: set[str]
+) -> tuple[list[tuple[TrainingExample, ...]], list[tuple[TrainingExample, ...]]]:
+    """Return what is learned, and what is held out."""
+    groups: list[tuple[str, tuple[TrainingExample, ...]]]
     if isinstance(step.loss, PairwiseLoss):
-        learned = [places for prompt, *places in rated.pairs if prompt not in held_out]
-        return [tuple(scoring_example(rated.tokens[place]) for place in places) for places in learned]
-    return [
-        (scoring_example(rated.tokens[place], worth),)
-        for prompt, place, worth in rated.single
-        if prompt not in held_out
-    ]
+        groups = [
+            (prompt, tuple(scoring_example(rated.tokens[place]) for place in places)) for prompt, *places in rated.pairs
+        ]
+    else:
+        groups = [(prompt, (scoring_example(rated.tokens[place], worth),)) for prompt, place, worth in rated.single]
+    sides = ([group for prompt, group in groups if (prompt in held_out) is side] for side in (False, True))
+    learned, unseen = sides
+    return learned, unseen
 
 
 def _accuracy(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,11 +22,18 @@ from fathom.data.folders.data_files import data_files
 from fathom.data.forms import Columns
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
-from fathom.files import file_sha256, sha256, write_json
+from fathom.files import file_sha256, sha256, write_bytes, write_json
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.run_models import trained_model
-from fathom.pipeline.steps.epoch_training import log_report, train_epochs
+from fathom.pipeline.steps.epoch_training import (
+    HELD_OUT,
+    EpochData,
+    hold_out,
+    log_report,
+    longest_example,
+    train_epochs,
+)
 from fathom.posttrain.prompts import R1_ZERO, PromptFormatter
 from fathom.spec.alignment import ConversationFile, ConversationSource, KeptAnswers, SftStep, WorkedProblems
 from fathom.spec.answering import AnswersStep
@@ -46,46 +53,130 @@ def run(step: SftStep, context: StepContext) -> None:
     not. The encoded samples of each source are kept beside it, so that a resume does not encode them again.
     """
     start = trained_model(context, step)
-    samples = EncodedSamples()
-    counts = []
-    for index, source in enumerate(step.data):
-        found, report = _cached_source(index, source, step, context, start.tokenizer)
-        log_report(context, _name(source), report, "conversations")
+    longest = longest_example(step, start)
+    sources = _read_sources(step, context, start.tokenizer, longest)
+    held_out, validation = _validation(step, context, start.tokenizer, longest, sources)
+    samples, counts = EncodedSamples(), []
+    for source, found, report in sources:
+        learned, kept = found.split(held_out)
         repeat = 1 if isinstance(source, WorkedProblems) else source.repeat
-        samples.extend(found, repeat)
-        counts.append(
-            {"source": _name(source), "used": report.used, "repeat": repeat, "left_out": dict(report.problems)}
-        )
+        samples.extend(learned, repeat)
+        count = {"source": _name(source), "used": len(learned), "repeat": repeat, "left_out": dict(report.problems)}
+        counts.append(count | ({"held_out": len(kept)} if kept else {}))
     train = step.train
-    loader = ConversationLoader(samples, sequence_length=train.sequence_length, seed=train.seed, packing=train.packing)
-    context.path(step).mkdir(parents=True, exist_ok=True)
+    if train.sequence_length is None:
+        longest = max(len(tokens) for tokens in (*samples.tokens, *validation.tokens)) - 1
+    loader = ConversationLoader(
+        samples,
+        sequence_length=longest,
+        seed=train.seed,
+        packing=train.packing,
+        unit="examples" if train.batch.rows is None else "rows",
+    )
     document = {
-        "samples": loader.samples,
+        "samples": loader.examples_per_epoch,
+        "held_out": len(validation),
         "tokens": loader.tokens_per_epoch,
         "learned": loader.trainable_tokens_per_epoch,
+        "longest": longest,
     }
     write_json(context.path(step) / DATA, document | {"sources": counts})
-    train_epochs(step, context, start, loader)
+    batch = validation.packed() if validation else None
+    train_epochs(
+        step,
+        context,
+        start,
+        EpochData(loader=loader, sequence_length=longest, unit="conversations", held_out=batch),
+    )
+
+
+def _read_sources(
+    step: SftStep, context: StepContext, tokenizer: Tokenizer, longest: int
+) -> list[tuple[ConversationSource, EncodedSamples, RowReport]]:
+    """Return the samples of every source, reporting what is not used."""
+    read = []
+    for index, source in enumerate(step.data):
+        found, report = _cached_source(index, source, step, context, tokenizer, longest)
+        log_report(context, _name(source), report, "conversations")
+        read.append((source, found, report))
+    return read
+
+
+def _validation(
+    step: SftStep,
+    context: StepContext,
+    tokenizer: Tokenizer,
+    longest: int,
+    sources: Sequence[tuple[ConversationSource, EncodedSamples, RowReport]],
+) -> tuple[frozenset[int], EncodedSamples]:
+    """Return the keys that training leaves out, and the samples to validate on; the conversations are kept beside.
+
+    Raises:
+        DataError: nothing is left to learn from.
+    """
+    spec, every = step.train.validation, EncodedSamples()
+    given: list[ConversationSource] = [source for source, *_ in sources]
+    if spec.path is not None:
+        file = ConversationFile(path=spec.path, format=spec.format, fields=spec.fields)
+        validation, report = _cached_source(len(sources), file, step, context, tokenizer, longest)
+        log_report(context, f"validation, {spec.path}", report, "conversations")
+        held_out, given = frozenset(validation.keys), [file]
+    else:
+        for _, found, _ in sources:
+            every.extend(found)
+        held_out = hold_out(step, every.keys)
+        validation = every.split(held_out)[1]
+    if all(held_out.issuperset(found.keys) for _, found, _ in sources):
+        raise DataError(f"steps.{step.name}.train.validation: holds out all there is to learn; add other conversations")
+    if validation:
+        context.progress.message(f"{len(validation)} conversations are held out to validate on")
+        _keep_held_out(step, context, tokenizer, given, held_out)
+    return held_out, validation
+
+
+def _keep_held_out(
+    step: SftStep,
+    context: StepContext,
+    tokenizer: Tokenizer,
+    sources: Sequence[ConversationSource],
+    held_out: frozenset[int],
+) -> None:
+    """Write the conversations that are held out as text, each once, for samples and for people."""
+    kept: dict[int, Conversation] = {}
+    for source in sources:
+        for conversation in _conversations(source, step, context, tokenizer, RowReport()):
+            if conversation.key in held_out:
+                kept.setdefault(conversation.key, conversation)
+    rows = ({"messages": c.messages} | ({"tools": c.tools} if c.tools else {}) for c in kept.values())
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_bytes(context.path(step) / HELD_OUT, lines.encode(errors="replace"))
 
 
 def _cached_source(
-    index: int, source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
+    index: int,
+    source: ConversationSource,
+    step: SftStep,
+    context: StepContext,
+    tokenizer: Tokenizer,
+    longest: int,
 ) -> tuple[EncodedSamples, RowReport]:
     """Return what ``read_source`` does, from the step's directory unless anything it depends on has changed."""
 
     def encode() -> dict[str, torch.Tensor]:
-        samples, report = read_source(source, step, context, tokenizer)
+        samples, report = read_source(source, step, context, tokenizer, longest)
         text = json.dumps(report.to_json()).encode()
         return EncodedSamples.of(samples).tensors() | {"report": torch.tensor(list(text), dtype=torch.uint8)}
 
-    found = cached_tensors(
-        context.path(step) / f"samples-{index}.safetensors", _source_key(source, step, context, tokenizer), encode
-    )
+    context.path(step).mkdir(parents=True, exist_ok=True)
+    key = _source_key(source, step, context, tokenizer, longest)
+    found = cached_tensors(context.path(step) / f"samples-{index}.safetensors", key, encode)
     report = RowReport.from_json(json.loads(bytes(found["report"].tolist())))
     return EncodedSamples.from_tensors(found), report
 
 
-def _source_key(source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer) -> str:
+def _source_key(
+    source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer, longest: int
+) -> str:
     """Return a digest of what a source's samples depend on: its data, tokenizer, template, settings and this code."""
     path: Path | None = None
     generator = ""
@@ -101,7 +192,8 @@ def _source_key(source: ConversationSource, step: SftStep, context: StepContext,
     settings = [to_mapping(part) for part in (source, step.prompt)]
     parts = [
         *settings,
-        step.train.sequence_length,
+        "with keys",
+        longest,
         step.train.learn,
         tokenizer.fingerprint,
         dict(tokenizer.config),
@@ -120,9 +212,9 @@ def _installed(package: str) -> str:
 
 
 def read_source(
-    source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer
+    source: ConversationSource, step: SftStep, context: StepContext, tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Sample], RowReport]:
-    """Return a source's samples and a report of its conversations.
+    """Return a source's samples of at most ``longest`` + 1 tokens and a report of its conversations.
 
     Worked problems and kept answers are asked as ``step.prompt`` says; a file's conversations are as they are.
 
@@ -132,13 +224,13 @@ def read_source(
     report = RowReport()
     conversations = _conversations(source, step, context, tokenizer, report)
     if isinstance(step.prompt, TextPrompt) and not isinstance(source, ConversationFile):
-        return as_texts(tokenizer, step.prompt, conversations, report, max_tokens=step.train.sequence_length), report
+        return as_texts(tokenizer, step.prompt, conversations, report, max_tokens=longest), report
     hides = isinstance(step.prompt, ChatPrompt) and step.prompt.thinking == "closed"
     samples = encode_conversations(
         tokenizer,
         conversations,
         report,
-        max_tokens=step.train.sequence_length,
+        max_tokens=longest,
         learn=step.train.learn,
         thinking="drop" if hides and not isinstance(source, ConversationFile) else "keep",
     )
@@ -173,7 +265,8 @@ def as_texts(
             report.add(RowProblem("too_long", conversation.place, sentence))
             continue
         report.used += 1
-        samples.append(Sample([*prompt, *written], [False] * len(prompt) + [True] * len(written)))
+        learned = [False] * len(prompt) + [True] * len(written)
+        samples.append(Sample([*prompt, *written], learned, key=conversation.key))
     if not samples:
         raise DataError(f"conversations: none of {report.read} can be used ({report.first}); fix or add some")
     return samples

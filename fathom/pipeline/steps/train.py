@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 
 from fathom.checkpoint import store
@@ -51,7 +50,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         evaluate=_evaluation(step, context, tokenizer),
         progress=context.progress,
         bytes_per_token=loader.bytes_per_token,
-        tensorboard=importlib.util.find_spec("tensorboard") is not None,
+        tracking=context.tracking(step),
         files=run_tokenizer_files(context, step),
         base=adapter_base(context, step, step.train),
     )

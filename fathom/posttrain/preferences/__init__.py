@@ -13,7 +13,7 @@ from fathom.posttrain.preferences.judged import (
     read_judged,
     subset_of_problems,
 )
-from fathom.posttrain.preferences.loader import GroupLoader, TrainingExample
+from fathom.posttrain.preferences.loader import GroupLoader, TrainingExample, pack_groups
 from fathom.posttrain.preferences.pairs import PreferencePair, encode_pairs, read_preferences
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "as_preference",
     "batched_hidden_states",
     "encode_pairs",
+    "pack_groups",
     "pair_best_with_worst",
     "pair_groups",
     "pairs_from_token_ids",

@@ -77,7 +77,13 @@ def pairs_from_token_ids(found: Iterable[AnswerPair], report: RowReport, *, max_
     """Return pairs as the tokens that were sampled, at most ``max_tokens`` + 1 a side; others are reported."""
     pairs = []
     for better, worse in found:
-        pair = PreferencePair(chosen=_sample(better), rejected=_sample(worse), prompt=better.question)
+        written = as_preference(better, worse)
+        pair = PreferencePair(
+            chosen=_sample(better),
+            rejected=_sample(worse),
+            prompt=better.question,
+            conversation=(*written.messages, written.chosen),
+        )
         problem = pair_error(pair, max_tokens, better.place)
         if problem is None:
             report.used += 1

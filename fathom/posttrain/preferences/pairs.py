@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
 from fathom.data.forms import AS_FOUND, Columns, read_rows
 from fathom.data.row_report import RowProblem, RowReport
+from fathom.data.validation_split import text_key
 from fathom.errors import DataError
 from fathom.posttrain.preferences.forms import PREFERENCE_FORMS, Preference
 from fathom.tokenizer import Tokenizer
@@ -20,11 +22,25 @@ MAX_TRAILING_TOKENS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """A preference as tokens; of each answer only its own turn is a target. ``prompt`` names what both answer."""
+    """A preference as tokens; of each answer only its own turn is a target. ``prompt`` names what both answer.
+
+    ``conversation`` is the prompt with the better answer, as messages.
+    """
 
     chosen: Sample
     rejected: Sample
     prompt: str
+    conversation: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def key(self) -> int:
+        """A hash of the prompt: pairs of one prompt have one key."""
+        return text_key(self.prompt)
+
+    @property
+    def length(self) -> int:
+        """Input tokens of the longer one of both answers, its prompt included."""
+        return max(len(self.chosen.tokens), len(self.rejected.tokens)) - 1
 
 
 def read_preferences(path: Path, report: RowReport, columns: Columns = AS_FOUND) -> Iterator[Preference]:
@@ -54,7 +70,10 @@ def encode_pairs(
             report.add(RowProblem("template", preference.place, str(error)))
             continue
         pair = PreferencePair(
-            chosen=chosen, rejected=rejected, prompt=json.dumps(preference.messages, ensure_ascii=False)
+            chosen=chosen,
+            rejected=rejected,
+            prompt=json.dumps(preference.messages, ensure_ascii=False),
+            conversation=(*preference.messages, preference.chosen),
         )
         problem = pair_error(pair, max_tokens, preference.place)
         if problem is not None:

@@ -63,7 +63,7 @@ def test_a_masked_pass_gives_every_sample_whole_and_once() -> None:
     ]
     assert sorted(found) == sorted(expected)
     packed = loader(samples)
-    assert packed.samples == 23
+    assert packed.examples_per_epoch == 23
     assert packed.tokens_per_epoch == sum(len(tokens) for tokens, _ in found)
     assert packed.trainable_tokens_per_epoch == sum(t != -100 for _, targets in found for t in targets)
     assert len(batches) < 23 / 1.5

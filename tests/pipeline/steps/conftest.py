@@ -21,8 +21,9 @@ from fathom.pipeline.run import run
 from fathom.pipeline.trust import Trust
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec.alignment import EpochsSpec, OpenStep
+from fathom.spec.epochs import EpochBatch
 from fathom.spec.recipe import Recipe, Step
-from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing
+from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.tokenizer import Tokenizer, train_bpe
 from tests.recording_progress import RecordingProgress, Update
 
@@ -46,7 +47,7 @@ def epochs(count: float, **fields: Any) -> EpochsSpec:
     """Return passes with settings that a tiny model learns with."""
     given: dict[str, Any] = {
         "sequence_length": 64,
-        "batch": BatchSpec(size=2, micro_batch_size=1),
+        "batch": EpochBatch(size=2, micro_batch_size=1),
         "optimizer": AdamWSpec(lr=4e-3, weight_decay=0.0),
         "log_every_steps": 1,
         "checkpoint": Checkpointing(every_steps=5, every_seconds=None),

@@ -15,10 +15,11 @@ from fathom.errors import Interrupted, SpecError
 from fathom.inference.run_record import read_json, read_state
 from fathom.spec.alignment import ConversationFile, SftStep
 from fathom.spec.answering import AnswersStep
+from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems
 from fathom.spec.recipe import SampleStep
 from fathom.spec.sampling import SamplingParams
-from fathom.spec.train import AdamWSpec, BatchSpec
+from fathom.spec.train import AdamWSpec
 from fathom.train.metrics import read_changes, read_json_lines
 
 Passes = Callable[..., Any]
@@ -53,7 +54,7 @@ def status(out: Path) -> dict[str, str]:
 
 def test_rounding_is_accepted_and_recorded_everywhere(bench: Any, sft: Callable[..., SftStep], cut: Path) -> None:
     before = read_state(cut)["sft"].inputs
-    changed = sft(batch=BatchSpec(size=2, micro_batch_size=2), activation_checkpointing=True)
+    changed = sft(batch=EpochBatch(size=2, micro_batch_size=2), activation_checkpointing=True)
     bench.run("out", changed, resume=True)
     assert read_changes(cut / "sft" / "metrics.jsonl") == [
         {"step": 8, "field": "activation_checkpointing", "old": False, "new": True},
@@ -131,7 +132,7 @@ def test_a_finished_step_learns_nothing_else(bench: Any, sft: Callable[..., SftS
     with pytest.raises(SpecError) as caught:
         bench.run("out", sft(2, optimizer=replace(ADAM, lr=1.0)), resume=True, allow_changes=True)
     assert "--allow-changes" not in str(caught.value)
-    bench.run("out", sft(2, batch=BatchSpec(size=2, micro_batch_size=2)), resume=True)
+    bench.run("out", sft(2, batch=EpochBatch(size=2, micro_batch_size=2)), resume=True)
     assert bench.watching.stages == []
     assert read_json(out / "recipe.json")["recipe"]["steps"][1]["train"]["batch"]["micro_batch_size"] == 2
 
@@ -192,5 +193,5 @@ def test_a_change_is_found_under_a_former_name_too(bench: Any, sft: Callable[...
     with_former_names(cut, "sft")
     with pytest.raises(SpecError, match=r"steps\.sft\.train\.seed: was 1 when .* is now 5"):
         bench.run("out", sft(seed=5), resume=True)
-    bench.run("out", sft(batch=BatchSpec(size=2, micro_batch_size=2)), resume=True)
+    bench.run("out", sft(batch=EpochBatch(size=2, micro_batch_size=2)), resume=True)
     assert [each["old"] for each in read_changes(cut / "sft" / "metrics.jsonl")] == [1]

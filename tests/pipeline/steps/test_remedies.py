@@ -19,10 +19,11 @@ from fathom.checkpoint import store
 from fathom.errors import Interrupted, ResourceError, RewardError, SpecError, TrainError
 from fathom.inference.run_record import read_state
 from fathom.spec.alignment import ConversationFile, GrpoStep, SftStep
+from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems
 from fathom.spec.rewards import FormatReward, FunctionReward
 from fathom.spec.rollout import ChatPrompt, PolicySpec, RolloutSpec
-from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant
+from fathom.spec.train import AdamWSpec, Checkpointing, Constant
 from fathom.train.metrics import read_changes
 from fathom.train.step import StepRunner
 
@@ -39,7 +40,7 @@ def sft(bench: Any, passes: Passes) -> Callable[..., SftStep]:
     data = (ConversationFile(path=bench.write("talks.jsonl", rows), repeat=2),)
 
     def step(epochs: float = 10, **fields: Any) -> SftStep:
-        given = {"sequence_length": 32, "batch": BatchSpec(size=2, micro_batch_size=2)} | fields
+        given = {"sequence_length": 32, "batch": EpochBatch(size=2, micro_batch_size=2)} | fields
         return SftStep(train=passes(epochs, **given), data=data)
 
     return step
@@ -100,7 +101,7 @@ def done(out: Path, step: str) -> bool:
 
 
 MEMORY: tuple[tuple[dict[str, Any], Breaks], ...] = (
-    ({"batch": BatchSpec(size=2, micro_batch_size=1)}, lambda spec: bool(spec.batch.micro_batch_size > 1)),
+    ({"batch": EpochBatch(size=2, micro_batch_size=1)}, lambda spec: bool(spec.batch.micro_batch_size > 1)),
     ({"activation_checkpointing": True}, lambda spec: not spec.activation_checkpointing),
     ({"loss_chunk_tokens": 64}, lambda spec: bool(spec.loss_chunk_tokens > 64)),
 )
@@ -238,12 +239,17 @@ def test_more_is_learned_where_frozen_is_shortened(bench: Any, sft: Callable[...
 
 @pytest.mark.parametrize(
     "remedy",
-    [{"batch": BatchSpec(size=1, micro_batch_size=1)}, {"sequence_length": 24}, {"epochs": 4.0}],
-    ids=["batch.size", "sequence_length", "epochs"],
+    [
+        {"batch": EpochBatch(size=1, micro_batch_size=1)},
+        {"sequence_length": 24},
+        {"epochs": 4.0},
+        {"batch": EpochBatch(conversations=8)},
+    ],
+    ids=["batch.size", "sequence_length", "epochs", "conversations"],
 )
 def test_too_little_to_fill_a_batch(bench: Any, sft: Callable[..., SftStep], remedy: dict[str, Any]) -> None:
-    large = {"batch": BatchSpec(size=4, micro_batch_size=1), "epochs": 1.0}
-    with pytest.raises(SpecError, match="lower it or sequence_length, or raise epochs"):
+    large = {"batch": EpochBatch(size=4, micro_batch_size=1), "epochs": 1.0}
+    with pytest.raises(SpecError, match="lower it or sequence_length, or raise epochs, or count conversations instead"):
         bench.run("out", sft(**large))
     bench.run("out", sft(**(large | remedy)), resume=True)
     assert done(bench.base / "out", "sft")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,10 @@ from fathom.posttrain.prompts import PromptFormatter
 from fathom.progress import NULL_PROGRESS
 from fathom.spec.alignment import ConversationFile, KeptAnswers, OpenStep, SftStep, WorkedProblems
 from fathom.spec.answering import AnswersStep
+from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.recipe import Recipe
 from fathom.spec.rollout import ChatPrompt, TextPrompt
-from fathom.spec.train import BatchSpec
 from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
 
@@ -139,26 +138,26 @@ def test_samples_are_encoded_anew_when_what_they_depend_on_changes(bench: Any, p
     path = bench.write("talks.jsonl", [talk(*each) for each in zip(ASKED, ANSWERS, strict=True)])
     source = ConversationFile(path=path)
     step = SftStep(train=passes(1, sequence_length=64), data=(source,))
-    tokenizer = bench.tokenizer
+    tokenizer, longest = bench.tokenizer, 64
     recipe = Recipe(name="bench", steps=(OpenStep(model=str(bench.published)), step))
     plan = RunPlan(recipe=recipe, manifests={}, base=bench.base)
     context = StepContext(plan=plan, directory=bench.base, cache_dir=bench.base, device="cpu", progress=NULL_PROGRESS)
-    before = _source_key(source, step, context, tokenizer)
+    before = _source_key(source, step, context, tokenizer, longest)
     match change:
         case "data":
             bench.write("talks.jsonl", [talk("two?", "It is.")])
         case "tokenizer":
             tokenizer = train_bpe(["another text, another vocabulary"] * 9, vocab_size=300)
         case "settings":
-            step = dataclasses.replace(step, train=passes(1, sequence_length=65))
-    assert (_source_key(source, step, context, tokenizer) == before) == (change == "nothing")
+            longest = 65
+    assert (_source_key(source, step, context, tokenizer, longest) == before) == (change == "nothing")
 
 
 def test_nothing_to_learn_or_too_little_is_refused(bench: Any, passes: Passes) -> None:
     with pytest.raises(DataError, match="none of 1 can be used"):
         bench.run("a", SftStep(train=passes(1), data=(ConversationFile(path=bench.write("bad.jsonl", ["{"])),)))
     good = bench.write("good.jsonl", [talk("two?", "It is.")])
-    step = SftStep(train=passes(1, batch=BatchSpec(size=8, micro_batch_size=8)), data=(ConversationFile(path=good),))
+    step = SftStep(train=passes(1, batch=EpochBatch(size=8, micro_batch_size=8)), data=(ConversationFile(path=good),))
     with pytest.raises(SpecError, match=r"steps\.sft\.train\.batch\.size: 1 x \d+ tokens do not fill one batch of 512"):
         bench.run("b", step)
 
@@ -191,7 +190,7 @@ def test_worked_problems_are_asked_as_they_will_be(
     )
     source = WorkedProblems(problems=worked_file(bench), count=4)
     step = SftStep(
-        train=passes(6, sequence_length=400, batch=BatchSpec(size=1, micro_batch_size=1)),
+        train=passes(6, sequence_length=400, batch=EpochBatch(size=1, micro_batch_size=1)),
         data=(source,),
         prompt=prompting,
     )
