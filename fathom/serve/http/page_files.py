@@ -30,6 +30,7 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
@@ -57,13 +58,15 @@ class PageFile:
 
 
 def page_files() -> Mapping[str, PageFile]:
-    """Return the page's files by name."""
+    """Return the page's files by name; those of others are named ``vendor/...``."""
+    root = files("fathom.serve").joinpath("page")
     found = {}
-    for file in files("fathom.serve").joinpath("page").iterdir():
-        content_type = _TYPES.get("." + file.name.rpartition(".")[2])
-        if content_type is not None:
-            body = file.read_bytes()
-            found[file.name] = PageFile(body, content_type, f'"{sha256(body)[:32]}"')
+    for prefix, folder in (("", root), ("vendor/", root.joinpath("vendor"))):
+        for file in folder.iterdir():
+            content_type = _TYPES.get("." + file.name.rpartition(".")[2])
+            if content_type is not None:
+                body = file.read_bytes()
+                found[prefix + file.name] = PageFile(body, content_type, f'"{sha256(body)[:32]}"')
     return found
 
 
@@ -87,7 +90,7 @@ def page_router(root_path: str = "") -> APIRouter:
     async def index(request: Request) -> Response:
         return respond(request, INDEX)
 
-    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    @router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:
         return respond(request, name)
 

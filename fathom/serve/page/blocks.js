@@ -11,7 +11,9 @@ const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^([ \t]*)([-*+]|\d{1,9}[.)])([ \t]+(?=\S)|[ \t]*$)/;
+const ENVIRONMENT = /^\\begin\{((?:equation|align|alignat|gather|multline|eqnarray|aligned|gathered|split|cases|array|[pbvBV]?matrix)\*?)\}/;
 const FORMULAS = { "\\[": "\\]", $$: "$$" };
+const AFTER_FORMULA = /^[\s.,;:!?。，；：！？]*$/;
 
 const blank = (line) => line.trim() === "";
 
@@ -84,15 +86,25 @@ function opensFence(line) {
   return found && !line.includes("`", found[0].length) ? found[1] : null;
 }
 
+/** A formula in lines of its own: between marks, or an environment of LaTeX. It may be open still while it streams in. */
 function formula(lines, at) {
   const first = lines[at].trim();
-  const open = Object.keys(FORMULAS).find((mark) => first.startsWith(mark));
-  if (!open || first.indexOf(FORMULAS[open], 2) >= 0) return null;
-  let next = at + 1;
-  while (next < lines.length && !lines[next].trimEnd().endsWith(FORMULAS[open])) next++;
-  const body = [first.slice(2), ...lines.slice(at + 1, next)];
-  if (next < lines.length) body.push(lines[next].trimEnd().slice(0, -2));
-  return [{ kind: "formula", text: body.join("\n").trim() }, Math.min(next + 1, lines.length)];
+  const environment = first.startsWith("\\begin") && ENVIRONMENT.exec(first);
+  const open = environment ? environment[0] : Object.keys(FORMULAS).find((mark) => first.startsWith(mark));
+  if (!open) return null;
+  const close = environment ? `\\end{${environment[1]}}` : FORMULAS[open];
+  if (!environment && first.includes(close, open.length)) return null;
+  let next = at;
+  while (next < lines.length && !lines[next].includes(close, next === at ? open.length : 0)) next++;
+  const body = [first, ...lines.slice(at + 1, next + 1)];
+  if (next >= lines.length) return [{ kind: "formula", closed: false, text: body.join("\n") }, next];
+  const last = body.pop();
+  const end = last.indexOf(close, next === at ? open.length : 0);
+  const after = last.slice(end + close.length);
+  if (!AFTER_FORMULA.test(after)) return null;
+  const whole = [...body, last.slice(0, end)].join("\n");
+  const text = environment ? whole + close : whole.slice(open.length);
+  return [{ kind: "formula", closed: true, text: text.trim(), after: after.trim() }, next + 1];
 }
 
 function heading(lines, at) {

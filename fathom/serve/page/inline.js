@@ -1,5 +1,7 @@
 // Markdown inside a block: emphasis, code, links, line breaks. Builds nodes; HTML in the text stays text.
+import { closingDollar } from "./dollars.js";
 import { el } from "./dom.js";
+import { formula } from "./math.js";
 
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
@@ -13,7 +15,6 @@ const BREAK = /<br ?\/?>/iy;
 const SPACES = /\s*/y;
 const ADDRESS = /<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\([^\s()]{0,2048}\)){0,2048})/y;
 const TITLE = /"[^"]{0,2048}"|'[^']{0,2048}'/y;
-const DOLLARS = /\$(?=[^\s$\d])([^$\n]{0,199}[^\s$\\])?\$(?!\d)/y;
 const MATH = { "\\(": "\\)", "\\[": "\\]", $$: "$$" };
 
 /** The address if a link may go there, null otherwise. Relative addresses are refused: a model knows no site of ours. */
@@ -100,19 +101,22 @@ class Scanner {
     return true;
   }
 
-  /** Formulas are shown as written: nothing inside them is Markdown. */
+  /** A formula; nothing inside it is Markdown. */
   #math(open) {
     if (!this.#text.startsWith(open, this.#at) || this.#unclosed.has(open)) return false;
     const end = this.#text.indexOf(MATH[open], this.#at + 2);
     if (end < 0) this.#unclosed.add(open);
     if (end <= this.#at + 2) return false;
-    const node = el("code", { class: "math" }, this.#text.slice(this.#at + 2, end).trim());
-    return this.#add(node, end + 2);
+    const display = open !== "\\(";
+    const node = formula(this.#text.slice(this.#at + 2, end).trim(), display);
+    this.#flush();
+    if (display && this.#items.at(-1)?.node?.localName === "br") this.#items.pop(); // a displayed formula breaks lines itself
+    return this.#add(node, end + 2 + (display && this.#text[end + 2] === "\n"));
   }
 
   #dollars() {
-    const found = this.#match(DOLLARS);
-    return found?.[1] ? this.#add(el("code", { class: "math" }, found[1]), DOLLARS.lastIndex) : false;
+    const end = closingDollar(this.#text, this.#at);
+    return end ? this.#add(formula(this.#text.slice(this.#at + 1, end), false), end + 1) : false;
   }
 
   #code() {

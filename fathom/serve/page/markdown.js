@@ -4,6 +4,7 @@ import { copyText, el, fill, icon } from "./dom.js";
 import { colour } from "./highlight.js";
 import { say } from "./i18n.js";
 import { renderInline } from "./inline.js";
+import { formula } from "./math.js";
 
 const COPIED_MS = 1500;
 const MAX_CHARS = 300_000; // a longer text is shown as it is
@@ -79,10 +80,15 @@ function renderBlock(block, tight = false) {
     case "table":
       return renderTable(block);
     case "formula":
-      return el("div", { class: "formula" }, el("code", { class: "math" }, block.text));
+      return renderFormula(block);
     default:
       return renderCode(block);
   }
+}
+
+function renderFormula({ closed, text, after }) {
+  if (!closed) return el("p", { class: "plain" }, text);
+  return el("div", { class: "formula" }, formula(text, true), after ? el("span", { class: "after" }, after) : null);
 }
 
 function renderList({ ordered, number, items, loose }) {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import urllib.error
 import urllib.request
+from importlib.resources import files
 
 import pytest
 
@@ -47,8 +49,22 @@ def test_policy_allows_nothing_from_elsewhere_and_nothing_inline() -> None:
     assert (rules["script-src"], rules["style-src"], rules["connect-src"]) == ("'self'",) * 3
     index = page_files()["index.html"].body.decode()
     assert re.findall(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\son\w+=", index) == []
-    addresses = {link for file in page_files().values() for link in re.findall(rb"https?://[\w.]+", file.body)}
-    assert addresses <= {b"http://www.w3.org"}
+    known = page_files()
+    own = {name: file.body for name, file in known.items() if not name.startswith("vendor/")}
+    assert {link for body in own.values() for link in re.findall(rb"https?://[\w.]+", body)} <= {b"http://www.w3.org"}
+    reach = rb"\b(?:XMLHttpRequest|WebSocket|EventSource|importScripts|eval|Function|import)\s*\(|(?<![.\w])fetch\s*\("
+    for name in own.keys() - {"api.js", "math.js"}:  # the two that ask the server, and load what others wrote
+        assert re.findall(reach, own[name]) == [], name
+
+
+def test_code_of_others_is_what_its_table_says() -> None:
+    folder = files("fathom.serve").joinpath("page", "vendor")
+    table = folder.joinpath("README.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \|.*\| MIT, `([\w.]+)` \| `([0-9a-f]{64})` \|$", table, re.MULTILINE)
+    assert {f"vendor/{name}" for name, _, _ in rows} == {name for name in page_files() if name.startswith("vendor/")}
+    for name, licence, digest in rows:
+        assert hashlib.sha256(folder.joinpath(name).read_bytes()).hexdigest() == digest
+        assert "Permission is hereby granted" in folder.joinpath(licence).read_text()
 
 
 def test_both_languages_say_the_same_things_and_all_that_is_asked_for(page: Page) -> None:
@@ -58,7 +74,7 @@ def test_both_languages_say_the_same_things_and_all_that_is_asked_for(page: Page
         for code, said in languages.items()
     }
     assert blanks["en"] == blanks["zh"]
-    source = "".join(file.body.decode() for name, file in page_files().items() if not name.startswith("i18n"))
+    source = "".join(file.body.decode() for name, file in page_files().items() if not name.startswith(("i18n", "vendor/")))
     node = r"""(?:\w+(?:\("[^"]*"(?:, \{[^}]*\})?\))?|byId\("[\w-]+"\)|this\.#\w+)"""
     named = set(re.findall(r'data-i18n(?:-\w+)?="(\w+)"', source)) | set(
         re.findall(rf'\b(?:say|name)\({node}, "(\w+)"', source)

@@ -140,10 +140,11 @@ def test_what_models_write_beyond_the_standard_is_understood(shared: tuple[Page,
         "1. a\n  - two spaces nest": "<ol><li>a<ul><li>two spaces nest</li></ul></li></ol>",
         "**注意：**内容和**“引号”**后": "<p><strong>注意：</strong>内容和<strong>“引号”</strong>后</p>",
         "x<br>y": "<p>x<br>y</p>",
-        r"\(a_1 * b_2 * c\) and $x_i^2$ but $5 and $10": '<p><code class="math">a_1 * b_2 * c</code>'
-        ' and <code class="math">x_i^2</code>'
+        r"\(a_1 * b_2 * c\) and $x_i^2$ but $5 and $10": '<p><span class="math"><code>a_1 * b_2 * c</code></span>'
+        ' and <span class="math"><code>x_i^2</code></span>'
         " but $5 and $10</p>",
-        "\\[\nx\n- y\n\\]": '<div class="formula"><code class="math">x\n- y</code></div>',
+        "\\[\nx\n- y\n\\].": '<div class="formula"><span class="math display"><code>x\n- y</code></span>'
+        '<span class="after">.</span></div>',
         "- [x] done\n- [ ] open": '<ul><li class="task"><input type="checkbox" disabled="" checked="">done</li>'
         '<li class="task"><input type="checkbox" disabled="">open</li></ul>',
     }
