@@ -14,6 +14,7 @@ from fathom.progress import Progress
 from fathom.spec import GroupedQueryAttention
 from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
+from fathom.spec.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fathom.tokenizer.bpe import Tokenizer
 
 MAX_SHOWN_NAMES = 8
+SHOWN_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters whose defaults GET /v1/models gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,7 @@ def facts_of(
         "supports_reasoning": "think" in (tokenizer.shown_template or ""),
         "cache_bytes_per_token": cache_bytes_per_token(spec, bits=bits, cache_format=engine.cache_format),
         "cache_pages": cache_tokens // engine.page_size,
+        "sampling_defaults": {name: getattr(SamplingParams(), name) for name in SHOWN_DEFAULTS},
         "suggestions": dataclasses.asdict(suggestions),
     }
 

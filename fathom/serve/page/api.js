@@ -58,6 +58,12 @@ export class Api {
     return found.length ? sums : null;
   }
 
+  /** How many tokens the prompt of a conversation, or of a text, has. */
+  async countTokens(body) {
+    const headers = { "Content-Type": "application/json" };
+    return (await (await this.#ask("tokenize", { method: "POST", headers, body: JSON.stringify(body) })).json()).count;
+  }
+
   /** Yield the parts of an answer to a conversation: {thinking}, {content}, {finish}, {usage}. */
   chat(body, signal) {
     return this.#streamed("v1/chat/completions", body, signal);

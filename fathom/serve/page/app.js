@@ -1,210 +1,145 @@
-// The page: connects its parts, sends messages and streams answers into the conversation.
-import { emptyAnswer, streamInto, toMessages, toText } from "./answer.js";
+// The page: connects its parts, and asks the server which models it serves.
 import { Api } from "./api.js";
 import { Chrome } from "./chrome.js";
 import { Composer } from "./composer.js";
 import { byId, drawIcons } from "./dom.js";
-import { say, t } from "./i18n.js";
-import { CacheMeter, ContextMeter, bytes } from "./meters.js";
-import { Pace } from "./pace.js";
+import { Files } from "./files.js";
+import { bytes, say, t } from "./i18n.js";
+import { CacheMeter, ContextMeter } from "./meters.js";
+import { Room } from "./room.js";
+import { Session } from "./session.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { deleteChat, hasChat, loadApiKey, loadChat, loadSetting, newChat, remember, saveApiKey, saveChat, setAside } from "./store.js";
+import { loadApiKey, loadSetting, newChat, remember, saveApiKey } from "./store.js";
 import { Thread } from "./thread.js";
 
-const SAVE_EVERY_MS = 1000;
-const ANNOUNCED_CHARS = 4000;
-const CONTINUED_TOKENS = 256; // where the settings name no limit
-
 class App {
-  #api = new Api();
-  #settings = new Settings();
+  api = new Api();
+  settings = new Settings();
+  composer = new Composer(this);
+  thread = new Thread(this);
   #context = new ContextMeter();
-  #cache = new CacheMeter(this.#api);
-  #composer = new Composer(this);
-  #thread = new Thread(this);
+  #cache = new CacheMeter(this.api);
+  #session = new Session(this);
+  #room = new Room(this, this.#session);
   #sidebar = new Sidebar(this);
-  #chrome = new Chrome(this, this.#sidebar, this.#composer);
+  #chrome = new Chrome(this, this.#sidebar, this.composer);
+  #files = new Files(this);
   #models = [];
-  #chat = newChat();
-  #running = null; // {abort, chat, message}
-  #leaving = false;
 
   async start() {
-    this.#api.key = loadApiKey();
+    this.api.key = loadApiKey();
     byId("model").addEventListener("change", () => this.#choose(byId("model").value));
     byId("retry-models").addEventListener("click", () => this.#connect());
     byId("key-form").addEventListener("submit", (event) => this.#useKey(event));
-    addEventListener("beforeunload", () => this.#leave());
-    addEventListener("pagehide", () => this.#leave());
-    addEventListener("pageshow", () => (this.#leaving = false));
-    addEventListener("storage", () => this.#sidebar.show(this.#chat.id));
-    this.#openStored(loadSetting("current", ""));
-    this.#composer.focusIfTyping();
+    addEventListener("storage", () => this.saved());
+    this.#session.openStored(loadSetting("current", ""));
+    this.composer.focusIfTyping();
     await this.#connect();
   }
 
-  // Handlers that the parts call.
+  // What the parts call.
 
-  sendMessage(text, images = []) {
-    this.stop();
-    this.#push({ role: "user", content: text, images });
-    this.#answer();
+  sendMessage(text, images) {
+    this.#session.send(text, images);
   }
 
   stop() {
-    this.#running?.abort.abort();
+    this.#session.stop();
   }
 
   get isRunning() {
-    return this.#running !== null;
+    return this.#session.isRunning;
   }
 
-  regenerate() {
-    this.#cutFrom(this.#chat.messages.findLastIndex((message) => message.role === "user") + 1);
-    this.#answer();
+  get chat() {
+    return this.#session.chat;
+  }
+
+  regenerate(message) {
+    this.#session.regenerate(message);
   }
 
   resend(message, text) {
-    this.#cutFrom(this.#chat.messages.indexOf(message));
-    this.sendMessage(text.trim(), message.images);
+    this.#session.resend(message, text);
+  }
+
+  goOn(message) {
+    this.#session.goOn(message);
+  }
+
+  showVersion(message, place) {
+    this.#session.showVersion(message, place);
+  }
+
+  /** Have the model given all turns again. */
+  sendAll() {
+    this.#session.stop();
+    delete this.chat.messages.findLast((message) => message.first)?.first;
+    this.thread.show(this.chat);
+    this.#session.save();
+  }
+
+  waysToRoom() {
+    return this.#room.ways();
   }
 
   newChat() {
     this.stop();
-    this.#open(newChat());
+    this.#session.open(newChat());
     this.#sidebar.open(false);
-    this.#composer.focusIfTyping();
+    this.composer.focusIfTyping();
   }
 
   openChat(id) {
     this.stop();
-    this.#openStored(id);
+    this.#session.openStored(id);
     this.#sidebar.open(false);
   }
 
-  // The conversation.
+  /** The stored chats are others than before. */
+  saved() {
+    this.#sidebar.show(this.chat);
+    byId("export").hidden = this.chat.messages.length === 0;
+  }
 
-  #open(chat) {
-    this.#chat = chat;
-    remember("current", chat.id);
-    this.#thread.show(chat.messages);
-    this.#sidebar.show(chat.id);
+  /** Another chat, or another version of it, is shown. */
+  changed() {
+    this.saved();
     this.#showContext();
   }
 
-  /** Open a stored chat, a new one where there is none; one that cannot be shown is set aside and named. */
-  #openStored(id) {
-    const report = (title) => this.#composer.showError("setAside", { name: title });
-    const chat = loadChat(id, report);
-    try {
-      if (!chat) deleteChat(id);
-      this.#open(chat ?? newChat());
-    } catch {
-      report(setAside(id));
-      this.#open(newChat());
-    }
-  }
-
-  #push(message) {
-    this.#chat.messages.push(message);
-    this.#thread.add(message);
-    this.#thread.follow();
-  }
-
-  #cutFrom(index) {
-    this.stop();
-    this.#chat.messages.length = index;
-    this.#thread.show(this.#chat.messages);
-  }
-
-  async #answer() {
-    const chat = this.#chat;
-    const model = this.#model ? { model: this.#model.id } : {};
-    const asked = this.#completes
-      ? { max_tokens: CONTINUED_TOKENS, prompt: toText(chat.messages) }
-      : { messages: toMessages(chat.messages, this.#settings.system) };
-    const body = { ...model, ...asked, ...this.#settings.request() };
-    const message = emptyAnswer();
-    this.#push(message);
-    const abort = new AbortController();
-    this.#running = { abort, chat, message };
-    this.#composer.run(true);
-    this.#save(chat);
-    say(byId("announcer"), "answering");
-    const painter = this.#paint(message);
-    const parts = this.#completes ? this.#api.complete(body, abort.signal) : this.#api.chat(body, abort.signal);
-    await streamInto(message, parts, abort.signal, () => painter.changed(chat));
-    painter.end();
-    if (this.#running?.message === message) this.#finish(message);
-    this.#save(chat);
-  }
-
-  #finish(message) {
-    this.#running = null;
-    this.#composer.run(false);
+  finished(message) {
     this.#showContext();
-    const node = this.#thread.nodeOf(message);
-    const text = node?.querySelector(":scope > .prose").textContent.slice(0, ANNOUNCED_CHARS);
-    if (text) say(byId("announcer"), "answered", { text });
     if (message.error?.kind === "Unauthorized") this.#askKey();
     else if (!message.error && this.#models.length === 0) this.#connect();
   }
 
-  /** Render a streaming answer as it grows, update its clock every second, and save it now and then. */
-  #paint(message) {
-    const began = performance.now();
-    let saved = began;
-    const pace = new Pace(() => this.#thread.update(message, performance.now() - began));
-    const clock = setInterval(() => pace.ask(), SAVE_EVERY_MS);
-    pace.ask();
-    return {
-      changed: (chat) => {
-        pace.ask();
-        if (performance.now() - saved < SAVE_EVERY_MS) return;
-        saved = performance.now();
-        this.#save(chat);
-      },
-      end: () => {
-        clearInterval(clock);
-        pace.end();
-        this.#thread.update(message, null);
-      },
-    };
-  }
-
-  /** Save the answer as unfinished: a stream that ends because the page closes is not a connection error. */
-  #leave() {
-    if (this.#running) this.#save(this.#running.chat);
-    this.#leaving = true;
-  }
-
-  #save(chat) {
-    if (this.#leaving) return;
-    if (!chat.messages.length || (chat !== this.#chat && !hasChat(chat.id))) return; // deleted while it was answered
-    if (!saveChat(chat)) this.#composer.showError("storageFull");
-    this.#sidebar.show(this.#chat.id);
+  /** Whether an answer ended because the context is full. */
+  isFull({ finish, usage }) {
+    return finish === "length" && Boolean(this.server.limit) && usage?.total_tokens >= this.server.limit - 1;
   }
 
   #showContext() {
-    const last = this.#chat.messages.findLast((message) => message.usage);
-    this.#context.show(last?.usage.total_tokens, this.#model?.fathom?.context ?? this.#model?.max_model_len);
+    const last = this.chat.messages.findLast((message) => message.usage);
+    const latest = this.chat.messages.at(-1);
+    const used = last?.usage.total_tokens;
+    this.#context.show(used, this.server.limit);
+    this.#room.warn(used, this.server.limit, !latest || latest.error || this.isFull(latest) || this.isRunning);
   }
 
   // The server.
 
-  get #model() {
-    return this.#models.find((model) => model.id === byId("model").value) ?? this.#models[0];
-  }
-
-  /** Whether the model continues texts and has not been trained to converse. */
-  get #completes() {
-    return this.#model?.fathom?.suggestions?.kind === "completion";
+  /** The chosen model, how long a context it has, and whether it continues texts and has not been trained to converse. */
+  get server() {
+    const model = this.#models.find(({ id }) => id === byId("model").value) ?? this.#models[0];
+    const completes = model?.fathom?.suggestions?.kind === "completion";
+    return { model, completes, limit: model?.fathom?.context ?? model?.max_model_len };
   }
 
   async #connect() {
     try {
-      this.#models = await this.#api.models();
+      this.#models = await this.api.models();
     } catch (error) {
       if (error.kind === "Unauthorized") return this.#askKey();
       say(byId("banner-text"), `error${error.kind ?? "Server"}`);
@@ -223,23 +158,24 @@ class App {
   #choose(id) {
     if (this.#models.some((model) => model.id === id)) byId("model").value = id;
     remember("model", byId("model").value);
-    const { supports_images: images, supports_reasoning: reasoning, suggestions } = this.#model?.fathom ?? {};
-    this.#composer.images.allow(Boolean(images) && !this.#completes);
-    this.#composer.setPlaceholder(this.#completes ? "placeholderText" : "placeholder");
-    this.#settings.allow({ thinking: Boolean(reasoning) && !this.#completes, system: !this.#completes });
-    this.#thread.suggest(suggestions);
+    const { model, completes, limit } = this.server;
+    const { supports_images: images, supports_reasoning: reasoning, suggestions, sampling_defaults: defaults } = model?.fathom ?? {};
+    this.composer.images.allow(Boolean(images) && !completes);
+    this.composer.setPlaceholder(completes ? "placeholderText" : "placeholder");
+    this.settings.allow({ thinking: Boolean(reasoning) && !completes, system: !completes, limit, defaults });
+    this.thread.suggest(suggestions);
     this.#showContext();
-    this.#showModelInfo();
+    this.#showModelInfo(model);
   }
 
-  #showModelInfo() {
-    const perToken = this.#model?.fathom?.cache_bytes_per_token;
+  #showModelInfo(model) {
+    const perToken = model?.fathom?.cache_bytes_per_token;
     byId("per-token").hidden = !perToken;
     if (perToken) say(byId("per-token"), "perToken", { bytes: bytes(perToken) });
   }
 
   #askKey() {
-    byId("key-wrong").hidden = !this.#api.key;
+    byId("key-wrong").hidden = !this.api.key;
     if (!byId("key-dialog").open) byId("key-dialog").showModal();
     byId("key").focus();
   }
@@ -247,13 +183,15 @@ class App {
   /** Retry with the key what the server refused. */
   async #useKey(event) {
     event.preventDefault();
-    this.#api.key = byId("key").value.trim();
-    saveApiKey(this.#api.key);
+    this.api.key = byId("key").value.trim();
+    saveApiKey(this.api.key);
     byId("key").value = "";
     byId("key-dialog").close();
     await this.#connect();
-    if (!byId("key-dialog").open && this.#chat.messages.at(-1)?.error?.kind === "Unauthorized") this.regenerate();
-    else if (!byId("key-dialog").open) this.#composer.focusIfTyping();
+    if (byId("key-dialog").open) return;
+    const last = this.chat.messages.at(-1);
+    if (last?.error?.kind === "Unauthorized") this.regenerate(last);
+    else this.composer.focusIfTyping();
   }
 }
 

@@ -62,6 +62,8 @@ export class Chrome {
 
   /** Escape closes what lies on top first, and only then stops the answer. */
   #escape() {
+    if (this.#sidebar.escape()) return;
+    if (document.querySelector(":popover-open")) return; // the browser closes it
     if (this.#sidebar.isOver) this.#sidebar.open(false);
     else if (!this.#drawer.hidden && this.#drawer.contains(document.activeElement)) this.#openDrawer(false);
     else if (this.#app.isRunning) this.#app.stop();

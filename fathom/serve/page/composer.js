@@ -4,7 +4,7 @@ import { name, say } from "./i18n.js";
 import { Images } from "./images.js";
 import { loadSetting, remember } from "./store.js";
 
-const ERROR_MS = 8000;
+const ERROR_MS = 12_000;
 
 export class Composer {
   #input = byId("input");
@@ -53,6 +53,15 @@ export class Composer {
   }
 
   showError(key, parameters = {}) {
+    this.#say("wrong", key, parameters);
+  }
+
+  showNotice(key, parameters = {}) {
+    this.#say("notice", key, parameters);
+  }
+
+  #say(kind, key, parameters) {
+    this.#error.className = kind;
     say(this.#error, key, parameters);
     this.#error.hidden = false;
     clearTimeout(this.#timer);

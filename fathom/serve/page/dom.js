@@ -37,6 +37,9 @@ const SHAPES = {
   globe: "M12 4a8 8 0 1 0 0 16 8 8 0 1 0 0-16M4 12h16M12 4c-5 5-5 11 0 16M12 4c5 5 5 11 0 16",
   down: "M12 5v14M6 13l6 6 6-6",
   fold: "M9 6l6 6-6 6",
+  back: "M15 6l-6 6 6 6",
+  export: "M12 4v11M7 10l5 5 5-5M5 20h14",
+  undo: "M9 14L4 9l5-5M4 9h9a6 6 0 0 1 0 12h-2",
 };
 
 /** One line drawing from the list above, hidden from screen readers: its button carries the label. */

@@ -1,9 +1,9 @@
 // Images attached to a message: chosen, pasted or dropped; checked, previewed and removable.
 import { byId, el, icon } from "./dom.js";
-import { name } from "./i18n.js";
+import { bytes, name } from "./i18n.js";
 
 export const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-const MAX_BYTES = 5 * 1024 * 1024;
+const MAX_BYTES = 5_000_000;
 const MAX_IMAGES = 4;
 
 export class Images {
@@ -46,7 +46,7 @@ export class Images {
 
   async add(files) {
     for (const file of files) {
-      const parameters = { name: file.name, limit: this.#list.length < MAX_IMAGES ? `${MAX_BYTES >> 20} MB` : MAX_IMAGES };
+      const parameters = { name: file.name, limit: this.#list.length < MAX_IMAGES ? bytes(MAX_BYTES) : MAX_IMAGES };
       if (!this.#allowed) this.#showError("imageUnsupported");
       else if (!KINDS.includes(file.type)) this.#showError("imageKind", parameters);
       else if (this.#list.length >= MAX_IMAGES) this.#showError("imageTooMany", parameters);

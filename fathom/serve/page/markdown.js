@@ -87,7 +87,7 @@ function renderBlock(block, tight = false) {
 }
 
 function renderFormula({ closed, text, after }) {
-  if (!closed) return el("p", { class: "plain" }, text);
+  if (!closed) return el("p", { class: "unclosed" }, text);
   return el("div", { class: "formula" }, formula(text, true), after ? el("span", { class: "after" }, after) : null);
 }
 

@@ -1,7 +1,8 @@
 // One turn on the page: the user's with its images and editor, or an answer with thinking, notes, errors and figures.
-import { speed } from "./answer.js";
+import { canContinue, speed } from "./answer.js";
+import { versionsOf } from "./conversation.js";
 import { copyText, el, icon } from "./dom.js";
-import { name, number, say } from "./i18n.js";
+import { amount, name, number, say } from "./i18n.js";
 import { MarkdownView } from "./markdown.js";
 
 const COPIED_MS = 1500;
@@ -10,6 +11,35 @@ const seconds = (ms) => number(ms / 1000, ms < 10_000 ? 1 : 0);
 
 function action(drawing, key, onClick) {
   return name(el("button", { type: "button", class: "quiet", click: onClick }, icon(drawing)), key);
+}
+
+/** A button that copies what `text` returns, and says for a moment whether it did. */
+function copyButton(text) {
+  const button = action("copy", "copy", async () => {
+    const key = (await copyText(text())) ? "copied" : "copyFailed";
+    button.replaceChildren(icon(key === "copied" ? "check" : "close"));
+    name(button, key);
+    setTimeout(() => {
+      button.replaceChildren(icon("copy"));
+      name(button, "copy");
+    }, COPIED_MS);
+  });
+  return button;
+}
+
+/** Which version of a message is shown, and buttons for the one before and after; null where there is one. */
+function versionSwitch(message, handlers) {
+  const { count, shown } = versionsOf(message);
+  if (count < 2) return null;
+  const step = (drawing, key, by) => {
+    const button = action(drawing, key, () => handlers.showVersion(message, shown + by));
+    button.dataset.step = String(by);
+    button.disabled = shown + by < 0 || shown + by >= count;
+    return button;
+  };
+  const text = el("span", { "aria-hidden": "true" }, `${number(shown + 1)} / ${number(count)}`);
+  const group = el("div", { class: "versions", role: "group" }, step("back", "previousVersion", -1), text, step("fold", "nextVersion", 1));
+  return say(group, "versionOf", { shown: number(shown + 1), count: number(count) }, "i18nLabel");
 }
 
 export class UserView {
@@ -29,7 +59,7 @@ export class UserView {
     this.node.replaceChildren(
       say(el("h2", { class: "unseen" }), "you"),
       el("div", { class: "bubble" }, pictures.length ? el("div", { class: "pictures" }, ...pictures) : null, content),
-      el("div", { class: "actions" }, action("edit", "edit", () => this.edit())),
+      el("div", { class: "actions" }, versionSwitch(this.#message, this.#handlers), copyButton(() => content), action("edit", "edit", () => this.edit())),
     );
   }
 
@@ -38,7 +68,7 @@ export class UserView {
     field.value = this.#message.content;
     const cancel = () => {
       this.#read();
-      this.node.querySelector(".actions button").focus();
+      this.node.querySelector(".actions > button:last-child").focus();
     };
     const send = (event) => {
       event?.preventDefault();
@@ -82,23 +112,10 @@ export class AnswerView {
     this.#handlers = handlers;
     this.#fold.append(el("summary", {}, icon("fold"), this.#summary), this.#thoughts);
     this.#fold.addEventListener("toggle", () => this.#think());
-    this.#actions = [this.#copyButton(), action("again", "regenerate", () => handlers.regenerate())];
-    const foot = el("div", { class: "actions" }, ...this.#actions, this.#figures);
+    this.#actions = [copyButton(() => message.content), action("again", "regenerate", () => handlers.regenerate(message))];
+    const foot = el("div", { class: "actions" }, versionSwitch(message, handlers), ...this.#actions, this.#figures);
     const heading = say(el("h2", { class: "unseen" }), "assistant");
     this.node = el("article", { class: "turn answer" }, heading, this.#fold, this.#prose, this.#note, foot);
-  }
-
-  #copyButton() {
-    const button = action("copy", "copy", async () => {
-      const key = (await copyText(this.#message.content)) ? "copied" : "copyFailed";
-      button.replaceChildren(icon(key === "copied" ? "check" : "close"));
-      name(button, key);
-      setTimeout(() => {
-        button.replaceChildren(icon("copy"));
-        name(button, "copy");
-      }, COPIED_MS);
-    });
-    return button;
   }
 
   /** Render the message; `waitingMs` is the time since the request while it streams, else null. */
@@ -135,24 +152,31 @@ export class AnswerView {
     const rate = speed(this.#message);
     if (rate !== null) add("speed", { rate: number(rate, rate < 100 ? 1 : 0) });
     if (firstMs !== undefined) add("first", { seconds: number(firstMs / 1000, 2) });
-    if (tokens) add("tokens", { tokens: number(tokens) });
+    if (tokens) add("tokens", { tokens: amount(tokens) });
     const cached = usage?.prompt_tokens_details?.cached_tokens;
-    if (cached) add("reused", { cached: number(cached), prompt: number(usage.prompt_tokens) });
+    if (cached) add("reused", { cached: amount(cached), prompt: amount(usage.prompt_tokens) });
     this.#figures.replaceChildren(...parts);
   }
 
   #conclude() {
     const { error, finish } = this.#message;
     if (error) return this.#fail(error);
+    if (this.#handlers.isFull(this.#message)) return this.#note.replaceChildren(el("div", { class: "last-only" }, say(el("p"), "contextFull"), this.#handlers.waysToRoom()));
     const note = Object.hasOwn(NOTES, finish ?? "interrupted") && NOTES[finish ?? "interrupted"];
-    this.#note.replaceChildren(...(note ? [say(el("p"), note)] : []));
+    this.#note.replaceChildren(...(note ? [say(el("p"), note)] : []), ...this.#goOn());
+  }
+
+  #goOn() {
+    if (!canContinue(this.#message)) return [];
+    return [say(el("button", { type: "button", class: "last-only", click: () => this.#handlers.goOn(this.#message) }), "goOn")];
   }
 
   #fail({ kind, detail, retryAt }) {
-    const retry = el("button", { type: "button", class: "main", click: () => this.#handlers.regenerate() });
+    const retry = el("button", { type: "button", class: "main", click: () => this.#handlers.regenerate(this.#message) });
     const sentence = say(el("p"), `error${kind}`);
     const own = detail ? el("p", { class: "detail" }, detail) : null;
-    this.#note.replaceChildren(el("div", { class: "failure", role: "alert" }, sentence, own, retry));
+    const ways = kind === "Context" ? this.#handlers.waysToRoom() : null;
+    this.#note.replaceChildren(el("div", { class: "failure", role: "alert" }, sentence, own, ways, retry, ...this.#goOn()));
     const tick = () => {
       const left = Math.ceil((retryAt - Date.now()) / 1000);
       retry.disabled = left > 0;

@@ -1,6 +1,6 @@
 // The two gauges: how much of the context a conversation uses, and how full the server's cache is.
 import { byId } from "./dom.js";
-import { number, say } from "./i18n.js";
+import { amount, number, say } from "./i18n.js";
 
 const EVERY_MS = 1000;
 const AFTER_ERROR_MS = 10_000;
@@ -16,7 +16,7 @@ export class ContextMeter {
     if (this.#node.hidden) return;
     const percent = share(used, total);
     byId("context-bar").style.width = `${percent}%`;
-    byId("context-text").textContent = `${number(used)} / ${number(total)}`;
+    byId("context-text").textContent = `${amount(used)} / ${amount(total)}`;
     byId("context-share").textContent = `${number(percent)} %`;
     this.#node.classList.toggle("full", percent > 90);
     this.#node.setAttribute("aria-valuenow", String(Math.round(percent)));
@@ -71,12 +71,4 @@ export class CacheMeter {
     const { requests_running: running = 0, requests_waiting: waiting = 0 } = gauges;
     say(byId("queue-text"), "running", { running: number(running), waiting: number(waiting) });
   }
-}
-
-/** 27648 -> "27 KB". */
-export function bytes(count) {
-  const units = ["B", "KB", "MB"];
-  let [value, unit] = [count, 0];
-  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
-  return `${number(value, value < 100 && unit > 0 ? 1 : 0)} ${units[unit]}`;
 }

@@ -1,25 +1,26 @@
-// The drawer of sampling controls. An empty field is left to the server's default.
-import { byId, el } from "./dom.js";
-import { say } from "./i18n.js";
+// The drawer of sampling controls. What is not set is left to the server, whose defaults are shown.
+import { byId } from "./dom.js";
+import { NumberField, StopField } from "./fields.js";
 import { loadSetting, remember } from "./store.js";
 
 const FIELDS = {
-  temperature: { min: 0, max: 2, step: 0.1 },
-  top_p: { min: 0.01, max: 1, step: 0.05 },
+  temperature: { min: 0, max: 2, step: 0.05, slider: true },
+  top_p: { min: 0.01, max: 1, step: 0.01, slider: true },
+  min_p: { min: 0, max: 1, step: 0.01, slider: true },
   top_k: { min: 0, max: 100000, step: 1 },
-  min_p: { min: 0, max: 1, step: 0.01 },
+  repetition_penalty: { min: 0.5, max: 2, step: 0.05, slider: true },
   max_tokens: { min: 1, max: 16777216, step: 1 },
   seed: { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1 },
   thinking_budget: { min: 0, max: 16777216, step: 1 },
 };
-const EMPTY = { system: "", thinking: "auto" };
-
+const EMPTY = { system: "", thinking: "auto", stop: "" };
 const THINKING = ["auto", "on", "off"];
 
 /** Stored settings, those that this page could have made. */
-function checked({ system, thinking, ...stored }) {
+function checked({ system, thinking, stop, ...stored }) {
   const values = { ...EMPTY };
   if (typeof system === "string") values.system = system;
+  if (typeof stop === "string") values.stop = stop;
   if (THINKING.includes(thinking)) values.thinking = thinking;
   for (const [field, { min, max }] of Object.entries(FIELDS)) {
     if (typeof stored[field] === "number" && stored[field] >= min && stored[field] <= max) values[field] = stored[field];
@@ -29,15 +30,20 @@ function checked({ system, thinking, ...stored }) {
 
 export class Settings {
   #values = checked(loadSetting("settings", {}));
-  #inputs = new Map();
+  #fields = new Map();
+  #stop;
   #system = byId("system");
   #thinking = byId("thinking-choice");
   #canThink = false;
 
   constructor() {
     for (const [field, range] of Object.entries(FIELDS)) {
-      byId(field === "thinking_budget" ? "thinking-fields" : "fields").append(this.#row(field, range));
+      const row = new NumberField(field, range, (value) => this.#set(field, value));
+      this.#fields.set(field, row);
+      byId(field === "thinking_budget" ? "thinking-fields" : "fields").append(row.node);
     }
+    this.#stop = new StopField((text) => this.#set("stop", text));
+    this.#fields.get("seed").node.before(this.#stop.node);
     this.#system.addEventListener("input", () => this.#set("system", this.#system.value));
     this.#thinking.addEventListener("change", () => this.#set("thinking", this.#thinking.value));
     byId("reset").addEventListener("click", () => {
@@ -52,11 +58,13 @@ export class Settings {
     return this.#values.system;
   }
 
-  /** Show the controls that the model has a use for. */
-  allow({ thinking, system }) {
+  /** Show the controls that the model has a use for, and what it does where they are not set. */
+  allow({ thinking, system, limit, defaults = {} }) {
     this.#canThink = thinking;
     byId("thinking-fields").hidden = !thinking;
     byId("system-field").hidden = !system;
+    for (const [field, row] of this.#fields) row.setDefault(defaults[field]);
+    this.#fields.get("max_tokens").setDefault(undefined, system && limit ? "unsetAll" : "unset");
   }
 
   /** What the request carries beside the messages. */
@@ -66,28 +74,11 @@ export class Settings {
       const isUsed = field !== "thinking_budget" || (this.#canThink && this.#values.thinking !== "off");
       if (isUsed && typeof this.#values[field] === "number") asked[field] = this.#values[field];
     }
+    if (this.#stop.list.length) asked.stop = this.#stop.list;
     if (this.#canThink && this.#values.thinking !== "auto") {
       asked.thinking = { type: this.#values.thinking === "on" ? "enabled" : "disabled" };
     }
     return asked;
-  }
-
-  #row(field, range) {
-    const hint = say(el("small", { id: `${field}-hint` }), `${field}Hint`);
-    const wrong = el("small", { class: "wrong", role: "alert", hidden: true });
-    const attributes = { ...range, step: Number.isInteger(range.step) ? 1 : "any" };
-    const input = el("input", { id: field, type: "number", inputmode: "decimal", "aria-describedby": hint.id, ...attributes });
-    say(input, "unset", {}, "i18nPlaceholder");
-    input.addEventListener("input", () => {
-      const valid = input.validity.valid;
-      input.setAttribute("aria-invalid", String(!valid));
-      wrong.hidden = valid;
-      if (!valid) say(wrong, "notUsed", range);
-      this.#set(field, valid && input.value !== "" ? Number(input.value) : undefined);
-    });
-    this.#inputs.set(field, { input, wrong });
-    const label = say(el("label", { for: field }), field);
-    return el("div", { class: "field" }, label, input, hint, wrong);
   }
 
   #set(field, value) {
@@ -98,10 +89,7 @@ export class Settings {
   #show() {
     this.#system.value = this.#values.system;
     this.#thinking.value = this.#values.thinking;
-    for (const [field, { input, wrong }] of this.#inputs) {
-      input.value = this.#values[field] ?? "";
-      input.removeAttribute("aria-invalid");
-      wrong.hidden = true;
-    }
+    this.#stop.show(this.#values.stop);
+    for (const [field, row] of this.#fields) row.show(this.#values[field]);
   }
 }

@@ -1,6 +1,7 @@
 // The conversation on the page: its turns, auto-scroll while the reader is at the end, and the empty state.
 import { byId, el } from "./dom.js";
 import { say } from "./i18n.js";
+import { MarkdownView } from "./markdown.js";
 import { AnswerView, UserView } from "./message.js";
 
 const NEAR_END = 64;
@@ -12,6 +13,8 @@ export class Thread {
   #empty = byId("empty");
   #jump = byId("jump");
   #views = new Map();
+  #summary = byId("summary");
+  #summaryBody = null;
   #handlers;
   #following = true;
 
@@ -32,12 +35,35 @@ export class Thread {
     byId("continues").hidden = kind !== "completion";
   }
 
-  show(messages) {
+  /** Show a conversation; at its end, or at `place`, one of its messages whose version was changed. */
+  show({ messages, summary }, place = null) {
+    const pressed = document.activeElement?.dataset?.step;
     this.#views.clear();
     this.#turns.replaceChildren();
+    this.#summaryBody = null;
+    this.showSummary(summary);
     for (const message of messages) this.add(message).update?.(null);
-    this.#empty.hidden = messages.length > 0;
-    this.follow();
+    this.#markUnsent(messages);
+    this.#empty.hidden = messages.length > 0 || Boolean(summary);
+    if (!place) return this.follow();
+    this.#following = false;
+    const { node } = this.#views.get(place);
+    node.scrollIntoView({ block: "nearest" });
+    (node.querySelector(`[data-step="${pressed}"]:enabled`) ?? node.querySelector("[data-step]:enabled"))?.focus({ preventScroll: true });
+  }
+
+  /** What an earlier conversation came to, above the turns. */
+  showSummary(text) {
+    this.#summary.hidden = text === undefined;
+    if (text === undefined) return;
+    if (!this.#summaryBody) {
+      const prose = el("div", { class: "prose", dir: "auto" });
+      this.#summary.replaceChildren(say(el("summary"), "summary"), prose);
+      this.#summaryBody = new MarkdownView(prose);
+    }
+    this.#empty.hidden = true;
+    this.#summaryBody.update(text);
+    this.#scrollToEnd();
   }
 
   add(message) {
@@ -46,6 +72,16 @@ export class Thread {
     this.#turns.append(view.node);
     this.#empty.hidden = true;
     return view;
+  }
+
+  /** A line above the first turn that the model is still given, where the earlier ones are left out. */
+  #markUnsent(messages) {
+    const first = messages.findLast((message) => message.first);
+    if (!first) return;
+    const { node } = this.#views.get(first);
+    for (let before = node.previousElementSibling; before; before = before.previousElementSibling) before.classList.add("unsent");
+    const again = say(el("button", { type: "button", class: "text", click: () => this.#handlers.sendAll() }), "sendAll");
+    node.before(el("div", { class: "divider" }, say(el("span"), "leftOut"), again));
   }
 
   /** Show a message as it stands; nothing happens where it is no longer part of the conversation. */

@@ -9,7 +9,8 @@ WORD = re.compile(r"w\d+z")
 """Words of an answer, each of which the page must still show."""
 _MARKS = r"""
 * ** *** _ __ ~~ ~ ` `` ``` ~~~ $ $$ \( \) \[ \] $ \frac{ } \left( \right) \begin{cases} \end{cases}
-\href{javascript: \url{ \style{ \class{ \color{red} \rule{99em}{99em} \hspace{-99em} \raisebox{99em}{ \text{ \def\a{\a\a} ^ _ & \ \* [ ] ( ) ![ ]( ](https://a.org/ ](javascript: ](data:text/html, ](<
+\href{javascript: \url{ \style{ \class{ \color{red} \rule{99em}{99em} \hspace{-99em} \raisebox{99em}{ \text{ \def\a{\a\a} ^ _ &
+\ \* [ ] ( ) ![ ]( ](https://a.org/ ](javascript: ](data:text/html, ](<
 >) ') ") "x <script> </script> <svg/onload= <iframe/src=//x> <a/href= <br> <!-- --> <style> <base/href=//x> <https://
 <javascript: https:// http://a@b.org:80/ mailto: &lt; &#39; | |-|-| |a|b| --- {{ ${ __proto__ constructor 模型 🌊 é
 """
@@ -21,16 +22,16 @@ _PIECES = (
 _ELEMENTS = """
 p h3 h4 h5 h6 hr blockquote ol ul li input figure figcaption span svg path button pre code div table thead tbody tr th
 td a em strong del br
-math mrow mi mn mo ms mtext mspace msup msub msubsup munder mover munderover mmultiscripts mprescripts none mfrac msqrt mroot
-mtable mtr mtd mpadded mphantom menclose mstyle
+math mrow mi mn mo ms mtext mspace msup msub msubsup munder mover munderover mmultiscripts mprescripts none mfrac
+msqrt mroot mtable mtr mtd mpadded mphantom menclose mstyle
 """
 _ATTRIBUTES = """
 class href target rel title data-to start type disabled checked tabindex data-language data-i18n viewBox aria-hidden d
-display form mathvariant scriptlevel columnspan displaystyle stretchy fence separator symmetric largeop movablelimits accent
-accentunder lspace rspace width height depth voffset minsize maxsize linethickness data-tex style
+display form mathvariant scriptlevel columnspan displaystyle stretchy fence separator symmetric largeop movablelimits
+accent accentunder lspace rspace width height depth voffset minsize maxsize linethickness data-tex style
 """
 MAX_DEPTH = 150
-CHECK = """async ({ text, words, elements, attributes, depth }) => {
+CHECK = r"""async ({ text, words, elements, attributes, depth }) => {
     const { renderMarkdown } = await import("/page/markdown.js");
     const { settled } = await import("/page/math.js");
     const root = renderMarkdown(text);

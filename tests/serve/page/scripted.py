@@ -21,6 +21,7 @@ FACTS: dict[str, Any] = {
     "supports_images": True,
     "cache_bytes_per_token": 27648,
     "supports_reasoning": True,
+    "sampling_defaults": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
 }
 METRICS = (
     "# TYPE fathom_pages_used gauge\nfathom_pages_used 12.0\nfathom_pages_cached 30.0\nfathom_pages_total 120.0\n"
@@ -98,6 +99,13 @@ def scripted_app(script: Script) -> FastAPI:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         return locked(request) or Response(METRICS, media_type="text/plain")
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        """A token for each character, which makes counting by hand easy."""
+        body = await request.json()
+        texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body["messages"]]
+        return locked(request) or JSONResponse({"count": sum(map(len, texts))})
 
     @app.post("/v1/completions")
     @app.post("/v1/chat/completions")

@@ -35,7 +35,7 @@ def test_an_answer_streams_in_and_is_measured(page: Page, script: Script) -> Non
     assert re.search(r"first token [\d.]+ s", figures or "")
     assert "7 tokens" in (figures or "")
     assert "16 of 243 prompt tokens cached" in (figures or "")
-    assert page.locator("#context-text").text_content() == "250 / 1,000"
+    assert page.locator("#context-text").text_content() == "250 / 1k"
     assert page.locator("#context").get_attribute("aria-valuenow") == "25"
     expect(page.locator("#announcer")).to_have_text("Answer: Seven fathoms.")
     expect(page.locator("#input")).to_be_focused()
@@ -104,7 +104,7 @@ def test_stopping_leaves_the_server_and_keeps_what_came(page: Page, script: Scri
     ask(page, "Count")
     expect(page.locator(".answer > .prose")).to_have_text("One, two,")
     page.click("#send") if how == "button" else page.keyboard.press("Escape")
-    expect(page.locator(".note")).to_have_text("Stopped.")
+    expect(page.locator(".note p")).to_have_text("Stopped.")
     expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
     assert script.left.wait(10)
     assert page.locator(".answer > .prose").text_content() == "One, two,"

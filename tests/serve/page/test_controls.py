@@ -78,7 +78,7 @@ def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: S
     expect(page.locator("#attachments li")).to_have_count(3)
     page.get_by_role("button", name="Remove pasted.gif").click()
     page.get_by_role("button", name="Remove dropped.gif").click()
-    page.evaluate(carry, ["drop", "big", 5 * 2**20 + 1])
+    page.evaluate(carry, ["drop", "big", 5_000_001])
     expect(page.locator("#composer-error")).to_have_text("big.gif is larger than 5 MB. Choose a smaller image.")
     page.set_input_files("#picker", [{"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"}])
     expect(page.locator("#composer-error")).to_contain_text("a.svg is not a PNG")
@@ -112,7 +112,7 @@ def test_the_cache_is_shown_while_the_page_is_seen(page: Page) -> None:
     expect(meter).to_have_attribute("aria-valuenow", "35")
     assert page.locator("#cache-used").evaluate("node => node.style.width") == "10%"
     assert page.locator("#cache-kept").evaluate("node => node.style.width") == "25%"
-    expect(page.locator("#per-token")).to_have_text("27.0 KB per token")
+    expect(page.locator("#per-token")).to_have_text("27.6 kB per token")
     expect(page.locator("#queue-text")).to_have_text("1 running, 2 waiting")
     with page.expect_request("**/metrics"):
         pass

@@ -31,7 +31,7 @@ def test_a_refusal_is_a_sentence_and_can_be_tried_again(visit: Visit, script: Sc
         page.keyboard.press("Control+k")
         ask(page, "Keep me")
         expect(page.get_by_role("alert").filter(has_text=sentence)).to_contain_text("the detail")
-        retry = page.locator(".failure button")
+        retry = page.locator(".failure > button")
         if headers:
             expect(retry).to_be_disabled()
             expect(retry).to_have_text("Try again in 1 s")
@@ -70,7 +70,7 @@ def test_an_unreachable_server_is_said_and_asked_again(visit: Visit, script: Scr
     expect(page.locator("#model-name")).to_have_text("sounder-1b")
     expect(page.locator("#banner")).to_be_hidden()
     script.text("Yes.")
-    page.locator(".failure button").click()
+    page.locator(".failure > button").click()
     answered(page, "Yes.")
 
 

@@ -62,7 +62,7 @@ def test_every_control_has_a_name_and_shows_its_focus(page: Page, script: Script
     page.keyboard.press("Tab")
     page.keyboard.press("Shift+Tab")
     seen = set()
-    for _ in range(40):
+    for _ in range(70):
         page.keyboard.press("Tab")
         found = page.evaluate(
             """() => {
