@@ -9,6 +9,7 @@ const MAX_STOP_CHARS = 256;
 export class NumberField {
   #field;
   #range;
+  #unset; // the key of what an empty field says
   #changed;
   #input;
   #slider = null;
@@ -16,7 +17,8 @@ export class NumberField {
   #wrong = el("small", { class: "wrong", role: "alert", hidden: true });
   #default;
 
-  constructor(field, { slider, ...range }, changed) {
+  constructor(field, { slider, unset = "unset", ...range }, changed) {
+    this.#unset = unset;
     this.#field = field;
     this.#range = range;
     this.#changed = changed;
@@ -35,9 +37,9 @@ export class NumberField {
   }
 
   /** What holds where nothing is set: a number, or a text by its key. */
-  setDefault(value, key = "unset") {
+  setDefault(value, key) {
     this.#default = typeof value === "number" ? value : undefined;
-    if (this.#default === undefined) say(this.#input, key, {}, "i18nPlaceholder");
+    if (this.#default === undefined) say(this.#input, key ?? this.#unset, {}, "i18nPlaceholder");
     else say(this.#input, "unsetValue", { value: this.#default }, "i18nPlaceholder");
     this.#mark();
   }
@@ -76,6 +78,8 @@ export class NumberField {
     if (!this.#slider) return;
     this.#slider.value = this.#input.value === "" ? String(this.#default ?? this.#range.min) : this.#input.value;
     this.#slider.classList.toggle("unset", !isSet);
+    const { min, max } = this.#range;
+    this.#slider.style.setProperty("--at", `${(100 * (Number(this.#slider.value) - min)) / (max - min)}%`);
   }
 }
 

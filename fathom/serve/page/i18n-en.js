@@ -156,6 +156,8 @@ export const ENGLISH = {
   stopNotUsed: "At most 16 of at most 256 characters: not used.",
   resetField: "Reset “{field}” to its default",
   unsetValue: "{value} (default)",
+  unsetSeed: "random",
+  unsetBudget: "no limit",
   unsetAll: "all that fits",
   storageNone: "This browser's storage is full or blocked: this conversation is lost when the page closes. Export it, or delete old conversations.",
 };

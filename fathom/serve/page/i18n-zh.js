@@ -156,6 +156,8 @@ export const CHINESE = {
   stopNotUsed: "最多 16 个，每个最多 256 个字符，该值不会生效。",
   resetField: "将“{field}”恢复为默认值",
   unsetValue: "{value}（默认）",
+  unsetSeed: "随机",
+  unsetBudget: "不限",
   unsetAll: "尽可能多",
   storageNone: "浏览器存储已满或被禁用：关闭页面后此对话将丢失。请将其导出，或删除旧对话。",
 };

@@ -172,7 +172,8 @@ export class AnswerView {
   }
 
   #fail({ kind, detail, retryAt }) {
-    const retry = el("button", { type: "button", class: "main", click: () => this.#handlers.regenerate(this.#message) });
+    const regenerate = () => this.#handlers.regenerate(this.#message);
+    const retry = el("button", { type: "button", class: kind === "Context" ? null : "main", click: regenerate });
     const sentence = say(el("p"), `error${kind}`);
     const own = detail ? el("p", { class: "detail" }, detail) : null;
     const ways = kind === "Context" ? this.#handlers.waysToRoom() : null;

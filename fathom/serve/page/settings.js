@@ -10,8 +10,8 @@ const FIELDS = {
   top_k: { min: 0, max: 100000, step: 1 },
   repetition_penalty: { min: 0.5, max: 2, step: 0.05, slider: true },
   max_tokens: { min: 1, max: 16777216, step: 1 },
-  seed: { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1 },
-  thinking_budget: { min: 0, max: 16777216, step: 1 },
+  seed: { min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, unset: "unsetSeed" },
+  thinking_budget: { min: 0, max: 16777216, step: 1, unset: "unsetBudget" },
 };
 const EMPTY = { system: "", thinking: "auto", stop: "" };
 const THINKING = ["auto", "on", "off"];
@@ -64,7 +64,7 @@ export class Settings {
     byId("thinking-fields").hidden = !thinking;
     byId("system-field").hidden = !system;
     for (const [field, row] of this.#fields) row.setDefault(defaults[field]);
-    this.#fields.get("max_tokens").setDefault(undefined, system && limit ? "unsetAll" : "unset");
+    this.#fields.get("max_tokens").setDefault(undefined, system && limit ? "unsetAll" : undefined);
   }
 
   /** What the request carries beside the messages. */

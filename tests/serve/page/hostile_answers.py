@@ -9,8 +9,8 @@ WORD = re.compile(r"w\d+z")
 """Words of an answer, each of which the page must still show."""
 _MARKS = r"""
 * ** *** _ __ ~~ ~ ` `` ``` ~~~ $ $$ \( \) \[ \] $ \frac{ } \left( \right) \begin{cases} \end{cases}
-\href{javascript: \url{ \style{ \class{ \color{red} \rule{99em}{99em} \hspace{-99em} \raisebox{99em}{ \text{ \def\a{\a\a} ^ _ &
-\ \* [ ] ( ) ![ ]( ](https://a.org/ ](javascript: ](data:text/html, ](<
+\href{javascript: \url{ \style{ \class{ \color{red} \rule{99em}{99em} \hspace{-99em} \raisebox{99em}{ \text{
+\def\a{\a\a} ^ _ & \ \* [ ] ( ) ![ ]( ](https://a.org/ ](javascript: ](data:text/html, ](<
 >) ') ") "x <script> </script> <svg/onload= <iframe/src=//x> <a/href= <br> <!-- --> <style> <base/href=//x> <https://
 <javascript: https:// http://a@b.org:80/ mailto: &lt; &#39; | |-|-| |a|b| --- {{ ${ __proto__ constructor 模型 🌊 é
 """

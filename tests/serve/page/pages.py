@@ -81,3 +81,10 @@ def answered(page: Page, text: str | re.Pattern[str]) -> None:
 def asked_text(script: Script) -> list[tuple[str, Any]]:
     """The turns of the latest request."""
     return [(turn["role"], turn["content"]) for turn in script.asked[-1]["messages"]]
+
+
+def imported(page: Page, text: str) -> None:
+    """Choose a file of conversations to import."""
+    page.set_input_files(
+        "#import-picker", [{"name": "a.json", "mimeType": "application/json", "buffer": text.encode()}]
+    )

@@ -17,7 +17,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright drives the browser
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.serve.page.pages import Visit, answered, ask, watched
+from tests.serve.page.pages import Visit, answered, ask, imported, watched
 
 ANSWERS = 300
 
@@ -297,3 +297,41 @@ def test_the_page_works_without_storage_and_with_a_full_one(visit: Visit, script
         ask(page, "Go")
         answered(page, "Works.")
         expect(page.locator("#composer-error")).to_contain_text("storage is full")
+
+
+def test_a_strangers_file_brings_text_and_nothing_else(visit: Visit) -> None:
+    page = visit()
+    hostile: dict[str, Any] = {
+        "id": "../../fathom.settings",
+        "title": "<img src=x onerror=window.owned=1>" + "t" * 500,
+        "updated": 1e12,
+        "summary": "<script>window.owned=1</script>",
+        "__proto__": {"owned": 1},
+        "messages": [
+            {"role": "user", "content": "<b>hi</b>", "images": [{"url": "https://evil.example/x.png", "name": "x"}]},
+            {"role": "assistant", "content": "[x](javascript:window.owned=1)", "others": [], "place": -7},
+        ],
+    }
+    deep = '[{"role": "user", "content": "deep", "others": [' * 600 + "[]" + "]}]" * 600
+    none = [{"messages": [{"role": "system", "content": "x"}]}, {"messages": "DEEP"}, None, 3, {"messages": {}}]
+    file = json.dumps({"format": "fathom-conversations", "version": 1, "conversations": [hostile, *none]})
+    imported(page, file.replace('"DEEP"', deep))
+    expect(page.locator("#composer-error")).to_contain_text("conversations: 1. Here already: 0. Not readable: 5.")
+    page.locator("#chats .chat").click()
+    expect(page.locator(".bubble")).to_have_text("<b>hi</b>")
+    expect(page.locator("#summary .prose")).to_have_text("<script>window.owned=1</script>")
+    assert page.locator("#thread img:not([src='page/favicon.svg'])").count() == 0
+    assert page.locator("#turns a").count() == 0
+    assert (
+        page.evaluate("[window.owned, ({}).owned, localStorage.getItem('fathom.chat.../../fathom.settings')]")
+        == [None] * 3
+    )
+    for text, sentence in (
+        ("{", "not JSON"),
+        ("[]", "holds no conversations"),
+        ('{"format": "fathom-conversations", "version": 2, "conversations": []}', "another version"),
+    ):
+        imported(page, text)
+        expect(page.locator("#composer-error")).to_contain_text(sentence)
+        expect(page.locator("#composer-error")).to_have_class("wrong")
+    assert page.locator("#chats .chat").count() == 1

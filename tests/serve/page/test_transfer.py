@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright drives the browser
 
 from playwright.sync_api import Page, expect
 
-from tests.serve.page.pages import Visit, answered, ask
+from tests.serve.page.pages import Visit, answered, ask, imported
 
 
 def test_conversations_are_found_by_their_words_and_renamed(page: Page, script: Script) -> None:
@@ -52,12 +51,6 @@ def saved(page: Page, button: str) -> tuple[str, str]:
     return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
 
 
-def imported(page: Page, text: str) -> None:
-    page.set_input_files(
-        "#import-picker", [{"name": "a.json", "mimeType": "application/json", "buffer": text.encode()}]
-    )
-
-
 def test_what_is_exported_can_be_read_and_imported_elsewhere(visit: Visit, script: Script) -> None:
     page = visit()
     script.text("first version")
@@ -86,44 +79,6 @@ def test_what_is_exported_can_be_read_and_imported_elsewhere(visit: Visit, scrip
     other.get_by_role("button", name="Previous version").click()
     expect(other.locator(".answer > .prose")).to_have_text("first version")
     assert saved(other, "#export-all")[1] != ""
-
-
-def test_a_strangers_file_brings_text_and_nothing_else(visit: Visit, script: Script) -> None:
-    page = visit()
-    hostile: dict[str, Any] = {
-        "id": "../../fathom.settings",
-        "title": "<img src=x onerror=window.owned=1>" + "t" * 500,
-        "updated": 1e12,
-        "summary": "<script>window.owned=1</script>",
-        "__proto__": {"owned": 1},
-        "messages": [
-            {"role": "user", "content": "<b>hi</b>", "images": [{"url": "https://evil.example/x.png", "name": "x"}]},
-            {"role": "assistant", "content": "[x](javascript:window.owned=1)", "others": [], "place": -7},
-        ],
-    }
-    deep = '[{"role": "user", "content": "deep", "others": [' * 600 + "[]" + "]}]" * 600
-    none = [{"messages": [{"role": "system", "content": "x"}]}, {"messages": "DEEP"}, None, 3, {"messages": {}}]
-    file = json.dumps({"format": "fathom-conversations", "version": 1, "conversations": [hostile, *none]})
-    imported(page, file.replace('"DEEP"', deep))
-    expect(page.locator("#composer-error")).to_contain_text("conversations: 1. Here already: 0. Not readable: 5.")
-    page.locator("#chats .chat").click()
-    expect(page.locator(".bubble")).to_have_text("<b>hi</b>")
-    expect(page.locator("#summary .prose")).to_have_text("<script>window.owned=1</script>")
-    assert page.locator("#thread img:not([src='page/favicon.svg'])").count() == 0
-    assert page.locator("#turns a").count() == 0
-    assert (
-        page.evaluate("[window.owned, ({}).owned, localStorage.getItem('fathom.chat.../../fathom.settings')]")
-        == [None] * 3
-    )
-    for text, sentence in (
-        ("{", "not JSON"),
-        ("[]", "holds no conversations"),
-        ('{"format": "fathom-conversations", "version": 2, "conversations": []}', "another version"),
-    ):
-        imported(page, text)
-        expect(page.locator("#composer-error")).to_contain_text(sentence)
-        expect(page.locator("#composer-error")).to_have_class("wrong")
-    assert page.locator("#chats .chat").count() == 1
 
 
 def test_what_does_not_fit_is_said_and_can_still_be_exported(visit: Visit, script: Script) -> None:
