@@ -87,7 +87,7 @@ class _Schemas:
             union = self.union(plain, changes=changes)
             return _or_name(union) if plain == ProblemSource else union
         if dataclasses.is_dataclass(plain):
-            return self.reference(plain, changes=changes)
+            return self.reference(specs_in(plain)[0], changes=changes)
         return {"type": _SCALARS[plain]}
 
     def _list(self, parts: tuple[Any, ...], changes: bool) -> Schema:
