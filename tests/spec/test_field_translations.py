@@ -1,0 +1,78 @@
+"""Every field has its meaning in Chinese, and the reference pages are what the specs say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fathom.spec.data import Manifest
+from fathom.spec.field_docs import all_specs, field_docs
+from fathom.spec.field_translations import translated_meaning, translated_summary, translations
+from fathom.spec.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+SPECS = all_specs(Recipe, Manifest)
+LANGUAGE = "zh_CN"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "docs" / "recipe_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_field_lacks_its_translation() -> None:
+    fields = [(spec, doc) for spec in SPECS for doc in field_docs(spec).values()]
+    assert [f"{s.__name__}.{d.name}" for s, d in fields if translated_meaning(s, d.name, LANGUAGE) is None] == []
+    assert [spec.__name__ for spec in SPECS if translated_summary(spec, LANGUAGE) is None] == []
+    units = translations(LANGUAGE)["units"]
+    assert sorted({doc.unit for _, doc in fields if doc.unit} - set(units)) == []
+
+
+def test_no_translation_is_of_a_field_that_is_gone() -> None:
+    named = {
+        each.__name__: set(field_docs(each)) for spec in SPECS for each in spec.__mro__ if each in _with_fields(spec)
+    }
+    for name, table in translations(LANGUAGE).items():
+        if name != "units":
+            assert set(table) - {"summary"} <= named[name], name
+
+
+def _with_fields(spec: type) -> list[type]:
+    return [each for each in spec.__mro__ if hasattr(each, "__dataclass_fields__")]
+
+
+def test_translations_name_the_same_values_as_the_english_text() -> None:
+    """Numbers, field names in code and choices are the same in both."""
+    for spec in SPECS:
+        for doc in field_docs(spec).values():
+            chinese = translated_meaning(spec, doc.name, LANGUAGE) or ""
+            assert re.search("[\u4e00-\u9fff]", chinese), (spec, doc.name)
+            for code in re.findall(r"``(.+?)``", doc.meaning):
+                assert code in chinese, (spec.__name__, doc.name, code)
+            if doc.type.startswith("one of") and ":" in doc.meaning:
+                for choice in doc.choices:
+                    assert (choice in doc.meaning) <= (choice in chinese), (spec.__name__, doc.name, choice)
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "recipes.zh-CN.md"])
+def test_the_reference_pages_are_what_the_specs_say(name: str, reference: ModuleType) -> None:
+    """To make them anew: python docs/recipe_reference.py."""
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == reference.page(reference.PAGES[name])
+
+
+def test_both_pages_have_the_same_tables(reference: ModuleType) -> None:
+    def rows(name: str) -> list[str]:
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        return re.findall(r"^\| (`[a-z_0-9]+`) ", text, re.MULTILINE)
+
+    assert rows("recipes.md") == rows("recipes.zh-CN.md")
+    assert len(rows("recipes.md")) > 300
