@@ -62,6 +62,20 @@ ApiKeyFile = Annotated[
     Path | None,
     typer.Option("--api-key-file", help=f"A file of keys, one a line; {KEYS_VARIABLE} holds more, between commas."),
 ]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        help="A TOML file of named keys with limits, [keys.NAME]; read again where it changes. docs/deployment.md has "
+        "its fields.",
+    ),
+]
+AccessLog = Annotated[
+    str, typer.Option("--access-log", help="One line for each request at its end, on stderr: text, json or off.")
+]
+AccessLogFile = Annotated[
+    Path | None, typer.Option("--access-log-file", help="A file for these lines instead; logrotate may rename it.")
+]
 AllowedHost = Annotated[
     list[str] | None, typer.Option("--allowed-host", help="A further allowed Host header; may be repeated.")
 ]
@@ -171,6 +185,9 @@ def serve(
     model_memory: ModelMemory = None,
     load_timeout_seconds: LoadTimeoutSeconds = 120.0,
     api_key_file: ApiKeyFile = None,
+    keys: Keys = None,
+    access_log: AccessLog = "text",
+    access_log_file: AccessLogFile = None,
     allowed_host: AllowedHost = None,
     cors_origin: CorsOrigin = None,
     allow_image_host: AllowImageHost = None,
@@ -212,6 +229,7 @@ def serve(
     engine_fields = ("max_batch", "step_tokens", "cache_tokens", "prefix_cache")
     engine = model_options.engine_spec(cache, draft, compiled, **{name: given[name] for name in engine_fields})
     settings = _settings(given)
+    _check_files(keys, access_log_file)
     memory = _memory(model_memory, len(named), device)
     opening = OpeningOptions(device, dtype, weights, engine, chat_template)
     _run(_pool_maker(named, opening, memory, settings, max_waiting), settings, host, port)
@@ -227,6 +245,7 @@ def _settings(given: Mapping[str, Any]) -> ServeSettings:
 
     return ServeSettings(
         **named_like_fields(ServeSettings),
+        key_file=given["keys"],
         api_keys=read_keys(given["api_key_file"], os.environ.get(KEYS_VARIABLE, "")),
         allowed_hosts=loopback_hosts(given["host"], given["allowed_host"] or ()),
         cors_origins=tuple(given["cors_origin"] or ()),
@@ -261,14 +280,30 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            if os.name == "posix" and path.stat().st_mode & 0o077:
-                print(f"warning: other users may read {path}; run: chmod 600 {shlex.quote(str(path))}", file=sys.stderr)
+            _warn_of_readers(path)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--api-key-file: {path} cannot be read ({error}); check the path") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if path is not None and not keys:
         raise DataError(f"--api-key-file: {path} holds no keys; write one a line")
     return tuple(dict.fromkeys([*keys, *(key.strip() for key in variable.split(",") if key.strip())]))
+
+
+def _check_files(keys: Path | None, access_log_file: Path | None) -> None:
+    """Read the key file and open the log before a model is opened."""
+    from fathom.serve.api_keys import read_key_file
+    from fathom.serve.http.access_log import log_to
+
+    if keys is not None:
+        read_key_file(keys)
+        _warn_of_readers(keys)
+    if access_log_file is not None:
+        log_to(access_log_file)
+
+
+def _warn_of_readers(path: Path) -> None:
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        print(f"warning: other users may read {path}; run: chmod 600 {shlex.quote(str(path))}", file=sys.stderr)
 
 
 def _pool_of_one(named: NamedModel, model: LanguageModel, settings: ServeSettings, max_waiting: int) -> ModelPool:
@@ -303,8 +338,8 @@ def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str,
     from fathom.serve.app import create_app
     from fathom.serve.run import listen, run
 
-    if not settings.api_keys and host not in LOOPBACK:
-        print(f"warning: {host} is open to others and there are no keys; give --api-key-file", file=sys.stderr)
+    if not settings.api_keys and settings.key_file is None and host not in LOOPBACK:
+        print(f"warning: {host} is open to others and there are no keys; give --keys", file=sys.stderr)
     bound = listen(host, port)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RecordFormatter())
@@ -328,8 +363,8 @@ def _announce_model(model: LanguageModel) -> None:
 
 def _announce(models: ModelPool, host: str, port: int) -> None:
     settings = models.settings
-    shown, keys = f"[{host}]" if ":" in host else host, settings.api_keys
-    guarded = f"{len(keys)} keys" if keys else "no key needed"
+    shown, keys = f"[{host}]" if ":" in host else host, len(models.keys)
+    guarded = f"{keys} keys" if keys else "no key needed"
     url = f"http://{shown}:{port}{settings.root_path}"
     print(f"serving {', '.join(models.names)} at {url} ({guarded})", file=sys.stderr, flush=True)
 

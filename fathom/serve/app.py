@@ -25,6 +25,7 @@ from fathom.serve.http.middleware import RequestMiddleware
 from fathom.serve.http.notices import CLAMPED_HEADER, IGNORED_HEADER
 from fathom.serve.http.openapi import STREAMED, describe
 from fathom.serve.http.page_files import page_router
+from fathom.serve.key_usage import LIMIT_HEADERS, usage_of
 from fathom.serve.model_loader import settle
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.schemas import response_models as responses
@@ -35,6 +36,7 @@ from fathom.serve.schemas.messages import CountTokensRequest, MessagesRequest
 from fathom.serve.schemas.responses import InputTokensRequest, ResponsesRequest
 from fathom.serve.schemas.text import DetokenizeRequest, TokenizeRequest
 
+EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", IGNORED_HEADER, CLAMPED_HEADER, *LIMIT_HEADERS)
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
@@ -81,16 +83,16 @@ def create_app(models: ModelPool) -> FastAPI:
     app.include_router(messages_router(models))
     app.include_router(page_router(settings.root_path))
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=models.metrics)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=models.metrics, keys=models.keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # the official clients send a dozen that describe themselves, and add to them
-            expose_headers=["x-request-id", "request-id", "retry-after", IGNORED_HEADER, CLAMPED_HEADER],
+            expose_headers=list(EXPOSED_HEADERS),
         )
-    app.openapi = lambda: describe(app, BODIES, settings)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, BODIES, settings, keys=len(models.keys) > 0)  # type: ignore[method-assign]
     document = functools.cache(lambda: json.dumps(app.openapi()).encode())
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -129,16 +131,16 @@ def _add_generation_routes(app: FastAPI, models: ModelPool) -> None:
 
 def _add_model_routes(app: FastAPI, models: ModelPool) -> None:
     @app.get("/v1/models", response_model=responses.ModelList, tags=["models"])
-    async def list_models() -> Response:
-        """List the served models, loaded or not, and their aliases."""
-        cards = models.cards()
+    async def list_models(request: Request) -> Response:
+        """List the served models that the key may use, loaded or not, and their aliases."""
+        cards = models.cards(usage_of(request))
         page = {"has_more": False, "first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
         return JSONResponse({"object": "list", "data": cards, **page})
 
     @app.get("/v1/models/{name:path}", response_model=responses.ModelCard, tags=["models"])
-    async def model(name: str) -> Response:
+    async def model(request: Request, name: str) -> Response:
         """Describe one model."""
-        return JSONResponse(models.card(name))
+        return JSONResponse(models.card(name, usage_of(request)))
 
 
 def _add_tokenizer_routes(app: FastAPI, models: ModelPool) -> None:

@@ -11,6 +11,7 @@ from fathom.errors import ContextError, DataError, Draining, FathomError, QueueF
 _FIELD = re.compile(r"[A-Za-z_]\w*(\[\d+\])*")
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
+    403: "permission_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",

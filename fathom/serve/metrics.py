@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -111,6 +112,13 @@ class Metrics:
         )
         for reason in CLOSE_REASONS:
             self.connections_closed.labels(reason)
+        self.key_requests = self._key_counter("requests", "Requests of an API key that were admitted.")
+        self.key_prompt_tokens = self._key_counter("prompt_tokens", "Prompt tokens of an API key's requests.")
+        self.key_generated_tokens = self._key_counter("generated_tokens", "Tokens generated for an API key.")
+        self.key_limited = self._key_counter("limited", "Requests refused for a limit of their key.", "limit")
+        self.key_in_progress = Gauge(
+            "fathom_key_requests_in_progress", "An API key's requests in progress.", ("key",), registry=self.registry
+        )
         self._gauge = Gauge("fathom_http_requests_in_progress", "Requests in progress.", registry=self.registry)
         self.in_progress = 0
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
@@ -142,5 +150,14 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def _key_counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"fathom_key_{name}", help_text, ("key", *labels), registry=self.registry)
+
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"fathom_{name}", help_text, _LABEL, buckets=buckets, registry=self.registry)
+
+
+def sum_stats(past: EngineStats, now: EngineStats) -> EngineStats:
+    """Return an engine's numbers now, with the counts of the engines before it added."""
+    fields = [field for field, _ in COUNTERS.values()]
+    return dataclasses.replace(now, **{name: getattr(past, name) + getattr(now, name) for name in fields})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -19,8 +18,9 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.serve.admission import AdmissionControl
 from fathom.serve.errors import ApiError, draining, refuse
 from fathom.serve.executor import PreprocessExecutor
+from fathom.serve.key_usage import KeyRing, KeyUsage, usage_of
 from fathom.serve.lifecycle import Lifecycle
-from fathom.serve.metrics import COUNTERS, Metrics
+from fathom.serve.metrics import Metrics, sum_stats
 from fathom.serve.model_definition import ModelDefinition, facts_of, listed, names_of
 from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, log_event, model_bytes
 from fathom.serve.response.streams import run_until_disconnect
@@ -87,7 +87,11 @@ class ModelPool:
         self.lifecycle = Lifecycle(self.workers, stall_timeout_seconds=settings.stall_timeout_seconds)
         self.metrics = Metrics(self._stats, lambda: self.lifecycle.stalled_seconds)
         admission = AdmissionControl(limits.max_concurrent_requests, self.metrics, self.retry_after)
+        self.keys = KeyRing(
+            settings, {name: each.definition.name for name, each in self._entries.items()}, self.metrics
+        )
         self._context = ServerContext(
+            keys=self.keys,
             settings=settings,
             executor=self.executor,
             lifecycle=self.lifecycle,
@@ -147,11 +151,13 @@ class ModelPool:
         is never idle takes no new requests once another has waited for as long as loading takes, two seconds at least.
 
         Raises:
-            ApiError: 404, there is no such model; 400, none is named where several are served; 503, it could not be
-                loaded, or not in time, or the server is shutting down; 429, too many requests wait for a model.
+            ApiError: 404, there is no such model; 403, the key may not use it; 400, none is named where several are
+                served; 503, it could not be loaded, or not in time, or the server is shutting down; 429, too many
+                requests wait for a model.
             ClientDisconnected: the client left first.
         """
-        entry = self._find(name)
+        entry = self._find(name, usage_of(http))
+        http.state.log_fields["model"] = entry.definition.name
         cleanup: ExitStack = http.state.cleanup
         while entry.service is None or entry.retiring:
             entry.waiting += 1
@@ -164,13 +170,14 @@ class ModelPool:
         cleanup.callback(self._release, entry)
         return entry.service
 
-    def cards(self) -> list[dict[str, Any]]:
-        """Return what GET /v1/models lists: every name, aliases included, with OpenAI's and Anthropic's fields."""
-        return [self._card(name) for name in self._entries]
+    def cards(self, key: KeyUsage | None = None) -> list[dict[str, Any]]:
+        """Return what GET /v1/models lists: every name that a key may use, aliases included, with OpenAI's and
+        Anthropic's fields."""
+        return [self._card(name) for name, entry in self._entries.items() if _allowed(entry, key)]
 
-    def card(self, name: str) -> dict[str, Any]:
-        """Return one of ``cards``; ``ApiError`` 404 where there is no such name."""
-        self._find(name)
+    def card(self, name: str, key: KeyUsage | None = None) -> dict[str, Any]:
+        """Return one of ``cards``; ``ApiError`` 404 where there is no such name, 403 where the key may not use it."""
+        self._find(name, key)
         return self._card(name)
 
     def loaded(self, name: str) -> Service | None:
@@ -296,7 +303,7 @@ class ModelPool:
         worker = service.worker
         del service
         await self._loader.unload(worker)
-        entry.past = _sum(entry.past, worker.stats)
+        entry.past = sum_stats(entry.past, worker.stats)
         del worker
         await self._loader.free()
         entry.nbytes = 0
@@ -310,10 +317,13 @@ class ModelPool:
         if not entry.users:
             self._changed.set()
 
-    def _find(self, name: str | None) -> _Entry:
+    def _find(self, name: str | None, key: KeyUsage | None) -> _Entry:
+        names = [entry.definition.name for entry in self._models() if _allowed(entry, key)]
         if name in self._entries:
+            if not _allowed(self._entries[name], key):
+                message = f"model: this key may not use {name!r}; use one of {listed(names)}"
+                raise ApiError(403, message, param="model", code="model_not_allowed")
             return self._entries[name]
-        names = self.names
         if name is not None:
             use = f"use {names[0]!r}" if len(names) == 1 else f"use one of {listed(names)}"
             raise ApiError(
@@ -375,17 +385,15 @@ class ModelPool:
         stats = {}
         for entry in self._models():
             now = EngineStats() if entry.service is None else entry.service.worker.stats
-            stats[entry.definition.name] = _sum(entry.past, now)
+            stats[entry.definition.name] = sum_stats(entry.past, now)
         return stats
+
+
+def _allowed(entry: _Entry, key: KeyUsage | None) -> bool:
+    return key is None or key.models is None or entry.definition.name in key.models
 
 
 def _retrieve(load: asyncio.Task[None]) -> None:
     """Mark a load's error as seen: all who waited for it may have left."""
     if not load.cancelled():
         load.exception()
-
-
-def _sum(past: EngineStats, now: EngineStats) -> EngineStats:
-    """Return an engine's numbers now, with the counts of the engines before it added."""
-    fields = [field for field, _ in COUNTERS.values()]
-    return dataclasses.replace(now, **{name: getattr(past, name) + getattr(now, name) for name in fields})

@@ -18,6 +18,7 @@ from fathom.serve.engine_client import EngineClient
 from fathom.serve.errors import as_api_error, draining
 from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.http.notices import notices_of
+from fathom.serve.key_usage import KeyRing, usage_of
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics
 from fathom.serve.owner import owner_of
@@ -53,6 +54,7 @@ class ServerContext:
     lifecycle: Lifecycle
     metrics: Metrics
     admission: AdmissionControl
+    keys: KeyRing
 
 
 class Service:
@@ -61,7 +63,7 @@ class Service:
     def __init__(self, name: str, model: LanguageModel, worker: EngineWorker, context: ServerContext) -> None:
         self.name, self.model, self.worker = name, model, worker
         self.settings, self.executor, self.lifecycle = context.settings, context.executor, context.lifecycle
-        self.metrics, self.admission = context.metrics, context.admission
+        self.metrics, self.admission, self.keys = context.metrics, context.admission, context.keys
         self.latency = context.metrics.latency(name)
         self.engine_client = EngineClient(worker, interval=context.settings.stream_interval_seconds)
         self.token_formatter = TokenFormatter(model.tokenizer)
@@ -94,6 +96,7 @@ class Service:
         slot = self.admit(http)
         cleanup: ExitStack = http.state.cleanup
         job = await run_until_disconnect(self.run(preprocess), http.receive)
+        self.charge_prompt(http, sum(len(request.prompt) for request in job.requests[:: job.per_prompt]))
         output_queue = self.with_api_errors(lambda: self.engine_client.submit(job.requests))
         state = ResponseState(
             job.choices,
@@ -105,7 +108,7 @@ class Service:
             began=began,
             per_prompt=job.per_prompt,
         )
-        cleanup.callback(state.close)
+        cleanup.callback(self._account, http, state)
         if stream:
             return EventStream(state)
         return await collect(state, http.receive)
@@ -114,23 +117,52 @@ class Service:
         """Count a request as in progress until its slot is released, at the latest at the end of the HTTP exchange.
 
         Raises:
-            ApiError: the server is draining, or too much is in progress.
+            ApiError: the server is draining, too much is in progress, or the key has used one of its limits.
         """
         if self.lifecycle.draining:
             raise draining(self.retry_after())
         slot = self.admission.acquire()
         cleanup: ExitStack = http.state.cleanup
         cleanup.callback(slot.release)
+        usage = usage_of(http)
+        if usage is not None:
+            try:
+                usage.begin(self.retry_after())
+            finally:
+                notices_of(http).rate_limits = usage.headers
+            cleanup.callback(usage.end)
         return slot
+
+    def charge_prompt(self, http: HttpRequest, tokens: int) -> None:
+        """Count a prompt's tokens for the request's key and in its line of the log."""
+        http.state.log_fields["prompt_tokens"] = tokens
+        usage = usage_of(http)
+        if usage is not None:
+            usage.charge(prompt=tokens)
+            notices_of(http).rate_limits = usage.headers
+
+    def _account(self, http: HttpRequest, state: ResponseState) -> None:
+        """End a request's work in the engine, and count what was generated."""
+        state.close()
+        http.state.log_fields.update(state.log_fields)
+        usage = usage_of(http)
+        if usage is not None:
+            usage.charge(generated=state.usage().completion)
 
     def request_context(self, http: HttpRequest, salt: str | None = None) -> RequestContext:
         """Return a request's context; its salt is its owner's, unless keys share, and the ``salt`` that the body gives.
 
         Salts of two owners are never equal, whatever is given: a digest's length is fixed.
         """
-        owner = "" if self.settings.share_prefix_cache else owner_of(http)
+        settings, usage = self.settings, usage_of(http)
+        owner = "" if settings.share_prefix_cache else owner_of(http)
+        alone = usage is None or len(self.keys) < 2
         return RequestContext(
-            request_id=str(http.state.request_id), notices=notices_of(http), cache_salt=f"{owner}:{salt or ''}"
+            request_id=str(http.state.request_id),
+            notices=notices_of(http),
+            cache_salt=f"{owner}:{salt or ''}",
+            max_tokens=None if usage is None else usage.key.max_tokens,
+            prioritized=alone or settings.share_priority or (usage is not None and usage.key.priority),
         )
 
     def retry_after(self) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from fathom.errors import SpecError
+from fathom.serve.api_keys import ApiKey, numbered
+from fathom.serve.http.access_log import AccessLog, check_access_log
 from fathom.serve.root_path import check_root_path
 from fathom.spec import check
 
@@ -101,7 +104,8 @@ class Limits:
 class ServeSettings:
     """One server.
 
-    Without ``api_keys`` no key is needed. ``allowed_hosts`` are the Host
+    Without ``api_keys`` or a ``key_file`` (``read_key_file``), which is read again where it changes, no key is needed.
+    ``allowed_hosts`` are the Host
     headers that are accepted, all where empty; they protect against DNS rebinding. ``cors_origins`` are the origins
     whose pages may send requests from a browser. ``image_hosts`` are the hosts that images may be fetched from; without
     any, images must be ``data:`` URIs. On shutdown running requests have ``drain_seconds`` to finish. An engine that
@@ -115,7 +119,8 @@ class ServeSettings:
     as ``/fathom``: requests below it are answered as those without it, whether the proxy removes it or not.
     """
 
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys: tuple[str | ApiKey, ...] = field(default=(), repr=False)
+    key_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
@@ -127,6 +132,7 @@ class ServeSettings:
     share_priority: bool = False
     trusted_proxies: tuple[str, ...] = LOOPBACK_NETWORKS
     root_path: str = ""
+    access_log: AccessLog = "text"
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -135,13 +141,8 @@ class ServeSettings:
         check.positive("stall_timeout_seconds", self.stall_timeout_seconds)
         check.positive("load_timeout_seconds", self.load_timeout_seconds)
         check.not_negative("stream_interval_seconds", self.stream_interval_seconds)
-        for key in self.api_keys:
-            if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
-                raise SpecError(
-                    "api_keys",
-                    "a key is shorter than 8 characters or holds a space or an unprintable one",
-                    "give long random keys, one a line",
-                )
+        check_access_log(self.access_log)
+        numbered(self.api_keys)
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy, strict=False)

@@ -121,7 +121,9 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
 @contextlib.contextmanager
 def running(model: LanguageModel, *, max_waiting: int = 256, **settings: object) -> Iterator[Running]:
     """Serve a model in this process."""
-    models = ModelPool.of(NAME, model, ServeSettings(**({"drain_seconds": 5.0} | settings)), max_waiting=max_waiting)  # type: ignore[arg-type]
+    models = ModelPool.of(
+        NAME, model, ServeSettings(**({"drain_seconds": 5.0, "access_log": "json"} | settings)), max_waiting=max_waiting
+    )  # type: ignore[arg-type]
     with serving(models) as found:
         yield found
 

@@ -18,6 +18,7 @@ from fathom.serve.admission import AdmissionControl
 from fathom.serve.api import chat, completions
 from fathom.serve.errors import ApiError, ClientDisconnected
 from fathom.serve.http.middleware import RequestMiddleware
+from fathom.serve.key_usage import KeyRing
 from fathom.serve.metrics import Metrics
 from fathom.serve.settings import Limits, ServeSettings
 from fathom.spec.engine import EngineSpec
@@ -209,7 +210,7 @@ def test_a_place_is_freed_however_a_request_ends(error: BaseException | None) ->
         pass
 
     scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
-    middleware = RequestMiddleware(app, ServeSettings(), metrics)
+    middleware = RequestMiddleware(app, ServeSettings(), metrics, KeyRing(ServeSettings(), {}, metrics))
     task = middleware(scope, receive, send)
     if isinstance(error, CancelledError):
         with pytest.raises(CancelledError):

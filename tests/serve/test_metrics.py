@@ -61,7 +61,7 @@ def test_each_request_is_one_line_without_its_text_or_key(serve: Serve, caplog: 
     facts = [json.loads(line) for line in lines]
     assert [(line["route"], line["status"]) for line in facts] == [("/v1/completions", 200), ("/v1/completions", 400)]
     assert facts[0]["id"] == answer.headers["x-request-id"]
-    assert facts[0]["tokens"] <= 3
+    assert facts[0]["completion_tokens"] <= 3
     assert not any(word in line for line in lines for word in (key, "unmistakable"))
 
 

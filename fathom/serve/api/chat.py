@@ -40,7 +40,7 @@ async def create_chat_completion(models: ModelPool, http: HttpRequest) -> Respon
     body = await read_body(http, ChatCompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
     context = service.request_context(http, body.cache_salt)
-    body = with_fair_priority(body, service.settings, context.notices)
+    body = with_fair_priority(body, context)
     return await service.respond(http, lambda: _job(service, body, context), stream=bool(body.stream), began=began)
 
 
@@ -121,7 +121,7 @@ def _choices(
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise refuse("max_tokens", "must be 1 or more, got 0", "ask for at least one token, or leave it out")
-    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None, context.notices)
+    tokens = resolve_max_tokens(asked, len(prepared.prompt_ids), service.max_model_len, None, context)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     requests, choices = [], []
     for index in range(body.choices):

@@ -40,7 +40,7 @@ async def create_completion(models: ModelPool, http: HttpRequest) -> Response:
     body = await read_body(http, CompletionRequest, models.executor)
     service = await models.acquire(http, body.model)
     context = service.request_context(http, body.cache_salt)
-    body = with_fair_priority(body, service.settings, context.notices)
+    body = with_fair_priority(body, context)
     return await service.respond(http, lambda: _job(service, body, context), stream=bool(body.stream), began=began)
 
 
@@ -96,7 +96,7 @@ def _request(
 ) -> Request:
     scored = bool(body.echo) and body.logprobs is not None
     tokens = resolve_max_tokens(
-        body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS, context.notices
+        body.max_tokens, len(prepared.prompt_ids), service.max_model_len, DEFAULT_TEXT_TOKENS, context
     )
     params = sampling_params(
         body,

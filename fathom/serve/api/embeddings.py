@@ -41,6 +41,7 @@ async def create_embeddings(models: ModelPool, http: HttpRequest) -> Response:
     except FathomError as error:
         raise as_api_error(error, retry_after=service.retry_after()) from None
     tokens = sum(map(len, sequences))
+    service.charge_prompt(http, tokens)
     content = await service.run(lambda: _content(service.name, body, vectors_SD.cpu().numpy(), tokens))
     slot.release(answered=True)
     return Response(content, media_type="application/json")

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from fathom.errors import TooManyTokens
 from fathom.serve.errors import ApiError, refuse
-from fathom.serve.http.notices import Notices
+from fathom.serve.request_context import RequestContext
 from fathom.serve.schemas.common import SamplingRequest
 from fathom.serve.schemas.ignored import IgnoredFields
-from fathom.serve.settings import Limits, ServeSettings
+from fathom.serve.settings import Limits
 from fathom.spec.sampling import SamplingParams
 
 B = TypeVar("B", bound=SamplingRequest)
@@ -56,13 +56,13 @@ def check_prompt_logprobs(body: SamplingRequest, tokens: int, logprobs: int, lim
         )
 
 
-def with_fair_priority(body: B, settings: ServeSettings, notices: Notices) -> B:
+def with_fair_priority(body: B, context: RequestContext) -> B:
     """Return a request without a priority over other keys' requests, which is named as ignored."""
-    if not body.priority or len(settings.api_keys) < 2 or settings.share_priority:
+    if not body.priority or context.prioritized:
         return body
     ignored = IgnoredFields()
     ignored.add("priority", note="several keys share the engine")
-    notices.ignore(ignored)
+    context.notices.ignore(ignored)
     return body.model_copy(update={"priority": None})
 
 
@@ -105,17 +105,20 @@ def long_prompts_refused(limits: Limits, max_model_len: int, field: str) -> Iter
 
 
 def resolve_max_tokens(
-    asked: int | None, prompt: int, max_model_len: int, default: int | None, notices: Notices
+    asked: int | None, prompt: int, max_model_len: int, default: int | None, context: RequestContext
 ) -> int:
     """Return how many tokens to generate: what was asked, or ``default``, or all that fit if that is less.
 
-    A negative number asks for all that fit. ``notices`` says where fewer than asked fit.
+    A negative number asks for all that fit, or that the request's key allows. A notice says where that is fewer than
+    asked.
     """
     available = max_model_len - prompt
+    if context.max_tokens is not None:
+        available = min(available, context.max_tokens)
     if asked is None:
         return max(1, available if default is None else min(default, available))
     if asked > available:
-        notices.clamp("max_tokens", available)
+        context.notices.clamp("max_tokens", available)
     return available if asked < 0 else min(asked, available)
 
 

@@ -6,7 +6,6 @@ Pure ASGI, so that a response's chunks pass through without a task or a queue of
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import re
@@ -14,18 +13,19 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fathom.files import sha256
 from fathom.serve.errors import ANTHROPIC_PREFIX, ApiError, ClientDisconnected, error_body
+from fathom.serve.http.access_log import log_request, shown_client, shown_path
 from fathom.serve.http.connections import OVERLOADED
 from fathom.serve.http.notices import Notices
+from fathom.serve.key_usage import KeyRing, KeyUsage
 from fathom.serve.metrics import Metrics
 from fathom.serve.root_path import below_root
 from fathom.serve.settings import ServeSettings
 
-access_logger = logging.getLogger("fathom.serve.access")
 logger = logging.getLogger("fathom.serve")
 STATE_PATHS = frozenset({"/health", "/ready"})
 UNAUTHENTICATED_PATHS = STATE_PATHS | {"/", "/favicon.ico"}
@@ -43,11 +43,11 @@ _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestMiddleware:
     """Checks keys, hosts and sizes, gives each request an id, writes the access log and counts responses."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, keys: KeyRing) -> None:
         self.app = app
+        self.keys = keys
         self.settings = settings
         self.metrics = metrics
-        self._digests = [sha256(key) for key in settings.api_keys]
         self._open_paths = UNAUTHENTICATED_PATHS | {settings.root_path}
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
 
@@ -91,27 +91,23 @@ class RequestMiddleware:
                 code="too_many_connections",
                 retry_after=seconds,
             )
-        if self._digests and path not in self._open_paths and not path.startswith(UNAUTHENTICATED_PREFIX):
-            scope["state"]["key_digest"] = self._check_key(headers)
+        if len(self.keys) and path not in self._open_paths and not path.startswith(UNAUTHENTICATED_PREFIX):
+            scope["state"]["key"] = self._check_key(headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             _check_body(headers, limits.body_bytes)
 
-    def _check_key(self, headers: Mapping[bytes, bytes]) -> str:
-        """Return the digest of the valid key in OpenAI's header, Anthropic's or Azure's.
-
-        All are compared, in constant time.
-        """
+    def _check_key(self, headers: Mapping[bytes, bytes]) -> KeyUsage:
+        """Return the valid key in OpenAI's header, Anthropic's or Azure's."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = [bearer if scheme.lower() == b"bearer" else b"", *(headers.get(name, b"") for name in _KEY_HEADERS)]
-        hashed = [sha256(key.strip()) for key in given]
-        matching = [digest for key in hashed for digest in self._digests if hmac.compare_digest(key, digest)]
-        if not matching:
+        found = self.keys.find(given)
+        if found is None:
             raise ApiError(
                 401,
                 "Authorization: no valid key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
                 code="invalid_api_key",
             )
-        return matching[0]
+        return found
 
 
 class _HttpExchange:
@@ -129,6 +125,8 @@ class _HttpExchange:
         self.received = 0
         self.body_open = True
         self.notices = scope["state"]["notices"] = Notices()
+        self.log_fields: dict[str, Any] = {}
+        scope["state"]["log_fields"] = self.log_fields
         self.cleanup = scope["state"]["cleanup"] = ExitStack()
         """Closed at the end of the request, however it ends; routes add what they must release."""
 
@@ -220,18 +218,22 @@ class _HttpExchange:
         route = getattr(self.scope.get("route"), "path", "none")
         self.middleware.metrics.requests.labels(route, str(self.status)).inc()
         client = self.scope.get("client") or ("unknown", 0)
+        usage = self.scope["state"].get("key")
         line = {
             "id": self.request_id,
-            "client": client[0],
+            "client": shown_client(client[0]),
             "method": "HEAD" if self._head else self.scope["method"][:_LOGGED_METHOD],
+            "path": shown_path(self.scope["raw_path"]),
             "route": route,
             "status": self.status,
             "seconds": round(time.monotonic() - self.began, 4),
             "received": self.received,
             "sent": self.sent,
-        } | self.scope["state"].get("log_fields", {})
+        } | self.log_fields
+        if usage is not None:
+            line["key"] = usage.key.name
         line |= self.notices.log_fields | _client_id(self.scope["headers"])
-        access_logger.info(json.dumps(line))
+        log_request(self.middleware.settings.access_log, line)
 
 
 def canonical(scope: Scope, root_path: str = "") -> Scope:

@@ -19,6 +19,8 @@ class Notices:
     def __init__(self) -> None:
         self._ignored = ""
         self._clamped: dict[str, int] = {}
+        self.rate_limits: dict[str, str] = {}
+        """Headers that say what is left of the limits of the request's key."""
 
     def ignore(self, fields: IgnoredFields) -> None:
         """Name fields that had no effect, beside those named before."""
@@ -38,7 +40,7 @@ class Notices:
         """The response's further headers, in ASCII."""
         clamped = ", ".join(f"{field}={value}" for field, value in self._clamped.items())
         given = {IGNORED_HEADER: self._ignored, CLAMPED_HEADER: clamped}
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in given.items() if value} | self.rate_limits
 
     @property
     def log_fields(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ _REFERENCE = "#/components/schemas/{model}"
 STATUSES: Mapping[int, str] = {
     400: "A field is wrong; the message names it.",
     401: "No valid key.",
+    403: "The key may not use the model.",
     404: "No such model or route.",
     405: "The route has no such method.",
     408: "The body took too long.",
@@ -33,13 +34,14 @@ STATUSES: Mapping[int, str] = {
 }
 
 
-def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], settings: ServeSettings) -> dict[str, Any]:
+def describe(
+    app: FastAPI, bodies: Mapping[str, type[BaseModel]], settings: ServeSettings, *, keys: bool
+) -> dict[str, Any]:
     """Return the document; ``bodies`` maps the routes that read a body to its schema."""
     servers = [{"url": settings.root_path}] if settings.root_path else None
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, servers=servers
     )
-    keys = bool(settings.api_keys)
     models: list[type[BaseModel]] = [*dict.fromkeys(bodies.values()), ErrorResponse, AnthropicErrorResponse]
     named, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

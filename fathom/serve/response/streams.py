@@ -54,6 +54,7 @@ class ResponseState:
         self._open = len(choices)
         self._began = began
         self._timed: dict[int, tuple[int, float]] = {}
+        self._first_token_at: float | None = None
         self._per_prompt = per_prompt
         self._slot = slot
         self._closed = False
@@ -94,6 +95,18 @@ class ResponseState:
         """Return the token counts so far."""
         return Usage.of(self.choices, self._per_prompt)
 
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What the access log says of the answers; times in seconds."""
+        usage = self.usage()
+        found: dict[str, Any] = {"cached_tokens": usage.cached, "completion_tokens": usage.completion}
+        if self._first_token_at is not None:
+            found["first_token_seconds"] = round(self._first_token_at - self._began, 4)
+            seconds = max(last for _, last in self._timed.values()) - self._first_token_at
+            if seconds > 0:
+                found["tokens_per_second"] = round((usage.completion - 1) / seconds, 1)
+        return found
+
     def close(self) -> None:
         """Cancel unfinished requests, which frees their pages, and release the slot. Idempotent."""
         if not self._closed:
@@ -110,6 +123,7 @@ class ResponseState:
             self.latency.inter_token_latency.observe((now - last) / (choice.generated - tokens))
         else:
             self.latency.time_to_first_token.observe(now - self._began)
+            self._first_token_at = self._first_token_at or now
         self._timed[choice.index] = choice.generated, now
 
 
@@ -180,9 +194,8 @@ class EventStream(Response):
             except ApiError as error:
                 await _write(send, encoder.error(error), ends=True)
             except ClientDisconnected:
-                scope["state"]["log_fields"] = {"disconnected": True}
+                scope["state"]["log_fields"]["disconnected"] = True
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-        scope["state"].setdefault("log_fields", {}).update(tokens=sum(c.generated for c in state.choices))
 
 
 async def _write(send: Send, text: str, *, ends: bool = False) -> None:
