@@ -23,9 +23,10 @@ from fathom.posttrain.routing import RoutingAgreement
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
+from fathom.train.alarms import ROLLOUTS, Alarms
 from fathom.train.loop import adapt, check_dtype
 from fathom.train.measure import peak_memory
-from fathom.train.metrics import JsonLines
+from fathom.train.metrics import JsonLines, read_json_lines
 from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
 from fathom.train.schedule import rate_at
@@ -147,7 +148,9 @@ class OnlineTrainer(ABC):
         metrics = JsonLines(self.directory / METRICS, after_step=position.step)
         samples = JsonLines(self.directory / "samples.jsonl", after_step=position.step)
         trackers = self._tracking.open(self.directory, after_step=position.step, note=self._progress.message)
-        run = _Run(self, stage, runner, metrics, samples, trackers)
+        before = read_json_lines(self.directory / METRICS)
+        alarms = Alarms(ROLLOUTS, note=self._progress.message, before=before, unit="rollout")
+        run = _Run(self, stage, runner, metrics, samples, trackers, alarms)
 
         def sync() -> None:
             metrics.sync()
@@ -158,6 +161,7 @@ class OnlineTrainer(ABC):
             with StopRequest() as stop:
                 path = stage.run(run.step, more=lambda now: now.step < self.spec.rollouts, stop=stop, sync=sync)
             stage.check_stop(stop)
+            alarms.end()
             return path
         finally:
             self.model.eval()
@@ -191,9 +195,10 @@ class _Run:
         metrics: JsonLines,
         samples: JsonLines,
         trackers: Sequence[Tracker],
+        alarms: Alarms,
     ) -> None:
         self.trainer, self.stage, self.runner, self.metrics, self.samples = trainer, stage, runner, metrics, samples
-        self.trackers = trackers
+        self.trackers, self.alarms = trackers, alarms
         self.spec = trainer.spec
 
     def step(self, before: Position) -> Position:
@@ -215,7 +220,7 @@ class _Run:
             "seconds": position.seconds,
             "peak_memory_bytes": peak_memory(self.runner.device),
         }
-        self.metrics.write(number, values)
+        self.metrics.write(number, self.alarms.add(number, values))
         for tracker in self.trackers:
             tracker.write(number, values)
         self._keep_samples(rollout_batch, number)

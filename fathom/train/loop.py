@@ -151,6 +151,8 @@ class Trainer:
             with StopRequest() as stop:
                 summary = _Run(self, stage, runner, recorder, stop).go()
             stage.check_stop(stop)
+            if recorder is not None:
+                recorder.end()
             return summary
         finally:
             if recorder is not None:

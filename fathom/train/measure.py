@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fathom.model.moe.balance import load_entropy, max_load
 
+COLLAPSED_SHARE = 0.75
 _WARM_UP, _ROUNDS, _MATRIX = 1, 3, 1024
 # Dense bfloat16 products, FLOP/s, from the makers' data sheets; looked up by a part of the device's name.
 _GPU_PEAKS: tuple[tuple[str, float], ...] = (
@@ -55,13 +56,19 @@ class ExpertLoad:
         """Layers (counted among the mixtures) where few experts do all the work.
 
         The effective number of experts, e to the entropy, lies between K when all tokens choose the same K and E when
-        the load is even; below their geometric mean sqrt(K E) a router counts as collapsed.
+        the load is even; below their geometric mean sqrt(K E) a router counts as collapsed. It does too where the
+        busiest K do more than ``COLLAPSED_SHARE`` of the work, if they are at most half of all.
         """
         experts = len(self.fractions[0])
         if experts <= experts_per_token:
             return []
         bound = 0.5 * (1.0 + math.log(experts_per_token) / math.log(experts))
-        return [layer for layer, entropy in enumerate(self.entropy) if entropy < bound]
+        few = [sum(sorted(shares)[-experts_per_token:]) > COLLAPSED_SHARE for shares in self.fractions]
+        return [
+            layer
+            for layer, entropy in enumerate(self.entropy)
+            if entropy < bound or (few[layer] and 2 * experts_per_token <= experts)
+        ]
 
 
 def bits_per_byte(

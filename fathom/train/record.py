@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fathom.plan.flops import training_flops_per_token
+from fathom.train.alarms import TRAINING, Alarms
 from fathom.train.gradients import Gradients, Observation
 from fathom.train.measure import ExpertLoad, bits_per_byte, peak_flops, peak_memory
-from fathom.train.metrics import JsonLines
+from fathom.train.metrics import JsonLines, read_json_lines
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
 from fathom.train.trackers import NO_TRACKING, Tracking
@@ -50,8 +51,9 @@ class Recorder:
 
     metrics.jsonl: step, tokens, loss, lm_loss, balance_loss, mtp_loss, bits_per_byte, bits_per_byte_by_source,
     load_entropy (mean over layers) and load_entropy_min, load_max_over_mean, dropped_fraction, collapsed_layers,
-    grad_norm, lr, tokens_per_second, mfu, seconds, peak_memory_bytes, evaluation; before them the objective's own
-    sums, by the names it gives them. A line with ``changes`` instead says which fields a resume changed after its step.
+    grad_norm, lr, tokens_per_second, mfu, seconds, peak_memory_bytes, evaluation, alarms (the names of those that
+    hold); before them the objective's own sums, by the names it gives them. A line with ``changes`` instead says which
+    fields a resume changed after its step.
     experts.jsonl: step, layers: {layer name: share of each expert}.
     """
 
@@ -69,11 +71,10 @@ class Recorder:
         kept = after_step or -1  # a stage that begins anew measures its line 0 anew
         self._runner = runner
         self._bytes_per_token = bytes_per_token
-        self._note = note
-        self._collapsed: list[str] = []
         self._peak = peak_flops(runner.device, runner.dtype)
         self._flops = training_flops_per_token(runner.model.spec, sequence_length)
         self.metrics = JsonLines(directory / METRICS, after_step=kept)
+        self._alarms = Alarms(TRAINING, note=note, before=read_json_lines(directory / METRICS))
         self._experts = JsonLines(directory / EXPERTS, after_step=kept)
         self._trackers = tracking.open(directory, after_step=kept, note=note)
 
@@ -87,7 +88,7 @@ class Recorder:
         speed: float,
         evaluation: Mapping[str, float] | None,
     ) -> None:
-        """Write one step; warns when a router has collapsed, once for every change of the layers concerned."""
+        """Write one step, with the alarms that hold."""
         overall, by_source = bits_per_byte(observation.nats_S, observation.tokens_S, self._bytes_per_token)
         values: dict[str, Any] = {
             **gradients.sums,
@@ -108,7 +109,7 @@ class Recorder:
         }
         if evaluation is not None:
             values["evaluation"] = dict(evaluation)
-        self._write(position.step, values)
+        self._write(position.step, self._alarms.add(position.step, values))
 
     def record_start(self, evaluation: Mapping[str, float]) -> None:
         """Write what was measured before the first step."""
@@ -118,6 +119,10 @@ class Recorder:
         self.metrics.write(step, values)
         for tracker in self._trackers:
             tracker.write(step, values)
+
+    def end(self) -> None:
+        """Note the alarms that hold at the stage's end."""
+        self._alarms.end()
 
     def sync(self) -> None:
         """Force all lines to disk; ``ResourceError`` when there is no room."""
@@ -139,13 +144,6 @@ class Recorder:
         shares = {name: [round(x, 5) for x in row] for name, row in zip(names, load.fractions, strict=False)}
         self._experts.write(step, {"layers": shares})
         collapsed = [names[layer] for layer in load.collapsed(moe.num_experts_per_tok)]
-        if collapsed and collapsed != self._collapsed:
-            self._note(
-                f"step {step}: few experts do all the work in {', '.join(collapsed)} (router collapse); "
-                "lower optimizer.lr at a resume (--allow-changes), or raise the losses or bias_update_rate of "
-                "router.balance in a new run"
-            )
-        self._collapsed = collapsed
         return {
             "load_entropy": sum(load.entropy) / len(load.entropy),
             "load_entropy_min": min(load.entropy),

@@ -330,8 +330,10 @@ def test_a_collapsed_router_raises_an_alarm_once(
     bias = trainer.model.get_buffer("layers.1.mlp.gate.e_score_correction_bias")
     bias[:2] = 100.0
     trainer.run()
-    assert len(progress.messages) == 1
-    assert "step 1: few experts do all the work in layers.1 (router collapse); lower" in progress.messages[0]
+    first, last = progress.messages
+    assert "step 1: few experts do all the work in layers.1 (router collapse); lower" in first
+    assert last.startswith("at the end: few experts do all the work in layers.1")
+    assert all(line["alarms"] == ["collapsed_routing"] for line in lines(tmp_path))
     assert all(line["collapsed_layers"] == ["layers.1"] for line in lines(tmp_path))
     assert lines(tmp_path)[0]["load_entropy_min"] == pytest.approx(math.log(2) / math.log(8))
 

@@ -8,6 +8,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step, taught_by
+from fathom.pipeline.learned import check_learned
 from fathom.pipeline.rollouts import questions, rollout_engine
 from fathom.pipeline.run_models import adapter_base, beside_recipe, initial_tokenizer_files, open_step
 from fathom.posttrain.distill import DistillTrainer
@@ -42,6 +43,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         base=adapter_base(context, step, step.policy),
         tracking=context.tracking(step),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    check_learned(step, directory)
 
 
 def open_teacher(step: DistillStep, context: StepContext) -> LanguageModel:

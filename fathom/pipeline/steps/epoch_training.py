@@ -19,6 +19,7 @@ from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
 from fathom.pipeline.context import StepContext, model_step
+from fathom.pipeline.learned import check_learned
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
 from fathom.plan.memory import training_memory
 from fathom.spec.alignment import DpoStep, RewardModelStep, SftStep
@@ -83,7 +84,9 @@ def train_epochs(
         validation=validation,
         epochs=EpochProgress(loader=data.loader, epochs=step.train.epochs, unit=data.unit),
     )
-    return trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    summary = trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    check_learned(step, directory)
+    return summary
 
 
 def stage_spec(step: EpochsStep, data: EpochData) -> TrainSpec:

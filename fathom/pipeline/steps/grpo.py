@@ -6,6 +6,7 @@ from fathom.checkpoint import store
 from fathom.inference.loading import CHECKPOINTS
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step
+from fathom.pipeline.learned import check_learned
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions, rollout_engine
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files, open_step
@@ -35,3 +36,4 @@ def run(step: GrpoStep, context: StepContext) -> None:
             base=adapter_base(context, step, step.policy),
             tracking=context.tracking(step),
         ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    check_learned(step, directory)

@@ -14,6 +14,7 @@ from fathom.inference.held_out import bits_by_source
 from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
+from fathom.pipeline.learned import check_learned
 from fathom.pipeline.run_models import adapter_base, build_initial_model, run_tokenizer, run_tokenizer_files
 from fathom.pipeline.text_checks import check_text
 from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, TrainStep
@@ -55,6 +56,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         base=adapter_base(context, step, step.train),
     )
     trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    check_learned(step, directory)
 
 
 def _with_images(
