@@ -143,6 +143,7 @@ export const ENGLISH = {
   room_summarise: "New chat with a summary",
   roomNone: "Your last message alone takes about {used} of the model's {total} tokens. Shorten it.",
   roomNothing: "There is nothing before your last message to sum up.",
+  roomTooLong: "Not even the turn before your last message fits into the request for a summary.",
   roomLeftOut: "The oldest {count} messages did not fit into the request for a summary and are not part of it.",
   leftOut: "The model is no longer given the turns above.",
   sendAll: "Give it all again",

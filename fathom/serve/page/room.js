@@ -42,7 +42,7 @@ export class Room {
     try {
       await { lastTurns: () => this.#lastTurns(), leaveOut: () => this.#leaveOut(), summarise: () => this.#summarise() }[way]();
     } catch (error) {
-      this.#page.composer.showError(`error${error.kind ?? "Server"}`);
+      if (error.name !== "AbortError") this.#page.composer.showError(`error${error.kind ?? "Server"}`);
     }
   }
 
@@ -50,18 +50,18 @@ export class Room {
   async #lastTurns() {
     const { chat } = this.#session;
     const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT, chat.summary);
-    if (from === null) return;
+    if (from === null || this.#session.chat !== chat) return; // or another was opened in the meantime
     const messages = shownCopies(chat.messages.slice(from)).filter((message) => !isEmpty(message));
     this.#session.open({ ...newChat(), ...(chat.summary ? { summary: chat.summary } : {}), messages });
     this.#answerOrContinue();
   }
 
   async #leaveOut() {
-    const { messages, summary } = this.#session.chat;
-    const from = await this.#firstThatFits(messages, this.#limit * KEPT, summary);
-    if (from === null) return;
-    sendFrom(messages, from);
-    this.#page.thread.show(this.#session.chat);
+    const { chat } = this.#session;
+    const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT, chat.summary);
+    if (from === null || this.#session.chat !== chat) return;
+    sendFrom(chat.messages, from);
+    this.#page.thread.show(chat);
     this.#answerOrContinue();
   }
 
@@ -73,9 +73,10 @@ export class Room {
     const told = sentMessages(chat.messages.slice(0, waits ? last : undefined)).filter((message) => !isEmpty(message));
     const room = Math.max(1, Math.min(SUMMARY_TOKENS, Math.floor(this.#limit / 4)));
     const question = { role: "user", content: t("summariseRequest", { words: Math.floor(room / 2) }) };
-    const from = told.length ? await this.#firstThatFits([...told, question], this.#limit - room - 1, chat.summary) : null;
-    if (from === null) return;
-    if (from >= told.length) return this.#page.composer.showError("roomNothing");
+    if (!told.length) return this.#page.composer.showError("roomNothing");
+    const from = await this.#firstThatFits([...told, question], this.#limit - room - 1, chat.summary);
+    if (from === null || this.#session.chat !== chat) return;
+    if (from >= told.length) return this.#page.composer.showError("roomTooLong");
     const pending = waits ? shownCopies(chat.messages.slice(last, last + 1)) : [];
     const body = { ...this.#session.request([...told.slice(from), question]), max_tokens: room };
     const fresh = { ...newChat(), summary: "", messages: [] };
@@ -84,9 +85,10 @@ export class Room {
       await this.#stream(fresh, body);
     } catch (error) {
       deleteChat(fresh.id);
-      this.#session.open(chat);
+      if (this.#session.chat === fresh) this.#session.open(chat);
       throw error;
     }
+    if (this.#session.chat !== fresh) return;
     fresh.messages.push(...pending);
     this.#page.thread.show(fresh);
     if (from > 0) this.#page.composer.showError("roomLeftOut", { count: from });

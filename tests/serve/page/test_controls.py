@@ -60,6 +60,39 @@ def test_sampling_controls_are_sent_only_where_set_and_sensible(page: Page, scri
     assert page.locator("#system").input_value() == ""
 
 
+def test_settings_show_what_holds_and_are_reset_one_by_one(page: Page, script: Script) -> None:
+    page.click("#open-drawer")
+    temperature, slider = page.locator("#temperature"), page.get_by_role("slider", name="Temperature")
+    expect(temperature).to_have_attribute("placeholder", "1 (default)")
+    assert slider.input_value() == "1"
+    expect(page.locator("#max_tokens")).to_have_attribute("placeholder", "all that fits")
+    expect(page.locator("#seed")).to_have_attribute("placeholder", "random")
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    assert temperature.input_value() == "0.9"
+    page.fill("#top_p", "0.5")
+    assert page.get_by_role("slider", name="Top-p").input_value() == "0.5"
+    page.get_by_role("button", name="Reset “Temperature” to its default").click()
+    expect(temperature).to_be_focused()
+    assert (temperature.input_value(), slider.input_value()) == ("", "1")
+    expect(page.get_by_role("button", name="Reset “Temperature” to its default")).to_be_hidden()
+    page.fill("#stop", "END\\n\n\nUser:")
+    page.reload()
+    for _ in range(2):
+        script.text("ok")
+    ask(page, "Go")
+    answered(page, "ok")
+    assert (script.asked[-1]["stop"], script.asked[-1]["top_p"]) == (["END\n", "User:"], 0.5)
+    assert "temperature" not in script.asked[-1]
+    page.click("#open-drawer")
+    page.fill("#stop", "x\n" * 17)
+    expect(page.get_by_role("alert").filter(has_text="At most 16")).to_be_visible()
+    page.click("#new-chat")
+    ask(page, "Go on")
+    answered(page, "ok")
+    assert "stop" not in script.asked[-1]
+
+
 def test_images_are_chosen_pasted_dropped_checked_and_sent(page: Page, script: Script) -> None:
     expect(page.locator("#attach")).to_be_visible()
     page.set_input_files("#picker", [{"name": "a.png", "mimeType": "image/png", "buffer": PIXEL}])

@@ -157,6 +157,7 @@ def test_what_is_no_formula_is_shown_as_written_and_none_reaches_beyond_itself(s
     assert shared.evaluate("window.owned") is None
 
 
+@pytest.mark.slow
 def test_formulas_stream_in_and_many_keep_the_page_free(visit: Visit, script: Script) -> None:
     page = visit()
     script.answers.append([delta(content="So $$\\frac{1}"), None, delta(content="{2}$$ it is."), *end()])

@@ -81,6 +81,7 @@ def test_what_is_exported_can_be_read_and_imported_elsewhere(visit: Visit, scrip
     assert saved(other, "#export-all")[1] != ""
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_and_can_still_be_exported(visit: Visit, script: Script) -> None:
     page = visit()
     script.text("Kept before.")

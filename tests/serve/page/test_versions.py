@@ -139,8 +139,15 @@ def test_a_summary_begins_a_new_conversation(visit: Visit, script: Script) -> No
     expect(page.locator("#composer-error")).to_contain_text("The oldest 2 messages did not fit")
     page.reload()
     expect(page.locator("#summary .prose")).to_have_text("Letters were exchanged.")
-    page.click("#new-chat")
+    page.locator("#chats .chat").last.click()
     expect(page.locator("#summary")).to_be_hidden()
+    script.hold()
+    page.get_by_role("button", name="New chat with a summary").click()
+    expect(page.locator("#send")).to_have_attribute("aria-label", "Stop")
+    page.click("#send")  # before a word came: back in the conversation, as it was
+    expect(page.locator(".failure")).to_contain_text("no longer fits")
+    expect(page.locator("#composer-error")).to_be_hidden()
+    page.click("#new-chat")
     expect(page.locator("#empty")).to_be_visible()
 
 
