@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,11 +47,16 @@ def read_schema(path: Path | None) -> dict[str, Any] | None:
     return schema
 
 
-def write_stream(stream: ChatStream) -> ChatAnswer:
-    """Write an answer to stdout as it is drawn, and return it; reasoning is dimmed on a terminal."""
+def write_stream(stream: ChatStream, stopped: Callable[[], bool] = lambda: False) -> ChatAnswer:
+    """Write an answer to stdout as it is drawn, and return it; reasoning is dimmed on a terminal.
+
+    Where ``stopped`` says so it is cut off, and what there is returned.
+    """
     dims = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     before = None
     for delta in stream:
+        if stopped():
+            stream.close()
         if delta.channel != before:
             _style(UNDIM if dims and before == "thinking" else "")
             _write("" if before is None else "\n\n")
