@@ -1,97 +1,133 @@
-"""``fathom evaluate``: bits per byte of held-out text, and public tasks."""
+"""``fathom evaluate``: bits per byte of held-out text, and tasks, of one model or several."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from fathom.cli import model_options, options
+from fathom.cli import evaluate_options, model_options, options
 from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
 from fathom.cli.terminal import FilteredConsole
-from fathom.errors import SpecError
+from fathom.errors import Interrupted
 
 if TYPE_CHECKING:
     from fathom.evals.accuracy import Accuracy
     from fathom.evals.bits_per_byte import BitsPerByte
+    from fathom.evals.comparison import Cell
     from fathom.inference.language_model import LanguageModel
     from fathom.inference.task_runs import TaskResult
 
 
 def evaluate(
-    model: options.Model,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option("--text", help="Measure this folder or file instead of the run's held-out text."),
-    ] = None,
+    models: evaluate_options.Models,
+    text: evaluate_options.Text = None,
     text_column: options.TextColumn = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="gsm8k, hellaswag or truthfulqa_mc1; may be repeated.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first cases of each task.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write every prompt, answer and verdict of the tasks as JSON lines.")
-    ] = None,
+    task: evaluate_options.Tasks = None,
+    problems: evaluate_options.Problems = None,
+    split: evaluate_options.SplitName = None,
+    cases: evaluate_options.Cases = None,
+    limit: evaluate_options.Limit = None,
+    out: evaluate_options.Outs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of tasks as Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the table of tasks as CSV.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens measured of each source at most.")] = 32_768,
     context: Annotated[int | None, typer.Option("--context", help="Window in tokens; the model's if left out.")] = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
     weights: model_options.Weights = "plain",
 ) -> None:
-    """Measure how many bits the model needs for one byte of text, by source, or how well it does at public tasks."""
-    from fathom.evals.task_cases import find_task
-    from fathom.inference.held_out import measure_held_out, measure_texts
-    from fathom.inference.task_runs import check_records
+    """Measure how many bits a model needs for one byte of text, or how well models do at tasks.
 
-    tasks = [find_task(name) for name in dict.fromkeys(task or [])]
-    if not tasks and (limit is not None or out is not None):
-        raise SpecError("--limit" if limit is not None else "--out", "is about tasks", "name one with --task")
-    if out is not None:
-        check_records(out)
-    if text_column is not None and not text:
-        raise SpecError("--text-column", "is about the data files of --text", "give --text FOLDER, or leave it out")
-    opened = model_options.open_model(model, device, dtype, weights)
-    texts: Mapping[str, BitsPerByte] = {}
-    if text:
-        texts, notes = measure_texts(opened, text, max_tokens=max_tokens, context=context, text_column=text_column)
-        for note in notes:
-            print(note, file=sys.stderr)
-    elif not tasks:
-        texts = measure_held_out(opened, max_tokens=max_tokens, context=context)
-    model_options.announce(opened)
-    results = _run([found.name for found in tasks], opened, limit, out)
-    if as_json:
-        print_json(_document(texts, results), indent=1)
-        return
-    if texts:
-        _print_texts(texts)
-    if results:
-        _print_tasks(results)
+    Several models are compared on the same cases: a table with intervals, and the difference to the first.
+    """
+    from fathom.evals.comparison import comma_separated, markdown
+    from fathom.inference.comparison import compare_results, measure
 
+    names = list(dict.fromkeys(models))
+    asked = evaluate_options.asked(task, problems, split, cases, limit, out, as_markdown or as_csv)
+    evaluate_options.check_text(text, text_column)
+    texts: dict[str, Mapping[str, BitsPerByte]] = {}
+    results: dict[str, list[TaskResult]] = {name: [] for name in names}
 
-def _run(names: Sequence[str], model: LanguageModel, limit: int | None, out: Path | None) -> list[TaskResult]:
-    """Run the tasks one after another, showing how far each is on stderr."""
-    from fathom.evals.task_cases import find_task
-    from fathom.inference.task_runs import run_task, write_records
+    def measure_text(name: str, opened: LanguageModel) -> None:
+        if text or not asked.tasks:
+            texts[name] = _measured_texts(opened, text, text_column, max_tokens, context)
+        model_options.announce(opened)
 
-    display, results = make_display(FilteredConsole(stderr=True)), []
+    display = make_display(FilteredConsole(stderr=True))
+    wanted = asked.open()
     try:
-        for index, name in enumerate(names, start=1):
-            display.stage(name, index, len(names))
-            cache = options.cache_directory()
-            results.append(run_task(model, find_task(name), cache_dir=cache, limit=limit, progress=display))
-            display.finish(results[-1].seconds)
+        with asked.journal(names, wanted, weights, dtype) as journal:
+            opener = partial(model_options.open_model, device=device, dtype=dtype, weights=weights)
+            for name, result in measure(names, wanted, opener, display, journal, before=measure_text):
+                results[name].append(result)
+            display.close()
+            cells = compare_results(results)
+            asked.write(cells, results, journal)
+    except KeyboardInterrupt:
+        raise Interrupted(asked.interrupted) from None
     finally:
         display.close()
-    if out is not None:
-        write_records(out, results)
-    return results
+    if as_json:
+        print_json(_documents(texts, results, cells), indent=1)
+    elif as_markdown or as_csv:
+        print(markdown(cells) if as_markdown else comma_separated(cells), end="")
+    else:
+        _print(texts, results, cells)
+
+
+def _measured_texts(
+    opened: LanguageModel, text: list[Path] | None, text_column: str | None, max_tokens: int, context: int | None
+) -> Mapping[str, BitsPerByte]:
+    from fathom.inference.held_out import measure_held_out, measure_texts
+
+    if not text:
+        return measure_held_out(opened, max_tokens=max_tokens, context=context)
+    found, notes = measure_texts(opened, text, max_tokens=max_tokens, context=context, text_column=text_column)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return found
+
+
+def _print(
+    texts: Mapping[str, Mapping[str, BitsPerByte]], results: Mapping[str, Sequence[TaskResult]], cells: Sequence[Cell]
+) -> None:
+    for name, measured in texts.items():
+        if len(results) > 1:
+            print(f"{name}:")
+        _print_texts(measured)
+    listed = [result for each in results.values() for result in each]
+    if not listed:
+        return
+    if len(results) == 1:
+        _print_tasks(listed)
+        return
+    from fathom.evals.comparison import HEADINGS, text_rows
+
+    table = Table()
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
+    for row in text_rows(cells):
+        table.add_row(*row)
+    FilteredConsole().print(table)
+    print("intervals: Wilson; differences: paired, on the same cases (Newcombe 1998, method 10)", file=sys.stderr)
+
+
+def _documents(
+    texts: Mapping[str, Mapping[str, BitsPerByte]], results: Mapping[str, Sequence[TaskResult]], cells: Sequence[Cell]
+) -> dict[str, Any]:
+    documents = {name: _document(texts.get(name, {}), found) for name, found in results.items()}
+    if len(documents) == 1:
+        return next(iter(documents.values()))
+    return {"models": documents, "comparison": [cell.row() for cell in cells]}
 
 
 def _document(texts: Mapping[str, BitsPerByte], results: Sequence[TaskResult]) -> dict[str, Any]:

@@ -23,7 +23,10 @@ _MARKUP = re.compile(r"\[.*?\]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One task; ``form`` says what its cases hold and how they are scored."""
+    """One task; ``form`` says what its cases hold and how they are scored.
+
+    Answers to problems are judged by their last number, or by what they state at their end.
+    """
 
     name: str
     form: Literal["word_problems", "endings", "choices"]
@@ -33,6 +36,7 @@ class Task:
     prompt: str = "{question}"
     chat_prompt: str = "{question}"
     max_tokens: int = 256
+    judge: Literal["number", "stated_answer"] = "number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

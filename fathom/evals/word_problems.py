@@ -43,6 +43,12 @@ def same_number(given: str | None, expected: str) -> bool:
         return False
 
 
+def judge_number(text: str, expected: str) -> tuple[str | None, bool]:
+    """Return the final number of a text, and whether it is the expected one."""
+    number = final_number(text)
+    return number, same_number(number, expected)
+
+
 def solve(
     sampler: Sampler,
     prompts: Sequence[Sequence[int]],
@@ -51,11 +57,13 @@ def solve(
     *,
     params: SamplingParams,
     batch_size: int = 16,
+    judge: Callable[[str, str], tuple[str | None, bool]] = judge_number,
     on_result: Callable[[int, ProblemResult], None] | None = None,
 ) -> list[ProblemResult]:
     """Generate and judge an answer to every prompt, ``batch_size`` prompts at once, the shortest first.
 
-    Temperature 0 makes the result reproducible. ``on_result`` is called with the index and result of every problem.
+    ``judge`` takes a text and what is expected, and returns the answer it read and whether that is right. Temperature 0
+    makes the result reproducible. ``on_result`` is called with the index and result of every problem.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, ProblemResult] = {}
@@ -63,13 +71,18 @@ def solve(
         batch = order[start : start + batch_size]
         completions = sampler.sample([prompts[index] for index in batch], params)
         for index, completion in zip(batch, completions, strict=True):
-            results[index] = _judge(completion, expected[index], decode)
+            results[index] = _judge(completion, expected[index], decode, judge)
             if on_result is not None:
                 on_result(index, results[index])
     return [results[index] for index in range(len(prompts))]
 
 
-def _judge(completion: Completion, expected: str, decode: Callable[[Sequence[int]], str]) -> ProblemResult:
+def _judge(
+    completion: Completion,
+    expected: str,
+    decode: Callable[[Sequence[int]], str],
+    judge: Callable[[str, str], tuple[str | None, bool]],
+) -> ProblemResult:
     text = decode(completion.token_ids)
-    number = final_number(text)
-    return ProblemResult(text, number, same_number(number, expected), completion.finish_reason == "stop")
+    answer, correct = judge(text, expected)
+    return ProblemResult(text, answer, correct, completion.finish_reason == "stop")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ from fathom.errors import ContextError, ResourceError, SpecError
 from fathom.evals.accuracy import Accuracy
 from fathom.evals.multiple_choice import ChoiceResult, Question, score_questions
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
-from fathom.evals.word_problems import ProblemResult, solve
+from fathom.evals.word_problems import ProblemResult, judge_number, same_number, solve
 from fathom.files import publish_file
 from fathom.inference.language_model import LanguageModel
+from fathom.posttrain.rewards.accuracy import same_answer
+from fathom.posttrain.rewards.extract import stated_answer
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer.bpe import Tokenizer
 
+Record = Mapping[str, Any]
+Add = Callable[[dict[str, Any]], None]
 BASE_STOP = "\nQuestion:"
 """Stop string for models without a chat template: they continue with further questions."""
 
@@ -58,7 +62,12 @@ class TaskResult:
 
 
 def run_task(
-    model: LanguageModel, task: Task, *, cache_dir: Path, limit: int | None = None, progress: Progress = NULL_PROGRESS
+    model: LanguageModel,
+    task: Task,
+    *,
+    cache_dir: Path,
+    limit: int | None = None,
+    progress: Progress = NULL_PROGRESS,
 ) -> TaskResult:
     """Measure a model on a task's cases, or on the first ``limit`` of them.
 
@@ -68,20 +77,63 @@ def run_task(
     """
     if limit is not None and limit < 1:
         raise SpecError("--limit", f"{limit} cases", "give at least 1")
-    cases = read_cases(task, cache_dir)[:limit]
-    task_progress = _TaskProgress(progress, len(cases))
+    return run_cases(model, task, read_cases(task, cache_dir)[:limit], progress=progress)
+
+
+def run_cases(
+    model: LanguageModel,
+    task: Task,
+    cases: Sequence[ChoiceCase] | Sequence[ProblemCase],
+    *,
+    done: Sequence[Record] = (),
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
+    progress: Progress = NULL_PROGRESS,
+) -> TaskResult:
+    """Measure a model on cases of a task; ``done`` are records of some of them, which are not measured again.
+
+    ``keep`` is given every further record as soon as it is there. Errors as of ``run_task``, but for sources.
+    """
+    records = {record["id"]: record for record in done}
+    todo = [case for case in cases if case.id not in records]
+    task_progress = _TaskProgress(progress, len(cases), done)
     started = time.perf_counter()
+
+    def add(record: dict[str, Any]) -> None:
+        records[record["id"]] = record
+        keep(record)
+        task_progress(bool(record["correct"]))
+
     if task.form == "word_problems":
-        problems = [case for case in cases if isinstance(case, ProblemCase)]
-        return _run_problems(model, task, problems, task_progress, started)
-    return _run_choices(model, task, [case for case in cases if isinstance(case, ChoiceCase)], task_progress, started)
+        _run_problems(model, task, [case for case in todo if isinstance(case, ProblemCase)], add)
+    else:
+        _run_choices(model, task, [case for case in todo if isinstance(case, ChoiceCase)], add)
+    found = [records[case.id] for case in cases]
+    by_bytes = [record["chosen_by_bytes"] == record["expected"] for record in found if "chosen_by_bytes" in record]
+    return TaskResult(
+        task=task,
+        accuracy=Accuracy.of(bool(record["correct"]) for record in found),
+        accuracy_norm=Accuracy.of(by_bytes) if by_bytes else None,
+        seconds=time.perf_counter() - started,
+        chat=task.form == "word_problems" and model.tokenizer.can_chat,
+        truncated=sum(record.get("truncated", 0) > 0 for record in found),
+        records=tuple({name: value for name, value in record.items() if name != "truncated"} for record in found),
+    )
+
+
+def judge_stated(text: str, expected: str) -> tuple[str | None, bool]:
+    """Return what a text states at its end and whether it is what is expected: of a number the value counts."""
+    if same_number(expected, expected):
+        return judge_number(text, expected)
+    answer = stated_answer(text)
+    return answer, answer is not None and same_answer(answer.casefold(), expected.casefold())
 
 
 class _TaskProgress:
     """Reports how many answers are done and how many of them are right."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.total, self.done, self.right = progress, total, 0, 0
+    def __init__(self, progress: Progress, total: int, done: Sequence[Record]) -> None:
+        self.progress, self.total = progress, total
+        self.done, self.right = len(done), sum(bool(record["correct"]) for record in done)
 
     def __call__(self, correct: bool) -> None:
         self.done += 1
@@ -115,23 +167,11 @@ def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCas
     return [[*tokenizer.prefix_ids, *tokenizer.encode(text)] for text in texts]
 
 
-def _run_choices(
-    model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], task_progress: _TaskProgress, started: float
-) -> TaskResult:
+def _run_choices(model: LanguageModel, task: Task, cases: Sequence[ChoiceCase], add: Add) -> None:
     def report(index: int, scored: ChoiceResult) -> None:
-        task_progress(scored.chosen == cases[index].answer)
+        add(_choice_record(task, cases[index], scored))
 
-    scored = score_questions(model.model, choice_questions(model.tokenizer, cases), on_result=report)
-    pairs = list(zip(cases, scored, strict=True))
-    return TaskResult(
-        task=task,
-        accuracy=Accuracy.of(result.chosen == case.answer for case, result in pairs),
-        accuracy_norm=Accuracy.of(result.chosen_norm == case.answer for case, result in pairs),
-        seconds=time.perf_counter() - started,
-        chat=False,
-        truncated=sum(result.truncated > 0 for result in scored),
-        records=tuple(_choice_record(task, case, result) for case, result in pairs),
-    )
+    score_questions(model.model, choice_questions(model.tokenizer, cases), on_result=report)
 
 
 def _choice_record(task: Task, case: ChoiceCase, result: ChoiceResult) -> dict[str, Any]:
@@ -145,12 +185,13 @@ def _choice_record(task: Task, case: ChoiceCase, result: ChoiceResult) -> dict[s
         "chosen_by_bytes": result.chosen_norm,
         "expected": case.answer,
         "correct": result.chosen == case.answer,
+        "truncated": result.truncated,
     }
 
 
-def _run_problems(
-    model: LanguageModel, task: Task, cases: Sequence[ProblemCase], task_progress: _TaskProgress, started: float
-) -> TaskResult:
+def _run_problems(model: LanguageModel, task: Task, cases: Sequence[ProblemCase], add: Add) -> None:
+    if not cases:
+        return
     tokenizer = model.tokenizer
     prompts = problem_prompts(tokenizer, task, cases)
     max_tokens = model.spec.max_position_embeddings - max(map(len, prompts))
@@ -164,22 +205,17 @@ def _run_problems(
         text = tokenizer.decode(ids)
         return text if tokenizer.can_chat else text.partition(BASE_STOP)[0]
 
-    params = SamplingParams(max_tokens=min(task.max_tokens, max_tokens), temperature=0.0)
-    answers = [case.answer for case in cases]
-    solved = solve(
-        model.engine, prompts, answers, decode, params=params, on_result=lambda _, result: task_progress(result.correct)
-    )
-    rows = zip(cases, prompts, solved, strict=True)
-    return TaskResult(
-        task=task,
-        accuracy=Accuracy.of(result.correct for result in solved),
-        accuracy_norm=None,
-        seconds=time.perf_counter() - started,
-        chat=tokenizer.can_chat,
-        truncated=0,
-        records=tuple(
-            _problem_record(task, case, tokenizer.decode(ids, skip_special=False), result) for case, ids, result in rows
-        ),
+    def report(index: int, result: ProblemResult) -> None:
+        add(_problem_record(task, cases[index], tokenizer.decode(prompts[index], skip_special=False), result))
+
+    solve(
+        model.engine,
+        prompts,
+        [case.answer for case in cases],
+        decode,
+        params=SamplingParams(max_tokens=min(task.max_tokens, max_tokens), temperature=0.0),
+        judge=judge_number if task.judge == "number" else judge_stated,
+        on_result=report,
     )
 
 

@@ -125,7 +125,7 @@ def test_evaluate_runs_tasks_and_writes_every_answer(
     finished: Path, tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [ChoiceCase(f"c{i}", "The river sees the", ("garden.", "of of of"), 0) for i in range(4)]
-    monkeypatch.setattr("fathom.inference.task_runs.read_cases", lambda task, cache_dir: cases)
+    monkeypatch.setattr("fathom.inference.comparison.read_cases", lambda task, cache_dir: cases)
     out = tmp_path / "answers.jsonl"
     done = call(
         "evaluate", finished, "--task", "hellaswag", "--task", "hellaswag", "--limit", "3", "--out", out, "--json"
@@ -144,7 +144,7 @@ def test_evaluate_runs_tasks_and_writes_every_answer(
 def test_options_of_tasks_that_make_no_sense(finished: Path, tmp_path: Path, call) -> None:
     call("evaluate", finished, "--task", "mmlu").refused("there is no task 'mmlu'", "gsm8k, hellaswag")
     call("evaluate", finished, "--limit", "3").refused("--limit: is about tasks; name one with --task")
-    call("evaluate", finished, "--out", tmp_path / "x").refused("--out: is about tasks; name one with --task")
+    call("evaluate", finished, "--out", tmp_path / "x.md").refused("--out: is about tasks; name one with --task")
 
 
 def test_a_mistyped_name_is_told_what_was_meant(call) -> None:
