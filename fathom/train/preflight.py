@@ -3,18 +3,21 @@ often. Pure functions of the spec and a few counts; each returns a sentence to s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fathom.errors import SpecError
 from fathom.progress import amount
-from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.spec.train import BatchSpec, TrainSpec, UpdateSpec
 
 HOPELESS_RATE = 0.1
 """A stage whose learning rate never exceeds this share of ``optimizer.lr`` is refused."""
 WARMUP_SHARE = 0.03
 """The warm-up that remedies suggest, as a share of the stage's steps."""
 
+MANY_EPOCHS = 10
+"""Fine-tuning that reads its examples more often is warned of."""
 FEW_PASSES, MOST_PASSES = 4, 1000
 """Up to 4 passes teach nearly as much as new text, beyond 16 next to nothing (Muennighoff et al. 2023, "Scaling
 Data-Constrained Language Models"); a stage of more than 1,000 is refused."""
@@ -118,3 +121,41 @@ def _shorter(tokens: int) -> int:
     """Return a length of sequences that so many tokens fill a few times, a power of two."""
     wanted = max(1, tokens // 4)
     return 1 << (wanted.bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSet:
+    """What is read in epochs: so many examples, called ``unit``, of so many tokens together."""
+
+    unit: str
+    examples: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.examples:,} {self.unit} of {amount(self.tokens)} tokens"
+
+
+def epoch_lines(stage: str, data: ExampleSet, epochs: float, steps: int) -> list[str]:
+    """Return how long a stage of epochs is, and a warning where they are more than ``MANY_EPOCHS``."""
+    times = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+    lines = [f"{times} over {data} = {steps:,} step{'' if steps == 1 else 's'}"]
+    if epochs > MANY_EPOCHS:
+        lines.append(
+            f"{stage}.epochs: each of the {data.unit} is read {epochs:g} times and learned by heart; 2 to 5 times are "
+            f"usual: add data, or use --set {stage}.epochs=3"
+        )
+    return lines
+
+
+def unfilled_batch(stage: str, data: ExampleSet, epochs: float, batch: BatchSpec, sequence_length: int) -> SpecError:
+    """Return the error for examples that fill no batch of rows, with every way that works."""
+    rows, total = batch.at(0), round(epochs * data.tokens)
+    needed = rows * sequence_length
+    enough = math.ceil(needed / data.tokens)
+    ways = [f"--set {stage}.epochs={enough}"] if enough <= MANY_EPOCHS else []
+    ways.append(f"--set {stage}.batch={{{'conversations' if data.unit == 'conversations' else 'pairs'}=8}}")
+    fitting = total // sequence_length
+    if fitting:
+        ways.insert(0, f"--set {stage}.batch.size={fitting} --set {stage}.batch.micro_batch_size=1")
+    problem = f"{epochs:g} x {data} do not fill one batch of {rows} rows x {sequence_length:,} = {needed:,} tokens"
+    return SpecError(f"steps.{stage}.batch.size", problem, f"add data, or use {', or '.join(ways)}")

@@ -14,7 +14,7 @@ from fathom.data.folders.split_names import HELD_OUT_SPLITS, split_of
 from fathom.data.packed import PackedBatch
 from fathom.data.row_report import RowReport
 from fathom.data.validation_split import choose_held_out
-from fathom.errors import DataError, SpecError
+from fathom.errors import DataError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
@@ -29,7 +29,9 @@ from fathom.system import memory_limit
 from fathom.train.epochs import EpochProgress
 from fathom.train.loop import Trainer, TrainSummary
 from fathom.train.objective import Objective
+from fathom.train.preflight import ExampleSet, epoch_lines, unfilled_batch, warmup_warning
 from fathom.train.protocols import ExampleCounter, Loader
+from fathom.train.schedule import total_steps
 from fathom.train.validation import Validation
 
 HELD_OUT = "held_out.jsonl"
@@ -71,9 +73,11 @@ def train_epochs(
         validation = Validation(batch=data.held_out, patience=step.train.patience)
     elif step.train.patience is not None:
         context.progress.message(f"patience {step.train.patience} has no effect: nothing is held out to validate on")
+    spec = stage_spec(step, data)
+    _preflight(step, context, spec, data)
     trainer = Trainer(
         start.model,
-        stage_spec(step, data),
+        spec,
         data.loader,
         directory,
         progress=context.progress,
@@ -87,6 +91,21 @@ def train_epochs(
     summary = trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
     check_learned(step, directory)
     return summary
+
+
+def _examples(data: EpochData) -> ExampleSet:
+    return ExampleSet(
+        unit=data.unit, examples=data.loader.examples_per_epoch, tokens=max(1, data.loader.tokens_per_epoch)
+    )
+
+
+def _preflight(step: EpochsStep, context: StepContext, spec: TrainSpec, data: EpochData) -> None:
+    """Say how long the stage is, and what is wrong with that."""
+    stage, steps = f"{step.name}.train", total_steps(spec)
+    log_lines(context, epoch_lines(stage, _examples(data), step.train.epochs, steps))
+    warning = warmup_warning(stage, spec, steps)
+    if warning is not None:
+        context.progress.message(warning)
 
 
 def stage_spec(step: EpochsStep, data: EpochData) -> TrainSpec:
@@ -113,11 +132,7 @@ def stage_spec(step: EpochsStep, data: EpochData) -> TrainSpec:
         )
     batch = rows.at(0) * data.sequence_length
     if total < batch:
-        raise SpecError(
-            f"steps.{step.name}.train.batch.size",
-            f"{train.epochs:g} x {tokens_per_epoch} tokens do not fill one batch of {batch}",
-            f"lower it or sequence_length, or raise epochs, or count {data.unit} instead, as {{ {data.unit} = 8 }}",
-        )
+        raise unfilled_batch(f"{step.name}.train", _examples(data), train.epochs, rows, data.sequence_length)
     return TrainSpec(**shared, batch=rows)
 
 

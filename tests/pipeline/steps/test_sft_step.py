@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import fathom
 from fathom.data.conversations import loss_mask as mask
@@ -26,8 +29,10 @@ from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems, GymProblems, Problem
 from fathom.spec.recipe import Recipe
 from fathom.spec.rollout import ChatPrompt, TextPrompt
+from fathom.spec.train import BatchSpec
 from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
+from fathom.train.preflight import ExampleSet, epoch_lines, unfilled_batch
 
 Passes = Callable[..., Any]
 ASKED = ("two plus three?", "three plus three?", "two plus two?", "one plus two?")
@@ -158,8 +163,44 @@ def test_nothing_to_learn_or_too_little_is_refused(bench: Any, passes: Passes) -
         bench.run("a", SftStep(train=passes(1), data=(ConversationFile(path=bench.write("bad.jsonl", ["{"])),)))
     good = bench.write("good.jsonl", [talk("two?", "It is.")])
     step = SftStep(train=passes(1, batch=EpochBatch(size=8, micro_batch_size=8)), data=(ConversationFile(path=good),))
-    with pytest.raises(SpecError, match=r"steps\.sft\.train\.batch\.size: 1 x \d+ tokens do not fill one batch of 512"):
+    with pytest.raises(
+        SpecError, match=r"batch\.size: 1 x 1 conversations of \d+ tokens do not fill .* = 512"
+    ) as caught:
         bench.run("b", step)
+    assert "--set sft.train.batch={conversations=8}" in str(caught.value)
+    data = (ConversationFile(path=good),)
+    bench.run("b", SftStep(train=passes(1, batch=EpochBatch(conversations=8)), data=data), resume=True)
+    assert any(line.startswith("1 epoch over 1 conversations of") for line in bench.watching.messages)
+    enough = re.search(r"--set sft\.train\.epochs=(\d+)", str(caught.value))
+    if enough is not None:
+        longer = passes(int(enough[1]), batch=EpochBatch(size=8, micro_batch_size=8))
+        bench.run("c", SftStep(train=longer, data=data))
+
+
+def test_examples_read_very_often_are_said() -> None:
+    data = ExampleSet(unit="conversations", examples=3, tokens=90)
+    assert epoch_lines("sft.train", data, 3, 9) == ["3 epochs over 3 conversations of 90 tokens = 9 steps"]
+    often = epoch_lines("sft.train", data, 200, 600)
+    assert "read 200 times and learned by heart" in often[1]
+    assert "--set sft.train.epochs=3" in often[1]
+
+
+@given(
+    examples=st.integers(1, 50),
+    each=st.integers(2, 64),
+    size=st.integers(2, 64),
+    epochs=st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_every_way_to_fill_a_batch_works(examples: int, each: int, size: int, epochs: float) -> None:
+    data, length = ExampleSet(unit="conversations", examples=examples, tokens=examples * each), 64
+    batch = BatchSpec(size=size, micro_batch_size=1)
+    assume(round(epochs * data.tokens) < size * length)
+    remedy = unfilled_batch("sft.train", data, epochs, batch, length).remedy
+    found = {name: int(value) for name, value in re.findall(r"--set sft\.train\.([a-z_.]+)=(\d+)", remedy)}
+    if "epochs" in found:
+        assert found["epochs"] * data.tokens >= size * length
+    if "batch.size" in found:
+        assert 1 <= found["batch.size"] * length <= round(epochs * data.tokens)
 
 
 def worked_file(bench: Any) -> FileProblems:
