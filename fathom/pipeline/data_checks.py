@@ -11,6 +11,7 @@ from fathom.data.conversations.forms import CONVERSATION_FORMS
 from fathom.data.forms import SAMPLED_ROWS, Columns, Form, file_records, recognised
 from fathom.data.problems.forms import PROBLEM_FORMS
 from fathom.data.records import Record
+from fathom.errors import DataError
 from fathom.pipeline.context import RunPlan
 from fathom.posttrain.preferences import PREFERENCE_FORMS
 from fathom.spec.alignment import ConversationFile, PairFile, WorkedProblems
@@ -29,18 +30,20 @@ from fathom.spec.recipe import (
 Source = ConversationFile | PairFile | FileProblems
 
 
-def check_data(plan: RunPlan, done: Collection[str]) -> None:
-    """Read the first rows of every data file that a step which is not done reads.
+def data_faults(plan: RunPlan, done: Collection[str]) -> Iterator[DataError]:
+    """Read the first rows of every data file that a step which is not done reads; yield what is wrong with them.
 
-    Raises:
-        DataError: a file is missing; or its columns are of no known form, or of two, which is located at the step.
+    A file is missing; or its columns are of no known form, or of two, which is located at the step.
     """
     for step in plan.recipe.steps:
         if step.name in done:
             continue
         for field, source in _sources(step):
             path = plan.data_path(source.path)
-            _check(f"steps.{step.name}.{field}: {path}", path, source)
+            try:
+                _check(f"steps.{step.name}.{field}: {path}", path, source)
+            except DataError as error:
+                yield error
 
 
 def _check(where: str, path: Path, source: Source) -> None:

@@ -27,8 +27,8 @@ from fathom.inference.run_record import StepState, read_state
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
-from fathom.pipeline.data_checks import check_data
 from fathom.pipeline.preflight import schedule_warnings
+from fathom.pipeline.recipe_faults import recipe_faults
 from fathom.pipeline.recorded_plan import resume_command
 from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.state import (
@@ -88,7 +88,8 @@ def run(
     check_trust(plan.recipe, plan.base, trust, done)
     if trust.unsandboxed and runs_programs(plan.recipe, done):
         progress.message("programs of the model run as you, with your files and your network (--unsandboxed)")
-    check_data(plan, done)
+    for fault in recipe_faults(plan, done, trust, cache_dir):
+        raise fault
     for warning in schedule_warnings(plan, done):
         progress.message(warning)
     trackers = _trackers(plan, track)

@@ -37,7 +37,7 @@ def check_trust(recipe: Recipe, base: Path, trust: Trust, done: Collection[str])
     Raises:
         CodeNotAllowedError: naming the functions of the first such step and the files they are found in.
     """
-    for step, rewards in _judging(recipe, done):
+    for step, rewards in judging_steps(recipe, done):
         check_functions(step, rewards, base, trust)
 
 
@@ -60,7 +60,7 @@ def check_functions(step: Step, rewards: Sequence[RewardSpec], base: Path, trust
 
 def runs_programs(recipe: Recipe, done: Collection[str]) -> bool:
     """Whether a step that is not done runs programs that models write."""
-    return any(isinstance(reward, CodeReward) for _, rewards in _judging(recipe, done) for reward in rewards)
+    return any(isinstance(reward, CodeReward) for _, rewards in judging_steps(recipe, done) for reward in rewards)
 
 
 def code_folders(base: Path) -> list[Path]:
@@ -68,7 +68,8 @@ def code_folders(base: Path) -> list[Path]:
     return list(dict.fromkeys((base.resolve(), Path.cwd())))
 
 
-def _judging(recipe: Recipe, done: Collection[str]) -> Iterator[tuple[Step, Sequence[RewardSpec]]]:
+def judging_steps(recipe: Recipe, done: Collection[str]) -> Iterator[tuple[Step, Sequence[RewardSpec]]]:
+    """Yield the steps that judge answers and are not done, with their rewards."""
     for step in recipe.steps:
         if step.name not in done and isinstance(step, GrpoStep | AnswersStep | TasksStep):
             yield step, step.rewards

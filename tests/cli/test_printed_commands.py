@@ -59,7 +59,7 @@ def test_every_printed_command_is_one() -> None:
     commands = printed_commands()
     assert len(commands) >= 8
     for where, words in commands:
-        command = re.split(r" (?:fetches|lists|gives|shows)\b|,$|\.$|\)", words)[0]
+        command = re.split(r" (?:fetches|lists|gives|shows|runs|writes)(?= )|,$|\.$|\)", words)[0]
         try:
             parse(shlex.split(command))
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class FunctionScorer:
             raise SpecError("target", f"{target!r} cannot be imported ({why})", "check its name and path") from None
         if not callable(self._function):
             raise SpecError("target", f"{target!r} is no function", "name one of (prompt, answer, reference)")
+        _check_signature(target, self._function)
 
     def prepare(self, answers: Sequence[RewardInput]) -> None:
         """Need nothing."""
@@ -39,3 +41,18 @@ class FunctionScorer:
         if not self._steps or found is None:
             return found
         return [StepScore(operator.index(end), float(value)) for end, value in found]
+
+
+def _check_signature(target: str, function: Any) -> None:
+    """Require a function that can be called with prompt, answer and reference."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one of C, which does not say
+        return
+    try:
+        signature.bind("prompt", "answer", "reference")
+    except TypeError:
+        name = target.partition(":")[2]
+        raise SpecError(
+            "target", f"{target!r} takes {signature}", f"write def {name}(prompt, answer, reference)"
+        ) from None

@@ -91,6 +91,15 @@ class Judge:
         for process in self._processes.values():
             process.close()
 
+    def start(self) -> None:
+        """Start every process, which imports what it needs; without it each starts with the first answer.
+
+        Raises:
+            ResourceError: a reward cannot work: its function cannot be imported, or takes other arguments.
+        """
+        for process in self._processes.values():
+            process.start()
+
     def judge(self, answers: Sequence[RewardInput]) -> list[Judgement]:
         """Judge every answer, in order; the rewards work side by side.
 

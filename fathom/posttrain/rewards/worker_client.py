@@ -33,6 +33,15 @@ class RewardWorkerClient:
         self._setup = setup
         self._running: tuple[subprocess.Popen[bytes], MessageReader] | None = None
 
+    def start(self) -> None:
+        """Start the process if it does not run: it imports what it needs.
+
+        Raises:
+            ResourceError: as ``score``.
+        """
+        if self._running is None:
+            self._started()
+
     def score(self, answers: Sequence[RewardInput]) -> list[Score]:
         """Score every answer, in order.
 

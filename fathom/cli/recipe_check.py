@@ -1,0 +1,143 @@
+"""``fathom recipe check``: everything that is wrong with a recipe, and what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fathom.cli import options
+from fathom.errors import FathomError, SpecError, SpecErrors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fathom.pipeline.context import RunPlan
+    from fathom.pipeline.forecast.totals import Forecast, StepForecast
+    from fathom.pipeline.trust import Trust
+
+_BASES = {"measured": "", "estimated": "~", "unknown": ""}
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.toml.")],
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="As of fathom train: train on this folder of text.")
+    ] = None,
+    text_column: options.TextColumn = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field, e.g. pretrain.train.total_tokens=500000.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory whose disk counts; runs/NAME of the recipe if left out.")
+    ] = None,
+    device: options.Device = "auto",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Import functions that the recipe names as rewards: code, run as you.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a recipe and say what it takes: parameters, memory, tokens, time on this machine, disk."""
+    from fathom.cli.console import print_json
+    from fathom.cli.sections import report_console
+    from fathom.pipeline.recipe import load_run_plan
+    from fathom.pipeline.trust import Trust
+
+    plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
+    directory = out if out is not None else Path("runs") / plan.recipe.name
+    forecast = checked_forecast(plan, directory, device=device, trust=Trust(code=allow_code))
+    if as_json:
+        print_json(forecast.document())
+    else:
+        print_forecast(report_console(), forecast, plan, allow_code=allow_code)
+    refuse(recipe.name, forecast.faults())
+
+
+def checked_forecast(plan: RunPlan, out: Path, *, device: str, trust: Trust) -> Forecast:
+    """Return the forecast of a plan without faults.
+
+    Raises:
+        SpecError: all its faults in one message.
+    """
+    from fathom.model.device import resolve_device
+    from fathom.pipeline.forecast.forecast import Forecaster
+    from fathom.pipeline.preflight import schedule_warnings
+    from fathom.pipeline.recipe_faults import recipe_faults
+
+    found: list[FathomError] = list(recipe_faults(plan, (), trust, options.cache_directory()))
+    notes: list[str] = []
+    try:
+        notes += schedule_warnings(plan, ())
+    except FathomError as error:
+        found.append(error)
+    refuse(plan.recipe.name, found)
+    return Forecaster(plan, options.cache_directory(), resolve_device(device)).forecast(out, notes=notes)
+
+
+def refuse(name: str, faults: Sequence[FathomError]) -> None:
+    """Raise the only fault, or several as one error; nothing for none."""
+    if len(faults) > 1:
+        raise SpecErrors(name, [_located(fault) for fault in faults])
+    if faults:
+        raise faults[0]
+
+
+def _located(fault: FathomError) -> SpecError:
+    if isinstance(fault, SpecError):
+        return fault
+    place, _, rest = str(fault).partition(": ")
+    problem, _, remedy = rest.rpartition("; ")
+    return SpecError(place, problem or rest, remedy or "correct it")
+
+
+def print_forecast(console: Console, forecast: Forecast, plan: RunPlan, *, allow_code: bool) -> None:
+    """Print a table of the steps, the totals beside what is free, and what remains to be said."""
+    from rich.table import Table
+
+    from fathom.cli.display import duration
+    from fathom.cli.sections import section
+    from fathom.pipeline.forecast.totals import size, summary
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("step", "reads", "leaves"):
+        table.add_column(name)
+    for name in ("tokens a step", "steps", "tokens", "passes", "memory", "disk", "time"):
+        table.add_column(name, justify="right")
+    for step in forecast.steps:
+        table.add_row(step.name, step.reads, step.leaves, *_figures(step))
+    console.print(table)
+    unknown = [
+        step.name for step in forecast.steps if step.basis == "unknown" and step.kind not in ("report", "sample")
+    ]
+    time = f"about {duration(forecast.seconds)} on this machine ({forecast.device})"
+    time += f", without {', '.join(unknown)}" if unknown else ""
+    rows = [
+        ("plan", summary(forecast)),
+        ("time", time),
+        ("memory", f"{size(forecast.memory_bytes)} at most, {size(forecast.free_memory_bytes)} free"),
+        ("disk", f"{size(forecast.disk_bytes)} at most, {size(forecast.free_disk_bytes)} free"),
+        *(("note", note) for note in forecast.notes),
+    ]
+    section(console, forecast.recipe, rows)
+    console.print(
+        "times of training steps were measured on a few of them; ~ marks estimates, which may be off by a "
+        "factor of 2, of sampling 3",
+        style="dim",
+    )
+
+
+def _figures(step: StepForecast) -> list[str]:
+    from fathom.cli.display import duration
+    from fathom.pipeline.forecast.totals import size
+    from fathom.progress import amount
+
+    time = "" if step.seconds is None else _BASES[step.basis] + duration(step.seconds)
+    return [
+        *("" if value is None else amount(value) for value in (step.tokens_per_step, step.steps, step.tokens)),
+        "" if step.passes is None else f"{step.passes:.3g}",
+        "" if step.memory_bytes is None else size(step.memory_bytes),
+        size(step.disk_bytes) if step.disk_bytes else "",
+        time,
+    ]

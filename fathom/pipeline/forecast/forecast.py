@@ -1,0 +1,292 @@
+"""Makes the forecast of a recipe: each of its steps by arithmetic, and the pace of training by a few steps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fathom.pipeline.context import RunPlan
+from fathom.pipeline.forecast.models import RecipeModels
+from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace
+from fathom.pipeline.forecast.text_size import TextSize, bytes_per_token, rows_size, text_size
+from fathom.pipeline.forecast.totals import Forecast, StepForecast, free_disk, free_memory
+from fathom.plan.cache import cache_bytes_per_token
+from fathom.plan.count import count_parameters
+from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token
+from fathom.plan.memory import training_memory
+from fathom.spec.alignment import ConversationFile, PairFile, WorkedProblems
+from fathom.spec.data import FolderSource
+from fathom.spec.model import ModelSpec
+from fathom.spec.recipe import (
+    AnswersStep,
+    CorpusStep,
+    DistillStep,
+    DpoStep,
+    EvaluateStep,
+    GrpoStep,
+    LearningStep,
+    OpenStep,
+    RewardModelStep,
+    SftStep,
+    ShardsStep,
+    Step,
+    TasksStep,
+    TokenizerStep,
+    TrainStep,
+)
+from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.train.measure import peak_flops
+from fathom.train.schedule import total_steps
+
+TEXT_BYTES_PER_TOKEN = 3.3
+WORKED_TOKENS = 80
+ANSWER_SHARE = 0.6
+"""Of max_tokens, what answers are taken to have on average."""
+SAMPLING_UTILISATION = 0.06
+_TEXT_SECONDS_PER_MB = {"corpus": 2.4, "tokenizer": 0.8, "shards": 1.2}
+"""Seconds of one core for a million bytes of text."""
+
+
+class Forecaster:
+    """Forecasts steps of one plan on one device; text is sampled and paces are measured once."""
+
+    def __init__(self, plan: RunPlan, cache_dir: Path, device: torch.device, *, measure: bool = True) -> None:
+        self._plan, self._device, self._measure = plan, device, measure
+        self.models = RecipeModels(plan, cache_dir)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._peak = peak_flops(device, dtype)
+        self._paces: dict[Any, Pace | None] = {}
+        self._texts: dict[str, list[TextSize]] = {}
+        self._bytes: dict[int, float] = {}
+
+    def forecast(self, out: Path, done: Collection[str] = (), *, notes: Sequence[str] = ()) -> Forecast:
+        """Return the forecast of the steps that are not done.
+
+        Raises:
+            FathomError: data that a step reads cannot be sampled.
+        """
+        steps = tuple(self._step(step) for step in self._plan.recipe.steps if step.name not in done)
+        return Forecast(
+            recipe=self._plan.recipe.name,
+            device=self._device.type,
+            steps=steps,
+            free_memory_bytes=free_memory(self._device),
+            free_disk_bytes=free_disk(out),
+            notes=tuple(notes),
+        )
+
+    def unique_tokens(self, step: Step) -> float | None:
+        """Return the tokens of the corpus that a step reads, None where its sources are fetched by the run."""
+        corpus = self._last(step, CorpusStep)
+        if corpus is None:
+            return None
+        sizes = self._text(corpus)
+        if sizes is None:
+            return None
+        training = 1 - corpus.held_out_fraction
+        return float(training * sum(size.text_bytes for size in sizes) / self._token_bytes(step, sizes))
+
+    def _step(self, step: Step) -> StepForecast:
+        if isinstance(step, CorpusStep | TokenizerStep | ShardsStep):
+            return self._prepared(step)
+        if isinstance(step, LearningStep):
+            return self._learning(step)
+        if isinstance(step, OpenStep):
+            return self._opened(step)
+        base = StepForecast(name=step.name, kind=step.kind, reads="the model before", leaves=f"{step.name}.json")
+        spec = self.models.before(step)
+        if spec is None or self._peak is None:
+            return base
+        if isinstance(step, AnswersStep | TasksStep):
+            stages = max(1, len(step.stages)) if isinstance(step, TasksStep) else 1
+            tokens = stages * len(step.problems) * step.count * step.samples * step.max_tokens * ANSWER_SHARE
+            return self._with_model(replace(base, seconds=self._sampling(spec, tokens), basis="estimated"), spec)
+        if isinstance(step, EvaluateStep):
+            flops = step.max_tokens * forward_flops_per_token(spec, spec.max_position_embeddings)
+            base = replace(base, seconds=2 * flops / (UTILISATION * self._peak), basis="estimated")
+        return replace(base, leaves="report.html") if step.kind == "report" else self._with_model(base, spec)
+
+    def _prepared(self, step: CorpusStep | TokenizerStep | ShardsStep) -> StepForecast:
+        corpus = step if isinstance(step, CorpusStep) else self._last(step, CorpusStep)
+        reads = {"corpus": "the text", "tokenizer": "the corpus", "shards": "corpus and tokenizer"}[step.kind]
+        leaves = {"corpus": "documents", "tokenizer": "tokenizer.json", "shards": "token files"}[step.kind]
+        base = StepForecast(name=step.name, kind=step.kind, reads=reads, leaves=leaves)
+        sizes = None if corpus is None else self._text(corpus)
+        if sizes is None:
+            return base
+        text = sum(size.text_bytes for size in sizes)
+        disk = {"corpus": text, "tokenizer": 500_000, "shards": 2 * text / self._token_bytes(step, sizes)}[step.kind]
+        if isinstance(step, TokenizerStep):
+            text = min(text, step.sample_bytes)
+        seconds = 0.5 + _TEXT_SECONDS_PER_MB[step.kind] * text / 1e6
+        return replace(base, seconds=seconds, basis="estimated", disk_bytes=round(disk), peak_disk_bytes=round(disk))
+
+    def _opened(self, step: OpenStep) -> StepForecast:
+        base = StepForecast(name=step.name, kind=step.kind, reads=step.model, leaves="its weights in float32")
+        source = self.models.source(step)
+        if source is None:
+            return base
+        weights = 4 * count_parameters(source.spec).total
+        base = replace(base, disk_bytes=weights, peak_disk_bytes=weights, seconds=weights / 2e8, basis="estimated")
+        return self._with_model(base, source.spec)
+
+    def _learning(self, step: LearningStep) -> StepForecast:
+        spec = self.models.before(step)
+        base = StepForecast(name=step.name, kind=step.kind, reads=_reads(step), leaves="checkpoints and metrics")
+        if isinstance(step, GrpoStep | DistillStep):
+            return base if spec is None else self._online(step, base, spec)
+        total, passes = self._trained_tokens(step)
+        length = step.train.sequence_length
+        batch = step.train.batch.for_length(length)
+        micro = batch.micro_batch_size or batch.size
+        base = replace(base, tokens_per_step=batch.size * length, passes=passes)
+        if total is not None:
+            base = replace(base, tokens=round(total), steps=_updates(step, total))
+        if spec is None:
+            return base
+        references = 1 if isinstance(step, DpoStep) else 0
+        base = self._trained(base, spec, step.train, micro * length, references=references)
+        if total is None:
+            return base
+        pace = self._pace(spec, step.train, min(micro, batch.size), length)
+        factor = 4 / 3 if isinstance(step, DpoStep) else 1.0
+        return _timed(base, pace, factor * total, base.steps or 0)
+
+    def _online(self, step: GrpoStep | DistillStep, base: StepForecast, spec: ModelSpec) -> StepForecast:
+        policy = step.policy
+        answers = policy.rollout.questions * policy.rollout.group_size
+        drawn = answers * policy.rollout.max_tokens * ANSWER_SHARE
+        learned = drawn * policy.epochs
+        base = replace(base, tokens_per_step=round(drawn), steps=policy.rollouts, tokens=round(drawn * policy.rollouts))
+        length = 2 * policy.rollout.max_tokens
+        base = self._trained(base, spec, policy, min(policy.micro_batch_tokens, round(answers * length)), references=1)
+        pace = self._pace(spec, policy, max(1, min(8, policy.micro_batch_tokens // length)), length)
+        timed = _timed(base, pace, learned * policy.rollouts, policy.rollouts * policy.updates)
+        if timed.seconds is None or self._peak is None:
+            return timed
+        sampling = self._sampling(spec, drawn * policy.rollouts)
+        return replace(timed, seconds=timed.seconds + sampling, basis="estimated")
+
+    def _trained(
+        self, base: StepForecast, spec: ModelSpec, train: UpdateSpec, tokens: int, *, references: int
+    ) -> StepForecast:
+        memory = training_memory(
+            spec,
+            tokens=tokens,
+            loss_chunk_tokens=train.loss_chunk_tokens,
+            activation_checkpointing=train.activation_checkpointing,
+        )
+        weights = memory.parameters
+        kept = weights * (3)
+        return replace(
+            self._with_model(base, spec),
+            memory_bytes=memory.total + references * weights,
+            disk_bytes=kept,
+            peak_disk_bytes=3 * weights * (train.checkpoint.keep + 1),
+        )
+
+    def _with_model(self, base: StepForecast, spec: ModelSpec) -> StepForecast:
+        count = count_parameters(spec)
+        memory = 4 * count.total + 2048 * cache_bytes_per_token(spec, bits=32)
+        return replace(
+            base, parameters=count.total, active_parameters=count.active_with_embedding, memory_bytes=round(memory)
+        )
+
+    def _pace(self, spec: ModelSpec, train: UpdateSpec, sequences: int, length: int) -> Pace | None:
+        key = (spec, sequences, length, train.activation_checkpointing, train.precision)
+        if key not in self._paces:
+            self._paces[key] = training_pace(
+                spec,
+                train,
+                sequences=sequences,
+                length=length,
+                device=self._device,
+                peak=self._peak,
+                measure=self._measure,
+            )
+        return self._paces[key]
+
+    def _sampling(self, spec: ModelSpec, tokens: float) -> float:
+        assert self._peak is not None
+        return tokens * decoding_flops_per_token(spec, 128) / (SAMPLING_UTILISATION * self._peak)
+
+    def _trained_tokens(
+        self, step: TrainStep | SftStep | DpoStep | RewardModelStep
+    ) -> tuple[float | None, float | None]:
+        """Return the tokens of a step and its passes over the data, as far as either is known."""
+        if isinstance(step, TrainStep):
+            unique = self.unique_tokens(step)
+            return float(step.train.total_tokens), None if not unique else step.train.total_tokens / unique
+        sources = step.data if isinstance(step, SftStep) else step.pairs
+        each = [self._source_tokens(step, source) for source in sources]
+        if any(tokens is None for tokens in each):
+            return None, step.train.epochs
+        return step.train.epochs * sum(tokens for tokens in each if tokens is not None), step.train.epochs
+
+    def _source_tokens(self, step: Step, source: object) -> float | None:
+        if isinstance(source, WorkedProblems):
+            return float(source.count * WORKED_TOKENS)
+        if not isinstance(source, ConversationFile | PairFile):
+            return None
+        found = rows_size(self._plan.data_path(source.path))
+        repeat = source.repeat if isinstance(source, ConversationFile) else 1
+        return repeat * found.rows * (found.characters / TEXT_BYTES_PER_TOKEN + 12)
+
+    def _text(self, corpus: CorpusStep) -> list[TextSize] | None:
+        """Return the text of a corpus by source; None where some of it is fetched or generated."""
+        sources = self._plan.manifests[corpus.name].sources
+        if not all(isinstance(source, FolderSource) for source in sources):
+            return None
+        if corpus.name not in self._texts:
+            self._texts[corpus.name] = [text_size(source) for source in sources if isinstance(source, FolderSource)]
+        return self._texts[corpus.name]
+
+    def _token_bytes(self, step: Step, sizes: list[TextSize]) -> float:
+        names = [other.name for other in self._plan.recipe.steps]
+        tokenizers = [other for other in self._plan.recipe.steps if isinstance(other, TokenizerStep)]
+        tokenizers = [other for other in tokenizers if names.index(other.name) <= names.index(step.name)]
+        tokenizers = tokenizers or [other for other in self._plan.recipe.steps if isinstance(other, TokenizerStep)]
+        sample = [text for size in sizes for text in size.sample]
+        if not tokenizers or not self._measure:
+            return TEXT_BYTES_PER_TOKEN
+        size = tokenizers[-1].vocab_size
+        if size not in self._bytes:
+            self._bytes[size] = bytes_per_token(sample, size)
+        return self._bytes[size]
+
+    def _last(self, step: Step, kind: type[Any]) -> Any:
+        found = None
+        for other in self._plan.recipe.steps:
+            if isinstance(other, kind):
+                found = other
+            if other.name == step.name:
+                break
+        return found
+
+
+def _reads(step: LearningStep) -> str:
+    if isinstance(step, TrainStep):
+        return "token files"
+    if isinstance(step, SftStep):
+        return "conversations, a model"
+    return "pairs, a model" if isinstance(step, DpoStep | RewardModelStep) else "problems, a model"
+
+
+def _updates(step: TrainStep | SftStep | DpoStep | RewardModelStep, total: float) -> int:
+    if isinstance(step, TrainStep):
+        return total_steps(step.train)
+    shared = {name: getattr(step.train, name) for name in UpdateSpec.__dataclass_fields__}
+    length, batch = step.train.sequence_length, step.train.batch
+    if total < batch.at(0) * length:
+        return 0
+    return total_steps(TrainSpec(**shared, sequence_length=length, total_tokens=round(total), batch=batch))
+
+
+def _timed(base: StepForecast, pace: Pace | None, tokens: float, updates: float) -> StepForecast:
+    if pace is None:
+        return base
+    return replace(base, seconds=pace.seconds(tokens, updates), basis="measured" if pace.measured else "estimated")

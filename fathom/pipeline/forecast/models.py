@@ -1,0 +1,76 @@
+"""The models that the steps of a recipe work with, as far as they are known before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from fathom.checkpoint.weights import WeightSource
+from fathom.inference.catalog import catalog
+from fathom.inference.loading import open_source
+from fathom.pipeline.context import RunPlan, init_step, model_step, spec_during, with_extended_context
+from fathom.spec.model import ModelSpec
+from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TrainStep
+
+
+def local_source(plan: RunPlan, name: str, cache_dir: Path) -> WeightSource | None:
+    """Open a model's headers where it lies on this machine; None where a run would first fetch it.
+
+    Raises:
+        CheckpointError: a path that holds no model.
+    """
+    beside = plan.base / Path(name).expanduser()
+    if beside.exists():
+        return open_source(beside)
+    entry = catalog().get(name)
+    if entry is None:
+        return None if name.count("/") == 1 and not name.startswith((".", "/", "~")) else open_source(name)
+    file = cache_dir.expanduser() / "models" / entry.member_sha256 / PurePosixPath(entry.member).name
+    return open_source(file) if file.is_file() else None
+
+
+class RecipeModels:
+    """The spec of the model at each step; headers of opened models are read once."""
+
+    def __init__(self, plan: RunPlan, cache_dir: Path) -> None:
+        self._plan, self._cache_dir = plan, cache_dir
+        self._sources: dict[str, WeightSource | None] = {}
+
+    def source(self, step: OpenStep) -> WeightSource | None:
+        """Return the headers of an open step's model, None where it is not here yet."""
+        if step.name not in self._sources:
+            self._sources[step.name] = local_source(self._plan, step.model, self._cache_dir)
+        return self._sources[step.name]
+
+    def before(self, step: Step) -> ModelSpec | None:
+        """Return the model that a step works with, None where only the run knows."""
+        if isinstance(step, TrainStep):
+            return self.of(step)
+        if isinstance(step, StartingStep):
+            return self.of(model_step(self._plan.recipe, step))
+        earlier = [other for other in self._plan.recipe.steps if isinstance(other, ModelStep)]
+        names = [other.name for other in self._plan.recipe.steps]
+        earlier = [other for other in earlier if names.index(other.name) < names.index(step.name)]
+        return self.of(earlier[-1]) if earlier else None
+
+    def of(self, step: ModelStep) -> ModelSpec | None:
+        """Return the model that a step leaves."""
+        if isinstance(step, OpenStep):
+            source = self.source(step)
+            return None if source is None else source.spec
+        if not isinstance(step, TrainStep):
+            return self.of(model_step(self._plan.recipe, step))
+        spec = spec_during(self._plan.recipe, step)
+        if spec is not None:
+            return spec
+        first = init_step(self._plan.recipe, step)
+        opened = None if first is None else self.of(first)
+        return None if opened is None else with_extended_context(self._plan.recipe, step, opened)
+
+    def origin(self, step: Step) -> OpenStep | None:
+        """Return the last open step before a step: where its tokenizer comes from unless the recipe trains one."""
+        opened = None
+        for other in self._plan.recipe.steps:
+            if other.name == step.name:
+                break
+            opened = other if isinstance(other, OpenStep) else opened
+        return opened

@@ -1,0 +1,300 @@
+"""Recipes that teach an existing model: fine-tuning, preferences, reinforcement learning and distillation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fathom.data.problems.files import open_file
+from fathom.errors import DataError, SpecError
+from fathom.pipeline.context import RunPlan
+from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION, TEXT_BYTES_PER_TOKEN
+from fathom.pipeline.forecast.models import local_source
+from fathom.pipeline.forecast.pace import training_pace
+from fathom.pipeline.forecast.text_size import RowsSize, rows_size
+from fathom.pipeline.recipe_templates.request import Request
+from fathom.pipeline.recipe_templates.toml_text import lines, value
+from fathom.plan.count import count_parameters, short_count
+from fathom.plan.flops import decoding_flops_per_token
+from fathom.spec.model import ModelSpec
+from fathom.spec.problem import FileProblems
+from fathom.spec.recipe import OpenStep, Recipe
+from fathom.spec.train import AdamWSpec, UpdateSpec
+from fathom.train.measure import peak_flops
+
+_EPOCHS = 3.0
+_QUESTIONS, _GROUP, _ANSWER_TOKENS = 8, 8, 64
+
+
+def finetune(request: Request) -> str:
+    """Return a recipe that fine-tunes a model on conversations."""
+    return _on_rows(request, "sft", "data", "conversations", "Fine-tuning on your own conversations")
+
+
+def dpo(request: Request) -> str:
+    """Return a recipe that teaches a model preferences between pairs of answers."""
+    return _on_rows(request, "dpo", "pairs", "pairs of answers", "Direct preference optimization on your own pairs")
+
+
+def grpo(request: Request) -> str:
+    """Return a recipe that lets a model learn from its own answers to problems."""
+    spec = _spec(request, "--model", request.model)
+    rollouts, basis = _rollouts(request, spec, group=_GROUP, references=0)
+    fields = {
+        "rollouts": rollouts,
+        "optimizer": {"lr": _rate(spec) / 10, "weight_decay": 0.0, "beta2": 0.99},
+        "schedule": {"kind": "constant", "warmup_fraction": 0.05},
+        "loss": {"clip_high": 0.28},
+        "checkpoint": {"every_seconds": 120.0, "keep": 1},
+        "rollout": _rollout(request, _QUESTIONS, _GROUP),
+    }
+    why = {
+        "rollouts": f"as many as about {request.time} hold here (pace {basis})",
+        "optimizer": "a tenth of the rate of fine-tuning",
+        "loss": "rare right answers may grow faster than they shrink",
+        "checkpoint": "an interruption loses two minutes at most",
+        "rollout": "answers drawn to each question; what is better than its group's mean is learned",
+    }
+    return f"""{_head(request, "Reinforcement learning (GRPO) on problems with answers", spec)}
+{_problems(request)}
+[[steps]] # the model to begin with; called base
+kind = "open"
+model = {_model(request, request.model)}
+
+[[steps]]
+kind = "grpo"
+problems = ["own"]
+# Right answers are rewarded. A function NAME of your own, in rewards.py beside this file, is
+# {{ kind = "function", target = "rewards:NAME" }}.
+rewards = [{{ kind = "accuracy" }}]
+
+[steps.policy]
+{lines(fields, why)}
+
+{_measured(["base", "grpo"], request)}"""
+
+
+def distill(request: Request) -> str:
+    """Return a recipe in which a small model learns from a larger one, on answers of its own."""
+    spec = _spec(request, "--model", request.model)
+    taught = _spec(request, "--teacher", request.teacher)
+    if spec.vocab_size != taught.vocab_size:
+        problem = f"has a vocabulary of {taught.vocab_size}, the student's has {spec.vocab_size}"
+        raise SpecError("--teacher", problem, "take a teacher and a student of one tokenizer")
+    share = taught.num_hidden_layers * taught.hidden_size**2 / (spec.num_hidden_layers * spec.hidden_size**2)
+    rollouts, basis = _rollouts(request, spec, group=1, references=share)
+    fields = {
+        "rollouts": rollouts,
+        "optimizer": {"lr": _rate(spec) / 3, "weight_decay": 0.0},
+        "schedule": {"kind": "cosine", "warmup_fraction": 0.05},
+        "loss": {"divergence": "reverse_kl"},
+        "checkpoint": {"every_seconds": 120.0, "keep": 1},
+        "rollout": _rollout(request, _QUESTIONS * _GROUP, 1),
+    }
+    why = {
+        "rollouts": f"as many as about {request.time} hold here (pace {basis})",
+        "optimizer": "a third of the rate of fine-tuning",
+        "schedule": "a short warm-up, then a half cosine",
+        "loss": "the student keeps to what its teacher finds likely",
+        "rollout": "the student answers, the teacher judges every token",
+    }
+    return f"""{_head(request, "On-policy distillation: a student answers, and its teacher judges every token", spec)}
+{_problems(request)}
+[[steps]]
+kind = "open"
+name = "teacher"
+model = {_model(request, request.teacher)}
+
+[[steps]]
+kind = "open"
+name = "student"
+model = {_model(request, request.model)}
+
+[[steps]]
+kind = "distill"
+start = "student"
+teacher = "teacher"
+problems = ["own"]
+
+[steps.policy]
+{lines(fields, why)}
+
+{_measured(["teacher", "student", "distill"], request)}"""
+
+
+def _on_rows(request: Request, kind: str, field: str, what: str, title: str) -> str:
+    """Return a recipe of one step that passes over the rows of a data file."""
+    request.required("--data", request.data)
+    assert request.data is not None
+    spec = _spec(request, "--model", request.model)
+    rows = rows_size(request.data)
+    if not rows.rows:
+        raise DataError(f"--data: {request.data} has no rows; name a file of {what}")
+    length = _length(rows, spec)
+    tokens = rows.rows * (rows.characters / TEXT_BYTES_PER_TOKEN + 12)
+    epochs, basis = _epochs(request, spec, tokens, length)
+    sequences = max(1, int(epochs * tokens / length))
+    batch = 2 ** min(4, max(0, int(math.log2(max(1.0, sequences / 30)))))
+    train = {
+        "sequence_length": length,
+        "epochs": epochs,
+        "batch": {"size": batch, "micro_batch_size": min(batch, 4)},
+        "optimizer": {"lr": _rate(spec) / (10 if kind == "dpo" else 1)},
+        "schedule": {"kind": "cosine", "warmup_fraction": 0.05, "final": 0.1},
+        "checkpoint": {"every_seconds": 120.0, "keep": 1},
+        "log_every_steps": 1,
+    }
+    why = {
+        "sequence_length": f"tokens; the longest of {rows.rows} rows has about {_tokens(rows.longest)}",
+        "epochs": f"passes over about {short_count(round(tokens))} tokens, within about {request.time} (pace {basis})",
+        "batch": "sequences a step, for at least 30 steps",
+        "optimizer": "smaller models take larger rates",
+        "schedule": "a short warm-up, then a half cosine down to a tenth",
+        "checkpoint": "an interruption loses two minutes at most",
+    }
+    return f"""{_head(request, title, spec)}
+
+[[steps]] # the model to begin with; called base
+kind = "open"
+model = {_model(request, request.model)}
+
+[[steps]]
+kind = {value(kind)}
+{field} = [{{ kind = "file", path = {value(request.written(request.data))} }}] # {rows.rows} {what}
+
+[steps.train]
+{lines(train, why)}
+
+[[steps]]
+kind = "report"
+"""
+
+
+def _head(request: Request, title: str, spec: ModelSpec) -> str:
+    return f"""# {title}: {spec.name}, {short_count(count_parameters(spec).total)} parameters.
+# Sized for about {request.time} on this machine.
+#
+#     fathom recipe check {request.file}
+#     fathom train {request.file} --out runs/{request.name}
+name = {value(request.name)}"""
+
+
+def _measured(stages: list[str], request: Request) -> str:
+    if not _held_out(request):
+        return """# No problem is held out, so nothing is measured: give some rows a column split = "held_out".
+
+[[steps]]
+kind = "report"
+"""
+    return f"""[[steps]] # how many problems each model answers rightly; none of them was learned from
+kind = "tasks"
+problems = ["own"]
+stages = {value(stages)}
+count = 50
+max_tokens = {_ANSWER_TOKENS}
+prompt = {value(_prompt(request))}
+
+[[steps]]
+kind = "report"
+"""
+
+
+def _problems(request: Request) -> str:
+    if request.problems is not None:
+        return f"""
+[problems.own]
+kind = "problems"
+path = {value(request.written(request.problems))}
+"""
+    return """
+[problems.own] # sums of two small numbers; fathom-lm[rl] brings many further data sets
+kind = "reasoning_gym"
+dataset = "chain_sum"
+options = { min_terms = 2, max_terms = 2, min_digits = 1, max_digits = 1 }
+"""
+
+
+def _held_out(request: Request) -> int:
+    """Return how many problems measure the model, and none of them are learned from."""
+    if request.problems is None:
+        return 1
+    found = open_file(FileProblems(name="own", path=str(request.problems.resolve())), Path())
+    if not found.size("train"):
+        raise DataError(f"--problems: {request.problems} has no problem to learn from; give rows a column split")
+    return found.size("held_out") or 0
+
+
+def _rollout(request: Request, questions: int, group: int) -> dict[str, object]:
+    sizes = {"questions": questions, "group_size": group, "max_tokens": _ANSWER_TOKENS}
+    return {**sizes, "prompt": _prompt(request)}
+
+
+def _prompt(request: Request) -> dict[str, str]:
+    """Return how a model is asked: by its chat template where it has one."""
+    source = local_source(_nowhere(request), str(request.model), request.cache_dir)
+    tokenizer = None if source is None else source.tokenizer()
+    if tokenizer is not None and not tokenizer.can_chat:
+        return {"kind": "text"}
+    return {"kind": "chat", "thinking": "free"}
+
+
+def _spec(request: Request, option: str, name: str | None) -> ModelSpec:
+    request.required(option, name)
+    source = local_source(_nowhere(request), str(name), request.cache_dir)
+    if source is None:
+        raise SpecError(option, f"{name} is not on this machine yet", f"fetch it first: fathom inspect {name}")
+    return source.spec
+
+
+def _nowhere(request: Request) -> RunPlan:
+    return RunPlan(recipe=Recipe(name="new", steps=(OpenStep(model="x"),)), manifests={}, base=Path())
+
+
+def _model(request: Request, name: str | None) -> str:
+    path = Path(str(name)).expanduser()
+    return value(request.written(path) if path.exists() else str(name))
+
+
+def _rate(spec: ModelSpec) -> float:
+    """Return a rate of fine-tuning: 2e-5 for seven billion parameters, more for fewer, at most 1e-3."""
+    found = 2e-5 * math.sqrt(7e9 / count_parameters(spec).active_with_embedding)
+    return float(f"{min(1e-3, max(1e-5, found)):.1e}")
+
+
+def _tokens(characters: float) -> int:
+    return round(characters / TEXT_BYTES_PER_TOKEN) + 12
+
+
+def _length(rows: RowsSize, spec: ModelSpec) -> int:
+    wanted = 64
+    while wanted < 1.3 * _tokens(rows.longest):
+        wanted *= 2
+    return min(spec.max_position_embeddings, 2048, wanted)
+
+
+def _epochs(request: Request, spec: ModelSpec, tokens: float, length: int) -> tuple[float, str]:
+    """Return the passes that the time holds, at most ``_EPOCHS``, and how the pace is known."""
+    pace = training_pace(spec, _update(spec), sequences=1, length=length, device=request.device)
+    if pace is None:
+        return _EPOCHS, "unknown"
+    seconds = pace.seconds(tokens, tokens / length)
+    held = min(_EPOCHS, request.seconds / max(seconds, 1e-9))
+    return float(f"{held:.2g}"), "measured" if pace.measured else "estimated"
+
+
+def _rollouts(request: Request, spec: ModelSpec, *, group: int, references: float) -> tuple[int, str]:
+    """Return how many rollouts the time holds; ``references`` are passes of other models, in passes of this one."""
+    answers = _QUESTIONS * _GROUP
+    length = min(2 * _ANSWER_TOKENS, spec.max_position_embeddings)
+    pace = training_pace(spec, _update(spec), sequences=4, length=length, device=request.device)
+    peak = peak_flops(request.device, request.dtype)
+    drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
+    if pace is None or peak is None:
+        return 50, "unknown"
+    seconds = pace.seconds(drawn * (1 + references / 3), 1)
+    seconds += drawn * decoding_flops_per_token(spec, length) / (SAMPLING_UTILISATION * peak)
+    return max(5, min(200, int(request.seconds / seconds))), "measured" if pace.measured else "estimated"
+
+
+def _update(spec: ModelSpec) -> UpdateSpec:
+    return UpdateSpec(optimizer=AdamWSpec(lr=_rate(spec)))
