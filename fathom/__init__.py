@@ -81,6 +81,7 @@ def load(
     engine: EngineSpec | None = None,
     cache_dir: str | Path | None = None,
     chat_template: str | None = None,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
@@ -89,9 +90,10 @@ def load(
     with ``chat(text_or_messages)``, ``generate(text)``, each for a list too, ``logits(token_ids) -> Tensor (T, V)``,
     ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
     together, and how their cache is kept. ``chat_template`` is one of the model's by name, or the text of another.
+    ``adapter`` is merged into the weights: a directory that PEFT wrote, or a step of a run that trained one.
 
     Raises:
-        CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
+        CheckpointError: nothing loadable at ``path``, its tensors do not fit its spec, or the adapter not the model.
         DataError: the model has no chat template of that name.
     """
     from pathlib import Path
@@ -108,4 +110,5 @@ def load(
         engine=engine,
         cache_dir=kept,
         chat_template=chat_template,
+        adapter=adapter,
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import options
+from fathom.cli import model_options, options
 from fathom.cli.display import make_display
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.terminal import FilteredConsole
@@ -18,7 +18,8 @@ from fathom.progress import amount
 def convert(
     model: options.Model,
     destination: Annotated[Path, typer.Argument(help="What is written: a directory, or a .gguf file.")],
-    to: Annotated[str, typer.Option("--to", help="hf, gguf or fathom.")],
+    to: Annotated[str, typer.Option("--to", help="hf, gguf or fathom; peft writes the model's adapter alone.")],
+    adapter: model_options.Adapter = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +40,11 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write a model as a Hugging Face directory, GGUF files or a checkpoint of Fathom, in bounded memory."""
+    """Write a model as a Hugging Face directory, GGUF files or a checkpoint of Fathom, in bounded memory.
+
+    An adapter, of a run that trained one or of --adapter, is merged into the weights; --to peft writes it alone.
+    """
+    from fathom.inference.adapters import PEFT, export_adapter, with_adapter_of
     from fathom.inference.conversion import Conversion
     from fathom.inference.inspection import list_files
     from fathom.inference.loading import open_source
@@ -47,7 +52,12 @@ def convert(
     split_max_bytes = None if split_max_size is None else options.parse_bytes("--split-max-size", split_max_size)
 
     with LoadProgress(model) as progress:
-        source = open_source(model, progress, cache_dir=options.cache_directory())
+        source = with_adapter_of(open_source(model, progress, cache_dir=options.cache_directory()), adapter)
+    if to == PEFT:
+        written, note = export_adapter(source, destination)
+        print(f"note: {note}", file=sys.stderr)
+        print(f"{written}: format peft, {amount(sum(file['bytes'] for file in list_files(written)))}B")
+        return
     planned = Conversion.prepare(
         source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes, split_max_bytes=split_max_bytes
     )

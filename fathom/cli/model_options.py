@@ -36,6 +36,10 @@ ChatTemplate = Annotated[
     str | None,
     typer.Option("--chat-template", help="One of the model's chat templates by name, or a file of jinja2."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", help="An adapter to merge in: a directory of PEFT's, or a step that trained one."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Make one program of a lone request's step; takes half a minute at first.")
 ]
@@ -60,6 +64,7 @@ def open_model(
     weights: str = "plain",
     engine: EngineSpec | None = None,
     chat_template: str | None = None,
+    adapter: str | None = None,
 ) -> LanguageModel:
     """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
     check.one_of("--weights", weights, WEIGHT_FORMATS)
@@ -75,6 +80,7 @@ def open_model(
             cache_dir=options.cache_directory(),
             engine=engine,
             chat_template=read_template(chat_template),
+            adapter=adapter,
         )
     _ = model.tokenizer
     if engine is not None and engine.compiled:

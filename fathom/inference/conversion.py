@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fathom.checkpoint.adapter_checkpoint import AdaptedWeights
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint, write_fathom
 from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.hf.files import TOKENIZER
@@ -196,6 +197,8 @@ class _CheckedWeights:
 
 def _tokenizer(source: WeightSource) -> Tokenizer | Path | None:
     """Return the path of the tokenizer's files where there are any, so that they are copied unchanged."""
+    if isinstance(source, AdaptedWeights):
+        return source.tokenizer_directory or _tokenizer(source.base)
     if isinstance(source, FathomCheckpoint):
         return source.tokenizer_directory
     if isinstance(source, HFCheckpoint):

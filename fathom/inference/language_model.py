@@ -17,6 +17,7 @@ from fathom.chat.grammar import GrammarCompiler
 from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
+from fathom.inference.adapters import with_adapter_of
 from fathom.inference.catalog import DEFAULT_CACHE
 from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, split_options, start_chat
 from fathom.inference.embedding import Pooling, check_sequence, embed
@@ -89,22 +90,23 @@ class LanguageModel:
         cache_dir: Path = DEFAULT_CACHE,
         engine: EngineSpec | None = None,
         chat_template: str | None = None,
+        adapter: str | Path | None = None,
     ) -> LanguageModel:
         """Load what ``open_source`` opens: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 quantizes
         them after loading (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` is
         the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of the model's by name, or
-        the text of another.
+        the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
 
         Raises:
-            CheckpointError: nothing loadable at ``path``, or its tensors do not fit its spec.
+            CheckpointError: nothing loadable at ``path``, its tensors do not fit its spec, or the adapter not the model.
             DataError: the model has no chat template of that name.
         """
         check.one_of("weights", weights, WEIGHT_FORMATS)
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
-        source = open_source(path, progress, cache_dir=cache_dir)
+        source = with_adapter_of(open_source(path, progress, cache_dir=cache_dir), adapter)
         model = build(source.spec, device=where, dtype=kind, seed=None)
         load_weights(model, source, progress)
         if weights != "plain":

@@ -166,7 +166,7 @@ OTHER_FORMS = {
     "Meta's own": ({"params.json": "{}", "consolidated.00.pth": "x"}, r"\(params.json, consolidated.00.pth\)"),
     "an adapter": (
         {"adapter_config.json": '{"base_model_name_or_path": "owner/base"}', "adapter_model.safetensors": "x"},
-        r"is an adapter of owner/base \(adapter_config.json\), no whole model; open owner/base, or merge",
+        r"is an adapter of owner/base \(adapter_config.json\), no whole model; open owner/base and give the adapter",
     ),
     "an adapter of nothing": (
         {"adapter_config.json": "["},

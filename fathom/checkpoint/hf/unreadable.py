@@ -73,8 +73,8 @@ def _adapter(directory: Path, names: Sequence[str]) -> str | None:
     of = f" of {base}" if isinstance(base, str) and base.isprintable() and base else ""
     whole = base if of else "its base model"
     return (
-        f"is an adapter{of} ({ADAPTER}), no whole model; open {whole}, "
-        "or merge the adapter into it with peft's merge_and_unload and save_pretrained"
+        f"is an adapter{of} ({ADAPTER}), no whole model; open {whole} and give the adapter beside it (--adapter, or "
+        "adapter= in fathom.load)"
     )
 
 
