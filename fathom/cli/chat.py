@@ -36,6 +36,7 @@ def chat(
     stop: sampling.Stop = None,
     schema: sampling.Schema = None,
     chat_template: model_options.ChatTemplate = None,
+    adapter: model_options.Adapter = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
     weights: model_options.Weights = "plain",
@@ -50,7 +51,7 @@ def chat(
     """
     wanted = sampling.read_schema(schema)
     engine = model_options.engine_spec(cache, draft, compiled)
-    opened = model_options.open_model(model, device, dtype, weights, engine, chat_template)
+    opened = model_options.open_model(model, device, dtype, weights, engine, chat_template, adapter=adapter)
     if not opened.tokenizer.can_chat:
         again = f"fathom generate {shlex.quote(model)} --prompt TEXT"
         raise DataError(f"{model}: has no chat template; continue a text with: {again}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +39,7 @@ def evaluate(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the table of tasks as CSV.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens measured of each source at most.")] = 32_768,
     context: Annotated[int | None, typer.Option("--context", help="Window in tokens; the model's if left out.")] = None,
+    adapter: model_options.Adapter = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
     weights: model_options.Weights = "plain",
@@ -51,7 +51,8 @@ def evaluate(
     from fathom.evals.comparison import comma_separated, markdown
     from fathom.inference.comparison import compare_results, measure
 
-    names = list(dict.fromkeys(models))
+    paths = {name if adapter is None else f"{name} with {adapter}": name for name in models}
+    names = list(paths)
     asked = evaluate_options.asked(task, problems, split, cases, limit, out, as_markdown or as_csv)
     evaluate_options.check_text(text, text_column)
     texts: dict[str, Mapping[str, BitsPerByte]] = {}
@@ -66,7 +67,10 @@ def evaluate(
     wanted = asked.open()
     try:
         with asked.journal(names, wanted, weights, dtype) as journal:
-            opener = partial(model_options.open_model, device=device, dtype=dtype, weights=weights)
+
+            def opener(name: str) -> LanguageModel:
+                return model_options.open_model(paths[name], device, dtype, weights, adapter=adapter)
+
             for name, result in measure(names, wanted, opener, display, journal, before=measure_text):
                 results[name].append(result)
             display.close()

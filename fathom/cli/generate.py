@@ -35,6 +35,7 @@ def generate(
     stop: sampling.Stop = None,
     schema: sampling.Schema = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+    adapter: model_options.Adapter = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
     weights: model_options.Weights = "plain",
@@ -54,8 +55,8 @@ def generate(
         source, out = prompt_files.check_options(source, out, prompt, suffix, echo)
         bounded = asked | {"max_tokens": max_tokens}
         asking = prompt_files.asking(source, out, bounded, stop, wanted, chat=chat, skip_bad=skip_bad)
-        opened = model_options.open_model(model, device, dtype, weights, engine)
-        prompt_files.answer(opened, model, source, out, asking)
+        opened = model_options.open_model(model, device, dtype, weights, engine, adapter=adapter)
+        prompt_files.answer(opened, model if adapter is None else f"{model} with {adapter}", source, out, asking)
         return
     prompt_files.check_unused(skip_bad, chat)
     if prompt is None:
@@ -63,7 +64,7 @@ def generate(
             raise SpecError("--prompt", "there is no text to continue", "give --prompt TEXT or pipe a text in")
         prompt = sys.stdin.read()
     prompt, suffix = readable(prompt), None if suffix is None else readable(suffix)
-    opened = model_options.open_model(model, device, dtype, weights, engine)
+    opened = model_options.open_model(model, device, dtype, weights, engine, adapter=adapter)
     _continue_text(opened, prompt, suffix, asked, max_tokens, stop, wanted, echo)
 
 

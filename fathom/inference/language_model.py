@@ -100,7 +100,7 @@ class LanguageModel:
         the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
 
         Raises:
-            CheckpointError: nothing loadable at ``path``, its tensors do not fit its spec, or the adapter not the model.
+            CheckpointError: nothing loadable at ``path``, or tensors do not fit their spec, or the adapter the model.
             DataError: the model has no chat template of that name.
         """
         check.one_of("weights", weights, WEIGHT_FORMATS)

@@ -149,7 +149,7 @@ def _rows(
 ) -> Iterator[tuple[tuple[int | None, int | None], _Part]]:
     """Yield the updates of every expert's matrices; of a fused pair in blocks, each its own half of the rank."""
     rank, outputs = a_ErK.shape[1], b_EXr.shape[1] // fused
-    blocks = b_EXr.unflatten(1, (fused, outputs))
+    blocks = b_EXr.reshape(len(a_ErK), fused, outputs, rank)
     half = rank // fused
     apart = fused == 2 and rank % 2 == 0 and not (blocks[:, 0, :, half:].any() or blocks[:, 1, :, :half].any())
     for expert in range(len(a_ErK)):
