@@ -242,7 +242,7 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
 def test_the_log_names_the_key_the_model_and_the_tokens_and_never_the_key(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keys = (ApiKey(name="alice", key=KEY),)
+    keys = (ApiKey(name="alice", key=KEY, tokens_per_minute=1000),)
     with caplog.at_level(logging.INFO, logger="fathom.serve"), serve(api_keys=keys) as server:
         with server.http(authorization=f"Bearer {KEY}") as http:
             usage = http.post("/v1/completions", json=BODY).json()["usage"]
@@ -258,6 +258,7 @@ def test_the_log_names_the_key_the_model_and_the_tokens_and_never_the_key(
     assert 0 < answered["first_token_seconds"] <= answered["seconds"]
     assert answered["tokens_per_second"] > 0
     assert "T" in answered["time"]
+    assert not any("ratelimit" in name for line in lines for name in line)
     assert (wrong["key"], wrong["status"]) == ("alice", 400)
     assert "key" not in unknown
     assert (unknown["path"], unknown["status"]) == ("/v1/models", 401)

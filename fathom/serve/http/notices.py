@@ -38,14 +38,18 @@ class Notices:
     @property
     def headers(self) -> dict[str, str]:
         """The response's further headers, in ASCII."""
-        clamped = ", ".join(f"{field}={value}" for field, value in self._clamped.items())
-        given = {IGNORED_HEADER: self._ignored, CLAMPED_HEADER: clamped}
-        return {name: value for name, value in given.items() if value} | self.rate_limits
+        return self._notices | self.rate_limits
 
     @property
     def log_fields(self) -> dict[str, str]:
         """Fields of the access log's line."""
-        return {name.removeprefix("x-fathom-").replace("-", "_"): value for name, value in self.headers.items()}
+        return {name.removeprefix("x-fathom-").replace("-", "_"): value for name, value in self._notices.items()}
+
+    @property
+    def _notices(self) -> dict[str, str]:
+        clamped = ", ".join(f"{field}={value}" for field, value in self._clamped.items())
+        given = {IGNORED_HEADER: self._ignored, CLAMPED_HEADER: clamped}
+        return {name: value for name, value in given.items() if value}
 
 
 def notices_of(request: Request) -> Notices:
