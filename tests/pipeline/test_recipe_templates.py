@@ -18,6 +18,7 @@ from fathom.pipeline.recipe import load_run_plan
 from fathom.pipeline.recipe_templates.sizes import FAMILIES, SHAPES, largest_shape, make_spec, model_table
 from fathom.pipeline.recipe_templates.toml_text import value
 from fathom.pipeline.run import run
+from fathom.pipeline.trust import Trust
 from fathom.plan.flops import training_flops_per_token
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.tokenizer import train_bpe
@@ -27,7 +28,13 @@ SMALL = {
     "pretrain": ("pretrain.train.total_tokens=2048", "evaluate.max_tokens=256"),
     "finetune": (),
     "dpo": (),
-    "grpo": ("grpo.policy.rollouts=1", "grpo.policy.rollout.max_tokens=4", "tasks.max_tokens=3", "tasks.count=1"),
+    "grpo": (
+        'grpo.rewards=[{ kind = "function", target = "lengths:letters" }]',  # random answers are never right
+        "grpo.policy.rollouts=1",
+        "grpo.policy.rollout.max_tokens=8",
+        "tasks.max_tokens=3",
+        "tasks.count=1",
+    ),
     "distill": (
         "distill.policy.rollouts=1",
         "distill.policy.rollout.max_tokens=4",
@@ -66,6 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def write(name: str, rows: list[dict[str, Any]]) -> None:
         (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    (root / "lengths.py").write_text("def letters(prompt, answer, reference):\n    return len(answer) % 5\n")
     said = {"role": "assistant", "content": "It is five."}
     write("talks.jsonl", [{"messages": [{"role": "user", "content": asked}, said]} for asked in ASKED * 6])
     write("pairs.jsonl", [{"prompt": asked, "chosen": "It is five.", "rejected": "No."} for asked in ASKED * 6])
@@ -115,7 +123,9 @@ def test_a_written_recipe_passes_its_check_and_runs(
     assert learning["basis"] == ("estimated" if kind in ("grpo", "distill") else "measured")
     assert not found["faults"]
     monkeypatch.chdir(tmp_path)  # its paths lead from where it lies
-    ran = run(load_run_plan(recipe, overrides=SMALL[kind]), tmp_path / "run", cache_dir=tmp_path / "cache")
+    ran = run(
+        load_run_plan(recipe, overrides=SMALL[kind]), tmp_path / "run", cache_dir=tmp_path, trust=Trust(code=True)
+    )
     assert ran[-1] == "report"
     assert all(state.status == "done" for state in read_state(tmp_path / "run").values())
     code, _, error = fathom(capsys, "recipe", "new", kind, "--out", recipe)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from fathom.spec.recipe import (
     TokenizerStep,
     TrainStep,
 )
-from fathom.spec.train import TrainSpec, UpdateSpec
+from fathom.spec.train import UpdateSpec
 from fathom.train.measure import peak_flops
 from fathom.train.schedule import total_steps
 
@@ -49,6 +50,17 @@ ANSWER_SHARE = 0.6
 SAMPLING_UTILISATION = 0.06
 _TEXT_SECONDS_PER_MB = {"corpus": 2.4, "tokenizer": 0.8, "shards": 1.2}
 """Seconds of one core for a million bytes of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What a step trains on: all its tokens, its optimizer steps, passes, and the tokens of one micro-batch."""
+
+    tokens: float | None
+    steps: int | None
+    passes: float | None
+    micro_tokens: int
+    length: int
 
 
 class Forecaster:
@@ -139,22 +151,21 @@ class Forecaster:
         base = StepForecast(name=step.name, kind=step.kind, reads=_reads(step), leaves="checkpoints and metrics")
         if isinstance(step, GrpoStep | DistillStep):
             return base if spec is None else self._online(step, base, spec)
-        total, passes = self._trained_tokens(step)
-        length = step.train.sequence_length
-        batch = step.train.batch.for_length(length)
-        micro = batch.micro_batch_size or batch.size
-        base = replace(base, tokens_per_step=batch.size * length, passes=passes)
-        if total is not None:
-            base = replace(base, tokens=round(total), steps=_updates(step, total))
+        size = self._training(step)
+        base = replace(base, passes=size.passes)
+        if size.tokens is not None:
+            per_step = round(size.tokens / size.steps) if size.steps else None
+            base = replace(base, tokens=round(size.tokens), steps=size.steps, tokens_per_step=per_step)
         if spec is None:
             return base
         references = 1 if isinstance(step, DpoStep) else 0
-        base = self._trained(base, spec, step.train, micro * length, references=references)
-        if total is None:
+        base = self._trained(base, spec, step.train, size.micro_tokens, references=references)
+        if size.tokens is None:
             return base
-        pace = self._pace(spec, step.train, min(micro, batch.size), length)
+        length = min(size.length, spec.max_position_embeddings)
+        pace = self._pace(spec, step.train, max(1, size.micro_tokens // length), length)
         factor = 4 / 3 if isinstance(step, DpoStep) else 1.0
-        return _timed(base, pace, factor * total, base.steps or 0)
+        return _timed(base, pace, factor * size.tokens, base.steps or 0)
 
     def _online(self, step: GrpoStep | DistillStep, base: StepForecast, spec: ModelSpec) -> StepForecast:
         policy = step.policy
@@ -214,27 +225,41 @@ class Forecaster:
         assert self._peak is not None
         return tokens * decoding_flops_per_token(spec, 128) / (SAMPLING_UTILISATION * self._peak)
 
-    def _trained_tokens(
-        self, step: TrainStep | SftStep | DpoStep | RewardModelStep
-    ) -> tuple[float | None, float | None]:
-        """Return the tokens of a step and its passes over the data, as far as either is known."""
+    def _training(self, step: TrainStep | SftStep | DpoStep | RewardModelStep) -> _Training:
+        """Return the tokens of a step and how they are cut, as far as either is known."""
         if isinstance(step, TrainStep):
-            unique = self.unique_tokens(step)
-            return float(step.train.total_tokens), None if not unique else step.train.total_tokens / unique
+            batch, length, unique = step.train.batch, step.train.sequence_length, self.unique_tokens(step)
+            micro = batch.for_length(length).micro_batch_size or batch.size
+            total = step.train.total_tokens
+            passes = None if not unique else total / unique
+            return _Training(total, total_steps(step.train), passes, min(micro, batch.size) * length, length)
         sources = step.data if isinstance(step, SftStep) else step.pairs
-        each = [self._source_tokens(step, source) for source in sources]
-        if any(tokens is None for tokens in each):
-            return None, step.train.epochs
-        return step.train.epochs * sum(tokens for tokens in each if tokens is not None), step.train.epochs
+        each = [self._examples(source) for source in sources]
+        known = [found for found in each if found is not None]
+        epochs, rows = step.train.epochs, step.train.batch.rows
+        examples, tokens = (sum(found[index] for found in known) for index in (0, 1))
+        length = step.train.sequence_length or max(64, round(3 * tokens / max(1, examples)))
+        micro_tokens = step.train.batch.micro_batch_tokens or length
+        if rows is not None:
+            micro_tokens = length * min(rows.size, rows.for_length(length).micro_batch_size or 1)
+        if len(known) < len(each):
+            return _Training(None, None, epochs, micro_tokens, length)
+        if rows is not None:
+            steps = math.floor(epochs * tokens / (rows.size * length))
+        else:
+            steps = max(1, math.ceil(epochs * examples / step.train.batch.examples))
+            micro_tokens = max(micro_tokens, round(step.train.batch.examples * tokens / max(1, examples)))
+        return _Training(epochs * tokens, steps, epochs, micro_tokens, length)
 
-    def _source_tokens(self, step: Step, source: object) -> float | None:
+    def _examples(self, source: object) -> tuple[float, float] | None:
+        """Return how many conversations or pairs a source has, and their tokens; None where only the run knows."""
         if isinstance(source, WorkedProblems):
-            return float(source.count * WORKED_TOKENS)
+            return float(source.count), float(source.count * WORKED_TOKENS)
         if not isinstance(source, ConversationFile | PairFile):
             return None
         found = rows_size(self._plan.data_path(source.path))
-        repeat = source.repeat if isinstance(source, ConversationFile) else 1
-        return repeat * found.rows * (found.characters / TEXT_BYTES_PER_TOKEN + 12)
+        rows = found.rows * (source.repeat if isinstance(source, ConversationFile) else 1)
+        return float(rows), rows * (found.characters / TEXT_BYTES_PER_TOKEN + 12)
 
     def _text(self, corpus: CorpusStep) -> list[TextSize] | None:
         """Return the text of a corpus by source; None where some of it is fetched or generated."""
@@ -274,16 +299,6 @@ def _reads(step: LearningStep) -> str:
     if isinstance(step, SftStep):
         return "conversations, a model"
     return "pairs, a model" if isinstance(step, DpoStep | RewardModelStep) else "problems, a model"
-
-
-def _updates(step: TrainStep | SftStep | DpoStep | RewardModelStep, total: float) -> int:
-    if isinstance(step, TrainStep):
-        return total_steps(step.train)
-    shared = {name: getattr(step.train, name) for name in UpdateSpec.__dataclass_fields__}
-    length, batch = step.train.sequence_length, step.train.batch
-    if total < batch.at(0) * length:
-        return 0
-    return total_steps(TrainSpec(**shared, sequence_length=length, total_tokens=round(total), batch=batch))
 
 
 def _timed(base: StepForecast, pace: Pace | None, tokens: float, updates: float) -> StepForecast:

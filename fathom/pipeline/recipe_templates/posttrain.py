@@ -23,6 +23,7 @@ from fathom.spec.train import AdamWSpec, UpdateSpec
 from fathom.train.measure import peak_flops
 
 _EPOCHS = 3.0
+_FEWEST_STEPS = 30
 _QUESTIONS, _GROUP, _ANSWER_TOKENS = 8, 8, 64
 
 
@@ -130,24 +131,23 @@ def _on_rows(request: Request, kind: str, field: str, what: str, title: str) -> 
     rows = rows_size(request.data)
     if not rows.rows:
         raise DataError(f"--data: {request.data} has no rows; name a file of {what}")
-    length = _length(rows, spec)
     tokens = rows.rows * (rows.characters / TEXT_BYTES_PER_TOKEN + 12)
-    epochs, basis = _epochs(request, spec, tokens, length)
-    sequences = max(1, int(epochs * tokens / length))
-    batch = 2 ** min(4, max(0, int(math.log2(max(1.0, sequences / 30)))))
+    epochs, basis = _epochs(request, spec, tokens, _length(rows, spec))
+    unit = "pairs" if kind == "dpo" else "conversations"
+    size = 1
+    while size < 16 and epochs * rows.rows / (2 * size) >= _FEWEST_STEPS:
+        size *= 2
     train = {
-        "sequence_length": length,
         "epochs": epochs,
-        "batch": {"size": batch, "micro_batch_size": min(batch, 4)},
+        "batch": {unit: size},
         "optimizer": {"lr": _rate(spec) / (10 if kind == "dpo" else 1)},
         "schedule": {"kind": "cosine", "warmup_fraction": 0.05, "final": 0.1},
         "checkpoint": {"every_seconds": 120.0, "keep": 1},
         "log_every_steps": 1,
     }
     why = {
-        "sequence_length": f"tokens; the longest of {rows.rows} rows has about {_tokens(rows.longest)}",
         "epochs": f"passes over about {short_count(round(tokens))} tokens, within about {request.time} (pace {basis})",
-        "batch": "sequences a step, for at least 30 steps",
+        "batch": f"{unit} a step, for at least {_FEWEST_STEPS} steps where there are as many",
         "optimizer": "smaller models take larger rates",
         "schedule": "a short warm-up, then a half cosine down to a tenth",
         "checkpoint": "an interruption loses two minutes at most",
