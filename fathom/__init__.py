@@ -85,7 +85,7 @@ def load(
 ) -> LanguageModel:
     """Open a model: a run, one of its checkpoints, a directory with config.json, a .gguf file, or a name.
 
-    A name is one of the catalog (``"smollm2-135m"``), fetched into ``cache_dir``, ~/.cache/fathom if left out; or
+    A name is one of the catalog (``"smollm2-135m"``), fetched into ``cache_dir``, ``cache_directory()`` if left out; or
     ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle
     with ``chat(text_or_messages)``, ``generate(text)``, each for a list too, ``logits(token_ids) -> Tensor (T, V)``,
     ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
@@ -98,17 +98,15 @@ def load(
     """
     from pathlib import Path
 
-    from fathom.inference.catalog import DEFAULT_CACHE
     from fathom.inference.language_model import LanguageModel
 
-    kept = DEFAULT_CACHE if cache_dir is None else Path(cache_dir)
     return LanguageModel.open(
         path,
         device=device,
         dtype=dtype,
         weights=weights,
         engine=engine,
-        cache_dir=kept,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
         chat_template=chat_template,
         adapter=adapter,
     )

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import fathom
-from fathom.cli import chat, convert, doctor, evaluate, generate, inspect, models, recipe, serve, study, train
+from fathom.cli import cache, chat, convert, doctor, evaluate, generate, inspect, models, recipe, serve, study, train
 from fathom.cli.console import prepare_streams
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
 from fathom.errors import FathomError, Interrupted, SpecErrors
@@ -86,6 +86,7 @@ def make_app() -> typer.Typer:
         doctor.doctor,
     ):
         app.command(cls=_Verb)(verb)
+    app.add_typer(_group(cache.VERBS, cache.HELP), name="cache")
     app.add_typer(_group(recipe.VERBS, recipe.HELP), name="recipe")
     return app
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fathom.cache import cache_directory
 from fathom.errors import SpecError
+
+__all__ = ["cache_directory"]
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 
@@ -51,14 +52,6 @@ def command_line(context: typer.Context, **changed: object) -> str:
         for each in value if isinstance(value, list | tuple) else [value]:
             words += name if each is True else [*name, str(each)]
     return shlex.join(words)
-
-
-def cache_directory() -> Path:
-    """Where fetched sources are kept: FATHOM_CACHE, else fathom/ in XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("FATHOM_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fathom"
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -14,7 +14,7 @@ from fathom.data.clean import clean
 from fathom.data.dedupe import ExactDeduplicator, NearDeduplicator, content_key
 from fathom.data.document import Document
 from fathom.data.extract import extract
-from fathom.data.fetch import DEFAULT_CACHE, IndexSettings, fetch_all
+from fathom.data.fetch import IndexSettings, fetch_all
 from fathom.data.folders.documents import FolderReading
 from fathom.data.left_out import LeftOutReport
 from fathom.data.problem_documents import read_problem_documents
@@ -104,7 +104,7 @@ def build_corpus(
     step: CorpusStep,
     sources: Sequence[Source],
     out_dir: Path,
-    cache_dir: Path = DEFAULT_CACHE,
+    cache_dir: Path | None = None,
     progress: Progress = NULL_PROGRESS,
     *,
     settings: IndexSettings | None = None,
@@ -151,7 +151,9 @@ def read_documents(corpus_dir: Path, source: str, split: Split) -> Iterator[Docu
         ) from None
 
 
-def _raw(source: Source, archives: dict[str, Path], cache_dir: Path, result: SourceSummary) -> Iterator[Document]:
+def _raw(
+    source: Source, archives: dict[str, Path], cache_dir: Path | None, result: SourceSummary
+) -> Iterator[Document]:
     if isinstance(source, FolderSource):
         yield from FolderReading(source, result.left_out)
     elif isinstance(source, ExerciseSource):

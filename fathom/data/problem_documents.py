@@ -16,7 +16,7 @@ from fathom.spec.problem import Problem
 _PLACE = re.compile(r"\{(question|solution|answer)\}")
 
 
-def read_problem_documents(source: ExerciseSource, cache_dir: Path) -> Iterator[Document]:
+def read_problem_documents(source: ExerciseSource, cache_dir: Path | None) -> Iterator[Document]:
     """Yield pages of problems, sources in turn; errors as in ``open_problems``."""
     each = -(-source.count // len(source.problems))
     drawn = [

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from fathom.cache import cache_directory
 from fathom.data.archive import read_members
 from fathom.data.fetch import IndexSettings, fetch
 from fathom.errors import FathomError, SourceError
@@ -16,9 +17,6 @@ from fathom.files import publish_directory, sha256
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check, from_mapping, read_toml
 from fathom.spec.package import check_pin
-
-DEFAULT_CACHE = Path("~/.cache/fathom")
-"""Default cache of downloads; the command line passes its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ def catalog() -> Mapping[str, CatalogModel]:
 
 def fetch_named(
     model: CatalogModel,
-    cache_dir: Path = DEFAULT_CACHE,
+    cache_dir: Path | None = None,
     progress: Progress = NULL_PROGRESS,
     *,
     settings: IndexSettings | None = None,
@@ -69,12 +67,13 @@ def fetch_named(
         SourceError: no network, or the download does not match the catalog.
         ResourceError: the disk is full.
     """
-    home = cache_dir.expanduser() / "models" / model.member_sha256
+    cache = cache_directory() if cache_dir is None else cache_dir
+    home = cache.expanduser() / "models" / model.member_sha256
     file = home / PurePosixPath(model.member).name
     if _whole(file, model):
         return file
     existed = home.exists()
-    archive = fetch(model, cache_dir, progress, settings=settings)
+    archive = fetch(model, cache, progress, settings=settings)
     try:
         with publish_directory(home, replace=existed) as temporary:
             _extract(archive, model, temporary / file.name)

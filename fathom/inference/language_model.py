@@ -18,7 +18,6 @@ from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
 from fathom.inference.adapters import with_adapter_of
-from fathom.inference.catalog import DEFAULT_CACHE
 from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, split_options, start_chat
 from fathom.inference.embedding import Pooling, check_sequence, embed
 from fathom.inference.generation import (
@@ -87,7 +86,7 @@ class LanguageModel:
         dtype: str = "auto",
         weights: WeightFormat = "plain",
         progress: Progress = NULL_PROGRESS,
-        cache_dir: Path = DEFAULT_CACHE,
+        cache_dir: Path | None = None,
         engine: EngineSpec | None = None,
         chat_template: str | None = None,
         adapter: str | Path | None = None,

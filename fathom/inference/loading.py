@@ -6,6 +6,7 @@ import difflib
 import shlex
 from pathlib import Path
 
+from fathom.cache import cache_directory
 from fathom.checkpoint import store
 from fathom.checkpoint.adapter_checkpoint import AdaptedWeights, AdapterCheckpoint
 from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
@@ -16,7 +17,7 @@ from fathom.checkpoint.hub import CachedModel, HubName, cached_models, fetch_mod
 from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
-from fathom.inference.catalog import DEFAULT_CACHE, catalog, fetch_named
+from fathom.inference.catalog import catalog, fetch_named
 from fathom.inference.run_record import last_before, read_recipe, read_state
 from fathom.logs import listed
 from fathom.progress import NULL_PROGRESS, Progress
@@ -29,9 +30,7 @@ PROJECTOR = "mmproj"
 """How names begin of files that hold the image projector of a model, as llama.cpp's converter names them."""
 
 
-def open_source(
-    path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_dir: Path = DEFAULT_CACHE
-) -> WeightSource:
+def open_source(path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_dir: Path | None = None) -> WeightSource:
     """Open the model that ``path`` names; reads headers only.
 
     Paths take precedence: a run (its last step that has a checkpoint), a step, a checkpoint, a
@@ -119,16 +118,16 @@ def gguf_models(directory: Path) -> list[Path]:
     return [directory / name for name in group_parts(models or names)]
 
 
-def _fetch_from_hub(name: HubName, cache_dir: Path, progress: Progress) -> Path:
+def _fetch_from_hub(name: HubName, cache_dir: Path | None, progress: Progress) -> Path:
     return fetch_model(name, progress, former_caches=[_former_cache(cache_dir)])
 
 
-def _former_cache(cache_dir: Path) -> Path:
+def _former_cache(cache_dir: Path | None) -> Path:
     """Return where earlier versions kept models of the hub."""
-    return cache_dir.expanduser() / "hub"
+    return (cache_directory() if cache_dir is None else cache_dir).expanduser() / "hub"
 
 
-def fetched_models(cache_dir: Path = DEFAULT_CACHE) -> list[CachedModel]:
+def fetched_models(cache_dir: Path | None = None) -> list[CachedModel]:
     """Return the models of the hub that lie on this machine, in huggingface_hub's cache or an earlier version's."""
     own = hub_cache()
     return cached_models([*([own] if own is not None else []), _former_cache(cache_dir)])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from fathom.cache import cache_directory
 from fathom.data.fetch.download import Package, download
 from fathom.data.fetch.settings import IndexSettings, read_settings
 from fathom.errors import FathomError, SourceError
@@ -14,12 +15,10 @@ from fathom.files import file_sha256, publish_directory
 from fathom.progress import NO_METRICS, NULL_PROGRESS, NullProgress, Progress
 from fathom.spec.package import check_pin
 
-DEFAULT_CACHE = Path("~/.cache/fathom/sources")
-
 
 def fetch(
     source: Package,
-    cache_dir: Path = DEFAULT_CACHE,
+    cache_dir: Path | None = None,
     progress: Progress = NULL_PROGRESS,
     *,
     settings: IndexSettings | None = None,
@@ -36,7 +35,7 @@ def fetch(
         ResourceError: a full disk. Nothing partial stays behind.
     """
     check_pin(source.package, source.version, source.sha256)
-    home = cache_dir.expanduser() / source.sha256
+    home = (cache_directory() if cache_dir is None else cache_dir).expanduser() / source.sha256
     existed = home.exists()
     cached = _cached(home, source)
     if cached is None:
@@ -55,7 +54,7 @@ def fetch(
 
 def fetch_all(
     sources: Sequence[Package],
-    cache_dir: Path = DEFAULT_CACHE,
+    cache_dir: Path | None = None,
     progress: Progress = NULL_PROGRESS,
     *,
     workers: int = 4,

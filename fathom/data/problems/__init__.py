@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fathom.data.fetch import DEFAULT_CACHE
 from fathom.data.problems.files import open_file
 from fathom.data.problems.generated import ProblemSet
 from fathom.data.problems.gym import open_gym
@@ -15,7 +14,7 @@ from fathom.spec.problem import CodeProblems, FileProblems, GymProblems, Problem
 __all__ = ["ProblemSet", "open_problems"]
 
 
-def open_problems(source: ProblemSource, *, cache_dir: Path = DEFAULT_CACHE, base: Path = Path()) -> ProblemSet:
+def open_problems(source: ProblemSource, *, cache_dir: Path | None = None, base: Path = Path()) -> ProblemSet:
     """Open a source of problems; packages are fetched into ``cache_dir``, files are found from ``base``.
 
     Raises:

