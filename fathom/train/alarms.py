@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
+from types import MappingProxyType
 from typing import Any
 
 Lines = Sequence[Mapping[str, Any]]
@@ -134,6 +135,19 @@ def cut_off(lines: Lines) -> Alarm | None:
 TRAINING: tuple[Check, ...] = (constant_loss, diverging_loss, zero_rate, zero_gradient, collapsed_routing)
 ROLLOUTS: tuple[Check, ...] = (zero_rate, no_signal, cut_off)
 
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "constant_loss": "the loss did not fall",
+        "diverging_loss": "the loss rose",
+        "zero_rate": "the learning rate was 0",
+        "zero_gradient": "the gradient was 0",
+        "collapsed_routing": "few experts did all the work",
+        "no_signal": "all answers to a problem were rewarded alike",
+        "cut_off": "every answer was cut off",
+    }
+)
+"""Name of an alarm -> what it means, for reports."""
+
 
 class Alarms:
     """The checks of one stage: notes each alarm when it comes first, and at the end those that still hold.
@@ -175,6 +189,14 @@ class Alarms:
     def _keep(self, line: Mapping[str, Any]) -> None:
         self._lines.append(line)
         del self._lines[HEAD:-RECENT]
+
+
+def cut_off_text(field: str, max_tokens: int, answers: int) -> str:
+    """Return what to say where every answer of a step was cut off; ``field`` is its limit, as ``--set`` takes it."""
+    return (
+        f"all {answers:,} answers were cut off at {max_tokens:,} tokens, so none is whole; use --set "
+        f"{field}={4 * max_tokens}, or a model that ends its answers, one fine-tuned on examples"
+    )
 
 
 def learned(lines: Lines) -> bool:

@@ -6,10 +6,11 @@ import dataclasses
 import html.parser
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from fathom.pipeline.report import RunData, render_page
+from fathom.pipeline.report import RunData, records, render_page
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, expert_summary
 
 TOKENS = [float(1000 * i) for i in range(1, 41)]
@@ -124,3 +125,19 @@ def test_expert_summary_against_its_formula() -> None:
     assert summary["load_entropy"] == pytest.approx(entropy)
     assert summary["max_over_mean"] == pytest.approx(2.0)
     assert expert_summary([], None) == {}
+
+
+def test_alarms_of_training_stand_in_the_report(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [{"step": step} for step in range(1, 6)]
+    lines[1]["alarms"] = ["collapsed_routing", "constant_loss", "unknown"]
+    lines[4]["alarms"] = ["constant_loss"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = records.alarms("pretrain", tmp_path / "metrics.jsonl")
+    assert found == [
+        "pretrain: few experts did all the work, from 2 to 2 of 5",
+        "pretrain: the loss did not fall, from 2 to the end of 5",
+    ]
+    data = RunData(name="bare", facts={}, stages=[], alarms=found)
+    assert data.to_json()["alarms"] == found
+    assert "<li>pretrain: the loss did not fall, from 2 to the end of 5</li>" in render_page(data)
+    assert "went wrong" not in render_page(RunData(name="bare", facts={}, stages=[]))

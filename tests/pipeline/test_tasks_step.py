@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fathom.errors import ContextError, SpecError
+from fathom.errors import ContextError, RewardError, SpecError
 from fathom.evals.pass_at_k import normalize_answer, paired_difference
 from fathom.inference.language_model import LanguageModel
 from fathom.pipeline.context import RunPlan
@@ -260,11 +260,18 @@ def test_an_answer_ends_at_its_stop_string(base: Path, publish: Publish, tmp_pat
     assert len(answer["text"]) <= len(whole)
 
 
-def test_rewards_that_fail_are_counted(base: Path, publish: Publish, tmp_path: Path) -> None:
-    crashing = FunctionReward(name="odd", target="math:sqrt")
-    step = asked(rewards=(*EXACT, crashing), count=3, stages=("after",))
+def test_rewards_that_fail_are_counted_and_one_that_always_does_stops_the_step(
+    base: Path, publish: Publish, tmp_path: Path
+) -> None:
+    (base / "fails_at_times.py").write_text(
+        "calls = []\n\ndef odd(*given):\n    calls.append(given)\n    return 1 / (len(calls) - 2)\n"
+    )
+    step = asked(rewards=(*EXACT, FunctionReward(name="odd", target="fails_at_times:odd")), count=3, stages=("after",))
     document = measure(plan_of(base, publish, step), tmp_path / "run", trust=Trust(code=True))
-    assert document["tasks"]["rivers"]["after"]["failures"] == {"odd: crashed": 3}
+    assert document["tasks"]["rivers"]["after"]["failures"] == {"odd: crashed": 1}
+    always = asked(rewards=(*EXACT, FunctionReward(name="odd", target="math:sqrt")), count=3, stages=("after",))
+    with pytest.raises(RewardError, match=r"reward odd: failed at all 3 answers .* exactly one argument"):
+        measure(plan_of(base, publish, always), tmp_path / "other", trust=Trust(code=True))
 
 
 def test_problems_beyond_the_context_are_named_before_anything_is_drawn(

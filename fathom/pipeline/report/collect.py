@@ -18,7 +18,17 @@ from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
 from fathom.spec.model import ModelSpec
-from fathom.spec.recipe import EvaluateStep, ModelStep, NeedleStep, OpenStep, Recipe, SampleStep, Step, TrainStep
+from fathom.spec.recipe import (
+    EvaluateStep,
+    LearningStep,
+    ModelStep,
+    NeedleStep,
+    OpenStep,
+    Recipe,
+    SampleStep,
+    Step,
+    TrainStep,
+)
 from fathom.spec.step_results import result_name
 
 TRAINING = ("step", "tokens", "seconds")
@@ -64,6 +74,12 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         tasks=task_scores(before, directory),
         problems=example_problems(before, directory),
         commands=_commands(directory, base_model(recipe)),
+        alarms=[
+            sentence
+            for step in before
+            if isinstance(step, LearningStep)
+            for sentence in records.alarms(step.name, directory / step.name / "metrics.jsonl")
+        ],
     )
 
 

@@ -122,6 +122,7 @@ class RunData:
     tasks: Mapping[str, Mapping[str, TaskScore]] = field(default_factory=dict)
     problems: Sequence[ExampleProblem] = ()
     commands: Sequence[tuple[str, str]] = ()
+    alarms: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what report.json holds."""
@@ -133,6 +134,8 @@ class RunData:
             "cache_bytes_per_token": dict(self.cache_bytes_per_token),
             "experts": expert_summary(self.expert_loads, self.dropped_fraction),
         }
+        if self.alarms:
+            document["alarms"] = list(self.alarms)
         if self.needle is not None:
             document["needle"] = {
                 "lengths": list(self.needle.lengths),

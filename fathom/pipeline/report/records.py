@@ -8,6 +8,7 @@ from typing import Any
 
 from fathom.inference.run_record import as_written, read_json
 from fathom.pipeline.report.data import Curve, Needle
+from fathom.train.alarms import TITLES
 from fathom.train.metrics import read_json_lines
 
 MAX_CELLS = 4096
@@ -61,6 +62,22 @@ def rows_of(path: Path, required: Iterable[str], *, optional: Iterable[str] = ()
             for value in names(row.get("evaluation", {})).values():
                 number(value)
     return rows
+
+
+def alarms(step: str, path: Path) -> list[str]:
+    """Return a sentence for every alarm that a step's metrics record: what it was, since when, and until when."""
+    rows = read_json_lines(path)
+    held: dict[str, list[int]] = {}
+    with as_written(path):
+        for row in rows:
+            for name in row.get("alarms", ()):
+                if name in TITLES:
+                    held.setdefault(name, []).append(int(number(row["step"])))
+        last = int(number(rows[-1]["step"])) if rows else 0
+    return [
+        f"{step}: {TITLES[name]}, from {at[0]:,} {'to the end' if at[-1] == last else f'to {at[-1]:,}'} of {last:,}"
+        for name, at in held.items()
+    ]
 
 
 def curve_of(name: str, rows: Sequence[Mapping[str, Any]], field: str, *, over: str, offset: float = 0) -> Curve:

@@ -26,6 +26,7 @@ from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import AnswersStep
 from fathom.spec.rollout import ChatPrompt, RolloutSpec
+from fathom.train.alarms import cut_off_text
 
 SUMMARY = "summary.json"
 BATCH_SIZE = 128
@@ -81,6 +82,8 @@ def run(step: AnswersStep, context: StepContext) -> None:
             done = (first + len(chosen)) * step.samples
             context.progress.update(done, len(problems) * step.samples, "answers", metrics={"right": tally.share})
     write_json(directory / SUMMARY, tally.document())
+    if not tally.finished and tally.total("answers"):
+        context.progress.message(cut_off_text(f"{step.name}.max_tokens", step.max_tokens, tally.total("answers")))
     for line in tally.lines():
         context.progress.message(line)
 
@@ -92,6 +95,7 @@ class _AnswerCounts:
         self.tasks: dict[str, dict[str, int]] = {}
         self.failures: list[Mapping[str, str]] = []
         self.judged = False
+        self.finished = 0
 
     def add(self, task: str, **counts: int) -> None:
         """Count for a task."""
@@ -181,6 +185,7 @@ def _conversations(
     for each in given:
         by_problem.setdefault((each.rollout.problem.task, each.rollout.problem.id), []).append(each)
         tally.failures.append(each.judgement.failures)
+        tally.finished += each.rollout.finished
         tally.judged = tally.judged or each.judgement.correct is not None
     for problem in problems:
         answers = by_problem.get((problem.task, problem.id), [])

@@ -32,6 +32,7 @@ from fathom.spec.engine import EngineSpec
 from fathom.spec.mapping import to_mapping
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import ModelStep, TasksStep
+from fathom.train.alarms import cut_off_text
 
 ENGINE = EngineSpec(max_batch=128, step_tokens=1024)
 JUDGE_BATCH_SIZE = 32
@@ -54,6 +55,10 @@ def run(step: TasksStep, context: StepContext) -> None:
         for stage in stages:
             for task, (found, seconds) in stage.measured():
                 scores[task][stage.name] = _scored(found, seconds, records[task])
+                answers = [answer for record in found for answer in record["answers"]]
+                if answers and not any(answer["finished"] for answer in answers):
+                    said = cut_off_text(f"{step.name}.max_tokens", step.max_tokens, len(answers))
+                    context.progress.message(f"{stage.name} {task}: {said}")
                 records[task][stage.name] = found
     shown = {task: examples(stages_of) for task, stages_of in records.items()}
     write_json(context.path(step), {"tasks": scores, "examples": shown})
