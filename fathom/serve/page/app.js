@@ -100,7 +100,7 @@ class App {
   /** The stored chats are others than before. */
   saved() {
     this.#sidebar.show(this.chat);
-    byId("export").hidden = this.chat.messages.length === 0;
+    byId("export").hidden = this.chat.messages.length === 0 && !this.chat.summary;
   }
 
   /** Another chat, or another version of it, is shown. */

@@ -24,7 +24,7 @@ export class Files {
   #all() {
     const { chat } = this.#app;
     const stored = storedChats();
-    return chat.messages.length && !stored.some(({ id }) => id === chat.id) ? [chat, ...stored] : stored;
+    return (chat.messages.length || chat.summary) && !stored.some(({ id }) => id === chat.id) ? [chat, ...stored] : stored;
   }
 
   async #add() {

@@ -144,6 +144,8 @@ export const ENGLISH = {
   roomNone: "Your last message alone takes about {used} of the model's {total} tokens. Shorten it.",
   roomNothing: "There is nothing before your last message to sum up.",
   roomTooLong: "Not even the turn before your last message fits into the request for a summary.",
+  roomFits: "Nothing needs to be left out: without their thinking all turns fit.",
+  continuedTitle: "{title}, continued",
   roomLeftOut: "The oldest {count} messages did not fit into the request for a summary and are not part of it.",
   leftOut: "The model is no longer given the turns above.",
   sendAll: "Give it all again",

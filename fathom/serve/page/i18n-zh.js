@@ -144,6 +144,8 @@ export const CHINESE = {
   roomNone: "仅最后一条消息就约占 {used} 个词元，而模型的上下文为 {total} 个。请缩短它。",
   roomNothing: "最后一条消息之前没有可以总结的内容。",
   roomTooLong: "就连最后一条消息之前的那一轮也放不进总结请求。",
+  roomFits: "无需略去：不计思考过程，所有内容都放得下。",
+  continuedTitle: "{title}（续）",
   roomLeftOut: "最早的 {count} 条消息放不进总结请求，未包含在摘要中。",
   leftOut: "以上内容不再发送给模型。",
   sendAll: "重新发送全部内容",

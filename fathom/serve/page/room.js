@@ -11,6 +11,9 @@ const CHARS_PER_TOKEN = 3; // where the server does not count
 const SUMMARY_TOKENS = 400;
 const WAYS = ["lastTurns", "leaveOut", "summarise"];
 
+/** A chat that goes on from another. */
+const continued = ({ title }) => ({ ...newChat(), ...(title ? { title: t("continuedTitle", { title }), named: true } : {}) });
+
 export class Room {
   #page;
   #session;
@@ -52,7 +55,7 @@ export class Room {
     const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT, chat.summary);
     if (from === null || this.#session.chat !== chat) return; // or another was opened in the meantime
     const messages = shownCopies(chat.messages.slice(from)).filter((message) => !isEmpty(message));
-    this.#session.open({ ...newChat(), ...(chat.summary ? { summary: chat.summary } : {}), messages });
+    this.#session.open({ ...continued(chat), ...(chat.summary ? { summary: chat.summary } : {}), messages });
     this.#answerOrContinue();
   }
 
@@ -62,6 +65,7 @@ export class Room {
     if (from === null || this.#session.chat !== chat) return;
     sendFrom(chat.messages, from);
     this.#page.thread.show(chat);
+    if (from === 0) this.#page.composer.showNotice("roomFits");
     this.#answerOrContinue();
   }
 
@@ -79,7 +83,7 @@ export class Room {
     if (from >= told.length) return this.#page.composer.showError("roomTooLong");
     const pending = waits ? shownCopies(chat.messages.slice(last, last + 1)) : [];
     const body = { ...this.#session.request([...told.slice(from), question]), max_tokens: room };
-    const fresh = { ...newChat(), summary: "", messages: [] };
+    const fresh = { ...continued(chat), summary: "" };
     this.#session.open(fresh);
     try {
       await this.#stream(fresh, body);

@@ -31,7 +31,7 @@ export function fromJson(text) {
   if (value?.format !== FORMAT || !Array.isArray(value.conversations)) throw new ImportError("importOtherFormat");
   if (value.version !== VERSION) throw new ImportError("importOtherVersion");
   const read = value.conversations.map(readChat);
-  const chats = read.filter((chat) => chat?.messages.length);
+  const chats = read.filter((chat) => chat?.messages.length || chat?.summary);
   return { chats, broken: read.length - chats.length };
 }
 

@@ -114,6 +114,7 @@ def test_a_full_context_has_ways_out(visit: Visit, script: Script) -> None:
     page.get_by_role("button", name="New chat with the last turns").click()
     answered(page, "In a new one.")
     assert shown(page) == [THIRD, "In a new one."]
+    expect(page.locator("#chats .title").first).to_have_text("a" * 60 + ", continued")
     assert page.locator("#chats .chat").count() == 3
 
     page.click("#new-chat")
