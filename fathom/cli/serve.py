@@ -47,6 +47,14 @@ Alias = Annotated[
     list[str] | None,
     typer.Option("--alias", help="ALIAS=NAME: a further name of a model, such as gpt-4o=NAME; may be repeated."),
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        help="NAME=DIRECTORY: an adapter that requests choose by its name as their model; may be repeated. The base "
+        "model's weights are loaded once.",
+    ),
+]
 ModelMemory = Annotated[
     str | None,
     typer.Option(
@@ -182,6 +190,7 @@ def serve(
     port: Port = 8000,
     served_name: ServedName = None,
     alias: Alias = None,
+    lora: Lora = None,
     model_memory: ModelMemory = None,
     load_timeout_seconds: LoadTimeoutSeconds = 120.0,
     api_key_file: ApiKeyFile = None,
@@ -225,7 +234,7 @@ def serve(
     """
     given = locals()
     _check_packages()
-    named = served_models.named_models(model, served_name, alias or ())
+    named = served_models.with_adapters(served_models.named_models(model, served_name, alias or ()), lora or ())
     engine_fields = ("max_batch", "step_tokens", "cache_tokens", "prefix_cache")
     engine = model_options.engine_spec(cache, draft, compiled, **{name: given[name] for name in engine_fields})
     settings = _settings(given)
@@ -271,6 +280,7 @@ def _pool_maker(
     opened = model_options.open_model(
         named[0].path, opening.device, opening.dtype, opening.weights, opening.engine, opening.chat_template
     )
+    served_models.add_adapters(opened, named[0])
     return lambda: _pool_of_one(named[0], opened, settings, max_waiting)
 
 
@@ -310,7 +320,8 @@ def _pool_of_one(named: NamedModel, model: LanguageModel, settings: ServeSetting
     """Return a pool of a model that was opened, and say what it is."""
     from fathom.serve.model_pool import ModelPool
 
-    pool = ModelPool.of(named.name, model, settings, aliases=named.aliases, max_waiting=max_waiting)
+    adapters = [name for name, _ in named.adapters]
+    pool = ModelPool.of(named.name, model, settings, aliases=named.aliases, adapters=adapters, max_waiting=max_waiting)
     _announce_model(model)
     return pool
 

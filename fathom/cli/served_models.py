@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class NamedModel:
     name: str
     path: str
     aliases: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,37 @@ def named_models(given: Sequence[str], served_name: str | None, aliases: Sequenc
             raise SpecError("MODEL", f"{name!r} names two models", f"give one another name: NAME={path}")
     by_model = _aliases(aliases, names)
     return [NamedModel(name, path, by_model[name]) for name, path in pairs]
+
+
+def with_adapters(models: Sequence[NamedModel], given: Sequence[str]) -> list[NamedModel]:
+    """Return the models with the adapters that NAME=DIRECTORY give; there is one model where there are adapters.
+
+    Raises:
+        SpecError: no NAME=DIRECTORY, a name that is taken, or several models.
+    """
+    found = list(models)
+    taken = {name for model in models for name in (model.name, *model.aliases)}
+    for each in given:
+        name, sign, path = each.partition("=")
+        if not (sign and name.strip() and path):
+            raise SpecError("--lora", f"{each!r} is not NAME=DIRECTORY", f"write {each or 'name'}=DIRECTORY")
+        if len(models) > 1:
+            raise SpecError("--lora", f"{len(models)} models are served", "serve the adapters' base model alone")
+        if name in taken:
+            raise SpecError("--lora", f"{name!r} is taken", "give each adapter a name of its own")
+        taken.add(name)
+        found[0] = dataclasses.replace(found[0], adapters=(*found[0].adapters, (name, path)))
+    return found
+
+
+def add_adapters(model: LanguageModel, named: NamedModel) -> None:
+    """Read a model's adapters into its engine, and say what each takes."""
+    from fathom.inference.adapters import open_adapter
+
+    for name, path in named.adapters:
+        adapter = open_adapter(path, model.spec)
+        model.engine.add_adapter(name, adapter)
+        print(f"adapter {name}: {adapter.nbytes:,} bytes, {path}", file=sys.stderr)
 
 
 def definitions(models: Sequence[NamedModel], opening: OpeningOptions, memory: int) -> list[ModelDefinition]:
@@ -146,7 +179,7 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
     engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
 
     def load(progress: Progress) -> LanguageModel:
-        return LanguageModel.open(
+        opened = LanguageModel.open(
             named.path,
             device=opening.device,
             dtype=opening.dtype,
@@ -156,6 +189,8 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
             engine=engine,
             chat_template=template,
         )
+        add_adapters(opened, named)
+        return opened
 
     facts = facts_of(
         source.spec,
@@ -166,4 +201,11 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
         bits=bits,
         nbytes=takes.total,
     )
-    return ModelDefinition(name=named.name, open=load, facts=facts, nbytes=takes.total, aliases=named.aliases)
+    return ModelDefinition(
+        name=named.name,
+        open=load,
+        facts=facts,
+        nbytes=takes.total,
+        aliases=named.aliases,
+        adapters=tuple(name for name, _ in named.adapters),
+    )

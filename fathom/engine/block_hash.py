@@ -1,7 +1,7 @@
 """Block hashes of full pages: equal hashes mean equal tokens, equal images and an equal prefix.
 
 A page's hash is a SHA-256 over fields that each carry a type and a length, so that different contents are never
-encoded alike. It starts with its parent's hash, and the first parent's with the request's salt.
+encoded alike. It starts with its parent's hash, and the first parent's with the request's salt and adapter.
 
 N image tokens, D hidden size.
 """
@@ -29,10 +29,13 @@ def _digest(*fields: tuple[bytes, bytes]) -> bytes:
 class BlockHasher:
     """The block hashes of one sequence's full pages, computed as its tokens become known."""
 
-    def __init__(self, page_size: int, *, salt: str = "", images: ImageTokenFeatures | None = None) -> None:
+    def __init__(
+        self, page_size: int, *, salt: str = "", adapter: str | None = None, images: ImageTokenFeatures | None = None
+    ) -> None:
         self._size = page_size
         self._images = images
-        self._parent = _digest((b"R", b"fathom page"), (b"S", salt.encode()))
+        fields = [(b"R", b"fathom page"), (b"S", salt.encode())]
+        self._parent = _digest(*fields, *([] if adapter is None else [(b"A", adapter.encode())]))
         self._hashes: list[bytes] = []
 
     def hashes(self, tokens: Sequence[int], pages: int) -> Sequence[bytes]:

@@ -22,6 +22,8 @@ from fathom.engine.sampling.draw import SamplingFailure
 from fathom.engine.scheduler import ScheduledRequest, Scheduler
 from fathom.engine.state import RequestState
 from fathom.errors import EngineError, SpecError
+from fathom.model.adapters.adapter import Adapter
+from fathom.model.adapters.attach import with_adapter
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.spec.engine import EngineSpec
@@ -111,9 +113,31 @@ class Engine:
 
         Raises:
             ContextError: the prompt is empty, or does not fit the context or the pool together with ``max_tokens``.
-            SpecError: a token id is outside the vocabulary, or not as many features as image tokens.
+            SpecError: a token id is outside the vocabulary, not as many features as image tokens, or an adapter that
+                the engine does not have.
         """
+        if request.adapter is not None and request.adapter not in self._forward.adapted:
+            known = ", ".join(self._forward.adapted) or "none"
+            raise SpecError("adapter", f"the engine has no {request.adapter!r}", f"use one it has: {known}")
         return self._input_processor.process(request)
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Hold an adapter beside the model's weights, for requests that name it; before any request runs.
+
+        The weights are there once. A step runs the requests of each adapter in a pass of their own, and those of none
+        in another, over one pool of pages.
+
+        Raises:
+            CheckpointError: it is of another model.
+            SpecError: there is one of that name.
+        """
+        if name in self._forward.adapted:
+            raise SpecError("adapter", f"{name!r} names two adapters", "give one of them another name")
+        self._forward.adapted[name] = with_adapter(self.model, adapter)
+
+    def decoder(self, adapter: str | None) -> Decoder:
+        """Return the model with an adapter that the engine holds, or without one."""
+        return self.model if adapter is None else self._forward.adapted[adapter]
 
     def enqueue(self, state: RequestState) -> None:
         """Add a prepared request to the waiting queue."""

@@ -55,7 +55,7 @@ class InputProcessor:
             row,
             list(prompt),
             drawn,
-            BlockHasher(spec.page_size, salt=request.salt, images=images) if shares else None,
+            BlockHasher(spec.page_size, salt=request.salt, adapter=request.adapter, images=images) if shares else None,
             images,
             frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class _BatchEntry:
         return self.work.state
 
     @property
+    def adapter(self) -> str | None:
+        return self.state.request.adapter
+
+    @property
     def drafts(self) -> list[int]:
         return self.ids[self.work.tokens :]
 
@@ -70,6 +75,8 @@ class ModelRunner:
         self._compiled = compiled
         self._record_routing = record_routing
         self._unused_ids_N = unused_ids_N
+        self.adapted: dict[str, Decoder] = {}
+        """The model with each adapter that requests may name; they share its weights."""
         self.drafted = self.accepted = 0
 
     def run(self, scheduled: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
@@ -78,14 +85,7 @@ class ModelRunner:
         They are several where drafts were accepted: as many more of the request's tokens are computed then.
         """
         entries = self._batch_entries(scheduled)
-        chunks = [
-            SequenceChunk(
-                entry.state.pages, entry.state.num_computed_tokens, len(entry.ids), entry.state.first_page_token
-            )
-            for entry in entries
-        ]
-        tokens = [token for entry in entries for token in entry.ids]
-        hidden_ND, routes_NLK = self._hidden(tokens, chunks, self._features(entries))
+        hidden_ND, routes_NLK = self._run_passes(entries)
         parts = hidden_ND.split_with_sizes([len(entry.ids) for entry in entries])
         result = self._find_nonfinite(entries, hidden_ND, parts)
         drawing: list[_BatchEntry] = []
@@ -103,7 +103,7 @@ class ModelRunner:
         if drawing:
             last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
             each = [row for entry in drawing for row in entry.rows]
-            drawn = iter(try_draw(self._model.logits(last_BD), each, unused_ids_N=self._unused_ids_N))
+            drawn = iter(try_draw(self._logits(last_BD, drawing), each, unused_ids_N=self._unused_ids_N))
             for entry in drawing:
                 result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
         self._update_drafter(entries, parts, result)
@@ -123,7 +123,7 @@ class ModelRunner:
                 rows = draft_metadata(state.row, proposed)
                 ids += proposed[: len(rows) - 1]
             entries.append(_BatchEntry(work, ids, rows))
-        return sorted(entries, key=lambda entry: (len(entry.ids), entry.work.end))
+        return sorted(entries, key=lambda entry: (entry.adapter or "", len(entry.ids), entry.work.end))
 
     def _accept(
         self, entry: _BatchEntry, drawn: Sequence[TokenLogprob | SamplingFailure]
@@ -170,15 +170,48 @@ class ModelRunner:
                 state.routed_experts = RoutedExpertsRecorder(*part_NLK.shape[1:])
             state.routed_experts.write(state.num_computed_tokens, part_NLK[: entry.num_kept(drawn)])
 
+    def _decoder(self, adapter: str | None) -> Decoder:
+        return self._model if adapter is None else self.adapted[adapter]
+
+    def _run_passes(self, entries: Sequence[_BatchEntry]) -> tuple[Tensor, Tensor | None]:
+        """Run the step's tokens, those of each adapter in a pass of its own; returns what ``_hidden`` does."""
+        found = []
+        for adapter, group in groupby(entries, key=lambda entry: entry.adapter):
+            those = list(group)
+            chunks = [
+                SequenceChunk(
+                    entry.state.pages, entry.state.num_computed_tokens, len(entry.ids), entry.state.first_page_token
+                )
+                for entry in those
+            ]
+            tokens = [token for entry in those for token in entry.ids]
+            found.append(self._hidden(adapter, tokens, chunks, self._features(those)))
+        if len(found) == 1:
+            return found[0]
+        routes = [routes_NLK for _, routes_NLK in found if routes_NLK is not None]
+        return torch.cat([hidden_ND for hidden_ND, _ in found]), torch.cat(routes) if routes else None
+
+    def _logits(self, last_BD: Tensor, drawing: Sequence[_BatchEntry]) -> Tensor:
+        """Return the logits (B, V) of the rows that draw, each by its own adapter's head."""
+        adapters = [entry.adapter for entry in drawing for _ in entry.rows]
+        counts = [(adapter, len(list(rows))) for adapter, rows in groupby(adapters)]
+        parts = last_BD.split_with_sizes([count for _, count in counts])
+        logits = [self._decoder(adapter).logits(part_BD) for (adapter, _), part_BD in zip(counts, parts, strict=True)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
     def _hidden(
-        self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
+        self,
+        adapter: str | None,
+        tokens: Sequence[int],
+        chunks: Sequence[SequenceChunk],
+        features_ND: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the model over a step's tokens; returns (N, D) and, if it is recorded, their experts (N, L, K)."""
-        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
+        """Run the model over a pass's tokens; returns (N, D) and, if it is recorded, their experts (N, L, K)."""
+        if self._compiled is not None and len(tokens) == 1 and features_ND is None and adapter is None:
             return self._compiled(tokens[0], chunks[0]), None
         step = PagedStep(self._pool, chunks, window=self._model.window)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        output: DecoderOutput = self._model(tokens_1N, cache=step, features_ND=features_ND)
+        output: DecoderOutput = self._decoder(adapter)(tokens_1N, cache=step, features_ND=features_ND)
         routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
         return output.hidden_BTD[0], routes_NLK
 
@@ -201,7 +234,7 @@ class ModelRunner:
         for low in range(start, stop, _PROMPT_LOGPROB_CHUNK):
             high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
             next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
-            logits_NV = self._model.logits(
+            logits_NV = self._decoder(state.request.adapter).logits(
                 hidden_ND[low - state.num_computed_tokens : high - state.num_computed_tokens]
             )
             state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top, unused_ids_N=self._unused_ids_N)

@@ -21,7 +21,8 @@ class Request:
     """One prompt to continue.
 
     A higher ``priority`` goes first and preempts lower ones when the pool is full; equal ones go in order of arrival.
-    Prefixes are shared only between requests of equal ``salt``. ``features_ND`` are the prompt's image tokens, as
+    ``adapter`` names the adapter of the engine that the model has for it. Prefixes are shared only between requests of
+    equal ``salt`` and adapter. ``features_ND`` are the prompt's image tokens, as
     ``Decoder.forward`` takes them. ``constraint`` says which tokens may come next; it is this request's own and changes
     with every sampled token. ``stop_checker`` takes each token of the answer and ends it, with that token as its last,
     for the reason "stop", but not before ``min_tokens``.
@@ -31,6 +32,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     salt: str = ""
+    adapter: str | None = None
     features_ND: Tensor | None = None
     constraint: TokenConstraint | None = None
     stop_checker: StopChecker | None = None

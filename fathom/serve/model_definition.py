@@ -30,8 +30,8 @@ SHOWN_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"
 class ModelDefinition:
     """One model of a server.
 
-    ``aliases`` are further names that requests may use. ``open`` loads it, on a thread of its own; ``nbytes`` is what
-    it then takes. ``facts`` are what GET /v1/models says of it.
+    ``aliases`` are further names that requests may use, and ``adapters`` those that run it with an adapter. ``open``
+    loads it, on a thread of its own; ``nbytes`` is what it then takes. ``facts`` are what GET /v1/models says of it.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ModelDefinition:
     facts: Mapping[str, Any]
     nbytes: int = 0
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def memory_of(spec: ModelSpec, engine: EngineSpec, memory: int, bits: int) -> ServingMemory:
@@ -94,7 +95,7 @@ def names_of(definitions: Sequence[ModelDefinition]) -> dict[str, ModelDefinitio
     """
     found: dict[str, ModelDefinition] = {}
     for definition in definitions:
-        for name in (definition.name, *definition.aliases):
+        for name in (definition.name, *definition.aliases, *definition.adapters):
             if not name.strip():
                 raise SpecError("name", "is empty", "give the model's name in requests")
             if name in found:

@@ -111,9 +111,13 @@ class ModelPool:
         settings: ServeSettings,
         *,
         aliases: Sequence[str] = (),
+        adapters: Sequence[str] = (),
         max_waiting: int = 256,
     ) -> ModelPool:
-        """Return a pool of one model that is loaded already, its engine's worker started."""
+        """Return a pool of one model that is loaded already, its engine's worker started.
+
+        ``adapters`` are names of adapters that its engine holds.
+        """
         pool = model.engine.pool
         facts = facts_of(
             model.spec,
@@ -124,7 +128,9 @@ class ModelPool:
             bits=model.model.embed_tokens.weight.element_size() * 8,
             nbytes=model_bytes(model),
         )
-        definition = ModelDefinition(name=name, open=lambda progress: model, facts=facts, aliases=tuple(aliases))
+        definition = ModelDefinition(
+            name=name, open=lambda progress: model, facts=facts, aliases=tuple(aliases), adapters=tuple(adapters)
+        )
         made = cls([definition], settings, max_waiting=max_waiting)
         made.preload(name)
         return made
@@ -168,6 +174,8 @@ class ModelPool:
                 self._changed.set()
         entry.users += 1
         cleanup.callback(self._release, entry)
+        if name is not None and name in entry.definition.adapters:
+            return entry.service.with_adapter(name)
         return entry.service
 
     def cards(self, key: KeyUsage | None = None) -> list[dict[str, Any]]:
@@ -336,6 +344,7 @@ class ModelPool:
     def _card(self, name: str) -> dict[str, Any]:
         entry = self._entries[name]
         facts = dict(entry.definition.facts)
+        adapted = name in entry.definition.adapters
         return {
             "id": name,
             "object": "model",
@@ -344,7 +353,8 @@ class ModelPool:
             "type": "model",
             "display_name": name,
             "created_at": datetime.fromtimestamp(self.created, UTC).isoformat().replace("+00:00", "Z"),
-            "root": entry.definition.name,
+            "root": name if adapted else entry.definition.name,
+            "parent": entry.definition.name if adapted else None,
             "max_model_len": facts["context"],
             "fathom": facts | {"loaded": entry.service is not None},
         }

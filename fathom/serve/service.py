@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class ServerContext:
 
 
 class Service:
-    """One loaded model; ``name`` is what responses call it."""
+    """One loaded model; ``name`` is what responses call it, and ``adapter`` the adapter that its requests run with."""
+
+    adapter: str | None = None
 
     def __init__(self, name: str, model: LanguageModel, worker: EngineWorker, context: ServerContext) -> None:
         self.name, self.model, self.worker = name, model, worker
@@ -75,6 +78,12 @@ class Service:
         if self.model.model.window is not None:
             return context
         return min(context, pool.num_pages * pool.page_size)
+
+    def with_adapter(self, name: str) -> Service:
+        """Return the service of an adapter over the same engine."""
+        adapted = copy.copy(self)
+        adapted.name = adapted.adapter = name
+        return adapted
 
     async def respond(
         self,

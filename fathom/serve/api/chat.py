@@ -139,6 +139,7 @@ def _choices(
                 params=params,
                 priority=body.priority or 0,
                 salt=context.cache_salt,
+                adapter=service.adapter,
                 features_ND=prepared.features_ND,
                 constraint=None if prepared.constraint is None else prepared.constraint.copy(),
             )

@@ -114,6 +114,7 @@ def _request(
         params=params,
         priority=body.priority or 0,
         salt=context.cache_salt,
+        adapter=service.adapter,
         constraint=None if prepared.constraint is None else prepared.constraint.copy(),
     )
 

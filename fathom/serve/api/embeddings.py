@@ -30,7 +30,7 @@ async def create_embeddings(models: ModelPool, http: HttpRequest) -> Response:
     reading = service.run(lambda: _sequences(service, body))
     sequences = await run_until_disconnect(reading, http.receive)
     steps = embed_in_steps(
-        service.model.model,
+        service.model.engine.decoder(service.adapter),
         sequences,
         pooling=body.pooling or "mean",
         dimensions=body.dimensions,

@@ -185,7 +185,8 @@ class EmbeddingResponse(ResponseModel):
 class ModelCard(ResponseModel):
     """A served model; ``root`` is the name that ``id`` is an alias of, or ``id`` itself.
 
-    ``type``, ``display_name`` and ``created_at`` are what Anthropic's clients read.
+    ``parent`` is the base model where ``id`` is an adapter, as in vLLM. ``type``, ``display_name`` and ``created_at``
+    are what Anthropic's clients read.
     """
 
     id: str
@@ -196,6 +197,7 @@ class ModelCard(ResponseModel):
     display_name: str
     created_at: str
     root: str
+    parent: str | None
     max_model_len: int
     fathom: dict[str, Any]
 
