@@ -43,7 +43,7 @@ def _deepseek_v2(model: Mapping[str, Any]) -> Table:
     filled: Table = {"attention": _latent(model), "rope": {"layout": "interleaved"}}
     if isinstance(model.get("moe"), Mapping):
         router: Table = {"balance": {"expert_loss": 0.001}}
-        if _in_groups(model["moe"], _V2_DEVICES_PER_TOKEN, least=1):
+        if _in_groups(model["moe"], _V2_DEVICES_PER_TOKEN):
             groups = {"kind": "group_limited", "n_group": _DEVICES, "topk_group": _V2_DEVICES_PER_TOKEN}
             losses = {"expert_loss": 0.003, "device_loss": 0.05, "communication_loss": 0.02, "capacity_factor": 1.0}
             devices = {"devices": _DEVICES, "devices_per_token": _V2_DEVICES_PER_TOKEN}
@@ -58,7 +58,7 @@ def _deepseek_v3(model: Mapping[str, Any]) -> Table:
     if isinstance(model.get("moe"), Mapping):
         router: Table = {"score": "sigmoid", "selection_bias": True, "normalize": True, "scale": 2.5}
         router["balance"] = {"bias_update_rate": 0.001, "sequence_loss": 1e-4}
-        if _in_groups(model["moe"], _V3_NODES_PER_TOKEN, least=2):
+        if _in_groups(model["moe"], _V3_NODES_PER_TOKEN):
             groups = {"n_group": _DEVICES, "topk_group": _V3_NODES_PER_TOKEN, "group_score": "top2_sum"}
             router["select"] = {"kind": "group_limited"} | groups
         layers = model.get("num_hidden_layers")
@@ -117,6 +117,9 @@ def _experts(model: Mapping[str, Any], *, shared: int, dense: int, router: Table
     """Shared experts, a router, dense layers first, as wide as the experts that a token meets together."""
     moe = model["moe"]
     shared_experts, chosen = moe.get("n_shared_experts", shared), moe.get("num_experts_per_tok")
+    given = moe.get("router")
+    if isinstance(given, Mapping) and "balance" in given:
+        router.pop("select", None)  # one goes with the other
     filled: Table = {"moe": {"n_shared_experts": shared, "router": router}, "first_k_dense_replace": dense}
     width = moe.get("moe_intermediate_size")
     has_dense = model.get("first_k_dense_replace", dense) != 0 or model.get("moe_layer_freq", 1) != 1
@@ -125,13 +128,13 @@ def _experts(model: Mapping[str, Any], *, shared: int, dense: int, router: Table
     return filled
 
 
-def _in_groups(moe: Mapping[str, Any], chosen_groups: int, *, least: int) -> bool:
-    """Whether experts lie evenly in 8 groups of at least so many, and a token finds its experts in the chosen ones."""
+def _in_groups(moe: Mapping[str, Any], chosen_groups: int) -> bool:
+    """Whether experts lie evenly in 8 groups of two or more, and a token finds its experts in the chosen ones."""
     experts, chosen = moe.get("n_routed_experts"), moe.get("num_experts_per_tok")
     if not _whole(experts) or not _whole(chosen) or experts % _DEVICES:
         return False
     group = experts // _DEVICES
-    return group >= least and chosen <= group * chosen_groups
+    return group >= 2 and chosen <= group * chosen_groups
 
 
 def _whole(value: Any, *, least: int = 1) -> TypeGuard[int]:

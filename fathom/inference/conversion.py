@@ -78,9 +78,9 @@ class Conversion:
             raise CheckpointError(f"{destination}: already exists; choose a new place or remove it first")
         unsupported = unsupported_reason(source, known)
         if unsupported is not None:
-            raise SpecError(
-                "--to", f"{source.spec.name} cannot be written as {known} ({unsupported})", "use another format"
-            )
+            other = "hf" if known == "gguf" and unsupported_reason(source, "hf") is None else "fathom"
+            problem = f"{source.spec.name} cannot be written as {known} ({unsupported})"
+            raise SpecError("--to", problem, f"use --to {other}")
         warnings = (*dtype_warnings(source, known, target), *conversion_warnings(source, known, target))
         return cls(
             source,

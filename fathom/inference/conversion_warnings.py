@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,9 +12,10 @@ from fathom.checkpoint.hf.files import TOKENIZER_FILES
 from fathom.checkpoint.hf.sentencepiece import FILE as SENTENCEPIECE
 from fathom.checkpoint.names import name_table
 from fathom.checkpoint.weights import WeightSource
-from fathom.errors import FathomError
+from fathom.errors import FathomError, SpecError
 from fathom.logs import listed
 from fathom.spec.hf import spec_to_hf
+from fathom.spec.model import ModelSpec
 
 CheckpointFormat = Literal["hf", "gguf", "fathom"]
 FORMS: tuple[CheckpointFormat, ...] = ("hf", "gguf", "fathom")
@@ -23,19 +25,44 @@ _WEIGHTS = ("config.json", "generation_config.json", "manifest.json", "spec.json
 
 
 def unsupported_reason(source: WeightSource, format: CheckpointFormat) -> str | None:
-    """Return why a model cannot be written in a format, or None when it can."""
+    """Return why a model cannot be written in a format, or cannot be opened there by what it is for; None if it can."""
     try:
         if format == "hf":
             spec_to_hf(source.spec, source.carried)
             name_table(source.spec)
         elif format == "gguf":
-            from fathom.checkpoint.gguf.metadata import metadata_from_spec
-
-            metadata_from_spec(source.spec)
+            _check_gguf(source.spec)
             _token_metadata(source)
     except FathomError as error:
         return str(error)
     return None
+
+
+def export_faults(spec: ModelSpec) -> dict[CheckpointFormat, str]:
+    """Return why a model cannot be exported, by the formats that it cannot be exported to; from its spec alone."""
+    faults: dict[CheckpointFormat, str] = {}
+    checks: dict[CheckpointFormat, Callable[[ModelSpec], None]] = {"hf": _check_hf, "gguf": _check_gguf}
+    for format, check in checks.items():
+        try:
+            check(spec)
+        except FathomError as error:
+            faults[format] = str(error)
+    return faults
+
+
+def _check_hf(spec: ModelSpec) -> None:
+    spec_to_hf(spec)
+    name_table(spec)
+
+
+def _check_gguf(spec: ModelSpec) -> None:
+    from fathom.checkpoint.gguf import unopenable
+    from fathom.checkpoint.gguf.metadata import metadata_from_spec
+
+    metadata_from_spec(spec)
+    for reason in unopenable(spec):
+        where, _, problem = reason.partition(": ")
+        raise SpecError(where, problem, "write another format")
 
 
 def conversion_warnings(source: WeightSource, format: CheckpointFormat, kind: str | None = None) -> tuple[str, ...]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from fathom.pipeline.context import RunPlan
-from fathom.spec.recipe import DistillStep, GrpoStep, TrainStep
+from fathom.inference.conversion_warnings import export_faults
+from fathom.pipeline.context import RunPlan, spec_during
+from fathom.spec.recipe import DistillStep, GrpoStep, Recipe, TrainStep
 from fathom.train.preflight import warmup_warning
 from fathom.train.schedule import total_steps
+
+
+def export_notes(recipe: Recipe) -> Iterator[str]:
+    """Yield a line for each form that the model which a recipe builds cannot be exported to."""
+    built = [step for step in recipe.steps if isinstance(step, TrainStep)]
+    model = spec_during(recipe, built[-1]) if built else None
+    for form, reason in (export_faults(model) if model is not None else {}).items():
+        yield f"note: the model cannot be exported with --to {form}: {reason}"
 
 
 def schedule_warnings(plan: RunPlan, done: Collection[str]) -> Iterator[str]:

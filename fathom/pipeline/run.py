@@ -27,7 +27,7 @@ from fathom.inference.run_record import StepState, read_state
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
-from fathom.pipeline.preflight import schedule_warnings
+from fathom.pipeline.preflight import export_notes, schedule_warnings
 from fathom.pipeline.recipe_faults import recipe_faults
 from fathom.pipeline.recorded_plan import resume_command
 from fathom.pipeline.signals import RunSignals
@@ -90,8 +90,8 @@ def run(
         progress.message("programs of the model run as you, with your files and your network (--unsandboxed)")
     for fault in recipe_faults(plan, done, trust, cache_dir):
         raise fault
-    for warning in schedule_warnings(plan, done):
-        progress.message(warning)
+    for line in (*export_notes(plan.recipe), *schedule_warnings(plan, done)):
+        progress.message(line)
     trackers = _trackers(plan, track)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     context = StepContext(

@@ -20,11 +20,13 @@ from fathom.checkpoint.fathom_checkpoint import write_fathom
 from fathom.checkpoint.hf import HFCheckpoint, save_hf
 from fathom.checkpoint.weights import StateWeights
 from fathom.errors import CheckpointError, FathomError, Interrupted, ResourceError, SpecError
+from fathom.families import preset
 from fathom.inference.conversion import Conversion
+from fathom.inference.conversion_warnings import export_faults
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import open_source
 from fathom.model import build
-from fathom.spec import SamplingParams
+from fathom.spec import GroupLimited, LatentAttention, SamplingParams
 from tests.published import SPECS, Publish
 from tests.recording_progress import RecordingProgress
 
@@ -265,5 +267,29 @@ def test_damage_in_our_own_form_is_never_passed_on(publish: Publish, tmp_path: P
 def test_what_a_family_cannot_say_is_told_first(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPECS["tiny-mixtral"], family="llama")
     ours = write_fathom(tmp_path / "ours", StateWeights(spec, build(spec, seed=0).state_dict()))
-    with pytest.raises(SpecError, match=r"--to: tiny-mixtral cannot be written as hf \(.*\); use another format"):
+    with pytest.raises(SpecError, match=r"--to: tiny-mixtral cannot be written as hf \(.*\); use --to fathom"):
         Conversion.prepare(open_source(ours), tmp_path / "out", "hf")
+
+
+def test_what_cannot_be_exported_is_known_from_the_spec_alone_by_every_reason() -> None:
+    """Each of what llama.cpp cannot open is refused; a model that V2-Lite's layers make different too."""
+    lite = preset("deepseek-v2-lite")
+    assert export_faults(lite) == {}
+    assert isinstance(lite.attention, LatentAttention)
+    assert lite.moe is not None
+    queries = dataclasses.replace(lite, attention=dataclasses.replace(lite.attention, q_lora_rank=512))
+    alone = dataclasses.replace(lite, moe=dataclasses.replace(lite.moe, n_shared_experts=0))
+    single = GroupLimited(n_group=64, topk_group=32)
+    groups = dataclasses.replace(
+        lite, moe=dataclasses.replace(lite.moe, router=dataclasses.replace(lite.moe.router, select=single))
+    )
+    for spec, field in (
+        (queries, "attention.q_lora_rank"),
+        (alone, "moe.n_shared_experts"),
+        (groups, "moe.router.select"),
+    ):
+        faults = export_faults(spec)
+        assert set(faults) == {"gguf"}
+        assert faults["gguf"].startswith(f"{field}: llama.cpp cannot open the file")
+    assert set(export_faults(preset("deepseek-vl-1.3b"))) == {"gguf"}
+    assert set(export_faults(preset("hash-2b"))) == {"hf", "gguf"}

@@ -12,7 +12,7 @@ from fathom.errors import SpecError, SpecErrors
 from fathom.families import PRESETS
 from fathom.pipeline.recipe import load_run_plan, make_recipe
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
-from fathom.spec.mapping import from_mapping, to_mapping
+from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import FAMILIES, ModelSpec
 from fathom.spec.moe import GroupLimited, TopK
 from fathom.spec.recipe import Recipe, TrainStep
@@ -117,6 +117,12 @@ def test_the_recipes_of_fathom_leave_nothing_to_defaults_of_a_family(name: str) 
     plan = load_run_plan(RECIPES / name)
     assert plan.defaults == ()
     assert plan.recipe == from_mapping(Recipe, whole_recipe(name))
+
+
+def test_given_balance_losses_leave_the_selection_as_it_is() -> None:
+    recipe = RECIPES.parent / "tests" / "pipeline" / "tiny.toml"
+    raw = read_toml(recipe)
+    assert make_recipe(raw, []).trained_model.moe == from_mapping(Recipe, read_toml(recipe)).trained_model.moe
 
 
 def test_recorded_recipes_are_read_as_they_are() -> None:

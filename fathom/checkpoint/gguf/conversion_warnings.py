@@ -39,6 +39,7 @@ def conversion_warnings(spec: ModelSpec, kind: QuantType = "F32") -> tuple[str, 
         SpecError: the spec cannot be written at all.
     """
     return (
+        *unopenable(spec),
         *_unkept(spec),
         *_attention(spec),
         *_rope(spec.rope),
@@ -46,6 +47,30 @@ def conversion_warnings(spec: ModelSpec, kind: QuantType = "F32") -> tuple[str, 
         *_modules(spec),
         *_halves(spec, kind),
     )
+
+
+def unopenable(spec: ModelSpec) -> tuple[str, ...]:
+    """Return one sentence for each reason why llama.cpp cannot open a file of a model; Fathom itself can."""
+    return tuple(_unopenable(spec))
+
+
+def _unopenable(spec: ModelSpec) -> Iterator[str]:
+    attention, moe, layers = spec.attention, spec.moe, spec.num_hidden_layers
+    if architecture(spec) == "llama":
+        return
+    if isinstance(attention, GroupedQueryAttention):
+        width = attention.num_heads * attention.head_dim
+        if width != spec.hidden_size:
+            yield f"attention: llama.cpp cannot open the file, as its heads are {width} wide and not hidden_size"
+    elif attention.q_lora_rank is not None and _taken_for_lite(spec):
+        yield f"attention.q_lora_rank: llama.cpp cannot open the file, as it takes {layers} layers to have none"
+    if moe is None:
+        return
+    select = moe.router.select
+    if isinstance(select, GroupLimited) and select.topk_group < select.n_group == moe.n_routed_experts:
+        yield "moe.router.select: llama.cpp cannot open the file, as its groups hold more than one expert"
+    if not moe.n_shared_experts:
+        yield "moe.n_shared_experts: llama.cpp cannot open the file, as it wants at least one"
 
 
 def _unkept(spec: ModelSpec) -> Iterator[str]:
@@ -97,19 +122,17 @@ def _scales(rope: RopeSpec) -> tuple[float, float]:
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
-    attention, layers = spec.attention, spec.num_hidden_layers
+    attention = spec.attention
     if isinstance(attention, GroupedQueryAttention):
         if attention.sliding_window is not None:
             yield f"attention.sliding_window: llama.cpp attends to all tokens, not to {attention.sliding_window}"
-        width = attention.num_heads * attention.head_dim
-        if architecture(spec) != "llama" and width != spec.hidden_size:
-            yield f"attention: llama.cpp cannot open the file, as its heads are {width} wide and not hidden_size"
-        return
-    lite = layers in _LITE_LAYERS or (layers, spec.vocab_size) == _LITE_LARGE
-    if attention.q_lora_rank is None and not lite:
+    elif attention.q_lora_rank is None and not _taken_for_lite(spec):
         yield "attention.q_lora_rank: older releases of llama.cpp open models without it only at 26 or 27 layers"
-    if attention.q_lora_rank is not None and lite:
-        yield f"attention.q_lora_rank: llama.cpp cannot open the file, as it takes {layers} layers to have none"
+
+
+def _taken_for_lite(spec: ModelSpec) -> bool:
+    layers = spec.num_hidden_layers
+    return layers in _LITE_LAYERS or (layers, spec.vocab_size) == _LITE_LARGE
 
 
 def _rope(rope: RopeSpec) -> Iterator[str]:
@@ -127,18 +150,14 @@ def _experts(spec: ModelSpec) -> Iterator[str]:
     if moe is None or arch == "llama":
         return
     select = moe.router.select
-    if isinstance(select, GroupLimited) and select.topk_group < select.n_group:
-        if select.n_group == moe.n_routed_experts:
-            yield "moe.router.select: llama.cpp cannot open the file, as its groups hold more than one expert"
-        elif select.group_score == "max":
-            yield (
-                "moe.router.select: llama.cpp ranks groups by the sum of their two best experts instead of by their "
-                "best, so that some tokens meet other experts"
-            )
+    limited = isinstance(select, GroupLimited) and select.topk_group < select.n_group != moe.n_routed_experts
+    if isinstance(select, GroupLimited) and limited and select.group_score == "max":
+        yield (
+            "moe.router.select: llama.cpp ranks groups by the sum of their two best experts instead of by their "
+            "best, so that some tokens meet other experts"
+        )
     if moe.router.normalize and arch == "deepseek":
         yield "moe.router.normalize: llama.cpp does not divide the weights of architecture deepseek by their sum"
-    if not moe.n_shared_experts:
-        yield "moe.n_shared_experts: llama.cpp cannot open the file, as it wants at least one"
 
 
 def _modules(spec: ModelSpec) -> Iterator[str]:
