@@ -264,13 +264,16 @@ def test_rewards_that_fail_are_counted_and_one_that_always_does_stops_the_step(
     base: Path, publish: Publish, tmp_path: Path
 ) -> None:
     (base / "fails_at_times.py").write_text(
-        "calls = []\n\ndef odd(*given):\n    calls.append(given)\n    return 1 / (len(calls) - 2)\n"
+        "calls = []\n\ndef odd(prompt, answer, reference):\n    calls.append(answer)\n    return 1 / (len(calls) - 2)\n"
+        "\ndef always(prompt, answer, reference):\n    return {}[answer]\n"
     )
     step = asked(rewards=(*EXACT, FunctionReward(name="odd", target="fails_at_times:odd")), count=3, stages=("after",))
     document = measure(plan_of(base, publish, step), tmp_path / "run", trust=Trust(code=True))
     assert document["tasks"]["rivers"]["after"]["failures"] == {"odd: crashed": 1}
-    always = asked(rewards=(*EXACT, FunctionReward(name="odd", target="math:sqrt")), count=3, stages=("after",))
-    with pytest.raises(RewardError, match=r"reward odd: failed at all 3 answers .* exactly one argument"):
+    always = asked(
+        rewards=(*EXACT, FunctionReward(name="odd", target="fails_at_times:always")), count=3, stages=("after",)
+    )
+    with pytest.raises(RewardError, match=r"reward odd: failed at all 3 answers .* KeyError: .*line 8"):
         measure(plan_of(base, publish, always), tmp_path / "other", trust=Trust(code=True))
 
 
