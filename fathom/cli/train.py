@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fathom.cli import options
 from fathom.cli.display import make_display
 from fathom.cli.terminal import FilteredConsole
-from fathom.errors import Interrupted, SpecError
+from fathom.errors import FathomError, Interrupted, SpecError
 from fathom.progress import Progress
+
+if TYPE_CHECKING:
+    from fathom.pipeline.context import RunPlan
 
 
 def train(
@@ -61,6 +64,8 @@ def train(
     else:
         raise SpecError("RECIPE", "is missing", "name a recipe's .toml, or continue a run: --resume --out RUN")
     directory = out if out is not None else Path("runs") / plan.recipe.name
+    if not resume:
+        _announce(plan, directory, device)
     display = make_display(FilteredConsole())
     try:
         ran = run(
@@ -97,3 +102,24 @@ def _show_result(directory: Path, display: Progress, *, ran: bool, chats: bool) 
         model = shlex.quote(str(directory))
         words = f"chat {model}" if chats else f'generate {model} --prompt "Once upon a time"'
         display.message(f"next:   fathom {words}")
+
+
+def _announce(plan: RunPlan, directory: Path, device: str) -> None:
+    """Print what the run will take in one line, reckoned without taking a step.
+
+    Raises:
+        SpecError: it needs more memory or disk than is free.
+    """
+    from fathom.cli.display import duration
+    from fathom.cli.recipe_check import refuse
+    from fathom.model.device import resolve_device
+    from fathom.pipeline.forecast.forecast import Forecaster
+    from fathom.pipeline.forecast.totals import summary
+
+    resolved = resolve_device(device)
+    try:
+        forecast = Forecaster(plan, options.cache_directory(), resolved, measure=False).forecast(directory)
+    except FathomError:  # the run says what is wrong, in its own order
+        return
+    refuse(plan.recipe.name, forecast.faults())
+    print(f"plan: {summary(forecast)}; roughly {duration(forecast.seconds)} here (fathom recipe check measures it)")

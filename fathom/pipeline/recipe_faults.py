@@ -70,5 +70,5 @@ def _function_faults(plan: RunPlan, done: Collection[str], trust: Trust) -> Iter
                 yield SpecError(
                     f"steps.{step.name}.rewards.{reward.name}",
                     str(error).removeprefix(f"reward {reward.name}: "),
-                    f"correct it, or put its module beside the recipe, in {plan.base.resolve()}",
+                    f"correct it, or put its module beside the recipe, in {plan.base}",
                 )
