@@ -18,10 +18,13 @@ from fathom.spec.mapping import to_mapping
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import (
     DistillStep,
+    DpoStep,
     LearningStep,
     ModelStep,
     OpenStep,
     Recipe,
+    RepliesStep,
+    SftStep,
     StartingStep,
     Step,
     TasksStep,
@@ -118,6 +121,17 @@ def named_step(recipe: Recipe, step: Step, name: str, kinds: UnionType | type, w
         known = ", ".join(fitting) or "none: add one"
         raise SpecError(f"steps.{step.name}.{where}", f"no step {name!r} before it can be taken", f"use one of {known}")
     return fitting[name]
+
+
+def tuned_step(recipe: Recipe, step: RepliesStep) -> SftStep | DpoStep:
+    """Return the fine-tuning before and after which a replies step asks; ``SpecError`` if there is none."""
+    if step.step is not None:
+        named: SftStep | DpoStep = named_step(recipe, step, step.step, SftStep | DpoStep, "step")
+        return named
+    found: SftStep | DpoStep | None = last_before(recipe, step, SftStep | DpoStep)
+    if found is None:
+        raise SpecError(f"steps.{step.name}", "needs an sft or dpo step before it", "add one to the recipe")
+    return found
 
 
 def base_model(recipe: Recipe) -> ModelStep | None:

@@ -16,6 +16,7 @@ from fathom.pipeline.context import (
     named_step,
     spec_during,
     taught_by,
+    tuned_step,
 )
 from fathom.spec.alignment import JudgedPairs, KeptAnswers
 from fathom.spec.faults import Faults
@@ -30,6 +31,7 @@ from fathom.spec.recipe import (
     NeedleStep,
     PicturesStep,
     Recipe,
+    RepliesStep,
     RewardModelStep,
     SampleStep,
     SftStep,
@@ -106,6 +108,8 @@ def _check_references(recipe: Recipe, step: Step) -> None:
         measured_steps(recipe, step)
     if isinstance(step, DistillStep):
         taught_by(recipe, step)
+    if isinstance(step, RepliesStep):
+        tuned_step(recipe, step)
     if isinstance(step, SftStep):
         for index, data in enumerate(step.data):
             if isinstance(data, KeptAnswers):

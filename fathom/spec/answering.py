@@ -153,3 +153,38 @@ class TasksStep:
         if self.samples > 1 and self.temperature == 0:
             raise SpecError("samples", f"{self.samples} answers at temperature 0 are all alike", "raise temperature")
         check.distinct_names("problems", (source.name for source in self.problems), what="source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepliesStep:
+    """What a model answered before a step of fine-tuning and answers after it, in conversations that were held out.
+
+    The last turn of each conversation is left for the model to write. Where the step holds out none, its first
+    conversations are taken, which it has learned.
+    """
+
+    kind: ClassVar[str] = "replies"
+    name: str = "replies"
+    """Name of the step, and of the file NAME.json in the run."""
+    step: str | None = None
+    """The sft or dpo step; left out, the last one before.
+
+    Example: "sft"
+    """
+    count: int = 3
+    """Conversations that are answered.
+
+    Unit: conversations
+    """
+    max_tokens: int = 96
+    """Tokens of an answer at most.
+
+    Unit: tokens
+    """
+    temperature: float = 0.0
+    """What logits are divided by; 0 always takes the most likely token."""
+
+    def __post_init__(self) -> None:
+        check.positive("count", self.count)
+        check.positive("max_tokens", self.max_tokens)
+        check.not_negative("temperature", self.temperature)

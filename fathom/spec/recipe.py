@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.alignment import DistillStep, DpoStep, GrpoStep, OpenStep, RewardModelStep, SftStep
-from fathom.spec.answering import AnswersStep, TasksStep
+from fathom.spec.answering import AnswersStep, RepliesStep, TasksStep
 from fathom.spec.model import ModelSpec
 from fathom.spec.step_results import check_results
 from fathom.spec.steps import (
@@ -39,6 +39,7 @@ __all__ = [
     "OpenStep",
     "PicturesStep",
     "Recipe",
+    "RepliesStep",
     "ReportStep",
     "RewardModelStep",
     "SampleStep",
@@ -70,6 +71,7 @@ Step = (
     | RewardModelStep
     | DistillStep
     | TasksStep
+    | RepliesStep
 )
 
 ModelStep = TrainStep | OpenStep | SftStep | GrpoStep | DpoStep | DistillStep

@@ -26,7 +26,7 @@ class NamedStep(Protocol):
 
 def result_name(step: NamedStep) -> str:
     """Name of the folder or file a step leaves in the run directory."""
-    if step.kind in ("evaluate", "needle", "captions", "tasks"):
+    if step.kind in ("evaluate", "needle", "captions", "tasks", "replies"):
         return f"{step.name}.json"
     if step.kind == "sample":
         return "samples.json" if step.name == "sample" else f"{step.name}.json"

@@ -38,6 +38,7 @@ KINDS = (
     "reward_model",
     "distill",
     "tasks",
+    "replies",
 )
 _MODULES = MappingProxyType({"open": "open_model"})
 RUNNERS: Mapping[str, Runner] = MappingProxyType({kind: _lazy(_MODULES.get(kind, kind)) for kind in KINDS})
