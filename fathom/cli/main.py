@@ -10,7 +10,21 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import fathom
-from fathom.cli import cache, chat, convert, doctor, evaluate, generate, inspect, models, recipe, serve, study, train
+from fathom.cli import (
+    cache,
+    chat,
+    convert,
+    doctor,
+    evaluate,
+    finetune,
+    generate,
+    inspect,
+    models,
+    recipe,
+    serve,
+    study,
+    train,
+)
 from fathom.cli.console import prepare_streams
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
 from fathom.errors import FathomError, Interrupted, SpecErrors
@@ -75,6 +89,7 @@ def make_app() -> typer.Typer:
     app.callback()(_root)
     for verb in (
         train.train,
+        finetune.finetune,
         generate.generate,
         chat.chat,
         serve.serve,

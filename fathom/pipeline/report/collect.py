@@ -12,8 +12,9 @@ from fathom.inference.loading import open_source
 from fathom.inference.run_record import StepState, last_before
 from fathom.pipeline.context import base_model, model_step, spec_during
 from fathom.pipeline.report import records
-from fathom.pipeline.report.data import Curve, ExpertLoads, RunData
+from fathom.pipeline.report.data import Curve, ExpertLoads, Replies, RunData
 from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
+from fathom.pipeline.report.tuning import read_replies
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
@@ -25,6 +26,7 @@ from fathom.spec.recipe import (
     NeedleStep,
     OpenStep,
     Recipe,
+    RepliesStep,
     SampleStep,
     Step,
     TrainStep,
@@ -80,6 +82,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
             if isinstance(step, LearningStep)
             for sentence in records.alarms(step.name, directory / step.name / "metrics.jsonl")
         ],
+        replies=_replies(before, directory),
     )
 
 
@@ -201,6 +204,11 @@ def _dropped(metrics: Mapping[str, list[dict[str, Any]]]) -> float | None:
     ]
     last = values[-max(1, len(values) // 10) :]
     return sum(last) / len(last) if last else None
+
+
+def _replies(before: Sequence[Step], directory: Path) -> Replies | None:
+    path = _last(before, RepliesStep, directory)
+    return None if path is None else read_replies(path)
 
 
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:

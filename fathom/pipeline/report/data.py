@@ -98,6 +98,24 @@ class OnlineCurves:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A conversation's last question, what stands there as its answer, and what each stage answers."""
+
+    question: str
+    expected: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replies:
+    """Answers before and after a step, in conversations that were held out or, where none was, learned."""
+
+    step: str
+    held_out: bool
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
     """Everything a report shows. ``facts`` are label -> value pairs of the model and its training.
 
@@ -123,6 +141,7 @@ class RunData:
     problems: Sequence[ExampleProblem] = ()
     commands: Sequence[tuple[str, str]] = ()
     alarms: Sequence[str] = ()
+    replies: Replies | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what report.json holds."""

@@ -11,6 +11,7 @@ from fathom.pipeline.report.data import Change, Curve, ExampleAnswer, ExamplePro
 from fathom.pipeline.report.records import curve_of, names, number, rows_of, text
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.spec.step_results import result_name
+from fathom.train.validation import VALIDATION_LOSS
 
 T = TypeVar("T")
 METRICS = "metrics.jsonl"
@@ -68,12 +69,16 @@ def example_problems(before: Sequence[Step], directory: Path) -> list[ExamplePro
 
 
 def sft_loss_curves(before: Sequence[Step], directory: Path) -> list[Curve]:
-    """Return the loss of every SFT step over its own tokens."""
+    """Return the loss of every SFT step over its own tokens, and that of what it holds out."""
     steps = [step for step in before if isinstance(step, SftStep)]
     found = {
         step.name: rows_of(directory / step.name / METRICS, ("step", "tokens"), optional=("lm_loss",)) for step in steps
     }
-    curves = [curve_of(name, rows, "lm_loss", over="tokens") for name, rows in found.items()]
+    curves = []
+    for name, rows in found.items():
+        held_out = [row | {VALIDATION_LOSS: row.get("evaluation", {}).get(VALIDATION_LOSS)} for row in rows]
+        curves.append(curve_of(name, rows, "lm_loss", over="tokens"))
+        curves.append(curve_of(f"{name}, validation", held_out, VALIDATION_LOSS, over="tokens"))
     return [curve for curve in curves if curve.x]
 
 

@@ -1,0 +1,138 @@
+"""``fathom finetune``: teach a model one's own chats, or pairs of answers, with one command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fathom.cli import options
+from fathom.cli.display import make_display
+from fathom.cli.load_progress import LoadProgress
+from fathom.cli.terminal import FilteredConsole
+from fathom.errors import Interrupted, SpecError
+from fathom.progress import Progress
+
+BARS = " .:-=+*#"
+CURVE_POINTS = 40
+
+
+def finetune(
+    context: typer.Context,
+    model: options.Model,
+    data: Annotated[
+        Path,
+        typer.Argument(help="Conversations, or pairs of answers: .jsonl, .json, .parquet, .csv, or a folder of them."),
+    ],
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train a small adapter instead of all weights: less memory and disk.")
+    ] = False,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="How often each conversation is seen; by the data's size.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; runs/finetune-DATA if left out.")] = None,
+    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate; by the model's size.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Conversations of a step; by the data's size.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapter (--lora); 16 if left out.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="int8 or int4: keep the adapted weights so (QLoRA).")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Leave out longer conversations, in tokens; none by default.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe, e.g. sft.train.patience=5.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out; done anyway.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")] = False,
+    track: options.Track = None,
+    device: options.Device = "auto",
+) -> None:
+    """Teach a model your own chats, and show what it answered before and answers now.
+
+    The same command continues a run that was interrupted.
+    """
+    from fathom.inference.loading import open_source
+    from fathom.pipeline.finetune import (
+        Finetuning,
+        check_memory,
+        finetuning_plan,
+        read_tuning_data,
+        tuning_memory,
+    )
+    from fathom.pipeline.run import run
+    from fathom.spec.step_results import STATE_FILE
+
+    if resume and restart:
+        raise SpecError("--restart", "contradicts --resume", "give one of them")
+    wanted = Finetuning(
+        epochs=epochs, rate=rate, batch=batch, max_length=max_length, lora=lora, rank=rank, quantize=quantize
+    )
+    adapter, rows = wanted.adapter(), read_tuning_data(data)
+    with LoadProgress(model) as progress:
+        spec = open_source(model, progress, cache_dir=options.cache_directory()).spec
+    plan = finetuning_plan(model, spec, rows, wanted, changes or [])
+    directory = out if out is not None else Path("runs") / plan.recipe.name
+    memory = tuning_memory(spec, min(spec.max_position_embeddings, 2048), adapter)
+    check_memory(memory, wanted)
+    display = make_display(FilteredConsole())
+    display.message(f"{rows.rows} {rows.unit} in {data}; {_memory_line(memory)}")
+    try:
+        run(
+            plan,
+            directory,
+            cache_dir=options.cache_directory(),
+            resume=(directory / STATE_FILE).exists() and not restart,
+            restart=restart,
+            device=device,
+            progress=display,
+            track=track or (),
+        )
+    except Interrupted as error:
+        again = options.command_line(context, restart=False, resume=True)
+        raise Interrupted(f"{error}; continue with: {again}") from None
+    finally:
+        display.close()
+    _show(plan.recipe.steps[1].name, directory, display, lora=lora)
+
+
+def _memory_line(memory: Any) -> str:
+    full = f"full fine-tuning takes about {memory.full / 1e9:.1f} GB of memory"
+    if memory.adapter is None:
+        return f"{full} of {memory.limit / 1e9:.1f} GB"
+    return f"LoRA takes about {memory.adapter / 1e9:.1f} GB of {memory.limit / 1e9:.1f} GB of memory, where {full}"
+
+
+def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:
+    """Print answers before and after, how the losses went, and what to do next."""
+    from fathom.pipeline.report.tuning import read_replies, tuning_curves
+
+    replies = read_replies(directory / "replies.json")
+    if replies is not None:
+        kind = "held-out" if replies.held_out else "learned"
+        for reply in replies.replies:
+            display.message("")
+            display.message(f"{kind}: {reply.question}")
+            for stage, answer in reply.answers.items():
+                display.message(f"  {'after ' if stage == step else 'before'}: {' '.join(answer.split())}")
+    display.message("")
+    for curve in tuning_curves(directory, step):
+        if curve.y:
+            points = curve.y[:: max(1, len(curve.y) // CURVE_POINTS)]
+            display.message(f"{curve.name:<16} {curve.y[0]:.3f} {_bars(points)} {curve.y[-1]:.3f}")
+    name = shlex.quote(str(directory))
+    display.message(f"report: {directory / 'report.html'}")
+    display.message(f"next:   fathom chat {name}")
+    display.message(f"next:   fathom serve {name}")
+    display.message(f"next:   fathom convert {name} {shlex.quote(str(directory) + '-hf')} --to hf")
+
+
+def _bars(values: list[float]) -> str:
+    """Draw values as bars one character wide."""
+    low, high = min(values), max(values)
+    blocks = "▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower().startswith("utf") else BARS
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((value - low) * scale)] for value in values)
