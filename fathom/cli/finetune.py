@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +131,7 @@ def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:
     display.message(f"next:   fathom convert {name} {shlex.quote(str(directory) + '-hf')} --to hf")
 
 
-def _bars(values: list[float]) -> str:
+def _bars(values: Sequence[float]) -> str:
     """Draw values as bars one character wide."""
     low, high = min(values), max(values)
     blocks = "▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower().startswith("utf") else BARS
