@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+VALIDATION = ", validation"
+"""What the name of a step's curve ends in where it is of what the step holds out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fathom.inference.run_record import as_written, read_json
-from fathom.pipeline.report.data import Change, Curve, ExampleAnswer, ExampleProblem, OnlineCurves, TaskScore
+from fathom.pipeline.report.data import (
+    VALIDATION,
+    Change,
+    Curve,
+    ExampleAnswer,
+    ExampleProblem,
+    OnlineCurves,
+    TaskScore,
+)
 from fathom.pipeline.report.records import curve_of, names, number, rows_of, text
 from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.spec.step_results import result_name
@@ -78,7 +86,7 @@ def sft_loss_curves(before: Sequence[Step], directory: Path) -> list[Curve]:
     for name, rows in found.items():
         held_out = [row | {VALIDATION_LOSS: row.get("evaluation", {}).get(VALIDATION_LOSS)} for row in rows]
         curves.append(curve_of(name, rows, "lm_loss", over="tokens"))
-        curves.append(curve_of(f"{name}, validation", held_out, VALIDATION_LOSS, over="tokens"))
+        curves.append(curve_of(name + VALIDATION, held_out, VALIDATION_LOSS, over="tokens"))
     return [curve for curve in curves if curve.x]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fathom.pipeline.report.data import RunData
+from fathom.pipeline.report.data import VALIDATION, RunData
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
@@ -21,7 +21,9 @@ def _trained(data: RunData) -> str:
     if facts.get("active_parameters", facts.get("parameters")) != facts.get("parameters"):
         size += f" ({_count(facts['active_parameters'])} active per token)"
     tokens = f" on {_count(facts['tokens'])} tokens of text" if "tokens" in facts else ""
-    steps = [curve.name for curve in data.sft_loss_curves] + [curves.name for curves in data.online]
+    steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)] + [
+        curves.name for curves in data.online
+    ]
     by = f" by {' and '.join(dict.fromkeys(steps))}" if steps else ""
     return f"Trained from {data.origin}: a model{size}{tokens}{', then' if tokens and by else ''}{by}."
 
@@ -45,6 +47,8 @@ def _text(data: RunData) -> str:
 
 
 def _answers(data: RunData) -> str:
+    if not data.tasks and data.replies is not None:
+        return "What it answered before fine-tuning and answers now stands below; right answers were not counted."
     if not data.tasks:
         return "It continues texts; answering was not measured."
     last = {task: list(stages.items())[-1] for task, stages in data.tasks.items() if stages}
