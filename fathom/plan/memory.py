@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fathom.plan.count import count_parameters
+from fathom.plan.lora import lora_parameters, matrices
 from fathom.spec import GroupedQueryAttention, ModelSpec, check
+from fathom.spec.adapter import BaseFormat, LoraSpec
+
+_BYTES: Mapping[BaseFormat, float] = MappingProxyType({"none": 4.0, "int8": 1.0, "int4": 0.625})
+"""Bytes of a frozen weight: int4 has a scale and a zero point in bfloat16 for every 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,12 @@ def training_memory(
     activation_bytes: int = 4,
     loss_chunk_tokens: int = 1024,
     activation_checkpointing: bool = False,
+    adapter: LoraSpec | None = None,
 ) -> TrainingMemory:
     """Estimate the memory of one micro-batch of ``tokens`` tokens with float32 weights, gradients and Adam moments.
+
+    With an ``adapter`` only its parameters have gradients and moments; ``quantize_base`` keeps the matrices of the base
+    in 8 bits, or in 5 with the scales of int4. Activations are counted as without it.
 
     Activations are what autograd keeps of each layer: its normed inputs, queries, keys, values, attention output,
     and the feed-forward products of the experts a token meets; attention scores are not kept. With activation
@@ -47,13 +58,26 @@ def training_memory(
     depth = spec.num_hidden_layers + spec.num_nextn_predict_layers
     layers = [_kept_numbers(spec, i) for i in range(depth)]
     kept = max(layers) + depth * spec.hidden_size if activation_checkpointing else sum(layers)
+    parameters = learned
+    if adapter is not None:
+        frozen, learned = learned, 4 * lora_parameters(spec, adapter)
+        packed = sum(adapted * _BYTES[adapter.quantize_base] for adapted in _packed_parameters(spec))
+        plain = frozen - 4 * sum(_packed_parameters(spec))
+        parameters = learned + (frozen if adapter.quantize_base == "none" else plain + round(packed))
     return TrainingMemory(
-        parameters=learned,
+        parameters=parameters,
         gradients=learned,
         optimizer=2 * learned,
         activations=kept * tokens * activation_bytes,
         logits=2 * 4 * min(tokens, loss_chunk_tokens) * spec.vocab_size,
     )
+
+
+def _packed_parameters(spec: ModelSpec) -> Iterator[int]:
+    """Yield the sizes of the matrices that ``quantize_base`` packs: all that can be adapted but ``kv_b_proj``."""
+    for matrix in matrices(spec):
+        if not matrix.name.endswith("kv_b_proj"):
+            yield matrix.copies * matrix.outputs * matrix.inputs
 
 
 def _kept_numbers(spec: ModelSpec, index: int) -> int:

@@ -190,14 +190,14 @@ class Forecaster:
             tokens=tokens,
             loss_chunk_tokens=train.loss_chunk_tokens,
             activation_checkpointing=train.activation_checkpointing,
+            adapter=train.adapter,
         )
-        weights = memory.parameters
-        kept = weights * (3)
+        learned = memory.gradients  # what a checkpoint holds: all weights, or an adapter's
         return replace(
             self._with_model(base, spec),
-            memory_bytes=memory.total + references * weights,
-            disk_bytes=kept,
-            peak_disk_bytes=3 * weights * (train.checkpoint.keep + 1),
+            memory_bytes=memory.total + references * learned,
+            disk_bytes=3 * learned,
+            peak_disk_bytes=3 * learned * (train.checkpoint.keep + 1),
         )
 
     def _with_model(self, base: StepForecast, spec: ModelSpec) -> StepForecast:
