@@ -93,8 +93,9 @@ def zero_gradient(lines: Lines) -> Alarm | None:
 
 
 def collapsed_routing(lines: Lines) -> Alarm | None:
-    """A few experts of a layer do the work of all."""
-    layers = lines[-1].get("collapsed_layers") if lines else None
+    """A few experts of a layer do the work of all, and not for the moment that routers take to find their balance."""
+    recent = [line.get("collapsed_layers") or () for line in lines[-IN_A_ROW:]]
+    layers = [layer for layer in recent[-1] if all(layer in each for each in recent)] if len(recent) == IN_A_ROW else []
     if not layers:
         return None
     line = lines[-1]

@@ -98,6 +98,13 @@ def test_two_experts_of_eight_that_take_nearly_all_are_a_collapse() -> None:
     assert load.collapsed(2) == [0]
     line = {"collapsed_layers": ["layers.1"], "load_entropy_min": entropy, "load_max_over_mean": 3.2}
     other = line | {"collapsed_layers": ["layers.1", "layers.2"]}
-    notes, holding = heard([line, line, other, line])
+    notes, holding = heard([line, line, line, other, other, other, line])
     assert holding == ["collapsed_routing"]
-    assert [note.partition(":")[0] for note in notes] == ["step 1", "step 3", "at the end"]
+    assert [note.partition(":")[0] for note in notes] == ["step 3", "step 6", "at the end"]
+
+
+def test_a_router_that_is_uneven_for_a_moment_has_not_collapsed() -> None:
+    uneven = {"collapsed_layers": ["layers.1"], "load_entropy_min": 0.64, "load_max_over_mean": 3.3}
+    other = uneven | {"collapsed_layers": ["layers.2"]}
+    even = uneven | {"collapsed_layers": []}
+    assert heard([even, uneven, uneven, even, uneven, other, uneven, other]) == ([], [])
