@@ -9,11 +9,22 @@ import pytest
 
 
 def fast(cases: Sequence[Any], chosen: Collection[Any], ids: Sequence[str] | None = None) -> list[Any]:
-    """Return the cases as parameters, those that are not ``chosen``, by value or by id, marked slow."""
-    names = list(map(str, cases)) if ids is None else list(ids)
+    """Return the cases as parameters, those that are not ``chosen``, by value or by id, marked slow.
+
+    A tuple has a value for each argument.
+    """
+    names = list(map(_name, cases)) if ids is None else list(ids)
     found = [
-        pytest.param(case, id=name, marks=() if case in chosen or name in chosen else pytest.mark.slow)
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            id=name,
+            marks=() if case in chosen or name in chosen else pytest.mark.slow,
+        )
         for case, name in zip(cases, names, strict=True)
     ]
     assert any(not param.marks for param in found)
     return found
+
+
+def _name(case: Any) -> str:
+    return "-".join(map(str, case)) if isinstance(case, tuple) else str(case)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.fuzz.progress import Progress
 from tests.serve.serving import wait_until
+from tests.slow_cases import fast
 
 COMMAND = (sys.executable, "-m", "tests.fuzz", "--module", "tests.fuzz.broken_targets")
 
@@ -62,7 +63,9 @@ def test_a_run_that_is_killed_has_kept_what_it_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
-@pytest.mark.parametrize(("name", "status", "kept"), [("wrong_once", 1, 1), ("fine", 130, 0)])
+@pytest.mark.parametrize(
+    ("name", "status", "kept"), fast([("wrong_once", 1, 1), ("fine", 130, 0)], [("wrong_once", 1, 1)])
+)
 def test_ctrl_c_ends_in_order_with_what_was_found(tmp_path: Path, name: str, status: int, kept: int) -> None:
     run = subprocess.Popen(
         command(tmp_path, name, "ends", seconds=60), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

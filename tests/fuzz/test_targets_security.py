@@ -69,6 +69,7 @@ def test_a_zero_byte_in_a_recorded_recipe_is_refused(tmp_path: Path, manifest: s
         read_recipe(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_runs_targets_apart_and_exits_0(tmp_path: Path) -> None:
     arguments = ["--target", "gguf", "--seconds", "1", "--out", str(tmp_path)]
     run = subprocess.run([sys.executable, "-m", "tests.fuzz", *arguments], capture_output=True, text=True, timeout=120)

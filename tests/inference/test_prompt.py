@@ -109,6 +109,7 @@ def test_images_on_disk_give_the_answer_transformers_gives(directory: Path) -> N
     assert len(found) == 12 or expected[len(found)] == ours.tokenizer.eos_id
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_images(directory: Path) -> None:
     picture = directory.parent / "a.png"
     verb = ["chat", str(directory), "--max-tokens", "6", "--seed", "1"]

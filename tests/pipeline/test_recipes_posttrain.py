@@ -214,6 +214,7 @@ def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path
     assert "kl" in lines(out, "reasoning")[0]
 
 
+@pytest.mark.slow
 def test_v2_chat_weighs_reward_models_and_a_rule(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
     overrides = [
         *sums(problems, "simple_equations", "leg_counting"),
@@ -237,6 +238,7 @@ def test_v2_chat_weighs_reward_models_and_a_rule(base: Path, texts: Path, proble
     assert last["failures"] == {}
 
 
+@pytest.mark.slow
 def test_math_trains_its_reward_model_anew_with_a_tenth_of_old_answers(
     base: Path, texts: Path, problems: Path, tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_math_supervises_steps_as_its_comment_says(base: Path, texts: Path, prob
     assert {name for line in lines(out, "grpo-1") for name in line["rewards"]} >= {"accuracy"}
 
 
+@pytest.mark.slow
 def test_a_student_is_taught_by_samples_and_by_distributions(
     base: Path, texts: Path, problems: Path, tmp_path: Path
 ) -> None:

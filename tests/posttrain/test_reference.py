@@ -27,6 +27,7 @@ from fathom.train.signals import StopRequest
 from fathom.train.stage import Stage
 from fathom.train.state import Position
 from tests.posttrain.conftest import DENSE, SPEC, MakePolicy
+from tests.slow_cases import fast
 
 STEPS = 4
 
@@ -97,8 +98,9 @@ def crashing(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield done
 
 
-@pytest.mark.parametrize("every_steps", [1, 2])
-@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("keep", "every_steps"), fast([(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)], [(1, 1), (3, 2)])
+)
 def test_a_run_that_dies_at_any_change_of_the_disk_is_resumed_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, every_steps: int
 ) -> None:
@@ -192,7 +194,7 @@ SCRIPT = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
-@pytest.mark.parametrize(("keep", "at"), [(1, 13), (3, 6)])
+@pytest.mark.parametrize(("keep", "at"), fast([(1, 13), (3, 6)], [(3, 6)]))
 def test_a_killed_policy_resumes_to_the_same_end(tmp_path: Path, make_policy: MakePolicy, keep: int, at: int) -> None:
     checkpointing = Checkpointing(every_steps=2, every_seconds=None, keep=keep)
     spec = replace(SPEC, reference_every=1, checkpoint=checkpointing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ from fathom.evals.perplexity import perplexity
 from fathom.inference.language_model import LanguageModel
 from fathom.plan import count_parameters
 from fathom.spec import GroupedQueryAttention, SamplingParams
+
+pytestmark = pytest.mark.slow  # transformers takes a quarter of a minute to read the file
 
 
 def test_the_spec_is_that_of_the_published_model(file: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from fathom.serve.settings import Limits
 from tests.serve.serving import Running, Serve, wait_until
+from tests.slow_cases import fast
 
 JSON = "Content-Type: application/json"
 LONG: dict[str, Any] = {"prompt": "The river", "max_tokens": 500, "ignore_eos": True, "logit_bias": {"1": -100}}
@@ -142,7 +143,9 @@ def settled(events: list[str]) -> str:
     return "cut"
 
 
-@pytest.mark.parametrize(("drain", "expected"), [("60", {"whole"}), ("0.1", {"whole", "draining"})])
+@pytest.mark.parametrize(
+    ("drain", "expected"), fast([("60", {"whole"}), ("0.1", {"whole", "draining"})], [("60", {"whole"})])
+)
 def test_a_stopped_server_ends_every_stream_and_leaves_with_zero(
     directory: Path, drain: str, expected: set[str]
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_stopped_server_ends_every_stream_and_leaves_with_zero(
         assert drain == "60" or "draining" in ends
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once(directory: Path) -> None:
     with process(directory, "--drain-seconds", "60") as (running, port):
         connection = ask(port, LONG | {"stream": True, "n": 8})

@@ -94,6 +94,7 @@ def test_a_server_with_slow_clients_is_drained_as_any_other(directory: Path) -> 
         assert running.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of another process is set by prlimit, which Linux has")
 def test_a_server_without_descriptors_closes_idle_connections_and_does_not_spin(directory: Path) -> None:
     resource = importlib.import_module("resource")

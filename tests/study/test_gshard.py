@@ -145,6 +145,7 @@ def test_generation_stops_at_the_end_of_the_sentence() -> None:
     assert all(1 <= len(answer) <= 6 and EOS not in answer[:-1] for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_its_three_files_and_is_reproducible(tmp_path: Path) -> None:
     progress = RecordingProgress()
     for name in ("one", "two"):

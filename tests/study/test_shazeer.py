@@ -128,6 +128,7 @@ def test_each_claim_falls_with_its_figure(index: int, changed: dict[str, float],
     assert [number for number, holds in enumerate(verdicts(rows)) if not holds] == [broken]
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_three_files_and_repeats_itself(tmp_path: Path) -> None:
     first = registry.run_experiment("shazeer", tmp_path / "a", seed=2, quick=True)
     again = registry.run_experiment("shazeer", tmp_path / "b", seed=2, quick=True)

@@ -17,6 +17,7 @@ from fathom.cli.main import guarded, make_app
 from fathom.progress import Progress
 from fathom.study import registry
 from fathom.study.registry import EXPERIMENTS, Experiment
+from tests.slow_cases import fast
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def test_the_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[s
         assert experiment.title in line
 
 
-@pytest.mark.parametrize("arguments", [["study"], ["study", "--help"]])
+@pytest.mark.parametrize("arguments", fast([["study"], ["study", "--help"]], [["study"]], ids=["list", "help"]))
 def test_listing_imports_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from fathom.cli.main import main\n"

@@ -33,6 +33,7 @@ from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
 from fathom.train.signals import StopRequest
 from tests.recording_progress import RecordingProgress
+from tests.slow_cases import fast
 
 MakeTrainer = Callable[..., Trainer]
 TIMED = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
@@ -166,7 +167,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     assert lines(tmp_path / "straight") == lines(broken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", fast([signal.SIGKILL, signal.SIGTERM], [signal.SIGKILL]))
 def test_a_process_stopped_from_outside_resumes_bit_for_bit(
     tmp_path: Path, make_trainer: MakeTrainer, number: signal.Signals
 ) -> None:
