@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fathom.cli import sampling
 from fathom.errors import ContextError, DataError, FathomError, SpecError
 from fathom.files import write_text
+from fathom.signals import StopRequest
 from fathom.spec.sampling import SamplingParams
 from fathom.terminal import one_line
-from fathom.train.signals import StopRequest
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel

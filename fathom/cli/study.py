@@ -13,7 +13,7 @@ from fathom.errors import Interrupted, SpecError
 from fathom.progress import NO_METRICS, NullProgress, Progress
 
 if TYPE_CHECKING:
-    from fathom.train.signals import StopRequest
+    from fathom.signals import StopRequest
 
 
 def study(
@@ -63,8 +63,8 @@ def _list() -> None:
 def _run(name: str, out: Path, seed: int, quick: bool) -> None:
     from fathom.cli.display import make_display
     from fathom.cli.terminal import FilteredConsole
+    from fathom.signals import StopRequest
     from fathom.study.registry import run_experiment
-    from fathom.train.signals import StopRequest
 
     display = make_display(FilteredConsole())
     started = time.monotonic()

@@ -25,9 +25,9 @@ from fathom.inference.conversion_dtypes import FLOATS, dtype_warnings, largest, 
 from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, unsupported_reason
 from fathom.model.build import parameter_shapes
 from fathom.progress import NULL_PROGRESS, Progress
+from fathom.signals import StopRequest
 from fathom.spec import ModelSpec
 from fathom.tokenizer.bpe import Tokenizer
-from fathom.train.signals import StopRequest
 
 SHARD_BYTES = 5_000_000_000
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from fathom.errors import Interrupted
-from fathom.train.signals import StopRequest
+from fathom.signals import StopRequest
 
 REPEAT_SECONDS = 1.0
 """Signals that follow one another within this time count as one, so that the second does not cut clean-up short."""

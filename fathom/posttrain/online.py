@@ -21,6 +21,7 @@ from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rollout import Rollout, RolloutSampler, pack_rollouts, packing_order, sample_rollouts
 from fathom.posttrain.routing import RoutingAgreement
 from fathom.progress import NULL_PROGRESS, Progress
+from fathom.signals import StopRequest
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import OnlineSpec
 from fathom.train.alarms import ROLLOUTS, Alarms
@@ -30,7 +31,6 @@ from fathom.train.metrics import JsonLines, read_json_lines
 from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
 from fathom.train.schedule import rate_at
-from fathom.train.signals import StopRequest
 from fathom.train.stage import Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner, counter_seed

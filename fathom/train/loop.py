@@ -20,6 +20,7 @@ from fathom.model.adapters.attach import attach
 from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
 from fathom.progress import NULL_PROGRESS, Progress
+from fathom.signals import StopRequest
 from fathom.spec.train import TrainSpec, UpdateSpec
 from fathom.train.epochs import EpochProgress
 from fathom.train.gradients import Gradients
@@ -30,7 +31,6 @@ from fathom.train.objective import Objective
 from fathom.train.protocols import Loader, TokenBatch
 from fathom.train.record import METRICS, Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
-from fathom.train.signals import StopRequest
 from fathom.train.stage import CHECKPOINTS, Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner

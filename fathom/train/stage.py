@@ -15,6 +15,7 @@ from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, Interrupted, ResourceError, TrainError
 from fathom.files import write_json
 from fathom.model.decoder import Decoder
+from fathom.signals import StopRequest
 from fathom.spec.resume import FieldChange
 from fathom.spec.train import UpdateSpec
 from fathom.train.freeze import freeze
@@ -23,7 +24,6 @@ from fathom.train.group import ALONE, Group, any_rank
 from fathom.train.metrics import JsonLines
 from fathom.train.optimizer import make_optimizer
 from fathom.train.protocols import Resumable
-from fathom.train.signals import StopRequest
 from fathom.train.state import Position, load_state, save_state
 
 CHECKPOINTS = "checkpoints"

@@ -22,8 +22,8 @@ from fathom.errors import CheckpointError
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
 from fathom.posttrain.reference import STATE_KEY, ReferenceModel
+from fathom.signals import StopRequest
 from fathom.spec.train import AdamWSpec, Checkpointing, UpdateSpec
-from fathom.train.signals import StopRequest
 from fathom.train.stage import Stage
 from fathom.train.state import Position
 from tests.posttrain.conftest import DENSE, SPEC, MakePolicy

@@ -27,11 +27,11 @@ from fathom.checkpoint import store
 from fathom.checkpoint.names import joined_shape
 from fathom.errors import CheckpointError, DataError, Interrupted, ResourceError, SpecError, TrainError
 from fathom.progress import NO_METRICS, NullProgress
+from fathom.signals import StopRequest
 from fathom.spec import ModelSpec
 from fathom.spec.train import BatchSpec, TrainSpec
 from fathom.train import Trainer
 from fathom.train.metrics import read_json_lines
-from fathom.train.signals import StopRequest
 from tests.recording_progress import RecordingProgress
 from tests.slow_cases import fast
 
