@@ -1,7 +1,8 @@
 """Fill the generated parts of the documents: `python docs/generate.py` from the repository's root.
 
 In docs/*.md, a line `<!-- run: COMMAND -->` is followed by a fenced block that becomes the command and what it prints
-(both streams, and its exit code where it is not 0). Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get
+(both streams, and its exit code where it is not 0). Each block runs once: PAGE.zh-CN.md has the same markers in the same
+order as PAGE.md and gets its blocks. Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get
 a table made from the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the
 quickstart reached. With --check nothing is written: the exit code says whether anything would change. --only PATTERN
 runs just the commands that contain it; without it exports/ is made anew.
@@ -17,10 +18,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+CHINESE = ".zh-CN"
 RUN = re.compile(r"<!-- run: (?P<command>.+?) -->\n```console\n.*?```\n", re.DOTALL)
 FIGURES = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
 REACHED = re.compile(r"<!-- reached -->\n.*?<!-- /reached -->", re.DOTALL)
@@ -140,32 +143,73 @@ def reached(corner: str) -> str:
     return "\n".join(rows)
 
 
-def losses() -> str:
+LOSS_WORDS = {
+    "": ("| model | kept in | bytes | bits per byte of text |", "weights {}", "cache {}", "{} bits per number"),
+    CHINESE: ("| 模型 | 保存形式 | 字节 | 每字节文本的比特数 |", "权重 {}", "缓存 {}", "每个数 {} 比特"),
+}
+FORM_WORDS = {"": {}, CHINESE: {", groups of ": "，每组 ", ", head too": "，含输出头"}}
+
+
+def losses(language: str) -> str:
     """Return what packed weights and packed caches cost, from the results there are."""
-    rows = ["| model | kept in | bytes | bits per byte of text |", "|---|---|---|---|"]
+    head, weights, cache, bits = LOSS_WORDS[language]
+    rows = [head, "|---|---|---|---|"]
     for path in sorted((ROOT / "benchmarks/results").glob("quantize-cpu.json")):
         for model, forms in json.loads(path.read_text(encoding="utf-8"))["models"].items():
             for form, found in forms.items():
-                rows.append(f"| {model} | weights {form} | {found['weight_bytes']:,} | {found['bits_per_byte']:.4f} |")
+                for words in FORM_WORDS[language].items():
+                    form = form.replace(*words)
+                kept = weights.format(form)
+                rows.append(f"| {model} | {kept} | {found['weight_bytes']:,} | {found['bits_per_byte']:.4f} |")
     for path in sorted((ROOT / "benchmarks/results").glob("cache-loss-*-cpu.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         for form, found in result["formats"].items():
-            bits = f"{found['bits_per_number']:g} bits per number"
-            rows.append(f"| {result['model']} | cache {form} | {bits} | {found['bits_per_byte']:.4f} |")
+            size = bits.format(f"{found['bits_per_number']:g}")
+            rows.append(f"| {result['model']} | {cache.format(form)} | {size} | {found['bits_per_byte']:.4f} |")
     return "\n".join(rows)
 
 
-def generated(path: Path, only: str) -> str:
-    """Return a document with its generated parts made anew."""
-    text = path.read_text(encoding="utf-8")
-    text = RUN.sub(lambda match: run_block(match) if only in match["command"] else match[0], text)
-    text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses()}\n<!-- /losses -->", text)
-    if path.name in WORDS:
-        corner = {"README.md": "right, %", "README.zh-CN.md": "正确率，%"}[path.name]
+def translation(path: Path) -> Path:
+    """Return where the Chinese page of an English one lies."""
+    return path.with_name(f"{path.stem}{CHINESE}.md")
+
+
+def run_again(text: str, only: str) -> str:
+    """Return a document whose blocks show what their commands print now."""
+    return RUN.sub(lambda match: run_block(match) if only in match["command"] else match[0], text)
+
+
+def with_blocks_of(text: str, english: str, name: str) -> str:
+    """Return a Chinese page with the blocks of its English one; other or otherwise ordered commands end the program."""
+    ours, theirs = ([match["command"] for match in RUN.finditer(page)] for page in (text, english))
+    if ours != theirs:
+        different = [f"{mine!r} for {other!r}" for mine, other in zip_longest(ours, theirs) if mine != other]
+        raise SystemExit(f"{name}: other commands than in the English page: {', '.join(different)}")
+    blocks = iter([match[0] for match in RUN.finditer(english)])
+    return RUN.sub(lambda _: next(blocks), text)
+
+
+def with_tables(text: str, name: str) -> str:
+    """Return a document with the tables made from the results."""
+    language = CHINESE if CHINESE in name else ""
+    text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses(language)}\n<!-- /losses -->", text)
+    if name in WORDS:
+        corner = {"": "right, %", CHINESE: "正确率，%"}[language]
         text = REACHED.sub(lambda _: f"<!-- reached -->\n{reached(corner)}\n<!-- /reached -->", text)
-        made = f"<!-- figures -->\n{figures(WORDS[path.name])}\n<!-- /figures -->"
+        made = f"<!-- figures -->\n{figures(WORDS[name])}\n<!-- /figures -->"
         text = FIGURES.sub(lambda _: made, text)
     return text
+
+
+def generated(path: Path, only: str) -> dict[Path, str]:
+    """Return a document and its Chinese page with their generated parts made anew."""
+    english = run_again(path.read_text(encoding="utf-8"), only)
+    pages = {path: with_tables(english, path.name)}
+    chinese = translation(path)
+    if chinese.exists():
+        text = with_blocks_of(chinese.read_text(encoding="utf-8"), english, chinese.name)
+        pages[chinese] = with_tables(text, chinese.name)
+    return pages
 
 
 def main() -> int:
@@ -177,13 +221,14 @@ def main() -> int:
     if not arguments.only:
         shutil.rmtree(ROOT / "exports", ignore_errors=True)
     stale = []
-    for path in [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in WORDS)]:
-        text = generated(path, arguments.only)
-        if text == path.read_text(encoding="utf-8"):
-            continue
-        stale.append(path.relative_to(ROOT).as_posix())
-        if not arguments.check:
-            path.write_text(text, encoding="utf-8")
+    documents = [path for path in sorted((ROOT / "docs").glob("*.md")) if CHINESE not in path.name]
+    for document in [*documents, ROOT / "README.md"]:
+        for path, text in generated(document, arguments.only).items():
+            if text == path.read_text(encoding="utf-8"):
+                continue
+            stale.append(path.relative_to(ROOT).as_posix())
+            if not arguments.check:
+                path.write_text(text, encoding="utf-8")
     print("stale:" if arguments.check else "written:", ", ".join(stale) or "none")
     return 1 if arguments.check and stale else 0
 

@@ -28,6 +28,7 @@ ENGLISH = Language(
     file="docs/compatibility.md",
     head=(
         "# Compatibility\n\n"
+        "*English | [中文](compatibility.zh-CN.md)*\n\n"
         "What other people's models, data, clients and machines bring, and what Fathom does with it. Every row is a\n"
         "case that `python -m tests.compatibility` has run; its last column quotes Fathom, or gives what came out.\n"
         "The test suite runs the same cases. A thread is a place where people met the case, not always in Fathom.\n\n"
@@ -42,6 +43,7 @@ CHINESE = Language(
     file="docs/compatibility.zh-CN.md",
     head=(
         "# 兼容性\n\n"
+        "*[English](compatibility.md) | 中文*\n\n"
         "其他项目的模型、数据、客户端和机器带来的各种情况，以及 Fathom 的处理方式。"
         "每一行都由 `python -m tests.compatibility` 实际运行得出，最后一列是 Fathom 输出的原文或得到的结果；"
         "测试套件运行同样的用例。“讨论”一列是人们遇到该情况的公开讨论，未必发生在 Fathom 中。\n\n"
