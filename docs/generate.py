@@ -1,10 +1,10 @@
 """Fill the generated parts of the documents: `python docs/generate.py` from the repository's root.
 
 In docs/*.md, a line `<!-- run: COMMAND -->` is followed by a fenced block that becomes the command and what it prints
-(both streams, and its exit code where it is not 0). Each block runs once: PAGE.zh-CN.md has the same markers in the same
-order as PAGE.md and gets its blocks. Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get
-a table made from the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the
-quickstart reached. With --check nothing is written: the exit code says whether anything would change. --only PATTERN
+(both streams, and its exit code where it is not 0). Each block runs once: PAGE.zh-CN.md has the markers of PAGE.md in
+the same order and gets its blocks. Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get a table made from
+the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the quickstart reached.
+With --check nothing is written: the exit code says whether anything would change. --only PATTERN
 runs just the commands that contain it; without it exports/ is made anew.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_chinese_paragraph_is_one_line(page: Path) -> None:
     lines = prose(page).splitlines()
     wrapped = [
         f"{above!r} / {below!r}"
-        for above, below in zip(lines, lines[1:], strict=False)
+        for above, below in pairwise(lines)
         if above.strip() and below.strip() and not above.startswith(("#", "|", "<!--"))
         if not OPENS_A_BLOCK.match(below.lstrip())
     ]
