@@ -128,7 +128,7 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except Interrupted as error:
-        _fail(one_line(str(error)), INTERRUPTED_CODE)
+        _fail(one_line(str(error)), INTERRUPTED_CODE, "stopped")
     except SpecErrors as error:
         _fail(str(error), ERROR_CODE)
     except FathomError as error:
@@ -147,7 +147,7 @@ def _usage_message(error: Any) -> str:
     return f"{message.rstrip('.')}; see {context.command_path} --help"
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, what: str = "error") -> NoReturn:
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{what}: {message}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -53,7 +53,7 @@ def train(
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
-    from fathom.pipeline.recorded_plan import load_recorded_plan
+    from fathom.pipeline.recorded_plan import load_recorded_plan, resume_command
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
@@ -90,6 +90,9 @@ def train(
         raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
     finally:
         display.close()
+    if until is not None and until != plan.recipe.steps[-1].name:
+        display.message(f"stopped after {until}; continue with: {resume_command(directory)}")
+        return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
 
 
