@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,10 +13,13 @@ from fathom.cache import cache_directory
 from fathom.cli.console import print_json
 from fathom.cli.sections import report_console
 from fathom.errors import SpecError
+from fathom.locale import tr
 from fathom.progress import amount
 from fathom.spec import check
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
     from fathom.inference.cache_contents import CacheEntry
 
 _AGE = re.compile(r"(\d{1,5})\s*([hdw])")
@@ -33,9 +36,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for p
         return
     _print(entries)
     own = sum(entry.nbytes for entry in entries if entry.owned)
-    print(f"{cache_directory()}: {amount(own)}B; FATHOM_CACHE chooses another folder", file=sys.stderr)
+    held = {"folder": cache_directory(), "size": f"{amount(own)}B"}
+    print(tr("{folder}: {size}; FATHOM_CACHE chooses another folder", **held), file=sys.stderr)
     if any(entry.kind == "hub" and not entry.owned for entry in entries):
-        print("models of the hub lie in huggingface_hub's cache; remove them with: hf cache rm", file=sys.stderr)
+        print(tr("models of the hub lie in huggingface_hub's cache; remove them with: hf cache rm"), file=sys.stderr)
 
 
 def clean(
@@ -65,19 +69,20 @@ def clean(
         if entry.owned and entry.age >= least and (kind in (None, entry.kind)) and (not names or entry.name in names)
     ]
     if not chosen:
-        print("nothing to remove", file=sys.stderr)
+        print(tr("nothing to remove"), file=sys.stderr)
         return
     _print(chosen)
-    total = f"{len(chosen)} of {amount(sum(entry.nbytes for entry in chosen))}B"
+    size = f"{amount(sum(entry.nbytes for entry in chosen))}B"
+    total = tr("{count} of {size}", count=len(chosen), size=size)
     if not yes:
         if not sys.stdin.isatty():
-            raise SpecError("clean", f"would remove {total} and cannot ask", "add --yes")
-        if not typer.confirm(f"Remove {total}?"):
+            raise SpecError("clean", f"would remove {len(chosen)} of {size} and cannot ask", "add --yes")
+        if not typer.confirm(tr("Remove {total}?", total=total)):
             raise typer.Abort
     for entry in chosen:
         remove_entry(entry)
     remove_abandoned(cache_directory())
-    print(f"removed {total}", file=sys.stderr)
+    print(tr("removed {total}", total=total), file=sys.stderr)
 
 
 def _check_names(names: Sequence[str], entries: Sequence[CacheEntry]) -> None:
@@ -104,16 +109,19 @@ def _print(entries: Sequence[CacheEntry]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("kind", "name", "size", "age", ""):
-        table.add_column(name, justify="right" if name in ("size", "age") else "left", overflow="fold")
+    names = {tr("kind"): "left", tr("name"): "left", tr("size"): "right", tr("age"): "right", "": "left"}
+    for name, side in names.items():
+        table.add_column(name, justify=cast("JustifyMethod", side), overflow="fold")
     for entry in entries:
-        whose = "" if entry.owned else "not Fathom's"
+        whose = "" if entry.owned else tr("not Fathom's")
         table.add_row(entry.kind, entry.name, f"{amount(entry.nbytes)}B", _since(entry.age), whose)
     report_console().print(table)
 
 
 def _since(seconds: float) -> str:
-    return f"{seconds / 3600:.0f} h" if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} d"
+    if seconds < 2 * 86_400:
+        return tr("{hours} h", hours=f"{seconds / 3600:.0f}")
+    return tr("{days} d", days=f"{seconds / 86_400:.0f}")
 
 
 def _row(entry: CacheEntry) -> dict[str, str | int | bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +70,4 @@ def chat(
         list(image or []),
     )
     model_options.announce(opened)
-    if opened.suggestions.kind == "completion":
-        again = f"fathom generate {shlex.quote(model)} --prompt TEXT"
-        print(f"it was trained on texts, not on conversations; continue a text with: {again}", file=sys.stderr)
     converse(conversation)

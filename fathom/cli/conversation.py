@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fathom.cli import sampling
 from fathom.errors import ContextError, DataError, FathomError, SpecError
 from fathom.files import write_text
+from fathom.locale import marked, tr
 from fathom.signals import StopRequest
 from fathom.spec.sampling import SamplingParams
 from fathom.terminal import one_line
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fathom.inference.request_preparation import ChatOptions, PreparedRequest
 
 Message = dict[str, Any]
-HELP = """/help             lists the commands
+HELP = marked("""/help             lists the commands
 /reset            forgets the conversation, but not the system message
 /retry            answers the last message again
 /system TEXT      sets the system message; without a text it is removed
@@ -33,8 +34,8 @@ HELP = """/help             lists the commands
 /save FILE        saves the conversation: .jsonl or .json as messages, else as text
 /image PATH       shows an image with the next message
 /exit             leaves; so does Ctrl+C or Ctrl+D at the prompt
-Ctrl+C stops an answer. A line that ends with \\ goes on in the next one; so does a text between two \"\"\"."""
-GREETING = "/help lists the commands; Ctrl+C stops an answer."
+Ctrl+C stops an answer. A line that ends with \\ goes on in the next one; so does a text between two \"\"\".""")
+GREETING = marked("/help lists the commands; Ctrl+C stops an answer.")
 MIN_ANSWER_TOKENS = 32
 BLOCK = '"""'
 _COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?", re.DOTALL)
@@ -117,7 +118,8 @@ class Conversation:
     def show_params(self) -> None:
         """Print how answers are drawn."""
         defaults = SamplingParams()
-        most = f"{sampling.DEFAULT_TOKENS} or what fits" if self.max_tokens is None else str(self.max_tokens)
+        fits = tr("{tokens} or what fits", tokens=sampling.DEFAULT_TOKENS)
+        most = fits if self.max_tokens is None else str(self.max_tokens)
         for name in _PARAMS:
             value = self.asked.get(name, getattr(defaults, name))
             print(f"{name} = {most if name == 'max_tokens' else json.dumps(value)}", file=sys.stderr)
@@ -131,7 +133,7 @@ class Conversation:
         else:
             text = "".join(f"{message['role']}: {_as_text(message)}\n\n" for message in self.messages)
         write_text(path, text)
-        print(f"saved {len(self.messages)} messages to {path}", file=sys.stderr)
+        print(tr("saved {count} messages to {file}", count=len(self.messages), file=path), file=sys.stderr)
 
     def _answer(self) -> None:
         if not sys.stdin.isatty():
@@ -140,7 +142,7 @@ class Conversation:
         with AnswerStop() as stop:
             self._write_answer(lambda: stop.signal_name is not None)
         if stop.signal_name is not None:
-            print("(stopped)", file=sys.stderr)
+            print(tr("(stopped)"), file=sys.stderr)
 
     def _write_answer(self, stopped: Callable[[], bool]) -> None:
         from fathom.inference.chat_session import ChatStream, fit_max_tokens, run
@@ -165,7 +167,7 @@ class Conversation:
             forgotten += 1
             prepared = prepare_chat(self.model, self.messages, self.options)
         if forgotten:
-            print(f"(the context is full: the oldest {forgotten} turns are forgotten)", file=sys.stderr)
+            print(tr("(the context is full: the oldest {count} turns are forgotten)", count=forgotten), file=sys.stderr)
         return prepared
 
 
@@ -174,7 +176,7 @@ def converse(conversation: Conversation) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         _enable_line_editing()
-        print(GREETING, file=sys.stderr)
+        print(tr(GREETING), file=sys.stderr)
     while (line := _read_message(interactive)) is not None:
         found = _COMMAND.fullmatch(line)
         if found is not None and found[1] == "exit":
@@ -187,11 +189,11 @@ def converse(conversation: Conversation) -> None:
         except (ContextError, DataError, SpecError) as error:
             if not interactive:
                 raise
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(tr("error: {message}", message=one_line(str(error))), file=sys.stderr)
         except FathomError as error:
             if not interactive or found is None:
                 raise
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(tr("error: {message}", message=one_line(str(error))), file=sys.stderr)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -228,7 +230,7 @@ def _show_image(conversation: Conversation, rest: str) -> None:
 
 COMMANDS: Mapping[str, Callable[[Conversation, str], None]] = MappingProxyType(
     {
-        "help": lambda conversation, rest: print(HELP, file=sys.stderr),
+        "help": lambda conversation, rest: print(tr(HELP), file=sys.stderr),
         "reset": lambda conversation, rest: conversation.forget(),
         "retry": lambda conversation, rest: conversation.retry(),
         "system": lambda conversation, rest: conversation.set_system(rest),

@@ -12,6 +12,7 @@ from fathom.cli import model_options, options
 from fathom.cli.display import make_display
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.terminal import FilteredConsole
+from fathom.locale import tr
 from fathom.progress import amount
 
 
@@ -55,14 +56,15 @@ def convert(
         source = with_adapter_of(open_source(model, progress, cache_dir=options.cache_directory()), adapter)
     if to == PEFT:
         written, note = export_adapter(source, destination)
-        print(f"note: {note}", file=sys.stderr)
-        print(f"{written}: format peft, {amount(sum(file['bytes'] for file in list_files(written)))}B")
+        print(tr("note: {text}", text=note), file=sys.stderr)
+        size = f"{amount(sum(file['bytes'] for file in list_files(written)))}B"
+        print(tr("{file}: format {format}, {size}", file=written, format=PEFT, size=size))
         return
     planned = Conversion.prepare(
         source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes, split_max_bytes=split_max_bytes
     )
     for note in planned.warnings:
-        print(f"note: {note}", file=sys.stderr)
+        print(tr("note: {text}", text=note), file=sys.stderr)
     display = make_display(FilteredConsole(stderr=True))
     try:
         display.stage("convert", 1, 1)
@@ -70,6 +72,7 @@ def convert(
     finally:
         display.close()
     files = list_files(written)
-    kind = f", {planned.dtype}" if planned.dtype is not None else ""
-    parts = f" in {len(files)} files" if written.is_file() and len(files) > 1 else ""
-    print(f"{written}: format {planned.format}{kind}, {amount(sum(file['bytes'] for file in files))}B{parts}")
+    form = planned.format if planned.dtype is None else f"{planned.format}, {planned.dtype}"
+    parts = tr(" in {count} files", count=len(files)) if written.is_file() and len(files) > 1 else ""
+    size = f"{amount(sum(file['bytes'] for file in files))}B"
+    print(tr("{file}: format {format}, {size}", file=written, format=form, size=size) + parts)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.text import Text
 
 from fathom.cli.terminal import FilteredProgress
+from fathom.locale import tr
 from fathom.progress import NO_METRICS, amount
 
 LOG_INTERVAL_SECONDS = 10.0
@@ -28,11 +29,11 @@ def duration(seconds: float) -> str:
     """Write seconds as people read them: 42 s, 7 min 5 s, 2 h 3 min."""
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return tr("{seconds} s", seconds=f"{seconds:.1f}" if seconds < 10 else whole)
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        return tr("{minutes} min {seconds} s", minutes=minutes, seconds=rest)
+    return tr("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
 
 
 class TimeLeft:
@@ -60,7 +61,7 @@ class TimeLeft:
         """Return the time left as text; empty where it is not known or nothing is left."""
         if not total or not self.rate or done >= total:
             return ""
-        return f"about {duration((total - done) / self.rate)} left"
+        return tr("about {time} left", time=duration((total - done) / self.rate))
 
 
 class LiveDisplay:
@@ -116,7 +117,9 @@ class LiveDisplay:
     def finish(self, seconds: float) -> None:
         """Replace the bar by one line."""
         self.close()
-        self.console.print(Text.assemble(("done", "green"), " ", (self.name, "bold"), f" in {duration(seconds)}"))
+        self.console.print(
+            Text.assemble((tr("done"), "green"), " ", (self.name, "bold"), " ", tr("in {time}", time=duration(seconds)))
+        )
 
     def close(self) -> None:
         """Remove the bar."""
@@ -166,7 +169,7 @@ class PlainDisplay:
 
     def finish(self, seconds: float) -> None:
         """Say how long the stage took."""
-        self._print(f"  {self.name}: done in {duration(seconds)}")
+        self._print("  " + tr("{name}: done in {time}", name=self.name, time=duration(seconds)))
         self.name = ""
 
     def close(self) -> None:
@@ -178,10 +181,11 @@ class PlainDisplay:
 
 
 def _count(done: float, total: float | None, unit: str, rate: float) -> str:
-    of = f" of {amount(total)}" if total else ""
     speed = f", {amount(rate)}B/s" if unit == "bytes" and rate else ""
-    return f"{amount(done)}{of} {unit}{speed}"
+    if not total:
+        return f"{amount(done)} {tr(unit)}{speed}"
+    return tr("{done} of {total} {unit}", done=amount(done), total=amount(total), unit=tr(unit)) + speed
 
 
 def _line(phase: str, metrics: Mapping[str, str]) -> str:
-    return ", ".join([*([phase] if phase else []), *(f"{name} {value}" for name, value in metrics.items())])
+    return ", ".join([*([tr(phase)] if phase else []), *(f"{name} {value}" for name, value in metrics.items())])

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 
 from fathom.cli.console import print_json
 from fathom.cli.diagnosis.finding import Finding
@@ -13,6 +14,8 @@ from fathom.cli.diagnosis.hardware import hardware_findings
 from fathom.cli.diagnosis.imports import finish_imports, start_imports
 from fathom.cli.diagnosis.packages import modules_to_try, package_findings, read_requirements
 from fathom.cli.diagnosis.places import place_findings
+from fathom.cli.sections import padded
+from fathom.locale import tr
 
 BROKEN_CODE = 1
 _MARKS = {"ok": " ", "missing": "-", "broken": "!"}
@@ -42,14 +45,15 @@ def diagnose() -> list[Finding]:
 
 
 def _print(found: list[Finding], broken: int) -> None:
-    width = max(len(finding.name) for finding in found)
+    width = max(cell_len(tr(finding.name)) for finding in found)
     section = ""
     for finding in found:
         if finding.section != section:
-            print(("\n" if section else "") + finding.section)
+            print(("\n" if section else "") + tr(finding.section))
             section = finding.section
-        print(f"{_MARKS[finding.status]} {finding.name:<{width}}  {finding.value}")
+        print(f"{_MARKS[finding.status]} {padded(tr(finding.name), width)}  {finding.value}")
         if finding.remedy:
-            print(f"  {'':<{width}}  {'to repair' if finding.status == 'broken' else 'it brings'}: {finding.remedy}")
+            label = tr("to repair") if finding.status == "broken" else tr("it brings")
+            print(f"  {'':<{width}}  {label}: {finding.remedy}")
     missing = sum(finding.status == "missing" for finding in found)
-    print(f"\n{broken} broken (!), {missing} missing (-)")
+    print("\n" + tr("{broken} broken (!), {missing} missing (-)", broken=broken, missing=missing))

@@ -15,6 +15,7 @@ from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted
+from fathom.locale import tr
 
 if TYPE_CHECKING:
     from fathom.evals.accuracy import Accuracy
@@ -118,11 +119,11 @@ def _print(
 
     table = Table()
     for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
+        table.add_column(tr(heading), justify="right" if number > 1 else "left", overflow="fold")
     for row in text_rows(cells):
         table.add_row(*row)
     FilteredConsole().print(table)
-    print("intervals: Wilson; differences: paired, on the same cases (Newcombe 1998, method 10)", file=sys.stderr)
+    print(tr("intervals: Wilson; differences: paired, on the same cases (Newcombe 1998, method 10)"), file=sys.stderr)
 
 
 def _documents(
@@ -156,7 +157,7 @@ def _document(texts: Mapping[str, BitsPerByte], results: Sequence[TaskResult]) -
 def _print_texts(texts: Mapping[str, BitsPerByte]) -> None:
     from fathom.evals.perplexity import perplexity
 
-    table = _table("source", "bits per byte", "token perplexity", "tokens", "bytes")
+    table = _table(tr("source"), tr("bits per byte"), tr("token perplexity"), tr("tokens"), tr("bytes"))
     for source, measured in texts.items():
         row = (
             f"{measured.value:.3f}",
@@ -169,7 +170,7 @@ def _print_texts(texts: Mapping[str, BitsPerByte]) -> None:
 
 
 def _print_tasks(results: Sequence[TaskResult]) -> None:
-    table = _table("task", "cases", "right (95 %)", "by bytes (95 %)", "time")
+    table = _table(tr("task"), tr("cases"), tr("right (95 %)"), tr("by bytes (95 %)"), tr("time"))
     for result in results:
         normalised = "" if result.accuracy_norm is None else _share(result.accuracy_norm)
         count = str(result.accuracy.n)
@@ -178,7 +179,7 @@ def _print_tasks(results: Sequence[TaskResult]) -> None:
     console.print(table)
     shortened = sum(result.truncated for result in results)
     if shortened:
-        console.print(f"{shortened} contexts were truncated on the left to fit the model")
+        console.print(tr("{count} contexts were truncated on the left to fit the model", count=shortened))
 
 
 def _share(accuracy: Accuracy) -> str:

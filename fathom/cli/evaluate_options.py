@@ -15,6 +15,7 @@ import typer
 from fathom.cli import options
 from fathom.errors import SpecError
 from fathom.files import json_text, write_text
+from fathom.locale import tr
 from fathom.spec import check
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ class Asked:
     @property
     def interrupted(self) -> str:
         """What to say of an interruption."""
-        kept = "finished answers are kept, and the same command goes on with the rest"
-        return f"SIGINT arrived; {kept if self.out else 'nothing is kept without --out FILE'}"
+        if self.out:
+            return tr("SIGINT arrived; finished answers are kept, and the same command goes on with the rest")
+        return tr("SIGINT arrived; nothing is kept without --out FILE")
 
     def open(self) -> list[Wanted]:
         """Read the cases, fetching packages the first time; rows that are left out are named on stderr."""

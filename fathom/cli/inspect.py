@@ -15,6 +15,7 @@ from fathom.cli import inspect_data, options
 from fathom.cli.console import print_json
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.sections import PIPE_COLUMNS, report_console, section
+from fathom.locale import tr
 from fathom.progress import amount
 
 TEMPLATE_LINES = 4
@@ -45,19 +46,18 @@ def inspect(
         print_json(found)
         return
     console = report_console()
-    console.print(
-        Text.assemble((found["name"], "bold"), f"  {found['family']}, format {found['form']}, {found['path']}")
-    )
+    place = {"family": found["family"], "format": found["form"], "path": found["path"]}
+    console.print(Text.assemble((found["name"], "bold"), "  " + tr("{family}, format {format}, {path}", **place)))
     for title, rows in (
-        ("model", found["summary"].items()),
-        ("parameters", _parameters(found["parameters"])),
-        ("cache", _cache(found["cache"], found["spec"]["max_position_embeddings"])),
-        ("text", _text(found)),
+        (tr("model"), ((tr(name), value) for name, value in found["summary"].items())),
+        (tr("parameters"), _parameters(found["parameters"])),
+        (tr("cache"), _cache(found["cache"], found["spec"]["max_position_embeddings"])),
+        (tr("text"), _text(found)),
     ):
         section(console, title, rows)
     _tensors(console, found["tensors"])
     _files(console, found["files"])
-    section(console, "exports", _exports(found["exports"]))
+    section(console, tr("exports"), _exports(found["exports"]))
 
 
 def size(count: int) -> str:
@@ -67,51 +67,54 @@ def size(count: int) -> str:
 
 
 def _parameters(count: Mapping[str, int]) -> Iterable[tuple[str, str]]:
-    yield "total", f"{count['total']:,}"
-    yield "active", f"{count['active']:,} per token, {count['active_with_embedding']:,} with the embedding"
-    yield "embedding", f"{count['embedding']:,}"
-    for name, what in (("mtp", "predicting ahead"), ("vision", "vision")):
+    whole = f"{count['active_with_embedding']:,}"
+    yield tr("total"), f"{count['total']:,}"
+    yield tr("active"), tr("{count} per token, {whole} with the embedding", count=f"{count['active']:,}", whole=whole)
+    yield tr("embedding"), f"{count['embedding']:,}"
+    for name, what in (("mtp", tr("predicting ahead")), ("vision", tr("vision"))):
         if count.get(name):
-            yield what, f"{count[name]:,}, beyond the total"
+            yield what, tr("{count}, beyond the total", count=f"{count[name]:,}")
 
 
 def _cache(cache: Mapping[str, Any], context: int) -> Iterable[tuple[str, str]]:
     for name, per_token in cache["bytes_per_token"].items():
         whole = size(cache["bytes_at_full_context"][name])
-        yield name, f"{per_token:,} bytes per token, {whole} at {context:,} tokens"
+        each = {"bytes": f"{per_token:,}", "whole": whole, "context": f"{context:,}"}
+        yield name, tr("{bytes} bytes per token, {whole} at {context} tokens", **each)
 
 
 def _text(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     tokenizer, template = found["tokenizer"], found["chat_template"]
     if tokenizer is None:
-        yield "tokenizer", "none"
+        yield tr("tokenizer"), tr("none")
     elif "problem" in tokenizer:
-        yield "tokenizer", f"not usable: {tokenizer['problem']}"
+        yield tr("tokenizer"), tr("not usable: {problem}", problem=tokenizer["problem"])
     else:
         names = {token: name for name, token in tokenizer["special_tokens"].items()}
-        yield "tokenizer", f"{tokenizer['kind']}, {tokenizer['size']:,} tokens"
+        yield tr("tokenizer"), tr("{kind}, {size} tokens", kind=tokenizer["kind"], size=f"{tokenizer['size']:,}")
         for role in ("bos", "eos", "pad"):
             token = tokenizer[f"{role}_id"]
-            yield role, "none" if token is None else f"{token} {names.get(token, '')}".rstrip()
-        more = f" and {len(names) - SPECIAL_TOKENS} more" if len(names) > SPECIAL_TOKENS else ""
-        yield "special tokens", ", ".join(list(names.values())[:SPECIAL_TOKENS]) + more
-    yield "answers end at", ", ".join(map(str, found["eos_ids"])) or "no token that is named"
+            yield role, tr("none") if token is None else f"{token} {names.get(token, '')}".rstrip()
+        more = tr(" and {count} more", count=len(names) - SPECIAL_TOKENS) if len(names) > SPECIAL_TOKENS else ""
+        yield tr("special tokens"), ", ".join(list(names.values())[:SPECIAL_TOKENS]) + more
+    yield tr("answers end at"), ", ".join(map(str, found["eos_ids"])) or tr("no token that is named")
     if len(found["chat_templates"]) > 1:
-        yield "chat templates", ", ".join(found["chat_templates"])
+        yield tr("chat templates"), ", ".join(found["chat_templates"])
     lines = (template or "").splitlines()
     shown = [line if len(line) <= PIPE_COLUMNS // 2 else line[: PIPE_COLUMNS // 2] + " ..." for line in lines]
-    more_lines = [f"({len(lines) - TEMPLATE_LINES} more lines)"] if len(lines) > TEMPLATE_LINES else []
-    yield "chat template", "\n".join(shown[:TEMPLATE_LINES] + more_lines) if template else "none"
+    left = len(lines) - TEMPLATE_LINES
+    more_lines = [tr("({count} more lines)", count=left)] if left > 0 else []
+    yield tr("chat template"), "\n".join(shown[:TEMPLATE_LINES] + more_lines) if template else tr("none")
 
 
 def _tensors(console: Console, kinds: list[dict[str, Any]]) -> None:
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("tensors")
-    for name in ("count", "numbers", "bytes"):
+    table.add_column(tr("tensors"))
+    for name in (tr("count"), tr("numbers"), tr("bytes")):
         table.add_column(name, justify="right")
     total = {name: sum(row[name] for row in kinds) for name in ("tensors", "numbers", "bytes")}
-    for row in [*kinds, *([{"kind": "all"} | total] if len(kinds) > 1 else [])]:
+    for row in [*kinds, *([{"kind": tr("all")} | total] if len(kinds) > 1 else [])]:
         table.add_row(f"  {row['kind']}", f"{row['tensors']:,}", f"{row['numbers']:,}", size(row["bytes"]))
     console.print(table)
 
@@ -120,13 +123,14 @@ def _files(console: Console, files: list[dict[str, Any]]) -> None:
     total = sum(file["bytes"] for file in files)
     rows = [(size(file["bytes"]), file["name"]) for file in files[:FILES]]
     if files[FILES:]:
-        rows.append((size(sum(file["bytes"] for file in files[FILES:])), f"in {len(files) - FILES} more"))
-    section(console, f"files, {size(total)}", rows)
+        more = tr("in {count} more", count=len(files) - FILES)
+        rows.append((size(sum(file["bytes"] for file in files[FILES:])), more))
+    section(console, tr("files, {size}", size=size(total)), rows)
 
 
 def _exports(exports: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
     for form, export in exports.items():
         if export["obstacle"] is not None:
-            yield form, f"cannot be written: {export['obstacle']}"
+            yield form, tr("cannot be written: {problem}", problem=export["obstacle"])
         else:
-            yield form, "\n".join(export["losses"]) or "loses nothing"
+            yield form, "\n".join(export["losses"]) or tr("loses nothing")

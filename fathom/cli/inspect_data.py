@@ -10,6 +10,7 @@ from typing import Any
 from fathom.cli.console import print_json
 from fathom.cli.sections import report_console, section
 from fathom.errors import SpecError
+from fathom.locale import tr
 
 TEXT_COLUMNS = 300
 """Characters of a sample's text that are shown."""
@@ -37,7 +38,7 @@ def inspect(path: Path, *, as_json: bool, kind: str, format_name: str, fields: S
     for use in found["uses"]:
         section(console, f"{use['kind']}: {use['title']}", _use(use))
     if found["choices"]:
-        section(console, "to be chosen in the recipe", map(_choice, found["choices"]))
+        section(console, tr("to be chosen in the recipe"), map(_choice, found["choices"]))
 
 
 def _field(text: str) -> tuple[str, str]:
@@ -48,13 +49,13 @@ def _field(text: str) -> tuple[str, str]:
 
 
 def _counts(found: Mapping[str, Any]) -> str:
-    files = f" in {len(found['files'])} files" if len(found["files"]) > 1 else ""
-    unreadable = f", {found['unreadable']:,} of them unreadable" if found["unreadable"] else ""
+    files = tr(" in {count} files", count=len(found["files"])) if len(found["files"]) > 1 else ""
+    unreadable = tr(", {count} of them unreadable", count=f"{found['unreadable']:,}") if found["unreadable"] else ""
     return f"{_rows(found['rows'])}{files}{unreadable}"
 
 
 def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"
+    return tr("1 row") if count == 1 else tr("{count} rows", count=f"{count:,}")
 
 
 def _choice(choice: Mapping[str, Any]) -> tuple[str, str]:
@@ -63,28 +64,29 @@ def _choice(choice: Mapping[str, Any]) -> tuple[str, str]:
 
 def _use(use: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if use["kind"] != "corpus":
-        yield "for", f'a step of kind {use["step"]}; format = "{use["format"]}"'
+        yield tr("for"), tr('a step of kind {step}; format = "{format}"', step=use["step"], format=use["format"])
     yield from use["columns"].items()
     if use["ignored"]:
         more = len(use["ignored"]) - _SHOWN_COLUMNS
-        shown = ", ".join(use["ignored"][:_SHOWN_COLUMNS]) + (f" and {more} more" if more > 0 else "")
-        yield ("carried" if use["kind"] == "problems" else "ignored"), shown
+        shown = ", ".join(use["ignored"][:_SHOWN_COLUMNS]) + (tr(" and {count} more", count=more) if more > 0 else "")
+        yield (tr("carried") if use["kind"] == "problems" else tr("ignored")), shown
     if use["refused"]:
-        yield "refused", use["refused"]
+        yield tr("refused"), use["refused"]
         return
-    yield "used", _rows(use["used"])
-    yield from (("left out", _short(line)) for line in use.get("left_out", ()))
+    yield tr("used"), _rows(use["used"])
+    yield from ((tr("left out"), _short(line)) for line in use.get("left_out", ()))
     for reason, (count, first) in use["problems"].items():
-        yield str(reason).replace("_", " "), f"{_rows(count)}, first: {_short(first)}"
+        yield str(reason).replace("_", " "), tr("{rows}, first: {example}", rows=_rows(count), example=_short(first))
     yield from _sample(use["sample"] or {})
 
 
 def _sample(sample: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Yield the first sample: turns, those in the loss marked with *, or a problem's question and answer."""
     if "train" in sample:
-        yield "splits", f"{sample['train']:,} train, {sample['held_out']:,} held out"
+        sizes = {name: f"{sample[name]:,}" for name in ("train", "held_out")}
+        yield tr("splits"), tr("{train} train, {held_out} held out", **sizes)
     if "place" in sample:
-        yield "first sample", f"{sample['place']}; * is in the loss"
+        yield tr("first sample"), tr("{place}; * is in the loss", place=sample["place"])
     for turn in sample.get("turns", ()):
         yield f"{'* ' if turn['in_loss'] else '  '}{turn['role']}", _message(turn)
     for name in ("chosen", "rejected"):

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from fathom.cli.terminal import FilteredConsole, FilteredProgress
+from fathom.locale import tr
 from fathom.progress import NO_METRICS, NullProgress
 
 DOWNLOADS = frozenset({"fetch", "download"})
@@ -35,7 +36,7 @@ class LoadProgress(NullProgress):
         """Show the progress of a phase; a new phase replaces the one before."""
         if not self.console.is_terminal:
             if phase != self.phase and phase in DOWNLOADS:
-                line = f"fetching {self.name}{_size(total)} ..."
+                line = tr("fetching {name} ...", name=self.name + _size(total))
                 self.console.print(line, soft_wrap=True)
             self.phase = phase
             return
@@ -63,7 +64,7 @@ class LoadProgress(NullProgress):
             console=self.console,
         )
         size = _size(total).strip() if phase in DOWNLOADS else ""
-        self.task = self.bar.add_task(phase, total=None, model=self.name, size=size)
+        self.task = self.bar.add_task(tr(phase), total=None, model=self.name, size=size)
         self.bar.start()
 
 

@@ -26,11 +26,15 @@ from fathom.cli import (
     train,
 )
 from fathom.cli.console import prepare_streams
+from fathom.cli.language import choose_language, translate_help, translated_frame
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
 from fathom.errors import FathomError, Interrupted, SpecErrors
+from fathom.locale import ENGLISH, speak, tr
 from fathom.terminal import one_line
 
 ABORTED_CODE, ERROR_CODE, INTERRUPTED_CODE = 1, 2, 130
+FOR_PROGRAMS = ("as_json", "as_csv", "as_markdown")
+"""Parameters of verbs that ask for output in a form for programs."""
 
 
 def _version(asked: bool) -> None:
@@ -43,12 +47,27 @@ class _StyledHelp:
     """Prints help, which holds nothing from outside, in typer's style."""
 
     def format_help(self, *given: Any) -> None:
-        with unfiltered_stdout():
+        with unfiltered_stdout(), translated_frame():
             super().format_help(*given)  # type: ignore[misc]
+
+    def get_usage(self, *given: Any) -> str:
+        usage: str = super().get_usage(*given)  # type: ignore[misc]
+        return usage.replace("Usage:", tr("Usage:"), 1)
+
+    def get_help_option(self, *given: Any) -> Any:
+        option = super().get_help_option(*given)  # type: ignore[misc]
+        if option is not None:
+            option.help = tr("Show this message and exit.")
+        return option
 
 
 class _Verb(_StyledHelp, TyperCommand):
-    """One verb."""
+    """One verb. What it prints for programs is English."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if any(ctx.params.get(name) for name in FOR_PROGRAMS):
+            speak(ENGLISH)
+        return super().invoke(ctx)
 
 
 class _Group(_StyledHelp, TyperGroup):
@@ -65,7 +84,7 @@ class _Verbs(_StyledHelp, TyperGroup):
         try:
             code = super().main(*given, **more)
         except typer.Abort:
-            _fail("aborted", ABORTED_CODE)
+            _fail(tr("aborted"), ABORTED_CODE)
         except Exception as error:
             if not hasattr(error, "format_message"):  # what typer raises of a command line, from one version or another
                 raise
@@ -117,7 +136,14 @@ def main() -> None:
     """Run the command line."""
     prepare_streams()
     filter_streams()
-    guarded(make_app())
+    guarded(_run)
+
+
+def _run() -> None:
+    choose_language()
+    command = typer.main.get_command(make_app())
+    translate_help(command)
+    command()
 
 
 def guarded(command: Callable[[], object]) -> None:
@@ -128,7 +154,7 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except Interrupted as error:
-        _fail(one_line(str(error)), INTERRUPTED_CODE, "stopped")
+        _fail(one_line(str(error)), INTERRUPTED_CODE)
     except SpecErrors as error:
         _fail(str(error), ERROR_CODE)
     except FathomError as error:
@@ -144,10 +170,10 @@ def _usage_message(error: Any) -> str:
     context = getattr(error, "ctx", None)
     if not message or context is None:
         return message
-    return f"{message.rstrip('.')}; see {context.command_path} --help"
+    return tr("{problem}; see {command} --help", problem=message.rstrip("."), command=context.command_path)
 
 
-def _fail(message: str, code: int, what: str = "error") -> NoReturn:
+def _fail(message: str, code: int) -> NoReturn:
     if message:
-        print(f"{what}: {message}", file=sys.stderr)
+        print(tr("error: {message}", message=message), file=sys.stderr)
     raise SystemExit(code) from None

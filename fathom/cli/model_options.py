@@ -12,6 +12,7 @@ import typer
 from fathom.cli import options
 from fathom.cli.load_progress import LoadProgress
 from fathom.errors import DataError
+from fathom.locale import tr
 from fathom.spec import check
 from fathom.spec.engine import (
     CACHE_FORMATS,
@@ -84,7 +85,7 @@ def open_model(
         )
     _ = model.tokenizer
     if engine is not None and engine.compiled:
-        print("compiling the decoding step (half a minute the first time)", file=sys.stderr, flush=True)
+        print(tr("compiling the decoding step (half a minute the first time)"), file=sys.stderr, flush=True)
         _ = model.engine
     return model
 
@@ -102,8 +103,11 @@ def read_template(given: str | None) -> str | None:
 def announce(model: LanguageModel) -> None:
     """Say on stderr what the model is and what a token costs in its cache."""
     spec = model.spec
-    print(
-        f"{spec.name}: {spec.attention.label}, context {spec.max_position_embeddings}, "
-        f"cache {model.cache_bytes_per_token:,.12g} bytes per token",
-        file=sys.stderr,
+    said = tr(
+        "{model}: {attention}, context {context}, cache {bytes} bytes per token",
+        model=spec.name,
+        attention=spec.attention.label,
+        context=spec.max_position_embeddings,
+        bytes=f"{model.cache_bytes_per_token:,.12g}",
     )
+    print(said, file=sys.stderr)

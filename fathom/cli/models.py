@@ -11,6 +11,7 @@ from fathom.cli.console import print_json
 from fathom.cli.sections import report_console
 from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
+from fathom.locale import tr
 from fathom.plan import cache_bytes_per_token, count_parameters, short_count
 from fathom.progress import amount
 
@@ -91,10 +92,10 @@ def _print_ready(models: list[CatalogModel]) -> None:
     from rich.text import Text
 
     table = _table()
-    table.add_column("ready by name", no_wrap=True)
-    table.add_column("total", justify="right", no_wrap=True)
-    table.add_column("download", justify="right", no_wrap=True)
-    for name in ("licence", "what it is"):
+    table.add_column(tr("ready by name"), no_wrap=True)
+    table.add_column(tr("total"), justify="right", no_wrap=True)
+    table.add_column(tr("download"), justify="right", no_wrap=True)
+    for name in (tr("licence"), tr("what it is")):
         table.add_column(name, no_wrap=True)
     for model in models:
         size = f"{model.member_bytes / 1e6:.0f} MB"
@@ -102,7 +103,7 @@ def _print_ready(models: list[CatalogModel]) -> None:
     console = report_console()
     console.print(table)
     example = (f"fathom chat {models[0].name}", "dim")
-    console.print(Text.assemble(example, " fetches one the first time; the rest are shapes for recipes\n"))
+    console.print(Text.assemble(example, " ", tr("fetches one the first time; the rest are shapes for recipes"), "\n"))
 
 
 def _print_cached(*, as_json: bool) -> None:
@@ -114,11 +115,11 @@ def _print_cached(*, as_json: bool) -> None:
         return
     console = report_console()
     if not models:
-        console.print("the hub's cache holds no model that Fathom opens; fathom chat owner/name fetches one")
+        console.print(tr("the hub's cache holds no model that Fathom opens; fathom chat owner/name fetches one"))
         return
     table = _table()
-    table.add_column("ready in the hub's cache", no_wrap=True)
-    table.add_column("weights", justify="right", no_wrap=True)
+    table.add_column(tr("ready in the hub's cache"), no_wrap=True)
+    table.add_column(tr("weights"), justify="right", no_wrap=True)
     for model in models:
         table.add_row(str(model.name), f"{amount(model.nbytes)}B")
     console.print(table)
@@ -132,12 +133,12 @@ def _table() -> Table:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     console, table = report_console(), _table()
-    for name in ("model", "family"):
+    for name in (tr("model"), tr("family")):
         table.add_column(name, no_wrap=True)
-    for name in ("total", "active", "layers"):
+    for name in (tr("total"), tr("active"), tr("layers")):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("attention", no_wrap=True)
-    for name in ("cache B/token", "context"):
+    table.add_column(tr("attention"), no_wrap=True)
+    for name in (tr("cache B/token"), tr("context")):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -151,6 +152,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             f"{row['context']:,}",
         )
     console.print(table)
-    console.print("active: parameters one token uses, without the input embedding; cache: bfloat16, all layers")
+    console.print(tr("active: parameters one token uses, without the input embedding; cache: bfloat16, all layers"))
     if any(row["unconfirmed"] for row in rows):
-        console.print("* some numbers are not confirmed by a paper or a released config; --json names them")
+        console.print(tr("* some numbers are not confirmed by a paper or a released config; --json names them"))

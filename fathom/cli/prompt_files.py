@@ -13,6 +13,7 @@ from fathom.cli import model_options, sampling
 from fathom.cli.display import make_display
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted, SpecError
+from fathom.locale import tr
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -95,8 +96,8 @@ def answer(model: LanguageModel, name: str, source: Path, out: Path, asked: Aski
         answered = answer_file(model, source, out, asked, name=name, progress=display)
         display.finish(time.monotonic() - started)
     except KeyboardInterrupt:
-        again = "the same command goes on with the rest"
-        raise Interrupted(f"SIGINT arrived; finished rows are kept, and {again}") from None
+        kept = tr("SIGINT arrived; finished rows are kept, and the same command goes on with the rest")
+        raise Interrupted(kept) from None
     finally:
         display.close()
     for line in answered.left_out.lines("rows") if answered.left_out.problems else ():

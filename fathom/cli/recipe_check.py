@@ -10,6 +10,7 @@ import typer
 
 from fathom.cli import options
 from fathom.errors import FathomError, SpecError, SpecErrors
+from fathom.locale import tr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,12 +99,13 @@ def print_forecast(console: Console, forecast: Forecast, plan: RunPlan, *, allow
 
     from fathom.cli.display import duration
     from fathom.cli.sections import section
-    from fathom.pipeline.forecast.totals import size, summary
+    from fathom.pipeline.forecast.totals import summary
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("step", "reads", "leaves"):
+    for name in (tr("step"), tr("reads"), tr("leaves")):
         table.add_column(name)
-    for name in ("tokens a step", "steps", "tokens", "passes", "memory", "disk", "time"):
+    counts = (tr("tokens a step"), tr("steps"), tr("tokens"), tr("passes"))
+    for name in (*counts, tr("memory"), tr("disk"), tr("time")):
         table.add_column(name, justify="right")
     for step in forecast.steps:
         table.add_row(step.name, step.reads, step.leaves, *_figures(step))
@@ -111,21 +113,32 @@ def print_forecast(console: Console, forecast: Forecast, plan: RunPlan, *, allow
     unknown = [
         step.name for step in forecast.steps if step.basis == "unknown" and step.kind not in ("report", "sample")
     ]
-    time = f"about {duration(forecast.seconds)} on this machine ({forecast.device})"
-    time += f", without {', '.join(unknown)}" if unknown else ""
+    spent = {"time": duration(forecast.seconds), "device": forecast.device, "steps": ", ".join(unknown)}
+    without = tr("about {time} on this machine ({device}), without {steps}", **spent)
+    time = (
+        without
+        if unknown
+        else tr("about {time} on this machine ({device})", time=spent["time"], device=spent["device"])
+    )
     rows = [
-        ("plan", summary(forecast)),
-        ("time", time),
-        ("memory", f"{size(forecast.memory_bytes)} at most, {size(forecast.free_memory_bytes)} free"),
-        ("disk", f"{size(forecast.disk_bytes)} at most, {size(forecast.free_disk_bytes)} free"),
-        *(("note", note) for note in forecast.notes),
+        (tr("plan"), summary(forecast)),
+        (tr("time"), time),
+        (tr("memory"), _of_free(forecast.memory_bytes, forecast.free_memory_bytes)),
+        (tr("disk"), _of_free(forecast.disk_bytes, forecast.free_disk_bytes)),
+        *((tr("note"), note) for note in forecast.notes),
     ]
     section(console, forecast.recipe, rows)
-    console.print(
+    said = tr(
         "times of training steps were measured on a few of them; ~ marks estimates, which may be off by a "
-        "factor of 2, of sampling 3",
-        style="dim",
+        "factor of 2, of sampling 3"
     )
+    console.print(said, style="dim")
+
+
+def _of_free(most: float, free: float) -> str:
+    from fathom.pipeline.forecast.totals import size
+
+    return tr("{most} at most, {free} free", most=size(most), free=size(free))
 
 
 def _figures(step: StepForecast) -> list[str]:

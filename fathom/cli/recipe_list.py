@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fathom.locale import tr
+
 
 def list_(  # the trailing underscore leaves the verb its name
     as_json: Annotated[bool, typer.Option("--json", help="Print names, files and summaries as JSON.")] = False,
@@ -23,4 +25,4 @@ def list_(  # the trailing underscore leaves the verb its name
     width = max(map(len, found))
     for name, path in found.items():
         print(f"{name:<{width}}  {summary(path)}")
-    print("\nfathom train NAME runs one; fathom recipe check NAME looks at it first.")
+    print("\n" + tr("fathom train NAME runs one; fathom recipe check NAME looks at it first."))

@@ -10,6 +10,7 @@ import typer
 
 from fathom.cli import options
 from fathom.errors import SpecError
+from fathom.locale import tr
 
 Kind = Literal["pretrain", "finetune", "grpo", "distill", "dpo"]
 
@@ -59,6 +60,7 @@ def new(
     )
     write_text(file, KINDS[kind](request))
     quoted = shlex.quote(str(file))
-    print(f"wrote {file}")
-    print(f"next:   fathom recipe check {quoted}")
-    print(f"then:   fathom train {quoted} --out {shlex.quote(str(Path('runs') / request.name))}")
+    print(tr("wrote {file}", file=file))
+    train = f"fathom train {quoted} --out {shlex.quote(str(Path('runs') / request.name))}"
+    print(tr("next:   {command}", command=f"fathom recipe check {quoted}"))
+    print(tr("then:   {command}", command=train))

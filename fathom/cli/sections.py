@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -19,13 +20,18 @@ def report_console() -> Console:
     return console if console.is_terminal else FilteredConsole(width=PIPE_COLUMNS)
 
 
+def padded(text: str, width: int) -> str:
+    """Return a text with spaces up to a width in cells, of which a Chinese character takes two; no text is cut."""
+    return text if cell_len(text) >= width else set_cell_size(text, width)
+
+
 def section(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print a title, and a line for each name and value; further lines of a value stand below it."""
     console.print()
     console.print(title, style="bold")
     for name, value in rows:
         first, *more = value.splitlines() or [""]
-        line = Text.assemble((f"  {name:<{NAME_COLUMNS - 1}} ", "dim"), first)
+        line = Text.assemble((f"  {padded(name, NAME_COLUMNS - 1)} ", "dim"), first)
         for extra in more:
             line.append(f"\n  {'':<{NAME_COLUMNS}}{extra}")
         console.print(line, soft_wrap=not console.is_terminal)

@@ -18,6 +18,7 @@ from fathom.cli.load_progress import LoadProgress
 from fathom.cli.served_models import NamedModel, OpeningOptions
 from fathom.errors import DataError
 from fathom.extras import install_extra
+from fathom.locale import tr
 from fathom.logs import RecordFormatter
 
 if TYPE_CHECKING:
@@ -313,7 +314,8 @@ def _check_files(keys: Path | None, access_log_file: Path | None) -> None:
 
 def _warn_of_readers(path: Path) -> None:
     if os.name == "posix" and path.stat().st_mode & 0o077:
-        print(f"warning: other users may read {path}; run: chmod 600 {shlex.quote(str(path))}", file=sys.stderr)
+        remedy = f"chmod 600 {shlex.quote(str(path))}"
+        print(tr("warning: other users may read {file}; run: {command}", file=path, command=remedy), file=sys.stderr)
 
 
 def _pool_of_one(named: NamedModel, model: LanguageModel, settings: ServeSettings, max_waiting: int) -> ModelPool:
@@ -339,9 +341,9 @@ def _pool(
             _announce_model(pool.preload(named[0].name, progress).model)
         return pool
     for definition in found:
-        also = f", also {', '.join(definition.aliases)}" if definition.aliases else ""
-        print(f"{definition.name}: {definition.nbytes:,} bytes with its cache{also}", file=sys.stderr)
-    print(f"model memory {memory:,} bytes; models are loaded on first use", file=sys.stderr)
+        names = ", ".join((definition.name, *definition.aliases))
+        print(tr("{names}: {bytes} bytes with its cache", names=names, bytes=f"{definition.nbytes:,}"), file=sys.stderr)
+    print(tr("model memory {bytes} bytes; models are loaded on first use", bytes=f"{memory:,}"), file=sys.stderr)
     return pool
 
 
@@ -350,7 +352,7 @@ def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str,
     from fathom.serve.run import listen, run
 
     if not settings.api_keys and settings.key_file is None and host not in LOOPBACK:
-        print(f"warning: {host} is open to others and there are no keys; give --keys", file=sys.stderr)
+        print(tr("warning: {host} is open to others and there are no keys; give --keys", host=host), file=sys.stderr)
     bound = listen(host, port)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RecordFormatter())
@@ -368,16 +370,21 @@ def _run(make_pool: Callable[[], ModelPool], settings: ServeSettings, host: str,
 def _announce_model(model: LanguageModel) -> None:
     model_options.announce(model)
     pool = model.engine.pool
-    tokens = pool.num_pages * pool.page_size
-    print(f"cache pool {tokens:,} tokens in pages of {pool.page_size}, {pool.nbytes:,} bytes", file=sys.stderr)
+    said = tr(
+        "cache pool {tokens} tokens in pages of {page}, {bytes} bytes",
+        tokens=f"{pool.num_pages * pool.page_size:,}",
+        page=pool.page_size,
+        bytes=f"{pool.nbytes:,}",
+    )
+    print(said, file=sys.stderr)
 
 
 def _announce(models: ModelPool, host: str, port: int) -> None:
     settings = models.settings
     shown, keys = f"[{host}]" if ":" in host else host, len(models.keys)
-    guarded = f"{keys} keys" if keys else "no key needed"
-    url = f"http://{shown}:{port}{settings.root_path}"
-    print(f"serving {', '.join(models.names)} at {url} ({guarded})", file=sys.stderr, flush=True)
+    guarded = tr("{count} keys", count=keys) if keys else tr("no key needed")
+    url, names = f"http://{shown}:{port}{settings.root_path}", ", ".join(models.names)
+    print(tr("serving {names} at {url} ({keys})", names=names, url=url, keys=guarded), file=sys.stderr, flush=True)
 
 
 def _check_packages() -> None:

@@ -14,6 +14,7 @@ from fathom.cli import options
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.model_options import read_template
 from fathom.errors import DataError, SpecError
+from fathom.locale import tr
 from fathom.spec import check
 from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
 
@@ -96,7 +97,8 @@ def add_adapters(model: LanguageModel, named: NamedModel) -> None:
     for name, path in named.adapters:
         adapter = open_adapter(path, model.spec)
         model.engine.add_adapter(name, adapter)
-        print(f"adapter {name}: {adapter.nbytes:,} bytes, {path}", file=sys.stderr)
+        held = f"{adapter.nbytes:,}"
+        print(tr("adapter {name}: {bytes} bytes, {folder}", name=name, bytes=held, folder=path), file=sys.stderr)
 
 
 def definitions(models: Sequence[NamedModel], opening: OpeningOptions, memory: int) -> list[ModelDefinition]:

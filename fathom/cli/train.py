@@ -12,6 +12,7 @@ from fathom.cli import options
 from fathom.cli.display import make_display
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import FathomError, Interrupted, SpecError
+from fathom.locale import tr
 from fathom.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def train(
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
-    from fathom.pipeline.recorded_plan import load_recorded_plan, resume_command
+    from fathom.pipeline.recorded_plan import load_recorded_plan
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
@@ -84,27 +85,24 @@ def train(
     except Interrupted as error:
         held = {"recipe": None, "text": None, "text_column": None, "changes": None, "allow_changes": False}
         again = options.command_line(context, **held, out=directory, resume=True, restart=False)
-        raise Interrupted(f"{error}; continue with: {again}") from None
+        raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
     except CodeNotAllowedError as error:
         again = options.command_line(context, allow_code=True)
         raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
     finally:
         display.close()
-    if until is not None and until != plan.recipe.steps[-1].name:
-        display.message(f"stopped after {until}; continue with: {resume_command(directory)}")
-        return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
 
 
 def _show_result(directory: Path, display: Progress, *, ran: bool, chats: bool) -> None:
     if not ran:
-        display.message(f"nothing to do: every step of {directory} is done")
+        display.message(tr("nothing to do: every step of {run} is done", run=directory))
     report = directory / "report.html"
     if report.exists():
-        display.message(f"report: {report}")
+        display.message(tr("report: {file}", file=report))
         model = shlex.quote(str(directory))
         words = f"chat {model}" if chats else f'generate {model} --prompt "Once upon a time"'
-        display.message(f"next:   fathom {words}")
+        display.message(tr("next:   {command}", command=f"fathom {words}"))
 
 
 def _announce(plan: RunPlan, directory: Path, device: str) -> None:
@@ -125,4 +123,5 @@ def _announce(plan: RunPlan, directory: Path, device: str) -> None:
     except FathomError:  # the run says what is wrong, in its own order
         return
     refuse(plan.recipe.name, forecast.faults())
-    print(f"plan: {summary(forecast)}; roughly {duration(forecast.seconds)} here (fathom recipe check measures it)")
+    time = duration(forecast.seconds)
+    print(tr("plan: {plan}; roughly {time} here (fathom recipe check measures it)", plan=summary(forecast), time=time))

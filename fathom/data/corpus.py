@@ -21,6 +21,7 @@ from fathom.data.problem_documents import read_problem_documents
 from fathom.data.splits import SPLITS, Candidate, Split, split_documents
 from fathom.errors import DataError, shortened
 from fathom.files import json_text, open_regular, publish_directory, read_text
+from fathom.locale import tr
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
 from fathom.spec.data import ExerciseSource, FolderSource, PackageSource, Source
@@ -205,7 +206,7 @@ def _without_near(
         batch = candidates[start : start + _BATCH]
         verdicts = near.keep([c.document.text for c in batch]) if near else [True] * len(batch)
         kept.extend(candidate for candidate, is_new in zip(batch, verdicts, strict=True) if is_new)
-        progress.update(start + len(batch), len(candidates), "documents", phase=f"corpus: {name}")
+        progress.update(start + len(batch), len(candidates), "documents", phase=tr("corpus: {name}", name=name))
     result.near_duplicates = len(candidates) - len(kept)
     return kept
 

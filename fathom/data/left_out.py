@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fathom.locale import tr
+
 MAX_EXAMPLES = 3
 
 HIDDEN = "hidden files and folders"
@@ -63,7 +65,13 @@ class LeftOutReport:
     def lines(self) -> list[str]:
         """Return a line for each reason, e.g. ``left out empty files: 2, e.g. notes/a.txt``."""
         return [
-            f"left out {reason}: {entry.count:,}, e.g. {entry.examples[0]}" for reason, entry in self.reasons.items()
+            tr(
+                "left out {reason}: {count}, e.g. {example}",
+                reason=reason,
+                count=f"{entry.count:,}",
+                example=entry.examples[0],
+            )
+            for reason, entry in self.reasons.items()
         ]
 
     @classmethod

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fathom.locale import tr
+
 MAX_EXAMPLES = 3
 Reason = Literal["malformed", "other_form", "other_split", "unknown_role", "template", "too_long", "nothing_learned"]
 
@@ -81,7 +83,10 @@ class RowReport:
 
     def lines(self, what: str = "conversations") -> list[str]:
         """Return the report as lines to print: each reason with how often it came, and its first example."""
-        lines = [f"{self.used} of {self.read} {what} are used"]
+        lines = [tr("{used} of {read} {what} are used", used=self.used, read=self.read, what=tr(what))]
         if self.left_out:
-            lines.append(f"{self.left_out} turns are masked from the loss: the chat template shows them otherwise")
+            masked = tr(
+                "{count} turns are masked from the loss: the chat template shows them otherwise", count=self.left_out
+            )
+            lines.append(masked)
         return lines + [f"{count} x {name}: {self.examples[name][0]}" for name, count in self.problems.most_common()]

@@ -10,6 +10,7 @@ from typing import Any
 
 from fathom.evals.accuracy import Accuracy
 from fathom.evals.pass_at_k import Estimate, paired_difference
+from fathom.locale import marked
 
 Verdicts = Mapping[str, bool]
 """Whether each case was answered right, by its id."""
@@ -78,7 +79,13 @@ def compare(verdicts: Mapping[str, Mapping[str, Verdicts]]) -> list[Cell]:
     return cells
 
 
-HEADINGS = ("task", "model", "cases", "right (95 %)", "points more than the first (95 %)")
+HEADINGS = (
+    marked("task"),
+    marked("model"),
+    marked("cases"),
+    marked("right (95 %)"),
+    marked("points more than the first (95 %)"),
+)
 
 
 def text_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
 from fathom.inference.conversion_dtypes import dtype_warnings, lossless_dtype
 from fathom.inference.conversion_warnings import FORMS, CheckpointFormat, conversion_warnings, unsupported_reason
+from fathom.locale import marked
 from fathom.plan import cache_bytes, cache_bytes_per_token, count_parameters
 from fathom.spec import (
     GroupedQueryAttention,
@@ -101,23 +102,24 @@ def cache(spec: ModelSpec) -> dict[str, Any]:
 def summary(spec: ModelSpec) -> dict[str, str]:
     """Describe the model's parts, a line each."""
     lines = {
-        "layers": _layers(spec),
-        "hidden size": f"{spec.hidden_size:,}",
-        "attention": _attention(spec.attention),
+        marked("layers"): _layers(spec),
+        marked("hidden size"): f"{spec.hidden_size:,}",
+        marked("attention"): _attention(spec.attention),
     }
     if spec.moe is not None:
-        lines |= {"experts": _experts(spec.moe), "router": _router(spec.moe)}
+        lines |= {marked("experts"): _experts(spec.moe), marked("router"): _router(spec.moe)}
     context, original = spec.max_position_embeddings, spec.original_context
     lines |= {
-        "positions": _rope(spec.rope),
-        "context": f"{context:,}" + (f", extended from {original:,}" if original < context else ""),
-        "vocabulary": f"{spec.vocab_size:,}, " + ("head tied" if spec.tie_word_embeddings else "head of its own"),
+        marked("positions"): _rope(spec.rope),
+        marked("context"): f"{context:,}" + (f", extended from {original:,}" if original < context else ""),
+        marked("vocabulary"): f"{spec.vocab_size:,}, "
+        + ("head tied" if spec.tie_word_embeddings else "head of its own"),
     }
     if ahead := spec.num_nextn_predict_layers:
-        lines["predicts ahead"] = f"{ahead} multi-token-prediction module{'s' if ahead > 1 else ''}"
+        lines[marked("predicts ahead")] = f"{ahead} multi-token-prediction module{'s' if ahead > 1 else ''}"
     if spec.vision is not None:
         towers = [tower for tower in (spec.vision.low, spec.vision.high) if tower is not None]
-        lines["vision"] = " and ".join(
+        lines[marked("vision")] = " and ".join(
             f"{type(tower).__name__.removesuffix('Spec')} {tower.image_size} px, {tower.num_hidden_layers} layers "
             f"of {tower.hidden_size:,}"
             for tower in towers

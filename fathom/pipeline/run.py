@@ -24,6 +24,7 @@ from fathom.errors import (
 )
 from fathom.files import fingerprint, is_leftover
 from fathom.inference.run_record import StepState, read_state
+from fathom.locale import tr
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
@@ -87,7 +88,7 @@ def run(
     done = names[last:] + [name for name, s in read_state(directory).items() if resume and s.status == "done"]
     check_trust(plan.recipe, plan.base, trust, done)
     if trust.unsandboxed and runs_programs(plan.recipe, done):
-        progress.message("programs of the model run as you, with your files and your network (--unsandboxed)")
+        progress.message(tr("programs of the model run as you, with your files and your network (--unsandboxed)"))
     for fault in recipe_faults(plan, done, trust, cache_dir):
         raise fault
     for line in (*export_notes(plan.recipe), *schedule_warnings(plan, done)):

@@ -16,6 +16,7 @@ import torch
 from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.data.packed import PackedBatch
 from fathom.errors import SpecError
+from fathom.locale import tr
 from fathom.model.adapters.attach import attach
 from fathom.model.decoder import Decoder
 from fathom.model.eval_mode import eval_mode
@@ -212,7 +213,8 @@ class _Run:
         if self.best is None:
             return
         if position.tokens < self.spec.total_tokens:
-            self.trainer._progress.message(f"stopped early after step {position.step} of {self.total_steps}")
+            ended = {"step": position.step, "total": self.total_steps}
+            self.trainer._progress.message(tr("stopped early after step {step} of {total}", **ended))
         self.best.restore(position.step)
 
     def _best_weights(self, step: int) -> BestWeights | None:
@@ -231,7 +233,8 @@ class _Run:
         found = held_out_loss(self.runner, validation.batch, self.spec.micro_batch)
         if self.recorder is not None:
             self.recorder.record_start(found)
-        self.trainer._progress.message(f"validation loss {found[VALIDATION_LOSS]:.3f} before training")
+        loss = f"{found[VALIDATION_LOSS]:.3f}"
+        self.trainer._progress.message(tr("validation loss {loss} before training", loss=loss))
         if self.best is not None:
             self.best.add(0, found[VALIDATION_LOSS])
 
@@ -337,12 +340,17 @@ def adapt(model: Decoder, spec: UpdateSpec, progress: Progress) -> None:
     adaptation = attach(model, spec.adapter, seed=spec.seed)
     learned = sum(model.get_parameter(name).numel() for name in adaptation.names)
     layers = sum(name.endswith("A") for name in adaptation.names)
-    progress.message(
-        f"LoRA of rank {spec.adapter.rank} on {layers} layers: {learned:,} parameters are trained, "
-        f"{learned / total:.2%} of the model's {total:,}"
+    said = tr(
+        "LoRA of rank {rank} on {layers} layers: {learned} parameters are trained, {share} of the model's {total}",
+        rank=spec.adapter.rank,
+        layers=layers,
+        learned=f"{learned:,}",
+        share=f"{learned / total:.2%}",
+        total=f"{total:,}",
     )
+    progress.message(said)
     if adaptation.left_out:
-        progress.message(f"not adapted: {', '.join(adaptation.left_out)}")
+        progress.message(tr("not adapted: {names}", names=", ".join(adaptation.left_out)))
 
 
 def _tensors(batch: TokenBatch | PackedBatch) -> dict[str, torch.Tensor]:

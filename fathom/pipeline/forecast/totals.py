@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fathom.errors import SpecError
+from fathom.locale import tr
 from fathom.system import available_memory
 
 Basis = Literal["measured", "estimated", "unknown"]
@@ -129,10 +130,11 @@ def summary(forecast: Forecast, words: Sequence[str] = ()) -> str:
     largest = max((step for step in forecast.steps if step.parameters), key=lambda s: s.parameters or 0, default=None)
     parts = list(words)
     if largest is not None and largest.parameters and largest.active_parameters:
-        active = f", {short_count(largest.active_parameters)} active" if largest.active_parameters else ""
-        parts.append(f"{short_count(largest.parameters)} parameters{active}")
+        total, active = short_count(largest.parameters), short_count(largest.active_parameters)
+        parts.append(tr("{total} parameters, {active} active", total=total, active=active))
     tokens = sum(step.tokens or 0 for step in forecast.steps)
     if tokens:
-        parts.append(f"{short_count(tokens)} tokens of training")
-    parts += [f"{size(forecast.memory_bytes)} of memory", f"{size(forecast.disk_bytes)} of disk"]
-    return ", ".join(parts)
+        parts.append(tr("{tokens} tokens of training", tokens=short_count(tokens)))
+    parts.append(tr("{size} of memory", size=size(forecast.memory_bytes)))
+    parts.append(tr("{size} of disk", size=size(forecast.disk_bytes)))
+    return tr(", ").join(parts)

@@ -213,10 +213,9 @@ def _replies(before: Sequence[Step], directory: Path) -> Replies | None:
 
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:
     run, texts = (shlex.quote(str(each)) for each in (directory, directory if base is None else directory / base.name))
-    talk = [] if base is None else [("Talk with it:", f"fathom chat {run}")]
     return [
         ("Continue a text:", f'fathom generate {texts} --prompt "Once upon a time"'),
-        *talk,
+        ("Talk with it:", f"fathom chat {run}"),
         ("Measure it on your own text:", f"fathom evaluate {texts} --text FOLDER"),
         ("Use it from Python:", f'import fathom\nmodel = fathom.load("{directory}")'),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fathom.pipeline.report.data import VALIDATION, RunData
-from fathom.plan.count import short_count
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 def summary(data: RunData) -> tuple[str, str, str]:
@@ -16,10 +17,10 @@ def summary(data: RunData) -> tuple[str, str, str]:
 
 def _trained(data: RunData) -> str:
     facts = data.facts
-    size = f" of {short_count(facts['parameters'])} parameters" if "parameters" in facts else ""
+    size = f" of {_count(facts['parameters'])} parameters" if "parameters" in facts else ""
     if facts.get("active_parameters", facts.get("parameters")) != facts.get("parameters"):
-        size += f" ({short_count(facts['active_parameters'])} active per token)"
-    tokens = f" on {short_count(facts['tokens'])} tokens of text" if "tokens" in facts else ""
+        size += f" ({_count(facts['active_parameters'])} active per token)"
+    tokens = f" on {_count(facts['tokens'])} tokens of text" if "tokens" in facts else ""
     steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)] + [
         curves.name for curves in data.online
     ]
@@ -56,3 +57,10 @@ def _answers(data: RunData) -> str:
     listed = each[0] if len(each) == 1 else f"{', '.join(each[:-1])} and {each[-1]}"
     after = f" after {next(iter(stages))}" if len(stages) == 1 else ""
     return f"It answers held-out problems right{after}: {listed}."
+
+
+def _count(value: float) -> str:
+    for size, letter in _UNITS:
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.0f}"

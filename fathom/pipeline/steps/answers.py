@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from fathom.data.conversations.templated import REASONING
 from fathom.files import write_json
 from fathom.inference.answer_sampling import check_prompt_lengths, count_failures
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import questions
@@ -52,7 +53,7 @@ def run(step: AnswersStep, context: StepContext) -> None:
         problems, [prompt_formatter.encode(problem) for problem in problems], model.spec.max_position_embeddings
     )
     if len(problems) < step.count:
-        context.progress.message(f"{len(problems)} different problems, there are no more")
+        context.progress.message(tr("{count} different problems, there are no more", count=len(problems)))
 
     def draw(first: int, chosen: Sequence[Problem]) -> list[Rollout]:
         return sample_rollouts(

@@ -8,6 +8,7 @@ from fathom.data.synthetic_images import PAIR_FILES
 from fathom.files import write_json
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.prompt import Prompt, features_of
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import trained_model
 from fathom.spec.recipe import CaptionsStep, PicturesStep
@@ -37,7 +38,8 @@ def run(step: CaptionsStep, context: StepContext) -> None:
         ],
     }
     write_json(context.path(step), result)
-    context.progress.message(f"{result['exact']:.0%} of {len(pairs)} captions right, {result['words']:.0%} of words")
+    shares = {name: f"{result[name]:.0%}" for name in ("exact", "words")}
+    context.progress.message(tr("{exact} of {count} captions right, {words} of words", count=len(pairs), **shares))
 
 
 def caption(model: LanguageModel, pair: ImageTextPair) -> str:

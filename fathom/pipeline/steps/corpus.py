@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fathom.data.corpus import build_corpus
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext
 from fathom.progress import amount
 from fathom.spec.recipe import CorpusStep
@@ -18,8 +19,13 @@ def run(step: CorpusStep, context: StepContext) -> None:
         if source.cut:
             held_out = source.bytes["held_out"]
             share = held_out / (held_out + source.bytes["train"])
-            context.progress.message(
-                f"{name}: {source.cut:,} documents are cut at paragraphs, so that {share:.0%} of the text is held out; "
-                "whole documents are too few"
+            said = tr(
+                "{name}: {count} documents are cut at paragraphs, so that {share} of the text is held out; "
+                "whole documents are too few",
+                name=name,
+                count=f"{source.cut:,}",
+                share=f"{share:.0%}",
             )
-    context.progress.message(f"{summary.documents:,} documents, {amount(summary.bytes)}B of text kept")
+            context.progress.message(said)
+    kept = {"count": f"{summary.documents:,}", "size": f"{amount(summary.bytes)}B"}
+    context.progress.message(tr("{count} documents, {size} of text kept", **kept))

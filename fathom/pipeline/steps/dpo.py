@@ -13,6 +13,7 @@ from fathom.data.row_report import RowReport
 from fathom.errors import DataError
 from fathom.files import write_bytes
 from fathom.inference.language_model import LanguageModel
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.run_models import trained_model
 from fathom.pipeline.steps.epoch_training import (
@@ -125,7 +126,7 @@ def _validation(
         held_out = hold_out(step, (pair.key for pair in pairs))
         validation = [pair for pair in pairs if pair.key in held_out]
     if validation:
-        context.progress.message(f"{len(validation)} pairs are held out to validate on")
+        context.progress.message(tr("{count} pairs are held out to validate on", count=len(validation)))
         rows = {pair.key: {"messages": pair.conversation} for pair in validation}.values()
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_bytes(context.path(step) / HELD_OUT, lines.encode(errors="replace"))

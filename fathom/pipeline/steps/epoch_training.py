@@ -18,6 +18,7 @@ from fathom.errors import DataError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import CHECKPOINTS, find_checkpoint
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.learned import check_learned
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
@@ -72,7 +73,9 @@ def train_epochs(
     if data.held_out is not None:
         validation = Validation(batch=data.held_out, patience=step.train.patience)
     elif step.train.patience is not None:
-        context.progress.message(f"patience {step.train.patience} has no effect: nothing is held out to validate on")
+        patience = step.train.patience
+        said = tr("patience {patience} has no effect: nothing is held out to validate on", patience=patience)
+        context.progress.message(said)
     spec = stage_spec(step, data)
     _preflight(step, context, spec, data)
     trainer = Trainer(

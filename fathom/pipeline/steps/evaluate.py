@@ -5,6 +5,7 @@ from __future__ import annotations
 from fathom.data.shards import open_shards
 from fathom.files import write_json
 from fathom.inference.held_out import bits_by_source
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import initial_model, trained_model
 from fathom.spec.recipe import EvaluateStep, ShardsStep
@@ -31,4 +32,5 @@ def run(step: EvaluateStep, context: StepContext) -> None:
     }
     write_json(context.path(step), document)
     for source, result in end.items():
-        context.progress.message(f"{source}: {result.value:.3f} bits per byte (random {start[source].value:.3f})")
+        bits = {"bits": f"{result.value:.3f}", "random": f"{start[source].value:.3f}"}
+        context.progress.message(tr("{source}: {bits} bits per byte (random {random})", source=source, **bits))

@@ -23,6 +23,7 @@ from fathom.data.forms import Columns
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.errors import DataError
 from fathom.files import file_sha256, sha256, write_bytes, write_json
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext, named_step
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.run_models import trained_model
@@ -129,7 +130,7 @@ def _validation(
     if all(held_out.issuperset(found.keys) for _, found, _ in sources):
         raise DataError(f"steps.{step.name}.train.validation: holds out all there is to learn; add other conversations")
     if validation:
-        context.progress.message(f"{len(validation)} conversations are held out to validate on")
+        context.progress.message(tr("{count} conversations are held out to validate on", count=len(validation)))
         _keep_held_out(step, context, tokenizer, given, held_out)
     return held_out, validation
 

@@ -20,6 +20,7 @@ from fathom.inference.answer_sampling import SampledAnswer, check_prompt_lengths
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.loading import find_checkpoint, open_source
 from fathom.inference.run_record import as_written, read_json
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext, measured_steps
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.reward_functions import open_judge
@@ -64,7 +65,7 @@ def run(step: TasksStep, context: StepContext) -> None:
     write_json(context.path(step), {"tasks": scores, "examples": shown})
     for task, of in scores.items():
         line = ", ".join(f"{stage} {score['accuracy']:.0%}" for stage, score in of.items())
-        context.progress.message(f"{task}: {line} of {len(tasks[task])} problems")
+        context.progress.message(tr("{task}: {line} of {count} problems", task=task, line=line, count=len(tasks[task])))
 
 
 def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list[Problem]:
@@ -76,7 +77,8 @@ def held_out_problems(step: TasksStep, index: int, context: StepContext) -> list
     if not different:
         raise SpecError(f"steps.{step.name}.problems[{index}]", f"{opened.name} holds nothing out", "take another")
     if len(different) < step.count:
-        context.progress.message(f"{opened.name}: {len(different)} held-out problems, there are no more")
+        left = {"name": opened.name, "count": len(different)}
+        context.progress.message(tr("{name}: {count} held-out problems, there are no more", **left))
     return different
 
 

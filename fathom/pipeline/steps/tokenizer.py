@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fathom.data.corpus import read_documents
+from fathom.locale import tr
 from fathom.pipeline.context import StepContext
 from fathom.spec.data import Source
 from fathom.spec.recipe import CorpusStep, TokenizerStep
@@ -19,7 +20,7 @@ def run(step: TokenizerStep, context: StepContext) -> None:
     texts = sample_texts(context.path(corpus), sources, step.sample_bytes)
     tokenizer = train_bpe(texts, vocab_size=step.vocab_size, progress=context.progress)
     tokenizer.save(context.path(step))
-    context.progress.message(f"{tokenizer.vocab_size:,} tokens learned")
+    context.progress.message(tr("{count} tokens learned", count=f"{tokenizer.vocab_size:,}"))
 
 
 def sample_texts(corpus: Path, sources: Sequence[Source], sample_bytes: int) -> Iterator[str]:
