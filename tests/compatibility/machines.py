@@ -18,6 +18,7 @@ from fathom.cli.main import guarded, make_app
 from fathom.cli.options import parse_bytes
 from fathom.cli.served_models import NamedModel, OpeningOptions, definitions, named_models
 from fathom.errors import FathomError
+from fathom.extras import pip
 from fathom.model import build
 from fathom.serve.model_pool import ModelPool
 from fathom.serve.settings import ServeSettings
@@ -144,7 +145,8 @@ def _refused(work: Callable[[], object]) -> Callable[[Path], Outcome]:
 def _doctor(folder: Path) -> Outcome:
     found = package_findings(read_requirements(), {"fastapi": "ImportError: gone"})
     broken = [finding for finding in found if finding.status == "broken"]
-    return Outcome("works", "; ".join(f"{finding.name} broken: {finding.remedy}" for finding in broken))
+    said = "; ".join(f"{finding.name} broken: {finding.remedy}" for finding in broken)
+    return Outcome("works", said.replace(pip(), "pip"))
 
 
 CASES = (
