@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHINESE = ".zh-CN.md"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 SWITCH = re.compile(r"^\*English \| \[中文\]\((.+)\)\*$|^\*\[English\]\((.+)\) \| 中文\*$", re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 OPENS_A_BLOCK = re.compile(r"[-#|>*<!]|\d+\. ")
 OUTDATED = (
     *("基础模型", "潜在缓存", "取来", "提前猜测", "中间填充的", "各算各的", "整座房子", "更少的比特"),
@@ -51,6 +51,12 @@ def table_numbers(path: Path) -> list[Counter[str]]:
     """The numbers of each row of all tables, code left out: an option's name may hold a digit."""
     rows = [line for line in prose(path).splitlines() if line.lstrip().startswith("|")]
     return [Counter(re.findall(r"(?<![\w.-])\d+(?:[.,]\d+)*", re.sub(r"`[^`]*`", "", row))) for row in rows]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name in a page: its headings in lower case, with hyphens for spaces and no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def terms(path: Path) -> set[str]:
@@ -102,15 +108,19 @@ def test_a_chinese_paragraph_is_one_line(page: Path) -> None:
     assert not wrapped, "\n".join(wrapped)
 
 
-@pytest.mark.parametrize("page", CHINESE_PAGES, ids=identifier)
-def test_links_of_a_chinese_page_stay_in_chinese(page: Path) -> None:
-    text = SWITCH.sub("", prose(page))
-    for target in (link for link in LINK.findall(text) if not link.startswith(("http:", "https:"))):
-        path = page.parent / target
+@pytest.mark.parametrize("page", [*ENGLISH_PAGES, *CHINESE_PAGES], ids=identifier)
+def test_links_lead_somewhere_in_the_same_language(page: Path) -> None:
+    for target, anchor in LINK.findall(SWITCH.sub("", prose(page))):
+        path = page.parent / target if target else page
         assert path.exists(), target
-        assert path.suffix != ".md" or path.name.endswith(CHINESE) or not translation(path).exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+        if path.suffix == ".md":
+            chinese = path.name.endswith(CHINESE)
+            assert chinese == page.name.endswith(CHINESE) or not translation(path).exists(), target
 
 
-@pytest.mark.parametrize("page", CHINESE_PAGES, ids=identifier)
-def test_corrected_wordings_do_not_come_back(page: Path) -> None:
-    assert [word for word in OUTDATED if word in read(page)] == []
+def test_corrected_wordings_do_not_come_back() -> None:
+    messages = [*(ROOT / "fathom/locale/zh_CN").glob("*.toml"), ROOT / "fathom/serve/page/i18n-zh.js"]
+    assert len(messages) >= 3
+    texts = {path.name: read(path) for path in [*CHINESE_PAGES, *messages]}
+    assert [(name, word) for name, text in texts.items() for word in OUTDATED if word in text] == []
