@@ -151,6 +151,11 @@ def remove_directory(path: Path) -> None:
     _remove(partial)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder and those below it."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left in ``folder``, of one published name or of all.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter
 from fathom.checkpoint.writer import MANIFEST as MANIFEST
 from fathom.errors import CheckpointError, shortened
-from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers
+from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers, write_json
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST_DOCUMENT = 64 * 2**20
@@ -173,6 +173,24 @@ def prune(root: Path, keep: int) -> None:
         with suppress(OSError):
             remove_directory(path)
     remove_leftovers(root)
+
+
+def drop_tensors(directory: Path, stem: str) -> None:
+    """Take ``STEM.safetensors`` out of a checkpoint, if it is there.
+
+    The manifest is replaced before the file goes: a process killed in between leaves a checkpoint that is complete
+    without it.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or its manifest is damaged.
+        ResourceError: the disk refuses; the checkpoint is as it was.
+    """
+    manifest, name = _read_manifest(directory), f"{stem}.safetensors"
+    if manifest["files"].pop(name, None) is not None:
+        manifest.get("aliases", {}).pop(name, None)
+        write_json(directory / MANIFEST, manifest)
+    with suppress(OSError):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

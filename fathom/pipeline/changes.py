@@ -16,9 +16,10 @@ from fathom.inference.run_record import StepState
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.recorded_plan import read_plan
 from fathom.pipeline.state import run_plan_mapping, step_inputs, training_fields
-from fathom.spec.recipe import LearningStep, Step
+from fathom.spec.recipe import LearningStep, ModelStep, Step
 from fathom.spec.resume import STEP_EFFECTS, Effect, FieldChange, differences
 from fathom.spec.step_results import RECIPE_FILE, result_name
+from fathom.train.state import has_optimizer
 
 NEW_RUN = "give another --out, or --restart to begin again"
 
@@ -47,7 +48,7 @@ def accept_changes(
         changes = _changes(step, recorded, inputs)
         later = [other for other in plan.recipe.steps[index + 1 :] if other.name in states]
         for change in changes:
-            remedy = _refusal(directory, change, state, later, states, allow_changes=allow_changes)
+            remedy = _refusal(directory, step, change, state, later, states, allow_changes=allow_changes)
             if remedy is not None:
                 old, now = _text(change.old), _text(change.new)
                 problem = f"was {old} when step {step.name!r} of {directory} began and is now {now}"
@@ -88,6 +89,7 @@ def _changes(step: Step, recorded: RunPlan | None, inputs: Mapping[str, Any]) ->
 
 def _refusal(
     directory: Path,
+    step: Step,
     change: FieldChange,
     state: StepState,
     later: Sequence[Step],
@@ -101,10 +103,29 @@ def _refusal(
     if change.effect == "growth":
         built = [other for other in later if isinstance(other, LearningStep)]
         built = [other for other in built if _has_result(directory, other, states[other.name])]
-        return f"step {built[0].name!r} has trained since: {NEW_RUN}" if state.status == "done" and built else None
+        if state.status == "done" and built:
+            return f"step {built[0].name!r} has trained since: {NEW_RUN}"
+        return None if _can_go_on(directory, step) else _without_optimizer(step)
     if change.effect == "fixed" or state.status == "done":
         return NEW_RUN
     return None if allow_changes else f"add --allow-changes to continue with it, {NEW_RUN}"
+
+
+def _can_go_on(directory: Path, step: Step) -> bool:
+    """Whether a training step's last checkpoint has what more training needs."""
+    last = store.latest(directory / result_name(step) / CHECKPOINTS)
+    return last is None or has_optimizer(store.Checkpoint.open(last, verify=False))
+
+
+def _without_optimizer(step: Step) -> str:
+    """Return the remedies where a finished step is to become longer and its optimizer's state is gone."""
+    assert isinstance(step, LearningStep)
+    where, _ = training_fields(step)
+    problem = "its optimizer's state was dropped when it was done"
+    kept = f"in a new run, set {where}.checkpoint.keep_optimizer = true to be able to make it longer"
+    if not isinstance(step, ModelStep):
+        return f"{problem}: {kept}"
+    return f'{problem}: train its model further in a step of its own, with start = "{step.name}"; {kept}'
 
 
 def _text(value: Any) -> str:

@@ -23,11 +23,13 @@ from fathom.errors import (
     explain_os_error,
 )
 from fathom.files import fingerprint, is_leftover
+from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState, read_state
 from fathom.locale import tr
 from fathom.model.device import resolve_device
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.forecast.totals import size
 from fathom.pipeline.preflight import export_notes, schedule_warnings
 from fathom.pipeline.recipe_faults import recipe_faults
 from fathom.pipeline.recorded_plan import resume_command
@@ -45,6 +47,7 @@ from fathom.spec import check
 from fathom.spec.recipe import TRACKERS, LearningStep, Step
 from fathom.spec.resume import effect_of
 from fathom.spec.step_results import LOCK_FILE, RECIPE_FILE, STATE_FILE
+from fathom.train.state import drop_optimizer
 from fathom.train.trackers import chosen_trackers
 
 
@@ -222,6 +225,18 @@ def _run_step(
             raise _with_command(error, step, context.directory) from error
         raise
     record("done")
+    if isinstance(step, LearningStep):
+        with _translated(context.directory, step):
+            _drop_optimizer(step, context)
+
+
+def _drop_optimizer(step: LearningStep, context: StepContext) -> None:
+    """Free what only training needed of a finished step, unless it is kept."""
+    where, _ = training_fields(step)
+    if not getattr(step, where).checkpoint.keep_optimizer:
+        freed = drop_optimizer(context.path(step) / CHECKPOINTS)
+        remedy = f"{where}.checkpoint.keep_optimizer = true keeps it"
+        context.progress.message(f"dropped the optimizer's state of {step.name}: {size(freed)} freed ({remedy})")
 
 
 def _with_command(error: FathomError, step: Step, directory: Path) -> FathomError:

@@ -224,7 +224,7 @@ class BatchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointing:
-    """When to save: every so many steps or seconds, whichever comes first."""
+    """When to save, every so many steps or seconds, whichever comes first, and what is kept."""
 
     every_steps: int | None = None
     """Save after so many steps; left out, time alone decides.
@@ -241,6 +241,10 @@ class Checkpointing:
     """Checkpoints that are kept, the latest ones.
 
     Unit: checkpoints
+    """
+    keep_optimizer: bool = False
+    """Whether a finished step keeps its checkpoints whole, so that a resume can make it longer; otherwise only the
+    last one stays, without the optimizer's state, which is twice the weights.
     """
 
     def __post_init__(self) -> None:

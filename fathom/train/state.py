@@ -21,6 +21,7 @@ from fathom.checkpoint.adapter_checkpoint import STEM as ADAPTER
 from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.checkpoint.names import current_layout
 from fathom.errors import CheckpointError, SpecError, shortened
+from fathom.files import folder_bytes
 from fathom.model.adapters.attach import learned_state
 from fathom.model.decoder import Decoder
 from fathom.spec import ModelSpec, check, from_mapping, to_mapping
@@ -29,6 +30,9 @@ from fathom.spec.resume import FieldChange, flatten, spec_changes
 from fathom.spec.train import UpdateSpec
 from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from fathom.train.protocols import Resumable
+
+OPTIMIZER = "optimizer"
+"""File stem of the optimizer's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def save_state(
     """
     return store.save(
         directory,
-        tensors={learned_stem(model): learned_state(model), "optimizer": optimizer_tensors(model, optimizer)},
+        tensors={learned_stem(model): learned_state(model), OPTIMIZER: optimizer_tensors(model, optimizer)},
         documents={
             "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)}
             | ({} if base is None else {"base": to_mapping(base)}),
@@ -87,18 +91,44 @@ def load_state(
 
     Raises:
         CheckpointError: the checkpoint is damaged, or was saved with a model or spec that may not differ; every such
-            field is named.
+            field is named; or it is a finished stage's, without the optimizer's state.
     """
     opened = store.Checkpoint.open(directory)
+    if not has_optimizer(opened):
+        problem = "the stage was done, and its optimizer state was dropped"
+        raise CheckpointError(f"{directory}: {problem}; start a new stage from its model")
     changes = _spec_changes(directory, opened.document("spec"), model.spec, spec, allow_changes=allow_changes)
     load_model_tensors(model, opened.tensors(learned_stem(model)), directory)
-    load_optimizer_tensors(model, optimizer, opened.tensors("optimizer"))
+    load_optimizer_tensors(model, optimizer, opened.tensors(OPTIMIZER))
     position, place = _position(directory, opened.document("state"))
     try:
         loader.restore(place)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _unusable(directory, f"loader: {type(error).__name__}: {error}") from error
     return position, changes
+
+
+def has_optimizer(opened: store.Checkpoint) -> bool:
+    """Whether training can go on from a checkpoint."""
+    return f"{OPTIMIZER}.safetensors" in opened.manifest["files"]
+
+
+def drop_optimizer(root: Path) -> int:
+    """Leave of a finished stage's checkpoints below ``root`` the last one, without the optimizer; return bytes freed.
+
+    A process killed meanwhile leaves checkpoints of which each opens.
+
+    Raises:
+        CheckpointError: the last one's manifest is damaged.
+        ResourceError: the disk refuses; the last checkpoint is as it was.
+    """
+    last = store.latest(root)
+    if last is None:
+        return 0
+    before = folder_bytes(root)
+    store.drop_tensors(last, OPTIMIZER)
+    store.prune(root, 1)
+    return before - folder_bytes(root)
 
 
 def learned_stem(model: Decoder) -> str:

@@ -215,6 +215,28 @@ def test_a_process_killed_while_saving_leaves_the_older_checkpoint(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+def test_a_checkpoint_that_loses_tensors_is_whole_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    both = {"model": some_tensors(), "more": some_tensors()}
+    made = store.save(tmp_path / "step-1", tensors=both, documents={"state": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.drop_tensors(made, "more")
+    assert ("more.safetensors" in store.Checkpoint.open(made).manifest["files"]) == (call != "unlink")
+    assert_whole(made)
+    for _ in range(2):
+        store.drop_tensors(made, "more")
+        assert_whole(made)
+        left = {path.name for path in made.iterdir() if not path.name.startswith(".")}
+        assert left == {"model.safetensors", "state.json", "manifest.json"}
+
+
 def run_script(script: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -83,7 +83,7 @@ batch = { size = 2, micro_batch_size = 1 }
 optimizer = { lr = 3e-3 }
 schedule = { kind = "constant" }
 log_every_steps = 1
-checkpoint = { every_steps = 4, keep = 2 }
+checkpoint = { every_steps = 4, keep = 2, keep_optimizer = true }
 
 [[steps]]
 kind = "evaluate"
@@ -110,7 +110,7 @@ epochs = 3.0
 batch = { size = 2, micro_batch_size = 1 }
 optimizer = { lr = 4e-3 }
 log_every_steps = 1
-checkpoint = { every_steps = 4, keep = 2 }
+checkpoint = { every_steps = 4, keep = 2, keep_optimizer = true }
 
 [[steps]]
 kind = "answers"
@@ -144,7 +144,7 @@ sequence_length = 96
 epochs = 1.0
 batch = { size = 2, micro_batch_size = 1 }
 optimizer = { lr = 1e-3 }
-checkpoint = { every_steps = 2 }
+checkpoint = { every_steps = 2, keep_optimizer = true }
 
 [[steps]]
 kind = "grpo"
@@ -156,7 +156,7 @@ rewards = [{ kind = "function", target = "chars_of_answers:chars" }, { kind = "a
 rollouts = 3
 optimizer = { lr = 1e-3 }
 loss = { kl = {} }
-checkpoint = { every_steps = 1 }
+checkpoint = { every_steps = 1, keep_optimizer = true }
 
 [steps.policy.rollout]
 questions = 2
@@ -172,7 +172,7 @@ problems = ["sums"]
 [steps.policy]
 rollouts = 2
 optimizer = { lr = 1e-3 }
-checkpoint = { every_steps = 1 }
+checkpoint = { every_steps = 1, keep_optimizer = true }
 
 [steps.policy.rollout]
 questions = 2
@@ -192,6 +192,8 @@ kind = "report"
 """
 Quiet = tuple[Path, Mapping[str, int]]
 KINDS = ("corpus", "tokenizer", "shards", "train", "evaluate", "needle", "sample", "sft", "answers", "dpo")
+DROPPING = "dpo"
+"""The training step whose checkpoints are not kept whole."""
 KINDS += ("reward_model", "grpo", "distill", "tasks", "report")
 
 
@@ -297,7 +299,9 @@ def result(directory: Path, step: str) -> dict[str, Any]:
     if last is not None:
         opened = store.Checkpoint.open(last)
         found["state"] = untimed(opened.document("state"))
-        for stem in ("model", "optimizer"):
+        stems = ("model",) if step == DROPPING else ("model", "optimizer")
+        assert {path.stem for path in last.glob("*.safetensors")} == set(stems)
+        for stem in stems:
             found |= {f"{stem}/{name}": tensor.numpy().tobytes() for name, tensor in opened.tensors(stem).items()}
     return found
 

@@ -192,12 +192,12 @@ class Forecaster:
             activation_checkpointing=train.activation_checkpointing,
             adapter=train.adapter,
         )
-        learned = memory.gradients  # what a checkpoint holds: all weights, or an adapter's
+        learned, checkpointing = memory.gradients, train.checkpoint  # of a checkpoint: all weights, or an adapter's
         return replace(
             self._with_model(base, spec),
             memory_bytes=memory.total + references * learned,
-            disk_bytes=3 * learned,
-            peak_disk_bytes=3 * learned * (train.checkpoint.keep + 1),
+            disk_bytes=3 * learned * checkpointing.keep if checkpointing.keep_optimizer else learned,
+            peak_disk_bytes=3 * learned * (checkpointing.keep + 1),
         )
 
     def _with_model(self, base: StepForecast, spec: ModelSpec) -> StepForecast:

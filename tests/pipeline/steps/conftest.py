@@ -50,7 +50,7 @@ def epochs(count: float, **fields: Any) -> EpochsSpec:
         "batch": EpochBatch(size=2, micro_batch_size=1),
         "optimizer": AdamWSpec(lr=4e-3, weight_decay=0.0),
         "log_every_steps": 1,
-        "checkpoint": Checkpointing(every_steps=5, every_seconds=None),
+        "checkpoint": Checkpointing(every_steps=5, every_seconds=None, keep_optimizer=True),
     }
     return EpochsSpec(epochs=count, **(given | fields))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fathom.checkpoint import store
 from fathom.errors import Interrupted, SpecError
@@ -19,13 +20,14 @@ from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems
 from fathom.spec.recipe import SampleStep
 from fathom.spec.sampling import SamplingParams
-from fathom.spec.train import AdamWSpec
+from fathom.spec.train import AdamWSpec, Checkpointing
 from fathom.train.metrics import read_changes, read_json_lines
 
 Passes = Callable[..., Any]
 ASKED = ("two plus three?", "three plus three?", "two plus two?", "one plus two?")
 SAMPLE = SampleStep(prompts=("two",), sampling=SamplingParams(max_tokens=4, temperature=0.0))
 ADAM = AdamWSpec(lr=4e-3, weight_decay=0.0)
+DROPPING = Checkpointing(every_steps=5, every_seconds=None)
 
 
 @pytest.fixture
@@ -118,6 +120,49 @@ def test_a_finished_step_becomes_longer_and_the_steps_after_it_run_again(
     assert read_changes(out / "sft" / "metrics.jsonl")[0]["field"] == "total_tokens"
     assert set(status(out).values()) == {"done"}
     assert same(bench.run("whole", sft(10)) / "sft", out / "sft")
+
+
+def test_a_finished_step_keeps_weights_alone_unless_all_is_kept(bench: Any, sft: Callable[..., SftStep]) -> None:
+    whole, out = bench.run("whole", sft(4)), bench.run("out", sft(4, checkpoint=DROPPING))
+    (said,) = [line for line in bench.watching.messages if line.startswith("dropped")]
+    assert "the optimizer's state of sft" in said
+    assert "freed (train.checkpoint.keep_optimizer = true keeps it)" in said
+    (last,) = store.list_checkpoints(out / "sft" / "checkpoints")
+    kept = store.list_checkpoints(whole / "sft" / "checkpoints")
+    assert (len(kept), kept[-1].name) == (2, last.name)
+    files = [{path.name: path.stat().st_size for path in folder.iterdir()} for folder in (kept[-1], last)]
+    assert files[0].keys() - files[1].keys() == {"optimizer.safetensors"}
+    assert sum(files[1].values()) < 0.4 * sum(files[0].values())
+    weights = [store.Checkpoint.open(folder).tensors("model") for folder in (kept[-1], last)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_stopped_step_keeps_its_optimizer(bench: Any, sft: Callable[..., SftStep], same: Callable[..., bool]) -> None:
+    whole = bench.run("whole", sft(4, checkpoint=DROPPING))
+    with pytest.raises(Interrupted):
+        bench.run("out", sft(4, checkpoint=DROPPING), stop_at=8)
+    last = store.latest(bench.base / "out" / "sft" / "checkpoints")
+    assert last is not None
+    assert (last / "optimizer.safetensors").exists()
+    assert same(whole / "sft", bench.run("out", sft(4, checkpoint=DROPPING), resume=True) / "sft")
+
+
+def test_a_finished_step_without_optimizer_refuses_to_become_longer_and_its_remedies_work(
+    bench: Any, sft: Callable[..., SftStep]
+) -> None:
+    short, longer = sft(2, checkpoint=DROPPING), sft(4, checkpoint=DROPPING)
+    out = bench.run("out", short)
+    state = (out / "state.json").read_bytes()
+    with pytest.raises(SpecError) as caught:
+        bench.run("out", longer, resume=True)
+    assert 'train its model further in a step of its own, with start = "sft"' in str(caught.value)
+    assert "in a new run, set train.checkpoint.keep_optimizer = true" in str(caught.value)
+    assert (out / "state.json").read_bytes() == state
+    bench.run("out", short, replace(sft(2, name="more"), start="sft"), resume=True)
+    assert bench.watching.stages == ["more"]
+    bench.run("again", sft(2))
+    bench.run("again", sft(4), resume=True)
+    assert status(bench.base / "again")["sft"] == "done"
 
 
 def test_a_finished_step_that_others_trained_on_stays(bench: Any, sft: Callable[..., SftStep]) -> None:
