@@ -65,7 +65,7 @@ WORDS = {
 def run_block(match: re.Match[str]) -> str:
     """Run a command and return its marker and block again."""
     command = match["command"]
-    environment = os.environ | {"COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+    environment = os.environ | {"COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb", "FATHOM_LANG": "en"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         shlex.split(command), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

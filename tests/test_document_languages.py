@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from itertools import pairwise
@@ -124,3 +125,21 @@ def test_corrected_wordings_do_not_come_back() -> None:
     assert len(messages) >= 3
     texts = {path.name: read(path) for path in [*CHINESE_PAGES, *messages]}
     assert [(name, word) for name, text in texts.items() for word in OUTDATED if word in text] == []
+
+
+def block(command: str, printed: str) -> str:
+    return f"<!-- run: {command} -->\n```console\n{printed}```\n"
+
+
+def test_a_chinese_page_gets_the_blocks_of_its_english_one() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    english = f"One\n\n{block('fathom a', 'first')}\nTwo\n\n{block('fathom a', 'second')}"
+    chinese = f"一\n\n{block('fathom a', '')}\n二\n\n{block('fathom a', 'old')}"
+    expected = english.replace("One", "一").replace("Two", "二")
+    assert generate.with_blocks_of(chinese, english, "page") == expected
+    with pytest.raises(SystemExit, match="page: other commands than in the English page: 'fathom b' for 'fathom a'"):
+        generate.with_blocks_of(chinese.replace("fathom a", "fathom b", 1), english, "page")
