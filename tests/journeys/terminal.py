@@ -44,19 +44,24 @@ class Terminal:
     variables: Mapping[str, str] = field(default_factory=dict)
     transcript: list[Typed] = field(default_factory=list)
 
-    def type(self, line: str, *, keys: str = "", code: int = 0) -> Typed:
-        """Run a command to its end, with ``keys`` on its standard input, and check how it exits."""
-        ended = subprocess.run(
+    def type(self, line: str, *, keys: str = "", stop_at: str | None = None, code: int = 0) -> Typed:
+        """Run a command to its end, with ``keys`` on its standard input, and check how it exits.
+
+        With ``stop_at``, Ctrl+C is pressed as soon as a line holds that text.
+        """
+        running = subprocess.Popen(
             self._words(line),
             cwd=self.folder,
             env=self._environment(),
-            input=keys,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            timeout=LONGEST_SECONDS,
         )
-        typed = Typed(line, ended.returncode, ended.stdout, ended.stderr)
+        shown = "" if stop_at is None else _read_until(running, stop_at)
+        out, err = running.communicate(keys, timeout=LONGEST_SECONDS)
+        typed = Typed(line, running.returncode, shown + out, err)
         self.transcript.append(typed)
         assert typed.code == code, typed.shown
         return typed
@@ -95,3 +100,15 @@ class Terminal:
     def _environment(self) -> dict[str, str]:
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         return {**os.environ, **threads, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **self.variables}
+
+
+def _read_until(running: subprocess.Popen[str], text: str) -> str:
+    """Read standard output until a line holds a text, press Ctrl+C, and return what was read."""
+    assert running.stdout is not None
+    shown = ""
+    for read in running.stdout:
+        shown += read
+        if text in read:
+            running.send_signal(signal.SIGINT)
+            break
+    return shown
