@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from fathom.cli.load_progress import LoadProgress
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted, SpecError
 from fathom.progress import Progress
+
+if TYPE_CHECKING:
+    from fathom.pipeline.finetune import TuningMemory
 
 BARS = " .:-=+*#"
 CURVE_POINTS = 40
@@ -47,6 +50,8 @@ def finetune(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the recipe, e.g. sft.train.patience=5.")
     ] = None,
+    format_name: options.Format = None,
+    field: options.Field = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out; done anyway.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")] = False,
     track: options.Track = None,
@@ -56,6 +61,7 @@ def finetune(
 
     The same command continues a run that was interrupted.
     """
+    from fathom.data.forms import Columns
     from fathom.inference.loading import open_source
     from fathom.pipeline.finetune import (
         Finetuning,
@@ -72,7 +78,8 @@ def finetune(
     wanted = Finetuning(
         epochs=epochs, rate=rate, batch=batch, max_length=max_length, lora=lora, rank=rank, quantize=quantize
     )
-    adapter, rows = wanted.adapter(), read_tuning_data(data)
+    adapter = wanted.adapter()
+    rows = read_tuning_data(data, Columns(format_name, options.columns_of(field)))
     with LoadProgress(model) as progress:
         spec = open_source(model, progress, cache_dir=options.cache_directory()).spec
     plan = finetuning_plan(model, spec, rows, wanted, changes or [])
@@ -80,7 +87,8 @@ def finetune(
     memory = tuning_memory(spec, min(spec.max_position_embeddings, 2048), adapter)
     check_memory(memory, wanted)
     display = make_display(FilteredConsole())
-    display.message(f"{rows.rows} {rows.unit} in {data}; {_memory_line(memory)}")
+    read_as = f", read as {rows.columns.format}" if rows.columns.format else ""
+    display.message(f"{rows.rows} {rows.unit} in {data}{read_as}; {_memory_line(memory)}")
     try:
         run(
             plan,
@@ -100,11 +108,13 @@ def finetune(
     _show(plan.recipe.steps[1].name, directory, display, lora=lora)
 
 
-def _memory_line(memory: Any) -> str:
-    full = f"full fine-tuning takes about {memory.full / 1e9:.1f} GB of memory"
+def _memory_line(memory: TuningMemory) -> str:
+    from fathom.pipeline.forecast.totals import size
+
+    full, limit = size(memory.full), size(memory.limit)
     if memory.adapter is None:
-        return f"{full} of {memory.limit / 1e9:.1f} GB"
-    return f"LoRA takes about {memory.adapter / 1e9:.1f} GB of {memory.limit / 1e9:.1f} GB of memory, where {full}"
+        return f"full fine-tuning takes about {full} of {limit} of memory"
+    return f"LoRA takes about {size(memory.adapter)} of {limit} of memory, and full fine-tuning {full}"
 
 
 def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:

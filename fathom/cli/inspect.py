@@ -27,10 +27,8 @@ def inspect(
     model: options.ModelOrData,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs, with the whole spec.")] = False,
     kind: Annotated[str, typer.Option("--kind", help="Read data as: conversations, preferences or problems.")] = "",
-    format_name: Annotated[str, typer.Option("--format", help="Read data in this format, as in a recipe.")] = "",
-    field: Annotated[
-        list[str] | None, typer.Option("--field", help="A column of the data, as prompt=COLUMN; may be repeated.")
-    ] = None,
+    format_name: options.Format = None,
+    field: options.Field = None,
 ) -> None:
     """Say what a model is: shape, parameters, tensors, cache, tokenizer, exports; or what the columns of data mean."""
     from fathom.inference.inspection import inspect_source
@@ -38,7 +36,7 @@ def inspect(
     from fathom.pipeline.data_inspection import holds_data
 
     if kind or format_name or field or holds_data(Path(model)):
-        inspect_data.inspect(Path(model), as_json=as_json, kind=kind, format_name=format_name, fields=field or [])
+        inspect_data.inspect(Path(model), as_json=as_json, kind=kind, format_name=format_name or "", fields=field or [])
         return
     with LoadProgress(model) as progress:
         found = inspect_source(open_source(model, progress, cache_dir=options.cache_directory()))

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fathom.cli import options
 from fathom.cli.console import print_json
 from fathom.cli.sections import report_console, section
-from fathom.errors import SpecError
 from fathom.locale import tr
 
 TEXT_COLUMNS = 300
@@ -28,7 +28,7 @@ def inspect(path: Path, *, as_json: bool, kind: str, format_name: str, fields: S
     if format_name:
         kinds = [KINDS[kind]] if kind else KINDS.values()
         check.one_of("--format", format_name, {form.name for one in kinds for form in one.forms})
-    columns = Columns(format_name or None, dict(map(_field, fields)))
+    columns = Columns(format_name or None, options.columns_of(fields))
     found = inspect_data(path, kind or None, columns)
     if as_json:
         print_json(found, default=str)
@@ -39,13 +39,6 @@ def inspect(path: Path, *, as_json: bool, kind: str, format_name: str, fields: S
         section(console, f"{use['kind']}: {use['title']}", _use(use))
     if found["choices"]:
         section(console, tr("to be chosen in the recipe"), map(_choice, found["choices"]))
-
-
-def _field(text: str) -> tuple[str, str]:
-    name, equals, column = text.partition("=")
-    if not (name and equals and column):
-        raise SpecError("--field", f"{text!r} names no column", "write it as prompt=COLUMN")
-    return name, column
 
 
 def _counts(found: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -19,6 +20,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Send metrics to tensorboard, wandb or trackio; may be repeated."),
+]
+Format = Annotated[str | None, typer.Option("--format", help="Read data in this format, as in a recipe.")]
+Field = Annotated[
+    list[str] | None, typer.Option("--field", help="A column of the data, as prompt=COLUMN; may be repeated.")
 ]
 TextColumn = Annotated[
     str | None,
@@ -52,6 +57,21 @@ def command_line(context: typer.Context, **changed: object) -> str:
         for each in value if isinstance(value, list | tuple) else [value]:
             words += name if each is True else [*name, str(each)]
     return shlex.join(words)
+
+
+def columns_of(fields: Sequence[str] | None) -> dict[str, str]:
+    """Return what ``--field`` names: a file's columns by a form's.
+
+    Raises:
+        SpecError: one is not written as NAME=COLUMN.
+    """
+    found = {}
+    for text in fields or ():
+        name, equals, column = text.partition("=")
+        if not (name and equals and column):
+            raise SpecError("--field", f"{text!r} names no column", "write it as prompt=COLUMN")
+        found[name] = column
+    return found
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -5,24 +5,20 @@ Defaults depend on the size of the model and of the data alone, so that the same
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fathom.data.forms import AS_FOUND, Columns
 from fathom.data.validation_split import FEWEST
 from fathom.errors import DataError, ResourceError, SpecError
-from fathom.model.adapters.attach import attach
-from fathom.model.build import build
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.data_inspection import inspect_data
+from fathom.pipeline.forecast.totals import size
 from fathom.pipeline.recipe import make_recipe
 from fathom.plan import count_parameters, training_memory
-from fathom.plan.memory import TrainingMemory
 from fathom.spec.adapter import LoraSpec
 from fathom.spec.alignment import ConversationFile, DpoStep, EpochsSpec, OpenStep, PairFile, SftStep
 from fathom.spec.answering import RepliesStep
@@ -76,11 +72,12 @@ class Finetuning:
 
 @dataclass(frozen=True, slots=True)
 class TuningData:
-    """A user's file: ``kind`` is one of ``USES``, of ``rows`` usable ones."""
+    """A user's file: ``kind`` is one of ``USES``, of ``rows`` usable ones, read by ``columns``."""
 
     path: Path
     kind: str
     rows: int
+    columns: Columns = AS_FOUND
 
     @property
     def unit(self) -> str:
@@ -88,26 +85,28 @@ class TuningData:
         return "conversations" if self.kind == "conversations" else "pairs"
 
 
-def read_tuning_data(path: Path) -> TuningData:
-    """Look at every row of a file or folder.
+def read_tuning_data(path: Path, columns: Columns = AS_FOUND) -> TuningData:
+    """Look at every row of a file or folder; a form that a recipe would have to name is taken if it is the only one.
 
     Raises:
         DataError: it cannot be read, or holds neither conversations nor pairs; the message names what was found, and
             the forms that are known.
     """
-    found = inspect_data(path)
+    found = inspect_data(path, columns=columns)
     uses = {use["kind"]: use for use in found["uses"] if not use["refused"]}
     kind = next((kind for kind in reversed(USES) if uses.get(kind, {}).get("used")), None)
     if kind is None:
         kind = next((kind for kind in USES if kind in uses), None)
     if kind is not None and uses[kind]["used"]:
-        return TuningData(path, kind, int(uses[kind]["used"]))
-    columns = ", ".join(found["columns"]) or "text without columns"
+        return TuningData(path, kind, int(uses[kind]["used"]), columns)
+    choices = list(dict.fromkeys(choice["format"] for choice in found["choices"] if choice["kind"] in USES))
+    if kind is None and len(choices) == 1 and columns.format is None:
+        return read_tuning_data(path, replace(columns, format=choices[0]))
+    names = ", ".join(found["columns"]) or "text without columns"
     first = next((str(problem[1]) for problem in uses.get(kind or "", {}).get("problems", {}).values()), "")
-    choices = ", ".join(dict.fromkeys(choice["format"] for choice in found["choices"] if choice["kind"] in USES))
-    why = f" ({first})" if first else f" (could be {choices})" if choices else ""
+    why = f" ({first})" if first else f" (could be {', '.join(choices)}: give one by --format)" if choices else ""
     raise DataError(
-        f"{path}: holds {columns}, and no conversation or pair of answers to learn from{why}; give rows such as "
+        f"{path}: holds {names}, and no conversation or pair of answers to learn from{why}; give rows such as "
         '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
         "conversations (ShareGPT), prompt + completion, instruction + output, or prompt + chosen + rejected; "
         f"fathom inspect {path} says how each is read"
@@ -119,12 +118,13 @@ def finetuning_plan(
 ) -> RunPlan:
     """Return the recipe of a fine-tuning, with ``overrides`` as ``--set`` gives them."""
     path, adapter = str(data.path.resolve()), wanted.adapter()
+    read: dict[str, Any] = {"format": data.columns.format, "fields": dict(data.columns.fields)}
     train = _training(spec, data, wanted, adapter)
     learn: SftStep | DpoStep
     if data.kind == "conversations":
-        learn = SftStep(train=train, data=(ConversationFile(path=path),))
+        learn = SftStep(train=train, data=(ConversationFile(path=path, **read),))
     else:
-        learn = DpoStep(train=train, pairs=(PairFile(path=path),))
+        learn = DpoStep(train=train, pairs=(PairFile(path=path, **read),))
     beside = Path(model).expanduser()
     opened = OpenStep(model=str(beside.resolve()) if beside.exists() else model)
     recipe = Recipe(name=f"finetune-{data.path.stem}", steps=(opened, learn, RepliesStep(), ReportStep()))
@@ -174,16 +174,11 @@ class TuningMemory:
 
 def tuning_memory(spec: ModelSpec, tokens: int, adapter: LoraSpec | None) -> TuningMemory:
     """Estimate the memory of a step on ``tokens`` tokens, with all weights in float32, and with an adapter."""
-    full: TrainingMemory = training_memory(spec, tokens=tokens)
+    full = training_memory(spec, tokens=tokens)
     if adapter is None:
         return TuningMemory(full=full.total, adapter=None, limit=memory_limit())
-    model = build(spec, device=torch.device("meta"), seed=None)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learned = attach(model, dataclasses.replace(adapter, quantize_base="none"), seed=1).names
-    count = sum(model.get_parameter(name).numel() for name in learned)
-    width = {"none": 4.0, "int8": 1.1, "int4": 0.7}[adapter.quantize_base]
-    needed = width * total + 16 * count + full.activations + full.logits
-    return TuningMemory(full=full.total, adapter=round(needed), limit=memory_limit())
+    needed = training_memory(spec, tokens=tokens, adapter=adapter).total
+    return TuningMemory(full=full.total, adapter=needed, limit=memory_limit())
 
 
 def check_memory(memory: TuningMemory, wanted: Finetuning) -> None:
@@ -197,6 +192,5 @@ def check_memory(memory: TuningMemory, wanted: Finetuning) -> None:
     less = "add --lora" if not wanted.lora else "add --quantize int4" if wanted.quantize != "int4" else ""
     remedy = less or "take a smaller model"
     raise ResourceError(
-        f"memory: fine-tuning takes about {memory.needed / 1e9:.1f} GB, and this machine has {memory.limit / 1e9:.1f}; "
-        f"{remedy}"
+        f"memory: fine-tuning takes about {size(memory.needed)}, and this machine has {size(memory.limit)}; {remedy}"
     )

@@ -22,7 +22,7 @@ from fathom.errors import (
     SpecError,
     explain_os_error,
 )
-from fathom.files import fingerprint, is_leftover
+from fathom.files import fingerprint, is_leftover, make_folder
 from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState, read_state
 from fathom.locale import tr
@@ -166,7 +166,10 @@ def _prepare(
         _clear(directory)
         states = {}
     states = accept_changes(directory, plan, states, allow_changes=allow_changes)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(directory)
+    except OSError as error:
+        raise ResourceError(f"--out: {directory} cannot be made: {explain_os_error(error)}") from None
     return states
 
 

@@ -111,9 +111,16 @@ def trained_model(context: StepContext, step: Step) -> LanguageModel:
     return open_step(context, model_step(context.recipe, step))
 
 
-def open_step(context: StepContext, step: ModelStep, *, engine: EngineSpec | None = None) -> LanguageModel:
-    """Open the model that a step left, in float32; to change its weights, let them take gradients."""
-    return LanguageModel.open(context.path(step), device=context.device, dtype="float32", engine=engine)
+def open_step(
+    context: StepContext, step: ModelStep, *, engine: EngineSpec | None = None, template: str | None = None
+) -> LanguageModel:
+    """Open the model that a step left, in float32; to change its weights, let them take gradients.
+
+    ``template`` takes the place of its chat template.
+    """
+    return LanguageModel.open(
+        context.path(step), device=context.device, dtype="float32", engine=engine, chat_template=template
+    )
 
 
 def initial_tokenizer_files(context: StepContext, step: StartingStep) -> list[Path]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fathom.pipeline.report import RunData, render_page
 from fathom.pipeline.report.charts import MAX_LABEL, plain
-from fathom.pipeline.report.data import Curve, ExampleAnswer, ExampleProblem, OnlineCurves, TaskScore
+from fathom.pipeline.report.data import Curve, ExampleAnswer, ExampleProblem, StepCurves, TaskScore
 from fathom.study.plotting import plot_style
 from tests.pipeline.test_report import DATA, TOKENS
 from tests.serve.page.conftest import CHROMIUM
@@ -52,7 +52,7 @@ def hostile_run(name: str) -> RunData:
         cache_kind=name,
         samples=[(name, name)],
         sft_loss_curves=curves,
-        online=[OnlineCurves(name=name, panels={"reward": curves})],
+        online=[StepCurves(name=name, panels={"reward": curves})],
         tasks={name: {name: score, f"{name}2": score}},
         problems=[ExampleProblem(task=name, question=name, expected=name, answers=[answer])],
         commands=[(name, name)],

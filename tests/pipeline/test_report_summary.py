@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fathom.pipeline.report.data import Curve, Needle, OnlineCurves, RunData, TaskScore
+from fathom.pipeline.report.data import Curve, Needle, RunData, StepCurves, TaskScore
 from fathom.pipeline.report.page import render_page
 from fathom.pipeline.report.summary import summary
 
@@ -21,7 +21,7 @@ def test_a_whole_run_is_summed_up() -> None:
         bits_per_byte={"drama": {"start": 4.0, "end": 2.5}, "python": {"start": 4.4, "end": 1.75}},
         needle=Needle(lengths=[256, 1024], depths=[0.0, 1.0], accuracy=[[1, 1], [0.5, 1]], gain_bits=[[1, 1], [1, 1]]),
         sft_loss_curves=[Curve(name="sft", x=[1.0], y=[1.0])],
-        online=[OnlineCurves(name="grpo", panels={"reward": [Curve(name="mean", x=[1.0, 2.0], y=[0.1, 0.2])]})],
+        online=[StepCurves(name="grpo", panels={"reward": [Curve(name="mean", x=[1.0, 2.0], y=[0.1, 0.2])]})],
         tasks={"sums": {"sft": score(0.5), "grpo": score(0.7)}, "legs": {"grpo": score(0.93)}},
     )
     assert summary(data) == (

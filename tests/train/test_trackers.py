@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -58,7 +59,7 @@ def test_trackio_has_every_number_in_its_data_base(tmp_path: Path) -> None:
     with sqlite3.connect(base) as connection:
         ((step, metrics),) = connection.execute("select step, metrics from metrics").fetchall()
     assert step == 3
-    assert "by_source/code" in metrics
+    assert NUMBERS.items() <= json.loads(metrics).items()
 
 
 def write_elsewhere(name: str, folder: Path, **variables: str) -> None:
@@ -80,5 +81,5 @@ def write_elsewhere(name: str, folder: Path, **variables: str) -> None:
 def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert chosen_trackers(()) == ()
-    with pytest.raises(SpecError, match=r"wandb is not installed; pip install .*wandb"):
+    with pytest.raises(SpecError, match=r"wandb is not installed; .*pip install .*wandb"):
         chosen_trackers(("wandb",))

@@ -26,6 +26,7 @@ MAX_LABEL = 40
 """Characters of a name that a picture shows."""
 MAX_PANEL_LABEL = 16
 """And beside a panel that is one layer high."""
+TOKEN_UNITS = ((1e6, "million tokens"), (1e3, "thousand tokens"), (1, "tokens"))
 STYLE: Any = {
     "axes.unicode_minus": False,
     "text.usetex": False,
@@ -63,14 +64,16 @@ def load_chart(loads: Sequence[ExpertLoads]) -> str:
         figure = Figure(figsize=(WIDTH, 0.6 + 1.35 * len(loads)), layout="constrained")
         rows = figure.subplots(len(loads), 1, squeeze=False, sharex=True)[:, 0]
         image = None
+        unit, named = token_unit(max((load.tokens[-1] for load in loads), default=0.0))
         for axes, load in zip(rows, loads, strict=True):
             columns = list(zip(*load.shares, strict=True))
-            extent = (load.tokens[0] / 1e6, max(load.tokens[-1], load.tokens[0] + 1) / 1e6, len(columns) - 0.5, -0.5)
+            first, last = load.tokens[0] / unit, max(load.tokens[-1], load.tokens[0] + 1) / unit
+            extent = (first, last, len(columns) - 0.5, -0.5)
             image = axes.imshow(
                 columns, aspect="auto", cmap="viridis", vmin=0, vmax=2.5, extent=extent, interpolation="nearest"
             )
             axes.set_ylabel(plain(load.layer, MAX_PANEL_LABEL))
-        rows[-1].set_xlabel("million tokens")
+        rows[-1].set_xlabel(named)
         if image is not None:
             bar = figure.colorbar(image, ax=list(rows), extend="max", pad=0.02, shrink=min(1.0, 2.0 / len(loads)))
             bar.set_label("load / even load")
@@ -115,9 +118,10 @@ def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
+        unit, named = token_unit(max((x for curve in curves for x in curve.x), default=0.0))
         for index, curve in enumerate(curves[:MAX_LEGEND]):
-            draw_line(axes, curve, PALETTE[index % len(PALETTE)], smooth=smooth)
-        axes.set_xlabel("million tokens")
+            draw_line(axes, curve, PALETTE[index % len(PALETTE)], smooth=smooth, unit=unit)
+        axes.set_xlabel(named)
         axes.set_ylabel(label)
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(curves) > 1:
@@ -125,7 +129,7 @@ def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
         return svg(figure, label)
 
 
-def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: float = 1e6) -> None:
+def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: float) -> None:
     """Draw a curve over multiples of ``unit``, with a running mean over it where it is long and ``smooth``."""
     x = [value / unit for value in curve.x]
     if not smooth or len(x) < 20:
@@ -146,6 +150,11 @@ def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: floa
         mean = keep * mean + (1 - keep) * value
         smoothed.append(mean)
     axes.plot(x, smoothed, color=colour, linewidth=1.8, label=plain(curve.name))
+
+
+def token_unit(most: float) -> tuple[float, str]:
+    """Return what an axis that ends at ``most`` tokens counts in, and its label."""
+    return next((unit, label) for unit, label in TOKEN_UNITS if most >= unit or unit == 1)
 
 
 def plain(name: str, most: int = MAX_LABEL) -> str:

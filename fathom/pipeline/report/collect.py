@@ -13,7 +13,13 @@ from fathom.inference.run_record import StepState, last_before
 from fathom.pipeline.context import base_model, model_step, spec_during
 from fathom.pipeline.report import records
 from fathom.pipeline.report.data import Curve, ExpertLoads, Replies, RunData
-from fathom.pipeline.report.posttraining import example_problems, online_curves, sft_loss_curves, task_scores
+from fathom.pipeline.report.posttraining import (
+    example_problems,
+    online_curves,
+    preference_curves,
+    sft_loss_curves,
+    task_scores,
+)
 from fathom.pipeline.report.tuning import read_replies
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
@@ -73,6 +79,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         samples=records.samples(_last(before, SampleStep, directory)),
         sft_loss_curves=sft_loss_curves(before, directory),
         online=online_curves(before, directory),
+        preferences=preference_curves(before, directory),
         tasks=task_scores(before, directory),
         problems=example_problems(before, directory),
         commands=_commands(directory, base_model(recipe)),

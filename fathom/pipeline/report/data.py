@@ -93,8 +93,8 @@ class ExampleProblem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineCurves:
-    """What a step saw of its own answers: axis label -> lines over steps."""
+class StepCurves:
+    """How a step learned: axis label -> lines over steps."""
 
     name: str
     panels: Mapping[str, Sequence[Curve]]
@@ -139,7 +139,8 @@ class RunData:
     cache_kind: str = ""
     samples: Sequence[tuple[str, str]] = ()
     sft_loss_curves: Sequence[Curve] = ()
-    online: Sequence[OnlineCurves] = ()
+    online: Sequence[StepCurves] = ()
+    preferences: Sequence[StepCurves] = ()
     tasks: Mapping[str, Mapping[str, TaskScore]] = field(default_factory=dict)
     problems: Sequence[ExampleProblem] = ()
     commands: Sequence[tuple[str, str]] = ()

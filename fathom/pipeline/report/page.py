@@ -15,6 +15,7 @@ from fathom.pipeline.report.summary import summary
 
 MAX_SHOWN = 4000
 """Characters of an answer that a page shows."""
+ONLINE, PREFERENCES = "Learning from its own answers", "Learning from pairs of answers"
 
 
 def render_page(data: RunData) -> str:
@@ -35,7 +36,8 @@ def render_page(data: RunData) -> str:
         experts=expert_summary(data.expert_loads, data.dropped_fraction),
         charts=_draw_charts(data),
         problems={task: list(of) for task, of in groupby(data.problems, key=lambda problem: problem.task)},
-        online=[(curves.name, posttraining_charts.online_chart(curves)) for curves in data.online],
+        online=[(curves.name, posttraining_charts.step_chart(curves, ONLINE)) for curves in data.online],
+        preferences=[(curves.name, posttraining_charts.step_chart(curves, PREFERENCES)) for curves in data.preferences],
         figures=list(
             dict.fromkeys(name for task in data.tasks.values() for score in task.values() for name in score.more)
         ),

@@ -13,11 +13,11 @@ from fathom.pipeline.report.data import (
     Curve,
     ExampleAnswer,
     ExampleProblem,
-    OnlineCurves,
+    StepCurves,
     TaskScore,
 )
 from fathom.pipeline.report.records import curve_of, names, number, rows_of, text
-from fathom.spec.recipe import DistillStep, GrpoStep, SftStep, Step, TasksStep
+from fathom.spec.recipe import DistillStep, DpoStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.spec.step_results import result_name
 from fathom.train.validation import VALIDATION_LOSS
 
@@ -29,6 +29,12 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "entropy (nats)": {"entropy": "all", "entropy_right": "right", "entropy_wrong": "wrong"},
 }
 """Axis label -> field of a rollout's line -> name of its curve."""
+PREFERENCE_PANELS: Mapping[str, Mapping[str, str]] = {
+    "loss": {"lm_loss": "training", VALIDATION_LOSS: "validation"},
+    "implied reward": {"chosen_reward": "better answer", "rejected_reward": "worse answer", "margin": "margin"},
+    "accuracy": {"accuracy": "training", "held_out_accuracy": "validation"},
+}
+"""Axis label -> field of a line of a dpo step -> name of its curve."""
 
 
 def task_scores(before: Sequence[Step], directory: Path) -> dict[str, dict[str, TaskScore]]:
@@ -90,19 +96,44 @@ def sft_loss_curves(before: Sequence[Step], directory: Path) -> list[Curve]:
     return [curve for curve in curves if curve.x]
 
 
-def online_curves(before: Sequence[Step], directory: Path) -> list[OnlineCurves]:
+def online_curves(before: Sequence[Step], directory: Path) -> list[StepCurves]:
     """Return reward, accuracy, length and entropy over the steps of every GRPO and distillation step."""
     found = []
     for step in before:
         if not isinstance(step, GrpoStep | DistillStep):
             continue
-        fields = [field for panel in PANELS.values() for field in panel]
-        rows = rows_of(directory / step.name / METRICS, ("step",), optional=fields)
-        panels = {label: _curves(rows, panel) for label, panel in PANELS.items()}
-        kept = {label: curves for label, curves in panels.items() if curves}
-        if kept:
-            found.append(OnlineCurves(name=step.name, panels=kept))
+        rows = rows_of(directory / step.name / METRICS, ("step",), optional=_fields(PANELS))
+        found += _step_curves(step.name, rows, PANELS)
     return found
+
+
+def preference_curves(before: Sequence[Step], directory: Path) -> list[StepCurves]:
+    """Return loss, implied rewards and accuracy over the steps of every DPO step."""
+    found = []
+    for step in before:
+        if not isinstance(step, DpoStep):
+            continue
+        rows = rows_of(directory / step.name / METRICS, ("step",), optional=_fields(PREFERENCE_PANELS))
+        held_out = [row.get("evaluation", {}) for row in rows]
+        joined = [
+            row | {VALIDATION_LOSS: kept.get(VALIDATION_LOSS), "held_out_accuracy": kept.get("accuracy")}
+            for row, kept in zip(rows, held_out, strict=True)
+        ]
+        found += _step_curves(step.name, joined, PREFERENCE_PANELS)
+    return found
+
+
+def _fields(panels: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [field for panel in panels.values() for field in panel]
+
+
+def _step_curves(
+    name: str, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Mapping[str, str]]
+) -> list[StepCurves]:
+    """Return the panels of a step that have a curve, as one picture; none where no panel has."""
+    drawn = {label: _curves(rows, panel) for label, panel in panels.items()}
+    kept = {label: curves for label, curves in drawn.items() if curves}
+    return [StepCurves(name=name, panels=kept)] if kept else []
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], panel: Mapping[str, str]) -> list[Curve]:

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fathom.pipeline.report.charts import INK, PALETTE, STYLE, WIDTH, draw_line, plain, svg
-from fathom.pipeline.report.data import OnlineCurves, TaskScore
+from fathom.pipeline.report.data import StepCurves, TaskScore
 
 BAR = 0.2
 """Height of a bar in inches; the space between two groups is as high."""
@@ -46,12 +46,12 @@ def tasks_chart(tasks: Mapping[str, Mapping[str, TaskScore]]) -> str:
         return svg(figure, "Accuracy on held-out problems by stage")
 
 
-def online_chart(online: OnlineCurves) -> str:
-    """What a step saw of its own answers, one panel below the other over steps."""
+def step_chart(found: StepCurves, title: str) -> str:
+    """How a step learned, one panel below the other over steps."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 + 1.75 * len(online.panels)), layout="constrained")
-        panels = figure.subplots(len(online.panels), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, (label, curves) in zip(panels, online.panels.items(), strict=True):
+        figure = Figure(figsize=(WIDTH, 0.5 + 1.75 * len(found.panels)), layout="constrained")
+        panels = figure.subplots(len(found.panels), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, (label, curves) in zip(panels, found.panels.items(), strict=True):
             for index, curve in enumerate(curves):
                 draw_line(axes, curve, PALETTE[index % len(PALETTE)], smooth=True, unit=1)
             axes.set_ylabel(label)
@@ -59,4 +59,4 @@ def online_chart(online: OnlineCurves) -> str:
             if len(curves) > 1:
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
         panels[-1].set_xlabel("step")
-        return svg(figure, f"Learning from its own answers: {plain(online.name)}")
+        return svg(figure, f"{title}: {plain(found.name)}")

@@ -21,9 +21,8 @@ def _trained(data: RunData) -> str:
     if facts.get("active_parameters", facts.get("parameters")) != facts.get("parameters"):
         size += f" ({_count(facts['active_parameters'])} active per token)"
     tokens = f" on {_count(facts['tokens'])} tokens of text" if "tokens" in facts else ""
-    steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)] + [
-        curves.name for curves in data.online
-    ]
+    steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)]
+    steps += [curves.name for curves in (*data.preferences, *data.online)]
     by = f" by {' and '.join(dict.fromkeys(steps))}" if steps else ""
     return f"Trained from {data.origin}: a model{size}{tokens}{', then' if tokens and by else ''}{by}."
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from fathom.checkpoint import store
@@ -23,10 +23,11 @@ from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.learned import check_learned
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
 from fathom.plan.memory import training_memory
-from fathom.spec.alignment import DpoStep, RewardModelStep, SftStep
+from fathom.spec.alignment import ConversationFile, DpoStep, PairFile, RewardModelStep, SftStep
 from fathom.spec.epochs import ExamplesTrainSpec
 from fathom.spec.train import MICRO_BATCH_TOKENS, BatchSpec, TrainSpec, UpdateSpec
 from fathom.system import memory_limit
+from fathom.tokenizer import Tokenizer
 from fathom.train.epochs import EpochProgress
 from fathom.train.loop import Trainer, TrainSummary
 from fathom.train.objective import Objective
@@ -37,6 +38,8 @@ from fathom.train.validation import Validation
 
 HELD_OUT = "held_out.jsonl"
 """What a step holds out, as conversations, beside its checkpoints."""
+TOKENIZER = "tokenizer"
+"""The tokenizer with a chat template, where the model that a step begins with has none."""
 MEMORY_SHARE = 0.8
 """The part of the machine's memory that an example may take in training, where no sequence_length is given."""
 EpochsStep = SftStep | DpoStep | RewardModelStep
@@ -85,7 +88,7 @@ def train_epochs(
         directory,
         progress=context.progress,
         tracking=context.tracking(step),
-        files=initial_tokenizer_files(context, step),
+        files=_tokenizer_files(step, context, start.tokenizer),
         objective=objective,
         base=adapter_base(context, step, step.train),
         validation=validation,
@@ -94,6 +97,23 @@ def train_epochs(
     summary = trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
     check_learned(step, directory)
     return summary
+
+
+def _tokenizer_files(step: EpochsStep, context: StepContext, tokenizer: Tokenizer) -> list[Path]:
+    """Return the tokenizer's files of a result.
+
+    Where the model has no chat template they bring the one that its conversations were encoded by, so that the result
+    can chat.
+    """
+    files = initial_tokenizer_files(context, step)
+    sources = step.data if isinstance(step, SftStep) else step.pairs
+    if tokenizer.can_chat or not any(isinstance(source, ConversationFile | PairFile) for source in sources):
+        return files
+    folder = context.path(step) / TOKENIZER
+    tokenizer.with_template(tokenizer.chat_template).save(folder)
+    context.progress.message("the model has no chat template: Fathom's is learned, and kept with the result")
+    made = sorted(folder.iterdir())
+    return [*made, *(file for file in files if file.name not in {own.name for own in made})]
 
 
 def _examples(data: EpochData) -> ExampleSet:
@@ -158,6 +178,7 @@ def longest_example(step: EpochsStep, start: LanguageModel) -> int:
             tokens=middle,
             loss_chunk_tokens=step.train.loss_chunk_tokens,
             activation_checkpointing=step.train.activation_checkpointing,
+            adapter=step.train.adapter,
         )
         low, high = (middle, high) if needed.total <= usable else (low, middle - 1)
     return low

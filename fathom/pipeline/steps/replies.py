@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from fathom.data.row_report import RowReport
 from fathom.errors import ContextError, DataError
 from fathom.files import write_json
 from fathom.inference.language_model import LanguageModel
+from fathom.inference.loading import open_source
 from fathom.pipeline.context import StepContext, model_step, tuned_step
 from fathom.pipeline.run_models import open_step
 from fathom.pipeline.steps.epoch_training import HELD_OUT
@@ -31,8 +33,10 @@ def run(step: RepliesStep, context: StepContext) -> None:
         for messages in found
     ]
     stages = (model_step(context.recipe, tuned), tuned)
+    tokenizer = open_source(context.path(tuned)).tokenizer()
+    template = None if tokenizer is None else tokenizer.shown_template
     for number, stage in enumerate(stages):
-        model = open_step(context, stage)
+        model = open_step(context, stage, template=template)
         for place, reply in enumerate(replies):
             reply["answers"][stage.name] = _answer(model, reply["messages"], step)
             done = number * len(replies) + place + 1
@@ -67,8 +71,11 @@ def _learned(tuned: SftStep | DpoStep, context: StepContext) -> Iterator[Message
 
 def _answer(model: LanguageModel, messages: Messages, step: RepliesStep) -> str:
     """Return an answer; of a conversation that the template or the context refuses, why there is none."""
+    ask = partial(model.chat, messages, temperature=step.temperature, top_p=1.0, seed=1)
     try:
-        answer = model.chat(messages, max_tokens=step.max_tokens, temperature=step.temperature, top_p=1.0, seed=1)
+        try:
+            return str(ask(max_tokens=step.max_tokens).text)
+        except ContextError:
+            return str(ask(max_tokens=None).text)  # as many as fit: fewer than the step allows
     except (ContextError, DataError) as error:
         return f"({error})"
-    return str(answer.text)

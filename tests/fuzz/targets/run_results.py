@@ -70,8 +70,8 @@ def drawn(data: RunData) -> None:
         charts.needle_chart(data.needle)
     if data.tasks:
         posttraining_charts.tasks_chart(data.tasks)
-    for curves in data.online:
-        posttraining_charts.online_chart(curves)
+    for curves in (*data.online, *data.preferences):
+        posttraining_charts.step_chart(curves, "steps")
 
 
 def _results(kind: str, name: str, file: str, steps: list[str]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _results(kind: str, name: str, file: str, steps: list[str]) -> dict[str, Any
         experts = [{"step": step, "layers": {"layers.1": [0.25, 0.75]}} for step in (1, 2)]
         rows = [row | {"evaluation": {"texts": 1.5}, "dropped_fraction": 0.1} for row in rows]
         return {f"{name}/metrics.jsonl": rows, f"{name}/experts.jsonl": experts}
-    if kind in ("sft", "grpo", "distill"):
+    if kind in ("sft", "dpo", "grpo", "distill"):
         return {f"{name}/metrics.jsonl": rows}
     if kind == "evaluate":
         return {file: {"start": {"texts": 8.0}, "end": {"texts": 2.0}, "tokens": {"texts": 9}}}
