@@ -113,7 +113,7 @@ def test_memory_is_that_of_the_plan_and_too_much_is_refused_with_what_takes_less
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, publish: Publish) -> None:
     data = read_tuning_data(chats(tmp_path / "chats.jsonl"))
     plan = finetuning_plan(str(publish("tiny-qwen2")), SPEC, data, Finetuning())
-    with pytest.raises(ResourceError, match=r"^--out: .*run cannot be made: .*; check the path"):
+    with pytest.raises(ResourceError, match=r"^--out: .*run cannot be made: .*; choose another folder"):
         run(plan, tmp_path / "chats.jsonl" / "run", cache_dir=tmp_path / "cache")
 
 

@@ -111,7 +111,7 @@ def _tokenizer_files(step: EpochsStep, context: StepContext, tokenizer: Tokenize
         return files
     folder = context.path(step) / TOKENIZER
     tokenizer.with_template(tokenizer.chat_template).save(folder)
-    context.progress.message("the model has no chat template: Fathom's is learned, and kept with the result")
+    context.progress.message(tr("the model has no chat template: Fathom's is learned, and kept with the result"))
     made = sorted(folder.iterdir())
     return [*made, *(file for file in files if file.name not in {own.name for own in made})]
 
