@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from fathom.errors import CheckpointError, FathomError, ResourceError, SpecError
+from fathom.extras import install_extra
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.data_checks import data_faults
 from fathom.pipeline.forecast.models import local_source
@@ -44,7 +45,7 @@ def _package_faults(step: Step) -> Iterator[FathomError]:
     gym = [source for source in problems if isinstance(source, GymProblems)]
     if gym and importlib.util.find_spec("reasoning_gym") is None:
         where = f"steps.{step.name}.problems"
-        yield SpecError(where, f"{gym[0].dataset!r} needs reasoning-gym", "pip install 'fathom-lm[rl]'")
+        yield SpecError(where, f"{gym[0].dataset!r} needs reasoning-gym", install_extra("rl"))
 
 
 def _model_faults(plan: RunPlan, step: Step, cache_dir: Path) -> Iterator[FathomError]:

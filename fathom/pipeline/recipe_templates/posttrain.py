@@ -207,7 +207,7 @@ kind = "problems"
 path = {value(request.written(request.problems))}
 """
     return """
-[problems.own] # sums of two small numbers; fathom-lm[rl] brings many further data sets
+[problems.own] # sums of two small numbers; reasoning-gym has many further data sets
 kind = "reasoning_gym"
 dataset = "chain_sum"
 options = { min_terms = 2, max_terms = 2, min_digits = 1, max_digits = 1 }
