@@ -13,8 +13,10 @@ import typer
 from fathom.cli import options
 from fathom.cli.display import make_display
 from fathom.cli.load_progress import LoadProgress
+from fathom.cli.sections import padded
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted, SpecError
+from fathom.locale import tr
 from fathom.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,8 +89,10 @@ def finetune(
     memory = tuning_memory(spec, min(spec.max_position_embeddings, 2048), adapter)
     check_memory(memory, wanted)
     display = make_display(FilteredConsole())
-    read_as = f", read as {rows.columns.format}" if rows.columns.format else ""
-    display.message(f"{rows.rows} {rows.unit} in {data}{read_as}; {_memory_line(memory)}")
+    found = {"count": rows.rows, "unit": tr(rows.unit), "path": data}
+    read_as = tr(", read as {format}", format=rows.columns.format) if rows.columns.format else ""
+    said = tr("{count} {unit} in {path}{read_as}; {memory}", read_as=read_as, memory=_memory_line(memory), **found)
+    display.message(said)
     try:
         run(
             plan,
@@ -102,7 +106,7 @@ def finetune(
         )
     except Interrupted as error:
         again = options.command_line(context, restart=False, resume=True)
-        raise Interrupted(f"{error}; continue with: {again}") from None
+        raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
     finally:
         display.close()
     _show(plan.recipe.steps[1].name, directory, display, lora=lora)
@@ -111,10 +115,11 @@ def finetune(
 def _memory_line(memory: TuningMemory) -> str:
     from fathom.pipeline.forecast.totals import size
 
-    full, limit = size(memory.full), size(memory.limit)
+    sizes = {"full": size(memory.full), "limit": size(memory.limit)}
     if memory.adapter is None:
-        return f"full fine-tuning takes about {full} of {limit} of memory"
-    return f"LoRA takes about {size(memory.adapter)} of {limit} of memory, and full fine-tuning {full}"
+        return tr("full fine-tuning takes about {full} of {limit} of memory", **sizes)
+    lora = size(memory.adapter)
+    return tr("LoRA takes about {lora} of {limit} of memory, and full fine-tuning {full}", lora=lora, **sizes)
 
 
 def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:
@@ -123,22 +128,25 @@ def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:
 
     replies = read_replies(directory / "replies.json")
     if replies is not None:
-        kind = "held-out" if replies.held_out else "learned"
+        kind = tr("held-out") if replies.held_out else tr("learned")
         for reply in replies.replies:
             display.message("")
             display.message(f"{kind}: {reply.question}")
             for stage, answer in reply.answers.items():
-                display.message(f"  {'after ' if stage == step else 'before'}: {' '.join(answer.split())}")
+                display.message(
+                    f"  {padded(tr('after') if stage == step else tr('before'), 6)}: {' '.join(answer.split())}"
+                )
     display.message("")
     for curve in tuning_curves(directory, step):
         if curve.y:
             points = curve.y[:: max(1, len(curve.y) // CURVE_POINTS)]
-            display.message(f"{curve.name:<16} {curve.y[0]:.3f} {_bars(points)} {curve.y[-1]:.3f}")
+            display.message(f"{padded(tr(curve.name), 16)} {curve.y[0]:.3f} {_bars(points)} {curve.y[-1]:.3f}")
     name = shlex.quote(str(directory))
-    display.message(f"report: {directory / 'report.html'}")
-    display.message(f"next:   fathom chat {name}")
-    display.message(f"next:   fathom serve {name}")
-    display.message(f"next:   fathom convert {name} {shlex.quote(str(directory) + '-hf')} --to hf")
+    display.message(tr("report: {file}", file=directory / "report.html"))
+    display.message(tr("next:   {command}", command=f"fathom chat {name}"))
+    display.message(tr("next:   {command}", command=f"fathom serve {name}"))
+    export = f"fathom convert {name} {shlex.quote(str(directory) + '-hf')} --to hf"
+    display.message(tr("next:   {command}", command=export))
 
 
 def _bars(values: Sequence[float]) -> str:

@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fathom.locale import tr
+from fathom.locale import marked, tr
 
 MAX_EXAMPLES = 3
 
-HIDDEN = "hidden files and folders"
-PACKAGES = "folders of installed packages"
-DESCRIPTIONS = "descriptions beside data files"
-OTHER_KINDS = "files of other kinds"
-ARCHIVES = "archives"
-OTHER_SPLITS = "held-out splits beside training data"
-BROKEN_LINKS = "broken links"
-REPEATED = "files and folders reached before by another path"
-UNREADABLE = "unreadable files"
-POINTERS = "pointers of Git LFS"
-EMPTY = "empty files"
-BINARY = "binary files"
-ENCODING = "files not in UTF-8"
-DAMAGED = "damaged files, read up to the damage"
-NO_COLUMN = "files without a column of text"
-BAD_RECORDS = "unreadable records"
-NO_TEXT = "records without text"
+HIDDEN = marked("hidden files and folders")
+PACKAGES = marked("folders of installed packages")
+DESCRIPTIONS = marked("descriptions beside data files")
+OTHER_KINDS = marked("files of other kinds")
+ARCHIVES = marked("archives")
+OTHER_SPLITS = marked("held-out splits beside training data")
+BROKEN_LINKS = marked("broken links")
+REPEATED = marked("files and folders reached before by another path")
+UNREADABLE = marked("unreadable files")
+POINTERS = marked("pointers of Git LFS")
+EMPTY = marked("empty files")
+BINARY = marked("binary files")
+ENCODING = marked("files not in UTF-8")
+DAMAGED = marked("damaged files, read up to the damage")
+NO_COLUMN = marked("files without a column of text")
+BAD_RECORDS = marked("unreadable records")
+NO_TEXT = marked("records without text")
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class LeftOutReport:
         return [
             tr(
                 "left out {reason}: {count}, e.g. {example}",
-                reason=reason,
+                reason=tr(reason),
                 count=f"{entry.count:,}",
                 example=entry.examples[0],
             )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gettext
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 
@@ -30,7 +31,7 @@ class Catalogue(gettext.NullTranslations):
 
 
 class _Spoken:
-    catalogue = Catalogue({})
+    language = ENGLISH
 
 
 @cache
@@ -45,7 +46,23 @@ def catalogue(language: str) -> Catalogue:
 
 def speak(language: str) -> None:
     """Choose the language of ``tr`` for this process."""
-    _Spoken.catalogue = catalogue(language)
+    _Spoken.language = language
+
+
+def spoken() -> str:
+    """Return the language of ``tr``."""
+    return _Spoken.language
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Speak a language within a ``with`` block."""
+    before = spoken()
+    speak(language)
+    try:
+        yield
+    finally:
+        speak(before)
 
 
 def tr(message: str, /, **values: object) -> str:
@@ -53,7 +70,7 @@ def tr(message: str, /, **values: object) -> str:
 
     ``message`` is the English template, written out where it is used, and ``values`` are its ``{name}`` placeholders.
     """
-    text = _Spoken.catalogue.gettext(message)
+    text = catalogue(_Spoken.language).gettext(message)
     return text.format(**values) if values else text
 
 

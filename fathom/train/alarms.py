@@ -12,6 +12,8 @@ from statistics import fmean, pvariance
 from types import MappingProxyType
 from typing import Any
 
+from fathom.locale import marked
+
 Lines = Sequence[Mapping[str, Any]]
 
 HEAD, RECENT = 4, 200
@@ -138,13 +140,13 @@ ROLLOUTS: tuple[Check, ...] = (zero_rate, no_signal, cut_off)
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {
-        "constant_loss": "the loss did not fall",
-        "diverging_loss": "the loss rose",
-        "zero_rate": "the learning rate was 0",
-        "zero_gradient": "the gradient was 0",
-        "collapsed_routing": "few experts did all the work",
-        "no_signal": "all answers to a problem were rewarded alike",
-        "cut_off": "every answer was cut off",
+        "constant_loss": marked("the loss did not fall"),
+        "diverging_loss": marked("the loss rose"),
+        "zero_rate": marked("the learning rate was 0"),
+        "zero_gradient": marked("the gradient was 0"),
+        "collapsed_routing": marked("few experts did all the work"),
+        "no_signal": marked("all answers to a problem were rewarded alike"),
+        "cut_off": marked("every answer was cut off"),
     }
 )
 """Name of an alarm -> what it means, for reports."""

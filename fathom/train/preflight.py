@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fathom.errors import SpecError
+from fathom.locale import tr
 from fathom.progress import amount
 from fathom.spec.train import BatchSpec, TrainSpec, UpdateSpec
 
@@ -107,7 +108,8 @@ def reading_lines(stage: str, spec: TrainSpec, text: TextReading) -> list[str]:
             remedy,
         )
     figure = f"{passes:.2g}" if passes < 10 else f"{passes:,.0f}"
-    lines = [f"{amount(total)} tokens = {figure} passes over {amount(text.total)} tokens of text"]
+    counted = {"tokens": amount(total), "passes": figure, "text": amount(text.total)}
+    lines = [tr("{tokens} tokens = {passes} passes over {text} tokens of text", **counted)]
     name, most = text.most(total)
     if most > FEW_PASSES and text.fitting(spec) < total:
         lines.append(
@@ -137,8 +139,10 @@ class ExampleSet:
 
 def epoch_lines(stage: str, data: ExampleSet, epochs: float, steps: int) -> list[str]:
     """Return how long a stage of epochs is, and a warning where they are more than ``MANY_EPOCHS``."""
-    times = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
-    lines = [f"{times} over {data} = {steps:,} step{'' if steps == 1 else 's'}"]
+    times = tr("1 epoch") if epochs == 1 else tr("{count} epochs", count=f"{epochs:g}")
+    taken = tr("1 step") if steps == 1 else tr("{count} steps", count=f"{steps:,}")
+    read = {"count": f"{data.examples:,}", "unit": tr(data.unit), "tokens": amount(data.tokens)}
+    lines = [tr("{epochs} over {count} {unit} of {tokens} tokens = {steps}", epochs=times, steps=taken, **read)]
     if epochs > MANY_EPOCHS:
         lines.append(
             f"{stage}.epochs: each of the {data.unit} is read {epochs:g} times and learned by heart; 2 to 5 times are "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import typer
 
 from fathom.cli.main import main, make_app
 from fathom.locale import ENGLISH, speak, tr
+from fathom.spec.step_results import STATE_FILE
 from tests.cli.conftest import Outcome
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -100,3 +103,28 @@ def test_what_programs_read_is_english(speaking: Speaking) -> None:
     ended = speaking("models", "--json", "--family", "deepseek_v2")
     assert json.loads(ended.out)
     assert not CHINESE.search(ended.out)
+
+
+def test_a_run_and_its_report_are_in_the_language_of_the_locale(
+    speaking: Speaking, finished: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("report.html", "report.json"):
+        (run / name).unlink()
+    state = json.loads((run / STATE_FILE).read_text())
+    del state["steps"]["report"]
+    (run / STATE_FILE).write_text(json.dumps(state))
+    shown = speaking("train", "--resume", "--out", run, "--device", "cpu").out
+    assert "report：完成，用时 " in shown
+    assert f"报告：{run / 'report.html'}" in shown
+    page = (run / "report.html").read_text(encoding="utf-8")
+    english = (finished / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert '<html lang="en">' in english
+    headings = [re.findall("<(?:h2|dt|th)[^>]*>(.*?)<", text) for text in (page, english)]
+    assert len(headings[0]) == len(headings[1])
+    assert all(CHINESE.search(heading) for heading in headings[0])
+    assert not any(CHINESE.search(heading) for heading in headings[1])
+    assert ">千词元</text>" in page
+    assert ">thousand tokens</text>" in english
+    assert (run / "report.json").read_text() == (finished / "report.json").read_text()

@@ -133,11 +133,12 @@ def test_alarms_of_training_stand_in_the_report(tmp_path: Path) -> None:
     lines[4]["alarms"] = ["constant_loss"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = records.alarms("pretrain", tmp_path / "metrics.jsonl")
-    assert found == [
+    said = [
         "pretrain: few experts did all the work, from 2 to 2 of 5",
         "pretrain: the loss did not fall, from 2 to the end of 5",
     ]
+    assert [alarm.sentence() for alarm in found] == said
     data = RunData(name="bare", facts={}, stages=[], alarms=found)
-    assert data.to_json()["alarms"] == found
+    assert data.to_json()["alarms"] == said
     assert "<li>pretrain: the loss did not fall, from 2 to the end of 5</li>" in render_page(data)
     assert "went wrong" not in render_page(RunData(name="bare", facts={}, stages=[]))

@@ -1,6 +1,7 @@
 """Charts as inline SVG whose text takes the page's colour, so that they read on light and dark alike.
 
-Labels are English and ASCII: names from data are replaced where a font might lack them.
+Labels are drawn in English and ASCII, whose fonts are everywhere, and those of axes are then translated in the SVG: its
+text is drawn by the browser. Names from data are replaced where a font might lack them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fathom.locale import marked, tr
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle
 
 INK = "#123456"
@@ -26,7 +28,7 @@ MAX_LABEL = 40
 """Characters of a name that a picture shows."""
 MAX_PANEL_LABEL = 16
 """And beside a panel that is one layer high."""
-TOKEN_UNITS = ((1e6, "million tokens"), (1e3, "thousand tokens"), (1, "tokens"))
+TOKEN_UNITS = ((1e6, marked("million tokens")), (1e3, marked("thousand tokens")), (1, marked("tokens")))
 STYLE: Any = {
     "axes.unicode_minus": False,
     "text.usetex": False,
@@ -50,12 +52,12 @@ STYLE: Any = {
 
 def loss_chart(curves: Sequence[Curve]) -> str:
     """Training loss over tokens, one line per stage."""
-    return _lines(curves, "loss (nats per token)", smooth=True)
+    return _lines(curves, marked("loss (nats per token)"), smooth=True)
 
 
 def bits_chart(curves: Sequence[Curve]) -> str:
     """Held-out bits per byte over tokens, one line per source."""
-    return _lines(curves, "bits per byte", smooth=False)
+    return _lines(curves, marked("bits per byte"), smooth=False)
 
 
 def load_chart(loads: Sequence[ExpertLoads]) -> str:
@@ -76,8 +78,8 @@ def load_chart(loads: Sequence[ExpertLoads]) -> str:
         rows[-1].set_xlabel(named)
         if image is not None:
             bar = figure.colorbar(image, ax=list(rows), extend="max", pad=0.02, shrink=min(1.0, 2.0 / len(loads)))
-            bar.set_label("load / even load")
-        return svg(figure, "Load of every expert over training")
+            bar.set_label(marked("load / even load"))
+        return svg(figure, tr("Load of every expert over training"))
 
 
 def needle_chart(needle: Needle) -> str:
@@ -93,10 +95,10 @@ def needle_chart(needle: Needle) -> str:
                 axes.text(i, j, f"{needle.gain_bits[i][j]:+.1f}", ha="center", va="center", color=ink, fontsize=9)
         axes.set_xticks(range(len(needle.lengths)), [str(length) for length in needle.lengths])
         axes.set_yticks(range(len(needle.depths)), [f"{depth:.0%}" for depth in needle.depths])
-        axes.set_xlabel("length in tokens")
-        axes.set_ylabel("depth of the needle")
-        figure.colorbar(image, ax=axes, pad=0.02).set_label("exact answers")
-        return svg(figure, "Needle in a haystack")
+        axes.set_xlabel(marked("length in tokens"))
+        axes.set_ylabel(marked("depth of the needle"))
+        figure.colorbar(image, ax=axes, pad=0.02).set_label(marked("exact answers"))
+        return svg(figure, tr("Needle in a haystack"))
 
 
 def cache_chart(cache_bytes: Mapping[str, float], chosen: str) -> str:
@@ -110,8 +112,8 @@ def cache_chart(cache_bytes: Mapping[str, float], chosen: str) -> str:
         axes.bar_label(bars, [f"{value:,.0f}" for value in cache_bytes.values()], padding=4, color=INK)
         axes.invert_yaxis()
         axes.margins(x=0.14)
-        axes.set_xlabel("bytes per token, 16-bit numbers")
-        return svg(figure, "Cache bytes per token by kind of attention")
+        axes.set_xlabel(marked("bytes per token, 16-bit numbers"))
+        return svg(figure, tr("Cache bytes per token by kind of attention"))
 
 
 def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
@@ -126,7 +128,7 @@ def _lines(curves: Sequence[Curve], label: str, *, smooth: bool) -> str:
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(curves) > 1:
             figure.legend(loc="outside upper center", fontsize=9, ncols=min(len(curves), 5))
-        return svg(figure, label)
+        return svg(figure, tr(label))
 
 
 def draw_line(axes: Axes, curve: Curve, colour: str, *, smooth: bool, unit: float) -> None:
@@ -178,5 +180,7 @@ def svg(figure: Figure, title: str) -> str:
     head_end = text.index(">") + 1
     view = re.search(r'viewBox="[^"]+"', text[:head_end])
     body = text[head_end:].replace(INK, "currentColor")
+    for label in {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label}:
+        body = body.replace(f">{html.escape(label)}</text>", f">{html.escape(tr(label))}</text>")
     box = view.group(0) if view else ""
     return f'<svg {box} role="img" aria-label="{html.escape(title)}">{body.rstrip()}'

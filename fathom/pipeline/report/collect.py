@@ -10,9 +10,10 @@ from typing import Any
 
 from fathom.inference.loading import open_source
 from fathom.inference.run_record import StepState, last_before
+from fathom.locale import tr
 from fathom.pipeline.context import base_model, model_step, spec_during
 from fathom.pipeline.report import records
-from fathom.pipeline.report.data import Curve, ExpertLoads, Replies, RunData
+from fathom.pipeline.report.data import RAW_TEXT, Curve, ExpertLoads, Replies, RunData
 from fathom.pipeline.report.posttraining import (
     example_problems,
     online_curves,
@@ -63,7 +64,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         name=recipe.name,
         facts=_facts(spec, metrics),
         stages=list(shown.items()),
-        origin="raw text" if opened is None else opened.model,
+        origin=RAW_TEXT if opened is None else opened.model,
         losses=[
             records.curve_of(name, rows, "lm_loss", over="tokens", offset=offsets[name])
             for name, rows in metrics.items()
@@ -84,10 +85,10 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
         problems=example_problems(before, directory),
         commands=_commands(directory, base_model(recipe)),
         alarms=[
-            sentence
+            alarm
             for step in before
             if isinstance(step, LearningStep)
-            for sentence in records.alarms(step.name, directory / step.name / "metrics.jsonl")
+            for alarm in records.alarms(step.name, directory / step.name / "metrics.jsonl")
         ],
         replies=_replies(before, directory),
     )
@@ -221,8 +222,8 @@ def _replies(before: Sequence[Step], directory: Path) -> Replies | None:
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:
     run, texts = (shlex.quote(str(each)) for each in (directory, directory if base is None else directory / base.name))
     return [
-        ("Continue a text:", f'fathom generate {texts} --prompt "Once upon a time"'),
-        ("Talk with it:", f"fathom chat {run}"),
-        ("Measure it on your own text:", f"fathom evaluate {texts} --text FOLDER"),
-        ("Use it from Python:", f'import fathom\nmodel = fathom.load("{directory}")'),
+        (tr("Continue a text:"), f'fathom generate {texts} --prompt "Once upon a time"'),
+        (tr("Talk with it:"), f"fathom chat {run}"),
+        (tr("Measure it on your own text:"), f"fathom evaluate {texts} --text FOLDER"),
+        (tr("Use it from Python:"), f'import fathom\nmodel = fathom.load("{directory}")'),
     ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fathom.locale import ENGLISH, marked, speaking, tr
+
 VALIDATION = ", validation"
 """What the name of a step's curve ends in where it is of what the step holds out."""
 
@@ -119,6 +121,27 @@ class Replies:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmSpan:
+    """What was wrong with a step (one of ``TITLES``), from its line ``first`` to ``last`` of ``steps``."""
+
+    step: str
+    title: str
+    first: int
+    last: int
+    steps: int
+
+    def sentence(self) -> str:
+        """Say it, in the language that is spoken."""
+        said = {"step": self.step, "title": tr(self.title), "first": f"{self.first:,}", "steps": f"{self.steps:,}"}
+        if self.last == self.steps:
+            return tr("{step}: {title}, from {first} to the end of {steps}", **said)
+        return tr("{step}: {title}, from {first} to {last} of {steps}", last=f"{self.last:,}", **said)
+
+
+RAW_TEXT = marked("raw text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
     """Everything a report shows. ``facts`` are label -> value pairs of the model and its training.
 
@@ -128,7 +151,7 @@ class RunData:
     name: str
     facts: Mapping[str, Any]
     stages: Sequence[tuple[str, float]]
-    origin: str = "raw text"
+    origin: str = RAW_TEXT
     losses: Sequence[Curve] = ()
     bits_over_training: Sequence[Curve] = ()
     bits_per_byte: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -144,7 +167,7 @@ class RunData:
     tasks: Mapping[str, Mapping[str, TaskScore]] = field(default_factory=dict)
     problems: Sequence[ExampleProblem] = ()
     commands: Sequence[tuple[str, str]] = ()
-    alarms: Sequence[str] = ()
+    alarms: Sequence[AlarmSpan] = ()
     replies: Replies | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -158,7 +181,8 @@ class RunData:
             "experts": expert_summary(self.expert_loads, self.dropped_fraction),
         }
         if self.alarms:
-            document["alarms"] = list(self.alarms)
+            with speaking(ENGLISH):
+                document["alarms"] = [alarm.sentence() for alarm in self.alarms]
         if self.needle is not None:
             document["needle"] = {
                 "lengths": list(self.needle.lengths),

@@ -9,19 +9,35 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from fathom.locale import marked, spoken, tr
 from fathom.pipeline.report import charts, posttraining_charts
 from fathom.pipeline.report.data import RunData, TaskScore, expert_summary
 from fathom.pipeline.report.summary import summary
 
+LABELS = {
+    "parameters": marked("parameters"),
+    "active_parameters": marked("active parameters"),
+    "attention": marked("attention"),
+    "layers": marked("layers"),
+    "hidden_size": marked("hidden size"),
+    "vocabulary": marked("vocabulary"),
+    "context": marked("context"),
+    "tokens": marked("tokens"),
+    "tokens_per_second": marked("tokens per second"),
+    "experts": marked("experts"),
+    "shared_experts": marked("shared experts"),
+}
+"""Facts of a run -> how a page calls them."""
 MAX_SHOWN = 4000
 """Characters of an answer that a page shows."""
-ONLINE, PREFERENCES = "Learning from its own answers", "Learning from pairs of answers"
+ONLINE, PREFERENCES = marked("Learning from its own answers"), marked("Learning from pairs of answers")
 
 
 def render_page(data: RunData) -> str:
     """Return a run's report as one self-contained HTML page; every text from data is escaped, and none is endless."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     environment.filters["duration"] = _duration
+    environment.filters["label"] = _label
     environment.filters["fact"] = _fact
     environment.filters["percent"] = _percent
     environment.filters["accuracy"] = _accuracy
@@ -29,6 +45,8 @@ def render_page(data: RunData) -> str:
     source = resources.files("fathom.pipeline.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     total = sum(seconds for _, seconds in data.stages)
     return environment.from_string(source).render(
+        tr=tr,
+        language=spoken().replace("_", "-"),
         data=data,
         summary=summary(data),
         total=total,
@@ -65,8 +83,12 @@ def _draw_charts(data: RunData) -> dict[str, str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+        return tr("{seconds} s", seconds=f"{seconds:.1f}")
+    return tr("{minutes} min {seconds} s", minutes=int(seconds // 60), seconds=int(seconds % 60))
+
+
+def _label(name: str) -> str:
+    return tr(LABELS.get(name, name.replace("_", " ")))
 
 
 def _fact(value: Any) -> str:
@@ -80,7 +102,8 @@ def _percent(share: float) -> str:
 
 
 def _accuracy(score: TaskScore) -> str:
-    return f"{_percent(score.accuracy)} ({100 * score.low:.1f} to {100 * score.high:.1f})"
+    low, high = f"{100 * score.low:.1f}", f"{100 * score.high:.1f}"
+    return tr("{value} ({low} to {high})", value=_percent(score.accuracy), low=low, high=high)
 
 
 def _change(score: TaskScore) -> str:
@@ -89,7 +112,7 @@ def _change(score: TaskScore) -> str:
     if change is None:
         return "-"
     low, high = (f"{100 * end:+.1f}" for end in (change.low, change.high))
-    return f"{100 * change.value:+.1f} ({low} to {high})"
+    return tr("{value} ({low} to {high})", value=f"{100 * change.value:+.1f}", low=low, high=high)
 
 
 def _shown(value: Any) -> Any:
@@ -98,6 +121,6 @@ def _shown(value: Any) -> Any:
         return value
     text = str(value)
     if len(text) > MAX_SHOWN:
-        left = len(text) - MAX_SHOWN
-        text = f"{text[: MAX_SHOWN // 2]}\n[... {left:,} characters left out ...]\n{text[-MAX_SHOWN // 2 :]}"
+        cut = tr("{count} characters left out", count=f"{len(text) - MAX_SHOWN:,}")
+        text = f"{text[: MAX_SHOWN // 2]}\n[... {cut} ...]\n{text[-MAX_SHOWN // 2 :]}"
     return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fathom.inference.run_record import as_written, read_json
+from fathom.locale import marked
 from fathom.pipeline.report.data import (
     VALIDATION,
     Change,
@@ -24,15 +25,15 @@ from fathom.train.validation import VALIDATION_LOSS
 T = TypeVar("T")
 METRICS = "metrics.jsonl"
 PANELS: Mapping[str, Mapping[str, str]] = {
-    "mean of a rollout": {"reward": "reward", "accuracy": "accuracy", "step_score": "step"},
-    "tokens per answer": {"length": "all", "length_right": "right", "length_wrong": "wrong"},
-    "entropy (nats)": {"entropy": "all", "entropy_right": "right", "entropy_wrong": "wrong"},
+    marked("mean of a rollout"): {"reward": "reward", "accuracy": "accuracy", "step_score": "step"},
+    marked("tokens per answer"): {"length": "all", "length_right": "right", "length_wrong": "wrong"},
+    marked("entropy (nats)"): {"entropy": "all", "entropy_right": "right", "entropy_wrong": "wrong"},
 }
 """Axis label -> field of a rollout's line -> name of its curve."""
 PREFERENCE_PANELS: Mapping[str, Mapping[str, str]] = {
-    "loss": {"lm_loss": "training", VALIDATION_LOSS: "validation"},
-    "implied reward": {"chosen_reward": "better answer", "rejected_reward": "worse answer", "margin": "margin"},
-    "accuracy": {"accuracy": "training", "held_out_accuracy": "validation"},
+    marked("loss"): {"lm_loss": "training", VALIDATION_LOSS: "validation"},
+    marked("implied reward"): {"chosen_reward": "better answer", "rejected_reward": "worse answer", "margin": "margin"},
+    marked("accuracy"): {"accuracy": "training", "held_out_accuracy": "validation"},
 }
 """Axis label -> field of a line of a dpo step -> name of its curve."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib
 from matplotlib.figure import Figure
 
+from fathom.locale import marked, tr
 from fathom.pipeline.report.charts import INK, PALETTE, STYLE, WIDTH, draw_line, plain, svg
 from fathom.pipeline.report.data import StepCurves, TaskScore
 
@@ -35,7 +36,7 @@ def tasks_chart(tasks: Mapping[str, Mapping[str, TaskScore]]) -> str:
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(row - 1.4, -0.6)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("right answers in percent, with 95 % intervals")
+        axes.set_xlabel(marked("right answers in percent, with 95 % intervals"))
         axes.grid(axis="x", alpha=0.25, linewidth=0.5)
         axes.set_axisbelow(True)
         handles, labels = axes.get_legend_handles_labels()
@@ -43,7 +44,7 @@ def tasks_chart(tasks: Mapping[str, Mapping[str, TaskScore]]) -> str:
         figure.legend(
             list(named.values()), list(named), loc="outside upper center", fontsize=9, ncols=min(len(named), 5)
         )
-        return svg(figure, "Accuracy on held-out problems by stage")
+        return svg(figure, tr("Accuracy on held-out problems by stage"))
 
 
 def step_chart(found: StepCurves, title: str) -> str:
@@ -58,5 +59,5 @@ def step_chart(found: StepCurves, title: str) -> str:
             axes.grid(alpha=0.25, linewidth=0.5)
             if len(curves) > 1:
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-        panels[-1].set_xlabel("step")
-        return svg(figure, f"{title}: {plain(found.name)}")
+        panels[-1].set_xlabel(marked("training step"))
+        return svg(figure, tr("{title}: {name}", title=tr(title), name=plain(found.name)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.inference.run_record import as_written, read_json
-from fathom.pipeline.report.data import Curve, Needle
+from fathom.pipeline.report.data import AlarmSpan, Curve, Needle
 from fathom.train.alarms import TITLES
 from fathom.train.metrics import read_json_lines
 
@@ -64,8 +64,8 @@ def rows_of(path: Path, required: Iterable[str], *, optional: Iterable[str] = ()
     return rows
 
 
-def alarms(step: str, path: Path) -> list[str]:
-    """Return a sentence for every alarm that a step's metrics record: what it was, since when, and until when."""
+def alarms(step: str, path: Path) -> list[AlarmSpan]:
+    """Return every alarm that a step's metrics record: what it was, since when, and until when."""
     rows = read_json_lines(path)
     held: dict[str, list[int]] = {}
     with as_written(path):
@@ -74,10 +74,7 @@ def alarms(step: str, path: Path) -> list[str]:
                 if name in TITLES:
                     held.setdefault(name, []).append(int(number(row["step"])))
         last = int(number(rows[-1]["step"])) if rows else 0
-    return [
-        f"{step}: {TITLES[name]}, from {at[0]:,} {'to the end' if at[-1] == last else f'to {at[-1]:,}'} of {last:,}"
-        for name, at in held.items()
-    ]
+    return [AlarmSpan(step=step, title=TITLES[name], first=at[0], last=at[-1], steps=last) for name, at in held.items()]
 
 
 def curve_of(name: str, rows: Sequence[Mapping[str, Any]], field: str, *, over: str, offset: float = 0) -> Curve:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fathom.locale import tr
 from fathom.pipeline.report.data import VALIDATION, RunData
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -17,45 +18,50 @@ def summary(data: RunData) -> tuple[str, str, str]:
 
 def _trained(data: RunData) -> str:
     facts = data.facts
-    size = f" of {_count(facts['parameters'])} parameters" if "parameters" in facts else ""
+    size = tr(" of {count} parameters", count=_count(facts["parameters"])) if "parameters" in facts else ""
     if facts.get("active_parameters", facts.get("parameters")) != facts.get("parameters"):
-        size += f" ({_count(facts['active_parameters'])} active per token)"
-    tokens = f" on {_count(facts['tokens'])} tokens of text" if "tokens" in facts else ""
+        size += tr(" ({count} active per token)", count=_count(facts["active_parameters"]))
+    tokens = tr(" on {count} tokens of text", count=_count(facts["tokens"])) if "tokens" in facts else ""
     steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)]
     steps += [curves.name for curves in (*data.preferences, *data.online)]
-    by = f" by {' and '.join(dict.fromkeys(steps))}" if steps else ""
-    return f"Trained from {data.origin}: a model{size}{tokens}{', then' if tokens and by else ''}{by}."
+    named = tr(" and ").join(dict.fromkeys(steps))
+    by = "" if not steps else tr(", then by {steps}", steps=named) if tokens else tr(" by {steps}", steps=named)
+    start = tr(data.origin)
+    return tr("Trained from {origin}: a model{size}{tokens}{by}.", origin=start, size=size, tokens=tokens, by=by)
 
 
 def _text(data: RunData) -> str:
     ends = {source: bits["end"] for source, bits in data.bits_per_byte.items() if bits["end"] is not None}
     if not ends:
-        return "How well it models held-out text was not measured."
+        return tr("How well it models held-out text was not measured.")
     best, worst = min(ends, key=lambda name: ends[name] or 0.0), max(ends, key=lambda name: ends[name] or 0.0)
     if len(ends) == 1:
-        said = f"{ends[best]:.2f} bits per byte ({best})"
+        said = tr("{bits} bits per byte ({source})", bits=f"{ends[best]:.2f}", source=best)
     else:
-        said = f"{ends[best]:.2f} ({best}) to {ends[worst]:.2f} ({worst}) bits per byte"
+        ranges = {"low": f"{ends[best]:.2f}", "best": best, "high": f"{ends[worst]:.2f}", "worst": worst}
+        said = tr("{low} ({best}) to {high} ({worst}) bits per byte", **ranges)
     starts = [bits["start"] for bits in data.bits_per_byte.values() if bits["start"] is not None]
-    before = f", where random weights need {sum(starts) / len(starts):.2f}" if starts else ""
+    random = f"{sum(starts) / len(starts):.2f}" if starts else ""
+    before = tr(", where random weights need {bits}", bits=random) if starts else ""
     needle = ""
     if data.needle is not None:
         row = data.needle.accuracy[-1]
-        needle = f"; it finds a needle in {data.needle.lengths[-1]:,} tokens in {sum(row) / len(row):.0%} of trials"
-    return f"On held-out text it needs {said}{before}{needle}."
+        found = {"tokens": f"{data.needle.lengths[-1]:,}", "share": f"{sum(row) / len(row):.0%}"}
+        needle = tr("; it finds a needle in {tokens} tokens in {share} of trials", **found)
+    return tr("On held-out text it needs {bits}{before}{needle}.", bits=said, before=before, needle=needle)
 
 
 def _answers(data: RunData) -> str:
     if not data.tasks and data.replies is not None:
-        return "What it answered before fine-tuning and answers now stands below; right answers were not counted."
+        return tr("What it answered before fine-tuning and answers now stands below; right answers were not counted.")
     if not data.tasks:
-        return "It continues texts; answering was not measured."
+        return tr("It continues texts; answering was not measured.")
     last = {task: list(stages.items())[-1] for task, stages in data.tasks.items() if stages}
     stages = {stage for stage, _ in last.values()}
-    each = [f"{score.accuracy:.0%} of {task}" for task, (_, score) in last.items()]
-    listed = each[0] if len(each) == 1 else f"{', '.join(each[:-1])} and {each[-1]}"
-    after = f" after {next(iter(stages))}" if len(stages) == 1 else ""
-    return f"It answers held-out problems right{after}: {listed}."
+    each = [tr("{share} of {task}", share=f"{score.accuracy:.0%}", task=task) for task, (_, score) in last.items()]
+    listed = tr(" and ").join([*([tr(", ").join(each[:-1])] if each[1:] else []), each[-1]])
+    after = tr(" after {stage}", stage=next(iter(stages))) if len(stages) == 1 else ""
+    return tr("It answers held-out problems right{after}: {scores}.", after=after, scores=listed)
 
 
 def _count(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fathom.inference.run_record import as_written, read_json
+from fathom.locale import marked
 from fathom.pipeline.report.data import Curve, Replies, Reply
 from fathom.pipeline.report.records import names, number, rows_of, text
 from fathom.train.validation import VALIDATION_LOSS
@@ -38,5 +39,5 @@ def tuning_curves(directory: Path, step: str) -> list[Curve]:
             for row in rows
             if VALIDATION_LOSS in row.get("evaluation", {})
         ]
-    points = {"training loss": losses, "validation loss": held_out}
+    points = {marked("training loss"): losses, marked("validation loss"): held_out}
     return [Curve(name=name, x=[x for x, _ in p], y=[y for _, y in p]) for name, p in points.items() if p]
