@@ -50,9 +50,10 @@ def check(
     directory = out if out is not None else Path("runs") / plan.recipe.name
     forecast = checked_forecast(plan, directory, device=device, trust=Trust(code=allow_code))
     if as_json:
-        print_json(forecast.document())
+        print_json(forecast.document() | {"defaults": dict(plan.defaults)})
     else:
         print_forecast(report_console(), forecast, plan, allow_code=allow_code)
+        print_defaults(report_console(), plan)
     refuse(recipe.name, forecast.faults())
 
 
@@ -64,11 +65,11 @@ def checked_forecast(plan: RunPlan, out: Path, *, device: str, trust: Trust) -> 
     """
     from fathom.model.device import resolve_device
     from fathom.pipeline.forecast.forecast import Forecaster
-    from fathom.pipeline.preflight import schedule_warnings
+    from fathom.pipeline.preflight import export_notes, schedule_warnings
     from fathom.pipeline.recipe_faults import recipe_faults
 
     found: list[FathomError] = list(recipe_faults(plan, (), trust, options.cache_directory()))
-    notes: list[str] = []
+    notes = list(export_notes(plan.recipe))
     try:
         notes += schedule_warnings(plan, ())
     except FathomError as error:
@@ -139,6 +140,18 @@ def _of_free(most: float, free: float) -> str:
     from fathom.pipeline.forecast.totals import size
 
     return tr("{most} at most, {free} free", most=size(most), free=size(free))
+
+
+def print_defaults(console: Console, plan: RunPlan) -> None:
+    """Print the fields that the recipe leaves out to other parts of it and the model's family, as it could say them."""
+    from rich.text import Text
+
+    if not plan.defaults:
+        return
+    console.print()
+    console.print("left out of the recipe, and taken from the rest of it and the model's family", style="bold")
+    for path, value in plan.defaults:
+        console.print(Text(f"  {path} = {value}"), soft_wrap=not console.is_terminal)
 
 
 def _figures(step: StepForecast) -> list[str]:

@@ -16,7 +16,7 @@ def export_notes(recipe: Recipe) -> Iterator[str]:
     built = [step for step in recipe.steps if isinstance(step, TrainStep)]
     model = spec_during(recipe, built[-1]) if built else None
     for form, reason in (export_faults(model) if model is not None else {}).items():
-        yield f"note: the model cannot be exported with --to {form}: {reason}"
+        yield f"the model cannot be exported with --to {form}: {reason}"
 
 
 def schedule_warnings(plan: RunPlan, done: Collection[str]) -> Iterator[str]:

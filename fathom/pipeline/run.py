@@ -94,7 +94,7 @@ def run(
         progress.message(tr("programs of the model run as you, with your files and your network (--unsandboxed)"))
     for fault in recipe_faults(plan, done, trust, cache_dir):
         raise fault
-    for line in (*export_notes(plan.recipe), *schedule_warnings(plan, done)):
+    for line in (*(f"note: {line}" for line in export_notes(plan.recipe)), *schedule_warnings(plan, done)):
         progress.message(line)
     trackers = _trackers(plan, track)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)

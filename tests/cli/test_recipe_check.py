@@ -101,3 +101,52 @@ def test_what_does_not_fit_is_a_fault_with_a_remedy(
     assert small.code == 2
     assert "of memory and 1.05 MB are free; lower train.batch.micro_batch_size" in small.err
     assert "passes" in small.out
+
+
+LEAVES_OUT = """
+name = "short"
+
+[model]
+name = "tiny"
+family = "%s"
+hidden_size = 48
+num_hidden_layers = 2
+intermediate_size = 64
+
+[model.attention]
+kind = "mla"
+num_heads = 4
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 8
+v_head_dim = 8
+
+[[steps]]
+kind = "corpus"
+manifest = "never-read.toml"
+
+[[steps]]
+kind = "tokenizer"
+vocab_size = 384
+
+[[steps]]
+kind = "shards"
+
+[[steps]]
+kind = "train"
+train = { sequence_length = 48, total_tokens = 768, batch = { size = 2 }, optimizer = { lr = 1e-3 } }
+"""
+
+
+def test_what_came_by_default_and_what_cannot_be_exported_is_said(texts: Path, tmp_path: Path, call) -> None:
+    recipe = tmp_path / "short.toml"
+    for family in ("deepseek_v2", "llama"):
+        recipe.write_text(LEAVES_OUT % family)
+        said = call("recipe", "check", recipe, "--text", texts, "--out", tmp_path / "run")
+        assert said.code == 0, said.err
+        assert "  model.vocab_size = 384\n  model.max_position_embeddings = 48\n" in said.out
+        assert ("the model cannot be exported with --to hf: " in said.out) == (family == "llama")
+        assert ('  model.rope = { layout = "interleaved" }\n' in said.out) == (family == "deepseek_v2")
+    found = json.loads(call("recipe", "check", recipe, "--text", texts, "--out", tmp_path / "run", "--json").out)
+    assert found["defaults"]["model.vocab_size"] == "384"
+    assert any("cannot be exported with --to hf" in note for note in found["notes"])
