@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from fathom.engine.answer import append_tokens, completion, one_line
 from fathom.engine.cache_sizing import make_pool
 from fathom.engine.drafting.factory import drafting_kind, make_drafter
 from fathom.engine.input_processor import InputProcessor
@@ -217,48 +218,19 @@ class Engine:
 
     def _append_tokens(self, work: ScheduledRequest, drawn: Sequence[TokenLogprob]) -> Output:
         """Append sampled tokens to an answer, up to the one that ends it."""
-        state = work.state
-        kept: list[TokenLogprob] = []
-        reason: FinishReason | None = None
-        stop_token: TokenLogprob | None = None
-        first = not state.drawn
-        for each in drawn:
-            if each.token_id in state.all_stop_token_ids:
-                reason, stop_token = "stop", each
-                break
-            try:
-                ends = self._accept(state, each.token_id)
-            except Exception as error:  # the request's own rule, whatever it is made of
-                self._generated_tokens += len(kept)
-                return self._fail(state, one_line(error), kept)
-            kept.append(each)
-            state.tokens.append(each.token_id)
-            state.drawn.append(each.token_id)
-            if ends:
-                reason = "stop"
-                break
-            if len(state.drawn) == state.request.params.max_tokens:
-                reason = "length"
-                break
-        self._generated_tokens += len(kept)
+        state, first = work.state, not work.state.drawn
+        added = append_tokens(state, drawn)
+        self._generated_tokens += len(added.tokens)
+        if added.error is not None:
+            return self._fail(state, added.error, added.tokens)
         # accepted drafts after the token that ended the answer are dropped
         state.num_computed_tokens = min(state.num_computed_tokens, len(state.tokens))
         self._cache_full_pages(state)
-        if reason is not None:
+        if added.reason is not None:
             self._remove(state)
         elif work.num_draft_slots:
             self.scheduler.free_draft_pages(state)
-        return state.output(tuple(kept), reason, stop_token=stop_token, with_prompt=first)
-
-    @staticmethod
-    def _accept(state: RequestState, token_id: int) -> bool:
-        """Pass the answer's next token to the request's constraint and stop checker; whether it ends the answer."""
-        constraint, checker = state.request.constraint, state.request.stop_checker
-        if constraint is not None:
-            constraint.accept(token_id)
-        stops = checker is not None and checker.append(token_id)
-        finished = constraint is not None and constraint.finished
-        return finished or (stops and len(state.drawn) + 1 >= state.request.params.min_tokens)
+        return state.output(added.tokens, added.reason, stop_token=added.stop_token, with_prompt=first)
 
     def _cache_full_pages(self, state: RequestState) -> None:
         """Register the hashes of pages that are full now, so that other requests share them."""
@@ -314,7 +286,7 @@ class Engine:
         with self._autocast():  # so that weights are cast once, not at every step
             for index, output in self._run(states):
                 outputs[index].append(output)
-        return [_completion(each) for each in outputs]
+        return [completion(each) for each in outputs]
 
     def stream(self, prompt: TokenIds, params: SamplingParams, *, features_ND: Tensor | None = None) -> Iterator[int]:
         """Yield one prompt's new token ids as they are drawn; the same tokens ``sample`` gives for the same seed.
@@ -404,22 +376,3 @@ def _unused_tensor(unused_ids: Collection[int], vocab_size: int, device: torch.d
             "give ids of this model's vocabulary, and leave it a token",
         )
     return torch.tensor(ids, device=device) if ids else None
-
-
-def one_line(error: BaseException) -> str:
-    """Say what an error is in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _completion(outputs: Sequence[Output]) -> Completion:
-    tokens = [token for output in outputs for token in output.tokens]
-    return Completion(
-        token_ids=tuple(token.token_id for token in tokens),
-        logprobs=tuple(token.logprob for token in tokens),
-        finish_reason=outputs[-1].finish_reason or "error",
-        details=tuple(tokens),
-        prompt=next((output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None), ()),
-        stop_token=outputs[-1].stop_token,
-        routing=outputs[-1].routing,
-    )

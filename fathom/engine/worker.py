@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from fathom.engine.engine import Engine, one_line
+from fathom.engine.answer import one_line
+from fathom.engine.engine import Engine
 from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.state import RequestState
 from fathom.errors import Draining, EngineError, QueueFull

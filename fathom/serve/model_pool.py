@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
@@ -22,6 +21,7 @@ from fathom.serve.key_usage import KeyRing, KeyUsage, usage_of
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics, sum_stats
 from fathom.serve.model_definition import ModelDefinition, facts_of, listed, names_of
+from fathom.serve.model_entry import ModelEntry
 from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, log_event, model_bytes
 from fathom.serve.response.streams import run_until_disconnect
 from fathom.serve.service import ServerContext, Service
@@ -32,27 +32,6 @@ if TYPE_CHECKING:
 
 
 _STARVATION_SECONDS = 2.0
-
-
-class _Entry:
-    """A model of the pool, loaded or not."""
-
-    def __init__(self, definition: ModelDefinition) -> None:
-        self.definition = definition
-        self.service: Service | None = None
-        self.nbytes = 0
-        """Bytes it takes, or is about to take."""
-        self.users = self.waiting = 0
-        """Requests that use it, and those that wait for it; it is idle without any."""
-        self.last_used = 0.0
-        self.load_seconds = 0.0
-        self.retiring = False
-        """It takes no new requests, so that another model gets its memory; ``resumed`` is set once that is over."""
-        self.resumed = asyncio.Event()
-        self.load: asyncio.Task[None] | None = None
-        self.failure: tuple[float, ApiError] | None = None
-        self.past = EngineStats()
-        """Counts of the engines it had before it was evicted."""
 
 
 class ModelPool:
@@ -74,7 +53,7 @@ class ModelPool:
         self.settings, self.memory = settings, memory
         self.created = int(time.time())
         self._max_waiting = max_waiting
-        entries = {definition.name: _Entry(definition) for definition in definitions}
+        entries = {definition.name: ModelEntry(definition) for definition in definitions}
         self._entries = {name: entries[definition.name] for name, definition in names.items()}
         self._check_sizes()
         limits = settings.limits
@@ -181,12 +160,11 @@ class ModelPool:
     def cards(self, key: KeyUsage | None = None) -> list[dict[str, Any]]:
         """Return what GET /v1/models lists: every name that a key may use, aliases included, with OpenAI's and
         Anthropic's fields."""
-        return [self._card(name) for name, entry in self._entries.items() if _allowed(entry, key)]
+        return [entry.card(name, self.created) for name, entry in self._entries.items() if entry.allows(key)]
 
     def card(self, name: str, key: KeyUsage | None = None) -> dict[str, Any]:
         """Return one of ``cards``; ``ApiError`` 404 where there is no such name, 403 where the key may not use it."""
-        self._find(name, key)
-        return self._card(name)
+        return self._find(name, key).card(name, self.created)
 
     def loaded(self, name: str) -> Service | None:
         """Return a model if it is loaded."""
@@ -211,7 +189,7 @@ class ModelPool:
         self._loader.close()
         self.executor.close()
 
-    async def _wait_for(self, entry: _Entry) -> None:
+    async def _wait_for(self, entry: ModelEntry) -> None:
         """Wait until a model is loaded and takes requests; raises as ``acquire``."""
         if entry.failure is not None and time.monotonic() - entry.failure[0] < RETRY_SECONDS:
             raise entry.failure[1]
@@ -238,7 +216,7 @@ class ModelPool:
         finally:
             self._waiters -= 1
 
-    async def _load(self, entry: _Entry) -> None:
+    async def _load(self, entry: ModelEntry) -> None:
         """Load a model once there is memory for it; one at a time."""
         name = entry.definition.name
         async with self._loading:
@@ -261,7 +239,7 @@ class ModelPool:
             entry.load_seconds = seconds
             log_event("model_loaded", name, entry.nbytes, seconds)
 
-    def _loaded(self, entry: _Entry, model: LanguageModel) -> Service:
+    def _loaded(self, entry: ModelEntry, model: LanguageModel) -> Service:
         """Start the engine of a model that was loaded."""
         worker = EngineWorker(model.engine, max_waiting=self._max_waiting)
         service = Service(entry.definition.name, model, worker, self._context)
@@ -270,7 +248,7 @@ class ModelPool:
         self.metrics.model_bytes.labels(entry.definition.name).set(entry.nbytes)
         return service
 
-    async def _make_room(self, entry: _Entry) -> bool:
+    async def _make_room(self, entry: ModelEntry) -> bool:
         """Evict idle models until a model fits; False where nobody waits for it any more."""
         since = time.monotonic()
         try:
@@ -294,7 +272,7 @@ class ModelPool:
                     other.retiring = False
                     other.resumed.set()
 
-    async def _wait_for_idle(self, loaded: Sequence[_Entry], until: float) -> None:
+    async def _wait_for_idle(self, loaded: Sequence[ModelEntry], until: float) -> None:
         """Wait for a change, at most ``until`` then: from then on the least recently used model is retiring."""
         seconds = until - time.monotonic()
         if seconds <= 0 and not any(other.retiring for other in loaded):
@@ -303,7 +281,7 @@ class ModelPool:
             async with asyncio.timeout(seconds if seconds > 0 else None):
                 await self._changed.wait()
 
-    async def _evict(self, entry: _Entry) -> None:
+    async def _evict(self, entry: ModelEntry) -> None:
         """Unload an idle model: requests for it from now on load it again."""
         name, nbytes, began = entry.definition.name, entry.nbytes, time.monotonic()
         service, entry.service = entry.service, None
@@ -319,16 +297,16 @@ class ModelPool:
         self.metrics.model_bytes.labels(name).set(0)
         log_event("model_unloaded", name, nbytes, time.monotonic() - began)
 
-    def _release(self, entry: _Entry) -> None:
+    def _release(self, entry: ModelEntry) -> None:
         entry.users -= 1
         entry.last_used = time.monotonic()
         if not entry.users:
             self._changed.set()
 
-    def _find(self, name: str | None, key: KeyUsage | None) -> _Entry:
-        names = [entry.definition.name for entry in self._models() if _allowed(entry, key)]
+    def _find(self, name: str | None, key: KeyUsage | None) -> ModelEntry:
+        names = [entry.definition.name for entry in self._models() if entry.allows(key)]
         if name in self._entries:
-            if not _allowed(self._entries[name], key):
+            if not self._entries[name].allows(key):
                 message = f"model: this key may not use {name!r}; use one of {listed(names)}"
                 raise ApiError(403, message, param="model", code="model_not_allowed")
             return self._entries[name]
@@ -341,24 +319,6 @@ class ModelPool:
             return self._entries[names[0]]
         raise refuse("model", "is missing, and several models are served", f"name one of {listed(names)}")
 
-    def _card(self, name: str) -> dict[str, Any]:
-        entry = self._entries[name]
-        facts = dict(entry.definition.facts)
-        adapted = name in entry.definition.adapters
-        return {
-            "id": name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "fathom",
-            "type": "model",
-            "display_name": name,
-            "created_at": datetime.fromtimestamp(self.created, UTC).isoformat().replace("+00:00", "Z"),
-            "root": name if adapted else entry.definition.name,
-            "parent": entry.definition.name if adapted else None,
-            "max_model_len": facts["context"],
-            "fathom": facts | {"loaded": entry.service is not None},
-        }
-
     def _check_sizes(self) -> None:
         for entry in self._models():
             need = entry.definition.nbytes
@@ -368,7 +328,7 @@ class ModelPool:
                     f"{self.memory:,} given; give at least {need:,}, a smaller --cache-tokens, or leave the model out"
                 )
 
-    def _too_late(self, entry: _Entry) -> ApiError:
+    def _too_late(self, entry: ModelEntry) -> ApiError:
         seconds = self.settings.load_timeout_seconds
         busy = [other.definition.name for other in self._models() if other.service is not None and other.users]
         reason = f"memory is held by {listed(busy)}, in use" if busy else "loading takes longer"
@@ -380,7 +340,7 @@ class ModelPool:
             retry_after=30,
         )
 
-    def _models(self) -> Iterator[_Entry]:
+    def _models(self) -> Iterator[ModelEntry]:
         return (entry for name, entry in self._entries.items() if name == entry.definition.name)
 
     def _services(self) -> list[Service]:
@@ -392,15 +352,7 @@ class ModelPool:
 
     def _stats(self) -> Mapping[str, EngineStats]:
         """Return every model's counts, those of its evicted engines included."""
-        stats = {}
-        for entry in self._models():
-            now = EngineStats() if entry.service is None else entry.service.worker.stats
-            stats[entry.definition.name] = sum_stats(entry.past, now)
-        return stats
-
-
-def _allowed(entry: _Entry, key: KeyUsage | None) -> bool:
-    return key is None or key.models is None or entry.definition.name in key.models
+        return {entry.definition.name: entry.stats for entry in self._models()}
 
 
 def _retrieve(load: asyncio.Task[None]) -> None:
