@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,9 @@ import torch
 from fathom.checkpoint import store
 from fathom.errors import Interrupted, ResourceError, RewardError, SpecError, TrainError
 from fathom.inference.run_record import read_state
-from fathom.spec.alignment import ConversationFile, GrpoStep, SftStep
+from fathom.pipeline.recipe import make_recipe
+from fathom.spec import to_mapping
+from fathom.spec.alignment import ConversationFile, GrpoStep, OpenStep, SftStep
 from fathom.spec.epochs import EpochBatch
 from fathom.spec.problem import FileProblems
 from fathom.spec.rewards import FormatReward, FunctionReward
@@ -60,7 +63,7 @@ def grpo(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., GrpoStep]
             "optimizer": AdamWSpec(lr=3e-3, weight_decay=0.0),
             "rollouts": 5,
             "rollout": RolloutSpec(questions=2, group_size=2, max_tokens=6, prompt=ChatPrompt(thinking="closed")),
-            "checkpoint": Checkpointing(every_steps=1, every_seconds=None),
+            "checkpoint": Checkpointing(every_steps=1, every_seconds=None, keep_optimizer=True),
         }
         return GrpoStep(policy=PolicySpec(**(given | fields)), problems=problems, rewards=rewards)
 
@@ -237,21 +240,16 @@ def test_more_is_learned_where_frozen_is_shortened(bench: Any, sft: Callable[...
     assert first.directory < last.directory
 
 
-@pytest.mark.parametrize(
-    "remedy",
-    [
-        {"batch": EpochBatch(size=1, micro_batch_size=1)},
-        {"sequence_length": 24},
-        {"epochs": 4.0},
-        {"batch": EpochBatch(conversations=8)},
-    ],
-    ids=["batch.size", "sequence_length", "epochs", "conversations"],
-)
-def test_too_little_to_fill_a_batch(bench: Any, sft: Callable[..., SftStep], remedy: dict[str, Any]) -> None:
-    large = {"batch": EpochBatch(size=4, micro_batch_size=1), "epochs": 1.0}
-    with pytest.raises(SpecError, match="lower it or sequence_length, or raise epochs, or count conversations instead"):
-        bench.run("out", sft(**large))
-    bench.run("out", sft(**(large | remedy)), resume=True)
+@pytest.mark.parametrize("way", range(3), ids=["size", "epochs", "conversations"])
+def test_too_little_to_fill_a_batch(bench: Any, sft: Callable[..., SftStep], way: int) -> None:
+    short = sft(batch=EpochBatch(size=4, micro_batch_size=1), epochs=1.0)
+    with pytest.raises(SpecError, match="do not fill one batch") as caught:
+        bench.run("out", short)
+    ways = str(caught.value).partition("; add data, or use ")[2].split(", or ")
+    assert len(ways) == 3
+    overrides = [option for option in shlex.split(ways[way]) if option != "--set"]
+    raw = {"name": "bench", "steps": [to_mapping(OpenStep(model="unused")), to_mapping(short)]}
+    bench.run("out", make_recipe(raw, overrides).steps[1], resume=True)
     assert done(bench.base / "out", "sft")
 
 
