@@ -33,13 +33,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.installed-evals: $(VENV)/.installed-dev
+	@echo "Installing lm-eval (a minute or two)"
+	@$(PIP) --config-settings editable_mode=compat --editable '.[evals]'
+	@touch $@
+
 quickstart: $(VENV)/.installed
 	@$(BIN)/fathom train recipes/quickstart.toml --out $(RUN) --resume
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
-test-all: lint
+test-all: lint $(VENV)/.installed-evals
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
 
 test-journeys: $(VENV)/.installed-dev
@@ -70,7 +75,7 @@ bench: $(VENV)/.installed-dev
 constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@build/constraints/bin/python -m pip install --quiet torch==2.13.0
-	@build/constraints/bin/python -m pip install --quiet '.[dev]'
+	@build/constraints/bin/python -m pip install --quiet '.[dev,evals]'
 	@(head -1 constraints.txt; build/constraints/bin/python -m pip freeze --exclude fathom-lm | sed 's/^torch @.*/torch==2.13.0/') > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/constraints
 

@@ -76,7 +76,9 @@ def compare_problems(
     ours: LanguageModel, theirs: PreTrainedModel, result: TaskResult, cases: Sequence[ProblemCase], count: int
 ) -> dict[str, object]:
     tokenizer, task = ours.tokenizer, result.task
-    compared = list(zip(cases, problem_prompts(tokenizer, task, cases), result.records, strict=True))[:count]
+    compared = list(
+        zip(cases, problem_prompts(tokenizer, task, cases, chat=tokenizer.can_chat), result.records, strict=True)
+    )[:count]
     same_text = same_result = 0
     right: list[bool] = []
     for case, prompt, record in compared:

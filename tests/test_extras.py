@@ -13,7 +13,7 @@ import pytest
 from fathom import extras
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("data", "gguf", "hub", "images", "rl", "serve", "track")
+EXTRAS = ("data", "evals", "gguf", "hub", "images", "rl", "serve", "track")
 
 
 def dry_run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:

@@ -34,25 +34,31 @@ def render(
     eos_token: str = special.END,
     max_chars: int = MAX_CHARS,
     image_token: str | None = None,
+    continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
     """Render messages as one text by a jinja2 template, as transformers' ``apply_chat_template`` does.
 
     A message is a mapping with ``role`` and ``content``: a text, or parts ``{"type": "text", "text": ...}`` and
     ``{"type": "image"}``, which ``image_token`` stands for where the template reads no parts. ``variables`` are
-    passed to the template. Use ``encode_chat`` for token ids: in this text a message may contain a special token.
+    passed to the template. With ``continue_final_message`` the text ends inside the last message, an assistant's. Use
+    ``encode_chat`` for token ids: in this text a message may contain a special token.
 
     Raises:
         DataError: a message is malformed, or the template refuses the messages or meets a limit.
     """
+    if continue_final_message:
+        check_continuable(messages)
     conversation = Conversation.of(
         template,
         messages,
-        {"add_generation_prompt": add_generation_prompt, **variables},
+        {"add_generation_prompt": add_generation_prompt and not continue_final_message, **variables},
         {"bos_token": bos_token, "eos_token": eos_token},
         image_token=image_token,
         max_chars=max_chars,
     )
+    if continue_final_message:
+        conversation = conversation.continuing()
     return conversation.settled()[1].unwrap(NAME)
 
 

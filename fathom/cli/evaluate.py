@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from fathom.cli import evaluate_options, model_options, options
+from fathom.cli import evaluate_harness, evaluate_options, model_options, options
 from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
 from fathom.cli.terminal import FilteredConsole
@@ -34,6 +35,10 @@ def evaluate(
     split: evaluate_options.SplitName = None,
     cases: evaluate_options.Cases = None,
     limit: evaluate_options.Limit = None,
+    lm_eval: evaluate_harness.HarnessNames = None,
+    include_path: evaluate_harness.IncludePath = None,
+    num_fewshot: evaluate_harness.NumFewshot = None,
+    apply_chat_template: evaluate_harness.ApplyChatTemplate = None,
     out: evaluate_options.Outs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of tasks as Markdown.")] = False,
@@ -49,30 +54,65 @@ def evaluate(
 
     Several models are compared on the same cases: a table with intervals, and the difference to the first.
     """
-    from fathom.evals.comparison import comma_separated, markdown
+    paths = {name if adapter is None else f"{name} with {adapter}": name for name in models}
+
+    def opener(name: str) -> LanguageModel:
+        return model_options.open_model(paths[name], device, dtype, weights, adapter=adapter)
+
+    if lm_eval is not None:
+        others = {"--task": task, "--problems": problems, "--text": text, "--split": split, "--cases": cases}
+        asking = evaluate_harness.Asking(lm_eval, include_path, num_fewshot, limit, apply_chat_template)
+        harness = evaluate_harness.open_run(asking, {**others, "--csv": as_csv}, paths, out or (), (weights, dtype))
+        evaluate_harness.show(harness.measure(opener), as_json=as_json)
+        return
+    evaluate_harness.check_absent_options(include_path, num_fewshot)
+    table = as_markdown or as_csv
+    asked = evaluate_options.asked(task, problems, split, cases, limit, out, table, apply_chat_template)
+    evaluate_options.check_text(text, text_column)
+
+    def measure_texts(opened: LanguageModel) -> Mapping[str, BitsPerByte]:
+        wanted = text or not asked.tasks
+        return _measured_texts(opened, text, text_column, max_tokens, context) if wanted else {}
+
+    measured = _measure(paths, asked, opener, measure_texts, (weights, dtype))
+    _show(measured, as_json=as_json, as_markdown=as_markdown, as_csv=as_csv)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was measured of texts and of tasks, by model, and the cells of the table of tasks."""
+
+    texts: Mapping[str, Mapping[str, BitsPerByte]]
+    results: Mapping[str, Sequence[TaskResult]]
+    cells: Sequence[Cell]
+
+
+def _measure(
+    paths: Mapping[str, str],
+    asked: evaluate_options.Asked,
+    opener: Callable[[str], LanguageModel],
+    measure_texts: Callable[[LanguageModel], Mapping[str, BitsPerByte]],
+    given: Sequence[str],
+) -> _Measured:
+    """Measure every model, and write the files that are asked for."""
     from fathom.inference.comparison import compare_results, measure
 
-    paths = {name if adapter is None else f"{name} with {adapter}": name for name in models}
-    names = list(paths)
-    asked = evaluate_options.asked(task, problems, split, cases, limit, out, as_markdown or as_csv)
-    evaluate_options.check_text(text, text_column)
     texts: dict[str, Mapping[str, BitsPerByte]] = {}
-    results: dict[str, list[TaskResult]] = {name: [] for name in names}
+    results: dict[str, list[TaskResult]] = {name: [] for name in paths}
 
-    def measure_text(name: str, opened: LanguageModel) -> None:
-        if text or not asked.tasks:
-            texts[name] = _measured_texts(opened, text, text_column, max_tokens, context)
+    def before(name: str, opened: LanguageModel) -> None:
+        if found := measure_texts(opened):
+            texts[name] = found
         model_options.announce(opened)
 
     display = make_display(FilteredConsole(stderr=True))
-    wanted = asked.open()
+    wanted = asked.open(list(paths.values()))
     try:
-        with asked.journal(names, wanted, weights, dtype) as journal:
-
-            def opener(name: str) -> LanguageModel:
-                return model_options.open_model(paths[name], device, dtype, weights, adapter=adapter)
-
-            for name, result in measure(names, wanted, opener, display, journal, before=measure_text):
+        with asked.journal(list(paths), wanted, given) as journal:
+            chat = asked.apply_chat_template
+            for name, result in measure(
+                list(paths), wanted, opener, display, journal, before=before, apply_chat_template=chat
+            ):
                 results[name].append(result)
             display.close()
             cells = compare_results(results)
@@ -81,12 +121,18 @@ def evaluate(
         raise Interrupted(asked.interrupted) from None
     finally:
         display.close()
+    return _Measured(texts, results, cells)
+
+
+def _show(measured: _Measured, *, as_json: bool, as_markdown: bool, as_csv: bool) -> None:
+    from fathom.evals.comparison import comma_separated, markdown
+
     if as_json:
-        print_json(_documents(texts, results, cells), indent=1)
+        print_json(_documents(measured.texts, measured.results, measured.cells), indent=1)
     elif as_markdown or as_csv:
-        print(markdown(cells) if as_markdown else comma_separated(cells), end="")
+        print(markdown(measured.cells) if as_markdown else comma_separated(measured.cells), end="")
     else:
-        _print(texts, results, cells)
+        _print(measured.texts, measured.results, measured.cells)
 
 
 def _measured_texts(

@@ -68,6 +68,7 @@ class Asked:
     count: int | None
     every: bool
     out: Sequence[Path]
+    apply_chat_template: bool | None = None
 
     @property
     def tasks(self) -> bool:
@@ -81,9 +82,12 @@ class Asked:
             return tr("SIGINT arrived; finished answers are kept, and the same command goes on with the rest")
         return tr("SIGINT arrived; nothing is kept without --out FILE")
 
-    def open(self) -> list[Wanted]:
-        """Read the cases, fetching packages the first time; rows that are left out are named on stderr."""
-        from fathom.inference.comparison import open_own, open_task
+    def open(self, models: Sequence[str]) -> list[Wanted]:
+        """Read the cases, fetching packages the first time; rows that are left out are named on stderr.
+
+        Models are those that are to be asked as a chat, if so it is asked: each must have a template.
+        """
+        from fathom.inference.comparison import check_chat_templates, open_own, open_task
 
         cache = options.cache_directory()
         wanted = []
@@ -94,11 +98,13 @@ class Asked:
             wanted.append(found)
         wanted += [open_task(name, self.count, cache, every=self.every) for name in self.names]
         check.distinct_names("--problems", [each.task.name for each in wanted], what="file of questions")
+        if self.apply_chat_template:
+            check_chat_templates(models, wanted, cache)
         return wanted
 
     @contextmanager
     def journal(
-        self, models: Sequence[str], wanted: Sequence[Wanted], weights: str, dtype: str
+        self, models: Sequence[str], wanted: Sequence[Wanted], given: Sequence[str]
     ) -> Iterator[Journal | None]:
         """Open the journal beside the first file to write; None where there is none."""
         from fathom.inference.journal import open_journal
@@ -109,7 +115,7 @@ class Asked:
         work = {
             "models": list(models),
             "tasks": {each.task.name: each.fingerprint() for each in wanted},
-            "options": [weights, dtype],
+            "options": [*given, self.apply_chat_template],
         }
         with open_journal(self.out[0], work) as journal:
             yield journal
@@ -140,6 +146,7 @@ def asked(
     limit: int | None,
     out: list[Path] | None,
     table: bool,
+    apply_chat_template: bool | None,
 ) -> Asked:
     """Check what is asked, as far as nothing has to be fetched for it."""
     from fathom.inference.comparison import check_task
@@ -153,6 +160,7 @@ def asked(
         "--cases": cases is not None,
         "--out": bool(out),
         "--markdown or --csv": table,
+        "--apply-chat-template": apply_chat_template is not None,
     }
     if not names and not problems:
         for option in (option for option, there in given.items() if there):
@@ -172,6 +180,7 @@ def asked(
         count=_count(cases, limit),
         every=cases == "all",
         out=out or (),
+        apply_chat_template=apply_chat_template,
     )
 
 

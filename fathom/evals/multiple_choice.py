@@ -36,13 +36,15 @@ class Question:
 class ChoiceResult:
     """Log-likelihood of each choice in nats; ``chosen`` is the argmax, ``chosen_norm`` the argmax per byte.
 
-    ``truncated`` counts the tokens dropped on the left of a context that exceeds the model's.
+    ``truncated`` counts the tokens dropped on the left of a context that exceeds the model's. ``greedy`` says of each
+    choice whether every token of it is the most likely one where it stands.
     """
 
     logprobs: tuple[float, ...]
     chosen: int
     chosen_norm: int
     truncated: int = 0
+    greedy: tuple[bool, ...] = ()
 
 
 def score_questions(
@@ -58,10 +60,10 @@ def score_questions(
     with eval_mode(model), torch.inference_mode():
         prefix_cache = _shared_prefix_cache(model, questions, contexts)
         for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-            logprobs = _logprobs(model, question, context, prefix_cache)
+            logprobs, greedy = _scores(model, question, context, prefix_cache)
             per_byte = [logprob / max(1, size) for logprob, size in zip(logprobs, question.choice_bytes, strict=True)]
             truncated = len(question.context_ids) - len(context)
-            scored = ChoiceResult(tuple(logprobs), _best(logprobs), _best(per_byte), truncated)
+            scored = ChoiceResult(tuple(logprobs), _best(logprobs), _best(per_byte), truncated, tuple(greedy))
             results.append(scored)
             if on_result is not None:
                 on_result(index, scored)
@@ -109,8 +111,10 @@ def _repeat_cache(cache: StaticCache, count: int) -> StaticCache:
     return StaticCache(layers, cache.lengths * count, cache.max_length, cache.window)
 
 
-def _logprobs(model: Decoder, question: Question, context: Sequence[int], prefix_cache: StaticCache) -> list[float]:
-    """Return each choice's log-likelihood; choices run as one batch, padded on the right."""
+def _scores(
+    model: Decoder, question: Question, context: Sequence[int], prefix_cache: StaticCache
+) -> tuple[list[float], list[bool]]:
+    """Return each choice's log-likelihood, and whether it is greedy; choices run as one batch, padded on the right."""
     cache = _repeat_cache(prefix_cache, 1)
     _prefill(model, cache, context[prefix_cache.lengths[0] : -1])
     choices = question.choices_ids
@@ -120,13 +124,19 @@ def _logprobs(model: Decoder, question: Question, context: Sequence[int], prefix
     hidden_CTD = model(tokens_CT, cache=_repeat_cache(cache, len(choices))).hidden_BTD
     hidden_ND = torch.cat([hidden_CTD[row, : len(choice)] for row, choice in enumerate(choices)])
     targets_N = torch.tensor([token for choice in choices for token in choice], device=hidden_ND.device)
-    logprobs_N = _token_logprobs(model, hidden_ND, targets_N)
-    return [float(part.sum()) for part in torch.split(logprobs_N, [len(choice) for choice in choices])]
+    logprobs_N, likeliest_N = _token_scores(model, hidden_ND, targets_N)
+    lengths = [len(choice) for choice in choices]
+    return (
+        [float(part.sum()) for part in torch.split(logprobs_N, lengths)],
+        [bool(part.all()) for part in torch.split(likeliest_N, lengths)],
+    )
 
 
-def _token_logprobs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    pieces = [
-        -F.cross_entropy(model.logits(hidden), targets, reduction="none")
-        for hidden, targets in zip(torch.split(hidden_ND, LOGIT_ROWS), torch.split(targets_N, LOGIT_ROWS), strict=True)
-    ]
-    return torch.cat(pieces)
+def _token_scores(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of every token, and whether it is the most likely one."""
+    logprobs, likeliest = [], []
+    for hidden, targets in zip(torch.split(hidden_ND, LOGIT_ROWS), torch.split(targets_N, LOGIT_ROWS), strict=True):
+        logits = model.logits(hidden)
+        logprobs.append(-F.cross_entropy(logits, targets, reduction="none"))
+        likeliest.append(logits.argmax(dim=-1) == targets)
+    return torch.cat(logprobs), torch.cat(likeliest)

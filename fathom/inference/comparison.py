@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fathom.data.problems import open_problems
-from fathom.errors import SpecError
+from fathom.errors import DataError, SpecError
 from fathom.evals.comparison import Cell, compare
 from fathom.evals.own_cases import OwnCases, read_own_cases
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, find_task, read_cases, tasks
 from fathom.files import sha256
 from fathom.inference.journal import Journal
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.task_runs import TaskResult, run_cases
+from fathom.inference.loading import open_source
+from fathom.inference.request_preparation import require_chat_template
+from fathom.inference.task_runs import TaskResult, run_cases, uses_chat
 from fathom.progress import Progress
 from fathom.spec.problem import Split, SymbolicProblems
 
@@ -89,11 +91,12 @@ def measure(
     journal: Journal | None = None,
     *,
     before: Callable[[str, LanguageModel], None] = lambda name, model: None,
+    apply_chat_template: bool | None = None,
 ) -> Iterator[tuple[str, TaskResult]]:
     """Yield every model's result on every task; a model is opened when its turn comes, and closed after it.
 
     Records of ``journal`` are not made again, and further ones are added to it. ``before`` is called with each model
-    that is opened.
+    that is opened. ``apply_chat_template`` is as of ``run_cases``.
     """
     kept: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in journal.records if journal is not None else ():
@@ -110,7 +113,15 @@ def measure(
                     journal.add({"model": name, **record})
 
             done = [_without_model(record) for record in kept.get((name, each.task.name), ())]
-            result = run_cases(model, each.task, each.cases, done=done, keep=keep, progress=progress)
+            result = run_cases(
+                model,
+                each.task,
+                each.cases,
+                done=done,
+                keep=keep,
+                apply_chat_template=apply_chat_template,
+                progress=progress,
+            )
             progress.finish(result.seconds)
             yield name, result
         del model
@@ -119,6 +130,23 @@ def measure(
 
 def _without_model(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "model"}
+
+
+def check_chat_templates(models: Sequence[str], wanted: Sequence[Wanted], cache_dir: Path) -> None:
+    """Refuse models without a chat template, and tasks that take none, before the first model is opened.
+
+    Raises:
+        DataError: a model has no chat template, or no tokenizer.
+        SpecError: a task is multiple choice.
+        CheckpointError: a model cannot be found.
+    """
+    for name in models:
+        tokenizer = open_source(name, cache_dir=cache_dir).tokenizer()
+        if tokenizer is None:
+            raise DataError(f"{name}: has no tokenizer; put tokenizer.json beside the weights")
+        require_chat_template(tokenizer, name)
+        for each in wanted:
+            uses_chat(tokenizer, each.task, True, name)
 
 
 def compare_results(results: Mapping[str, Sequence[TaskResult]]) -> list[Cell]:

@@ -17,6 +17,7 @@ from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
 from fathom.evals.word_problems import ProblemResult, judge_number, same_number, solve
 from fathom.files import publish_file
 from fathom.inference.language_model import LanguageModel
+from fathom.inference.request_preparation import require_chat_template
 from fathom.posttrain.rewards.accuracy import same_answer
 from fathom.posttrain.rewards.extract import stated_answer
 from fathom.progress import NULL_PROGRESS, Progress
@@ -26,7 +27,7 @@ from fathom.tokenizer.bpe import Tokenizer
 Record = Mapping[str, Any]
 Add = Callable[[dict[str, Any]], None]
 BASE_STOP = "\nQuestion:"
-"""Stop string for models without a chat template: they continue with further questions."""
+"""Stop string where questions are texts to continue: a model goes on with further questions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +68,23 @@ def run_task(
     *,
     cache_dir: Path,
     limit: int | None = None,
+    apply_chat_template: bool | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> TaskResult:
     """Measure a model on a task's cases, or on the first ``limit`` of them.
 
+    ``apply_chat_template`` says whether questions are asked as a chat; None: where the model has a template.
+
     Raises:
+        DataError: a chat template is asked for, and the model has none.
         SourceError: the cases cannot be fetched.
         ContextError: a problem and its answer do not fit the model's context.
     """
     if limit is not None and limit < 1:
         raise SpecError("--limit", f"{limit} cases", "give at least 1")
-    return run_cases(model, task, read_cases(task, cache_dir)[:limit], progress=progress)
+    uses_chat(model.tokenizer, task, apply_chat_template, str(model.path))
+    cases = read_cases(task, cache_dir)[:limit]
+    return run_cases(model, task, cases, apply_chat_template=apply_chat_template, progress=progress)
 
 
 def run_cases(
@@ -87,6 +94,7 @@ def run_cases(
     *,
     done: Sequence[Record] = (),
     keep: Callable[[dict[str, Any]], None] = lambda record: None,
+    apply_chat_template: bool | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> TaskResult:
     """Measure a model on cases of a task; ``done`` are records of some of them, which are not measured again.
@@ -95,6 +103,7 @@ def run_cases(
     """
     records = {record["id"]: record for record in done}
     todo = [case for case in cases if case.id not in records]
+    chat = uses_chat(model.tokenizer, task, apply_chat_template, str(model.path))
     task_progress = _TaskProgress(progress, len(cases), done)
     started = time.perf_counter()
 
@@ -104,7 +113,7 @@ def run_cases(
         task_progress(bool(record["correct"]))
 
     if task.form == "word_problems":
-        _run_problems(model, task, [case for case in todo if isinstance(case, ProblemCase)], add)
+        _run_problems(model, task, [case for case in todo if isinstance(case, ProblemCase)], chat, add)
     else:
         _run_choices(model, task, [case for case in todo if isinstance(case, ChoiceCase)], add)
     found = [records[case.id] for case in cases]
@@ -114,10 +123,27 @@ def run_cases(
         accuracy=Accuracy.of(bool(record["correct"]) for record in found),
         accuracy_norm=Accuracy.of(by_bytes) if by_bytes else None,
         seconds=time.perf_counter() - started,
-        chat=task.form == "word_problems" and model.tokenizer.can_chat,
+        chat=chat,
         truncated=sum(record.get("truncated", 0) > 0 for record in found),
         records=tuple({name: value for name, value in record.items() if name != "truncated"} for record in found),
     )
+
+
+def uses_chat(tokenizer: Tokenizer, task: Task, asked: bool | None, name: str) -> bool:
+    """Return whether a task's questions are asked as a chat: as ``asked``, or where model ``name`` has a template.
+
+    Raises:
+        DataError: a chat is asked for, and the model has no template.
+        SpecError: a chat is asked for of multiple choice, which is scored as text.
+    """
+    if task.form != "word_problems":
+        if asked:
+            problem = f"{task.name} is multiple choice, which is scored as text"
+            raise SpecError("--apply-chat-template", problem, "leave it out, or name another task")
+        return False
+    if asked:
+        require_chat_template(tokenizer, name)
+    return tokenizer.can_chat if asked is None else asked
 
 
 def judge_stated(text: str, expected: str) -> tuple[str | None, bool]:
@@ -158,9 +184,9 @@ def choice_questions(tokenizer: Tokenizer, cases: Sequence[ChoiceCase]) -> list[
     return questions
 
 
-def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCase]) -> list[list[int]]:
-    """Encode questions as a chat where the model has a template, else as a text to continue."""
-    if tokenizer.can_chat:
+def problem_prompts(tokenizer: Tokenizer, task: Task, cases: Sequence[ProblemCase], *, chat: bool) -> list[list[int]]:
+    """Encode questions as a chat, or as a text to continue."""
+    if chat:
         contents = [task.chat_prompt.format(question=case.question) for case in cases]
         return [encode_chat(tokenizer, [{"role": "user", "content": content}]) for content in contents]
     texts = [task.prompt.format(question=case.question) for case in cases]
@@ -189,11 +215,11 @@ def _choice_record(task: Task, case: ChoiceCase, result: ChoiceResult) -> dict[s
     }
 
 
-def _run_problems(model: LanguageModel, task: Task, cases: Sequence[ProblemCase], add: Add) -> None:
+def _run_problems(model: LanguageModel, task: Task, cases: Sequence[ProblemCase], chat: bool, add: Add) -> None:
     if not cases:
         return
     tokenizer = model.tokenizer
-    prompts = problem_prompts(tokenizer, task, cases)
+    prompts = problem_prompts(tokenizer, task, cases, chat=chat)
     max_tokens = model.spec.max_position_embeddings - max(map(len, prompts))
     if max_tokens < 1:
         raise ContextError(
@@ -203,7 +229,7 @@ def _run_problems(model: LanguageModel, task: Task, cases: Sequence[ProblemCase]
 
     def decode(ids: Sequence[int]) -> str:
         text = tokenizer.decode(ids)
-        return text if tokenizer.can_chat else text.partition(BASE_STOP)[0]
+        return text if chat else text.partition(BASE_STOP)[0]
 
     def report(index: int, result: ProblemResult) -> None:
         add(_problem_record(task, cases[index], tokenizer.decode(prompts[index], skip_special=False), result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fathom.evals.accuracy import Accuracy
 from fathom.evals.comparison import compare
 from fathom.evals.pass_at_k import paired_difference
 from fathom.inference.journal import Journal
+from tests.published import Publish
 
 CHOICES = [
     {"question": f"The river sees the {thing}", "choices": ["garden", "of of"], "answer": index % 2}
@@ -101,6 +103,28 @@ def test_models_are_compared_on_the_cases_that_both_have() -> None:
     assert [cell.accuracy for cell in cells] == [Accuracy(correct=2, n=3)] * 2
     assert cells[0].difference is None
     assert cells[1].difference == paired_difference([False, True], [True, True])
+
+
+def test_a_chat_is_asked_only_of_models_with_a_template(finished: Path, publish: Publish, tmp_path: Path, call) -> None:
+    questions, bare = write(tmp_path / "sums.jsonl", QUESTIONS), tmp_path / "bare"
+    shutil.copytree(publish("tiny-llama"), bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (bare / name).read_text().replace("｜User｜", "｜Nobody｜")
+        (bare / name).write_text(text if name == "tokenizer.json" else without_template(text))
+    base, chat = ("evaluate", finished, bare, "--problems", questions), "--apply-chat-template"
+    out = tmp_path / "t.md"
+    refused = call(*base, chat, "--out", out)
+    refused.refused(f"{bare}: has no chat template; leave --apply-chat-template out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "sums.jsonl"]
+    assert call(*base, "--cases", "1").code == 0
+    assert call(*base[:2], *base[3:], chat, "--cases", "1").code == 0
+    choices = write(tmp_path / "mine.jsonl", CHOICES)
+    call(*base[:2], chat, "--problems", choices).refused("mine is multiple choice, which is scored as text")
+    call(*base[:2], chat).refused("--apply-chat-template: is about tasks")
+
+
+def without_template(config: str) -> str:
+    return json.dumps({name: value for name, value in json.loads(config).items() if name != "chat_template"})
 
 
 def test_what_cannot_be_evaluated_is_refused(finished: Path, tmp_path: Path, call) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fathom.chat import encode_chat
-from fathom.errors import ContextError, ResourceError, SpecError
+from fathom.errors import ContextError, DataError, ResourceError, SpecError
 from fathom.evals import task_cases
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task
 from fathom.inference.language_model import LanguageModel
@@ -136,11 +136,27 @@ def test_a_model_without_a_chat_template_gets_a_text_to_continue(tokenizer: Toke
 
     bare = Bare(tokenizer._json)
     case = ProblemCase("g", "How many?", "3")
-    (ids,) = problem_prompts(bare, task_cases.tasks()["gsm8k"], [case])
+    (ids,) = problem_prompts(bare, task_cases.tasks()["gsm8k"], [case], chat=False)
     assert bare.decode(ids) == "Question: How many?\nAnswer:"
     assert ids[0] == bare.bos_id
-    (chat,) = problem_prompts(tokenizer, task_cases.tasks()["gsm8k"], [case])
+    (chat,) = problem_prompts(tokenizer, task_cases.tasks()["gsm8k"], [case], chat=True)
     assert tokenizer.decode(chat).startswith("How many?\n\nReason step by step")
+
+
+def test_a_chat_is_refused_where_there_is_no_template_and_left_out_where_it_is_not_wanted(
+    tasks, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = language_model(tokenizer), tmp_path / "cache"
+    with pytest.raises(SpecError, match="hellaswag is multiple choice, which is scored as text; leave it out"):
+        run_task(model, tasks["hellaswag"], cache_dir=cache, apply_chat_template=True)
+    plain = run_task(model, tasks["gsm8k"], cache_dir=cache, limit=1, apply_chat_template=False)
+    assert (plain.chat, plain.records[0]["prompt"].endswith(">What is 0 + 1?")) == (False, True)
+    asked = run_task(model, tasks["gsm8k"], cache_dir=cache, limit=1, apply_chat_template=True)
+    assert asked.records[0]["prompt"] != plain.records[0]["prompt"]
+    monkeypatch.setattr(Tokenizer, "can_chat", False)
+    with pytest.raises(DataError, match="tiny: has no chat template; leave --apply-chat-template out"):
+        run_task(model, tasks["gsm8k"], cache_dir=cache, apply_chat_template=True)
+    assert run_task(model, tasks["gsm8k"], cache_dir=cache, limit=1).chat is False
 
 
 def test_choices_hold_what_they_add_to_the_context(tokenizer: Tokenizer) -> None:

@@ -17,12 +17,14 @@ from fathom.extras import DISTRIBUTION, install_extra, pip, requirement_lines
 
 BRINGS: Mapping[str, str] = {
     "data": "near-duplicate removal, Parquet and Zstandard",
+    "evals": "lm-evaluation-harness's tasks",
     "gguf": "GGUF files, read and written",
     "hub": "models by owner/name from the hub",
     "images": "images in conversations and training",
     "rl": "generated problems, judging of mathematics, and the sandbox for programs",
     "serve": "fathom serve, and answers by a schema",
     "track": "TensorBoard's event files",
+    "wandb": "runs on Weights & Biases",
     "dev": "the tests and tools of contributors",
 }
 _NOT_IMPORTED = frozenset({"dev"})
