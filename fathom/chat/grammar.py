@@ -1,7 +1,8 @@
 """Structured output: JSON schemas, regular expressions and grammars as constraints on the next token.
 
 llguidance parses byte by byte; this module gives it the tokens' bytes and excludes special tokens.
-W words of 32 tokens each.
+
+Z words of 32 tokens each.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class GrammarConstraint:
         self._time = time_left
         self._ended = ended
 
-    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
         """Write the mask of allowed tokens. End tokens are allowed when the text is complete.
 
         Raises:
@@ -157,7 +158,7 @@ class GrammarConstraint:
         """
         with self._time.spent():
             mask = self._library.ends if self._ended else self._allowed()
-        words = bitmask_W.numpy()
+        words = bitmask_Z.numpy()
         size = min(len(mask), len(words))
         words[:size], words[size:] = mask[:size], 0
         return True

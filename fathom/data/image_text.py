@@ -1,7 +1,4 @@
-"""Image-text pairs, and a loader that mixes batches of them with batches of text (DeepSeek-VL §3.2).
-
-B sequences of a batch, T tokens, 1 in ``BT1`` the one token more that shifts inputs to targets.
-"""
+"""Image-text pairs, and a loader that mixes batches of them with batches of text (DeepSeek-VL §3.2)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Images: opened within limits, and made into what the vision towers take.
 
-I images, C colours, H rows, W columns of pixels.
+A colours, X rows and Y columns of pixels.
 """
 
 from __future__ import annotations
@@ -139,6 +139,6 @@ def _square(image: Image, size: int, min_size: int, normalization: Normalization
 
 
 def _normalised(image: Image, normalization: Normalization) -> Tensor:
-    """Return float32 (C, H, W)."""
-    pixels_HWC = torch.from_numpy(np.asarray(image, dtype=np.float32) * np.float32(1 / 255))
-    return ((pixels_HWC - torch.tensor(normalization.mean)) / torch.tensor(normalization.std)).permute(2, 0, 1)
+    """Return float32 (A, X, Y)."""
+    pixels_XYA = torch.from_numpy(np.asarray(image, dtype=np.float32) * np.float32(1 / 255))
+    return ((pixels_XYA - torch.tensor(normalization.mean)) / torch.tensor(normalization.std)).permute(2, 0, 1)

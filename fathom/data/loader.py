@@ -1,7 +1,4 @@
-"""The training loader: packed windows of several sources in fixed proportions, resumable at any sequence.
-
-Legend: B sequences of a batch, 1 in ``BT1`` the one token more than T that shifts inputs to targets.
-"""
+"""The training loader: packed windows of several sources in fixed proportions, resumable at any sequence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Packed (varlen) batches: sequences of any lengths, concatenated.
-
-N tokens of all sequences together.
-"""
+"""Packed (varlen) batches: sequences of any lengths, concatenated."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A page's hash is a SHA-256 over fields that each carry a type and a length, so that different contents are never
 encoded alike. It starts with its parent's hash, and the first parent's with the request's salt and adapter.
-
-N image tokens, D hidden size.
 """
 
 from __future__ import annotations

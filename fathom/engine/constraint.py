@@ -1,6 +1,6 @@
 """Constraints on the next token: the interface of grammars, thinking budgets and the like.
 
-W words of 32 tokens each, V vocabulary.
+Z words of 32 tokens each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class TokenConstraint(Protocol):
     Before the first token and after each, ``fill_bitmask`` may be called any number of times and changes nothing.
     """
 
-    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
-        """Write what may come next into int32 ``bitmask_W`` on the CPU, token i at bit i % 32 of word i // 32.
+    def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
+        """Write what may come next into int32 ``bitmask_Z`` on the CPU, token i at bit i % 32 of word i // 32.
 
         1 is allowed. False says that nothing is forbidden now and the words were left alone. There are
         ceil(V / 32) words, V the model's vocabulary: ids without a token are not allowed.
@@ -45,8 +45,8 @@ class TokenConstraint(Protocol):
 
 def allowed_tokens(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
     """Return which tokens may come next as booleans (V,) on the CPU, or None where all may."""
-    bitmask_W = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
-    if not constraint.fill_bitmask(bitmask_W):
+    bitmask_Z = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
+    if not constraint.fill_bitmask(bitmask_Z):
         return None
-    bits = np.unpackbits(bitmask_W.numpy().view(np.uint8), bitorder="little", count=vocab_size)
+    bits = np.unpackbits(bitmask_Z.numpy().view(np.uint8), bitorder="little", count=vocab_size)
     return torch.from_numpy(bits).bool()

@@ -1,7 +1,4 @@
-"""The engine: many requests, one forward pass a step, over one pool of pages.
-
-N tokens of a step, D hidden size, B rows that draw, V vocabulary.
-"""
+"""The engine: many requests, one forward pass a step, over one pool of pages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Validates a request and makes its state, before it is queued.
-
-N image tokens, D hidden size.
-"""
+"""Validates a request and makes its state, before it is queued."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One step's forward pass over the packed tokens of its requests, and sampling.
-
-N tokens of the step, D hidden size, B rows that draw, V vocabulary, L mixture-of-experts layers, K experts per token.
-"""
+"""One step's forward pass over the packed tokens of its requests, and sampling."""
 
 from __future__ import annotations
 

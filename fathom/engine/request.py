@@ -1,7 +1,4 @@
-"""Requests to the engine and their outputs, in token ids.
-
-N image tokens, D hidden size, P tokens that were run, L mixture-of-experts layers, K experts per token.
-"""
+"""Requests to the engine and their outputs, in token ids."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ class Output:
     ``tokens`` never hold the stop token, which is ``stop_token`` where one ended the answer. The last output of a
     request has a ``finish_reason``, and ``error`` is one line where that is "error". ``prompt_logprobs`` come with
     the first output, where asked for. Of the ``prompt_tokens``, ``cached_tokens`` were found in the prefix cache.
-    ``routing`` (P, L, K), int16, comes with the last output of an engine that records it: ``Completion`` says what it
+    ``routing`` (N, L, K), int16, comes with the last output of an engine that records it: ``Completion`` says what it
     is.
     """
 

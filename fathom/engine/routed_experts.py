@@ -1,7 +1,4 @@
-"""The routed experts of one request's tokens, in every mixture-of-experts layer.
-
-P tokens of prompt and answer that were run, N tokens of one step, L mixture-of-experts layers, K experts per token.
-"""
+"""The routed experts of one request's tokens, in every mixture-of-experts layer."""
 
 from __future__ import annotations
 
@@ -28,5 +25,5 @@ class RoutedExpertsRecorder:
         self._rows[start:end] = routes_NLK
 
     def first(self, tokens: int) -> Tensor:
-        """Return the rows (P, L, K) of the first ``tokens`` tokens, up to the last that was run: a copy, int16."""
+        """Return the rows (N, L, K) of the first ``tokens`` tokens, up to the last that was run: a copy, int16."""
         return self._rows[: min(tokens, self._end)].clone()

@@ -1,7 +1,4 @@
-"""The state of one request in the engine.
-
-N tokens, D hidden size.
-"""
+"""The state of one request in the engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Bits per byte: the cross-entropy of a text in bits, per byte of UTF-8; comparable across tokenizers.
-
-B windows, T tokens, D hidden size, V vocabulary.
-"""
+"""Bits per byte: the cross-entropy of a text in bits, per byte of UTF-8; comparable across tokenizers."""
 
 from __future__ import annotations
 

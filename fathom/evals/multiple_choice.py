@@ -1,6 +1,6 @@
 """Multiple choice by log-likelihood: the prediction is the choice with the highest log-likelihood after the context.
 
-C choices, T tokens, N choice tokens of all choices, D hidden size.
+X choices.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _scores(
     choices = question.choices_ids
     longest = max(map(len, choices))
     inputs = [[context[-1], *choice[:-1]] + [0] * (longest - len(choice)) for choice in choices]
-    tokens_CT = torch.tensor(inputs, device=model.embed_tokens.weight.device)
-    hidden_CTD = model(tokens_CT, cache=_repeat_cache(cache, len(choices))).hidden_BTD
-    hidden_ND = torch.cat([hidden_CTD[row, : len(choice)] for row, choice in enumerate(choices)])
+    tokens_XT = torch.tensor(inputs, device=model.embed_tokens.weight.device)
+    hidden_XTD = model(tokens_XT, cache=_repeat_cache(cache, len(choices))).hidden_BTD
+    hidden_ND = torch.cat([hidden_XTD[row, : len(choice)] for row, choice in enumerate(choices)])
     targets_N = torch.tensor([token for choice in choices for token in choice], device=hidden_ND.device)
     logprobs_N, likeliest_N = _token_scores(model, hidden_ND, targets_N)
     lengths = [len(choice) for choice in choices]

@@ -1,6 +1,6 @@
 """Needle in a haystack: accuracy of retrieving a fact from a long text, and the gain in log-likelihood from it.
 
-B prompts, T tokens, A answer tokens, V vocabulary.
+A answer tokens.
 """
 
 from __future__ import annotations

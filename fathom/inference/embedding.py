@@ -1,7 +1,7 @@
 """Embeddings of texts: hidden states after the final norm, pooled over the tokens and of length 1.
 
 A generative model was trained to predict the next token, not to place like texts near each other: its embeddings rank
-texts worse than those of a model trained for that. S sequences, N tokens of a pass, D hidden size.
+texts worse than those of a model trained for that.
 """
 
 from __future__ import annotations

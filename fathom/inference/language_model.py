@@ -1,7 +1,4 @@
-"""``LanguageModel``: a loaded model with its tokenizer and engine; what ``fathom.load`` returns.
-
-T tokens, V vocabulary.
-"""
+"""``LanguageModel``: a loaded model with its tokenizer and engine; what ``fathom.load`` returns."""
 
 from __future__ import annotations
 

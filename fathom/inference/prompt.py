@@ -1,7 +1,4 @@
-"""Encodes messages for the engine: token ids, and the features of the images in them.
-
-N image tokens, D hidden size.
-"""
+"""Encodes messages for the engine: token ids, and the features of the images in them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Used by the command line, ``LanguageModel.chat`` and the server: ``prepare_chat`` or ``prepare_text`` makes the prompt,
 the constraint and a parser, and the caller that runs the engine feeds the generated tokens to the parser.
-
-N image tokens, D hidden size.
 """
 
 from __future__ import annotations

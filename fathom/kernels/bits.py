@@ -1,6 +1,6 @@
 """Pack 11-bit codes without gaps: 16 of them in 22 bytes.
 
-Dimensions: N rows, M codes of a row, Y bytes of a row, J groups of 16 codes.
+X codes and Y bytes of a row, J groups of 16 codes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ CODES_PER_GROUP = 16
 GROUP_BYTES = 22
 
 
-def pack_11(codes_NM: Tensor) -> Tensor:
+def pack_11(codes_NX: Tensor) -> Tensor:
     """Pack the low 11 bits of each code, signed or not; rows are filled up to whole groups with zeros: uint8 (N, Y).
 
     A row is 11 planes of J little-endian 16-bit words. Word j of plane p holds code p J + j in its low 11 bits. The
     five planes of codes that are left lie in the bits above: of plane 11 + i the low five in plane i, the next five
     in plane 5 + i, and the highest in bit 11 + i of plane 10. So most of a row is unpacked by one mask.
     """
-    rows, count = codes_NM.shape
+    rows, count = codes_NX.shape
     groups = -(-count // CODES_PER_GROUP)
-    codes = torch.zeros(rows, CODES_PER_GROUP * groups, dtype=torch.int32, device=codes_NM.device)
-    codes[:, :count] = codes_NM
+    codes = torch.zeros(rows, CODES_PER_GROUP * groups, dtype=torch.int32, device=codes_NX.device)
+    codes[:, :count] = codes_NX
     codes = codes.view(rows, CODES_PER_GROUP, groups).bitwise_and_(2047)
     words, rest = codes.split_with_sizes((11, 5), 1)
     low, middle, high = words.split_with_sizes((5, 5, 1), 1)
@@ -34,7 +34,7 @@ def pack_11(codes_NM: Tensor) -> Tensor:
 
 
 def unpack_11(packed_NY: Tensor) -> Tensor:
-    """Return the codes as 0 to 2047, int32 (N, M), those that filled the last group included.
+    """Return the codes as 0 to 2047, int32 (N, X), those that filled the last group included.
 
     Rows may lie apart, at even distances from an even address.
     """

@@ -1,6 +1,6 @@
 """Cross-entropy of a linear head without ever holding more than one chunk of logits.
 
-Dimensions: N tokens, D hidden size, V vocabulary, C tokens of one chunk.
+X tokens of one chunk.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def linear_token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss that is a sum over tokens of functions of their targets' log-probabilities, with these and entropies.
 
-    ``loss`` is called chunk by chunk with the chunk's log-probabilities (C,) and the slice of tokens they belong to. It
+    ``loss`` is called chunk by chunk with the chunk's log-probabilities (X,) and the slice of tokens they belong to. It
     returns their sum of losses, a scalar in which each token's term depends on its own log-probability alone. Returned
     are the whole sum, with gradient, and, without, all log-probabilities (N,) and the entropies in nats of their
     distributions (N,), float32 or wider.
@@ -87,40 +87,40 @@ class _Chunk:
     """One chunk's rows and the exponentials of its logits, which are freed with it; entropies on request."""
 
     def __init__(
-        self, hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, ignore_index: int, *, with_entropy: bool = False
+        self, hidden_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, ignore_index: int, *, with_entropy: bool = False
     ) -> None:
-        self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
-        self.counts_C1 = (targets_C != ignore_index).unsqueeze(1)
-        self.target_C1 = targets_C.unsqueeze(1).masked_fill(~self.counts_C1, 0)
-        logits_CV = torch.mm(hidden_CD, weight_VD.t())
-        below_CV = logits_CV.to(accumulation_dtype(logits_CV))
-        below_CV.sub_(below_CV.amax(1, keepdim=True))
-        self.chosen_C1 = below_CV.gather(1, self.target_C1)
-        self.exponent_CV = below_CV.exp() if with_entropy else below_CV.exp_()
-        self.sum_C1 = self.exponent_CV.sum(1, keepdim=True)
-        self.entropy_C: Tensor | None = None
+        self.hidden_XD, self.weight_VD = hidden_XD, weight_VD
+        self.counts_X1 = (targets_X != ignore_index).unsqueeze(1)
+        self.target_X1 = targets_X.unsqueeze(1).masked_fill(~self.counts_X1, 0)
+        logits_XV = torch.mm(hidden_XD, weight_VD.t())
+        below_XV = logits_XV.to(accumulation_dtype(logits_XV))
+        below_XV.sub_(below_XV.amax(1, keepdim=True))
+        self.chosen_X1 = below_XV.gather(1, self.target_X1)
+        self.exponent_XV = below_XV.exp() if with_entropy else below_XV.exp_()
+        self.sum_X1 = self.exponent_XV.sum(1, keepdim=True)
+        self.entropy_X: Tensor | None = None
         if with_entropy:
-            self.entropy_C = (self.sum_C1.log() - below_CV.mul_(self.exponent_CV).sum(1, keepdim=True) / self.sum_C1)[
+            self.entropy_X = (self.sum_X1.log() - below_XV.mul_(self.exponent_XV).sum(1, keepdim=True) / self.sum_X1)[
                 :, 0
             ]
 
     def loss(self) -> Tensor:
-        """Cross-entropy of each row, 0 where ignored: (C,)."""
-        return (self.sum_C1.log() - self.chosen_C1).masked_fill_(~self.counts_C1, 0.0).squeeze(1)
+        """Cross-entropy of each row, 0 where ignored: (X,)."""
+        return (self.sum_X1.log() - self.chosen_X1).masked_fill_(~self.counts_X1, 0.0).squeeze(1)
 
-    def gradients(self, scale_C1: Tensor, grad_hidden_CD: Tensor | None, grad_weight_VD: Tensor | None) -> None:
+    def gradients(self, scale_X1: Tensor, grad_hidden_XD: Tensor | None, grad_weight_VD: Tensor | None) -> None:
         """Write the rows' gradient and add to the weight's; ``scale`` is each row's upstream gradient. Once only."""
-        scale_C1 = scale_C1 * self.counts_C1
-        self.exponent_CV.mul_(scale_C1 / self.sum_C1).scatter_add_(1, self.target_C1, -scale_C1)
-        slope_CV = self.exponent_CV.to(self.hidden_CD.dtype)
-        if grad_hidden_CD is not None:
-            torch.mm(slope_CV, self.weight_VD, out=grad_hidden_CD)
+        scale_X1 = scale_X1 * self.counts_X1
+        self.exponent_XV.mul_(scale_X1 / self.sum_X1).scatter_add_(1, self.target_X1, -scale_X1)
+        slope_XV = self.exponent_XV.to(self.hidden_XD.dtype)
+        if grad_hidden_XD is not None:
+            torch.mm(slope_XV, self.weight_VD, out=grad_hidden_XD)
         if grad_weight_VD is None:
             return
-        if grad_weight_VD.dtype == slope_CV.dtype:
-            grad_weight_VD.addmm_(slope_CV.t(), self.hidden_CD)
+        if grad_weight_VD.dtype == slope_XV.dtype:
+            grad_weight_VD.addmm_(slope_XV.t(), self.hidden_XD)
         else:
-            grad_weight_VD.add_(torch.mm(slope_CV.t(), self.hidden_CD))
+            grad_weight_VD.add_(torch.mm(slope_XV.t(), self.hidden_XD))
 
 
 def _buffers(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -210,16 +210,16 @@ class _TokenLoss(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, min(start + chunk, hidden_ND.shape[0]))
             piece = _Chunk(hidden_ND[rows], weight_VD, targets_N[rows], -1, with_entropy=True)
-            assert piece.entropy_C is not None
-            logprobs_N[rows], entropy_N[rows] = -piece.loss(), piece.entropy_C
-            chosen_C = logprobs_N[rows].clone().requires_grad_(needs_grad)
+            assert piece.entropy_X is not None
+            logprobs_N[rows], entropy_N[rows] = -piece.loss(), piece.entropy_X
+            chosen_X = logprobs_N[rows].clone().requires_grad_(needs_grad)
             with torch.set_grad_enabled(needs_grad):
-                share = loss(chosen_C, rows)
+                share = loss(chosen_X, rows)
             total += share.detach()
             if needs_grad:
-                (slope_C,) = torch.autograd.grad(share, chosen_C)
+                (slope_X,) = torch.autograd.grad(share, chosen_X)
                 grad_rows = None if grad_hidden_ND is None else grad_hidden_ND[rows]
-                piece.gradients(-slope_C[:, None], grad_rows, grad_weight_VD)
+                piece.gradients(-slope_X[:, None], grad_rows, grad_weight_VD)
             del piece
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)

@@ -2,6 +2,8 @@
 
 Each is a function of tensors; without gradients it skips autograd altogether, since the cost of decoding one token is
 mostly the number of operators. Dimensions as in ``reference``.
+
+Z = R / 2 rotated pairs.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class _RmsNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
-def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+def rotate(x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout) -> Tensor:
     """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
     ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair, without gradient. ``half``
@@ -84,40 +86,40 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
     torch.compile the reference runs, which it fuses; it generates no code for complex numbers.
     """
     if torch.compiler.is_compiling():
-        return reference.rotate(x_BTHR, cos_BTP, sin_BTP, layout)
+        return reference.rotate(x_BTHR, cos_BTZ, sin_BTZ, layout)
     if needs_grad(x_BTHR):
-        y: Tensor = _Rotate.apply(x_BTHR, cos_BTP, sin_BTP, layout)  # type: ignore[no-untyped-call]
+        y: Tensor = _Rotate.apply(x_BTHR, cos_BTZ, sin_BTZ, layout)  # type: ignore[no-untyped-call]
         return y
-    return _rotated(x_BTHR, cos_BTP, sin_BTP, layout)
+    return _rotated(x_BTHR, cos_BTZ, sin_BTZ, layout)
 
 
 class _Rotate(torch.autograd.Function):
     """Saves only the tables."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
-        ctx.save_for_backward(cos_BTP, sin_BTP)
+    def forward(ctx: Any, x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout) -> Tensor:
+        ctx.save_for_backward(cos_BTZ, sin_BTZ)
         ctx.layout = layout
-        return _rotated(x_BTHR, cos_BTP, sin_BTP, layout)
+        return _rotated(x_BTHR, cos_BTZ, sin_BTZ, layout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTHR: Tensor) -> tuple[Tensor, None, None, None]:
-        cos_BTP, sin_BTP = ctx.saved_tensors
-        return _rotated(grad_BTHR, cos_BTP, -sin_BTP, ctx.layout), None, None, None
+        cos_BTZ, sin_BTZ = ctx.saved_tensors
+        return _rotated(grad_BTHR, cos_BTZ, -sin_BTZ, ctx.layout), None, None, None
 
 
-def _rotated(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+def _rotated(x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout) -> Tensor:
     wide = x_BTHR.to(accumulation_dtype(x_BTHR))
     if layout == "half":
-        cos, sin = cos_BTP.unsqueeze(2), sin_BTP.unsqueeze(2)
+        cos, sin = cos_BTZ.unsqueeze(2), sin_BTZ.unsqueeze(2)
         first, second = wide.chunk(2, dim=-1)
         turned = torch.empty(x_BTHR.shape, dtype=wide.dtype, device=wide.device)
         left, right = turned.chunk(2, dim=-1)
         torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=right).addcmul_(first, sin)
     else:
-        turn = torch.complex(cos_BTP, sin_BTP).unsqueeze(2)
+        turn = torch.complex(cos_BTZ, sin_BTZ).unsqueeze(2)
         *strides, last = wide.stride()
         if last != 1 or wide.storage_offset() % 2 or any(stride % 2 for stride in strides):
             wide = wide.clone(memory_format=torch.contiguous_format)

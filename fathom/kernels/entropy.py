@@ -1,6 +1,6 @@
 """Entropy of a linear head's distributions without ever holding more than one chunk of logits.
 
-Dimensions: N tokens, D hidden size, V vocabulary, C tokens of one chunk.
+X tokens of one chunk.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def linear_entropy(hidden_ND: Tensor, weight_VD: Tensor, *, chunk_tokens: int) -
     return entropy_N
 
 
-def _entropy(logits_CV: Tensor) -> Tensor:
+def _entropy(logits_XV: Tensor) -> Tensor:
     """log Z - sum of e x / Z, x being the logits below their maximum and e their exponentials; overwrites them."""
-    below_CV = logits_CV.to(accumulation_dtype(logits_CV))
-    below_CV.sub_(below_CV.amax(1, keepdim=True))
-    exponent_CV = below_CV.exp()
-    sum_C = exponent_CV.sum(1)
-    return sum_C.log() - exponent_CV.mul_(below_CV).sum(1) / sum_C
+    below_XV = logits_XV.to(accumulation_dtype(logits_XV))
+    below_XV.sub_(below_XV.amax(1, keepdim=True))
+    exponent_XV = below_XV.exp()
+    sum_X = exponent_XV.sum(1)
+    return sum_X.log() - exponent_XV.mul_(below_XV).sum(1) / sum_X

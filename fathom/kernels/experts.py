@@ -1,7 +1,6 @@
 """Routed SwiGLU experts as products over slices sorted by expert, with a hand-written backward pass.
 
-Dimensions: N tokens, K experts per token, P pairs of a token and an expert that were kept, D hidden size, E experts,
-F expert width, C pairs of one expert.
+X pairs of one expert.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _WHOLE_BUFFER_PAIRS = 4096
 class ExpertDispatch:
     """The kept pairs sorted by expert: computed once, and used forward and backward.
 
-    ``order_P`` are positions in the flattened (N, K) pairs, sorted by expert and within an expert by token;
+    ``order_M`` are positions in the flattened (N, K) pairs, sorted by expert and within an expert by token;
     ``counts`` are the pairs of each expert.
     """
 
-    order_P: Tensor
-    tokens_P: Tensor
+    order_M: Tensor
+    tokens_M: Tensor
     counts: list[int]
 
     def slices(self) -> Iterator[tuple[int, slice]]:
@@ -45,12 +44,12 @@ class ExpertDispatch:
 
 def dispatch_by_expert(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> ExpertDispatch:
     """Sort the kept pairs by expert; the counts are copied to the host, so a GPU synchronises here."""
-    expert_P = indices_NK.reshape(-1)
+    expert_M = indices_NK.reshape(-1)
     if kept_NK is not None:
-        expert_P = expert_P.masked_fill(~kept_NK.reshape(-1), num_experts)
-    counts = torch.bincount(expert_P, minlength=num_experts).tolist()[:num_experts]
-    order_P = expert_P.argsort(stable=True)[: sum(counts)]
-    return ExpertDispatch(order_P, order_P.div(indices_NK.shape[1], rounding_mode="floor"), counts)
+        expert_M = expert_M.masked_fill(~kept_NK.reshape(-1), num_experts)
+    counts = torch.bincount(expert_M, minlength=num_experts).tolist()[:num_experts]
+    order_M = expert_M.argsort(stable=True)[: sum(counts)]
+    return ExpertDispatch(order_M, order_M.div(indices_NK.shape[1], rounding_mode="floor"), counts)
 
 
 def grouped_swiglu(
@@ -64,7 +63,7 @@ def grouped_swiglu(
     """Sum over each token's K experts of weight times expert(token); returns (N, D) in ``x``'s dtype.
 
     ``gate_up_EFD`` is (E, 2F, D). Pairs where ``kept_NK`` is False contribute nothing and cost nothing. Under autocast
-    the products run in its dtype. While training, one (P, 2F) tensor is saved for the backward pass. One token alone
+    the products run in its dtype. While training, one (M, 2F) tensor is saved for the backward pass. One token alone
     reads the weights of its K experts and no others.
     """
     device = x_ND.device.type
@@ -86,7 +85,7 @@ def grouped_swiglu(
     few = kept_NK is None and 0 < indices_NK.numel() <= _WHOLE_BUFFER_PAIRS
     if few and gate_up_EFD.dtype == down_EDF.dtype == x_ND.dtype:
         return _few_tokens(x_ND, dispatch, weights_NK, gate_up_EFD, down_EDF)
-    return _forward(x_ND, dispatch, weights_NK.reshape(-1)[dispatch.order_P], gate_up_EFD, down_EDF, None)
+    return _forward(x_ND, dispatch, weights_NK.reshape(-1)[dispatch.order_M], gate_up_EFD, down_EDF, None)
 
 
 def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
@@ -123,18 +122,18 @@ def _few_tokens(
     """Two products per expert, everything else once for all pairs: views are made in bulk, not one by one."""
     experts = [expert for expert, count in enumerate(dispatch.counts) if count]
     counts = [dispatch.counts[expert] for expert in experts]
-    rows_PD = x_ND.index_select(0, dispatch.tokens_P)
-    gate_up_PF = x_ND.new_empty(rows_PD.shape[0], gate_up_EFD.shape[1])
+    rows_MD = x_ND.index_select(0, dispatch.tokens_M)
+    gate_up_MF = x_ND.new_empty(rows_MD.shape[0], gate_up_EFD.shape[1])
     gate_up_DF, down_FD = gate_up_EFD.mT.unbind(0), down_EDF.mT.unbind(0)
-    rows, gate_ups = rows_PD.split_with_sizes(counts), gate_up_PF.split_with_sizes(counts)
-    for expert, x_CD, gate_up_CF in zip(experts, rows, gate_ups, strict=True):
-        torch.mm(x_CD, gate_up_DF[expert], out=gate_up_CF)
-    gate_PF, up_PF = gate_up_PF.chunk(2, dim=1)
-    hidden_PF = F.silu(gate_PF).mul_(up_PF).mul_(weights_NK.reshape(-1)[dispatch.order_P].unsqueeze(1))
-    for expert, hidden_CF, y_CD in zip(experts, hidden_PF.split_with_sizes(counts), rows, strict=True):
-        torch.mm(hidden_CF, down_FD[expert], out=y_CD)
+    rows, gate_ups = rows_MD.split_with_sizes(counts), gate_up_MF.split_with_sizes(counts)
+    for expert, x_XD, gate_up_XF in zip(experts, rows, gate_ups, strict=True):
+        torch.mm(x_XD, gate_up_DF[expert], out=gate_up_XF)
+    gate_MF, up_MF = gate_up_MF.chunk(2, dim=1)
+    hidden_MF = F.silu(gate_MF).mul_(up_MF).mul_(weights_NK.reshape(-1)[dispatch.order_M].unsqueeze(1))
+    for expert, hidden_XF, y_XD in zip(experts, hidden_MF.split_with_sizes(counts), rows, strict=True):
+        torch.mm(hidden_XF, down_FD[expert], out=y_XD)
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    return y_ND.index_add_(0, dispatch.tokens_P, rows_PD.to(y_ND.dtype)).to(x_ND.dtype)
+    return y_ND.index_add_(0, dispatch.tokens_M, rows_MD.to(y_ND.dtype)).to(x_ND.dtype)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -148,29 +147,29 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 def _forward(
     x_ND: Tensor,
     dispatch: ExpertDispatch,
-    weights_P: Tensor,
+    weights_M: Tensor,
     gate_up_EFD: Tensor,
     down_EDF: Tensor,
-    saved_PF: Tensor | None,
+    saved_MF: Tensor | None,
 ) -> Tensor:
     """Run expert by expert through buffers of the largest expert's size, which stay in the processor's cache.
 
-    ``saved_PF`` (P, 2F) receives the gate and up projections when a backward pass will need them.
+    ``saved_MF`` (M, 2F) receives the gate and up projections when a backward pass will need them.
     """
     most, width = max(dispatch.counts), down_EDF.shape[2]
-    rows, hidden, gate_up = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, width), saved_PF
+    rows, hidden, gate_up = x_ND.new_empty(most, x_ND.shape[1]), x_ND.new_empty(most, width), saved_MF
     if gate_up is None:
         gate_up = x_ND.new_empty(most, 2 * width)
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     for expert, pairs in dispatch.slices():
-        tokens_C, count = dispatch.tokens_P[pairs], pairs.stop - pairs.start
-        x_CD = torch.index_select(x_ND, 0, tokens_C, out=rows[:count])
-        gate_up_CF = gate_up[pairs] if saved_PF is not None else gate_up[:count]
-        _product(x_CD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_CF)
-        hidden_CF = torch.ops.aten.silu.out(gate_up_CF[:, :width], out=hidden[:count])
-        hidden_CF.mul_(gate_up_CF[:, width:]).mul_(weights_P[pairs].unsqueeze(1))
-        _product(hidden_CF, down_EDF[expert].to(x_ND.dtype).t(), x_CD)
-        y_ND.index_add_(0, tokens_C, x_CD.to(y_ND.dtype))
+        tokens_X, count = dispatch.tokens_M[pairs], pairs.stop - pairs.start
+        x_XD = torch.index_select(x_ND, 0, tokens_X, out=rows[:count])
+        gate_up_XF = gate_up[pairs] if saved_MF is not None else gate_up[:count]
+        _product(x_XD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_XF)
+        hidden_XF = torch.ops.aten.silu.out(gate_up_XF[:, :width], out=hidden[:count])
+        hidden_XF.mul_(gate_up_XF[:, width:]).mul_(weights_M[pairs].unsqueeze(1))
+        _product(hidden_XF, down_EDF[expert].to(x_ND.dtype).t(), x_XD)
+        y_ND.index_add_(0, tokens_X, x_XD.to(y_ND.dtype))
     return y_ND.to(x_ND.dtype)
 
 
@@ -188,23 +187,23 @@ class _GroupedSwiGLU(torch.autograd.Function):
         kept_NK: Tensor | None,
     ) -> Tensor:
         dispatch = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
-        weights_P = weights_NK.reshape(-1)[dispatch.order_P]
-        saved_PF = x_ND.new_empty(dispatch.order_P.shape[0], gate_up_EFD.shape[1])
-        y_ND = _forward(x_ND, dispatch, weights_P, gate_up_EFD, down_EDF, saved_PF)
-        ctx.save_for_backward(x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, dispatch.order_P, dispatch.tokens_P)
+        weights_M = weights_NK.reshape(-1)[dispatch.order_M]
+        saved_MF = x_ND.new_empty(dispatch.order_M.shape[0], gate_up_EFD.shape[1])
+        y_ND = _forward(x_ND, dispatch, weights_M, gate_up_EFD, down_EDF, saved_MF)
+        ctx.save_for_backward(x_ND, weights_M, gate_up_EFD, down_EDF, saved_MF, dispatch.order_M, dispatch.tokens_M)
         ctx.counts, ctx.weights_shape = dispatch.counts, weights_NK.shape
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, Tensor, Tensor, Tensor, None]:
-        x_ND, weights_P, gate_up_EFD, down_EDF, saved_PF, order_P, tokens_P = ctx.saved_tensors
-        dispatch = ExpertDispatch(order_P, tokens_P, ctx.counts)
-        gradients = _Gradients(x_ND, grad_ND, dispatch, weights_P, gate_up_EFD, down_EDF)
+        x_ND, weights_M, gate_up_EFD, down_EDF, saved_MF, order_M, tokens_M = ctx.saved_tensors
+        dispatch = ExpertDispatch(order_M, tokens_M, ctx.counts)
+        gradients = _Gradients(x_ND, grad_ND, dispatch, weights_M, gate_up_EFD, down_EDF)
         for expert, pairs in dispatch.slices():
-            gradients.add_expert(expert, pairs, saved_PF[pairs])
-        grad_weights_N = torch.zeros(ctx.weights_shape, dtype=weights_P.dtype, device=weights_P.device).view(-1)
-        grad_weights_N[order_P] = gradients.weights_P.to(weights_P.dtype)
+            gradients.add_expert(expert, pairs, saved_MF[pairs])
+        grad_weights_N = torch.zeros(ctx.weights_shape, dtype=weights_M.dtype, device=weights_M.device).view(-1)
+        grad_weights_N[order_M] = gradients.weights_M.to(weights_M.dtype)
         grad_weights_NK = grad_weights_N.view(ctx.weights_shape)
         return gradients.x_ND.to(x_ND.dtype), None, grad_weights_NK, gradients.gate_up_EFD, gradients.down_EDF, None
 
@@ -221,41 +220,41 @@ class _Gradients:
         gate_up_weight: Tensor,
         down_weight: Tensor,
     ) -> None:
-        self._inputs_ND, self._outer_ND, self._dispatch, self._weights_P = inputs_ND, outer_ND, dispatch, weights
+        self._inputs_ND, self._outer_ND, self._dispatch, self._weights_M = inputs_ND, outer_ND, dispatch, weights
         self._gate_up_weight, self._down_weight = gate_up_weight, down_weight
         most, (_, hidden_size, width) = max(dispatch.counts), down_weight.shape
         self._rows, self._outer = (inputs_ND.new_empty(most, hidden_size) for _ in range(2))
         self._silu, self._slope, self._hidden = (inputs_ND.new_empty(most, width) for _ in range(3))
         self._gate_up = inputs_ND.new_empty(most, 2 * width)
         self.x_ND = torch.zeros_like(inputs_ND, dtype=accumulation_dtype(inputs_ND))
-        self.weights_P = inputs_ND.new_empty(weights.shape, dtype=accumulation_dtype(inputs_ND))
+        self.weights_M = inputs_ND.new_empty(weights.shape, dtype=accumulation_dtype(inputs_ND))
         self.gate_up_EFD, self.down_EDF = torch.empty_like(gate_up_weight), torch.empty_like(down_weight)
         idle = [expert for expert, count in enumerate(dispatch.counts) if not count]
         if idle:
             self.gate_up_EFD[idle] = 0
             self.down_EDF[idle] = 0
 
-    def add_expert(self, expert: int, pairs: slice, gate_up_CF: Tensor) -> None:
+    def add_expert(self, expert: int, pairs: slice, gate_up_XF: Tensor) -> None:
         """Back-propagate through one expert. Its output is down(w * silu(gate) * up), w the pair's weight."""
         count, dtype = pairs.stop - pairs.start, self._inputs_ND.dtype
-        tokens_C, weight_C1 = self._dispatch.tokens_P[pairs], self._weights_P[pairs].unsqueeze(1)
-        gate_CF, up_CF = gate_up_CF.chunk(2, dim=1)
-        x_CD = torch.index_select(self._inputs_ND, 0, tokens_C, out=self._rows[:count])
-        outer_CD = torch.index_select(self._outer_ND, 0, tokens_C, out=self._outer[:count])
+        tokens_X, weight_X1 = self._dispatch.tokens_M[pairs], self._weights_M[pairs].unsqueeze(1)
+        gate_XF, up_XF = gate_up_XF.chunk(2, dim=1)
+        x_XD = torch.index_select(self._inputs_ND, 0, tokens_X, out=self._rows[:count])
+        outer_XD = torch.index_select(self._outer_ND, 0, tokens_X, out=self._outer[:count])
 
-        slope_CF, hidden_CF = self._slope[:count], self._hidden[:count]
-        silu_CF = torch.ops.aten.silu.out(gate_CF, out=self._silu[:count])
-        torch.mul(silu_CF, up_CF, out=hidden_CF)
-        torch.mm(outer_CD, self._down_weight[expert].to(dtype), out=slope_CF)
-        wide = self.weights_P.dtype
-        torch.linalg.vecdot(slope_CF.to(wide), hidden_CF.to(wide), out=self.weights_P[pairs])
-        slope_CF.mul_(weight_C1)
-        _product(outer_CD.t(), hidden_CF.mul_(weight_C1), self.down_EDF[expert])
+        slope_XF, hidden_XF = self._slope[:count], self._hidden[:count]
+        silu_XF = torch.ops.aten.silu.out(gate_XF, out=self._silu[:count])
+        torch.mul(silu_XF, up_XF, out=hidden_XF)
+        torch.mm(outer_XD, self._down_weight[expert].to(dtype), out=slope_XF)
+        wide = self.weights_M.dtype
+        torch.linalg.vecdot(slope_XF.to(wide), hidden_XF.to(wide), out=self.weights_M[pairs])
+        slope_XF.mul_(weight_X1)
+        _product(outer_XD.t(), hidden_XF.mul_(weight_X1), self.down_EDF[expert])
 
-        grad_CF = self._gate_up[:count]
-        grad_gate_CF, grad_up_CF = grad_CF.chunk(2, dim=1)
-        torch.mul(slope_CF, silu_CF, out=grad_up_CF)
-        torch.ops.aten.silu_backward.grad_input(slope_CF.mul_(up_CF), gate_CF, grad_input=grad_gate_CF)
-        _product(grad_CF.t(), x_CD, self.gate_up_EFD[expert])
-        torch.mm(grad_CF, self._gate_up_weight[expert].to(dtype), out=outer_CD)
-        self.x_ND.index_add_(0, tokens_C, outer_CD.to(self.x_ND.dtype))
+        grad_XF = self._gate_up[:count]
+        grad_gate_XF, grad_up_XF = grad_XF.chunk(2, dim=1)
+        torch.mul(slope_XF, silu_XF, out=grad_up_XF)
+        torch.ops.aten.silu_backward.grad_input(slope_XF.mul_(up_XF), gate_XF, grad_input=grad_gate_XF)
+        _product(grad_XF.t(), x_XD, self.gate_up_EFD[expert])
+        torch.mm(grad_XF, self._gate_up_weight[expert].to(dtype), out=outer_XD)
+        self.x_ND.index_add_(0, tokens_X, outer_XD.to(self.x_ND.dtype))

@@ -1,6 +1,6 @@
 """Products with plain (unquantized) matrices, in the form that is fastest for the number of rows.
 
-M rows, K inputs, N outputs.
+X outputs, Y inputs.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """Return x w^T + b, (..., K) to (..., N).
+def linear(x: Tensor, weight_XY: Tensor, bias_X: Tensor | None = None) -> Tensor:
+    """Return x w^T + b, (..., Y) to (..., X).
 
     Under torch.compile on a CPU, the product of a single row is written so that it fuses with neighbouring operators.
     """
     if compiles_one_row(x):
-        y = (weight_NK * x.reshape(1, -1)).sum(-1)
-        return (y if bias_N is None else y + bias_N).view(*x.shape[:-1], -1)
-    return F.linear(x, weight_NK, bias_N)
+        y = (weight_XY * x.reshape(1, -1)).sum(-1)
+        return (y if bias_X is None else y + bias_X).view(*x.shape[:-1], -1)
+    return F.linear(x, weight_XY, bias_X)
 
 
 def compiles_inference() -> bool:

@@ -1,7 +1,6 @@
 """Routed SwiGLU experts with int8 and int4 weights.
 
-Dimensions: N tokens, K experts per token, P pairs of a token and an expert that were kept, D hidden size, F expert
-width, C pairs of one expert.
+X pairs of one expert, Y inputs.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ def quantized_grouped_swiglu(
     ):
         return _one_token(x_ND, indices_NK, weights_NK, gate_up, down)
     dispatch = dispatch_by_expert(indices_NK, kept_NK, len(gate_up.experts))
-    weights_P1 = weights_NK.reshape(-1)[dispatch.order_P].unsqueeze(1)
-    if 0 < dispatch.order_P.numel() <= _WHOLE_BUFFER_PAIRS:
-        return _few_tokens(x_ND, dispatch, weights_P1, gate_up, down)
-    return _many_tokens(x_ND, dispatch, weights_P1, gate_up, down)
+    weights_M1 = weights_NK.reshape(-1)[dispatch.order_M].unsqueeze(1)
+    if 0 < dispatch.order_M.numel() <= _WHOLE_BUFFER_PAIRS:
+        return _few_tokens(x_ND, dispatch, weights_M1, gate_up, down)
+    return _many_tokens(x_ND, dispatch, weights_M1, gate_up, down)
 
 
 def _one_token(
@@ -74,7 +73,7 @@ def _one_token(
 def _few_tokens(
     x_ND: Tensor,
     dispatch: ExpertDispatch,
-    weights_P1: Tensor,
+    weights_M1: Tensor,
     gate_up: QuantizedExpertWeights,
     down: QuantizedExpertWeights,
 ) -> Tensor:
@@ -82,18 +81,18 @@ def _few_tokens(
     experts = [expert for expert, count in enumerate(dispatch.counts) if count]
     counts = [dispatch.counts[expert] for expert in experts]
     half_ND = x_ND.to(_activation_dtype(x_ND))
-    rows = half_ND.index_select(0, dispatch.tokens_P).split_with_sizes(counts)
-    gate_ups = [_product(x_CD, gate_up.experts[expert]) for expert, x_CD in zip(experts, rows, strict=True)]
+    rows = half_ND.index_select(0, dispatch.tokens_M).split_with_sizes(counts)
+    gate_ups = [_product(x_XD, gate_up.experts[expert]) for expert, x_XD in zip(experts, rows, strict=True)]
     hidden = swiglu(torch.cat(gate_ups)).split_with_sizes(counts)
-    y_PD = torch.cat([_product(x_CF, down.experts[expert]) for expert, x_CF in zip(experts, hidden, strict=True)])
+    y_MD = torch.cat([_product(x_XF, down.experts[expert]) for expert, x_XF in zip(experts, hidden, strict=True)])
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
-    return y_ND.index_add_(0, dispatch.tokens_P, y_PD * weights_P1.to(y_ND.dtype)).to(x_ND.dtype)
+    return y_ND.index_add_(0, dispatch.tokens_M, y_MD * weights_M1.to(y_ND.dtype)).to(x_ND.dtype)
 
 
 def _many_tokens(
     x_ND: Tensor,
     dispatch: ExpertDispatch,
-    weights_P1: Tensor,
+    weights_M1: Tensor,
     gate_up: QuantizedExpertWeights,
     down: QuantizedExpertWeights,
 ) -> Tensor:
@@ -101,10 +100,10 @@ def _many_tokens(
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     half_ND = x_ND.to(_activation_dtype(x_ND))
     for expert, pairs in dispatch.slices():
-        tokens_C = dispatch.tokens_P[pairs]
-        hidden_CF = swiglu(_product(half_ND.index_select(0, tokens_C), gate_up.experts[expert]))
-        y_CD = _product(hidden_CF, down.experts[expert])
-        y_ND.index_add_(0, tokens_C, y_CD * weights_P1[pairs].to(y_ND.dtype))
+        tokens_X = dispatch.tokens_M[pairs]
+        hidden_XF = swiglu(_product(half_ND.index_select(0, tokens_X), gate_up.experts[expert]))
+        y_XD = _product(hidden_XF, down.experts[expert])
+        y_ND.index_add_(0, tokens_X, y_XD * weights_M1[pairs].to(y_ND.dtype))
     return y_ND.to(x_ND.dtype)
 
 
@@ -113,12 +112,12 @@ def _activation_dtype(x_ND: Tensor) -> torch.dtype:
     return torch.bfloat16 if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32 else x_ND.dtype
 
 
-def _product(x_CK: Tensor, qweight: QuantizedWeight) -> Tensor:
-    """Multiply rows in their own dtype, (C, N) like them."""
+def _product(x_XY: Tensor, qweight: QuantizedWeight) -> Tensor:
+    """Multiply rows in their own dtype, (X, N) like them."""
     return (
-        fused_matmul(x_CK, qweight)
-        if uses_fused_kernel(x_CK, qweight) and x_CK.dtype == torch.bfloat16
-        else dequantized_matmul(x_CK, qweight)
+        fused_matmul(x_XY, qweight)
+        if uses_fused_kernel(x_XY, qweight) and x_XY.dtype == torch.bfloat16
+        else dequantized_matmul(x_XY, qweight)
     )
 
 

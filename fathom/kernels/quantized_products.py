@@ -4,7 +4,7 @@ The fused kernels read activations in bfloat16 and return bfloat16, which is con
 in float32. Their cost grows with every row, so beyond a measured number of rows it is cheaper to dequantize the
 weights, a tile at a time, and multiply as usual. A compiled extension will be chosen here as well.
 
-N outputs, R of them in a tile, K inputs, M rows.
+X outputs, padded to A in int4, Z of them in a tile, Y inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HALF = torch.bfloat16
 
 
 def quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
-    """Return x w^T, (..., K) to (..., N), like ``x`` in dtype, without gradient.
+    """Return x w^T, (..., Y) to (..., X), like ``x`` in dtype, without gradient.
 
     Up to 16 to 64 rows on a CPU run through the fused kernel, where a row's result does not depend on the others but
     activations and results are rounded to bfloat16. More rows, other dtypes and other devices multiply dequantized
@@ -34,19 +34,19 @@ def quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
     """
     if needs_grad(x):
         raise SpecError("weights", f"{qweight.format} weights pass no gradient", "open the model with plain weights")
-    x_MK = x.reshape(-1, qweight.columns)
-    if compiles_inference() or uses_fused_kernel(x_MK, qweight):
-        y_MN = fused_matmul(x_MK.to(_HALF), qweight).to(x.dtype)
+    x_NY = x.reshape(-1, qweight.columns)
+    if compiles_inference() or uses_fused_kernel(x_NY, qweight):
+        y_NX = fused_matmul(x_NY.to(_HALF), qweight).to(x.dtype)
     else:
-        y_MN = dequantized_matmul(x_MK, qweight)
-    return y_MN.view(*x.shape[:-1], qweight.rows)
+        y_NX = dequantized_matmul(x_NY, qweight)
+    return y_NX.view(*x.shape[:-1], qweight.rows)
 
 
-def uses_fused_kernel(x_MK: Tensor, qweight: QuantizedWeight) -> bool:
+def uses_fused_kernel(x_NY: Tensor, qweight: QuantizedWeight) -> bool:
     """Whether ``fused_matmul`` supports these rows and is faster than ``dequantized_matmul``."""
-    if x_MK.device.type != "cpu" or x_MK.dtype not in (torch.float32, _HALF):
+    if x_NY.device.type != "cpu" or x_NY.dtype not in (torch.float32, _HALF):
         return False
-    return 0 < x_MK.shape[0] <= max_fused_rows(qweight) and (qweight.layout is None or qweight.layout == cpu_layout())
+    return 0 < x_NY.shape[0] <= max_fused_rows(qweight) and (qweight.layout is None or qweight.layout == cpu_layout())
 
 
 def max_fused_rows(qweight: QuantizedWeight) -> int:
@@ -61,24 +61,24 @@ def has_native_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def fused_matmul(x_MK: Tensor, qweight: QuantizedWeight) -> Tensor:
-    """Multiply bfloat16 rows with the fused kernel, bfloat16 (M, N): one operator, one more where N was padded."""
+def fused_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
+    """Multiply bfloat16 rows with the fused kernel, bfloat16 (N, X): one operator, one more where X was padded."""
     if qweight.layout is None:
-        return torch._weight_int8pack_mm(x_MK, qweight.values, qweight.scales)
-    y_MX = torch._weight_int4pack_mm_for_cpu(x_MK, qweight.values, qweight.group_size, qweight.scales)
-    return y_MX if y_MX.shape[1] == qweight.rows else y_MX[:, : qweight.rows]
+        return torch._weight_int8pack_mm(x_NY, qweight.values, qweight.scales)
+    y_NA = torch._weight_int4pack_mm_for_cpu(x_NY, qweight.values, qweight.group_size, qweight.scales)
+    return y_NA if y_NA.shape[1] == qweight.rows else y_NA[:, : qweight.rows]
 
 
-def dequantized_matmul(x_MK: Tensor, qweight: QuantizedWeight) -> Tensor:
-    """Multiply by dequantized weights, (M, N) like ``x``; beside the result it holds one tile of the weights."""
-    y_MN = x_MK.new_empty(x_MK.shape[0], qweight.rows)
-    compute = x_MK.dtype
-    if x_MK.device.type == "cpu" and compute in (torch.float32, _HALF):
+def dequantized_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
+    """Multiply by dequantized weights, (N, X) like ``x``; beside the result it holds one tile of the weights."""
+    y_NX = x_NY.new_empty(x_NY.shape[0], qweight.rows)
+    compute = x_NY.dtype
+    if x_NY.device.type == "cpu" and compute in (torch.float32, _HALF):
         compute = _HALF if has_native_bfloat16() else torch.float32
-    rows_MK = x_MK.to(compute)
+    rows_NY = x_NY.to(compute)
     # int8 values are exact in bfloat16 and wider: there the scales multiply the results. Sums could overflow float16.
     scale_results = qweight.layout is None and compute != torch.float16
     for tile in row_tiles(qweight, _TILE_WEIGHTS):
-        weight_RK = qweight.values[tile].to(compute) if scale_results else dequantize(qweight, compute, tile)
-        y_MN[:, tile] = torch.mm(rows_MK, weight_RK.t())
-    return y_MN.mul_(qweight.scales) if scale_results else y_MN
+        weight_ZY = qweight.values[tile].to(compute) if scale_results else dequantize(qweight, compute, tile)
+        y_NX[:, tile] = torch.mm(rows_NY, weight_ZY.t())
+    return y_NX.mul_(qweight.scales) if scale_results else y_NX

@@ -1,8 +1,7 @@
 """Reference implementations of the hot operations in plain PyTorch, against which every faster version is tested.
 
-Dimensions: N tokens, D hidden size, F expert width, E experts, K experts per token, V vocabulary, B batch, T new
-tokens, S keys, P keys of a shared prefix, H heads, G key-value heads, R rotated width, P = R / 2 pairs. In
-blocks of FP8: M rows, N outputs, K inputs, P and Q blocks down and across.
+X keys of a shared prefix, Z = R / 2 rotated pairs. In blocks of FP8: X outputs, Y inputs, A and Q blocks down and
+across. Of packed codes: X codes and Y bytes of a row.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (weight * normed.to(x.dtype)).to(x.dtype)
 
 
-def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout) -> Tensor:
+def rotate(x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout) -> Tensor:
     """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
-    ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair. ``half`` pairs columns
+    ``cos`` and ``sin`` are float32 tables of (B or 1, T, Z = R / 2), one column a pair. ``half`` pairs columns
     (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1).
     """
     wide = x_BTHR.to(torch.promote_types(x_BTHR.dtype, torch.float32))
-    cos, sin = cos_BTP.unsqueeze(2), sin_BTP.unsqueeze(2)
+    cos, sin = cos_BTZ.unsqueeze(2), sin_BTZ.unsqueeze(2)
     if layout == "half":
         first, second = wide.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHR.dtype)
@@ -45,37 +44,37 @@ def rotate(x_BTHR: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, layout: RopeLayout)
 
 
 def attention(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
+    q_BHTW: Tensor, k_BGSW: Tensor, v_BGSU: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
     """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, V).
 
     ``mask_B1TS`` is True where a query may attend; ``causal`` lets query t attend to keys 0 to S - T + t: the queries
     are the last of the keys. All scores exist at once.
     """
-    group = q_BHTK.shape[1] // k_BGSK.shape[1]
-    k_BHSK, v_BHSV = (x.repeat_interleave(group, dim=1) for x in (k_BGSK, v_BGSV))
-    return _scores(q_BHTK, k_BHSK, mask_B1TS, causal, scale).softmax(-1).to(v_BHSV.dtype) @ v_BHSV
+    group = q_BHTW.shape[1] // k_BGSW.shape[1]
+    k_BHSW, v_BHSU = (x.repeat_interleave(group, dim=1) for x in (k_BGSW, v_BGSU))
+    return _scores(q_BHTW, k_BHSW, mask_B1TS, causal, scale).softmax(-1).to(v_BHSU.dtype) @ v_BHSU
 
 
 def attention_with_lse(
-    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
+    q_BHTW: Tensor, k_BHSW: Tensor, v_BHSU: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention, (B, H, T, V), and each query's log-sum-exp of its scaled scores, (B, H, T), float32 or wider.
 
     A query that the mask lets see no key has output 0 and log-sum-exp -inf. All scores exist at once.
     """
-    scores_BHTS = _scores(q_BHTK, k_BHSK, mask_B1TS, causal, scale)
+    scores_BHTS = _scores(q_BHTW, k_BHSW, mask_B1TS, causal, scale)
     lse_BHT = scores_BHTS.logsumexp(-1)
     weights_BHTS = (scores_BHTS - lse_BHT[..., None].nan_to_num(neginf=0.0)).exp()
-    return weights_BHTS.to(v_BHSV.dtype) @ v_BHSV, lse_BHT
+    return weights_BHTS.to(v_BHSU.dtype) @ v_BHSU, lse_BHT
 
 
-def _scores(q_BHTK: Tensor, k_BHSK: Tensor, mask_B1TS: Tensor | None, causal: bool, scale: float) -> Tensor:
+def _scores(q_BHTW: Tensor, k_BHSW: Tensor, mask_B1TS: Tensor | None, causal: bool, scale: float) -> Tensor:
     """Scaled scores (B, H, T, S) in float32 or wider, -inf where a query may not look."""
-    scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2) * scale).to(torch.promote_types(q_BHTK.dtype, torch.float32))
+    scores_BHTS = (q_BHTW @ k_BHSW.transpose(-1, -2) * scale).to(torch.promote_types(q_BHTW.dtype, torch.float32))
     if causal:
         tokens, keys = scores_BHTS.shape[-2:]
-        later_TS = torch.ones(tokens, keys, dtype=torch.bool, device=q_BHTK.device).triu(keys - tokens + 1)
+        later_TS = torch.ones(tokens, keys, dtype=torch.bool, device=q_BHTW.device).triu(keys - tokens + 1)
         scores_BHTS = scores_BHTS.masked_fill(later_TS, float("-inf"))
     if mask_B1TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
@@ -83,26 +82,26 @@ def _scores(q_BHTK: Tensor, k_BHSK: Tensor, mask_B1TS: Tensor | None, causal: bo
 
 
 def shared_prefix_attention(
-    q_BHTK: Tensor,
-    k_BGTK: Tensor,
-    v_BGTV: Tensor,
-    prefix_k_1GPK: Tensor,
-    prefix_v_1GPV: Tensor,
+    q_BHTW: Tensor,
+    k_BGTW: Tensor,
+    v_BGTU: Tensor,
+    prefix_k_1GXW: Tensor,
+    prefix_v_1GXU: Tensor,
     *,
     mask_1TS: Tensor | None,
     scale: float,
 ) -> Tensor:
     """softmax(scale q k^T) v over keys that all sequences share and then those of each itself; returns (B, H, T, V).
 
-    Query t of every sequence sees the P shared keys and its own sequence's 0 to t, or what ``mask_1TS`` allows of these
+    Query t of every sequence sees the X shared keys and its own sequence's 0 to t, or what ``mask_1TS`` allows of these
     S = P + T keys. All scores exist at once.
     """
-    batch, tokens, first = q_BHTK.shape[0], q_BHTK.shape[2], prefix_k_1GPK.shape[2]
-    k_BGSK = torch.cat((prefix_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
-    v_BGSV = torch.cat((prefix_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)
+    batch, tokens, first = q_BHTW.shape[0], q_BHTW.shape[2], prefix_k_1GXW.shape[2]
+    k_BGSW = torch.cat((prefix_k_1GXW.expand(batch, -1, -1, -1), k_BGTW), dim=2)
+    v_BGSU = torch.cat((prefix_v_1GXU.expand(batch, -1, -1, -1), v_BGTU), dim=2)
     if mask_1TS is None:
-        mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTK.device).tril(first)
-    return attention(q_BHTK, k_BGSK, v_BGSV, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
+        mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTW.device).tril(first)
+    return attention(q_BHTW, k_BGSW, v_BGSU, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -157,11 +156,11 @@ def quantized_grouped_swiglu(
     return grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
 
 
-def fp8_block_linear(x_MK: Tensor, values_NK: Tensor, scale_PQ: Tensor) -> Tensor:
+def fp8_block_linear(x_NY: Tensor, values_XY: Tensor, scale_AQ: Tensor) -> Tensor:
     """Return x w^T for weights of E4M3 in blocks of 128 by 128 with a float32 multiplier each; like ``x`` in dtype."""
-    rows, columns = values_NK.shape
-    scale_NK = scale_PQ.float().repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return F.linear(x_MK, (values_NK.float() * scale_NK).to(x_MK.dtype))
+    rows, columns = values_XY.shape
+    scale_XY = scale_AQ.float().repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    return F.linear(x_NY, (values_XY.float() * scale_XY).to(x_NY.dtype))
 
 
 def linear_cross_entropy(
@@ -211,11 +210,11 @@ def linear_entropy(hidden_ND: Tensor, weight_VD: Tensor, *, chunk_tokens: int) -
     return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
 
 
-def pack_11(codes_NM: Tensor) -> Tensor:
+def pack_11(codes_NX: Tensor) -> Tensor:
     """Pack the low 11 bits of each code in the layout of ``bits.pack_11``, one bit at a time; uint8 (N, Y)."""
-    blocks = -(-codes_NM.shape[1] // 16)
-    packed_NY = torch.zeros(codes_NM.shape[0], 22 * blocks, dtype=torch.uint8)
-    for row, codes in zip(packed_NY, codes_NM.tolist(), strict=True):
+    blocks = -(-codes_NX.shape[1] // 16)
+    packed_NY = torch.zeros(codes_NX.shape[0], 22 * blocks, dtype=torch.uint8)
+    for row, codes in zip(packed_NY, codes_NX.tolist(), strict=True):
         for index, code in enumerate(codes):
             for bit in range(11):
                 word, place = _bit_position(index // blocks, bit)
@@ -227,14 +226,14 @@ def pack_11(codes_NM: Tensor) -> Tensor:
 def unpack_11(packed_NY: Tensor) -> Tensor:
     """Return the codes that ``pack_11`` packed, one bit at a time; int32 (N, M)."""
     blocks = packed_NY.shape[1] // 22
-    codes_NM = torch.zeros(packed_NY.shape[0], 16 * blocks, dtype=torch.int32)
-    for codes, row in zip(codes_NM, packed_NY.tolist(), strict=True):
+    codes_NX = torch.zeros(packed_NY.shape[0], 16 * blocks, dtype=torch.int32)
+    for codes, row in zip(codes_NX, packed_NY.tolist(), strict=True):
         for index in range(16 * blocks):
             for bit in range(11):
                 word, place = _bit_position(index // blocks, bit)
                 byte, offset = divmod(place, 8)
                 codes[index] += (row[2 * (word * blocks + index % blocks) + byte] >> offset & 1) << bit
-    return codes_NM
+    return codes_NX
 
 
 def _bit_position(plane: int, bit: int) -> tuple[int, int]:

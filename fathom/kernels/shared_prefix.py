@@ -1,7 +1,6 @@
 """Softmax attention of sequences with a shared prefix, whose keys and values exist once for all of them.
 
-Dimensions: B sequences, P tokens of the prefix, T tokens after it, H heads, G key-value heads, K query and key
-width, V value width, Y = B * T.
+X tokens of the prefix, Y = B T.
 """
 
 from __future__ import annotations
@@ -17,44 +16,44 @@ from fathom.kernels.attention import attention, merge_attention
 
 
 def shared_prefix_attention(
-    q_BHTK: Tensor,
-    k_BGTK: Tensor,
-    v_BGTV: Tensor,
-    prefix_k_1GPK: Tensor,
-    prefix_v_1GPV: Tensor,
+    q_BHTW: Tensor,
+    k_BGTW: Tensor,
+    v_BGTU: Tensor,
+    prefix_k_1GXW: Tensor,
+    prefix_v_1GXU: Tensor,
     *,
     mask_1TS: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """softmax(scale q k^T) v over the shared keys and those of each sequence itself; returns (B, H, T, V).
+    """softmax(scale q k^T) v over the shared keys and those of each sequence itself; returns (B, H, T, U).
 
-    Query t of every sequence sees the P shared keys and keys 0 to t of its own sequence, or what ``mask_1TS`` allows of
+    Query t of every sequence sees the X shared keys and keys 0 to t of its own sequence, or what ``mask_1TS`` allows of
     these S = P + T keys. Without a mask, a CPU computes the prefix part once with the queries of all sequences and
     merges both parts by their log-sum-exp (cascade attention): nothing is copied per sequence, forward or backward.
     Otherwise the prefix's keys are copied.
     """
-    if mask_1TS is None and q_BHTK.device.type == "cpu":
-        return _cascade_attention(q_BHTK, k_BGTK, v_BGTV, prefix_k_1GPK, prefix_v_1GPV, scale)
-    return _concat_attention(q_BHTK, k_BGTK, v_BGTV, prefix_k_1GPK, prefix_v_1GPV, mask_1TS, scale)
+    if mask_1TS is None and q_BHTW.device.type == "cpu":
+        return _cascade_attention(q_BHTW, k_BGTW, v_BGTU, prefix_k_1GXW, prefix_v_1GXU, scale)
+    return _concat_attention(q_BHTW, k_BGTW, v_BGTU, prefix_k_1GXW, prefix_v_1GXU, mask_1TS, scale)
 
 
 def _concat_attention(
-    q_BHTK: Tensor,
-    k_BGTK: Tensor,
-    v_BGTV: Tensor,
-    prefix_k_1GPK: Tensor,
-    prefix_v_1GPV: Tensor,
+    q_BHTW: Tensor,
+    k_BGTW: Tensor,
+    v_BGTU: Tensor,
+    prefix_k_1GXW: Tensor,
+    prefix_v_1GXU: Tensor,
     mask_1TS: Tensor | None,
     scale: float,
 ) -> Tensor:
     """Concatenate the prefix's keys and values to those of every sequence, with a causal mask over both."""
-    batch, first = q_BHTK.shape[0], prefix_k_1GPK.shape[2]
-    k_BGSK = torch.cat((prefix_k_1GPK.expand(batch, -1, -1, -1), k_BGTK), dim=2)
-    v_BGSV = torch.cat((prefix_v_1GPV.expand(batch, -1, -1, -1), v_BGTV), dim=2)
+    batch, first = q_BHTW.shape[0], prefix_k_1GXW.shape[2]
+    k_BGSW = torch.cat((prefix_k_1GXW.expand(batch, -1, -1, -1), k_BGTW), dim=2)
+    v_BGSU = torch.cat((prefix_v_1GXU.expand(batch, -1, -1, -1), v_BGTU), dim=2)
     if mask_1TS is None:
-        tokens = q_BHTK.shape[2]
-        mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTK.device).tril(first)
-    return attention(q_BHTK, k_BGSK, v_BGSV, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
+        tokens = q_BHTW.shape[2]
+        mask_1TS = torch.ones(1, tokens, first + tokens, dtype=torch.bool, device=q_BHTW.device).tril(first)
+    return attention(q_BHTW, k_BGSW, v_BGSU, mask_B1TS=mask_1TS[:, None], causal=False, scale=scale)
 
 
 def _cascade_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, scale: float) -> Tensor:
@@ -68,15 +67,15 @@ def _cascade_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix
     return out[..., :width]
 
 
-def _as_one(x_BHTK: Tensor) -> Tensor:
-    """Pack the sequences of (B, H, T, K) into one: (1, H, Y, K)."""
-    return x_BHTK.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
+def _as_one(x_BHTW: Tensor) -> Tensor:
+    """Pack the sequences of (B, H, T, W) into one: (1, H, Y, W)."""
+    return x_BHTW.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
 
 
-def _as_each(x_1HYK: Tensor, batch: int) -> Tensor:
-    """Undo ``_as_one``: (B, H, T, K)."""
-    _, heads, rows, width = x_1HYK.shape
-    return x_1HYK[0].transpose(0, 1).reshape(batch, rows // batch, heads, width).transpose(1, 2)
+def _as_each(x_1HYW: Tensor, batch: int) -> Tensor:
+    """Undo ``_as_one``: (B, H, T, W)."""
+    _, heads, rows, width = x_1HYW.shape
+    return x_1HYW[0].transpose(0, 1).reshape(batch, rows // batch, heads, width).transpose(1, 2)
 
 
 class _CascadeAttention(torch.autograd.Function):

@@ -4,8 +4,7 @@ int8 has one scale a row: w = scale q. int4 has a scale and a zero point for eve
 zero. Scales and zero points are bfloat16, as PyTorch's fused CPU kernels read them, and are rounded before the values
 are, so that a weight is off by at most half its scale.
 
-N outputs, padded to X in int4, K inputs, G groups of a row, J columns of a group, B blocks of W rows, Y bytes, E
-experts.
+X outputs, padded to A in int4, Y inputs, Z groups of a row, J columns of a group or rows of a block, Q blocks, O bytes.
 """
 
 from __future__ import annotations
@@ -42,20 +41,20 @@ class Int4Layout:
     width: int
     halves: bool
 
-    def pack(self, q_XK: Tensor) -> Tensor:
-        """Pack values 0 to 15 (uint8) into bytes, (X, K / 2)."""
-        rows, columns = q_XK.shape
-        q_BKW = q_XK.view(-1, self.width, columns).transpose(1, 2)
-        low, high = q_BKW.chunk(2, -1) if self.halves else (q_BKW[..., 0::2], q_BKW[..., 1::2])
+    def pack(self, q_AY: Tensor) -> Tensor:
+        """Pack values 0 to 15 (uint8) into bytes, (A, Y / 2)."""
+        rows, columns = q_AY.shape
+        q_QYJ = q_AY.view(-1, self.width, columns).transpose(1, 2)
+        low, high = q_QYJ.chunk(2, -1) if self.halves else (q_QYJ[..., 0::2], q_QYJ[..., 1::2])
         return (low | (high << 4)).contiguous().view(rows, columns // 2)
 
-    def unpack(self, values_XY: Tensor) -> Tensor:
-        """Return the values, uint8 and transposed: (K, X)."""
-        rows, columns = values_XY.shape[0], values_XY.shape[1] * 2
-        bytes_BKY = values_XY.view(-1, columns, self.width // 2)
-        pair = (bytes_BKY & 15, bytes_BKY >> 4)
-        q_BKW = torch.cat(pair, -1) if self.halves else torch.stack(pair, -1).flatten(-2)
-        return q_BKW.transpose(0, 1).reshape(columns, rows)
+    def unpack(self, values_AO: Tensor) -> Tensor:
+        """Return the values, uint8 and transposed: (Y, A)."""
+        rows, columns = values_AO.shape[0], values_AO.shape[1] * 2
+        bytes_QYO = values_AO.view(-1, columns, self.width // 2)
+        pair = (bytes_QYO & 15, bytes_QYO >> 4)
+        q_QYJ = torch.cat(pair, -1) if self.halves else torch.stack(pair, -1).flatten(-2)
+        return q_QYJ.transpose(0, 1).reshape(columns, rows)
 
 
 LAYOUTS = (Int4Layout(64, True), Int4Layout(32, True), Int4Layout(32, False))
@@ -65,17 +64,17 @@ LAYOUTS = (Int4Layout(64, True), Int4Layout(32, True), Int4Layout(32, False))
 @cache
 def cpu_layout() -> Int4Layout | None:
     """Return the layout that the int4 kernel reads on this processor, found by packing a sample, or None."""
-    q_XK = torch.arange(128 * 64, dtype=torch.int32).mul_(7).div_(3, rounding_mode="floor").remainder_(16).view(128, 64)
-    sample = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_XK, 1)
-    return next((layout for layout in LAYOUTS if torch.equal(layout.pack(q_XK.to(torch.uint8)), sample)), None)
+    q_AY = torch.arange(128 * 64, dtype=torch.int32).mul_(7).div_(3, rounding_mode="floor").remainder_(16).view(128, 64)
+    sample = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_AY, 1)
+    return next((layout for layout in LAYOUTS if torch.equal(layout.pack(q_AY.to(torch.uint8)), sample)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """One quantized matrix of ``rows`` outputs and ``columns`` inputs.
 
-    int8: ``values`` (N, K) int8, ``scales`` (N,). int4: ``values`` (X, K / 2) uint8 in ``layout`` and ``scales``
-    (G, X, 2), scale then zero point, X being N in whole blocks of 64. ``group_size`` is the columns of one scale.
+    int8: ``values`` (X, Y) int8, ``scales`` (X,). int4: ``values`` (A, Y / 2) uint8 in ``layout`` and ``scales``
+    (Z, A, 2), scale then zero point, A being X in whole blocks of 64. ``group_size`` is the columns of one scale.
     """
 
     format: QuantFormat
@@ -129,26 +128,26 @@ def best_group_size(columns: int, group_size: int) -> int:
     )
 
 
-def quantize_weight(weight_NK: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedWeight:
+def quantize_weight(weight_XY: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedWeight:
     """Quantize a matrix; ``group_size`` is for int4 only.
 
     Raises:
         SpecError: an unknown format or group size, a width that cannot be quantized, or weights that are not finite.
     """
-    return quantize_int4(weight_NK, group_size) if format == "int4" else quantize_int8(weight_NK)
+    return quantize_int4(weight_XY, group_size) if format == "int4" else quantize_int8(weight_XY)
 
 
-def quantize_int8(weight_NK: Tensor) -> QuantizedWeight:
+def quantize_int8(weight_XY: Tensor) -> QuantizedWeight:
     """Quantize to 8 bits with one scale a row, the largest magnitude over 127; raises as ``quantize_weight`` does."""
-    rows, columns = _checked(weight_NK, "int8", 0)
-    wide_NK = weight_NK.detach().float()
-    scale_N = (wide_NK.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
-    _check_finite(scale_N)
-    values_NK = (wide_NK / scale_N.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
-    return QuantizedWeight("int8", rows, columns, columns, values_NK, scale_N)
+    rows, columns = _checked(weight_XY, "int8", 0)
+    wide_XY = weight_XY.detach().float()
+    scale_X = (wide_XY.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    _check_finite(scale_X)
+    values_XY = (wide_XY / scale_X.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    return QuantizedWeight("int8", rows, columns, columns, values_XY, scale_X)
 
 
-def quantize_int4(weight_NK: Tensor, group_size: int = 32) -> QuantizedWeight:
+def quantize_int4(weight_XY: Tensor, group_size: int = 32) -> QuantizedWeight:
     """Quantize to 4 bits: groups of ``group_size`` columns span 16 values from smallest to largest.
 
     Raises as ``quantize_weight`` does.
@@ -157,30 +156,30 @@ def quantize_int4(weight_NK: Tensor, group_size: int = 32) -> QuantizedWeight:
     """
     if group_size not in GROUP_SIZES:
         raise SpecError("group_size", f"{group_size} is no group of int4", f"use one of {GROUP_SIZES}")
-    rows, columns = _checked(weight_NK, "int4", group_size)
-    wide_XK = F.pad(weight_NK.detach().float(), (0, 0, 0, -rows % _INT4_ROWS))
-    wide_XGJ = wide_XK.view(wide_XK.shape[0], -1, group_size)
-    low_XG, high_XG = wide_XGJ.aminmax(dim=-1)
-    spread_XG = (high_XG - low_XG) / 15
-    zero_XG = (low_XG + 8 * spread_XG).to(torch.bfloat16)
-    wide_zero_XG = zero_XG.float()
-    needed_XG = torch.maximum((high_XG - wide_zero_XG) / 7.5, (wide_zero_XG - low_XG) / 8.5)
-    scale_XG = torch.maximum(spread_XG, needed_XG * _SLACK).clamp_min_(torch.finfo(torch.bfloat16).tiny)
-    scales_GX2 = torch.stack((scale_XG.to(torch.bfloat16), zero_XG), -1).transpose(0, 1).contiguous()
-    _check_finite(scales_GX2)
-    scale_XG1 = scale_XG.to(torch.bfloat16).float().unsqueeze(-1)
-    q_XGJ = ((wide_XGJ - wide_zero_XG.unsqueeze(-1)) / scale_XG1).round_().clamp_(-8, 7).add_(8)
-    layout = (cpu_layout() if weight_NK.device.type == "cpu" else None) or LAYOUTS[0]
-    values_XY = layout.pack(q_XGJ.to(torch.uint8).view(wide_XK.shape))
-    return QuantizedWeight("int4", rows, columns, group_size, values_XY, scales_GX2, layout)
+    rows, columns = _checked(weight_XY, "int4", group_size)
+    wide_AY = F.pad(weight_XY.detach().float(), (0, 0, 0, -rows % _INT4_ROWS))
+    wide_AZJ = wide_AY.view(wide_AY.shape[0], -1, group_size)
+    low_AZ, high_AZ = wide_AZJ.aminmax(dim=-1)
+    spread_AZ = (high_AZ - low_AZ) / 15
+    zero_AZ = (low_AZ + 8 * spread_AZ).to(torch.bfloat16)
+    wide_zero_AZ = zero_AZ.float()
+    needed_AZ = torch.maximum((high_AZ - wide_zero_AZ) / 7.5, (wide_zero_AZ - low_AZ) / 8.5)
+    scale_AZ = torch.maximum(spread_AZ, needed_AZ * _SLACK).clamp_min_(torch.finfo(torch.bfloat16).tiny)
+    scales_ZA2 = torch.stack((scale_AZ.to(torch.bfloat16), zero_AZ), -1).transpose(0, 1).contiguous()
+    _check_finite(scales_ZA2)
+    scale_AZ1 = scale_AZ.to(torch.bfloat16).float().unsqueeze(-1)
+    q_AZJ = ((wide_AZJ - wide_zero_AZ.unsqueeze(-1)) / scale_AZ1).round_().clamp_(-8, 7).add_(8)
+    layout = (cpu_layout() if weight_XY.device.type == "cpu" else None) or LAYOUTS[0]
+    values_AO = layout.pack(q_AZJ.to(torch.uint8).view(wide_AY.shape))
+    return QuantizedWeight("int4", rows, columns, group_size, values_AO, scales_ZA2, layout)
 
 
-def quantize_experts(weight_ENK: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedExpertWeights:
+def quantize_experts(weight_EXY: Tensor, format: QuantFormat, group_size: int = 32) -> QuantizedExpertWeights:
     """Quantize stacked matrices one by one, holding one expert in float32; raises as ``quantize_weight`` does."""
-    first = quantize_weight(weight_ENK[0], format, group_size)
-    values, scales = (x.new_empty(len(weight_ENK), *x.shape) for x in (first.values, first.scales))
-    for index, weight_NK in enumerate(weight_ENK):
-        qweight = first if index == 0 else quantize_weight(weight_NK, format, group_size)
+    first = quantize_weight(weight_EXY[0], format, group_size)
+    values, scales = (x.new_empty(len(weight_EXY), *x.shape) for x in (first.values, first.scales))
+    for index, weight_XY in enumerate(weight_EXY):
+        qweight = first if index == 0 else quantize_weight(weight_XY, format, group_size)
         values[index], scales[index] = qweight.values, qweight.scales
     return _stacked(first, values, scales)
 
@@ -203,16 +202,16 @@ def dequantize(qweight: QuantizedWeight, dtype: torch.dtype = torch.float32, row
     if qweight.layout is None:
         return qweight.values[start:stop].to(wide).mul_(qweight.scales[start:stop].to(wide).unsqueeze(1)).to(dtype)
     end = -(-stop // qweight.layout.width) * qweight.layout.width
-    scale_G1X, zero_G1X = (x.to(wide).contiguous().unsqueeze(1) for x in qweight.scales[:, start:end].unbind(-1))
-    w_GJX = qweight.layout.unpack(qweight.values[start:end]).to(wide).view(len(scale_G1X), qweight.group_size, -1)
-    torch.addcmul(zero_G1X - 8 * scale_G1X, w_GJX, scale_G1X, out=w_GJX)
-    return w_GJX.flatten(0, 1)[:, : stop - start].t().to(dtype)
+    scale_Z1A, zero_Z1A = (x.to(wide).contiguous().unsqueeze(1) for x in qweight.scales[:, start:end].unbind(-1))
+    w_ZJA = qweight.layout.unpack(qweight.values[start:end]).to(wide).view(len(scale_Z1A), qweight.group_size, -1)
+    torch.addcmul(zero_Z1A - 8 * scale_Z1A, w_ZJA, scale_Z1A, out=w_ZJA)
+    return w_ZJA.flatten(0, 1)[:, : stop - start].t().to(dtype)
 
 
-def _checked(weight_NK: Tensor, format: QuantFormat, group_size: int) -> tuple[int, int]:
-    if weight_NK.dim() != 2:
-        raise SpecError("weight", f"has {weight_NK.dim()} dimensions", "quantize matrices only")
-    rows, columns = weight_NK.shape
+def _checked(weight_XY: Tensor, format: QuantFormat, group_size: int) -> tuple[int, int]:
+    if weight_XY.dim() != 2:
+        raise SpecError("weight", f"has {weight_XY.dim()} dimensions", "quantize matrices only")
+    rows, columns = weight_XY.shape
     problem = unsupported_reason(rows, columns, format, group_size)
     if problem is not None:
         raise SpecError("weight", problem, "leave this matrix plain")

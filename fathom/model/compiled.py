@@ -1,6 +1,6 @@
 """Single-request decoding as one compiled program: everything between matrix products is fused and dispatched once.
 
-S keys, P tokens of a page, D hidden size.
+Z tokens of a page.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class _SingleTokenLayerCache:
         self._layer, self._kv_shapes, self._slots_1, self._table = layer, kv_shapes, slots_1, table
 
     def append(
-        self, metadata: AttentionMetadata, *new_BTGK: Tensor
+        self, metadata: AttentionMetadata, *new_BTGW: Tensor
     ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
         """Write the token, then yield all pages of the request."""
-        for pages, new in zip(self._layer, new_BTGK, strict=True):
+        for pages, new in zip(self._layer, new_BTGW, strict=True):
             pages.write(self._slots_1, new[0].flatten(1))
         seen = [
             pages.read(self._table, _UnsharedScratch()).view(1, -1, heads, width).transpose(1, 2)

@@ -3,8 +3,6 @@
 A draw depends on its sequence's seed and its position alone, so it is the same on every device, in every micro-batch
 and when a layer is recomputed in the backward pass; and a compiler sees nothing but integer arithmetic. The hash is
 the finaliser of SplitMix64 over a Weyl sequence (Steele, Lea and Flood 2014).
-
-Dimensions: B sequences; further ones as asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The decoder: one forward for training, prefill and decoding, of every family.
-
-B batch, T new tokens, D hidden size, V vocabulary, N image tokens, L mixture-of-experts layers, K experts per token.
-"""
+"""The decoder: one forward for training, prefill and decoding, of every family."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The dense feed-forward layer.
-
-D hidden size, F intermediate size.
-"""
+"""The dense feed-forward layer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Typed arguments of ``Decoder.forward``: sequence packing and routing.
-
-B batch, T new tokens, L mixture-of-experts layers, K experts per token.
-"""
+"""Typed arguments of ``Decoder.forward``: sequence packing and routing."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ class PackedSequences:
     """Variable-length sequences packed into one row (1, N) without padding; none attends to another.
 
     ``lengths`` are the tokens of each sequence in the row. ``shared_prefix_lengths``, where given, has one number per
-    sequence: a sequence with P > 0 omits its first P tokens, because they equal the first P tokens of the last sequence
-    before it that has 0. It attends to that sequence's keys there, at positions 0 to P - 1, and its own tokens follow.
+    sequence: a sequence with n > 0 omits its first n tokens, because they equal the first n tokens of the last sequence
+    before it that has 0. It attends to that sequence's keys there, at positions 0 to n - 1, and its own tokens follow.
 
     Raises:
         SpecError: no sequence, an empty one, or a shared prefix longer than the sequence it is taken from.

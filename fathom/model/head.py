@@ -1,7 +1,4 @@
-"""The output head: hidden states to logits over the vocabulary, and the losses that never hold all logits at once.
-
-D hidden size, V vocabulary.
-"""
+"""The output head: hidden states to logits over the vocabulary, and the losses that never hold all logits at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Multi-token prediction (V3 §2.2, eqs 21-25): one more layer that predicts one token further."""
+"""Multi-token prediction (V3 §2.2, eqs 21-25): one more layer that predicts one token further.
+
+X = 2 D.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Quantize the weights of a model to 8 or 4 bits in place."""
+"""Quantize the weights of a model to 8 or 4 bits in place.
+
+X outputs, Y inputs of a matrix.
+"""
 
 from __future__ import annotations
 
@@ -178,8 +181,8 @@ def _unsupported(weight: Tensor, format: QuantFormat, group_size: int) -> str | 
     return unsupported_reason(rows, columns, format, best_group_size(columns, group_size))
 
 
-def _quantize_matrix(weight_NK: Tensor, format: QuantFormat, group_size: int) -> QuantizedWeight:
-    return quantize_weight(weight_NK, format, best_group_size(weight_NK.shape[1], group_size))
+def _quantize_matrix(weight_XY: Tensor, format: QuantFormat, group_size: int) -> QuantizedWeight:
+    return quantize_weight(weight_XY, format, best_group_size(weight_XY.shape[1], group_size))
 
 
 def _quantized_parameter(name: str, *qweights: QuantizedWeight) -> QuantizedParameter:

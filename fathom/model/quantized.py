@@ -1,6 +1,6 @@
 """Linear layers and experts with int8 or int4 weights, for inference, or frozen below adapters that are trained.
 
-N tokens, K inputs or experts per token, D hidden size.
+X pairs of one expert, Y inputs of a matrix, Z tokens that the experts of this process work on.
 """
 
 from __future__ import annotations
@@ -81,19 +81,19 @@ class QuantizedExperts(_QuantizedModule, RoutedExperts):
         super().__init__(dispatcher)
         self.gate_up, self.down, self.passes_gradient = gate_up, down, passes_gradient
 
-    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+    def grouped(self, x_ZD: Tensor, assignment: ExpertAssignment) -> Tensor:
         """Products with the quantized weights, without gradient to them."""
         if self.passes_gradient or self.is_adapted:
             product = kernels.frozen_quantized_linear if self.passes_gradient else kernels.quantized_linear
             return self.adapted(
-                x_MD,
+                x_ZD,
                 assignment,
                 len(self.gate_up.experts),
-                lambda x_CD, expert: product(x_CD, self.gate_up.experts[expert]),
-                lambda x_CF, expert: product(x_CF, self.down.experts[expert]),
+                lambda x_XD, expert: product(x_XD, self.gate_up.experts[expert]),
+                lambda x_XF, expert: product(x_XF, self.down.experts[expert]),
             )
         return kernels.quantized_grouped_swiglu(
-            x_MD, assignment.indices_NK, assignment.weights_NK, self.gate_up, self.down, assignment.kept_NK
+            x_ZD, assignment.indices_NK, assignment.weights_NK, self.gate_up, self.down, assignment.kept_NK
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

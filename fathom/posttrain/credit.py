@@ -1,6 +1,6 @@
 """Turns judgements of answers into an advantage for each token.
 
-B answers in groups, N tokens of the packed answers.
+Z steps.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def token_advantages(
         groups_B,
         torch.repeat_interleave(torch.arange(len(rollouts)), lengths_B),
         spec,
-        kinds_S=torch.tensor(kinds_of, dtype=torch.int64),
+        kinds_Z=torch.tensor(kinds_of, dtype=torch.int64),
     )
 
 

@@ -1,6 +1,5 @@
-"""On-policy distillation: the student samples answers, and is trained towards the teacher's distribution at each token.
-
-N tokens of the answers of a micro-batch, B answers of a rollout.
+"""On-policy distillation: the student samples answers, and is trained towards the teacher's distribution at each
+token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Group relative policy optimization (DeepSeekMath §4.1): answers of a group, or their steps, are compared.
-
-N tokens of the answers of a micro-batch, B answers of a rollout.
-"""
+"""Group relative policy optimization (DeepSeekMath §4.1): answers of a group, or their steps, are compared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The policy loss as an objective of training: log-probabilities, the loss over them, and metrics.
 
-N tokens of the answers of a micro-batch.
+X tokens of one chunk.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class PolicyObjective:
         """Return loss, terms, log-probabilities and entropies from one pass over the logits."""
         each: list[PolicyTerms] = []
 
-        def loss(logprobs_C: Tensor, rows: slice) -> Tensor:
-            each.append(self._terms(logprobs_C, {name: column[rows] for name, column in columns.items()}))
+        def loss(logprobs_X: Tensor, rows: slice) -> Tensor:
+            each.append(self._terms(logprobs_X, {name: column[rows] for name, column in columns.items()}))
             return each[-1].loss
 
         total, logprobs_N, entropy_N = token_loss(

@@ -4,7 +4,7 @@ A score is the logit of one reserved token, which no text uses, after the last t
 output head is what a value head would be. So a reward model has no parameter of its own, begins with an SFT
 checkpoint and is a checkpoint like any other; with tied embeddings the row is also the embedding of a token never read.
 
-N tokens of packed sequences, B sequences, P pairs, D hidden size, V vocabulary.
+X pairs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RewardObjective:
         metrics: dict[str, Tensor]
         if isinstance(self.spec, PairwiseLoss):
             terms = pairwise_loss(scores_B, self.spec.margin)
-            loss, metrics = terms.loss_P, {"accuracy": (terms.margin_P > 0).float(), "margin": terms.margin_P}
+            loss, metrics = terms.loss_X, {"accuracy": (terms.margin_X > 0).float(), "margin": terms.margin_X}
         else:
             targets_B = micro.columns[TARGET][last_B]
             loss = pointwise_loss(scores_B, targets_B, self.spec)

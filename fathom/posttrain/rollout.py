@@ -1,7 +1,4 @@
-"""Rollouts: answers sampled from the model that is trained, with the log-probabilities they were sampled with.
-
-N tokens of all packed prompts and answers, without the last of each.
-"""
+"""Rollouts: answers sampled from the model that is trained, with the log-probabilities they were sampled with."""
 
 from __future__ import annotations
 

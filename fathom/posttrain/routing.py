@@ -1,7 +1,4 @@
-"""Agreement of the experts chosen in the update with those recorded in the rollout.
-
-N tokens, L mixture-of-experts layers, K experts per token.
-"""
+"""Agreement of the experts chosen in the update with those recorded in the rollout."""
 
 from __future__ import annotations
 

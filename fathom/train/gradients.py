@@ -1,6 +1,6 @@
 """Sums over a step's micro-batches: losses, expert counts, and statistics of logged steps.
 
-L mixture-of-experts layers (MTP's last), E experts, S sources.
+X sources.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fathom.train.group import Group
 class Observation:
     """Statistics of logged steps. ``counts_LE`` and ``dropped`` are None for dense models.
 
-    ``nats_S`` and ``tokens_S`` sum the language-model loss and count the tokens of each known source; ``dropped`` is
+    ``nats_X`` and ``tokens_X`` sum the language-model loss and count the tokens of each known source; ``dropped`` is
     the share of pairs of token and expert that were dropped for lack of capacity.
     """
 
     counts_LE: Tensor | None
     dropped: float | None
-    nats_S: list[float]
-    tokens_S: list[int]
+    nats_X: list[float]
+    tokens_X: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class MicroBatchSums:
         self.layers = 0
         self.counts_LE = torch.zeros(layers, experts, dtype=torch.int64, device=device)
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
-        self.nats_S = torch.zeros(sources + 1, dtype=torch.float64, device="cpu")
-        self.tokens_S = torch.zeros(sources + 1, dtype=torch.int64, device="cpu")
+        self.nats_X = torch.zeros(sources + 1, dtype=torch.float64, device="cpu")
+        self.tokens_X = torch.zeros(sources + 1, dtype=torch.int64, device="cpu")
         self.objective_sums: dict[str, Tensor] = {}
 
     def reduce(self, group: Group) -> None:
@@ -78,7 +78,7 @@ class MicroBatchSums:
         self.layers = int(group.max(layers))
         self.losses_3 = group.sum(self.losses_3)
         self.counts_LE, self.dropped = group.sum(self.counts_LE), group.sum(self.dropped)
-        self.nats_S, self.tokens_S = group.sum(self.nats_S), group.sum(self.tokens_S)
+        self.nats_X, self.tokens_X = group.sum(self.nats_X), group.sum(self.tokens_X)
         self.objective_sums = {name: group.sum(value) for name, value in self.objective_sums.items()}
 
     def add(self, losses_3: Tensor, sums: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 Everything that ranks must agree on goes through a ``Group``: shares of the whole batch, losses and counts, gradients,
 whether a step is finite, a stop that one rank was asked for, and when a checkpoint is due. One process is ``ALONE``.
+
+X processes, Y values.
 """
 
 from __future__ import annotations
@@ -91,6 +93,6 @@ def any_rank(group: Group, flag: bool) -> bool:
 
 def gathered(group: Group, values: Sequence[int]) -> list[list[int]]:
     """Return every rank's values, in the order of ranks."""
-    table_RV = torch.zeros(group.size, len(values), dtype=torch.int64)
-    table_RV[group.rank] = torch.tensor(list(values))
-    return [[int(value) for value in row] for row in group.sum(table_RV).tolist()]
+    table_XY = torch.zeros(group.size, len(values), dtype=torch.int64)
+    table_XY[group.rank] = torch.tensor(list(values))
+    return [[int(value) for value in row] for row in group.sum(table_XY).tolist()]

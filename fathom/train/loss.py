@@ -1,7 +1,4 @@
-"""The training losses, as functions of tensors.
-
-B batch, T tokens, D hidden size, V vocabulary, k the depth of an MTP module (from 1).
-"""
+"""The training losses, as functions of tensors."""
 
 from __future__ import annotations
 

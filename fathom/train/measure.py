@@ -1,6 +1,6 @@
 """Measurements of a step: expert load, bits per byte by source, speed against the machine's, memory.
 
-L mixture-of-experts layers, E experts, S sources.
+X sources.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ class ExpertLoad:
 
 
 def bits_per_byte(
-    nats_S: list[float], tokens_S: list[int], bytes_per_token: Mapping[str, float]
+    nats_X: list[float], tokens_X: list[int], bytes_per_token: Mapping[str, float]
 ) -> tuple[float | None, dict[str, float]]:
     """Loss in bits per byte of text, over all sources and by source: nats / ln 2 / bytes.
 
-    ``nats_S`` and ``tokens_S`` are sums over the step in the order of ``bytes_per_token``. Sources of which the step
+    ``nats_X`` and ``tokens_X`` are sums over the step in the order of ``bytes_per_token``. Sources of which the step
     held nothing are left out; the first value is None when it held none at all.
     """
     by_source: dict[str, float] = {}
     bits = size = 0.0
-    for (name, per_token), nats, tokens in zip(bytes_per_token.items(), nats_S, tokens_S, strict=True):
+    for (name, per_token), nats, tokens in zip(bytes_per_token.items(), nats_X, tokens_X, strict=True):
         if tokens:
             by_source[name] = nats / math.log(2) / (tokens * per_token)
             bits += nats / math.log(2)

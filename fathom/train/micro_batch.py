@@ -1,8 +1,4 @@
-"""Batches cut into what one forward pass takes.
-
-B sequences of the whole batch, T tokens, N tokens of packed sequences, I images, L mixture-of-experts layers,
-K experts per token.
-"""
+"""Batches cut into what one forward pass takes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """What can be known of a training stage before its first step: a schedule that never reaches its rate, data read too
-often. Pure functions of the spec and a few counts; each returns a sentence to show, or raises where it is hopeless."""
+often. Pure functions of the spec and a few counts; each returns a sentence to show, or raises where it is hopeless.
+"""
 
 from __future__ import annotations
 

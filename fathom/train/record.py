@@ -1,4 +1,7 @@
-"""Turns steps into lines: metrics.jsonl, experts.jsonl and whatever trackers are wanted."""
+"""Turns steps into lines: metrics.jsonl, experts.jsonl and whatever trackers are wanted.
+
+X sources.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ class Recorder:
         evaluation: Mapping[str, float] | None,
     ) -> None:
         """Write one step, with the alarms that hold."""
-        overall, by_source = bits_per_byte(observation.nats_S, observation.tokens_S, self._bytes_per_token)
+        overall, by_source = bits_per_byte(observation.nats_X, observation.tokens_X, self._bytes_per_token)
         values: dict[str, Any] = {
             **gradients.sums,
             "tokens": position.tokens,

@@ -1,6 +1,6 @@
 """One optimizer step: gradients over micro-batches, then clip, AdamW and the routers' bias.
 
-B sequences of the whole batch, T tokens, L mixture-of-experts layers (MTP's last), E experts, S sources.
+X sources.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ class StepRunner:
             return
         known_B = (micro.source_B >= 0) & (micro.source_B < self.sources)
         slot_B = torch.where(known_B, micro.source_B, self.sources).cpu()
-        sums.nats_S.index_add_(0, slot_B, loss_B.double().cpu())
-        sums.tokens_S.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1).cpu())
+        sums.nats_X.index_add_(0, slot_B, loss_B.double().cpu())
+        sums.tokens_X.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1).cpu())
 
     def _gradients(self, sums: MicroBatchSums, observe: bool) -> Gradients:
         self.group.sum_gradients(self.parameters)
@@ -214,7 +214,7 @@ class StepRunner:
         counts_LE = sums.counts_LE[: sums.layers] if sums.layers else None
         observation = None
         if observe:
-            nats, tokens = sums.nats_S[:-1].tolist(), sums.tokens_S[:-1].tolist()
+            nats, tokens = sums.nats_X[:-1].tolist(), sums.tokens_X[:-1].tolist()
             lost = sums.dropped.item() / int(sums.counts_LE.sum()) if sums.layers else None
             observation = Observation(counts_LE, lost, nats, tokens)
         named = dict(zip(sums.objective_sums, rest, strict=True))

@@ -63,7 +63,7 @@ def test_a_row_is_image_prompt_text_and_end_and_only_the_text_is_learned(
     assert batch.images is not None
     assert batch.targets_BT is not None
     seen = set()
-    for row, targets, pixels in zip(batch.tokens_BT1, batch.targets_BT, batch.images.low_ICHW, strict=True):
+    for row, targets, pixels in zip(batch.tokens_BT1, batch.targets_BT, batch.images.low_IAXY, strict=True):
         ids = [i for i in row.tolist() if i != tokenizer.pad_id]
         text = tokenizer.decode([i for i in targets.tolist() if i != IGNORE_INDEX and i != tokenizer.eos_id])
         index = int(text.split()[0])
@@ -74,7 +74,7 @@ def test_a_row_is_image_prompt_text_and_end_and_only_the_text_is_learned(
         learned = [int(t) for t in targets if t != IGNORE_INDEX]
         assert learned == answer
         assert [int(row[1 + i]) for i in range(LENGTH) if targets[i] != IGNORE_INDEX] == answer
-        expected = preprocess([open_image(pairs.parent / f"{index}.png")], vision).low_ICHW[0]
+        expected = preprocess([open_image(pairs.parent / f"{index}.png")], vision).low_IAXY[0]
         assert torch.equal(pixels, expected)
         seen.add(index)
     assert seen == set(range(5))
@@ -90,7 +90,7 @@ def test_resuming_gives_the_same_batches(pairs: Path, tokenizer: Tokenizer, visi
         assert torch.equal(a.tokens_BT1, b.tokens_BT1)
         assert a.images is not None
         assert b.images is not None
-        assert torch.equal(a.images.low_ICHW, b.images.low_ICHW)
+        assert torch.equal(a.images.low_IAXY, b.images.low_IAXY)
     with pytest.raises(DataError, match="other pairs or settings"):
         loader(pairs, tokenizer, vision, seed=4).restore(one.state())
 

@@ -51,8 +51,8 @@ def test_one_tower_gets_what_transformers_gives(size: tuple[int, int]) -> None:
     )
     expected = theirs(images=[picture(*size)], return_tensors="pt")["pixel_values"]
     found = preprocess([picture(*size)], ONE, processing)
-    assert found.high_ICHW is None
-    torch.testing.assert_close(found.low_ICHW, expected, rtol=0, atol=1e-6)
+    assert found.high_IAXY is None
+    torch.testing.assert_close(found.low_IAXY, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -69,9 +69,9 @@ def test_two_towers_get_what_transformers_gives(size: tuple[int, int]) -> None:
     )
     expected = theirs(images=[picture(*size)], return_tensors="pt")
     found = preprocess([picture(*size)], TWO)
-    assert found.high_ICHW is not None
-    torch.testing.assert_close(found.low_ICHW, expected["pixel_values"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.high_ICHW, expected["high_res_pixel_values"], rtol=0, atol=1e-6)
+    assert found.high_IAXY is not None
+    torch.testing.assert_close(found.low_IAXY, expected["pixel_values"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.high_IAXY, expected["high_res_pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_the_batch_fits_the_towers() -> None:
@@ -103,7 +103,7 @@ def test_transformers_reads_the_processing_that_is_written(tmp_path: Path) -> No
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
     theirs = DeepseekVLHybridImageProcessorPil.from_pretrained(tmp_path)
     expected = theirs(images=[picture(70, 40)], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(preprocess([picture(70, 40)], TWO).low_ICHW, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(preprocess([picture(70, 40)], TWO).low_IAXY, expected, rtol=0, atol=1e-6)
 
 
 def test_a_file_bytes_and_a_data_uri_are_the_same_image(tmp_path: Path) -> None:

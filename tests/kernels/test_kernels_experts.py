@@ -202,5 +202,5 @@ def test_sorting_is_stable_and_skips_dropped_pairs() -> None:
     indices = torch.tensor([[2, 0], [0, 2], [1, 0]])
     plan = experts.dispatch_by_expert(indices, torch.tensor([[True, True], [True, False], [True, True]]), 4)
     assert plan.counts == [3, 1, 1, 0]
-    assert plan.order_P.tolist() == [1, 2, 5, 4, 0]
-    assert plan.tokens_P.tolist() == [0, 1, 2, 2, 0]
+    assert plan.order_M.tolist() == [1, 2, 5, 4, 0]
+    assert plan.tokens_M.tolist() == [0, 1, 2, 2, 0]

@@ -37,7 +37,7 @@ def test_latent_attention_follows_the_paper_head_by_head(latent_spec) -> None:  
 
     scaling = spec.rope.scaling
     assert isinstance(scaling, YarnScaling)
-    frequencies = model.rope._frequencies_P.double().tolist()
+    frequencies = model.rope._frequencies_Z.double().tolist()
     up = layer.kv_b_proj.weight.view(4, 14, 16)
     latents, rope_keys, outputs = [], [], []
     for position, h in enumerate(hidden[0]):

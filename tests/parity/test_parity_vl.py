@@ -91,8 +91,8 @@ class VisionPair:
 
     @property
     def pixels(self) -> dict[str, Tensor]:
-        high = {} if self.images.high_ICHW is None else {"high_res_pixel_values": self.images.high_ICHW}
-        return {"pixel_values": self.images.low_ICHW, **high}
+        high = {} if self.images.high_IAXY is None else {"high_res_pixel_values": self.images.high_IAXY}
+        return {"pixel_values": self.images.low_IAXY, **high}
 
     def features_ND(self) -> Tensor:
         assert self.ours.vision is not None
@@ -130,15 +130,15 @@ def make_pair(name: str, directory: Path) -> VisionPair:
     ours.load_state_dict(state)
     assert spec.vision is not None
     generator = torch.Generator().manual_seed(7)
-    low_ICHW = torch.randn(3, 3, spec.vision.low.image_size, spec.vision.low.image_size, generator=generator)
+    low_IAXY = torch.randn(3, 3, spec.vision.low.image_size, spec.vision.low.image_size, generator=generator)
     high = spec.vision.high
-    high_ICHW = None if high is None else torch.randn(3, 3, high.image_size, high.image_size, generator=generator)
+    high_IAXY = None if high is None else torch.randn(3, 3, high.image_size, high.image_size, generator=generator)
     count = spec.vision.tokens_per_image
     tokens_BT = torch.randint(IMAGE + 1, 97, (2, 2 * count + 12), generator=generator)
     tokens_BT[0, 5 : 5 + count] = IMAGE
     tokens_BT[1, 2 : 2 + count] = IMAGE
     tokens_BT[1, 8 + count : 8 + 2 * count] = IMAGE
-    return VisionPair(theirs, ours.eval(), spec, directory, ImageBatch(low_ICHW, high_ICHW), tokens_BT)
+    return VisionPair(theirs, ours.eval(), spec, directory, ImageBatch(low_IAXY, high_IAXY), tokens_BT)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -288,11 +288,11 @@ def test_a_stored_head_is_a_head_whatever_the_default_says(tmp_path: Path) -> No
 
 
 def test_images_of_other_sizes_and_features_of_other_counts_are_refused(vision) -> None:
-    low_ICHW, high_ICHW = vision.images.low_ICHW, vision.images.high_ICHW
+    low_IAXY, high_IAXY = vision.images.low_IAXY, vision.images.high_IAXY
     count = 3 * vision.spec.vision.tokens_per_image
     with pytest.raises(SpecError, match=rf"{count - 1} rows for {count} image tokens \({IMAGE}\)"):
         vision.ours(vision.tokens_BT, features_ND=vision.features_ND()[1:])
-    with pytest.raises(SpecError, match=r"low_ICHW: is \(3, 3, 8, 8\)"):
-        vision.ours.vision(ImageBatch(low_ICHW[..., :8, :8], high_ICHW))
-    with pytest.raises(SpecError, match="high_ICHW"):
-        vision.ours.vision(ImageBatch(low_ICHW, low_ICHW if high_ICHW is None else None))
+    with pytest.raises(SpecError, match=r"low_IAXY: is \(3, 3, 8, 8\)"):
+        vision.ours.vision(ImageBatch(low_IAXY[..., :8, :8], high_IAXY))
+    with pytest.raises(SpecError, match="high_IAXY"):
+        vision.ours.vision(ImageBatch(low_IAXY, low_IAXY if high_IAXY is None else None))

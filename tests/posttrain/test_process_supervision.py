@@ -248,7 +248,7 @@ def test_nothing_to_judge_is_nothing_to_learn(scripted: Callable[..., PolicyTrai
 
 @pytest.mark.parametrize(
     ("step", "message"),
-    [(StepScore(5, 1.0), "ends after 5 characters of an answer of 1"), (StepScore(1, math.nan), "step_rewards_S")],
+    [(StepScore(5, 1.0), "ends after 5 characters of an answer of 1"), (StepScore(1, math.nan), "step_rewards_Z")],
 )
 def test_steps_that_cannot_be_are_refused(
     scripted: Callable[..., PolicyTrainer], step: StepScore, message: str

@@ -128,7 +128,7 @@ def test_the_loss_counts_only_what_is_learned() -> None:
     expected = -logits.log_softmax(-1)[kept].gather(-1, batch.targets_BT[kept][:, None]).mean()
     assert found.objective == pytest.approx(expected.item(), rel=1e-5)
     assert found.observation is not None
-    assert found.observation.tokens_S == [int(kept.sum())]
+    assert found.observation.tokens_X == [int(kept.sum())]
 
 
 def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:

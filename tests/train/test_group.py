@@ -79,8 +79,8 @@ def assert_alike(mine: Took, alone: Took) -> None:
     assert left.observation is not None
     assert right.observation is not None
     assert left.observation.dropped == right.observation.dropped
-    assert left.observation.tokens_S == right.observation.tokens_S
-    assert left.observation.nats_S == pytest.approx(right.observation.nats_S, rel=1e-6)
+    assert left.observation.tokens_X == right.observation.tokens_X
+    assert left.observation.nats_X == pytest.approx(right.observation.nats_X, rel=1e-6)
     assert left.counts_LE is not None
     assert right.counts_LE is not None
     assert torch.equal(left.counts_LE, right.counts_LE)

@@ -57,8 +57,8 @@ def test_micro_batches_and_recomputation_change_nothing(
     assert one.counts_LE.sum(1).tolist() == [4 * 16 * 2, 4 * 15 * 2]
     assert one.observation is not None
     assert two.observation is not None
-    assert two.observation.nats_S == pytest.approx(one.observation.nats_S)
-    assert sum(one.observation.tokens_S) == 16 * int((batch.source_B < 2).sum())
+    assert two.observation.nats_X == pytest.approx(one.observation.nats_X)
+    assert sum(one.observation.tokens_X) == 16 * int((batch.source_B < 2).sum())
 
 
 def test_biases_move_once_by_the_load_of_the_whole_batch(

@@ -1,6 +1,6 @@
 """A limit on reasoning tokens, and a constraint on the answer that follows.
 
-W words of 32 tokens each.
+Z words of 32 tokens each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAIL_CHARS = 64
 class Constraint(Protocol):
     """A constraint on the tokens of one request; the engine's ``TokenConstraint`` has the same methods."""
 
-    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
         """Write the mask of allowed tokens, or return False where all are allowed."""
         ...
 
@@ -67,14 +67,14 @@ class ThinkingBudget:
         """Whether the reasoning is open."""
         return self._inside
 
-    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
         """Allow any token within the budget, then only the next token of the closing tag."""
         if not self._inside:
-            return not self._may_open and self._inner is not None and self._inner.fill_bitmask(bitmask_W)
+            return not self._may_open and self._inner is not None and self._inner.fill_bitmask(bitmask_Z)
         if self._left != 0:
             return False
-        bitmask_W[:] = 0
-        allow(bitmask_W, self._forced[0])
+        bitmask_Z[:] = 0
+        allow(bitmask_Z, self._forced[0])
         return True
 
     def accept(self, token_id: int) -> None:

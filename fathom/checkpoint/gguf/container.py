@@ -1,4 +1,7 @@
-"""A GGUF file: its metadata, its tensors' shapes and places, and its tensors one by one."""
+"""A GGUF file: its metadata, its tensors' shapes and places, and its tensors one by one.
+
+X blocks, Y elements of one.
+"""
 
 from __future__ import annotations
 
@@ -98,14 +101,14 @@ class Container:
             )
         block = BLOCK_FORMATS[info.kind]
         tensor = empty_cpu_tensor(info.shape, torch.float32)
-        flat_NE = tensor.view(-1, block.elements)
+        flat_XY = tensor.view(-1, block.elements)
         per_chunk = max(1, _CHUNK_BYTES // block.nbytes)
         buffer = torch.empty(min(per_chunk * block.nbytes, info.nbytes), dtype=torch.uint8)
-        for start in range(0, len(flat_NE), per_chunk):
-            part_NE = flat_NE[start : start + per_chunk]
-            raw = buffer[: len(part_NE) * block.nbytes]
+        for start in range(0, len(flat_XY), per_chunk):
+            part_XY = flat_XY[start : start + per_chunk]
+            raw = buffer[: len(part_XY) * block.nbytes]
             self._fill(file, raw, info.name)
-            dequantize_into(raw, info.kind, part_NE)
+            dequantize_into(raw, info.kind, part_XY)
         return tensor
 
     def _fill(self, file: FileIO, raw: Tensor, name: str) -> None:

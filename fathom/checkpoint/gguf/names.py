@@ -4,7 +4,7 @@ llama.cpp stores gate and up apart, experts stacked, and MLA's up-projection as 
 absorbed form. Where it rotates neighbouring columns (every architecture but qwen2), rows of queries and keys are stored
 in that order, whatever the spec's layout is.
 
-E experts, F expert width, D hidden size, H heads, N qk_nope_head_dim, V v_head_dim, C kv_lora_rank.
+X = P + U.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class GGUFRule:
 
     ``rows`` are concatenated along the parameter's first dimension and ``expert_rows`` along its second, both with gate
     and up joined (``joined_shape``); ``experts`` are concatenated expert by expert (Mixtral's files of 2023);
-    ``latent`` are kv_b_proj's keys (H, C, N) and values (H, V, C).
+    ``latent`` are kv_b_proj's keys (H, C, P) and values (H, U, C).
     """
 
     param_name: str

@@ -1,14 +1,16 @@
 """Rotary embedding in GGUF: linear and YaRN scaling as keys, Llama 3 scaling as a tensor of divisors.
 
 llama.cpp's YaRN: a context multiplies cos and sin by r and MLA's softmax scale by k^2, where for a factor s, the
-stored attention factor a (1 when absent) and yarn_log_multiplier / 0.1 = L (0 when absent), with
+stored attention factor a (1 when absent) and yarn_log_multiplier / 0.1 = l (0 when absent), with
 m(s, c) = 0.1 c ln s + 1:
 
-    MLA, L present:     r = a             k = a m(s, L)
-    MLA, L absent:      r = a m(s, 1)     k = a m(s, 1)
-    no MLA:             r = a m(s, 1)     L is not read
+    MLA, l present:     r = a             k = a m(s, l)
+    MLA, l absent:      r = a m(s, 1)     k = a m(s, 1)
+    no MLA:             r = a m(s, 1)     l is not read
 
-Published DeepSeek files have mscale = mscale_all_dim = L and no a: r = 1 and k = m(s, L), as their authors compute.
+Published DeepSeek files have mscale = mscale_all_dim = l and no a: r = 1 and k = m(s, l), as their authors compute.
+
+Z = R / 2 rotated pairs.
 """
 
 from __future__ import annotations
@@ -135,9 +137,9 @@ def _rounded(value: float) -> float:
 
 
 def rope_factors(scaling: Llama3Scaling, theta: float, rope_dim: int) -> Tensor:
-    """Return what each pair's plain frequency is divided by: float32 (P,), 1 for fast pairs, the factor for slow."""
-    plain_P = frequencies(RopeSpec(theta=theta), rope_dim)
-    return plain_P / frequencies(RopeSpec(theta=theta, scaling=scaling), rope_dim)
+    """Return what each pair's plain frequency is divided by: float32 (Z,), 1 for fast pairs, the factor for slow."""
+    plain_Z = frequencies(RopeSpec(theta=theta), rope_dim)
+    return plain_Z / frequencies(RopeSpec(theta=theta, scaling=scaling), rope_dim)
 
 
 def recognise_llama3(factors: Sequence[float], theta: float, rope_dim: int, original: int | None) -> Llama3Scaling:
@@ -149,31 +151,31 @@ def recognise_llama3(factors: Sequence[float], theta: float, rope_dim: int, orig
     Raises:
         SpecError: no Llama 3 scaling gives them.
     """
-    given_P = torch.tensor(list(factors), dtype=torch.float64)
-    if given_P.numel() != rope_dim // 2:
-        raise SpecError(ROPE_FACTORS, f"has {given_P.numel()} values for {rope_dim // 2} pairs", "get the file again")
-    factor = shortest(float(given_P.max()))
-    candidates = _solved(given_P, factor, theta, rope_dim)
+    given_Z = torch.tensor(list(factors), dtype=torch.float64)
+    if given_Z.numel() != rope_dim // 2:
+        raise SpecError(ROPE_FACTORS, f"has {given_Z.numel()} values for {rope_dim // 2} pairs", "get the file again")
+    factor = shortest(float(given_Z.max()))
+    candidates = _solved(given_Z, factor, theta, rope_dim)
     candidates += [(context, 4.0) for context in (original, 8192, *(2**n for n in range(4, 20))) if context]
     for context, high in candidates:
         if context < 1 or high <= 1 or factor <= 0:
             continue
         scaling = Llama3Scaling(factor=factor, original_max_position_embeddings=context, high_freq_factor=high)
-        if torch.allclose(rope_factors(scaling, theta, rope_dim).double(), given_P, rtol=1e-5, atol=0):
+        if torch.allclose(rope_factors(scaling, theta, rope_dim).double(), given_Z, rtol=1e-5, atol=0):
             return scaling
     raise SpecError(ROPE_FACTORS, "holds frequencies that are not Llama 3's", "choose a model with Llama 3 scaling")
 
 
-def _solved(given_P: Tensor, factor: float, theta: float, rope_dim: int) -> list[tuple[int, float]]:
+def _solved(given_Z: Tensor, factor: float, theta: float, rope_dim: int) -> list[tuple[int, float]]:
     """Return (context, high_freq_factor) from the fastest and the slowest blended pair, as whole numbers and not."""
-    blended = ((given_P > 1 + 1e-4) & (given_P < factor * (1 - 1e-4))).nonzero().flatten().tolist()
+    blended = ((given_Z > 1 + 1e-4) & (given_Z < factor * (1 - 1e-4))).nonzero().flatten().tolist()
     if len(blended) < 2:
         return []
-    turns_P = frequencies(RopeSpec(theta=theta), rope_dim).double() / (2 * math.pi)
+    turns_Z = frequencies(RopeSpec(theta=theta), rope_dim).double() / (2 * math.pi)
     first, last = blended[0], blended[-1]
-    kept = [float((1 / given_P[i] - 1 / factor) / (1 - 1 / factor)) for i in (first, last)]
-    slope = (kept[0] - kept[1]) / float(turns_P[first] - turns_P[last])
-    low = slope * float(turns_P[first]) - kept[0]  # kept = (context x turns - 1) / (high - 1), low = 1 / (high - 1)
+    kept = [float((1 / given_Z[i] - 1 / factor) / (1 - 1 / factor)) for i in (first, last)]
+    slope = (kept[0] - kept[1]) / float(turns_Z[first] - turns_Z[last])
+    low = slope * float(turns_Z[first]) - kept[0]  # kept = (context x turns - 1) / (high - 1), low = 1 / (high - 1)
     if slope <= 0 or low <= 0:
         return []
     high, context = 1 + 1 / low, round(slope / low)

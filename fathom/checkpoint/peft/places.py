@@ -1,7 +1,4 @@
-"""Where PEFT keeps the update of each parameter: modules of the published model, and stacked experts.
-
-E experts, r rank.
-"""
+"""Where PEFT keeps the update of each parameter: modules of the published model, and stacked experts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Read PEFT's adapters: the updates of published layers, put together as those of Fathom's parameters.
 
-E experts, r rank, K inputs, N outputs of one matrix.
+X outputs and Y inputs of one matrix.
 """
 
 from __future__ import annotations
@@ -139,23 +139,23 @@ def _stacked(
         rank = config.rank_of(name)
         if a.shape[0] != rank * experts or b.shape[1] != rank * experts:
             raise CheckpointError(f"{name} has {a.shape[0]} rows of A, not rank {rank} for {experts} experts")
-        a_ErK, b_EXr = a.view(experts, rank, inputs), b.view(fused * outputs, rank, experts).permute(2, 0, 1)
-        return rule, dict(_rows(a_ErK, b_EXr, fused, config.scaling_of(name)))
+        a_ErY, b_EXr = a.view(experts, rank, inputs), b.view(fused * outputs, rank, experts).permute(2, 0, 1)
+        return rule, dict(_rows(a_ErY, b_EXr, fused, config.scaling_of(name)))
     raise CheckpointError(f"{module} has A of {tuple(a.shape)} and B of {tuple(b.shape)}, which fit neither matrix")
 
 
 def _rows(
-    a_ErK: Tensor, b_EXr: Tensor, fused: int, scaling: float
+    a_ErY: Tensor, b_EXr: Tensor, fused: int, scaling: float
 ) -> Iterator[tuple[tuple[int | None, int | None], _Part]]:
     """Yield the updates of every expert's matrices; of a fused pair in blocks, each its own half of the rank."""
-    rank, outputs = a_ErK.shape[1], b_EXr.shape[1] // fused
-    blocks = b_EXr.reshape(len(a_ErK), fused, outputs, rank)
+    rank, outputs = a_ErY.shape[1], b_EXr.shape[1] // fused
+    blocks = b_EXr.reshape(len(a_ErY), fused, outputs, rank)
     half = rank // fused
     apart = fused == 2 and rank % 2 == 0 and not (blocks[:, 0, :, half:].any() or blocks[:, 1, :, :half].any())
-    for expert in range(len(a_ErK)):
+    for expert in range(len(a_ErY)):
         for row in range(fused):
             kept = slice(row * half, (row + 1) * half) if apart else slice(None)
-            part = _Part(a_ErK[expert, kept], blocks[expert, row, :, kept], scaling)
+            part = _Part(a_ErY[expert, kept], blocks[expert, row, :, kept], scaling)
             yield (expert, row if fused > 1 else None), part
 
 

@@ -1,6 +1,6 @@
 """Write an adapter as PEFT stores it, for the published form of its base model.
 
-E experts, r rank, K inputs, N outputs of one matrix.
+X outputs and Y inputs of one matrix.
 """
 
 from __future__ import annotations
@@ -84,17 +84,17 @@ def _parts(rule: Rule, update: LowRank) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 def _add_stacked(found: _Collected, rule: Rule, update: LowRank) -> None:
     """Add stacked experts: A is (E r, K), and the columns of B (N, r E) run over ranks, then experts."""
-    a_ErK, b_ENr = update.a, update.b
-    if a_ErK.dim() == 4:
-        first, second = b_ENr.unbind(1)
+    a_ErY, b_EXr = update.a, update.b
+    if a_ErY.dim() == 4:
+        first, second = b_EXr.unbind(1)
         low, high = torch.zeros_like(first), torch.zeros_like(second)
-        b_ENr = torch.cat((torch.cat((first, low), -1), torch.cat((high, second), -1)), 1)
-        a_ErK = a_ErK.flatten(1, 2)
+        b_EXr = torch.cat((torch.cat((first, low), -1), torch.cat((high, second), -1)), 1)
+        a_ErY = a_ErY.flatten(1, 2)
     path, own = experts_path(rule), rule.param_name.rpartition(".")[2]
-    rank = a_ErK.shape[1]
+    rank = a_ErY.shape[1]
     stored = f"{path}.base_layer" if own == "gate_up_proj" else path
-    b = b_ENr.permute(1, 2, 0).flatten(1)
-    found.add(f"{path}.{own}", a_ErK.flatten(0, 1), b, update.scaling, rank=rank, stored=stored)
+    b = b_EXr.permute(1, 2, 0).flatten(1)
+    found.add(f"{path}.{own}", a_ErY.flatten(0, 1), b, update.scaling, rank=rank, stored=stored)
 
 
 def _targets(found: _Collected, linears: list[str], as_parameters: bool) -> tuple[list[str], list[str]]:

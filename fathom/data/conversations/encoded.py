@@ -1,6 +1,6 @@
 """Encoded samples as arrays, to be trained on and to be stored.
 
-S samples with N tokens together.
+X samples.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ class EncodedSamples:
         return pack_samples(self.tokens, self.learned)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all samples as ``tokens_N`` (int32), ``learned_N`` (bool), ``lengths_S`` and ``keys_S`` (int64)."""
+        """Return all samples as ``tokens_N`` (int32), ``learned_N`` (bool), ``lengths_X`` and ``keys_X`` (int64)."""
         return {
             "tokens_N": torch.from_numpy(np.concatenate([np.empty(0, np.int64), *self.tokens]).astype(np.int32)),
             "learned_N": torch.from_numpy(np.concatenate([np.empty(0, np.bool_), *self.learned])),
-            "lengths_S": torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.int64),
-            "keys_S": torch.tensor(self.keys, dtype=torch.int64),
+            "lengths_X": torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.int64),
+            "keys_X": torch.tensor(self.keys, dtype=torch.int64),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the samples that ``tensors`` gave, as views of two arrays."""
-        ends = tensors["lengths_S"].numpy().cumsum()[:-1]
+        ends = tensors["lengths_X"].numpy().cumsum()[:-1]
         tokens = tensors["tokens_N"].numpy().astype(np.int64)
-        if not len(tensors["lengths_S"]):
+        if not len(tensors["lengths_X"]):
             return cls()
         learned = np.split(tensors["learned_N"].numpy(), ends)
-        return cls(np.split(tokens, ends), learned, tensors["keys_S"].tolist())
+        return cls(np.split(tokens, ends), learned, tensors["keys_X"].tolist())

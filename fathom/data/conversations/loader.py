@@ -1,7 +1,4 @@
-"""The loader of conversations: epochs over samples, each in a new order, resumable at any batch.
-
-B sequences of a batch, T tokens of a sequence.
-"""
+"""The loader of conversations: epochs over samples, each in a new order, resumable at any batch."""
 
 from __future__ import annotations
 

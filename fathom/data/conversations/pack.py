@@ -1,7 +1,4 @@
-"""Packing samples into fixed-size bins, and their targets.
-
-N tokens of packed sequences, 1 in ``BT1`` the one token more that shifts inputs to targets.
-"""
+"""Packing samples into fixed-size bins, and their targets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The interface of drafters, which propose tokens ahead.
-
-N tokens of one request in a step, D hidden size.
-"""
+"""The interface of drafters, which propose tokens ahead."""
 
 from __future__ import annotations
 

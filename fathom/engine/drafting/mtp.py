@@ -1,6 +1,6 @@
 """Drafting by the model's own MTP module (V3 §2.2 and §5.4.3).
 
-N tokens, D hidden size, B requests.
+X tokens that hidden states were kept of.
 
 The module pairs a token with the hidden state before it, and attends to earlier pairs. They lie in a layer of pages of
 its own, the pair of token i in slot i: it depends on tokens 0 to i alone, as everything else in a page does, so pages
@@ -36,7 +36,7 @@ class MtpDrafter:
         self._pool = pool
         self._most_unread = draft_tokens + 1  # what a step can leave behind that tried all its drafts
         # the hidden state of each page's last token, with which the first token after a shared page is paired
-        self._last_PD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
+        self._last_XD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
 
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, after reading what the last step left."""
@@ -84,7 +84,7 @@ class MtpDrafter:
         if state.pending_hidden_ND is not None or state.num_computed_tokens == 0:
             return state.pending_hidden_ND
         page = state.pages[state.num_computed_tokens // self._pool.page_size - 1]
-        return self._last_PD[page : page + 1]
+        return self._last_XD[page : page + 1]
 
     def _process_pending(self, states: Sequence[RequestState], ends: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Let the module read the first ``counts`` unread hidden states of each request, up to slot ``ends``.
@@ -114,7 +114,7 @@ class MtpDrafter:
                 pages.append(state.pages[(state.num_computed_tokens + index) // size])
                 rows.append(new_ND[index])
         if pages:
-            self._last_PD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows)
+            self._last_XD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows)
 
 
 def _unread(state: RequestState) -> int:

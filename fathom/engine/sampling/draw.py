@@ -1,6 +1,6 @@
 """Drawing the next token of every request of a step, with its log-probability.
 
-Shapes: B rows (one per request and position), R of them at a time, N positions, V vocabulary, S blocks of it.
+X rows at a time, Y blocks of the vocabulary.
 
 Ids without a token are masked first. Then logits pass, in this order: repetition penalty, presence and frequency
 penalties, logit bias, bans (``min_tokens``, constraint), temperature, top-k, top-p, min-p. The random numbers are
@@ -81,7 +81,7 @@ def try_draw(
     logits_BV = logits_BV.float()
     drawn: list[TokenLogprob | SamplingFailure] = []
     for looked in _softmax_rows(logits_BV, unused_ids_N):
-        drawn += _draw_together(looked, rows[len(drawn) : len(drawn) + len(looked.norms_R)])
+        drawn += _draw_together(looked, rows[len(drawn) : len(drawn) + len(looked.norms_X)])
     return drawn
 
 
@@ -112,9 +112,9 @@ def prompt_logprobs(
     """Return the log-probabilities of the tokens that did follow, each with ``top`` alternatives; see ``try_draw``."""
     logits_NV = logits_NV.float()
     looked = list(_softmax_rows(logits_NV, unused_ids_N))
-    norms_N = torch.cat([each.norms_R for each in looked])
+    norms_N = torch.cat([each.norms_X for each in looked])
     logprobs_N = logits_NV.gather(-1, next_ids_N[:, None])[:, 0] - norms_N
-    rows = [row_V for each in looked for row_V in each.logits_RV]
+    rows = [row_V for each in looked for row_V in each.logits_XV]
     each = zip(rows, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
     return [TokenLogprob(token, logprob, _alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
 
@@ -132,58 +132,58 @@ _NOTHING = SamplingFailure(
 class _SoftmaxRows:
     """Rows that were looked at together.
 
-    Their logits, minus infinity at unused ids, the best of these (R,), the exponentials of how far the others are below
-    them (R, V), the masses of these (R, S), and the logarithms of the sums of exponentials, unused ids included, (R,)
+    Their logits, minus infinity at unused ids, the best of these (X,), the exponentials of how far the others are below
+    them (X, V), the masses of these (X, Y), and the logarithms of the sums of exponentials, unused ids included, (X,)
     in float64.
     """
 
-    logits_RV: Tensor
-    best_R: Tensor
-    shares_RV: Tensor
-    masses_RS: Tensor
-    norms_R: Tensor
+    logits_XV: Tensor
+    best_X: Tensor
+    shares_XV: Tensor
+    masses_XY: Tensor
+    norms_X: Tensor
 
 
 def _softmax_rows(logits_BV: Tensor, unused_ids_N: Tensor | None) -> Iterator[_SoftmaxRows]:
     """Look at as many rows at a time as stay in a core's cache; what is yielded holds until the next."""
     size, vocab = logits_BV.shape
     together = min(max(_TOGETHER // vocab, 1), size)
-    room_RV = logits_BV.new_empty(together, vocab)
+    room_XV = logits_BV.new_empty(together, vocab)
     for start in range(0, size, together):
-        logits_RV = logits_BV[start : start + together]
-        unused_R = None
+        logits_XV = logits_BV[start : start + together]
+        unused_X = None
         if unused_ids_N is not None:
-            unused_R = logits_RV[:, unused_ids_N].double().logsumexp(-1)
-            logits_RV = logits_RV.index_fill(-1, unused_ids_N, -torch.inf)
-        best_R = logits_RV.amax(-1)
-        shares_RV = weights(logits_RV, best_R[:, None], 1, out=room_RV[: len(logits_RV)])
-        masses_RS = masses(shares_RV)
-        norms_R = masses_RS.sum(-1).log_().add_(best_R)
-        if unused_R is not None:
-            norms_R = torch.logaddexp(norms_R, unused_R)
-        yield _SoftmaxRows(logits_RV, best_R, shares_RV, masses_RS, norms_R)
+            unused_X = logits_XV[:, unused_ids_N].double().logsumexp(-1)
+            logits_XV = logits_XV.index_fill(-1, unused_ids_N, -torch.inf)
+        best_X = logits_XV.amax(-1)
+        shares_XV = weights(logits_XV, best_X[:, None], 1, out=room_XV[: len(logits_XV)])
+        masses_XY = masses(shares_XV)
+        norms_X = masses_XY.sum(-1).log_().add_(best_X)
+        if unused_X is not None:
+            norms_X = torch.logaddexp(norms_X, unused_X)
+        yield _SoftmaxRows(logits_XV, best_X, shares_XV, masses_XY, norms_X)
 
 
 def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
-    logits_RV, norms, bests = looked.logits_RV, looked.norms_R.tolist(), looked.best_R.tolist()
+    logits_XV, norms, bests = looked.logits_XV, looked.norms_X.tolist(), looked.best_X.tolist()
     tokens: list[int | SamplingFailure] = [_NOT_FINITE] * len(rows)
     alike: dict[float, list[int]] = {}
     for index, (row, norm) in enumerate(zip(rows, norms, strict=True)):
         if abs(norm) < torch.inf:
-            if row.is_unmodified and (row.params.temperature == 0 or is_unfiltered(row.params, logits_RV.shape[-1])):
+            if row.is_unmodified and (row.params.temperature == 0 or is_unfiltered(row.params, logits_XV.shape[-1])):
                 alike.setdefault(row.params.temperature, []).append(index)
             else:
-                tokens[index] = _draw_one(logits_RV[index], row, bests[index])
+                tokens[index] = _draw_one(logits_XV[index], row, bests[index])
     for temperature, chosen in alike.items():
         for index, token in zip(chosen, _draw_unfiltered(looked, rows, chosen, temperature), strict=True):
             tokens[index] = token
-    ids_R = torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=logits_RV.device)
-    values = logits_RV.gather(-1, ids_R[:, None])[:, 0].tolist()
+    ids_X = torch.tensor([token if isinstance(token, int) else 0 for token in tokens], device=logits_XV.device)
+    values = logits_XV.gather(-1, ids_X[:, None])[:, 0].tolist()
     return [
         token
         if isinstance(token, SamplingFailure)
         else TokenLogprob(token, value - norm, _alternatives(logits_V, norm, row.params.logprobs or 0))
-        for logits_V, row, norm, token, value in zip(logits_RV, rows, norms, tokens, values, strict=True)
+        for logits_V, row, norm, token, value in zip(logits_XV, rows, norms, tokens, values, strict=True)
     ]
 
 
@@ -191,17 +191,17 @@ def _draw_unfiltered(
     looked: _SoftmaxRows, rows: Sequence[SamplingMetadata], chosen: Sequence[int], temperature: float
 ) -> list[int]:
     """Draw for rows at which nothing but their temperature acts; each as ``_draw_one`` draws it."""
-    logits_RV = looked.logits_RV
-    at = slice(None) if len(chosen) == len(rows) else torch.tensor(chosen, device=logits_RV.device)
+    logits_XV = looked.logits_XV
+    at = slice(None) if len(chosen) == len(rows) else torch.tensor(chosen, device=logits_XV.device)
     if temperature == 0:
-        return [int(token) for token in logits_RV[at].max(-1).indices.tolist()]  # of equal ones the first
+        return [int(token) for token in logits_XV[at].max(-1).indices.tolist()]  # of equal ones the first
     numbers = [uniform(rows[index].seed, len(rows[index].drawn), 0) for index in chosen]
     if temperature == 1:
-        shares_RV, masses_RS = looked.shares_RV[at], looked.masses_RS[at]
+        shares_XV, masses_XY = looked.shares_XV[at], looked.masses_XY[at]
     else:
-        shares_RV = weights(logits_RV[at], looked.best_R[at][:, None], temperature)
-        masses_RS = masses(shares_RV)
-    return [int(token) for token in sample_unfiltered_rows(shares_RV, masses_RS, numbers).tolist()]
+        shares_XV = weights(logits_XV[at], looked.best_X[at][:, None], temperature)
+        masses_XY = masses(shares_XV)
+    return [int(token) for token in sample_unfiltered_rows(shares_XV, masses_XY, numbers).tolist()]
 
 
 def _draw_one(logits_V: Tensor, row: SamplingMetadata, best: float) -> int | SamplingFailure:

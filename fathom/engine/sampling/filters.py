@@ -1,6 +1,6 @@
 """Drawing from a vocabulary without sorting it.
 
-V vocabulary (or what top-k left of it), R rows, S blocks of the vocabulary.
+X rows, Y blocks of the vocabulary, Z of its tokens; V may be what top-k left of it.
 
 A number in [0, 1) picks the token in whose share of the cumulated weights it falls, in the order of ids: a rounding
 error in the logits then moves every boundary by as little, where in order of likelihood it could swap two tokens.
@@ -53,7 +53,7 @@ def _first(values_N: Tensor, ids_N: Tensor, count: int) -> Tensor:
 
 
 def weights(logits_V: Tensor, best: float | Tensor, temperature: float, *, out: Tensor | None = None) -> Tensor:
-    """Return exp((logit - best) / temperature), 1 for the best token; of rows too, with ``best`` (R, 1)."""
+    """Return exp((logit - best) / temperature), 1 for the best token; of rows too, with ``best`` (X, 1)."""
     differences_V = torch.sub(logits_V, best, out=out)
     if temperature != 1:
         differences_V.div_(max(temperature, _SMALLEST_TEMPERATURE))
@@ -75,20 +75,20 @@ def is_unfiltered(params: SamplingParams, vocab: int) -> bool:
     return params.temperature > 0 and not 0 < params.top_k < vocab and params.top_p >= 1 and params.min_p <= 0
 
 
-def sample_unfiltered_rows(weights_RV: Tensor, masses_RS: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Return the ids (R,) that ``sample_filtered`` draws with these numbers where no filter takes a token away.
+def sample_unfiltered_rows(weights_XV: Tensor, masses_XY: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Return the ids (X,) that ``sample_filtered`` draws with these numbers where no filter takes a token away.
 
     A row's id is that of the row alone, whatever is beside it.
     """
-    ends_RS = masses_RS.cumsum(-1)
-    targets_R1 = torch.tensor(numbers, dtype=torch.float64, device=weights_RV.device)[:, None] * ends_RS[:, -1:]
-    block_R1 = _holders(ends_RS, targets_R1)
-    before_R1 = ends_RS.gather(-1, (block_R1 - 1).clamp_(min=0)).masked_fill_(block_R1 == 0, 0.0)
-    ids_RK = block_R1 * _CHUNK + torch.arange(_CHUNK, device=weights_RV.device)
-    vocab = weights_RV.shape[-1]
-    held_RK = weights_RV.gather(-1, ids_RK.clamp(max=vocab - 1)).masked_fill_(ids_RK >= vocab, 0.0)
-    inner_R1 = _holders(held_RK.double().cumsum(-1), targets_R1 - before_R1)
-    return (block_R1 * _CHUNK + inner_R1)[:, 0]
+    ends_XY = masses_XY.cumsum(-1)
+    targets_X1 = torch.tensor(numbers, dtype=torch.float64, device=weights_XV.device)[:, None] * ends_XY[:, -1:]
+    block_X1 = _holders(ends_XY, targets_X1)
+    before_X1 = ends_XY.gather(-1, (block_X1 - 1).clamp_(min=0)).masked_fill_(block_X1 == 0, 0.0)
+    ids_XZ = block_X1 * _CHUNK + torch.arange(_CHUNK, device=weights_XV.device)
+    vocab = weights_XV.shape[-1]
+    held_XZ = weights_XV.gather(-1, ids_XZ.clamp(max=vocab - 1)).masked_fill_(ids_XZ >= vocab, 0.0)
+    inner_X1 = _holders(held_XZ.double().cumsum(-1), targets_X1 - before_X1)
+    return (block_X1 * _CHUNK + inner_X1)[:, 0]
 
 
 def sample_filtered(logits_V: Tensor, best: float, params: SamplingParams, number: Callable[[int], float]) -> int:
@@ -148,7 +148,7 @@ def _bucket(ends: Tensor, target: float) -> int:
     return min(at, int(torch.searchsorted(ends, float(ends[-1]))))
 
 
-def _holders(ends_RS: Tensor, targets_R1: Tensor) -> Tensor:
+def _holders(ends_XY: Tensor, targets_X1: Tensor) -> Tensor:
     """``_bucket`` of each row."""
-    at_R1 = torch.searchsorted(ends_RS, targets_R1.clamp(min=0.0), right=True)
-    return torch.minimum(at_R1, torch.searchsorted(ends_RS, ends_RS[:, -1:].contiguous()))
+    at_X1 = torch.searchsorted(ends_XY, targets_X1.clamp(min=0.0), right=True)
+    return torch.minimum(at_X1, torch.searchsorted(ends_XY, ends_XY[:, -1:].contiguous()))

@@ -1,7 +1,4 @@
-"""What changes a request's logits before it draws: penalties, biases and everything that forbids tokens.
-
-V vocabulary, N distinct tokens.
-"""
+"""What changes a request's logits before it draws: penalties, biases and everything that forbids tokens."""
 
 from __future__ import annotations
 

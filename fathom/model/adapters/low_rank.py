@@ -1,6 +1,6 @@
 """The low-rank update of one matrix, of a fused pair, or of stacked experts' matrices.
 
-E experts, G 2 for gate and up, r rank, K inputs, N outputs.
+J inputs, Y outputs, X rows of the input, Z 2 for gate and up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DropoutSeed:
 
 
 class LowRankUpdate(nn.Module):
-    """scaling x B A, added to a weight (..., N, K): ``A`` is (..., r, K) and ``B`` (..., N, r).
+    """scaling x B A, added to a weight (..., Y, J): ``A`` is (..., r, J) and ``B`` (..., Y, r).
 
     Leading dimensions are those of the weight: none for a linear layer, (2,) for fused gate and up projections, (E,)
     and (E, 2) for experts. ``B`` begins as zero, so that nothing changes before the first step. Dropout is a function
@@ -55,7 +55,7 @@ class LowRankUpdate(nn.Module):
         return self.scaling * (self.B @ self.A)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., K) to what is added to the layer's output (..., N), or (..., 2 N) for a fused pair."""
+        """Map (..., J) to what is added to the layer's output (..., Y), or (..., 2 Y) for a fused pair."""
         return self.product(x, self.A, self.B)
 
     def experts(self) -> list[tuple[Tensor, Tensor]]:
@@ -67,9 +67,9 @@ class LowRankUpdate(nn.Module):
         low = F.linear(self._dropped(x, stream), a.flatten(0, -2))
         if a.dim() == 2:
             return F.linear(low, b) * self.scaling
-        low_GMr = low.reshape(-1, *a.shape[:-1]).transpose(0, 1)
-        y_MGN = torch.bmm(low_GMr, b.mT).transpose(0, 1)
-        return y_MGN.reshape(*x.shape[:-1], -1) * self.scaling
+        low_ZXr = low.reshape(-1, *a.shape[:-1]).transpose(0, 1)
+        y_XZY = torch.bmm(low_ZXr, b.mT).transpose(0, 1)
+        return y_XZY.reshape(*x.shape[:-1], -1) * self.scaling
 
     def _dropped(self, x: Tensor, stream: int) -> Tensor:
         if not (self.training and self.dropout) or self._seed is None or not x.numel():

@@ -1,6 +1,6 @@
 """The attention inputs that all layers of a forward pass share: positions, masks and rotary tables.
 
-B batch, T new tokens, H heads, G key-value heads, K query and key width, V value width; b and t those of a group.
+X = H U; b and t are the sequences and tokens of a group.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class AttentionContext:
     layout: RopeLayout
     form: LatentForm = "auto"
 
-    def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, scale: float) -> Tensor:
-        """Attend without a cache, within each group and to its shared prefix; returns (B, T, H V)."""
+    def attend(self, q_BTHW: Tensor, k_BTGW: Tensor, v_BTGU: Tensor, scale: float) -> Tensor:
+        """Attend without a cache, within each group and to its shared prefix; returns (B, T, H U)."""
         groups = self.metadata.groups
         if groups[0].rows is None:
-            return _attended(groups[0], (q_BTHK, k_BTGK, v_BTGV), (), scale)
+            return _attended(groups[0], (q_BTHW, k_BTGW, v_BTGU), (), scale)
         # Split all groups at once: the gradient is then one copy, not a sum over groups of tensors full of zeros.
         sizes = [group.rows.stop - group.rows.start for group in groups if group.rows is not None]
-        split = zip(*(x[0].split_with_sizes(sizes) for x in (q_BTHK, k_BTGK, v_BTGV)), strict=True)
-        outputs, base, complete = [], 0, (q_BTHK, k_BTGK, v_BTGV)
+        split = zip(*(x[0].split_with_sizes(sizes) for x in (q_BTHW, k_BTGW, v_BTGU)), strict=True)
+        outputs, base, complete = [], 0, (q_BTHW, k_BTGW, v_BTGU)
         for group, rows in zip(groups, split, strict=True):
             assert group.rows is not None
             first: tuple[Tensor, ...] = ()
@@ -58,12 +58,12 @@ class AttentionContext:
 
 
 def _attended(group: AttentionGroup, own: Sequence[Tensor], first: Sequence[Tensor], scale: float) -> Tensor:
-    """Return a group's output (b, t, H V) from its queries, keys and values (b, t, ...) and the prefix's K and V."""
-    q_BHTK, k_BGTK, v_BGTV = (x.transpose(1, 2) for x in own)
+    """Return a group's output (b, t, H U) from its queries, keys and values (b, t, ...) and those of the prefix."""
+    q_BHTW, k_BGTW, v_BGTU = (x.transpose(1, 2) for x in own)
     if group.prefix is None:
-        out_BHTV = kernels.attention(
-            q_BHTK, k_BGTK, v_BGTV, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=scale
+        out_BHTU = kernels.attention(
+            q_BHTW, k_BGTW, v_BGTU, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=scale
         )
     else:
-        out_BHTV = kernels.shared_prefix_attention(q_BHTK, k_BGTK, v_BGTV, *first, mask_1TS=group.mask_BTS, scale=scale)
-    return out_BHTV.transpose(1, 2).flatten(2)
+        out_BHTU = kernels.shared_prefix_attention(q_BHTW, k_BGTW, v_BGTU, *first, mask_1TS=group.mask_BTS, scale=scale)
+    return out_BHTU.transpose(1, 2).flatten(2)

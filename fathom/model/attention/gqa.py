@@ -1,6 +1,6 @@
 """Grouped-query attention: MHA, GQA and MQA, with optional biases and window.
 
-B batch, T new tokens, S keys, D hidden size, H heads, G key-value heads, K head width.
+X = H U.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class GQA(nn.Module):
         """Attend from the new tokens to themselves and to the cache; returns (B, T, D)."""
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
-        q_BTHK = self.q_proj(x_BTD).view(batch, tokens, -1, self.width)
-        k_BTGK = self.k_proj(x_BTD).view(batch, tokens, -1, self.width)
-        v_BTGK = self.v_proj(x_BTD).view(batch, tokens, -1, self.width)
-        q_BTHK = kernels.rotate(q_BTHK, cos, sin, context.layout)
-        k_BTGK = kernels.rotate(k_BTGK, cos, sin, context.layout)
+        q_BTHW = self.q_proj(x_BTD).view(batch, tokens, -1, self.width)
+        k_BTGW = self.k_proj(x_BTD).view(batch, tokens, -1, self.width)
+        v_BTGU = self.v_proj(x_BTD).view(batch, tokens, -1, self.width)
+        q_BTHW = kernels.rotate(q_BTHW, cos, sin, context.layout)
+        k_BTGW = kernels.rotate(k_BTGW, cos, sin, context.layout)
         if layer_cache is None:
-            out_BTX = context.attend(q_BTHK, k_BTGK, v_BTGK, self.scale)
+            out_BTX = context.attend(q_BTHW, k_BTGW, v_BTGU, self.scale)
         else:
             out_BTX = context.concatenate(
                 [
-                    self._attend(group, group.select(q_BTHK).transpose(1, 2), *seen)
-                    for group, seen in layer_cache.append(context.metadata, k_BTGK, v_BTGK)
+                    self._attend(group, group.select(q_BTHW).transpose(1, 2), *seen)
+                    for group, seen in layer_cache.append(context.metadata, k_BTGW, v_BTGU)
                 ]
             )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
-    def _attend(self, group: AttentionGroup, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-        out_BHTK = kernels.attention(
-            q_BHTK, k_BGSK, v_BGSK, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=self.scale
+    def _attend(self, group: AttentionGroup, q_BHTW: Tensor, k_BGSW: Tensor, v_BGSU: Tensor) -> Tensor:
+        out_BHTU = kernels.attention(
+            q_BHTW, k_BGSW, v_BGSU, mask_B1TS=group.mask_B1TS, causal=group.causal, scale=self.scale
         )
-        return out_BHTK.transpose(1, 2).flatten(2)
+        return out_BHTU.transpose(1, 2).flatten(2)

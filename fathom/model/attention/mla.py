@@ -1,7 +1,7 @@
 """Multi-head latent attention (V2 §2.1, eqs 9-19 and 37-47) in its two forms.
 
-B batch, T new tokens, S keys, D hidden size, H heads, C kv_lora_rank, R qk_rope_head_dim, N qk_nope_head_dim,
-K = N + R, V v_head_dim. The cache holds C + R numbers per token: the normalised latent, then the rotated key.
+The cache holds C + R numbers per token: the normalised latent, then the rotated key, which are the one head of the
+absorbed form. X rows of a matrix of each head, Y rows of its input.
 """
 
 from __future__ import annotations
@@ -118,44 +118,44 @@ class MLA(nn.Module):
         shape = self.shape
         batch, tokens, _ = x_BTD.shape
         cos, sin = context.rope
-        q_BTHK = self._queries(x_BTD).view(batch, tokens, -1, shape.qk_head_dim)
-        q_nope_BTHN, q_rope_BTHR = q_BTHK.split_with_sizes([shape.qk_nope_head_dim, shape.qk_rope_head_dim], -1)
+        q_BTHW = self._queries(x_BTD).view(batch, tokens, -1, shape.qk_head_dim)
+        q_nope_BTHP, q_rope_BTHR = q_BTHW.split_with_sizes([shape.qk_nope_head_dim, shape.qk_rope_head_dim], -1)
         latent_BTC, rope_key_BTR = self.kv_a_proj_with_mqa(x_BTD).split_with_sizes(
             [shape.kv_lora_rank, shape.qk_rope_head_dim], -1
         )
         latent_BTC = self.kv_a_layernorm(latent_BTC)
         rotated = kernels.rotate(torch.cat((q_rope_BTHR, rope_key_BTR[:, :, None]), 2), cos, sin, context.layout)
-        q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([q_BTHK.shape[2], 1], 2)
+        q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([q_BTHW.shape[2], 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
         if layer_cache is None:
             keys_values = self._keys_values(latent_BTC, rope_key_BTR)
-            out_BTX = context.attend(torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1), *keys_values, self.scale)
+            out_BTX = context.attend(torch.cat((q_nope_BTHP, q_rope_BTHR), dim=-1), *keys_values, self.scale)
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
             out_BTX = context.concatenate(
                 [
-                    self._attend(group, group.select(q_nope_BTHN), group.select(q_rope_BTHR), seen_B1SW, context.form)
+                    self._attend(group, group.select(q_nope_BTHP), group.select(q_rope_BTHR), seen_B1SW, context.form)
                     for group, (seen_B1SW,) in layer_cache.append(context.metadata, new_BT1W)
                 ]
             )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
 
     def _attend(
-        self, group: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
+        self, group: AttentionGroup, q_nope_BTHP: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
     ) -> Tensor:
-        """Attend to cached latents in the cheaper form; returns (B, T, H V)."""
-        heads, tokens, keys = q_nope_BTHN.shape[2], group.tokens, seen_B1SW.shape[2]
+        """Attend to cached latents in the cheaper form; returns (B, T, H U)."""
+        heads, tokens, keys = q_nope_BTHP.shape[2], group.tokens, seen_B1SW.shape[2]
         tile = tile_size(heads)
         tiled = keys - tokens > 2 * tile
         if self._absorbs(tokens, keys, tiled, form):
-            return self._absorbed(group, q_nope_BTHN, q_rope_BTHR, seen_B1SW)
+            return self._absorbed(group, q_nope_BTHP, q_rope_BTHR, seen_B1SW)
         latent_BSC, rope_key_BSR = seen_B1SW[:, 0].split_with_sizes(
             [self.shape.kv_lora_rank, self.shape.qk_rope_head_dim], -1
         )
-        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHR), dim=-1)
+        q_BTHW = torch.cat((q_nope_BTHP, q_rope_BTHR), dim=-1)
         if tiled:
-            return self._tiled(group, q_BTHK, latent_BSC, rope_key_BSR, tile)
-        return self._expanded(group, q_BTHK, latent_BSC, rope_key_BSR)
+            return self._tiled(group, q_BTHW, latent_BSC, rope_key_BSR, tile)
+        return self._expanded(group, q_BTHW, latent_BSC, rope_key_BSR)
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
         if self.shape.q_lora_rank is None:
@@ -170,61 +170,61 @@ class MLA(nn.Module):
         return absorbed < (TILED_COST_FACTOR if tiled else EXPANDED_COST_FACTOR) * expanded
 
     def _keys_values(self, latent_BSC: Tensor, rope_key_BSR: Tensor) -> tuple[Tensor, Tensor]:
-        """Rebuild keys (B, S, H, K) and values (B, S, H, V) of every head."""
+        """Rebuild keys (B, S, H, W) and values (B, S, H, U) of every head."""
         shape = self.shape
         batch, keys, _ = latent_BSC.shape
         kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, -1, shape.qk_nope_head_dim + shape.v_head_dim)
-        k_nope_BSHN, v_BSHV = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
+        k_nope_BSHP, v_BSHU = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
-        return torch.cat((k_nope_BSHN, rope_key_BSHR), dim=-1), v_BSHV
+        return torch.cat((k_nope_BSHP, rope_key_BSHR), dim=-1), v_BSHU
 
     def _up_projections(self) -> tuple[HeadMatrices, HeadMatrices]:
         """Return the rows of ``kv_b_proj`` that make keys and those that make values, head by head."""
         sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
         up_HXC = self.kv_b_proj.weight.view(-1, sum(sizes), self.shape.kv_lora_rank)
-        keys_HNC, values_HVC = up_HXC.split_with_sizes(sizes, 1)
+        keys_HPC, values_HUC = up_HXC.split_with_sizes(sizes, 1)
         lora = self.kv_b_proj.lora
         if lora is None:
-            return HeadMatrices(keys_HNC), HeadMatrices(values_HVC)
+            return HeadMatrices(keys_HPC), HeadMatrices(values_HUC)
         b_HXr = lora.B.view(len(up_HXC), sum(sizes), lora.rank) * lora.scaling
         keys_b, values_b = b_HXr.split_with_sizes(sizes, 1)
-        return HeadMatrices(keys_HNC, lora.A, keys_b), HeadMatrices(values_HVC, lora.A, values_b)
+        return HeadMatrices(keys_HPC, lora.A, keys_b), HeadMatrices(values_HUC, lora.A, values_b)
 
-    def _expanded(self, group: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
-        """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H V)."""
-        k_BSHK, v_BSHV = self._keys_values(latent_BSC, rope_key_BSR)
-        out_BHTV = kernels.attention(
-            q_BTHK.transpose(1, 2),
-            k_BSHK.transpose(1, 2),
-            v_BSHV.transpose(1, 2),
+    def _expanded(self, group: AttentionGroup, q_BTHW: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
+        """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H U)."""
+        k_BSHW, v_BSHU = self._keys_values(latent_BSC, rope_key_BSR)
+        out_BHTU = kernels.attention(
+            q_BTHW.transpose(1, 2),
+            k_BSHW.transpose(1, 2),
+            v_BSHU.transpose(1, 2),
             mask_B1TS=group.mask_B1TS,
             causal=group.causal,
             scale=self.scale,
         )
-        return out_BHTV.transpose(1, 2).flatten(2)
+        return out_BHTU.transpose(1, 2).flatten(2)
 
     def _tiled(
-        self, group: AttentionGroup, q_BTHK: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor, tile: int
+        self, group: AttentionGroup, q_BTHW: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor, tile: int
     ) -> Tensor:
         """Run as MHA over one tile of rebuilt keys and values after another, merged by log-sum-exp."""
-        q_BHTK, merged = q_BTHK.transpose(1, 2), None
+        q_BHTW, merged = q_BTHW.transpose(1, 2), None
         for keys, mask_B1TS, causal in _tiles(group, latent_BSC.shape[1], tile):
-            k_BSHK, v_BSHV = self._keys_values(latent_BSC[:, keys], rope_key_BSR[:, keys])
-            k_BHSK, v_BHSV = k_BSHK.transpose(1, 2), v_BSHV.transpose(1, 2)
+            k_BSHW, v_BSHU = self._keys_values(latent_BSC[:, keys], rope_key_BSR[:, keys])
+            k_BHSW, v_BHSU = k_BSHW.transpose(1, 2), v_BSHU.transpose(1, 2)
             found = kernels.attention_with_lse(
-                q_BHTK, k_BHSK, v_BHSV, mask_B1TS=mask_B1TS, causal=causal, scale=self.scale
+                q_BHTW, k_BHSW, v_BHSU, mask_B1TS=mask_B1TS, causal=causal, scale=self.scale
             )
             merged = found if merged is None else kernels.merge_attention(*merged, *found)
         assert merged is not None
-        return merged[0].to(q_BTHK.dtype).transpose(1, 2).flatten(2)
+        return merged[0].to(q_BTHW.dtype).transpose(1, 2).flatten(2)
 
-    def _absorbed(self, group: AttentionGroup, q_nope_BTHN: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
+    def _absorbed(self, group: AttentionGroup, q_nope_BTHP: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor) -> Tensor:
         """Run as MQA over the latents: they are keys (with the rotary part) and values (without) of one head."""
         shape = self.shape
-        batch, tokens, heads, _ = q_nope_BTHN.shape
+        batch, tokens, heads, _ = q_nope_BTHP.shape
         rows = batch * tokens
         key_up, value_up = self._up_projections()
-        q_latent_HYC = key_up.transposed(q_nope_BTHN.reshape(rows, heads, -1).transpose(0, 1))
+        q_latent_HYC = key_up.transposed(q_nope_BTHP.reshape(rows, heads, -1).transpose(0, 1))
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
         q_BTHW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1)
         # One token's heads become queries of the single head, so that each latent is read once for all of them.
@@ -239,8 +239,8 @@ class MLA(nn.Module):
         )
         mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)
         mixed_HYC = mixed_BTHW[..., : shape.kv_lora_rank].reshape(rows, heads, -1).transpose(0, 1)
-        out_HYV = value_up.product(mixed_HYC)
-        return out_HYV.transpose(0, 1).reshape(batch, tokens, -1)
+        out_HYU = value_up.product(mixed_HYC)
+        return out_HYU.transpose(0, 1).reshape(batch, tokens, -1)
 
 
 def _tiles(group: AttentionGroup, keys: int, tile: int) -> Iterator[tuple[slice, Tensor | None, bool]]:

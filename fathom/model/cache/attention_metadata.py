@@ -1,6 +1,6 @@
 """Attention metadata of a forward pass, and the interface of KV caches that supply it.
 
-B sequences, T new tokens, S keys, P keys of a shared prefix, G key-value heads, K head width.
+X keys of a shared prefix.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class AttentionGroup:
         """The mask with a dimension for heads."""
         return None if self.mask_BTS is None else self.mask_BTS[:, None]
 
-    def select(self, x_BTHK: Tensor) -> Tensor:
+    def select(self, x_BTHW: Tensor) -> Tensor:
         """Return the group's rows of (B, T, ...) as (sequences, tokens, ...)."""
         if self.rows is None:
-            return x_BTHK
-        own_NHK = x_BTHK[0, self.rows]
-        return own_NHK.view(-1, self.tokens, *own_NHK.shape[1:])
+            return x_BTHW
+        own_NHW = x_BTHW[0, self.rows]
+        return own_NHW.view(-1, self.tokens, *own_NHW.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class LayerCache(Protocol):
     """The KV cache of one layer."""
 
     def append(
-        self, metadata: AttentionMetadata, *new_BTGK: Tensor
+        self, metadata: AttentionMetadata, *new_BTGW: Tensor
     ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
-        """Write the new tokens in place, then yield each group with its keys and values: (B, G, S, K) per ``new``.
+        """Write the new tokens in place, then yield each group with its keys and values: (B, G, S, W) per ``new``.
 
         Yielded tensors are valid until the next group is requested. The iterator must be exhausted.
         """
@@ -142,7 +142,7 @@ def packed_metadata(
 
 
 def _shared_prefix_mask(prefix: int, tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The mask (1, T, P + T) of tokens after a prefix over the prefix and themselves; None where it hides nothing."""
+    """The mask (1, T, X + T) of tokens after a prefix over the prefix and themselves; None where it hides nothing."""
     if window is None or window >= prefix + tokens:
         return None
     keys_S = torch.arange(prefix + tokens, device=device)

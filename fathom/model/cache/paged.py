@@ -1,6 +1,6 @@
 """A step over a page pool: a packed batch of sequences at any positions, each with its own number of new tokens.
 
-B sequences of a group, T new tokens of each, N tokens of the step, S keys, P tokens of a page, G heads, K width.
+Z tokens of a page.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ class _PagedLayerCache:
         self._step, self._layer = step, layer
 
     def append(
-        self, metadata: AttentionMetadata, *new_BTGK: Tensor
+        self, metadata: AttentionMetadata, *new_BTGW: Tensor
     ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
-        """Write the step's tokens, then yield each group with what its pages hold: (B, G, S, K) per kind."""
+        """Write the step's tokens, then yield each group with what its pages hold: (B, G, S, W) per kind."""
         step, pool, empty = self._step, self._step.pool, self._step.empty_slots
-        for pages, new in zip(self._layer, new_BTGK, strict=True):
+        for pages, new in zip(self._layer, new_BTGW, strict=True):
             pages.write(step.slots_N, new[0].flatten(1))
         for group, table in zip(metadata.groups, step.tables, strict=True):
             assert group.rows is not None

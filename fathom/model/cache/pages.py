@@ -1,6 +1,6 @@
 """Pages of keys, values or latents in the model's dtype, and the interface of pages in any format.
 
-P tokens of a page, X elements of one token, N tokens.
+X elements of one token, Z tokens of a page.
 """
 
 from __future__ import annotations

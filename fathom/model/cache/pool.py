@@ -1,6 +1,6 @@
 """A page pool: one allocation for the KV cache of all requests, in pages of a few tokens each.
 
-P tokens of a page, G key-value heads, K head width.
+Z tokens of a page.
 """
 
 from __future__ import annotations

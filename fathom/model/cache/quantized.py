@@ -1,6 +1,6 @@
 """Quantized pages: 8 bits, or 6 on average (V2 §3.2.3), in the row layout of ``plan/cache_rows.py``.
 
-N tokens, X elements of a token, Y bytes of its row, G groups of K elements.
+X elements of a token, Y bytes of its row, Z groups of J elements, O codes of a segment.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class QuantizedPages:
         scales, codes = [], []
         widths = [segment.width for segment in self._row.segments]
         for segment, part_NX in zip(self._row.segments, rows_NX.float().split_with_sizes(widths, 1), strict=True):
-            scales_NG, codes_NY = _quantize(part_NX, segment)
-            scales.append(scales_NG.view(torch.uint8))
+            scales_NZ, codes_NY = _quantize(part_NX, segment)
+            scales.append(scales_NZ.view(torch.uint8))
             codes.append(codes_NY)
         bytes_NY = torch.cat([*scales, *codes], 1)
         missing = self._row.nbytes - bytes_NY.shape[1]
@@ -60,14 +60,14 @@ class QuantizedPages:
             bytes_NY = self._rows_NY.view(-1, size * row.nbytes).index_select(0, pages).view(-1, row.nbytes)
         rows_NX = scratch.take((bytes_NY.shape[0], row.width), self._table)
         at = row.scales * SCALE_BYTES
-        scales_NG = bytes_NY[:, :at].view(torch.bfloat16).to(torch.promote_types(torch.bfloat16, rows_NX.dtype))
+        scales_NZ = bytes_NY[:, :at].view(torch.bfloat16).to(torch.promote_types(torch.bfloat16, rows_NX.dtype))
         first = group = 0
         for segment in row.segments:
             codes_NY = bytes_NY.narrow(1, at, segment.code_bytes)
             values_NX = codes_NY.view(torch.int8) if segment.largest == EIGHT_BITS else self._pairs(codes_NY)
             part_NX = rows_NX.narrow(1, first, segment.width).copy_(values_NX[:, : segment.width])
-            scale_NG = scales_NG.narrow(1, group, segment.scales)
-            part_NX.view(-1, segment.scales, segment.group).mul_(scale_NG.unsqueeze(2))
+            scale_NZ = scales_NZ.narrow(1, group, segment.scales)
+            part_NX.view(-1, segment.scales, segment.group).mul_(scale_NZ.unsqueeze(2))
             at, first, group = at + segment.code_bytes, first + segment.width, group + segment.scales
         return rows_NX
 
@@ -77,28 +77,28 @@ class QuantizedPages:
 
     def _pairs(self, codes_NY: Tensor) -> Tensor:
         """Look up pairs of values, each pair as one element."""
-        indices_NM = kernels.unpack_11(codes_NY)
+        indices_NO = kernels.unpack_11(codes_NY)
         table = self._table.view(_PAIR_TYPES[self._table.element_size()]).view(-1)
-        found = table.index_select(0, indices_NM.view(-1))
-        return found.view(self._table.dtype).view(len(indices_NM), -1)
+        found = table.index_select(0, indices_NO.view(-1))
+        return found.view(self._table.dtype).view(len(indices_NO), -1)
 
 
 def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
-    """Return a segment's scales, bfloat16 (N, G), and its codes as bytes.
+    """Return a segment's scales, bfloat16 (N, Z), and its codes as bytes.
 
     Scales are rounded up, so that no code exceeds the largest.
     """
-    part_NGK = part_NX.reshape(-1, segment.scales, segment.group)
-    scales_NG = torch.linalg.vector_norm(part_NGK, float("inf"), dim=2).clamp_min_(_LEAST).div_(segment.largest)
+    part_NZJ = part_NX.reshape(-1, segment.scales, segment.group)
+    scales_NZ = torch.linalg.vector_norm(part_NZJ, float("inf"), dim=2).clamp_min_(_LEAST).div_(segment.largest)
     # By bits and not by casts, which a compiler may elide between two operations.
-    scales_NG.view(torch.int32).add_(0xFFFF).bitwise_and_(-0x10000)
-    codes_NX = (part_NGK / scales_NG.unsqueeze(2)).round_().flatten(1)
-    scales_NG = scales_NG.to(torch.bfloat16)
+    scales_NZ.view(torch.int32).add_(0xFFFF).bitwise_and_(-0x10000)
+    codes_NX = (part_NZJ / scales_NZ.unsqueeze(2)).round_().flatten(1)
+    scales_NZ = scales_NZ.to(torch.bfloat16)
     if segment.largest == EIGHT_BITS:
-        return scales_NG, codes_NX.to(torch.int8).view(torch.uint8)
+        return scales_NZ, codes_NX.to(torch.int8).view(torch.uint8)
     codes_NX = torch.nn.functional.pad(codes_NX, (0, segment.width % 2))
-    pairs_NM = torch.add(codes_NX[:, 1::2], codes_NX[:, 0::2], alpha=_LEVELS)
-    return scales_NG, kernels.pack_11(pairs_NM.to(torch.int32))
+    pairs_NO = torch.add(codes_NX[:, 1::2], codes_NX[:, 0::2], alpha=_LEVELS)
+    return scales_NZ, kernels.pack_11(pairs_NO.to(torch.int32))
 
 
 def _pair_table(device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,5 @@
 """Static KV caches: one contiguous tensor per layer and kind; the reference implementation of the paged ones.
 
-B sequences, T new tokens, S cached tokens, G key-value heads, K head width, C latent width, R rotated width.
-
 The cache assigns slots to new tokens (``advance``); a layer's cache writes them and returns views (``append``).
 """
 
@@ -24,16 +22,16 @@ class FullLayerCache:
         self.tensors = tensors
 
     def append(
-        self, metadata: AttentionMetadata, *new_BTHK: Tensor
+        self, metadata: AttentionMetadata, *new_BTHW: Tensor
     ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
         """Write the new tokens into their slots, in place, and yield the slots up to the newest."""
         (group,) = metadata.groups
-        for held_BHSK, new in zip(self.tensors, new_BTHK, strict=True):
+        for held_BHSW, new in zip(self.tensors, new_BTHW, strict=True):
             if metadata.start is not None:
-                held_BHSK.narrow(2, metadata.start, metadata.new_tokens).copy_(new.transpose(1, 2))
+                held_BHSW.narrow(2, metadata.start, metadata.new_tokens).copy_(new.transpose(1, 2))
             else:
-                rows_B1 = torch.arange(held_BHSK.shape[0], device=held_BHSK.device)[:, None]
-                held_BHSK[rows_B1, :, metadata.positions_BT] = new
+                rows_B1 = torch.arange(held_BHSW.shape[0], device=held_BHSW.device)[:, None]
+                held_BHSW[rows_B1, :, metadata.positions_BT] = new
         yield group, tuple(held.narrow(2, 0, group.end) for held in self.tensors)
 
 
@@ -41,7 +39,7 @@ class SlidingWindowLayerCache(FullLayerCache):
     """A rolling buffer of the last W tokens in one layer; token p is in slot p mod W."""
 
     def append(
-        self, metadata: AttentionMetadata, *new_BTHK: Tensor
+        self, metadata: AttentionMetadata, *new_BTHW: Tensor
     ) -> Iterator[tuple[AttentionGroup, tuple[Tensor, ...]]]:
         """Write the last W of the new tokens and yield the keys of all queries.
 
@@ -49,20 +47,20 @@ class SlidingWindowLayerCache(FullLayerCache):
         because writing them overwrites what the first of them still needs.
         """
         (group,), seen = metadata.groups, []
-        for held_BHSK, new in zip(self.tensors, new_BTHK, strict=True):
-            window = held_BHSK.shape[2]
-            new_BHTK = new.transpose(1, 2)
+        for held_BHSW, new in zip(self.tensors, new_BTHW, strict=True):
+            window = held_BHSW.shape[2]
+            new_BHTW = new.transpose(1, 2)
             if metadata.past_slots_S is not None:
-                seen.append(torch.cat((held_BHSK[:, :, metadata.past_slots_S], new_BHTK), dim=2))
+                seen.append(torch.cat((held_BHSW[:, :, metadata.past_slots_S], new_BHTW), dim=2))
             kept = min(metadata.new_tokens, window)
             if metadata.start is not None:
                 slots_T = metadata.positions_BT[0, -kept:] % window
-                held_BHSK[:, :, slots_T] = new_BHTK[:, :, -kept:]
+                held_BHSW[:, :, slots_T] = new_BHTW[:, :, -kept:]
             else:
-                rows_B1 = torch.arange(held_BHSK.shape[0], device=held_BHSK.device)[:, None]
-                held_BHSK[rows_B1, :, metadata.positions_BT[:, -kept:] % window] = new[:, -kept:]
+                rows_B1 = torch.arange(held_BHSW.shape[0], device=held_BHSW.device)[:, None]
+                held_BHSW[rows_B1, :, metadata.positions_BT[:, -kept:] % window] = new[:, -kept:]
             if metadata.past_slots_S is None:
-                seen.append(held_BHSK[:, :, : group.end])
+                seen.append(held_BHSW[:, :, : group.end])
         yield group, tuple(seen)
 
 

@@ -1,7 +1,6 @@
 """Keeping experts evenly used: balance losses, load statistics and the bias update, all functions of ``Routing``.
 
-Dimensions: B batch, T tokens, E experts, K experts per token, D devices (groups of consecutive experts), P pairs, S
-sequences, M tokens counted once for each sequence they belong to.
+X anything, Y tokens counted once for each sequence they belong to, Z devices (groups of consecutive experts).
 
 Every loss is given without its weight. Those of expert, device, communication and sequence are 1 when routing is
 uniform, Shazeer's two are 0; ``z_loss`` is not about balance but keeps logits small. Losses of scope "sequence" are
@@ -28,13 +27,13 @@ from fathom.spec.moe import BalanceScope, Counted, MixtureOfExperts
 class SequenceIndex:
     """Which tokens of a packed row (1, N) belong to which sequence; those of a shared prefix belong to several.
 
-    ``tokens_M`` are positions in the row, ``sequences_M`` the sequence that each is counted for, and ``lengths_S``
+    ``tokens_Y`` are positions in the row, ``sequences_Y`` the sequence that each is counted for, and ``lengths_B``
     (float32) the tokens of each sequence, its prefix included.
     """
 
-    tokens_M: Tensor
-    sequences_M: Tensor
-    lengths_S: Tensor
+    tokens_Y: Tensor
+    sequences_Y: Tensor
+    lengths_B: Tensor
 
     @classmethod
     def of(cls, packed: PackedSequences, device: torch.device) -> SequenceIndex:
@@ -46,14 +45,14 @@ class SequenceIndex:
             complete = complete if prefix else start
             pieces.append(torch.cat((torch.arange(complete, complete + prefix), torch.arange(start, start + length))))
             start += length
-        lengths_S = torch.tensor([len(piece) for piece in pieces])
-        sequences_M = torch.repeat_interleave(torch.arange(len(pieces)), lengths_S)
-        return cls(torch.cat(pieces).to(device), sequences_M.to(device), lengths_S.to(device, torch.float32))
+        lengths_B = torch.tensor([len(piece) for piece in pieces])
+        sequences_Y = torch.repeat_interleave(torch.arange(len(pieces)), lengths_B)
+        return cls(torch.cat(pieces).to(device), sequences_Y.to(device), lengths_B.to(device, torch.float32))
 
     def sums(self, values_1NX: Tensor) -> Tensor:
-        """Sum the tokens of every sequence, (S, X)."""
-        sums_SX = values_1NX.new_zeros(len(self.lengths_S), values_1NX.shape[-1])
-        return sums_SX.index_add(0, self.sequences_M, values_1NX[0][self.tokens_M])
+        """Sum the tokens of every sequence, (B, X)."""
+        sums_BX = values_1NX.new_zeros(len(self.lengths_B), values_1NX.shape[-1])
+        return sums_BX.index_add(0, self.sequences_Y, values_1NX[0][self.tokens_Y])
 
 
 def expert_balance_loss(
@@ -110,9 +109,9 @@ def device_loss(
     routing: Routing, *, devices: int, scope: BalanceScope = "sequence", sequences: SequenceIndex | None = None
 ) -> Tensor:
     """Sum over devices of the mean frequency of their experts times their total score (V2 eqs 26-28)."""
-    frequencies_BD = _by_device(_frequencies(routing, scope, sequences), devices).mean(-1)
-    scores_BD = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
-    return (frequencies_BD * scores_BD).sum(-1).mean()
+    frequencies_BZ = _by_device(_frequencies(routing, scope, sequences), devices).mean(-1)
+    scores_BZ = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
+    return (frequencies_BZ * scores_BZ).sum(-1).mean()
 
 
 def communication_loss(
@@ -125,19 +124,19 @@ def communication_loss(
 ) -> Tensor:
     """Sum over devices of how often tokens are sent there times their total score (V2 eqs 29-31).
 
-    A device's frequency is D / (M T) times the tokens with at least one expert on it: 1 for all when every token
+    With D devices a frequency is D / (M T) times the tokens with at least one expert on it: 1 for all when every token
     reaches exactly M = ``devices_per_token`` devices and all are reached alike.
     """
     indices_BTK = _scoped(routing.indices_BTK, scope)
     batch, tokens, _ = indices_BTK.shape
     device_BTK = indices_BTK // (routing.scores_BTE.shape[-1] // devices)
-    sent_BTD = torch.zeros(batch, tokens, devices, device=indices_BTK.device).scatter_(2, device_BTK, 1.0)
+    sent_BTZ = torch.zeros(batch, tokens, devices, device=indices_BTK.device).scatter_(2, device_BTK, 1.0)
     if scope == "sequence" and sequences is not None:
-        frequencies_BD = sequences.sums(sent_BTD) * (devices / (devices_per_token * sequences.lengths_S[:, None]))
+        frequencies_BZ = sequences.sums(sent_BTZ) * (devices / (devices_per_token * sequences.lengths_B[:, None]))
     else:
-        frequencies_BD = sent_BTD.sum(1) * (devices / (devices_per_token * tokens))
-    scores_BD = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
-    return (frequencies_BD * scores_BD).sum(-1).mean()
+        frequencies_BZ = sent_BTZ.sum(1) * (devices / (devices_per_token * tokens))
+    scores_BZ = _by_device(_mean_scores(routing, scope, sequences), devices).sum(-1)
+    return (frequencies_BZ * scores_BZ).sum(-1).mean()
 
 
 def sequence_loss(routing: Routing, *, sequences: SequenceIndex | None = None) -> Tensor:
@@ -244,24 +243,24 @@ def _scoped(values_BTX: Tensor, scope: BalanceScope) -> Tensor:
 
 
 def _frequencies(routing: Routing, scope: BalanceScope, sequences: SequenceIndex | None) -> Tensor:
-    """f_i = E / (K T) times the tokens that chose expert i: (B, E) or (S, E), mean 1, without gradient."""
+    """f_i = E / (K T) times the tokens that chose expert i: (B, E), mean 1, without gradient."""
     indices_BTK, experts = _scoped(routing.indices_BTK, scope), routing.scores_BTE.shape[-1]
     batch, tokens, chosen = indices_BTK.shape
     if scope == "sequence" and sequences is not None:
         chosen_1NE = torch.zeros(batch, tokens, experts, device=indices_BTK.device)
         chosen_1NE.scatter_add_(2, indices_BTK, torch.ones_like(indices_BTK, dtype=torch.float32))
-        return sequences.sums(chosen_1NE) * (experts / (chosen * sequences.lengths_S[:, None]))
+        return sequences.sums(chosen_1NE) * (experts / (chosen * sequences.lengths_B[:, None]))
     counts_BE = torch.zeros(batch, experts, dtype=torch.int64, device=indices_BTK.device)
-    flat_BP = indices_BTK.reshape(batch, tokens * chosen)
-    counts_BE.scatter_add_(1, flat_BP, torch.ones_like(flat_BP))
+    flat_BM = indices_BTK.reshape(batch, tokens * chosen)
+    counts_BE.scatter_add_(1, flat_BM, torch.ones_like(flat_BM))
     return counts_BE.to(torch.float32) * (experts / (chosen * tokens))
 
 
 def _mean_scores(routing: Routing, scope: BalanceScope, sequences: SequenceIndex | None) -> Tensor:
-    """P_i, the mean over tokens of each expert's share of the scores: (B, E) or (S, E), sum 1."""
+    """P_i, the mean over tokens of each expert's share of the scores: (B, E), sum 1."""
     scores_BTE = routing.scores_BTE / (routing.scores_BTE.sum(-1, keepdim=True) + 1e-20)
     if scope == "sequence" and sequences is not None:
-        return sequences.sums(scores_BTE) / sequences.lengths_S[:, None]
+        return sequences.sums(scores_BTE) / sequences.lengths_B[:, None]
     return _scoped(scores_BTE, scope).mean(1)
 
 

@@ -1,7 +1,4 @@
-"""What a router takes beyond its input: sequences exempt from dropping, seeds, token ids, forced experts.
-
-Dimensions: B batch, T tokens, K experts per token.
-"""
+"""What a router takes beyond its input: sequences exempt from dropping, seeds, token ids, forced experts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How tokens reach the experts of a layer: the seam between a router's choice and the experts' grouped products.
 
-N tokens of this process, M tokens that its experts work on, K experts per token, D hidden size.
+Z tokens that the experts of this process work on.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class TokenDispatcher(Protocol):
     """
 
     def dispatch(self, x_ND: Tensor, assignment: ExpertAssignment) -> tuple[Tensor, ExpertAssignment, Any]:
-        """Return (M, D) rows for the experts held here, their assignment, and what ``combine`` needs.
+        """Return (Z, D) rows for the experts held here, their assignment, and what ``combine`` needs.
 
         The assignment that is returned counts the experts held here from 0.
         """
         ...
 
-    def combine(self, y_MD: Tensor, state: Any) -> Tensor:
+    def combine(self, y_ZD: Tensor, state: Any) -> Tensor:
         """Return (N, D): for every token the sum of what the experts made of it, in the order of ``dispatch``."""
         ...
 
@@ -49,6 +49,6 @@ class LocalDispatcher:
         """Return what was given."""
         return x_ND, assignment, None
 
-    def combine(self, y_MD: Tensor, state: None) -> Tensor:
+    def combine(self, y_ZD: Tensor, state: None) -> Tensor:
         """Return what was given."""
-        return y_MD
+        return y_ZD

@@ -1,6 +1,6 @@
 """Token dropping: by affinity under a device's budget (V2 §2.2.4), or by order under an expert's capacity (GShard).
 
-Dimensions: B batch, T tokens, K experts per token, E experts, P pairs of a token and an expert (P = B * T * K).
+X devices, Y queues: an expert of a group.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def keep_within_budget(
     """
     pairs = affinity_BTK.numel()
     budget = int(capacity_factor * pairs / devices)
-    exempt_P = exempt_B.to(affinity_BTK.device)[:, None, None].expand_as(affinity_BTK).reshape(-1)
-    device_P = (indices_BTK // experts_per_device).reshape(-1)
-    key_P = affinity_BTK.reshape(-1).masked_fill(exempt_P, float("inf"))
-    order_P = key_P.argsort(descending=True, stable=True)
-    order_P = order_P[device_P[order_P].argsort(stable=True)]
-    load_D = torch.bincount(device_P, minlength=devices)
-    start_D = load_D.cumsum(0) - load_D
-    rank_P = torch.arange(pairs, device=affinity_BTK.device) - start_D[device_P[order_P]]
-    kept_P = torch.empty_like(exempt_P).scatter_(0, order_P, rank_P < budget)
-    return (kept_P | exempt_P).view_as(indices_BTK)
+    exempt_M = exempt_B.to(affinity_BTK.device)[:, None, None].expand_as(affinity_BTK).reshape(-1)
+    device_M = (indices_BTK // experts_per_device).reshape(-1)
+    key_M = affinity_BTK.reshape(-1).masked_fill(exempt_M, float("inf"))
+    order_M = key_M.argsort(descending=True, stable=True)
+    order_M = order_M[device_M[order_M].argsort(stable=True)]
+    load_X = torch.bincount(device_M, minlength=devices)
+    start_X = load_X.cumsum(0) - load_X
+    rank_M = torch.arange(pairs, device=affinity_BTK.device) - start_X[device_M[order_M]]
+    kept_M = torch.empty_like(exempt_M).scatter_(0, order_M, rank_M < budget)
+    return (kept_M | exempt_M).view_as(indices_BTK)
 
 
 def keep_in_order(indices_BTK: Tensor, *, slots: int, num_experts: int) -> Tensor:
@@ -54,10 +54,10 @@ def keep_in_order(indices_BTK: Tensor, *, slots: int, num_experts: int) -> Tenso
     """
     batch, tokens, chosen = indices_BTK.shape
     group_B11 = torch.arange(batch, device=indices_BTK.device).view(-1, 1, 1)
-    queue_P = (group_B11 * num_experts + indices_BTK).transpose(1, 2).reshape(-1)
-    order_P = queue_P.argsort(stable=True)
-    length_Q = torch.bincount(queue_P, minlength=batch * num_experts)
-    start_Q = length_Q.cumsum(0) - length_Q
-    rank_P = torch.arange(queue_P.numel(), device=queue_P.device) - start_Q[queue_P[order_P]]
-    kept_P = torch.empty_like(queue_P, dtype=torch.bool).scatter_(0, order_P, rank_P < slots)
-    return kept_P.view(batch, chosen, tokens).transpose(1, 2)
+    queue_M = (group_B11 * num_experts + indices_BTK).transpose(1, 2).reshape(-1)
+    order_M = queue_M.argsort(stable=True)
+    length_Y = torch.bincount(queue_M, minlength=batch * num_experts)
+    start_Y = length_Y.cumsum(0) - length_Y
+    rank_M = torch.arange(queue_M.numel(), device=queue_M.device) - start_Y[queue_M[order_M]]
+    kept_M = torch.empty_like(queue_M, dtype=torch.bool).scatter_(0, order_M, rank_M < slots)
+    return kept_M.view(batch, chosen, tokens).transpose(1, 2)

@@ -1,6 +1,6 @@
 """The mixture-of-experts feed-forward layer (DeepSeekMoE §3, V2 eq 20).
 
-B batch, T tokens, N = B x T, D hidden size, F expert width, E experts, K experts per token.
+X pairs of one expert, Y inputs of a matrix, Z tokens that the experts of this process work on.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class RoutedExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, assignment: ExpertAssignment) -> Tensor:
         """Sum over each token's experts of weight times expert(token), (N, D)."""
-        rows_MD, held, state = self.dispatcher.dispatch(x_ND, assignment)
-        return self.dispatcher.combine(self.grouped(rows_MD, held), state)
+        rows_ZD, held, state = self.dispatcher.dispatch(x_ND, assignment)
+        return self.dispatcher.combine(self.grouped(rows_ZD, held), state)
 
-    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+    def grouped(self, x_ZD: Tensor, assignment: ExpertAssignment) -> Tensor:
         """The same sum over the experts held here, whose indices count from 0."""
         raise NotImplementedError
 
@@ -50,7 +50,7 @@ class RoutedExperts(nn.Module):
 
     def adapted(
         self,
-        x_MD: Tensor,
+        x_ZD: Tensor,
         assignment: ExpertAssignment,
         num_experts: int,
         gate_up: kernels.ExpertProduct,
@@ -58,7 +58,7 @@ class RoutedExperts(nn.Module):
     ) -> Tensor:
         """The sum over the experts held here with their low-rank updates added to the products of frozen weights."""
         return kernels.adapted_swiglu(
-            x_MD,
+            x_ZD,
             assignment.indices_NK,
             assignment.weights_NK,
             assignment.kept_NK,
@@ -72,7 +72,7 @@ def _updated(product: kernels.ExpertProduct, lora: LowRankUpdate | None) -> kern
     if lora is None:
         return product
     factors = lora.experts()
-    return lambda x_CK, expert: product(x_CK, expert) + lora.product(x_CK, *factors[expert], stream=expert)
+    return lambda x_XY, expert: product(x_XY, expert) + lora.product(x_XY, *factors[expert], stream=expert)
 
 
 class Experts(RoutedExperts):
@@ -86,19 +86,19 @@ class Experts(RoutedExperts):
         nn.init.normal_(self.gate_up_proj, std=hidden_size**-0.5)
         nn.init.normal_(self.down_proj, std=width**-0.5)
 
-    def grouped(self, x_MD: Tensor, assignment: ExpertAssignment) -> Tensor:
+    def grouped(self, x_ZD: Tensor, assignment: ExpertAssignment) -> Tensor:
         """Products over slices of tokens sorted by expert; one token alone reads its K experts only."""
         gate_up_EFD = self.gate_up_proj.flatten(1, 2)
         if self.is_adapted:
             return self.adapted(
-                x_MD,
+                x_ZD,
                 assignment,
                 len(gate_up_EFD),
-                lambda x_CD, expert: F.linear(x_CD, gate_up_EFD[expert]),
-                lambda x_CF, expert: F.linear(x_CF, self.down_proj[expert]),
+                lambda x_XD, expert: F.linear(x_XD, gate_up_EFD[expert]),
+                lambda x_XF, expert: F.linear(x_XF, self.down_proj[expert]),
             )
         return kernels.grouped_swiglu(
-            x_MD,
+            x_ZD,
             assignment.indices_NK,
             assignment.weights_NK,
             gate_up_EFD,

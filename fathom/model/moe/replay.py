@@ -1,7 +1,4 @@
-"""Record the routing of a pass as one tensor, and measure how far two passes routed alike.
-
-Dimensions: B batch, T tokens, N tokens of packed sequences, L mixture-of-experts layers, K experts per token.
-"""
+"""Record the routing of a pass as one tensor, and measure how far two passes routed alike."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which experts a token is routed to, and with what weight: score, select and weigh as separate steps.
 
-Dimensions: B batch, T tokens, D hidden size, E experts, K experts per token, G groups.
+X groups, Y experts of a group.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ class Router(nn.Module):
         select, balance = self.spec.select, self.spec.balance
         if isinstance(select, Capacity):
             wanted_BTK = self._second_experts(weights_BTK, context) if select.second == "random" else None
-            groups_GSK = indices_BTK if select.group == "sequence" else indices_BTK.flatten(0, 1).unsqueeze(0)
-            slots = select.slots(groups_GSK.shape[1], self.num_experts, training=self.training)
+            groups_XTK = indices_BTK if select.group == "sequence" else indices_BTK.flatten(0, 1).unsqueeze(0)
+            slots = select.slots(groups_XTK.shape[1], self.num_experts, training=self.training)
             if slots is None:
                 return wanted_BTK, wanted_BTK
-            kept_BTK = keep_in_order(groups_GSK, slots=slots, num_experts=self.num_experts).reshape_as(indices_BTK)
+            kept_BTK = keep_in_order(groups_XTK, slots=slots, num_experts=self.num_experts).reshape_as(indices_BTK)
             return (kept_BTK if wanted_BTK is None else kept_BTK & wanted_BTK), wanted_BTK
         exempt_B = context.exempt_B if context is not None else None
         if not self.training or exempt_B is None or balance.capacity_factor is None:
@@ -197,11 +197,11 @@ def limit_groups(choice_BTE: Tensor, select: GroupLimited) -> Tensor:
 
     Zero would not do: a score with its bias may be negative, and an excluded expert would win.
     """
-    choice_BTGS = choice_BTE.view(*choice_BTE.shape[:-1], select.n_group, -1)
+    choice_BTXY = choice_BTE.view(*choice_BTE.shape[:-1], select.n_group, -1)
     if select.group_score == "max":
-        rank_BTG = choice_BTGS.amax(-1)
+        rank_BTX = choice_BTXY.amax(-1)
     else:
-        rank_BTG = choice_BTGS.topk(2, dim=-1).values.sum(-1)
-    chosen = rank_BTG.topk(select.topk_group, dim=-1).indices
-    excluded_BTG = torch.ones_like(rank_BTG, dtype=torch.bool).scatter_(-1, chosen, False)
-    return choice_BTGS.masked_fill(excluded_BTG.unsqueeze(-1), float("-inf")).flatten(-2)
+        rank_BTX = choice_BTXY.topk(2, dim=-1).values.sum(-1)
+    chosen = rank_BTX.topk(select.topk_group, dim=-1).indices
+    excluded_BTX = torch.ones_like(rank_BTX, dtype=torch.bool).scatter_(-1, chosen, False)
+    return choice_BTXY.masked_fill(excluded_BTX.unsqueeze(-1), float("-inf")).flatten(-2)

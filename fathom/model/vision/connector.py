@@ -1,6 +1,6 @@
 """Connectors: project the towers' features to the language model's embedding space.
 
-I images, N image tokens, L features of the low tower, G of the high one, D hidden size of the language model.
+X features of the low tower, Y of the high one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class MLPConnector(nn.Module):
         self.linear1 = nn.Linear(low.hidden_size, width)
         self.linear2 = nn.Linear(width, width)
 
-    def forward(self, low_INL: Tensor) -> Tensor:
-        """Map (I, N, L) to (I, N, D)."""
-        y_IND: Tensor = self.linear2(F.gelu(self.linear1(low_INL)))
-        return y_IND
+    def forward(self, low_ITX: Tensor) -> Tensor:
+        """Map (I, T, X) to (I, T, D)."""
+        y_ITD: Tensor = self.linear2(F.gelu(self.linear1(low_ITX)))
+        return y_ITD
 
 
 class HybridConnector(nn.Module):
@@ -35,8 +35,8 @@ class HybridConnector(nn.Module):
         self.high_proj = nn.Linear(4 * high.output_channels, width // 2)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, low_INL: Tensor, high_ING: Tensor) -> Tensor:
-        """Map (I, N, L) and (I, N, G) to (I, N, D)."""
-        both_IND = torch.cat((self.high_proj(high_ING), self.low_proj(low_INL)), dim=-1)
-        y_IND: Tensor = self.proj(F.gelu(both_IND))
-        return y_IND
+    def forward(self, low_ITX: Tensor, high_ITY: Tensor) -> Tensor:
+        """Map (I, T, X) and (I, T, Y) to (I, T, D)."""
+        both_ITD = torch.cat((self.high_proj(high_ITY), self.low_proj(low_ITX)), dim=-1)
+        y_ITD: Tensor = self.proj(F.gelu(both_ITD))
+        return y_ITD

@@ -1,7 +1,6 @@
-"""The image encoder of Segment Anything (SAM) with window attention and relative positions, as DeepSeek-VL uses it.
+"""The image encoder of Segment Anything (SHM) with window attention and relative positions, as DeepSeek-VL uses it.
 
-I images, C colours or channels, H rows, W columns, D hidden size, A heads, K head width, Q queries, S keys (patches
-of one window, or of the whole image).
+A colours or channels, X rows, Y columns, Z squares of patches (windows, or whole images), O queries.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ class SamTower(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
         self.first_global = spec.global_attn_indexes[0]
 
-    def forward(self, images_ICHW: Tensor) -> Tensor:
+    def forward(self, images_IAXY: Tensor) -> Tensor:
         """Return features (I, N, 4 x output_channels), N = grid x grid, in rows from the top left."""
-        x_IHWD = self.patch_embed(images_ICHW).permute(0, 2, 3, 1) + self.pos_embed
-        early_IHWD = x_IHWD
+        x_IXYD = self.patch_embed(images_IAXY).permute(0, 2, 3, 1) + self.pos_embed
+        early_IXYD = x_IXYD
         for index, layer in enumerate(self.layers):
-            x_IHWD = layer(x_IHWD)
+            x_IXYD = layer(x_IXYD)
             if index == self.first_global:
-                early_IHWD = x_IHWD
-        late_ICHW = self.downsample(self.neck(x_IHWD))
-        early_ICHW = self.downsample(self.global_neck(early_IHWD))
-        features_INC: Tensor = (late_ICHW + early_ICHW * self.alpha).flatten(2).transpose(1, 2)
-        return features_INC
+                early_IXYD = x_IXYD
+        late_IAXY = self.downsample(self.neck(x_IXYD))
+        early_IAXY = self.downsample(self.global_neck(early_IXYD))
+        features_ITA: Tensor = (late_IAXY + early_IAXY * self.alpha).flatten(2).transpose(1, 2)
+        return features_ITA
 
 
 class SamLayer(nn.Module):
@@ -63,40 +62,40 @@ class SamLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.mlp = SamMLP(spec)
 
-    def forward(self, x_IHWD: Tensor) -> Tensor:
-        """Map (I, H, W, D) to (I, H, W, D)."""
-        normed_IHWD = self.layer_norm1(x_IHWD)
+    def forward(self, x_IXYD: Tensor) -> Tensor:
+        """Map (I, X, Y, D) to (I, X, Y, D)."""
+        normed_IXYD = self.layer_norm1(x_IXYD)
         if self.window is None:
-            seen_IHWD = self.attn(normed_IHWD)
+            seen_IXYD = self.attn(normed_IXYD)
         else:
-            rows, columns = x_IHWD.shape[1:3]
-            seen_IHWD = join_windows(self.attn(split_windows(normed_IHWD, self.window)), rows, columns)
-        x_IHWD = x_IHWD + seen_IHWD
-        mixed_IHWD: Tensor = x_IHWD + self.mlp(self.layer_norm2(x_IHWD))
-        return mixed_IHWD
+            rows, columns = x_IXYD.shape[1:3]
+            seen_IXYD = join_windows(self.attn(split_windows(normed_IXYD, self.window)), rows, columns)
+        x_IXYD = x_IXYD + seen_IXYD
+        mixed_IXYD: Tensor = x_IXYD + self.mlp(self.layer_norm2(x_IXYD))
+        return mixed_IXYD
 
 
-def split_windows(x_IHWD: Tensor, window: int) -> Tensor:
+def split_windows(x_IXYD: Tensor, window: int) -> Tensor:
     """Cut images into windows (I x windows, window, window, D), padded below and right with zeros to whole ones."""
-    images, rows, columns, width = x_IHWD.shape
-    x_IHWD = F.pad(x_IHWD, (0, 0, 0, -columns % window, 0, -rows % window))
-    down, across = x_IHWD.shape[1] // window, x_IHWD.shape[2] // window
-    cut = x_IHWD.view(images, down, window, across, window, width).transpose(2, 3)
+    images, rows, columns, width = x_IXYD.shape
+    x_IXYD = F.pad(x_IXYD, (0, 0, 0, -columns % window, 0, -rows % window))
+    down, across = x_IXYD.shape[1] // window, x_IXYD.shape[2] // window
+    cut = x_IXYD.view(images, down, window, across, window, width).transpose(2, 3)
     return cut.reshape(-1, window, window, width)
 
 
-def join_windows(windows_XHWD: Tensor, rows: int, columns: int) -> Tensor:
+def join_windows(windows_ZXYD: Tensor, rows: int, columns: int) -> Tensor:
     """Undo ``split_windows`` for images of ``rows`` x ``columns`` patches."""
-    window, width = windows_XHWD.shape[1], windows_XHWD.shape[-1]
+    window, width = windows_ZXYD.shape[1], windows_ZXYD.shape[-1]
     down, across = -(-rows // window), -(-columns // window)
-    cut = windows_XHWD.view(-1, down, across, window, window, width).transpose(2, 3)
+    cut = windows_ZXYD.view(-1, down, across, window, window, width).transpose(2, 3)
     return cut.reshape(-1, down * window, across * window, width)[:, :rows, :columns]
 
 
 class SamAttention(nn.Module):
     """Attention over one square of patches, with decomposed relative-position embeddings of rows and columns.
 
-    The score of a query and a key is q k / sqrt(K) + q r[row distance] + q c[column distance]; ``rel_pos_h`` holds r
+    The score of a query and a key is q k / sqrt(W) + q r[row distance] + q c[column distance]; ``rel_pos_h`` holds r
     and ``rel_pos_w`` c for the distances -(size - 1) to size - 1. ``qkv`` is (3D, D), queries first.
     The number of heads is that of the weights: a shard of them along the heads attends with its own.
     """
@@ -112,34 +111,34 @@ class SamAttention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, self.head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, self.head_dim))
 
-    def forward(self, x_XHWD: Tensor) -> Tensor:
-        """Map squares (X, H, W, D) to squares (X, H, W, D)."""
-        squares, rows, columns, _ = x_XHWD.shape
-        split = self.qkv(x_XHWD).view(squares, rows * columns, 3, -1, self.head_dim)
-        q_XAQK, k_XASK, v_XASK = split.permute(2, 0, 3, 1, 4)
+    def forward(self, x_ZXYD: Tensor) -> Tensor:
+        """Map squares (Z, X, Y, D) to squares (Z, X, Y, D)."""
+        squares, rows, columns, _ = x_ZXYD.shape
+        split = self.qkv(x_ZXYD).view(squares, rows * columns, 3, -1, self.head_dim)
+        q_ZHOW, k_ZHSW, v_ZHSW = split.permute(2, 0, 3, 1, 4)
         if self.relative:
-            seen_XAQK = self._attend_relatively(q_XAQK, k_XASK, v_XASK)
+            seen_ZHOW = self._attend_relatively(q_ZHOW, k_ZHSW, v_ZHSW)
         else:
-            seen_XAQK = F.scaled_dot_product_attention(q_XAQK, k_XASK, v_XASK)
-        out_XHWD: Tensor = self.proj(seen_XAQK.transpose(1, 2).reshape(squares, rows, columns, -1))
-        return out_XHWD
+            seen_ZHOW = F.scaled_dot_product_attention(q_ZHOW, k_ZHSW, v_ZHSW)
+        out_ZXYD: Tensor = self.proj(seen_ZHOW.transpose(1, 2).reshape(squares, rows, columns, -1))
+        return out_ZXYD
 
-    def _attend_relatively(self, q_XAQK: Tensor, k_XASK: Tensor, v_XASK: Tensor) -> Tensor:
+    def _attend_relatively(self, q_ZHOW: Tensor, k_ZHSW: Tensor, v_ZHSW: Tensor) -> Tensor:
         """Attend a few rows of queries at a time, which bounds the bias in memory."""
-        squares, heads, keys, width = k_XASK.shape
+        squares, heads, keys, width = k_ZHSW.shape
         size = self.size
-        at = torch.arange(size, device=q_XAQK.device)
+        at = torch.arange(size, device=q_ZHOW.device)
         distance = at[:, None] - at[None, :] + size - 1
-        q_XAHWK = q_XAQK.reshape(squares, heads, size, size, width)
-        by_row = torch.einsum("xahwk,hsk->xahws", q_XAHWK, self.rel_pos_h[distance])
-        by_column = torch.einsum("xahwk,wsk->xahws", q_XAHWK, self.rel_pos_w[distance])
+        q_ZHXYW = q_ZHOW.reshape(squares, heads, size, size, width)
+        by_row = torch.einsum("xahwk,hsk->xahws", q_ZHXYW, self.rel_pos_h[distance])
+        by_column = torch.einsum("xahwk,wsk->xahws", q_ZHXYW, self.rel_pos_w[distance])
         step = max(1, _MAX_BIAS_ELEMENTS // (squares * heads * size * keys))
         pieces = []
         for start in range(0, size, step):
             bias = by_row[:, :, start : start + step, :, :, None] + by_column[:, :, start : start + step, :, None, :]
-            bias_XAQS = bias.reshape(squares, heads, -1, keys)
-            queries = q_XAQK[:, :, start * size : (start + step) * size]
-            pieces.append(F.scaled_dot_product_attention(queries, k_XASK, v_XASK, attn_mask=bias_XAQS))
+            bias_ZHOS = bias.reshape(squares, heads, -1, keys)
+            queries = q_ZHOW[:, :, start * size : (start + step) * size]
+            pieces.append(F.scaled_dot_product_attention(queries, k_ZHSW, v_ZHSW, attn_mask=bias_ZHOS))
         return torch.cat(pieces, dim=2)
 
 
@@ -168,12 +167,12 @@ class Neck(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.layer_norm2 = nn.LayerNorm(channels, eps=1e-6)
 
-    def forward(self, x_IHWD: Tensor) -> Tensor:
-        """Map (I, H, W, D) to (I, C, H, W)."""
-        x_ICHW = self.conv1(x_IHWD.permute(0, 3, 1, 2))
-        x_ICHW = self.layer_norm1(x_ICHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x_IHWC = self.layer_norm2(self.conv2(x_ICHW).permute(0, 2, 3, 1))
-        return x_IHWC.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+    def forward(self, x_IXYD: Tensor) -> Tensor:
+        """Map (I, X, Y, D) to (I, A, X, Y)."""
+        x_IAXY = self.conv1(x_IXYD.permute(0, 3, 1, 2))
+        x_IAXY = self.layer_norm1(x_IAXY.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x_IXYA = self.layer_norm2(self.conv2(x_IAXY).permute(0, 2, 3, 1))
+        return x_IXYA.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):
@@ -185,8 +184,8 @@ class Downsample(nn.Module):
         self.conv1 = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         self.conv2 = nn.Conv2d(2 * channels, 4 * channels, 3, stride=2, padding=1, bias=False)
 
-    def forward(self, x_ICHW: Tensor) -> Tensor:
-        """Map (I, C, H, W) to (I, 4C, grid, grid)."""
+    def forward(self, x_IAXY: Tensor) -> Tensor:
+        """Map (I, A, X, Y) to (I, 4A, grid, grid)."""
         side = 4 * self.grid
-        resized = F.interpolate(x_ICHW, size=(side, side), mode="bilinear", align_corners=False)
+        resized = F.interpolate(x_IAXY, size=(side, side), mode="bilinear", align_corners=False)
         return self.conv2(self.conv1(resized))  # type: ignore[no-any-return]

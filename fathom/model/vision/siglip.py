@@ -1,6 +1,6 @@
 """SigLIP: a vision transformer with one feature vector per patch.
 
-I images, C colours, H rows, W columns of pixels, N patches, D hidden size.
+A colours, X rows and Y columns of pixels; the patches are tokens.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class SiglipTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(width, eps=spec.layer_norm_eps)
         self.head = PoolingHead(spec) if spec.vision_use_head else None
 
-    def forward(self, images_ICHW: Tensor) -> Tensor:
-        """Return features (I, N, D), patches in rows from the top left."""
-        x_IND = self.patch_embedding(images_ICHW).flatten(2).transpose(1, 2) + self.position_embedding.weight
+    def forward(self, images_IAXY: Tensor) -> Tensor:
+        """Return features (I, T, D), patches in rows from the top left."""
+        x_ITD = self.patch_embedding(images_IAXY).flatten(2).transpose(1, 2) + self.position_embedding.weight
         for layer in self.layers:
-            x_IND = layer(x_IND)
-        normed_IND: Tensor = self.post_layernorm(x_IND)
-        return normed_IND
+            x_ITD = layer(x_ITD)
+        normed_ITD: Tensor = self.post_layernorm(x_ITD)
+        return normed_ITD
 
 
 class SiglipLayer(nn.Module):
@@ -43,11 +43,11 @@ class SiglipLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.mlp = SiglipMLP(spec)
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        """Map (I, N, D) to (I, N, D)."""
-        x_IND = x_IND + self.self_attn(self.layer_norm1(x_IND))
-        mixed_IND: Tensor = x_IND + self.mlp(self.layer_norm2(x_IND))
-        return mixed_IND
+    def forward(self, x_ITD: Tensor) -> Tensor:
+        """Map (I, T, D) to (I, T, D)."""
+        x_ITD = x_ITD + self.self_attn(self.layer_norm1(x_ITD))
+        mixed_ITD: Tensor = x_ITD + self.mlp(self.layer_norm2(x_ITD))
+        return mixed_ITD
 
 
 class SiglipAttention(nn.Module):
@@ -62,14 +62,14 @@ class SiglipAttention(nn.Module):
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x_IND: Tensor) -> Tensor:
-        """Map (I, N, D) to (I, N, D)."""
-        images, patches, _ = x_IND.shape
-        split = self.qkv_proj(x_IND).view(images, patches, 3, -1, self.head_dim)
-        q_IHNK, k_IHNK, v_IHNK = split.permute(2, 0, 3, 1, 4)
-        seen_IHNK = F.scaled_dot_product_attention(q_IHNK, k_IHNK, v_IHNK)
-        out_IND: Tensor = self.out_proj(seen_IHNK.transpose(1, 2).flatten(2))
-        return out_IND
+    def forward(self, x_ITD: Tensor) -> Tensor:
+        """Map (I, T, D) to (I, T, D)."""
+        images, patches, _ = x_ITD.shape
+        split = self.qkv_proj(x_ITD).view(images, patches, 3, -1, self.head_dim)
+        q_IHTW, k_IHTW, v_IHTW = split.permute(2, 0, 3, 1, 4)
+        seen_IHTW = F.scaled_dot_product_attention(q_IHTW, k_IHTW, v_IHTW)
+        out_ITD: Tensor = self.out_proj(seen_IHTW.transpose(1, 2).flatten(2))
+        return out_ITD
 
 
 class SiglipMLP(nn.Module):

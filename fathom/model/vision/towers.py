@@ -1,4 +1,7 @@
-"""The vision towers with their connector: from images to embeddings of image tokens."""
+"""The vision towers with their connector: from images to embeddings of image tokens.
+
+A colours, X rows and Y columns of pixels; X features of the low tower.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,16 @@ class VisionTowers(nn.Module):
     def forward(self, images: ImageBatch) -> Tensor:
         """Return embeddings of image tokens, (I images, N tokens each, D hidden size).
 
-        Flattened over images and tokens they are the ``features_ND`` of ``Decoder.forward``.
+        Flattened over images and tokens they are the ``features_TD`` of ``Decoder.forward``.
 
         Raises:
             SpecError: the images do not have the towers' sizes.
         """
         images.check(self.spec)
         kind = self.low.position_embedding.weight.dtype
-        low_INL = self.low(images.low_ICHW.to(kind))
-        if self.high is None or images.high_ICHW is None:
-            features_IND: Tensor = self.connector(low_INL)
+        low_ITX = self.low(images.low_IAXY.to(kind))
+        if self.high is None or images.high_IAXY is None:
+            features_ITD: Tensor = self.connector(low_ITX)
         else:
-            features_IND = self.connector(low_INL, self.high(images.high_ICHW.to(kind)))
-        return features_IND
+            features_ITD = self.connector(low_ITX, self.high(images.high_IAXY.to(kind)))
+        return features_ITD

@@ -1,4 +1,7 @@
-"""Checks of tensors that losses share."""
+"""Checks of tensors that losses share.
+
+Y anything.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ def same_length(**tensors: Tensor | None) -> None:
             raise DataError(f"{name}: {shapes}; give one number for each")
 
 
-def finite(name: str, values_M: Tensor) -> None:
+def finite(name: str, values_Y: Tensor) -> None:
     """Require finite numbers; the error names the first row that holds another."""
-    if not torch.isfinite(values_M).all():
-        row = int((~torch.isfinite(values_M)).nonzero()[0, 0])
-        raise DataError(f"{name}: row {row} is {values_M[row].item()}; give a finite number or leave the answer out")
+    if not torch.isfinite(values_Y).all():
+        row = int((~torch.isfinite(values_Y)).nonzero()[0, 0])
+        raise DataError(f"{name}: row {row} is {values_Y[row].item()}; give a finite number or leave the answer out")

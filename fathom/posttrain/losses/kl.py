@@ -10,7 +10,7 @@ For tokens drawn from the policy, the expected gradient of each estimate is
 
 so DeepSeekMath's k3 in the loss descends the other KL, whose gradient near the reference is the same to first order.
 The middle column holds for tokens drawn from the old policy too. All of it is tested by enumeration. With penalties on
-tokens the gradient is that of each next-token distribution, later tokens aside. N tokens, B answers.
+tokens the gradient is that of each next-token distribution, later tokens aside.
 """
 
 from __future__ import annotations

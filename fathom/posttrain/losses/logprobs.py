@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens from hidden states, never all logits at once. N, D, V as in kernels."""
+"""Log-probabilities and entropies of tokens from hidden states, never all logits at once."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Weights are made for the whole batch, so losses, gradients and counts of micro-batches of whole answers simply add up.
 At the first update after a rollout all ratios are 1: the loss is then about 0 whatever happens, its gradient is not.
-N tokens, B answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses of pairs and scores: DPO and reward models.
 
-P pairs, B = 2 P answers, chosen and rejected in turn; N tokens. Losses come one for each pair or answer:
-divided by the batch's count, they add up over micro-batches.
+X pairs, B = 2 X answers, chosen and rejected in turn. Losses come one for each pair or answer: divided
+by the batch's count, they add up over micro-batches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fathom.spec.posttrain import DpoLoss, PointwiseLoss
 class PreferenceTerms:
     """Each pair's loss, with gradient, and the margin of the chosen answer's reward, without."""
 
-    loss_P: Tensor
-    margin_P: Tensor
+    loss_X: Tensor
+    margin_X: Tensor
 
 
 def answer_logprobs(logprobs_N: Tensor, row_N: Tensor, rows: int, *, average: bool = False) -> Tensor:
@@ -39,19 +39,19 @@ def dpo_loss(logprobs_B: Tensor, reference_B: Tensor, spec: DpoLoss) -> Preferen
     Rafailov 2023, eq 7. ``spec.average`` is a matter of ``answer_logprobs``, which makes both arguments.
     """
     checks.same_length(logprobs_B=logprobs_B, reference_B=reference_B)
-    chosen_P, rejected_P = _pairs(spec.beta * (logprobs_B - reference_B.detach()))
-    margin_P = chosen_P - rejected_P
-    loss_P = -F.logsigmoid(margin_P)
+    chosen_X, rejected_X = _pairs(spec.beta * (logprobs_B - reference_B.detach()))
+    margin_X = chosen_X - rejected_X
+    loss_X = -F.logsigmoid(margin_X)
     if spec.label_smoothing:
-        loss_P = (1 - spec.label_smoothing) * loss_P - spec.label_smoothing * F.logsigmoid(-margin_P)
-    return PreferenceTerms(loss_P, margin_P.detach())
+        loss_X = (1 - spec.label_smoothing) * loss_X - spec.label_smoothing * F.logsigmoid(-margin_X)
+    return PreferenceTerms(loss_X, margin_X.detach())
 
 
 def pairwise_loss(scores_B: Tensor, margin: float | Tensor = 0.0) -> PreferenceTerms:
     """Bradley-Terry: - log sigmoid(chosen - rejected - margin), the margin one number or one for each pair."""
-    chosen_P, rejected_P = _pairs(scores_B)
-    margin_P = chosen_P - rejected_P
-    return PreferenceTerms(-F.logsigmoid(margin_P - margin), margin_P.detach())
+    chosen_X, rejected_X = _pairs(scores_B)
+    margin_X = chosen_X - rejected_X
+    return PreferenceTerms(-F.logsigmoid(margin_X - margin), margin_X.detach())
 
 
 def pointwise_loss(scores_B: Tensor, targets_B: Tensor, spec: PointwiseLoss) -> Tensor:
@@ -77,5 +77,5 @@ def _pairs(values_B: Tensor) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"pairs: answers have shape {tuple(values_B.shape)}; lay them chosen, rejected, chosen, rejected"
         )
-    chosen_P, rejected_P = torch.unbind(values_B.view(-1, 2), dim=1)
-    return chosen_P, rejected_P
+    chosen_X, rejected_X = torch.unbind(values_B.view(-1, 2), dim=1)
+    return chosen_X, rejected_X

@@ -1,4 +1,7 @@
-"""Sums over the tokens of each answer. N tokens, B answers, M of anything."""
+"""Sums over the tokens of each answer.
+
+X segments, Y of anything.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ def segment_broadcast(values_N: Tensor, row_N: Tensor, *, mean: bool = False) ->
     ``row_N`` may number the answers of a larger batch: only those present cost memory.
     """
     place_N, rows = dense_ids(row_N)
-    sum_R = segment_sum(values_N, place_N, rows)
+    sum_X = segment_sum(values_N, place_N, rows)
     if mean:
-        sum_R = sum_R / place_N.bincount(minlength=rows)
-    return sum_R[place_N]
+        sum_X = sum_X / place_N.bincount(minlength=rows)
+    return sum_X[place_N]
 
 
-def dense_ids(names_M: Tensor) -> tuple[Tensor, int]:
+def dense_ids(names_Y: Tensor) -> tuple[Tensor, int]:
     """Rename integers to 0, 1, 2 and so on, in their order; and how many different ones there are."""
     names: Tensor
-    place_M: Tensor
-    names, place_M = names_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    return place_M, names.shape[0]
+    place_Y: Tensor
+    names, place_Y = names_Y.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return place_Y, names.shape[0]

@@ -1,7 +1,4 @@
-"""Many sequences through a model in few passes, without gradients.
-
-N tokens of the packed sequences of a forward pass, D hidden size.
-"""
+"""Many sequences through a model in few passes, without gradients."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Direct preference optimization as an objective, and its reference log-probabilities: those of the initial model.
 
-N tokens of a micro-batch's packed sequences, B sequences, chosen and rejected in turn, P pairs, D hidden size.
+X pairs; of the B sequences chosen and rejected come in turn.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class PreferenceObjective:
         )
         terms = dpo_loss(policy_B, reference_B, self.spec)
         share = micro.columns[SHARE][0]
-        chosen_2P = policy_B.detach().view(-1, 2).t()
-        reward_2P = self.spec.beta * (chosen_2P - reference_B.view(-1, 2).t())
+        chosen_2X = policy_B.detach().view(-1, 2).t()
+        reward_2X = self.spec.beta * (chosen_2X - reference_B.view(-1, 2).t())
         metrics = {
-            "accuracy": (terms.margin_P > 0).to(terms.margin_P.dtype),
-            "margin": terms.margin_P,
-            "chosen_reward": reward_2P[0],
-            "rejected_reward": reward_2P[1],
-            "chosen_logprob": chosen_2P[0],
-            "rejected_logprob": chosen_2P[1],
+            "accuracy": (terms.margin_X > 0).to(terms.margin_X.dtype),
+            "margin": terms.margin_X,
+            "chosen_reward": reward_2X[0],
+            "rejected_reward": reward_2X[1],
+            "chosen_logprob": chosen_2X[0],
+            "rejected_logprob": chosen_2X[1],
         }
         return ObjectiveOutput(
-            terms.loss_P.sum() * share, {name: value_P.sum() * share for name, value_P in metrics.items()}
+            terms.loss_X.sum() * share, {name: value_X.sum() * share for name, value_X in metrics.items()}
         )
 
 

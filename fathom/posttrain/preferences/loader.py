@@ -1,7 +1,4 @@
-"""A loader of groups of sequences, such as the two of a pair: each epoch in a new order, resumable at any batch.
-
-T tokens of a sequence.
-"""
+"""A loader of groups of sequences, such as the two of a pair: each epoch in a new order, resumable at any batch."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ async def create_embeddings(models: ModelPool, http: HttpRequest) -> Response:
         step_tokens=service.model.engine.spec.step_tokens,
     )
     try:
-        vectors_SD = await run_until_disconnect(service.engine_client.interleave(steps), http.receive)
+        vectors_BD = await run_until_disconnect(service.engine_client.interleave(steps), http.receive)
     except FathomError as error:
         raise as_api_error(error, retry_after=service.retry_after()) from None
     tokens = sum(map(len, sequences))
     service.charge_prompt(http, tokens)
-    content = await service.run(lambda: _content(service.name, body, vectors_SD.cpu().numpy(), tokens))
+    content = await service.run(lambda: _content(service.name, body, vectors_BD.cpu().numpy(), tokens))
     slot.release(answered=True)
     return Response(content, media_type="application/json")
 
@@ -76,12 +76,12 @@ def _inputs(body: EmbeddingRequest) -> Sequence[str | list[int]]:
     return [each for each in given if not isinstance(each, int)]
 
 
-def _content(name: str, body: EmbeddingRequest, vectors_SD: _Floats, tokens: int) -> bytes:
+def _content(name: str, body: EmbeddingRequest, vectors_BD: _Floats, tokens: int) -> bytes:
     """Return the response's JSON; runs in a thread."""
     packed = body.encoding_format == "base64"
     vectors = (
         base64.b64encode(vector_D.astype("<f4").tobytes()).decode() if packed else vector_D.tolist()
-        for vector_D in vectors_SD
+        for vector_D in vectors_BD
     )
     data = [
         json.dumps({"object": "embedding", "index": index, "embedding": vector}) for index, vector in enumerate(vectors)

@@ -1,4 +1,7 @@
-"""Tools of a request, and the constraint that forces a tool call."""
+"""Tools of a request, and the constraint that forces a tool call.
+
+Z words of 32 tokens each.
+"""
 
 from __future__ import annotations
 
@@ -131,14 +134,14 @@ class ToolCallConstraint:
         self._before, self._after, self._ends = tuple(before), tuple(after), tuple(ends)
         self._inner = inner
 
-    def fill_bitmask(self, bitmask_W: Tensor) -> bool:
+    def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
         """Write the mask of the current part."""
         allowed = self._forced()
         if allowed is None:
-            return self._inner.fill_bitmask(bitmask_W)
-        bitmask_W[:] = 0
+            return self._inner.fill_bitmask(bitmask_Z)
+        bitmask_Z[:] = 0
         for token_id in allowed:
-            allow(bitmask_W, token_id)
+            allow(bitmask_Z, token_id)
         return True
 
     def accept(self, token_id: int) -> None:

@@ -96,9 +96,9 @@ def grouped_relu(x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, up_EDF: T
     one product an expert serves.
     """
     plan = dispatch_by_expert(indices_NK, None, up_EDF.shape[0])
-    rows = x_ND[plan.tokens_P].split_with_sizes(plan.counts)
+    rows = x_ND[plan.tokens_M].split_with_sizes(plan.counts)
     hidden_PF = torch.cat([x_CD @ up_DF for x_CD, up_DF in zip(rows, up_EDF.unbind(0), strict=True)]).relu()
     parts = zip(hidden_PF.split_with_sizes(plan.counts), down_EFD.unbind(0), strict=True)
     y_PD = torch.cat([h_CF @ down_FD for h_CF, down_FD in parts])
-    weighted_PD = y_PD * weights_NK.flatten()[plan.order_P].unsqueeze(1)
-    return torch.zeros_like(x_ND).index_add(0, plan.tokens_P, weighted_PD)
+    weighted_PD = y_PD * weights_NK.flatten()[plan.order_M].unsqueeze(1)
+    return torch.zeros_like(x_ND).index_add(0, plan.tokens_M, weighted_PD)

@@ -42,12 +42,12 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, kept_NK: Tensor | None) -> Tensor:
         """Sum over each token's kept experts of weight times expert(token); zero for a token that found no place."""
         plan = dispatch_by_expert(indices_NK, kept_NK, self.wi.shape[0])
-        if not plan.order_P.numel():
+        if not plan.order_M.numel():
             return torch.zeros_like(x_ND)
-        rows_PD = x_ND[plan.tokens_P]
+        rows_PD = x_ND[plan.tokens_M]
         outputs = [(rows_PD[pairs] @ self.wi[e].T).relu() @ self.wo[e].T for e, pairs in plan.slices()]
-        weights_P1 = weights_NK.reshape(-1)[plan.order_P, None].to(x_ND.dtype)
-        return torch.zeros_like(x_ND).index_add(0, plan.tokens_P, torch.cat(outputs) * weights_P1)
+        weights_P1 = weights_NK.reshape(-1)[plan.order_M, None].to(x_ND.dtype)
+        return torch.zeros_like(x_ND).index_add(0, plan.tokens_M, torch.cat(outputs) * weights_P1)
 
 
 class SparseMLP(nn.Module):

@@ -82,7 +82,7 @@ class Images(Target):
             warnings.simplefilter("error")
             image = open_image(data)
             assert image.mode == "RGB"
-            assert preprocess([image], VISION).low_ICHW.shape == (1, 3, 32, 32)
+            assert preprocess([image], VISION).low_IAXY.shape == (1, 3, 32, 32)
 
 
 TARGETS = (Images,)

@@ -112,15 +112,15 @@ def test_tiles_of_the_real_size_equal_one_product_over_all_keys(monkeypatch: pyt
     attention = LatentAttention(num_heads=64, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6)
     layer = mla.MLA(preset("bench-t"), attention)
     generator = torch.Generator().manual_seed(0)
-    q_BTHK = torch.randn(2, 40, 64, 12, generator=generator)
+    q_BTHW = torch.randn(2, 40, 64, 12, generator=generator)
     latent_BSC, rope_BSR = (torch.randn(2, 1200, width, generator=generator) for width in (16, 4))
     torch.nn.init.normal_(layer.kv_b_proj.weight, std=0.3, generator=generator)
     starts_B1 = torch.tensor([[1160], [200]])
     seen_BTS = torch.arange(1200) <= (starts_B1 + torch.arange(40))[:, :, None]
     for mask_BTS, causal in ((None, True), (seen_BTS, False)):
         part = AttentionGroup(40, 1200, mask_BTS, causal)
-        whole = layer._expanded(part, q_BTHK, latent_BSC, rope_BSR)
-        tiled = layer._tiled(part, q_BTHK, latent_BSC, rope_BSR, mla.tile_size(64))
+        whole = layer._expanded(part, q_BTHW, latent_BSC, rope_BSR)
+        tiled = layer._tiled(part, q_BTHW, latent_BSC, rope_BSR, mla.tile_size(64))
         torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
 
 

@@ -189,12 +189,12 @@ def test_a_fresh_model_begins_with_the_last_layers_features_only() -> None:
 @pytest.mark.parametrize(
     ("batch", "vision", "message"),
     [
-        (images(1, size=8), TWO, r"low_ICHW: is \(1, 3, 8, 8\) instead of \(I, 3, 12, 12\)"),
-        (ImageBatch(noise(3, 12, 12)), ONE, r"low_ICHW: is \(3, 12, 12\)"),
-        (ImageBatch(noise(1, 3, 12, 12)), TWO, "high_ICHW: is missing"),
-        (images(1), ONE, "high_ICHW: the model has no high-resolution tower"),
-        (ImageBatch(noise(2, 3, 12, 12), noise(1, 3, 20, 20)), TWO, "high_ICHW: holds 1 images, low_ICHW 2"),
-        (ImageBatch(noise(1, 3, 12, 12), noise(1, 4, 20, 20)), TWO, r"high_ICHW: is \(1, 4, 20, 20\)"),
+        (images(1, size=8), TWO, r"low_IAXY: is \(1, 3, 8, 8\) instead of \(I, 3, 12, 12\)"),
+        (ImageBatch(noise(3, 12, 12)), ONE, r"low_IAXY: is \(3, 12, 12\)"),
+        (ImageBatch(noise(1, 3, 12, 12)), TWO, "high_IAXY: is missing"),
+        (images(1), ONE, "high_IAXY: the model has no high-resolution tower"),
+        (ImageBatch(noise(2, 3, 12, 12), noise(1, 3, 20, 20)), TWO, "high_IAXY: holds 1 images, low_IAXY 2"),
+        (ImageBatch(noise(1, 3, 12, 12), noise(1, 4, 20, 20)), TWO, r"high_IAXY: is \(1, 4, 20, 20\)"),
     ],
 )
 def test_images_that_do_not_fit_the_towers_are_refused(batch: ImageBatch, vision: VisionSpec, message: str) -> None:

@@ -94,7 +94,7 @@ def test_rewards_of_several_kinds_are_each_compared_with_their_own(spec: Advanta
     laid = [(4 * i + end, value, kind) for i, answer in enumerate(steps) for end, value, kind in answer]
     ends, values, kinds = (torch.tensor(column) for column in zip(*laid, strict=True))
     rows = torch.arange(7).repeat_interleave(4)
-    found = process_advantages(values.double(), ends, torch.tensor(groups), rows, spec, kinds_S=kinds)
+    found = process_advantages(values.double(), ends, torch.tensor(groups), rows, spec, kinds_Z=kinds)
     expected = torch.tensor(several_kinds(spec, steps, groups), dtype=torch.float64)
     torch.testing.assert_close(found.values_N, expected, rtol=0, atol=1e-12)
     assert (found.zero_variance_groups, found.groups) == (1, 3)
@@ -113,7 +113,7 @@ def test_outcomes_alone_are_outcome_supervision(spec: AdvantageSpec) -> None:
         torch.tensor(GROUPS),
         rows,
         spec,
-        kinds_S=torch.tensor([0] * 10 + [1] * 10),
+        kinds_Z=torch.tensor([0] * 10 + [1] * 10),
     )
     torch.testing.assert_close(found.values_N, outcome.values_B.repeat_interleave(3), rtol=0, atol=1e-12)
     assert torch.equal(found.varied_B, outcome.varied_B)
@@ -159,7 +159,7 @@ def test_a_reward_that_is_not_finite_is_refused_by_its_row(bad: float) -> None:
     rewards = torch.tensor([0.0, 1.0, bad])
     with pytest.raises(DataError, match="rewards_B: row 2 is"):
         group_advantages(rewards, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(DataError, match="step_rewards_S: row 2 is"):
+    with pytest.raises(DataError, match="step_rewards_Z: row 2 is"):
         process_advantages(rewards, torch.tensor([0, 1, 2]), torch.zeros(1), torch.zeros(3, dtype=torch.long))
 
 
@@ -167,7 +167,7 @@ def test_answers_that_lie_scattered_and_steps_outside_are_refused() -> None:
     groups = torch.zeros(2, dtype=torch.long)
     with pytest.raises(DataError, match="row_N: an answer's tokens do not lie together"):
         process_advantages(torch.tensor([1.0]), torch.tensor([0]), groups, torch.tensor([0, 1, 0]))
-    with pytest.raises(DataError, match="step_ends_S: 1 to 3 leave the 3 tokens"):
+    with pytest.raises(DataError, match="step_ends_Z: 1 to 3 leave the 3 tokens"):
         process_advantages(torch.tensor([1.0, 2.0]), torch.tensor([1, 3]), groups, torch.tensor([0, 0, 1]))
     with pytest.raises(DataError, match="groups_B"):
         group_advantages(torch.tensor([1.0]), groups)

@@ -205,7 +205,7 @@ def test_dpo_loss_and_gradient_equal_dpo_trainer(beta: float, kind: str, average
     policy_B, reference_B = (
         answer_logprobs(data[name][MASK_BT], row_N, len(LENGTHS), average=average) for name in ("logprobs", "reference")
     )
-    actual = dpo_loss(policy_B, reference_B, spec).loss_P.mean()
+    actual = dpo_loss(policy_B, reference_B, spec).loss_X.mean()
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     wanted = torch.autograd.grad(expected, data["logprobs"])[0]
     torch.testing.assert_close(torch.autograd.grad(actual, data["logprobs"])[0], wanted, rtol=0, atol=1e-10)

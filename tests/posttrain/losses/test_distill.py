@@ -130,5 +130,5 @@ def test_two_vocabularies_are_refused() -> None:
     h, w, th, tw = make()
     with pytest.raises(DataError, match="the teacher's vocabulary is 12, the student's 13"):
         divergence(h, w, th, tw[:-1], SPECS[0], chunk_tokens=3)
-    with pytest.raises(DataError, match="teacher_hidden_NE: holds 6 tokens, the student's 7"):
+    with pytest.raises(DataError, match="teacher_hidden_NY: holds 6 tokens, the student's 7"):
         divergence(h, w, th[:-1], tw, SPECS[0], chunk_tokens=3)

@@ -28,7 +28,7 @@ def test_dpo_loss_and_gradient_equal_equation_7(beta: float, smoothing: float, a
     spec = DpoLoss(beta=beta, label_smoothing=smoothing, average=average)
     sums = [answer_logprobs(x, ROWS, 4, average=average) for x in (policy, reference)]
     terms = dpo_loss(sums[0], sums[1], spec)
-    got = torch.autograd.grad(terms.loss_P.sum(), policy)[0]
+    got = torch.autograd.grad(terms.loss_X.sum(), policy)[0]
 
     gap = (policy.detach() - reference).tolist()
     wanted, losses, ahead = [0.0] * len(ROWS), [], []
@@ -45,8 +45,8 @@ def test_dpo_loss_and_gradient_equal_equation_7(beta: float, smoothing: float, a
             if row // 2 == pair:
                 sign = 1 if row % 2 == 0 else -1
                 wanted[i] = slope * beta * sign / (LENGTHS[row] if average else 1)
-    torch.testing.assert_close(terms.loss_P.detach(), torch.tensor(losses, dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(terms.margin_P, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(terms.loss_X.detach(), torch.tensor(losses, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(terms.margin_X, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-10)
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
@@ -61,12 +61,12 @@ def test_pairwise_loss_and_gradient(margin: float | str) -> None:
     scores = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
     margins = torch.tensor([0.5, 1.5], dtype=torch.float64)
     terms = pairwise_loss(scores, margins if isinstance(margin, str) else margin)
-    got = torch.autograd.grad(terms.loss_P.sum(), scores)[0].tolist()
+    got = torch.autograd.grad(terms.loss_X.sum(), scores)[0].tolist()
     for pair, ahead in enumerate((1.5, -1.75)):
         x = ahead - (margins[pair].item() if isinstance(margin, str) else margin)
-        assert terms.loss_P[pair].item() == pytest.approx(-math.log(sigmoid(x)), abs=1e-10)
+        assert terms.loss_X[pair].item() == pytest.approx(-math.log(sigmoid(x)), abs=1e-10)
         assert got[2 * pair : 2 * pair + 2] == pytest.approx([-sigmoid(-x), sigmoid(-x)], abs=1e-10)
-        assert terms.margin_P[pair].item() == ahead
+        assert terms.margin_X[pair].item() == ahead
 
 
 def test_pointwise_losses_and_gradients() -> None:
@@ -84,7 +84,7 @@ def test_pointwise_losses_and_gradients() -> None:
 
 def test_extreme_scores_stay_finite() -> None:
     scores = torch.tensor([-1e4, 1e4], requires_grad=True)
-    loss = pairwise_loss(scores).loss_P
+    loss = pairwise_loss(scores).loss_X
     assert loss.item() == pytest.approx(2e4)
     assert torch.autograd.grad(loss.sum(), scores)[0].tolist() == [-1.0, 1.0]
 
