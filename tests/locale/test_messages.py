@@ -30,7 +30,7 @@ NOUNS = {
     "cache_finding": (0, ()),
     "disk_finding": (0, ()),
 }
-"""Functions given a noun that is translated where it is shown: its place (the first of two for findings), and keywords."""
+"""Functions given a noun that is translated where it is shown: its place (the first of two for findings); keywords."""
 Template = tuple[str, frozenset[str] | None]
 """A template, and the names of the values that its call gives; None for one that is translated elsewhere."""
 
