@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from fathom.cli import model_options, options, sampling
 from fathom.cli.console import readable
 from fathom.cli.conversation import Conversation, Message, converse
 from fathom.errors import DataError
+from fathom.locale import tr
 
 
 def chat(
@@ -70,4 +72,8 @@ def chat(
         list(image or []),
     )
     model_options.announce(opened)
+    if opened.suggestions.kind == "completion":
+        again = f"fathom generate {shlex.quote(model)} --prompt TEXT"
+        said = tr("it was trained on texts, not on conversations; continue a text with: {command}", command=again)
+        print(said, file=sys.stderr)
     converse(conversation)

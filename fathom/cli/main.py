@@ -154,7 +154,8 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except Interrupted as error:
-        _fail(one_line(str(error)), INTERRUPTED_CODE)
+        print(tr("stopped: {message}", message=one_line(str(error))), file=sys.stderr)
+        raise SystemExit(INTERRUPTED_CODE) from None
     except SpecErrors as error:
         _fail(str(error), ERROR_CODE)
     except FathomError as error:

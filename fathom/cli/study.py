@@ -46,7 +46,7 @@ class _Stoppable(NullProgress):
         self, done: float, total: float | None, unit: str, *, phase: str = "", metrics: Mapping[str, str] = NO_METRICS
     ) -> None:
         if self.stop.signal_name is not None:
-            raise Interrupted(f"stopped by {self.stop.signal_name}; nothing was written to {self.out}, run it again")
+            raise Interrupted(f"{self.stop.signal_name} arrived; nothing was written to {self.out}, run it again")
         self.display.update(done, total, unit, phase=phase, metrics=metrics)
 
 

@@ -54,7 +54,7 @@ def train(
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
-    from fathom.pipeline.recorded_plan import load_recorded_plan
+    from fathom.pipeline.recorded_plan import load_recorded_plan, resume_command
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
@@ -91,6 +91,10 @@ def train(
         raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
     finally:
         display.close()
+    if until is not None and until != plan.recipe.steps[-1].name:
+        again = resume_command(directory)
+        display.message(tr("stopped after {step}; continue with: {command}", step=until, command=again))
+        return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
 
 

@@ -166,7 +166,7 @@ class _CheckedWeights:
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._read():
             if self.stop.signal_name is not None:
-                raise Interrupted(f"{self.stop.signal_name}: conversion stopped; nothing was written")
+                raise Interrupted(f"{self.stop.signal_name} arrived; nothing was written")
             self._check(name, tensor)
             yield name, tensor
             del tensor  # free it before the next one is read

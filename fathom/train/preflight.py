@@ -20,7 +20,7 @@ WARMUP_SHARE = 0.03
 
 MANY_EPOCHS = 10
 """Fine-tuning that reads its examples more often is warned of."""
-FEW_PASSES, MOST_PASSES = 4, 1000
+FEW_PASSES, MOST_PASSES = 10, 1000
 """Up to 4 passes teach nearly as much as new text, beyond 16 next to nothing (Muennighoff et al. 2023, "Scaling
 Data-Constrained Language Models"); a stage of more than 1,000 is refused."""
 
@@ -114,7 +114,7 @@ def reading_lines(stage: str, spec: TrainSpec, text: TextReading) -> list[str]:
     name, most = text.most(total)
     if most > FEW_PASSES and text.fitting(spec) < total:
         lines.append(
-            f"source {name!r} is read {most:,.0f} times; beyond {FEW_PASSES} passes each one teaches less, and the "
+            f"source {name!r} is read {most:,.0f} times; beyond {FEW_PASSES} passes each one teaches little, and the "
             f"text is learned by heart: {remedy}" + (", or lower its weight" if len(text.tokens) > 1 else "")
         )
     return lines

@@ -146,5 +146,5 @@ def test_an_interrupt_leaves_nothing_and_exits_with_130(finished: Path, tmp_path
         process.stdin.close()
         error = process.stderr.read()
     assert process.returncode == 130, error
-    assert "error: SIGINT: conversion stopped; nothing was written\n" in error.replace("SIGTERM", "SIGINT")
+    assert "stopped: SIGINT arrived; nothing was written\n" in error.replace("SIGTERM", "SIGINT")
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,7 @@ def test_a_killed_run_continues_to_the_same_end(finished: Path, texts: Path, tmp
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].startswith("error: SIGTERM")
+    assert errors.splitlines()[-1].startswith("stopped: SIGTERM")
     again = shlex.split(errors.splitlines()[-1].partition("continue with: ")[2])
     assert again == ["fathom", "train", "--out", str(directory), "--resume"]
     state = json.loads((directory / "state.json").read_text())["steps"]
@@ -139,7 +139,11 @@ def test_how_an_unfinished_step_learns_changes_with_leave(finished: Path, texts:
 def test_restart_removes_the_run_and_nothing_else(texts: Path, tmp_path: Path, call) -> None:
     directory = tmp_path / "run"
     arguments = ["train", RECIPE, "--text", texts, "--out", directory, "--until", "corpus"]
-    assert call(*arguments).code == 0
+    stopped = call(*arguments)
+    assert stopped.code == 0
+    assert f"stopped after corpus; continue with: fathom train --resume --out {directory}" in " ".join(
+        stopped.out.split()
+    )
     marker = directory / "corpus" / "marker"
     marker.touch()
     assert call(*arguments, "--restart").code == 0

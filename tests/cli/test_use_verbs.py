@@ -46,6 +46,7 @@ def test_chat_takes_lines_until_the_input_ends(finished: Path) -> None:
         "hello\n\n/reset\nhello\nmore\n/exit\nnever read\n", "chat", finished, "--temperature", "0", "--max-tokens", "4"
     )
     assert done.returncode == 0, done.stderr
+    assert f"trained on texts, not on conversations; continue a text with: fathom generate {finished}" in done.stderr
     model = fathom.load(finished)
     from fathom.chat import encode_chat
 

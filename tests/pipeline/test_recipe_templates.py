@@ -117,7 +117,7 @@ def test_a_written_recipe_passes_its_check_and_runs(
     assert code == 0, error
     found = json.loads(out)
     learning = next(step for step in found["steps"] if step["kind"] in ("train", "sft", "dpo", "grpo", "distill"))
-    assert learning["parameters"] > 0
+    assert learning["parameters"] > learning["active_parameters"] > 0
     assert learning["steps"] > 0
     assert learning["seconds"] > 0
     assert learning["basis"] == ("estimated" if kind in ("grpo", "distill") else "measured")

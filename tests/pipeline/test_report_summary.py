@@ -25,7 +25,7 @@ def test_a_whole_run_is_summed_up() -> None:
         tasks={"sums": {"sft": score(0.5), "grpo": score(0.7)}, "legs": {"grpo": score(0.93)}},
     )
     assert summary(data) == (
-        "Trained from raw text: a model of 2.6M parameters (900K active per token) on 1.24M tokens of text, "
+        "Trained from raw text: a model of 2.60M parameters (900K active per token) on 1.24M tokens of text, "
         "then by sft and grpo.",
         "On held-out text it needs 1.75 (python) to 2.50 (drama) bits per byte, where random weights need 4.20; "
         "it finds a needle in 1,024 tokens in 75% of trials.",

@@ -127,5 +127,5 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
     install(monkeypatch, interrupted)
     stopped = call(capsys, "study", "tiny", "--out", tmp_path / "out")
     assert stopped.code == 130
-    assert stopped.err.startswith("error: stopped by SIGINT; nothing was written")
+    assert stopped.err.startswith("stopped: SIGINT arrived; nothing was written")
     assert not list(tmp_path.iterdir())

@@ -203,9 +203,7 @@ class Forecaster:
     def _with_model(self, base: StepForecast, spec: ModelSpec) -> StepForecast:
         count = count_parameters(spec)
         memory = 4 * count.total + 2048 * cache_bytes_per_token(spec, bits=32)
-        return replace(
-            base, parameters=count.total, active_parameters=count.active_with_embedding, memory_bytes=round(memory)
-        )
+        return replace(base, parameters=count.total, active_parameters=count.active, memory_bytes=round(memory))
 
     def _pace(self, spec: ModelSpec, train: UpdateSpec, sequences: int, length: int) -> Pace | None:
         key = (spec, sequences, length, train.activation_checkpointing, train.precision)

@@ -137,7 +137,7 @@ def _text(
         "moe": "fine-grained experts beside shared ones (DeepSeekMoE §3)",
     }
     tables = "".join(_part(f"model.{name}", item, notes.get(name, "")) for name, item in parts.items())
-    active = short_count(count.active_with_embedding)
+    active = short_count(count.active)
     return f"""# Pretraining on your own text: {short_count(count.total)} parameters, of which a token uses {active}.
 # Sized for about {request.time} on this machine (pace {pace}).
 #

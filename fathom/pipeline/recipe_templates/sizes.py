@@ -22,8 +22,8 @@ TOKENS_PER_PARAMETER = 20
 FEWEST_TOKENS = 4
 """The same where it is the text that is short, not the time: a larger model still gains by it."""
 MOST_PASSES = 8
-"""Reading a corpus four times teaches almost as much as new text, further passes less and less (Muennighoff et al.
-2023).
+"""Fewer than ``preflight.FEW_PASSES``; four teach almost as much as new text, further ones less and less (Muennighoff
+et al. 2023).
 """
 
 

@@ -221,9 +221,10 @@ def _replies(before: Sequence[Step], directory: Path) -> Replies | None:
 
 def _commands(directory: Path, base: ModelStep | None) -> list[tuple[str, str]]:
     run, texts = (shlex.quote(str(each)) for each in (directory, directory if base is None else directory / base.name))
+    talk = [] if base is None else [(tr("Talk with it:"), f"fathom chat {run}")]
     return [
         (tr("Continue a text:"), f'fathom generate {texts} --prompt "Once upon a time"'),
-        (tr("Talk with it:"), f"fathom chat {run}"),
+        *talk,
         (tr("Measure it on your own text:"), f"fathom evaluate {texts} --text FOLDER"),
         (tr("Use it from Python:"), f'import fathom\nmodel = fathom.load("{directory}")'),
     ]

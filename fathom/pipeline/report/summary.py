@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fathom.locale import tr
 from fathom.pipeline.report.data import VALIDATION, RunData
-
-_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+from fathom.plan.count import short_count
 
 
 def summary(data: RunData) -> tuple[str, str, str]:
@@ -18,10 +17,10 @@ def summary(data: RunData) -> tuple[str, str, str]:
 
 def _trained(data: RunData) -> str:
     facts = data.facts
-    size = tr(" of {count} parameters", count=_count(facts["parameters"])) if "parameters" in facts else ""
+    size = tr(" of {count} parameters", count=short_count(facts["parameters"])) if "parameters" in facts else ""
     if facts.get("active_parameters", facts.get("parameters")) != facts.get("parameters"):
-        size += tr(" ({count} active per token)", count=_count(facts["active_parameters"]))
-    tokens = tr(" on {count} tokens of text", count=_count(facts["tokens"])) if "tokens" in facts else ""
+        size += tr(" ({count} active per token)", count=short_count(facts["active_parameters"]))
+    tokens = tr(" on {count} tokens of text", count=short_count(facts["tokens"])) if "tokens" in facts else ""
     steps = [curve.name for curve in data.sft_loss_curves if not curve.name.endswith(VALIDATION)]
     steps += [curves.name for curves in (*data.preferences, *data.online)]
     named = tr(" and ").join(dict.fromkeys(steps))
@@ -62,10 +61,3 @@ def _answers(data: RunData) -> str:
     listed = tr(" and ").join([*([tr(", ").join(each[:-1])] if each[1:] else []), each[-1]])
     after = tr(" after {stage}", stage=next(iter(stages))) if len(stages) == 1 else ""
     return tr("It answers held-out problems right{after}: {scores}.", after=after, scores=listed)
-
-
-def _count(value: float) -> str:
-    for size, letter in _UNITS:
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.0f}"
