@@ -28,10 +28,11 @@ ENGLISH: Mapping[str, str] = {
     "line; `fathom recipe schema > recipe.schema.json` writes that file. [recipes/](../recipes) holds examples that "
     "run.",
     "defaults": "Some fields follow others where they are left out: the "
-    "names of steps their kinds (`train`, `train-2`), "
+    "names of steps their kinds (`train`, `train-2`), `model.name` the recipe's `name`, "
     "`model.vocab_size` the tokenizer step, `model.max_position_embeddings` the `sequence_length` of the first train "
-    "step, and what a family is known for its `family` (for `deepseek_v2` MLA in V2's proportions, interleaved rotary "
-    "pairs, two shared experts, one dense layer, device-limited routing and the three balance losses; for "
+    "step, and what a family is known for its `family` (for `deepseek_v2` MLA in V2's proportions from `num_heads` "
+    "alone, interleaved rotary pairs, two shared experts, one dense layer, device-limited routing and the three "
+    "balance losses; for "
     "`deepseek_v3` sigmoid scores, the selection bias and node-limited routing). Given fields win.",
     "Recipe": "The recipe",
     "Model": "The model",
@@ -57,10 +58,12 @@ CHINESE: Mapping[str, str] = {
     "`#:schema ./recipe.schema.json` 时会补全并检查配方；`fathom recipe schema > recipe.schema.json` 写出该文件。"
     "[recipes/](../recipes) 中有可以直接运行的例子。",
     "defaults": "有些字段不给出时由其他字段决定：步骤名称取其 kind（`train`、`train-2`），"
+    "`model.name` 取配方的 `name`，"
     "`model.vocab_size` 取分词器步骤的值，"
     "`model.max_position_embeddings` 取第一个训练步骤的 `sequence_length`，模型系列的特征由 `family` 决定（"
     "`deepseek_v2`："
-    "V2 比例的 MLA、交错的旋转对、两个共享专家、一个稠密层、设备受限路由和三种均衡损失；`deepseek_v3`：sigmoid 打分、"
+    "只由 `num_heads` 决定的 V2 比例的 MLA、"
+    "交错的旋转对、两个共享专家、一个稠密层、设备受限路由和三种均衡损失；`deepseek_v3`：sigmoid 打分、"
     "选择偏置和节点受限路由）。明确给出的字段优先。",
     "Recipe": "配方",
     "Model": "模型",

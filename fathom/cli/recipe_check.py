@@ -52,7 +52,7 @@ def check(
     if as_json:
         print_json(forecast.document() | {"defaults": dict(plan.defaults)})
     else:
-        print_forecast(report_console(), forecast, plan, allow_code=allow_code)
+        print_forecast(report_console(), forecast)
         print_defaults(report_console(), plan)
     refuse(recipe.name, forecast.faults())
 
@@ -67,11 +67,13 @@ def checked_forecast(plan: RunPlan, out: Path, *, device: str, trust: Trust) -> 
     from fathom.pipeline.forecast.forecast import Forecaster
     from fathom.pipeline.preflight import export_notes, schedule_warnings
     from fathom.pipeline.recipe_faults import recipe_faults
+    from fathom.pipeline.trust import untried_functions
 
     found: list[FathomError] = list(recipe_faults(plan, (), trust, options.cache_directory()))
     notes = list(export_notes(plan.recipe))
     try:
         notes += schedule_warnings(plan, ())
+        notes += untried_functions(plan.recipe, trust)
     except FathomError as error:
         found.append(error)
     refuse(plan.recipe.name, found)
@@ -94,7 +96,7 @@ def _located(fault: FathomError) -> SpecError:
     return SpecError(place, problem or rest, remedy or "correct it")
 
 
-def print_forecast(console: Console, forecast: Forecast, plan: RunPlan, *, allow_code: bool) -> None:
+def print_forecast(console: Console, forecast: Forecast) -> None:
     """Print a table of the steps, the totals beside what is free, and what remains to be said."""
     from rich.table import Table
 

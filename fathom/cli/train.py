@@ -54,7 +54,7 @@ def train(
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
     from fathom.pipeline.recipe import load_run_plan
-    from fathom.pipeline.recorded_plan import load_recorded_plan, resume_command
+    from fathom.pipeline.recorded_plan import load_recorded_plan
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
@@ -83,8 +83,7 @@ def train(
             track=track or (),
         )
     except Interrupted as error:
-        held = {"recipe": None, "text": None, "text_column": None, "changes": None, "allow_changes": False}
-        again = options.command_line(context, **held, out=directory, resume=True, restart=False)
+        again = _again(context, directory)
         raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
     except CodeNotAllowedError as error:
         again = options.command_line(context, allow_code=True)
@@ -92,10 +91,16 @@ def train(
     finally:
         display.close()
     if until is not None and until != plan.recipe.steps[-1].name:
-        again = resume_command(directory)
+        again = _again(context, directory, until=None)
         display.message(tr("stopped after {step}; continue with: {command}", step=until, command=again))
         return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
+
+
+def _again(context: typer.Context, directory: Path, **changed: object) -> str:
+    """Return the command that goes on: the run holds its recipe, text and changes."""
+    held = {"recipe": None, "text": None, "text_column": None, "changes": None, "allow_changes": False}
+    return options.command_line(context, **held, **changed, out=directory, resume=True, restart=False)
 
 
 def _show_result(directory: Path, display: Progress, *, ran: bool, chats: bool) -> None:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 Table = dict[str, Any]
-_DEVICES = 8
+_DEVICES, _SOME = 8, 64
 _V2_DEVICES_PER_TOKEN, _V3_NODES_PER_TOKEN = 3, 4
 
 
@@ -90,27 +90,46 @@ def _grouped(model: Mapping[str, Any]) -> Table:
     attention = model.get("attention")
     given: Mapping[str, Any] = attention if isinstance(attention, Mapping) else {}
     filled: Table = {"kind": "gqa"}
-    heads, width = given.get("num_heads"), model.get("hidden_size")
-    if given.get("kind", "gqa") == "gqa" and _whole(heads):
-        filled["num_kv_heads"] = heads
-        if _whole(width) and width % heads == 0:
-            filled["head_dim"] = width // heads
+    if given.get("kind", "gqa") == "gqa":
+        heads = given.get("num_heads", _SOME)
+        head = _shared_width(model.get("hidden_size"), heads)
+        filled |= {"num_kv_heads": heads} if _whole(heads) else {}
+        filled |= {"head_dim": head} if head is not None else {}
     return filled
 
 
+def _shared_width(width: Any, heads: Any) -> int | None:
+    """Return the width of one of ``heads`` that share ``width``; any, where the model lacks one of both and is refused.
+
+    What follows from a field that is missing would else count as missing too.
+    """
+    if width is None or heads is None:
+        return _SOME
+    return width // heads if _whole(width) and _whole(heads) and width % heads == 0 else None
+
+
 def _latent(model: Mapping[str, Any]) -> Table:
-    """MLA in V2's proportions (V2 Table 1): a latent of four heads' width, a rotated key of half a head's."""
+    """MLA in V2's proportions (V2 Table 1): a latent of four heads' width, a rotated key of half a head's.
+
+    Heads share the model's width where theirs is not given, as V2-Lite's do (V2 App B.1).
+    """
     attention = model.get("attention")
     given: Mapping[str, Any] = attention if isinstance(attention, Mapping) else {}
-    head = given.get("qk_nope_head_dim")
+    head, heads, width = given.get("qk_nope_head_dim"), given.get("num_heads"), model.get("hidden_size")
     if given.get("kind", "mla") != "mla":
         return {}
-    shape = (
-        {"kv_lora_rank": 4 * head, "qk_rope_head_dim": max(2, head // 4 * 2), "v_head_dim": head}
-        if _whole(head)
-        else {}
-    )
-    return {"kind": "mla"} | shape
+    if "qk_nope_head_dim" not in given:
+        head = _shared_width(width, heads)
+    if not _whole(head):
+        return {"kind": "mla"}
+    rotated = max(2, head // 4 * 2)
+    return {
+        "kind": "mla",
+        "kv_lora_rank": 4 * head,
+        "qk_nope_head_dim": head,
+        "qk_rope_head_dim": rotated,
+        "v_head_dim": head,
+    }
 
 
 def _experts(model: Mapping[str, Any], *, shared: int, dense: int, router: Table) -> Table:

@@ -20,7 +20,10 @@ def check_learned(step: LearningStep, directory: Path) -> None:
     lines = read_json_lines(directory / METRICS)
     if not lines or learned(lines):
         return
-    if isinstance(step, GrpoStep | DistillStep):
+    if isinstance(step, DistillStep):
+        problem = f"none of its {len(lines):,} rollouts changed the model: student and teacher agree in every token"
+        remedy = "take a teacher that is another model than the student, or raise optimizer.lr"
+    elif isinstance(step, GrpoStep):
         problem = f"none of its {len(lines):,} rollouts changed the model: all answers to a problem were rewarded alike"
         remedy = "take problems that the model solves now and then, or a reward that tells answers apart"
     else:

@@ -24,7 +24,8 @@ def fill_defaults(raw: dict[str, Any]) -> Filled:
     steps = [(i, step) for i, step in enumerate(given if isinstance(given, list) else []) if isinstance(step, dict)]
     _name_steps(steps, filled)
     for model, where, train in _models(raw, steps):
-        _fill(model, _sizes(steps, train), where, filled)
+        named = {"name": raw["name"]} if isinstance(raw.get("name"), str) and "preset" not in model else {}
+        _fill(model, named | _sizes(steps, train), where, filled)
         _fill(model, model_defaults(model), where, filled)
     return filled
 

@@ -58,6 +58,14 @@ def check_functions(step: Step, rewards: Sequence[RewardSpec], base: Path, trust
     )
 
 
+def untried_functions(recipe: Recipe, trust: Trust) -> Iterator[str]:
+    """Yield a line where a check may not import the functions that a recipe names."""
+    rewards = [reward for _, each in judging_steps(recipe, ()) for reward in each]
+    names = list(dict.fromkeys(reward.target for reward in rewards if isinstance(reward, FunctionReward)))
+    if names and not trust.code:
+        yield f"not tried: {', '.join(names)}; add --allow-code here and to fathom train if you trust the code"
+
+
 def runs_programs(recipe: Recipe, done: Collection[str]) -> bool:
     """Whether a step that is not done runs programs that models write."""
     return any(isinstance(reward, CodeReward) for _, rewards in judging_steps(recipe, done) for reward in rewards)

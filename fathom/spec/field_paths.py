@@ -16,6 +16,8 @@ from fathom.spec.problem import ProblemSource
 from fathom.spec.recipe import Recipe, Step
 
 MOST_DEPTH = 12
+MOST_ALIKE = 4
+"""Fields of one name that are all explained; of more, the path must say which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ def find(path: str) -> tuple[Place, ...]:
 
     A path begins at the recipe (``model``, ``steps``, ``problems.NAME``), at a manifest (``sources``), or at a step's
     kind. Tables with a kind go by it: ``steps.sft`` or ``model.attention.mla``; without the kind all are searched.
-    Numbers, as in ``steps[3]``, are left out.
+    Numbers, as in ``steps[3]``, are left out. The end of a path stands for all fields that end so, and a step's name
+    before it, as ``--set`` has it, for its step.
 
     Raises:
         SpecError: there is no such field; similar ones are named.
@@ -45,6 +48,8 @@ def find(path: str) -> tuple[Place, ...]:
     for part in parts:
         places = tuple(inner for place in places for inner in _below(place, part))
     if not places:
+        places = _ending(path)
+    if not places:
         near = difflib.get_close_matches(path, all_paths(), n=4, cutoff=0.5) or _same_end(path)
         remedy = f"did you mean {', '.join(near)}?" if near else "`fathom recipe fields` lists the parts of a recipe"
         raise SpecError(path, "no field of a recipe", remedy)
@@ -55,6 +60,19 @@ def find(path: str) -> tuple[Place, ...]:
 def all_paths() -> tuple[str, ...]:
     """Return the path of every field of recipes and manifests, those within a kind by that kind."""
     return tuple(dict.fromkeys((*_walk("", Recipe, 0), *_walk("", Manifest, 0))))
+
+
+def _ending(path: str) -> tuple[Place, ...]:
+    """Return the fields whose paths end in ``path``, or in all but its first part; one of those that mean the same."""
+    parts = [part for part in re.split(r"[.\[\]]+", path.strip()) if part and not part.isdigit()]
+    for end in (".".join(parts), ".".join(parts[1:])):
+        ways = [each for each in all_paths() if end and each.endswith(f".{end}")]
+        docs: dict[str, Place] = {}
+        for place in (place for each in ways for place in find(each)):
+            docs.setdefault(str(place.field), place)
+        if 0 < len(docs) <= MOST_ALIKE:
+            return tuple(docs.values())
+    return ()
 
 
 def _same_end(path: str) -> list[str]:

@@ -19,8 +19,8 @@ Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _SCALARS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 _FOLLOWING = {
-    ModelSpec: ("vocab_size", "max_position_embeddings"),
-    LatentAttention: ("kv_lora_rank", "qk_rope_head_dim", "v_head_dim"),
+    ModelSpec: ("name", "vocab_size", "max_position_embeddings"),
+    LatentAttention: ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
     GroupedQueryAttention: ("num_kv_heads", "head_dim"),
 }
 """Required fields of specs that a recipe may leave out, since other parts of it or the model's family decide them."""

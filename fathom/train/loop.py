@@ -210,6 +210,10 @@ class _Run:
         return position.tokens < self.spec.total_tokens and not (self.best is not None and self.best.exhausted)
 
     def _finish(self, position: Position) -> None:
+        if self.evaluation is not None and VALIDATION_LOSS in self.evaluation:
+            found = self.evaluation[VALIDATION_LOSS]
+            said = tr("validation loss {loss} after {count} steps", loss=f"{found:.3f}", count=f"{position.step:,}")
+            self.trainer._progress.message(said)
         if self.best is None:
             return
         if position.tokens < self.spec.total_tokens:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from fathom.pipeline.forecast import totals
+from fathom.pipeline.recipe import load_run_plan
+from fathom.pipeline.trust import NO_TRUST, Trust, untried_functions
 
 RECIPE = """
 name = "checked"
@@ -53,6 +55,9 @@ def test_all_faults_are_listed_at_once(recipe: Path, call) -> None:
     assert not list(recipe.parent.glob("runs"))
     without = call("recipe", "check", recipe)
     assert "own_reward" not in without.err
+    assert list(untried_functions(load_run_plan(recipe).recipe, Trust(code=True))) == []
+    (line,) = untried_functions(load_run_plan(recipe).recipe, NO_TRUST)
+    assert line.startswith("not tried: own_reward:uppercase; add --allow-code")
 
 
 @pytest.mark.parametrize(

@@ -21,3 +21,11 @@ def test_near_fields_are_named_and_can_be_asked_for(call: Call) -> None:
     near = outcome.err.partition("did you mean ")[2].rstrip("?\n").split(", ")
     assert "model.attention.mla.kv_lora_rank" in near
     assert all(call("recipe", "fields", path).code == 0 for path in near)
+
+
+def test_the_end_of_a_path_stands_for_the_fields_that_end_so(call: Call) -> None:
+    for path, name in (("optimizer.lr", "lr"), ("pretrain.train.total_tokens", "total_tokens")):
+        (place,) = json.loads(call("recipe", "fields", path, "--json").out)
+        assert place["field"]["name"] == name
+    assert len(json.loads(call("recipe", "fields", "weight", "--json").out)) > 1
+    call("recipe", "fields", "kind").refused("no field of a recipe")

@@ -141,7 +141,7 @@ def test_restart_removes_the_run_and_nothing_else(texts: Path, tmp_path: Path, c
     arguments = ["train", RECIPE, "--text", texts, "--out", directory, "--until", "corpus"]
     stopped = call(*arguments)
     assert stopped.code == 0
-    assert f"stopped after corpus; continue with: fathom train --resume --out {directory}" in " ".join(
+    assert f"stopped after corpus; continue with: fathom train --out {directory} --resume" in " ".join(
         stopped.out.split()
     )
     marker = directory / "corpus" / "marker"

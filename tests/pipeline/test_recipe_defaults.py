@@ -22,11 +22,10 @@ from tests.spec.test_faults import RECIPES, whole_recipe
 SMALL = """
 name = "small"
 [model]
-name = "small"
 family = "FAMILY"
 hidden_size = 64
 num_hidden_layers = 3
-attention = { num_heads = 4, qk_nope_head_dim = 16 }
+attention = { num_heads = 4 }
 moe = { n_routed_experts = 16, num_experts_per_tok = 2, moe_intermediate_size = 32 }
 [[steps]]
 kind = "corpus"
@@ -68,9 +67,17 @@ def test_a_recipe_of_deepseek_v2_needs_its_sizes_only(tmp_path: Path) -> None:
     assert (balance.expert_loss, balance.device_loss, balance.communication_loss) == (0.003, 0.05, 0.02)
     assert [step.name for step in plan.recipe.steps] == ["corpus", "tokenizer", "shards", "train", "train-2"]
     shown = dict(plan.defaults)
+    assert shown["model.name"] == '"small"'
     assert shown["model.attention.kv_lora_rank"] == "64"
     assert shown["model.moe.router"].startswith("{ balance = { expert_loss = 0.003")
     assert shown["steps[4].name"] == '"train-2"'
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "llama"])
+def test_of_what_follows_from_a_missing_field_only_that_field_is_missed(family: str, tmp_path: Path) -> None:
+    text = SMALL.replace("FAMILY", family).replace("attention = {", "intermediate_size = 64\n#")
+    with pytest.raises(SpecError, match=r"small.toml: model.attention.num_heads: is missing; set it, e.g. num_heads"):
+        load_run_plan(write(tmp_path, text))
 
 
 def test_v3_brings_its_router_and_what_is_given_wins(tmp_path: Path) -> None:
@@ -92,8 +99,6 @@ def test_every_family_makes_a_model_of_few_fields(tmp_path: Path) -> None:
         if family.startswith("deepseek_vl"):
             continue  # a vision tower has no size by default
         text = SMALL.replace("FAMILY", family)
-        if family not in ("deepseek_v2", "deepseek_v3"):
-            text = text.replace(", qk_nope_head_dim = 16", "")
         if family in ("llama", "qwen2", "mistral"):
             text = text.replace("moe = {", "intermediate_size = 96\n#")
         path.write_text(text)

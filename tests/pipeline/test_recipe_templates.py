@@ -113,6 +113,8 @@ def test_a_written_recipe_passes_its_check_and_runs(
     assert f"fathom train {recipe}" in out
     tomllib.loads(recipe.read_text())
     assert recipe.read_text().count(" # ") >= 5
+    assert "about 1 minute on" in recipe.read_text()
+    assert ("count = 4 # all that are held out" in recipe.read_text()) == (kind in ("grpo", "distill"))
     code, out, error = fathom(capsys, "recipe", "check", recipe, "--json")
     assert code == 0, error
     found = json.loads(out)

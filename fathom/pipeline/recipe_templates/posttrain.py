@@ -25,6 +25,7 @@ from fathom.train.measure import peak_flops
 _EPOCHS = 3.0
 _FEWEST_STEPS = 30
 _QUESTIONS, _GROUP, _ANSWER_TOKENS = 8, 8, 64
+_MEASURED = 50
 
 
 def finetune(request: Request) -> str:
@@ -171,7 +172,7 @@ kind = "report"
 
 
 def _head(request: Request, title: str, spec: ModelSpec) -> str:
-    return f"""# {title}: {spec.name}, {short_count(count_parameters(spec).total)} parameters.
+    return f"""# {title}: {request.model or spec.name}, {short_count(count_parameters(spec).total)} parameters.
 # Sized for about {request.time} on this machine.
 #
 #     fathom recipe check {request.file}
@@ -180,17 +181,19 @@ name = {value(request.name)}"""
 
 
 def _measured(stages: list[str], request: Request) -> str:
-    if not _held_out(request):
+    held = _held_out(request)
+    if not held:
         return """# No problem is held out, so nothing is measured: give some rows a column split = "held_out".
 
 [[steps]]
 kind = "report"
 """
+    all_held = {"count": 'all that are held out; for more, give rows a column split = "held_out"'}
     return f"""[[steps]] # how many problems each model answers rightly; none of them was learned from
 kind = "tasks"
 problems = ["own"]
 stages = {value(stages)}
-count = 50
+{lines({"count": min(_MEASURED, held)}, all_held if held < _MEASURED else {})}
 max_tokens = {_ANSWER_TOKENS}
 prompt = {value(_prompt(request))}
 
@@ -217,7 +220,7 @@ options = { min_terms = 2, max_terms = 2, min_digits = 1, max_digits = 1 }
 def _held_out(request: Request) -> int:
     """Return how many problems measure the model, and none of them are learned from."""
     if request.problems is None:
-        return 1
+        return _MEASURED
     found = open_file(FileProblems(name="own", path=str(request.problems.resolve())), Path())
     if not found.size("train"):
         raise DataError(f"--problems: {request.problems} has no problem to learn from; give rows a column split")

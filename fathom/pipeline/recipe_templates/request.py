@@ -62,7 +62,9 @@ class Request:
     def time(self) -> str:
         """The time as a comment says it."""
         minutes = round(60 * self.hours)
-        return f"{minutes} minutes" if minutes < 120 else f"{self.hours:g} hours"
+        if minutes >= 120:
+            return f"{self.hours:g} hours"
+        return "1 minute" if minutes <= 1 else f"{minutes} minutes"
 
     def written(self, path: Path) -> str:
         """Return a path as the recipe has it: from its own folder where it lies below, else absolute."""

@@ -12,9 +12,10 @@ import torch
 
 from fathom.checkpoint import store
 from fathom.checkpoint.hf import save_hf
-from fathom.errors import CheckpointError, SpecError
+from fathom.errors import CheckpointError, SpecError, TrainError
 from fathom.inference.language_model import LanguageModel
 from fathom.model import build
+from fathom.pipeline.learned import check_learned
 from fathom.pipeline.validation import check_order
 from fathom.spec.alignment import DistillStep, OpenStep
 from fathom.spec.problem import FileProblems
@@ -102,6 +103,12 @@ def test_a_teacher_with_another_tokenizer_is_refused(bench: Any, asked: str) -> 
     save_hf(bench.base / "stranger", spec, build(spec).state_dict(), tokenizer=bench.base / "words")
     with pytest.raises(SpecError, match=r"steps\.distill\.teacher: stranger reads text by another tokenizer"):
         bench.run("out", distilling("stranger", asked))
+
+
+def test_a_student_like_its_teacher_learns_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"lr": 1e-3, "updates": 1, "grad_norm": 0.0}) + "\n")
+    with pytest.raises(TrainError, match="student and teacher agree in every token; take a teacher that is another"):
+        check_learned(distilling("twin", "sums.jsonl"), tmp_path)
 
 
 def test_a_teacher_that_is_nowhere_is_named(bench: Any, asked: str) -> None:

@@ -77,6 +77,7 @@ def test_what_is_held_out_is_measured_and_never_learned(bench: Any, passes: Pass
     measured = curve(out / "sft")
     assert measured[0][0] == 0
     assert len(measured) >= 4
+    assert f"validation loss {measured[-1][1]:.3f} after {measured[-1][0]} steps" in bench.watching.messages
     if not twice:
         assert measured[0][1] == pytest.approx(held_out_loss(out / "base", out / "sft", bench.tokenizer), rel=1e-4)
         assert measured[-1][1] == pytest.approx(held_out_loss(out, out / "sft", bench.tokenizer), rel=1e-4)
