@@ -54,7 +54,11 @@ def evaluate(
 
     Several models are compared on the same cases: a table with intervals, and the difference to the first.
     """
+    from fathom.inference.loading import check_source
+
     paths = {name if adapter is None else f"{name} with {adapter}": name for name in models}
+    for name in models:
+        check_source(name)
 
     def opener(name: str) -> LanguageModel:
         return model_options.open_model(paths[name], device, dtype, weights, adapter=adapter)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fathom.data.forms import SAMPLED_ROWS, Column, Form, Row, file_records, optional, read_rows, recognise
+from fathom.data.forms import SAMPLED_ROWS, Column, Form, Recognition, Row, file_records, optional, read_rows, recognise
 from fathom.data.problems.files import open_file
+from fathom.data.problems.forms import PROBLEM_FORMS
 from fathom.data.records import Record
 from fathom.data.row_report import RowReport, UnusableRow
 from fathom.errors import DataError, FathomError
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task
+from fathom.logs import listed
 from fathom.spec.problem import FileProblems, Split
 
 QUESTION = "Question: {question}\nAnswer:"
@@ -126,7 +128,10 @@ def read_own_cases(path: Path, split: Split | None = None) -> OwnCases:
     """
     if not path.exists():
         raise DataError(f"--problems {path}: there is no such file; check the path")
-    if recognise(_head(path), CHOICE_FORMS).form is None:
+    head = _head(path)
+    if recognise(head, CHOICE_FORMS).form is None:
+        if head and recognise(head, PROBLEM_FORMS) == Recognition(None):
+            raise DataError(f"--problems {path}: {_unknown(head)}")
         return _questions(path, split)
     if split is not None:
         raise DataError(f"--split: {path} is multiple choice, which is used whole; leave it out")
@@ -137,6 +142,14 @@ def read_own_cases(path: Path, split: Split | None = None) -> OwnCases:
     if not cases:
         raise DataError(f"--problems {path}: no question can be used ({report.first}); correct the file")
     return OwnCases(_task(path.stem, "choices", path), _with_different_ids(cases), report)
+
+
+def _unknown(rows: Sequence[Row]) -> str:
+    names = listed(list(dict.fromkeys(name for row in rows for name in row)), 8)
+    forms = [form.columns for form in CHOICE_FORMS] + [form.columns for form in PROBLEM_FORMS]
+    known = "; ".join(", ".join(column.name for column in columns if column.required) for columns in forms)
+    remedy = "rename the columns, e.g. to question and answer, or question, choices and answer"
+    return f"no known form in the columns {names}; known are {known}; {remedy}"
 
 
 def _questions(path: Path, split: Split | None) -> OwnCases:

@@ -50,7 +50,8 @@ def measure_held_out(model: LanguageModel, *, max_tokens: int, context: int | No
     recipe = read_recipe(run) if run is not None else None
     shards = [step for step in recipe.steps if isinstance(step, ShardsStep)] if recipe is not None else []
     if run is None or not shards:
-        raise CheckpointError(f"{model.path}: belongs to no run with held-out text; give --text FOLDER")
+        remedy = "give --text FOLDER, --task NAME or --problems FILE"
+        raise CheckpointError(f"{model.path}: belongs to no run with held-out text; {remedy}")
     opened = open_shards(run / shards[-1].name, "held_out", model.tokenizer)
     return bits_by_source(model.model, model.tokenizer, opened, max_tokens=max_tokens, context=context)
 

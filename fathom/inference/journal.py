@@ -61,6 +61,8 @@ def check_absent(out: Path, option: str = "--out") -> None:
 def open_journal(out: Path, work: Mapping[str, Any]) -> Iterator[Journal]:
     """Open the journal of a file, or begin one; ``work`` is what must be the same for its records to count.
 
+    Where nothing was done, none is left.
+
     Raises:
         DataError: a journal is there, and of other work.
         ResourceError: the file exists, another process writes it, or the file system refuses.
@@ -72,9 +74,14 @@ def open_journal(out: Path, work: Mapping[str, Any]) -> Iterator[Journal]:
         with lock:
             file = path.open("a+b")
             with file:
-                yield Journal(out, _kept(path, file, dict(work)), file)
-            if not path.exists():
-                Path(lock.lock_file).unlink(missing_ok=True)
+                journal = Journal(out, _kept(path, file, dict(work)), file)
+                try:
+                    yield journal
+                finally:
+                    if not journal.records:
+                        journal.remove()
+                    if not path.exists():
+                        Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         raise ResourceError(f"{out}: another process is writing it; wait for it, or give another --out") from None
     except OSError as error:

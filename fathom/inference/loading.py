@@ -42,19 +42,39 @@ def open_source(path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_d
         CheckpointError: nothing loadable; the message lists what may be given.
         SourceError: a name could not be fetched.
     """
-    place, name = Path(path), str(path)
+    local, name = _open_local(Path(path)), str(path)
+    if local is not None:
+        return local
+    if name in catalog():
+        return _open_file(fetch_named(catalog()[name], cache_dir, progress))
+    wanted = _hub_name(name)
+    if wanted is None:
+        raise _unknown(name)
+    fetched = _fetch_from_hub(wanted, cache_dir, progress)
+    return _open_directory(fetched) if fetched.is_dir() else _open_file(fetched)
+
+
+def check_source(path: str | Path) -> None:
+    """Refuse what ``open_source`` cannot open, as far as that shows without fetching anything.
+
+    Raises:
+        CheckpointError: as of ``open_source``.
+    """
+    name = str(path)
+    if _open_local(Path(path)) is None and name not in catalog() and _hub_name(name) is None:
+        raise _unknown(name)
+
+
+def _open_local(place: Path) -> WeightSource | None:
+    """Open a path of this machine; None where there is none."""
     check_link(place)
     if place.is_file():
         return _open_file(place)
-    if place.is_dir():
-        return _open_directory(place)
-    if name in catalog():
-        return _open_file(fetch_named(catalog()[name], cache_dir, progress))
-    wanted = parse_hub_name(name)
-    if wanted is not None and not Path(name.split("/")[0]).exists():
-        fetched = _fetch_from_hub(wanted, cache_dir, progress)
-        return _open_directory(fetched) if fetched.is_dir() else _open_file(fetched)
-    raise _unknown(name)
+    return _open_directory(place) if place.is_dir() else None
+
+
+def _hub_name(name: str) -> HubName | None:
+    return None if Path(name.split("/")[0]).exists() else parse_hub_name(name)
 
 
 def _open_file(file: Path) -> WeightSource:

@@ -140,7 +140,17 @@ def test_what_cannot_be_evaluated_is_refused(finished: Path, tmp_path: Path, cal
     wrong = write(tmp_path / "wrong.jsonl", [{"question": "x", "choices": ["a", "b"], "answer": "c"}])
     call("evaluate", finished, "--problems", wrong).refused("answer: 'c' is none of 2 choices")
     unknown = write(tmp_path / "unknown.jsonl", [{"story": "x"}])
-    call("evaluate", finished, "--problems", unknown).refused("story", "question")
+    call("evaluate", finished, "--problems", unknown).refused("columns story", "question, choices, answer", "rename")
     call(*base, "--problems", write(tmp_path / "MINE.jsonl", CHOICES)).refused(
         "--problems: the names", "differ in case"
     )
+
+
+def test_a_model_that_is_not_there_is_refused_before_any_is_measured(finished: Path, tmp_path: Path, call) -> None:
+    mine = write(tmp_path / "mine.jsonl", CHOICES)
+    asked = ("evaluate", finished, tmp_path / "absent", "--problems", mine, "--out", tmp_path / "t.md")
+    done = call(*asked)
+    done.refused("absent: no such file")
+    assert "mine" not in done.err
+    call("evaluate", finished, "--adapter", tmp_path / "absent", *asked[3:]).refused("absent")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
