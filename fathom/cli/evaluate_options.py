@@ -39,7 +39,10 @@ Tasks = Annotated[
 ]
 Problems = Annotated[
     list[Path] | None,
-    typer.Option("--problems", help="Your own multiple choice, or questions with answers; may be repeated."),
+    typer.Option(
+        "--problems",
+        help="Your own multiple choice (question, choices, answer) or questions (question, answer); may be repeated.",
+    ),
 ]
 SplitName = Annotated[
     str | None, typer.Option("--split", help="Only train or held_out of --problems; all if left out.")
