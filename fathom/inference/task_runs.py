@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fathom.chat import encode_chat
-from fathom.errors import ContextError, ResourceError, SpecError
+from fathom.errors import ContextError, SpecError
 from fathom.evals.accuracy import Accuracy
 from fathom.evals.multiple_choice import ChoiceResult, Question, score_questions
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task, read_cases
 from fathom.evals.word_problems import ProblemResult, judge_number, same_number, solve
-from fathom.files import publish_file
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.request_preparation import require_chat_template
 from fathom.posttrain.rewards.accuracy import same_answer
@@ -256,17 +254,3 @@ def _problem_record(task: Task, case: ProblemCase, prompt: str, result: ProblemR
         "correct": result.correct,
         "finished": result.finished,
     }
-
-
-def check_records(path: Path) -> None:
-    """Raise ``ResourceError`` if the file exists, before any work is done."""
-    if path.exists():
-        raise ResourceError(f"{path}: already exists; give another --out or remove it first")
-
-
-def write_records(path: Path, results: Sequence[TaskResult]) -> None:
-    """Write every prompt, answer and verdict as JSON lines, atomically."""
-    check_records(path)
-    with publish_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for result in results:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)

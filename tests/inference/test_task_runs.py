@@ -7,16 +7,15 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fathom.chat import encode_chat
-from fathom.errors import ContextError, DataError, ResourceError, SpecError
+from fathom.errors import ContextError, DataError, SpecError
 from fathom.evals import task_cases
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.task_runs import choice_questions, problem_prompts, run_task, write_records
+from fathom.inference.task_runs import choice_questions, problem_prompts, run_task
 from fathom.model.build import build
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.spec.package import PinnedPackage
@@ -165,17 +164,6 @@ def test_choices_hold_what_they_add_to_the_context(tokenizer: Tokenizer) -> None
     assert question.context_ids == [tokenizer.bos_id, *tokenizer.encode("the man")]
     assert [tokenizer.decode(ids) for ids in question.choices_ids] == [" sings.", " café"]
     assert list(question.choice_bytes) == [6, 5]
-
-
-def test_records_are_written_once_and_never_over_another_file(tasks, tokenizer, tmp_path: Path) -> None:
-    result = run_task(language_model(tokenizer), tasks["hellaswag"], cache_dir=tmp_path / "cache", limit=2)
-    out = tmp_path / "answers" / "all.jsonl"
-    write_records(out, [result, result])
-    rows: list[dict[str, Any]] = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows == [dict(record) for record in result.records] * 2
-    assert [path.name for path in out.parent.iterdir()] == ["all.jsonl"]
-    with pytest.raises(ResourceError, match="already exists"):
-        write_records(out, [result])
 
 
 def test_what_cannot_be_run_is_refused(tasks, tokenizer, tmp_path: Path) -> None:
