@@ -109,7 +109,7 @@ def read_tuning_data(path: Path, columns: Columns = AS_FOUND) -> TuningData:
         f"{path}: holds {names}, and no conversation or pair of answers to learn from{why}; give rows such as "
         '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
         "conversations (ShareGPT), prompt + completion, instruction + output, or prompt + chosen + rejected; "
-        f"fathom inspect {path} says how each is read"
+        f"see how each is read with: fathom inspect {path}"
     )
 
 
