@@ -110,7 +110,7 @@ def shared_copy(model: Decoder) -> Decoder:
     """Return a decoder of new modules over the same tensors: what is set on one is not set on the other."""
     view = _shared(model)
     assert isinstance(view, Decoder)
-    if isinstance(view.lm_head, OutputHead) and view.lm_head.weight is None:
+    if isinstance(view.lm_head, OutputHead) and view.spec.tie_word_embeddings:
         object.__setattr__(view.lm_head, "_embedding", view.embed_tokens)
     return view
 
