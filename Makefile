@@ -33,9 +33,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.installed-evals: $(VENV)/.installed-dev
-	@echo "Installing lm-eval (a minute or two)"
-	@$(PIP) --config-settings editable_mode=compat --editable '.[evals]'
+$(VENV)/.installed-all: $(VENV)/.installed-dev
+	@echo "Installing lm-eval, Trackio and W&B (a minute or two)"
+	@$(PIP) --config-settings editable_mode=compat --editable '.[evals,trackio,wandb]'
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -44,7 +44,7 @@ quickstart: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
-test-all: lint $(VENV)/.installed-evals
+test-all: lint $(VENV)/.installed-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
 
 test-journeys: $(VENV)/.installed-dev
@@ -75,7 +75,7 @@ bench: $(VENV)/.installed-dev
 constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@build/constraints/bin/python -m pip install --quiet torch==2.13.0
-	@build/constraints/bin/python -m pip install --quiet '.[dev,evals]'
+	@build/constraints/bin/python -m pip install --quiet '.[dev,evals,trackio,wandb]'
 	@(head -1 constraints.txt; build/constraints/bin/python -m pip freeze --exclude fathom-lm | sed 's/^torch @.*/torch==2.13.0/') > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/constraints
 

@@ -63,7 +63,7 @@ def untried_functions(recipe: Recipe, trust: Trust) -> Iterator[str]:
     rewards = [reward for _, each in judging_steps(recipe, ()) for reward in each]
     names = list(dict.fromkeys(reward.target for reward in rewards if isinstance(reward, FunctionReward)))
     if names and not trust.code:
-        yield f"not tried: {', '.join(names)}; add --allow-code here and to fathom train if you trust the code"
+        yield f"not tried: {', '.join(names)}; if you trust the code, add --allow-code here and to the command that trains"
 
 
 def runs_programs(recipe: Recipe, done: Collection[str]) -> bool:

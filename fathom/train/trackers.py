@@ -69,7 +69,7 @@ def chosen_trackers(named: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _extra(name: str) -> str:
-    return "wandb" if name == "wandb" else "track"
+    return "track" if name == "tensorboard" else name
 
 
 class TensorBoard:
