@@ -76,6 +76,22 @@ def diverging_loss(lines: Lines) -> Alarm | None:
     )
 
 
+def worse_than_guessing(vocab_size: int) -> Check:
+    """Return the check that the loss does not lie far above ln ``vocab_size``, that of taking all tokens for equal."""
+    guessing = math.log(vocab_size)
+
+    def check(lines: Lines) -> Alarm | None:
+        if not _lasts(lines, "lm_loss", lambda loss: loss > (1 + RISE) * guessing + RISE_NATS):
+            return None
+        return Alarm(
+            "worse_than_guessing",
+            f"the loss is {lines[-1]['lm_loss']:.3g}, above the {guessing:.3g} of guessing each of {vocab_size:,} "
+            "tokens alike; lower optimizer.lr or lengthen the warm-up, in a new run",
+        )
+
+    return check
+
+
 def zero_rate(lines: Lines) -> Alarm | None:
     """The learning rate is 0."""
     if not _lasts(lines, "lr", lambda rate: rate == 0):
@@ -142,6 +158,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
     {
         "constant_loss": marked("the loss did not fall"),
         "diverging_loss": marked("the loss rose"),
+        "worse_than_guessing": marked("the loss was above that of guessing"),
         "zero_rate": marked("the learning rate was 0"),
         "zero_gradient": marked("the gradient was 0"),
         "collapsed_routing": marked("few experts did all the work"),

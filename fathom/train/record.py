@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.plan.flops import training_flops_per_token
-from fathom.train.alarms import TRAINING, Alarms
+from fathom.train.alarms import TRAINING, Alarms, worse_than_guessing
 from fathom.train.gradients import Gradients, Observation
 from fathom.train.measure import ExpertLoad, bits_per_byte, peak_flops, peak_memory
 from fathom.train.metrics import JsonLines, read_json_lines
@@ -77,7 +77,8 @@ class Recorder:
         self._peak = peak_flops(runner.device, runner.dtype)
         self._flops = training_flops_per_token(runner.model.spec, sequence_length)
         self.metrics = JsonLines(directory / METRICS, after_step=kept)
-        self._alarms = Alarms(TRAINING, note=note, before=read_json_lines(directory / METRICS))
+        checks = (*TRAINING, worse_than_guessing(runner.model.spec.vocab_size))
+        self._alarms = Alarms(checks, note=note, before=read_json_lines(directory / METRICS))
         self._experts = JsonLines(directory / EXPERTS, after_step=kept)
         self._trackers = tracking.open(directory, after_step=kept, note=note)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.train.alarms import ROLLOUTS, TRAINING, Alarms
+from fathom.train.alarms import ROLLOUTS, TRAINING, Alarms, worse_than_guessing
 from fathom.train.measure import ExpertLoad
 
 # lm_loss of the quickstart's stages as they were logged
@@ -67,6 +67,20 @@ def test_a_loss_that_rises_again_is_named() -> None:
     assert holding == ["diverging_loss"]
     assert len(notes) == 2
     assert "lower optimizer.lr" in notes[0]
+
+
+# lm_loss over 1,024 tokens at a learning rate of 3, every second step
+TOO_FAST = (6.9, 32.5, 174.6, 116.1, 87.4, 91.2, 114.9, 121.4, 103.7, 107.9, 116.3, 98.5, 99.9, 128.8, 128.4, 121.7)
+TOO_FAST += (251.3, 116.8, 164.6, 132.4, 94.9, 142.8, 176.6, 152.5, 155.8, 120.7, 182.4, 127.7, 88.9, 76.1, 94.4)
+
+
+def test_a_loss_above_that_of_guessing_is_named_however_it_jumps() -> None:
+    checks = (worse_than_guessing(1024),)
+    notes, holding = heard(losses(TOO_FAST), checks)
+    assert holding == ["worse_than_guessing"]
+    assert notes[0].startswith("step 4: the loss is 116, above the 6.93 of guessing each of 1,024 tokens alike; lower")
+    for healthy in (PRETRAIN, LONG, TUNED, (7.5,) * 9):
+        assert heard(losses(healthy), checks) == ([], [])
 
 
 @given(start=st.floats(1, 12), fall=st.floats(0.05, 0.9), noise=st.floats(0, 0.05), seed=st.integers(0, 1000))
