@@ -63,7 +63,7 @@ def untried_functions(recipe: Recipe, trust: Trust) -> Iterator[str]:
     rewards = [reward for _, each in judging_steps(recipe, ()) for reward in each]
     names = list(dict.fromkeys(reward.target for reward in rewards if isinstance(reward, FunctionReward)))
     if names and not trust.code:
-        yield f"not tried: {', '.join(names)}; if you trust the code, add --allow-code here and to the command that trains"
+        yield f"not tried: {', '.join(names)}; if you trust the code, add --allow-code here and when it trains"
 
 
 def runs_programs(recipe: Recipe, done: Collection[str]) -> bool:
