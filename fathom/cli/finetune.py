@@ -109,7 +109,7 @@ def finetune(
         raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
     finally:
         display.close()
-    _show(plan.recipe.steps[1].name, directory, display, lora=lora)
+    _show(plan.recipe.steps[1].name, directory, display)
 
 
 def _memory_line(memory: TuningMemory) -> str:
@@ -122,7 +122,7 @@ def _memory_line(memory: TuningMemory) -> str:
     return tr("LoRA takes about {lora} of {limit} of memory, and full fine-tuning {full}", lora=lora, **sizes)
 
 
-def _show(step: str, directory: Path, display: Progress, *, lora: bool) -> None:
+def _show(step: str, directory: Path, display: Progress) -> None:
     """Print answers before and after, how the losses went, and what to do next."""
     from fathom.pipeline.report.tuning import read_replies, tuning_curves
 
