@@ -28,7 +28,7 @@ from fathom.cli import (
 from fathom.cli.console import prepare_streams
 from fathom.cli.language import choose_language, translate_help, translated_frame
 from fathom.cli.terminal import filter_streams, unfiltered, unfiltered_stdout
-from fathom.errors import FathomError, Interrupted, SpecErrors
+from fathom.errors import FathomError, Interrupted, SpecError, SpecErrors
 from fathom.locale import ENGLISH, speak, tr
 from fathom.terminal import one_line
 
@@ -62,12 +62,24 @@ class _StyledHelp:
 
 
 class _Verb(_StyledHelp, TyperCommand):
-    """One verb. What it prints for programs is English."""
+    """One verb. What it prints for programs is English; a field that an option sets is named as the option."""
 
     def invoke(self, ctx: Any) -> Any:
         if any(ctx.params.get(name) for name in FOR_PROGRAMS):
             speak(ENGLISH)
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except SpecError as error:
+            option = self._option(error.path, ctx)
+            if option is None:
+                raise
+            raise error.at(option) from None
+
+    def _option(self, field: str, ctx: Any) -> str | None:
+        """Return the option as typed that set a field, if one did."""
+        typed = [each for each in self.params if each.name == field and ctx.get_parameter_source(field) is not None]
+        names = [name for each in typed for name in each.opts if name.startswith("--")]
+        return names[0] if names and ctx.get_parameter_source(field).name == "COMMANDLINE" else None
 
 
 class _Group(_StyledHelp, TyperGroup):

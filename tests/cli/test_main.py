@@ -52,7 +52,7 @@ def test_missing_model_and_recipe_are_one_line(tmp_path: Path, call) -> None:
 
 
 def test_sampling_options_are_checked_before_the_model_is_opened(tmp_path: Path, call) -> None:
-    call("generate", tmp_path, "--prompt", "x", "--top-p", "1.5").refused("top_p", "1.5")
+    call("generate", tmp_path, "--prompt", "x", "--top-p", "1.5").refused("--top-p", "1.5")
     call("generate", tmp_path, "--prompt", "x", "--max-tokens", "0").refused("max_tokens")
 
 
@@ -64,13 +64,14 @@ def raising(error: Exception) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(CheckpointError("broken\n  in two lines"), 2), (Interrupted("stopped; use --resume"), 130)]
+    ("error", "code", "word"),
+    [(CheckpointError("broken\n  in two lines"), 2, "error"), (Interrupted("SIGINT arrived"), 130, "stopped")],
 )
-def test_errors_become_exit_codes(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_become_exit_codes(error: Exception, code: int, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         guarded(raising(error))
     assert stopped.value.code == code
-    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+    assert capsys.readouterr().err == f"{word}: {' '.join(str(error).split())}\n"
 
 
 def test_bugs_keep_their_traceback() -> None:
