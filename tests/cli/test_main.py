@@ -53,7 +53,7 @@ def test_missing_model_and_recipe_are_one_line(tmp_path: Path, call) -> None:
 
 def test_sampling_options_are_checked_before_the_model_is_opened(tmp_path: Path, call) -> None:
     call("generate", tmp_path, "--prompt", "x", "--top-p", "1.5").refused("--top-p", "1.5")
-    call("generate", tmp_path, "--prompt", "x", "--max-tokens", "0").refused("max_tokens")
+    call("generate", tmp_path, "--prompt", "x", "--max-tokens", "0").refused("--max-tokens")
 
 
 def raising(error: Exception) -> Callable[[], object]:
