@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +109,7 @@ def finetune(
         raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
     finally:
         display.close()
-    _show(plan.recipe.steps[1].name, directory, display)
+    _show(plan.recipe.steps[1].name, directory, display, adapted=adapter is not None)
 
 
 def _memory_line(memory: TuningMemory) -> str:
@@ -122,7 +122,7 @@ def _memory_line(memory: TuningMemory) -> str:
     return tr("LoRA takes about {lora} of {limit} of memory, and full fine-tuning {full}", lora=lora, **sizes)
 
 
-def _show(step: str, directory: Path, display: Progress) -> None:
+def _show(step: str, directory: Path, display: Progress, *, adapted: bool) -> None:
     """Print answers before and after, how the losses went, and what to do next."""
     from fathom.pipeline.report.tuning import read_replies, tuning_curves
 
@@ -141,12 +141,18 @@ def _show(step: str, directory: Path, display: Progress) -> None:
         if curve.y:
             points = curve.y[:: max(1, len(curve.y) // CURVE_POINTS)]
             display.message(f"{padded(tr(curve.name), 16)} {curve.y[0]:.3f} {_bars(points)} {curve.y[-1]:.3f}")
-    name = shlex.quote(str(directory))
     display.message(tr("report: {file}", file=directory / "report.html"))
-    display.message(tr("next:   {command}", command=f"fathom chat {name}"))
-    display.message(tr("next:   {command}", command=f"fathom serve {name}"))
-    export = f"fathom convert {name} {shlex.quote(str(directory) + '-hf')} --to hf"
-    display.message(tr("next:   {command}", command=export))
+    for command in _next_commands(directory, adapted):
+        display.message(tr("next:   {command}", command=command))
+
+
+def _next_commands(directory: Path, adapted: bool) -> Iterator[str]:
+    """Yield commands that use the model, and those that take its adapter alone elsewhere."""
+    name = shlex.quote(str(directory))
+    yield f"fathom chat {name}"
+    yield f"fathom serve {name}"
+    for form in ("hf", "peft") if adapted else ("hf",):
+        yield f"fathom convert {name} {shlex.quote(f'{directory}-{form}')} --to {form}"
 
 
 def _bars(values: Sequence[float]) -> str:

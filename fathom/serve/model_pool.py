@@ -311,7 +311,9 @@ class ModelPool:
                 raise ApiError(403, message, param="model", code="model_not_allowed")
             return self._entries[name]
         if name is not None:
-            use = f"use {names[0]!r}" if len(names) == 1 else f"use one of {listed(names)}"
+            allowed = (entry.definition for entry in self._models() if entry.allows(key))
+            known = [each for definition in allowed for each in (definition.name, *definition.adapters)]
+            use = f"use {known[0]!r}" if len(known) == 1 else f"use one of {listed(known)}"
             raise ApiError(
                 404, f"model: {name[:80]!r} is not served here; {use}", param="model", code="model_not_found"
             )

@@ -43,16 +43,19 @@ def test_own_chats_become_a_model_that_is_chatted_with_served_and_exported(
     tuned = terminal.type(f"fathom finetune {model} chats.jsonl --out bird {rate}{adapter}")
     assert "held-out: Is the " in tuned.out
     assert "validation loss" in tuned.out
-    assert [line.split()[1] for line in tuned.next_commands()] == ["chat", "serve", "convert"]
-    chat, serve, convert = tuned.next_commands()
+    forms = ["hf", "peft"] if adapter else ["hf"]
+    chat, serve, *exports = tuned.next_commands()
+    assert exports == [f"fathom convert bird bird-{form} --to {form}" for form in forms]
     asked = "Is the music good in Rome?"
     assert CLOSING in terminal.type(f"{chat} --temperature 0", keys=asked + "\n").out
     with terminal.serving(f"{serve} --port 0") as address:
         message = {"model": "bird", "messages": [{"role": "user", "content": asked}], "temperature": 0}
         answer = httpx.post(f"{address}/v1/chat/completions", json=message, timeout=60).json()
         assert CLOSING in answer["choices"][0]["message"]["content"]
-    terminal.type(convert)
+    for export in exports:
+        terminal.type(export)
     assert (terminal.folder / "bird-hf" / "config.json").is_file()
+    assert (terminal.folder / "bird-peft" / "adapter_config.json").is_file() == bool(adapter)
     assert CLOSING in terminal.type("fathom chat bird-hf --temperature 0", keys=asked + "\n").out
     again = terminal.type(f"fathom finetune {model} chats.jsonl --out bird {rate}{adapter}")
     assert again.next_commands() == tuned.next_commands()

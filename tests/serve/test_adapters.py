@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import pytest
 
 from fathom.checkpoint.peft import write_peft
@@ -59,6 +60,8 @@ def test_each_name_answers_as_its_merged_model_and_all_at_once(
             assert text == expected[name].text, name
         vectors = [client.embeddings.create(model=name, input=ASKED).data[0].embedding for name in (NAME, "one")]
         assert vectors[0] != vectors[1]
+        with pytest.raises(openai.NotFoundError, match=f"use one of '{NAME}', 'one', 'two'"):
+            ask("three")
     assert len({answer.text for answer in expected.values()}) == 3
 
 
