@@ -33,6 +33,7 @@ def test_pip_is_the_one_of_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert extras.pip() == "pip"
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     assert extras.pip() == f"{shlex.quote(sys.executable)} -m pip"
     monkeypatch.chdir(Path(sys.executable).parents[1])
     assert extras.pip() == f"{Path('bin', Path(sys.executable).name)} -m pip"
@@ -41,6 +42,7 @@ def test_pip_is_the_one_of_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_command_is_one_that_pip_accepts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(extras, "_checkout", lambda: None)
     monkeypatch.setattr(metadata, "requires", lambda name: ["pytest>=1", "pytest>=2; extra == 'images'"])
+    monkeypatch.chdir(tmp_path)
     done = dry_run(extras.install_extra("images"), tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.journeys.terminal import Terminal
@@ -50,7 +50,7 @@ def test_own_chats_become_a_model_that_is_chatted_with_served_and_exported(
     assert CLOSING in terminal.type(f"{chat} --temperature 0", keys=asked + "\n").out
     with terminal.serving(f"{serve} --port 0") as address:
         message = {"model": "bird", "messages": [{"role": "user", "content": asked}], "temperature": 0}
-        answer = httpx.post(f"{address}/v1/chat/completions", json=message, timeout=60).json()
+        answer = httpx2.post(f"{address}/v1/chat/completions", json=message, timeout=60).json()
         assert CLOSING in answer["choices"][0]["message"]["content"]
     for export in exports:
         terminal.type(export)

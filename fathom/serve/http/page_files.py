@@ -71,7 +71,7 @@ def page_files() -> Mapping[str, PageFile]:
 
 
 def page_router(root_path: str = "") -> APIRouter:
-    """Return the routes ``/``, ``/page/{name}`` and ``/favicon.ico``; files are read now, not at each request.
+    """Return the routes ``/``, ``/page/{name:path}`` and ``/favicon.ico``; files are read now, not at each request.
 
     All addresses within the page are relative, so ``root_path`` is redirected to ``root_path`` with a slash.
     """
