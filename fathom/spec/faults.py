@@ -105,7 +105,12 @@ def _make(cls: Any, mapping: Any, path: str, found: list[SpecError]) -> Any:
         found.append(SpecError(path, problem, "write it as a table of fields", example=example_table(cls)))
         return _BROKEN
     before, docs, kind = len(found), field_docs(cls), kind_of(cls)
-    given = with_current_names(mapping, docs, kind)
+    try:
+        given = with_current_names(mapping, docs, kind)
+    except SpecError as error:
+        found.append(_located(error, path, None))
+        _make(cls, {name: value for name, value in mapping.items() if name != error.path}, path, found)
+        return _BROKEN
     given = {name: value for name, value in given.items() if not (name == "kind" and kind)}
     found += [_located(unknown_field(name, docs), path, None) for name in given if name not in docs]
     for name, doc in docs.items():

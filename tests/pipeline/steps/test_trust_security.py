@@ -172,13 +172,16 @@ def test_programs_leave_the_sandbox_only_by_the_caller(
         progress=NULL_PROGRESS,
         trust=Trust(unsandboxed=trusted),
     )
-    reward_functions.open_judge(context, step, [CodeReward()], seconds=1.0).close()
+    with reward_functions.open_judge(context, step, [CodeReward()], seconds=1.0):
+        pass
     assert asked == [trusted]
 
 
 def test_a_recipe_that_wants_programs_out_of_the_sandbox_is_refused(handed_over: Path) -> None:
     with pytest.raises(SpecError, match=r"rewards\[0\]\.unsandboxed: .*--unsandboxed"):
         load_run_plan(handed_over, overrides=['tasks.rewards=[{kind="code", unsandboxed=true}]'])
+    with pytest.raises(SpecError, match=r"(?s)rewards\[0\]\.unsandboxed: .*rewards\[0\]\.weight: "):
+        load_run_plan(handed_over, overrides=['tasks.rewards=[{kind="code", unsandboxed=true, weight="x"}]'])
 
 
 def test_rules_import_nothing_from_where_one_stands(lying_about: Path) -> None:
