@@ -43,7 +43,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         base=adapter_base(context, step, step.policy),
         tracking=context.tracking(step),
     ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
-    check_learned(step, directory)
+    check_learned(step, directory, context.progress)
 
 
 def open_teacher(step: DistillStep, context: StepContext) -> LanguageModel:

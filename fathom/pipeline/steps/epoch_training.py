@@ -95,7 +95,7 @@ def train_epochs(
         epochs=EpochProgress(loader=data.loader, epochs=step.train.epochs, unit=data.unit),
     )
     summary = trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
-    check_learned(step, directory)
+    check_learned(step, directory, context.progress)
     return summary
 
 

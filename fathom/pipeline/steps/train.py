@@ -56,7 +56,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         base=adapter_base(context, step, step.train),
     )
     trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
-    check_learned(step, directory)
+    check_learned(step, directory, context.progress)
 
 
 def _with_images(

@@ -17,6 +17,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.model import build
 from fathom.pipeline.learned import check_learned
 from fathom.pipeline.validation import check_order
+from fathom.progress import NULL_PROGRESS
 from fathom.spec.alignment import DistillStep, OpenStep
 from fathom.spec.problem import FileProblems
 from fathom.spec.recipe import Recipe
@@ -108,7 +109,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(bench: Any, asked: str) -> 
 def test_a_student_like_its_teacher_learns_nothing(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"lr": 1e-3, "updates": 1, "grad_norm": 0.0}) + "\n")
     with pytest.raises(TrainError, match="student and teacher agree in every token; take a teacher that is another"):
-        check_learned(distilling("twin", "sums.jsonl"), tmp_path)
+        check_learned(distilling("twin", "sums.jsonl"), tmp_path, NULL_PROGRESS)
 
 
 def test_a_teacher_that_is_nowhere_is_named(bench: Any, asked: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fathom.errors import DataError
+from fathom.errors import DataError, TrainError
 from fathom.spec.alignment import (
     ConversationFile,
     DpoStep,
@@ -153,6 +153,24 @@ def test_tasks_and_grpo_compare_with_the_final_value_of_every_form(bench: Any) -
         assert record["expected"] == "5"
     assert "gsm8k: 1 of 2 problems are used" in "\n".join(bench.watching.messages)
     assert len(read_json_lines(out / "grpo" / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("rollouts", [2, 3])
+def test_grpo_whose_rewards_never_differ_is_said_and_then_refused(rollouts: int, bench: Any) -> None:
+    asked = FileProblems(path=bench.write("asked.jsonl", [{"question": ASKED, "answer": "5", "split": "train"}]))
+    policy = PolicySpec(
+        optimizer=AdamWSpec(lr=3e-3, weight_decay=0.0),
+        rollouts=rollouts,
+        rollout=RolloutSpec(questions=1, group_size=2, max_tokens=1),
+    )
+    step = GrpoStep(policy=policy, problems=(asked,), rewards=(AccuracyReward(),))
+    said = f"step 'grpo': none of its {rollouts} rollouts changed the model: all answers to a problem were rewarded"
+    if rollouts < 3:
+        bench.run("out", step)
+        assert any(line.startswith(said) for line in bench.watching.messages)
+        return
+    with pytest.raises(TrainError, match=said):
+        bench.run("out", step)
 
 
 def test_a_run_says_that_a_file_named_as_a_held_out_split_is_trained_on(bench: Any, passes: Passes) -> None:
