@@ -12,7 +12,7 @@ from tests.published import publish
 
 __all__ = ["publish"]
 
-pytest_plugins = ["tests.plugins.leftovers", "tests.plugins.skips"]
+pytest_plugins = ["tests.plugins.interrupts", "tests.plugins.leftovers", "tests.plugins.skips"]
 
 os.environ["FATHOM_LANG"] = "en"
 

@@ -67,13 +67,21 @@ def test_a_run_that_is_killed_has_kept_what_it_found(tmp_path: Path) -> None:
     ("name", "status", "kept"), fast([("wrong_once", 1, 1), ("fine", 130, 0)], [("wrong_once", 1, 1)])
 )
 def test_ctrl_c_ends_in_order_with_what_was_found(tmp_path: Path, name: str, status: int, kept: int) -> None:
-    run = subprocess.Popen(
-        command(tmp_path, name, "ends", seconds=60), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    waited_for = "000.txt" if kept else "result.json"
-    assert wait_until((tmp_path / name / waited_for).is_file, 60)
-    run.send_signal(signal.SIGINT)
-    out, errors = run.communicate(timeout=60)
+    with subprocess.Popen(
+        command(tmp_path, name, "ends", seconds=60),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        try:
+            waited_for = "000.txt" if kept else "result.json"
+            assert wait_until((tmp_path / name / waited_for).is_file, 60)
+            run.send_signal(signal.SIGINT)
+            out, errors = run.communicate(timeout=60)
+        finally:
+            if run.poll() is None:
+                _kill_group(run)
     assert run.returncode == status, errors
     assert "Traceback" not in errors
     assert re.search(rf"^{name} .* {kept}$", out, re.MULTILINE), out
@@ -103,7 +111,7 @@ def test_the_progress_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None
     assert progress.line("zip", 12_000, 1) == "[3/3] zip: 12,000 inputs, 1 finding, 20 s left"
 
 
-def _kill_group(run: subprocess.Popen[bytes]) -> None:
+def _kill_group(run: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Kill the command and the process it started, as the end of a terminal does."""
     if sys.platform == "win32":
         run.kill()
