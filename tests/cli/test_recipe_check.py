@@ -57,7 +57,8 @@ def test_all_faults_are_listed_at_once(recipe: Path, call) -> None:
     assert "own_reward" not in without.err
     assert list(untried_functions(load_run_plan(recipe).recipe, Trust(code=True))) == []
     (line,) = untried_functions(load_run_plan(recipe).recipe, NO_TRUST)
-    assert line.startswith("not tried: own_reward:uppercase; add --allow-code")
+    remedy = "if you trust the code, add --allow-code here and when it trains"
+    assert line == f"not tried: own_reward:uppercase; {remedy}"
 
 
 @pytest.mark.parametrize(
