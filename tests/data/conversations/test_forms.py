@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_calls_and_tools_of_every_dialect_train_alike(tmp_path: Path, ours: Toke
     assert found.tools == expected.tools
     assert found.messages[1]["tool_calls"][0]["id"] == found.messages[2]["tool_call_id"] == "call_1"
     ours_sample, same = encode_conversations(ours, [found, expected], RowReport(), max_tokens=1000)
-    assert ours_sample == same
+    assert replace(ours_sample, key=same.key) == same  # the key is a hash of the messages as they are written
 
 
 def learned_text(tokenizer: Tokenizer, conversation: Conversation, **options: Any) -> str:
