@@ -237,7 +237,7 @@ def test_texts_and_middles_are_laid_out(model: LanguageModel) -> None:
 
 
 def test_what_cannot_be_asked_is_named_at_once(model: LanguageModel) -> None:
-    with pytest.raises(SpecError, match="colour: is no option of chat; use one of"):
+    with pytest.raises(SpecError, match="colour: is no option; use one of add_generation_prompt, cache_salt, "):
         model.chat("hello", stream=True, colour="red")  # type: ignore[call-overload]
     with pytest.raises(SpecError, match="stop: a stop string is empty"):
         model.chat("hello", stop="")
