@@ -119,7 +119,7 @@ def test_a_template_that_fails_is_one_line(finished: Path, call, monkeypatch: py
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     done = call("chat", finished)
     assert done.code == 2
-    assert done.err.splitlines()[1:] == ["error: chat template: no such role; fix the messages"]
+    assert done.err.splitlines()[2:] == ["error: chat template: no such role; fix the messages"]
 
 
 def test_evaluate_runs_tasks_and_writes_every_answer(
