@@ -81,7 +81,7 @@ class _RmsNorm(torch.autograd.Function):
 def rotate(x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout) -> Tensor:
     """Rotate each pair of columns by the angle of its position; like ``x`` in dtype.
 
-    ``cos`` and ``sin`` are float32 tables of (B or 1, T, P = R / 2), one column a pair, without gradient. ``half``
+    ``cos`` and ``sin`` are float32 tables of (B or 1, T, Z), one column a pair, without gradient. ``half``
     pairs columns (p, p + R/2), ``interleaved`` pairs (2p, 2p + 1). Its gradient is the inverse rotation. Under
     torch.compile the reference runs, which it fuses; it generates no code for complex numbers.
     """

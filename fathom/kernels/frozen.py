@@ -19,7 +19,7 @@ from fathom.kernels.weight_formats import QuantizedWeight, dequantize, row_tiles
 _TILE_WEIGHTS = 2**20
 
 ExpertProduct = Callable[[Tensor, int], Tensor]
-"""Rows (C, inputs) and the index of an expert to (C, outputs)."""
+"""Rows (X, inputs) and the index of an expert to (X, outputs)."""
 
 
 def frozen_quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:

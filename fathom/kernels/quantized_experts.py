@@ -113,7 +113,7 @@ def _activation_dtype(x_ND: Tensor) -> torch.dtype:
 
 
 def _product(x_XY: Tensor, qweight: QuantizedWeight) -> Tensor:
-    """Multiply rows in their own dtype, (X, N) like them."""
+    """Multiply rows in their own dtype, (X, outputs) like them."""
     return (
         fused_matmul(x_XY, qweight)
         if uses_fused_kernel(x_XY, qweight) and x_XY.dtype == torch.bfloat16

@@ -46,7 +46,7 @@ def rotate(x_BTHR: Tensor, cos_BTZ: Tensor, sin_BTZ: Tensor, layout: RopeLayout)
 def attention(
     q_BHTW: Tensor, k_BGSW: Tensor, v_BGSU: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
-    """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, V).
+    """softmax(scale q k^T) v, each of G key-value heads serving H / G query heads; returns (B, H, T, U).
 
     ``mask_B1TS`` is True where a query may attend; ``causal`` lets query t attend to keys 0 to S - T + t: the queries
     are the last of the keys. All scores exist at once.
@@ -59,7 +59,7 @@ def attention(
 def attention_with_lse(
     q_BHTW: Tensor, k_BHSW: Tensor, v_BHSU: Tensor, *, mask_B1TS: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention, (B, H, T, V), and each query's log-sum-exp of its scaled scores, (B, H, T), float32 or wider.
+    """Attention, (B, H, T, U), and each query's log-sum-exp of its scaled scores, (B, H, T), float32 or wider.
 
     A query that the mask lets see no key has output 0 and log-sum-exp -inf. All scores exist at once.
     """
@@ -91,7 +91,7 @@ def shared_prefix_attention(
     mask_1TS: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """softmax(scale q k^T) v over keys that all sequences share and then those of each itself; returns (B, H, T, V).
+    """softmax(scale q k^T) v over keys that all sequences share and then those of each itself; returns (B, H, T, U).
 
     Query t of every sequence sees the X shared keys and its own sequence's 0 to t, or what ``mask_1TS`` allows of these
     S = P + T keys. All scores exist at once.
@@ -224,7 +224,7 @@ def pack_11(codes_NX: Tensor) -> Tensor:
 
 
 def unpack_11(packed_NY: Tensor) -> Tensor:
-    """Return the codes that ``pack_11`` packed, one bit at a time; int32 (N, M)."""
+    """Return the codes that ``pack_11`` packed, one bit at a time; int32 (N, X)."""
     blocks = packed_NY.shape[1] // 22
     codes_NX = torch.zeros(packed_NY.shape[0], 16 * blocks, dtype=torch.int32)
     for codes, row in zip(codes_NX, packed_NY.tolist(), strict=True):

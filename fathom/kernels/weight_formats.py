@@ -195,7 +195,7 @@ def row_tiles(qweight: QuantizedWeight, weights: int) -> Iterator[slice]:
 def dequantize(qweight: QuantizedWeight, dtype: torch.dtype = torch.float32, rows: slice | None = None) -> Tensor:
     """Return the weights, or the rows of one of ``row_tiles``, in ``dtype``; int4 is computed in float32 at least.
 
-    The result is (rows, K); for int4 a transposed view, its columns being whole blocks.
+    The result is (rows, Y); for int4 a transposed view, its columns being whole blocks.
     """
     start, stop = (0, qweight.rows) if rows is None else (rows.start, rows.stop)
     wide = torch.promote_types(dtype, torch.float32)

@@ -20,6 +20,6 @@ class Linear(nn.Linear):
         self.lora = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., K) to (..., N)."""
+        """Map (..., inputs) to (..., outputs)."""
         y = kernels.linear(x, self.weight, self.bias)
         return y if self.lora is None else y + self.lora(x)

@@ -53,7 +53,7 @@ class QuantizedLinear(_QuantizedModule):
         return dequantize(self.qweight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., K) to (..., N), like ``x`` in dtype."""
+        """Map (..., Y) to (..., outputs), like ``x`` in dtype."""
         if self.passes_gradient:
             y = kernels.frozen_quantized_linear(x, self.qweight)
         else:

@@ -32,7 +32,7 @@ _CHUNK_ELEMENTS = 2**15  # in the cache, and too small for torch to share out am
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A block format: elements and bytes of a block, and a function from bytes (N, nbytes) to values (N, elements)."""
+    """A block format: elements and bytes of a block, and a function from bytes (X, Z) to values (X, Y)."""
 
     elements: int
     nbytes: int
@@ -72,7 +72,7 @@ def dequantize_into(raw: Tensor, kind: str, out_XY: Tensor) -> None:
 
 
 def quantize(tensor_AO: Tensor, kind: QuantType) -> npt.NDArray[np.uint8]:
-    """Return the bytes of a tensor, row by row: (R, bytes of a row).
+    """Return the bytes of a tensor, row by row: (A, bytes of a row).
 
     Raises:
         CheckpointError: rows are not whole blocks, or a number is not finite or beyond the scale's float16.
@@ -149,7 +149,7 @@ def _q5_1(raw_XZ: Tensor, out_XY: Tensor) -> None:
 
 
 def _spread(raw_XZ: Tensor, shifts: Sequence[int], group: int, mask: int) -> Tensor:
-    """Return, for each run of ``group`` bytes, the bits at each shift in turn: (N, bytes x shifts)."""
+    """Return, for each run of ``group`` bytes, the bits at each shift in turn: (X, bytes x shifts)."""
     by_Q1 = torch.tensor(shifts, dtype=torch.uint8)[:, None]
     return ((raw_XZ.view(len(raw_XZ), -1, 1, group) >> by_Q1) & mask).flatten(1)
 

@@ -83,7 +83,7 @@ def _parts(rule: Rule, update: LowRank) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _add_stacked(found: _Collected, rule: Rule, update: LowRank) -> None:
-    """Add stacked experts: A is (E r, K), and the columns of B (N, r E) run over ranks, then experts."""
+    """Add stacked experts: A is (E r, Y), and the columns of B (X, r E) run over ranks, then experts."""
     a_ErY, b_EXr = update.a, update.b
     if a_ErY.dim() == 4:
         first, second = b_EXr.unbind(1)

@@ -16,7 +16,7 @@ _SLOTS = {"gate_up_proj": "gate_up_lora", "down_proj": "down_lora"}
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The update scaling x B A of one parameter: ``a`` is (..., r, K) and ``b`` (..., N, r)."""
+    """The update scaling x B A of one parameter: ``a`` is (..., r, inputs) and ``b`` (..., outputs, r)."""
 
     a: Tensor = field(repr=False)
     b: Tensor = field(repr=False)

@@ -1,4 +1,4 @@
-"""The image encoder of Segment Anything (SHM) with window attention and relative positions, as DeepSeek-VL uses it.
+"""The image encoder of Segment Anything (SAM) with window attention and relative positions, as DeepSeek-VL uses it.
 
 A colours or channels, X rows, Y columns, Z squares of patches (windows, or whole images), O queries.
 """
@@ -38,7 +38,7 @@ class SamTower(nn.Module):
         self.first_global = spec.global_attn_indexes[0]
 
     def forward(self, images_IAXY: Tensor) -> Tensor:
-        """Return features (I, N, 4 x output_channels), N = grid x grid, in rows from the top left."""
+        """Return features (I, T, 4 x output_channels), T = grid x grid, in rows from the top left."""
         x_IXYD = self.patch_embed(images_IAXY).permute(0, 2, 3, 1) + self.pos_embed
         early_IXYD = x_IXYD
         for index, layer in enumerate(self.layers):

@@ -1,6 +1,6 @@
 """The vision towers with their connector: from images to embeddings of image tokens.
 
-A colours, X rows and Y columns of pixels; X features of the low tower.
+A colours, X rows and Y columns of pixels; Z features of the low tower.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class VisionTowers(nn.Module):
             self.connector = HybridConnector(vision.low, vision.high, width)
 
     def forward(self, images: ImageBatch) -> Tensor:
-        """Return embeddings of image tokens, (I images, N tokens each, D hidden size).
+        """Return embeddings of image tokens, (I, T, D).
 
-        Flattened over images and tokens they are the ``features_TD`` of ``Decoder.forward``.
+        Flattened over images and tokens they are the ``features_ND`` of ``Decoder.forward``.
 
         Raises:
             SpecError: the images do not have the towers' sizes.
         """
         images.check(self.spec)
         kind = self.low.position_embedding.weight.dtype
-        low_ITX = self.low(images.low_IAXY.to(kind))
+        low_ITZ = self.low(images.low_IAXY.to(kind))
         if self.high is None or images.high_IAXY is None:
-            features_ITD: Tensor = self.connector(low_ITX)
+            features_ITD: Tensor = self.connector(low_ITZ)
         else:
-            features_ITD = self.connector(low_ITX, self.high(images.high_IAXY.to(kind)))
+            features_ITD = self.connector(low_ITZ, self.high(images.high_IAXY.to(kind)))
         return features_ITD
