@@ -19,10 +19,14 @@ MOST = 64
 def text_key(value: Any) -> int:
     """Return a hash of plain values, 63 bits, in which neither spaces at the ends of texts nor the order of keys count.
 
-    It is a function of the text alone: whatever the tokenizer, the same examples are held out.
+    It is a function of the text alone: whatever the tokenizer, the same examples are held out. Values that are nested
+    too deeply to be compared have one key.
     """
-    digest = hashlib.blake2b(json.dumps(_stripped(value), sort_keys=True, default=str).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    try:
+        text = json.dumps(_stripped(value), sort_keys=True, default=str)
+    except RecursionError:
+        return 0
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def choose_held_out(keys: Iterable[int], fraction: float | None) -> frozenset[int]:

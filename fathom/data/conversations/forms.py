@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fathom.data.conversations.dialogue import Dialogue, read_dialogue, read_tools, text_turn, with_system
+from fathom.data.conversations.templated import said
 from fathom.data.forms import Column, Form, Row, optional
 from fathom.data.row_report import UnusableRow
 from fathom.data.validation_split import text_key
@@ -36,8 +37,8 @@ class Conversation:
 
     @property
     def key(self) -> int:
-        """A hash of what is said: equal conversations have equal keys."""
-        return text_key([self.messages, self.tools])
+        """A hash of what is said: a conversation has the same key in every dialect."""
+        return text_key([said(self.messages), [tool.get("function", tool) for tool in self.tools]])
 
 
 def _conversation(dialogue: Dialogue, row: Row) -> Conversation:

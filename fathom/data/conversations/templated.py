@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fathom.chat import encode_chat
 from fathom.chat.output.hermes import fit_messages_to_template
-from fathom.chat.parts import REASONING_FIELDS, checked_message
+from fathom.chat.parts import REASONING_FIELDS, arguments_as_mapping, checked_message, joined_parts
 from fathom.errors import DataError
 from fathom.tokenizer import Tokenizer, special
 
@@ -44,6 +44,30 @@ def _uniform(message: Mapping[str, Any], where: str, thinking: KeepThinking) -> 
         changed["content"] = content.lstrip()
     kept = reasoning.strip() if thinking == "keep" else ""
     return changed | ({REASONING: kept} if kept else {})
+
+
+def said(messages: Messages) -> list[Any]:
+    """Return what messages say: equal for conversations that differ only in how data sets write them.
+
+    Roles, texts, reasoning and calls count; how arguments and parts are written, ids and other fields do not.
+    """
+    try:
+        return [_said(message) for message in normalize_messages(messages, "keep")]
+    except DataError:  # no template takes them, so they are compared as they are written
+        return list(messages)
+
+
+def _said(message: Mapping[str, Any]) -> list[Any]:
+    role, content = message["role"], message.get("content") or ""
+    if not isinstance(content, str) and all(part.get("type") == "text" for part in content):
+        content = joined_parts(content, None)
+    if role == "tool" and isinstance(content, str):
+        content = arguments_as_mapping(content)
+    elif isinstance(content, str):
+        content = content.strip()
+    calls = [call["function"] for call in message.get("tool_calls") or ()] if role == "assistant" else []
+    asked = [[call["name"], arguments_as_mapping(call.get("arguments", ""))] for call in calls]
+    return ["system" if role == "developer" else role, content, message.get(REASONING, ""), asked]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.data.conversations.loss_mask import Sample, encode_with_loss_mask
+from fathom.data.conversations.templated import said
 from fathom.data.forms import AS_FOUND, Columns, read_rows
 from fathom.data.row_report import RowProblem, RowReport
 from fathom.data.validation_split import text_key
@@ -72,7 +73,7 @@ def encode_pairs(
         pair = PreferencePair(
             chosen=chosen,
             rejected=rejected,
-            prompt=json.dumps(preference.messages, ensure_ascii=False),
+            prompt=json.dumps(said(preference.messages), ensure_ascii=False),
             conversation=(*preference.messages, preference.chosen),
         )
         problem = pair_error(pair, max_tokens, preference.place)

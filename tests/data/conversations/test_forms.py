@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,42 @@ def test_calls_and_tools_of_every_dialect_train_alike(tmp_path: Path, ours: Toke
     assert found.tools == expected.tools
     assert found.messages[1]["tool_calls"][0]["id"] == found.messages[2]["tool_call_id"] == "call_1"
     ours_sample, same = encode_conversations(ours, [found, expected], RowReport(), max_tokens=1000)
-    assert replace(ours_sample, key=same.key) == same  # the key is a hash of the messages as they are written
+    assert ours_sample == same
+    assert same.key == expected.key
+
+
+CALLING = {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": CALL}]}
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        ({"content": "4"}, {"content": [{"type": "text", "text": " 4\n"}], "name": "a"}, {"content": "5"}),
+        (
+            {"content": "4", "reasoning_content": "Two twos."},
+            {"content": "<think>\nTwo twos.\n</think>\n\n4"},
+            {"content": "4", "reasoning": "Four ones."},
+        ),
+        (
+            CALLING,
+            {"content": "", "tool_calls": [{"function": {**CALL, "arguments": {"city": "Rome"}}}]},
+            {"tool_calls": [{"function": {**CALL, "arguments": {"city": "Oslo"}}}]},
+        ),
+    ],
+)
+def test_the_key_is_of_what_is_said(one: Any, same: Any, other: Any) -> None:
+    talks = [
+        Conversation(messages=({"role": "system", "content": "x"}, {"role": "assistant", **one})),
+        Conversation(messages=({"role": "developer", "content": "x"}, {"role": "assistant", **same})),
+        Conversation(messages=({"role": "system", "content": "x"}, {"role": "assistant", **other})),
+    ]
+    assert talks[0].key == talks[1].key != talks[2].key
+
+
+def test_calls_that_are_nested_deeply_have_a_key() -> None:
+    for depth in (300, 700, 100_000):
+        call = {"function": {"name": "f", "arguments": '{"a":' * depth + "1" + "}" * depth}}
+        assert Conversation(messages=({"role": "assistant", "tool_calls": [call]},)).key >= 0
 
 
 def learned_text(tokenizer: Tokenizer, conversation: Conversation, **options: Any) -> str:

@@ -52,6 +52,17 @@ def test_only_the_two_answers_are_learned(tokenizer: Tokenizer, tmp_path: Path) 
     assert report.used == 1
 
 
+def test_a_prompt_has_one_key_in_all_dialects(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": [{"type": "text", "text": "2 + 3? "}]}]
+    rows = [{"prompt": prompt, "chosen": "five", "rejected": "six"} for prompt in (ASKED, "2 + 3?", asked, "3 + 3?")]
+    report = RowReport()
+    path = write(tmp_path / "pairs.jsonl", rows)
+    pairs = encode_pairs(tokenizer, read_preferences(path, report), report, max_tokens=200)
+    same, other = {pair.key for pair in pairs[:3]}, pairs[3].key
+    assert len(same) == 1
+    assert other not in same
+
+
 def test_bad_lines_are_told_counted_and_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
     good = {"messages": ASKED, "chosen": "five", "rejected": "six"}
     rows: list[Any] = [
