@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fathom.inference.suggestions import Suggestions
     from fathom.tokenizer.bpe import Tokenizer
 
-MAX_SHOWN_NAMES = 8
 SHOWN_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling parameters whose defaults GET /v1/models gives."""
 
@@ -104,9 +103,3 @@ def names_of(definitions: Sequence[ModelDefinition]) -> dict[str, ModelDefinitio
                 )
             found[name] = definition
     return found
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a message, the first few of many."""
-    more = f" and {len(names) - MAX_SHOWN_NAMES} more" if len(names) > MAX_SHOWN_NAMES else ""
-    return ", ".join(repr(name[:80]) for name in names[:MAX_SHOWN_NAMES]) + more

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from fathom.engine.request import EngineStats
 from fathom.engine.worker import EngineWorker
 from fathom.errors import Draining, ResourceError
+from fathom.logs import listed
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.serve.admission import AdmissionControl
 from fathom.serve.errors import ApiError, draining, refuse
@@ -20,7 +21,7 @@ from fathom.serve.executor import PreprocessExecutor
 from fathom.serve.key_usage import KeyRing, KeyUsage, usage_of
 from fathom.serve.lifecycle import Lifecycle
 from fathom.serve.metrics import Metrics, sum_stats
-from fathom.serve.model_definition import ModelDefinition, facts_of, listed, names_of
+from fathom.serve.model_definition import ModelDefinition, facts_of, names_of
 from fathom.serve.model_entry import ModelEntry
 from fathom.serve.model_loader import RETRY_SECONDS, ModelLoader, load_error, log_event, model_bytes
 from fathom.serve.response.streams import run_until_disconnect
@@ -304,22 +305,19 @@ class ModelPool:
             self._changed.set()
 
     def _find(self, name: str | None, key: KeyUsage | None) -> ModelEntry:
-        names = [entry.definition.name for entry in self._models() if entry.allows(key)]
-        if name in self._entries:
-            if not self._entries[name].allows(key):
-                message = f"model: this key may not use {name!r}; use one of {listed(names)}"
-                raise ApiError(403, message, param="model", code="model_not_allowed")
-            return self._entries[name]
-        if name is not None:
-            allowed = (entry.definition for entry in self._models() if entry.allows(key))
-            known = [each for definition in allowed for each in (definition.name, *definition.adapters)]
-            use = f"use {known[0]!r}" if len(known) == 1 else f"use one of {listed(known)}"
-            raise ApiError(
-                404, f"model: {name[:80]!r} is not served here; {use}", param="model", code="model_not_found"
-            )
-        if len(names) == 1:
-            return self._entries[names[0]]
-        raise refuse("model", "is missing, and several models are served", f"name one of {listed(names)}")
+        entry = None if name is None else self._entries.get(name)
+        if entry is not None and entry.allows(key):
+            return entry
+        allowed = [each for each in self._models() if each.allows(key)]
+        if name is None and len(allowed) == 1:
+            return allowed[0]
+        names = [each for entry in allowed for each in (entry.definition.name, *entry.definition.adapters)]
+        if name is None:
+            raise refuse("model", "is missing, and several models are served", f"name one of {_quoted(names)}")
+        use = f"use {names[0]!r}" if len(names) == 1 else f"use one of {_quoted(names)}"
+        if entry is not None:
+            raise ApiError(403, f"model: this key may not use {name!r}; {use}", param="model", code="model_not_allowed")
+        raise ApiError(404, f"model: {name[:80]!r} is not served here; {use}", param="model", code="model_not_found")
 
     def _check_sizes(self) -> None:
         for entry in self._models():
@@ -333,7 +331,7 @@ class ModelPool:
     def _too_late(self, entry: ModelEntry) -> ApiError:
         seconds = self.settings.load_timeout_seconds
         busy = [other.definition.name for other in self._models() if other.service is not None and other.users]
-        reason = f"memory is held by {listed(busy)}, in use" if busy else "loading takes longer"
+        reason = f"memory is held by {_quoted(busy)}, in use" if busy else "loading takes longer"
         return ApiError(
             503,
             f"model: {entry.definition.name!r} was not loaded within {seconds:g} s ({reason}); try again in 30 s",
@@ -361,3 +359,8 @@ def _retrieve(load: asyncio.Task[None]) -> None:
     """Mark a load's error as seen: all who waited for it may have left."""
     if not load.cancelled():
         load.exception()
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Return names for a message, the first few of many."""
+    return listed([repr(name[:80]) for name in names])
