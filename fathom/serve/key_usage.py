@@ -60,6 +60,7 @@ class KeyUsage:
     """What one key uses. All methods are called on the event loop."""
 
     def __init__(self, key: ApiKey, metrics: Metrics, clock: Clock = time.monotonic) -> None:
+        self.digest = key.digest
         self.in_progress = 0
         self.models: frozenset[str] | None = None
         """The models that it may use, where not all."""
@@ -78,17 +79,16 @@ class KeyUsage:
         made = {name: self._budget(*size, tokens.get(name)) for name, size in sizes.items()}
         self._tokens = {name: budget for name, budget in made.items() if budget is not None}
 
-    def begin(self, retry_after: int) -> None:
+    def begin(self, retry_after: Callable[[], int]) -> None:
         """Count a request, until ``end``.
 
         Raises:
-            ApiError: 429, the key has used one of its limits; ``retry_after`` (seconds) where too many are in progress.
+            ApiError: 429, the key has used one of its limits; ``retry_after()`` (seconds) where too many are in progress.
         """
         key = self.key
         if key.concurrent_requests is not None and self.in_progress >= key.concurrent_requests:
-            self._refuse(
-                f"{self.in_progress} requests are in progress, the most it may have", "concurrent", retry_after
-            )
+            problem = f"{self.in_progress} requests are in progress, the most it may have"
+            self._refuse(problem, "concurrent", retry_after())
         if self._requests is not None and self._requests.left < 1:
             seconds = self._requests.seconds_until(1)
             self._refuse(f"{self._requests.amount} requests a minute are used", "requests", seconds)

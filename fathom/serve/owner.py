@@ -10,4 +10,4 @@ from fathom.serve.key_usage import usage_of
 def owner_of(http: HttpRequest) -> str:
     """Return the digest of a request's API key, 64 hexadecimal digits; "" for everybody where there are no keys."""
     usage = usage_of(http)
-    return "" if usage is None else usage.key.digest
+    return "" if usage is None else usage.digest

@@ -135,10 +135,8 @@ class Service:
         cleanup.callback(slot.release)
         usage = usage_of(http)
         if usage is not None:
-            try:
-                usage.begin(self.retry_after())
-            finally:
-                notices_of(http).rate_limits = usage.headers
+            notices_of(http).key = usage
+            usage.begin(self.retry_after)
             cleanup.callback(usage.end)
         return slot
 
@@ -148,15 +146,15 @@ class Service:
         usage = usage_of(http)
         if usage is not None:
             usage.charge(prompt=tokens)
-            notices_of(http).rate_limits = usage.headers
 
     def _account(self, http: HttpRequest, state: ResponseState) -> None:
         """End a request's work in the engine, and count what was generated."""
         state.close()
-        http.state.log_fields.update(state.log_fields)
+        found = state.log_fields
+        http.state.log_fields.update(found)
         usage = usage_of(http)
         if usage is not None:
-            usage.charge(generated=state.usage().completion)
+            usage.charge(generated=found["completion_tokens"])
 
     def request_context(self, http: HttpRequest, salt: str | None = None) -> RequestContext:
         """Return a request's context; its salt is its owner's, unless keys share, and the ``salt`` that the body gives.
@@ -165,13 +163,12 @@ class Service:
         """
         settings, usage = self.settings, usage_of(http)
         owner = "" if settings.share_prefix_cache else owner_of(http)
-        alone = usage is None or len(self.keys) < 2
         return RequestContext(
             request_id=str(http.state.request_id),
             notices=notices_of(http),
             cache_salt=f"{owner}:{salt or ''}",
             max_tokens=None if usage is None else usage.key.max_tokens,
-            prioritized=alone or settings.share_priority or (usage is not None and usage.key.priority),
+            prioritized=usage is None or len(self.keys) < 2 or settings.share_priority or usage.key.priority,
         )
 
     def retry_after(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from fathom.serve.key_usage import KeyUsage
 from fathom.serve.schemas.ignored import IgnoredFields
 
 IGNORED_HEADER = "x-fathom-ignored-fields"
@@ -19,8 +20,8 @@ class Notices:
     def __init__(self) -> None:
         self._ignored = ""
         self._clamped: dict[str, int] = {}
-        self.rate_limits: dict[str, str] = {}
-        """Headers that say what is left of the limits of the request's key."""
+        self.key: KeyUsage | None = None
+        """The request's key, where it asked for tokens: headers say what is left of its limits."""
 
     def ignore(self, fields: IgnoredFields) -> None:
         """Name fields that had no effect, beside those named before."""
@@ -38,7 +39,7 @@ class Notices:
     @property
     def headers(self) -> dict[str, str]:
         """The response's further headers, in ASCII."""
-        return self._notices | self.rate_limits
+        return self._notices if self.key is None else self._notices | self.key.headers
 
     @property
     def log_fields(self) -> dict[str, str]:
