@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -60,10 +60,8 @@ def training_memory(
     kept = max(layers) + depth * spec.hidden_size if activation_checkpointing else sum(layers)
     parameters = learned
     if adapter is not None:
-        frozen, learned = learned, 4 * lora_parameters(spec, adapter)
-        packed = sum(adapted * _BYTES[adapter.quantize_base] for adapted in _packed_parameters(spec))
-        plain = frozen - 4 * sum(_packed_parameters(spec))
-        parameters = learned + (frozen if adapter.quantize_base == "none" else plain + round(packed))
+        packed, learned = _packed_parameters(spec), 4 * lora_parameters(spec, adapter)
+        parameters += learned - 4 * packed + round(_BYTES[adapter.quantize_base] * packed)
     return TrainingMemory(
         parameters=parameters,
         gradients=learned,
@@ -73,11 +71,10 @@ def training_memory(
     )
 
 
-def _packed_parameters(spec: ModelSpec) -> Iterator[int]:
-    """Yield the sizes of the matrices that ``quantize_base`` packs: all that can be adapted but ``kv_b_proj``."""
-    for matrix in matrices(spec):
-        if not matrix.name.endswith("kv_b_proj"):
-            yield matrix.copies * matrix.outputs * matrix.inputs
+def _packed_parameters(spec: ModelSpec) -> int:
+    """Count the parameters that ``quantize_base`` packs: all that can be adapted but ``kv_b_proj``."""
+    packed = (matrix for matrix in matrices(spec) if not matrix.name.endswith("kv_b_proj"))
+    return sum(matrix.copies * matrix.outputs * matrix.inputs for matrix in packed)
 
 
 def _kept_numbers(spec: ModelSpec, index: int) -> int:
