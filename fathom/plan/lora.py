@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fathom.spec import GroupedQueryAttention, ModelSpec
-from fathom.spec.adapter import ALL_LINEAR, LoraSpec
-
-_FUSED = ("gate_proj", "up_proj")
+from fathom.spec.adapter import LoraSpec, fused_target, names_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,8 @@ class Matrix:
 
 def lora_parameters(spec: ModelSpec, lora: LoraSpec) -> int:
     """Count what training an adapter learns: A and B of every matrix that it is for, and what is saved whole."""
-    chosen = [each for each in matrices(spec) if any(_names(each.name, target) for target in lora.targets)]
+    targets = [fused_target(target) for target in lora.targets]
+    chosen = [each for each in matrices(spec) if any(names_layer(target, each.name) for target in targets)]
     low_rank = sum(each.copies * lora.rank * (each.inputs + each.outputs) for each in chosen)
     tied = spec.tie_word_embeddings
     whole = {"embed_tokens" if tied else name for name in lora.modules_to_save}
@@ -69,9 +68,3 @@ def _attention(spec: ModelSpec, place: str) -> Iterator[Matrix]:
     yield Matrix(f"{place}.kv_a_proj_with_mqa", latent + attention.qk_rope_head_dim, hidden)
     yield Matrix(f"{place}.kv_b_proj", heads * (attention.qk_nope_head_dim + attention.v_head_dim), latent)
     yield Matrix(f"{place}.o_proj", hidden, heads * attention.v_head_dim)
-
-
-def _names(name: str, target: str) -> bool:
-    own = target.rpartition(".")[2]
-    part = target.removesuffix(own) + ("gate_up_proj" if own in _FUSED else own)
-    return target == ALL_LINEAR or f".{part}." in f".{name}."

@@ -12,6 +12,8 @@ BaseFormat = Literal["none", "int8", "int4"]
 BASE_FORMATS: tuple[BaseFormat, ...] = ("none", "int8", "int4")
 ALL_LINEAR = "all-linear"
 """Target that stands for every linear layer that can be adapted, stacked experts included."""
+FUSED = ("gate_proj", "up_proj")
+"""Layers of published checkpoints that are one matrix here, ``gate_up_proj``."""
 SAVED_WHOLE = ("embed_tokens", "lm_head")
 """What ``modules_to_save`` may name."""
 
@@ -53,3 +55,14 @@ class LoraSpec:
     def scaling(self) -> float:
         """What B A is multiplied by."""
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+
+def fused_target(target: str) -> str:
+    """Return a target by the name that its layer has here: gate and up projections are one."""
+    place, dot, own = target.rpartition(".")
+    return f"{place}{dot}gate_up_proj" if own in FUSED else target
+
+
+def names_layer(target: str, path: str) -> bool:
+    """Whether a target, as ``fused_target`` returns it, is all layers or a run of whole components of a path."""
+    return target == ALL_LINEAR or f".{target.removesuffix('.weight')}." in f".{path.removesuffix('.weight')}."

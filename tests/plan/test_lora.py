@@ -15,7 +15,9 @@ from tests.published import SPECS
 LORAS = [
     LoraSpec(rank=3),
     LoraSpec(rank=2, targets=("mlp", "o_proj", "gate_proj", "up_proj")),
-    LoraSpec(targets=("q_proj", "layers.0"), modules_to_save=("lm_head", "embed_tokens")),
+    LoraSpec(
+        targets=("q_proj", "layers.0", "layers.1.self_attn.o_proj.weight"), modules_to_save=("lm_head", "embed_tokens")
+    ),
 ]
 
 

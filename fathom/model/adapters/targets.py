@@ -14,11 +14,10 @@ from fathom.model.linear import Linear
 from fathom.model.moe import Experts
 from fathom.model.moe.router import Router
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
-from fathom.spec.adapter import ALL_LINEAR, LoraSpec
+from fathom.spec.adapter import ALL_LINEAR, FUSED, LoraSpec, fused_target, names_layer
 from fathom.spec.model import ModelSpec
 
 _LAYERS = "layers."
-_FUSED = ("gate_proj", "up_proj")
 
 
 def adaptable(model: Decoder) -> dict[str, Shape]:
@@ -47,11 +46,11 @@ def chosen(spec: ModelSpec, shapes: Mapping[str, Shape], lora: LoraSpec) -> list
     Raises:
         SpecError: a target that names nothing that can be adapted.
     """
-    parts = [name for target in lora.targets for name in _as_named(target, lora.targets)]
+    parts = [_whole(target, lora.targets) for target in lora.targets]
     for part in parts:
-        if part != ALL_LINEAR and not any(_below(name, part) for name in shapes):
+        if not any(names_layer(part, name) for name in shapes):
             raise SpecError("adapter.targets", f"{part!r} {_why_not(spec, part)}", _known(shapes))
-    return [name for name in shapes if any(part == ALL_LINEAR or _below(name, part) for part in parts)]
+    return [name for name in shapes if any(names_layer(part, name) for part in parts)]
 
 
 def left_out(model: Decoder, lora: LoraSpec, targets: Sequence[str]) -> tuple[str, ...]:
@@ -87,22 +86,14 @@ def _all(model: nn.Module) -> Iterator[str]:
             yield from (f"{name}.gate_up_proj", f"{name}.down_proj")
 
 
-def _as_named(target: str, targets: Sequence[str]) -> Iterator[str]:
-    """Translate the names that gate and up projections have elsewhere."""
-    if target.rpartition(".")[2] not in _FUSED:
-        yield target
-        return
-    place = target.rpartition(".")[0]
-    both = [f"{place}.{own}" if place else own for own in _FUSED]
-    if not all(name in targets for name in both):
+def _whole(target: str, targets: Sequence[str]) -> str:
+    """Return a target as ``fused_target`` does; a gate or up projection without the other is refused."""
+    place, dot, own = target.rpartition(".")
+    both = [f"{place}{dot}{half}" for half in FUSED]
+    if own in FUSED and not all(name in targets for name in both):
         problem = f"{target!r} is half of one product"
         raise SpecError("adapter.targets", problem, f"name {both[0]} and {both[1]}, or gate_up_proj")
-    yield f"{place}.gate_up_proj" if place else "gate_up_proj"
-
-
-def _below(name: str, part: str) -> bool:
-    """Whether ``part`` is a run of whole components of a parameter's path."""
-    return f".{part.removesuffix('.weight')}." in f".{name.removesuffix('.weight')}."
+    return fused_target(target)
 
 
 def _why_not(spec: ModelSpec, part: str) -> str:
