@@ -95,7 +95,7 @@ class SpecError(FathomError, ValueError):
 
     def in_file(self, name: str) -> SpecError:
         """Return the same error with the name of the file that the field is in."""
-        return self.at(f"{name}: {self.path}")
+        return self.at(f"{name}: {self.path}" if self.path else name)
 
     def at(self, path: str) -> SpecError:
         """Return the same error located at ``path``."""
@@ -122,9 +122,9 @@ class SpecErrors(SpecError):
         """The errors of single fields."""
         return self._faults
 
-    def in_file(self, name: str) -> SpecError:
-        """Return the same errors with the name of the file that the fields are in."""
-        return SpecErrors(name, self._faults)
+    def at(self, path: str) -> SpecError:
+        """Return the same errors as those of the file at ``path``."""
+        return SpecErrors(path, self._faults)
 
 
 class DataError(FathomError):

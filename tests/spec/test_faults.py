@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.errors import SpecError, SpecErrors
 from fathom.spec.faults import from_mapping_or_faults
 from fathom.spec.field_docs import field_docs, kind_of, specs_in
 from fathom.spec.mapping import from_mapping, parse_toml, read_toml
@@ -151,3 +152,12 @@ def test_what_is_no_recipe_at_all_is_refused_with_every_fault(raw: dict[str, Any
     assert recipe is None
     assert found
     assert all(fault.remedy for fault in found)
+
+
+def test_errors_name_their_file_whether_they_are_of_a_field_of_the_whole_or_several() -> None:
+    field, whole = SpecError("steps", "is missing", "set it"), SpecError("", "is no table", "write one")
+    assert str(field.in_file("r.toml")) == "r.toml: steps: is missing; set it"
+    assert str(whole.in_file("r.toml")) == "r.toml: is no table; write one"
+    several = SpecErrors("", [field, whole]).in_file("r.toml")
+    assert str(several).splitlines() == ["r.toml: 2 faults:", "  steps: is missing; set it", "  is no table; write one"]
+    assert several.under("runs").faults == several.faults == (field, whole)
