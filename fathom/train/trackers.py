@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from fathom.errors import ENVIRONMENT_ERRORS, SpecError, explain_os_error
 from fathom.extras import install_extra
+from fathom.files import sha256
 from fathom.spec.recipe import TRACKERS
 
 PROJECT = "fathom"
@@ -90,24 +91,10 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
-    """Writes to Weights & Biases as its own settings say, to its server unless WANDB_MODE is offline.
+class _RunTracker:
+    """Writes to a run of a library with wandb's interface; a resumed stage goes on in the run it began."""
 
-    A resumed stage goes on in the run it began.
-    """
-
-    def __init__(self, tracking: Tracking, directory: Path) -> None:
-        import wandb
-
-        directory.mkdir(parents=True, exist_ok=True)
-        self._run: Any = wandb.init(
-            project=PROJECT,
-            name=tracking.run,
-            id=run_id(directory),
-            resume="allow",
-            dir=str(directory),
-            config=dict(tracking.settings),
-        )
+    _run: Any
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Show one step's numbers."""
@@ -118,17 +105,30 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Trackio:
-    """Writes to Trackio's data base on this machine, which ``trackio show`` displays.
+class WeightsAndBiases(_RunTracker):
+    """Writes to Weights & Biases as its own settings say, to its server unless WANDB_MODE is offline."""
 
-    A resumed stage goes on in the run it began.
-    """
+    def __init__(self, tracking: Tracking, directory: Path) -> None:
+        import wandb
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=PROJECT,
+            name=tracking.run,
+            id=run_id(directory),
+            resume="allow",
+            dir=str(directory),
+            config=dict(tracking.settings),
+        )
+
+
+class Trackio(_RunTracker):
+    """Writes to Trackio's data base on this machine, which ``trackio show`` displays."""
 
     def __init__(self, tracking: Tracking, directory: Path) -> None:
         import trackio
 
-        self._trackio: Any = trackio
-        self._run: Any = trackio.init(
+        self._run = trackio.init(
             project=PROJECT,
             name=f"{tracking.run}-{run_id(directory)}",
             resume="allow",
@@ -138,19 +138,9 @@ class Trackio:
             auto_log_gpu=False,
         )
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show one step's numbers."""
-        self._run.log(dict(scalars(values)), step=step)
-
-    def close(self) -> None:
-        """Finish."""
-        self._run.finish()
-
 
 def run_id(directory: Path) -> str:
     """Return a name of a stage that is the same whenever it is resumed in its directory."""
-    from fathom.files import sha256
-
     return sha256(str(directory.resolve()))[:10]
 
 
