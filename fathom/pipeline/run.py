@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState, read_state
 from fathom.locale import tr
 from fathom.model.device import resolve_device
+from fathom.pipeline import steps
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
 from fathom.pipeline.forecast.totals import size
@@ -83,21 +84,10 @@ def run(
         ResourceError: the disk or memory is full.
     """
     names = [step.name for step in plan.recipe.steps]
-    if until is not None and until not in names:
-        raise SpecError("--until", f"there is no step {until!r}", f"use one of {', '.join(names)}")
+    last = len(names) if until is None else _place(names, until) + 1
     resolve_device(device)
-    last = len(names) if until is None else names.index(until) + 1
-    runners = _runners(plan)
     done = names[last:] + [name for name, s in read_state(directory).items() if resume and s.status == "done"]
-    check_trust(plan.recipe, plan.base, trust, done)
-    if trust.unsandboxed and runs_programs(plan.recipe, done):
-        progress.message(tr("programs of the model run as you, with your files and your network (--unsandboxed)"))
-    for fault in recipe_faults(plan, done, trust, cache_dir):
-        raise fault
-    for line in (*(f"note: {line}" for line in export_notes(plan.recipe)), *schedule_warnings(plan, done)):
-        progress.message(line)
-    trackers = _trackers(plan, track)
-    states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
+    _check_before(plan, done, trust, cache_dir, progress)
     context = StepContext(
         plan=plan,
         directory=directory,
@@ -105,8 +95,9 @@ def run(
         device=device,
         progress=progress,
         trust=trust,
-        trackers=trackers,
+        trackers=_trackers(plan, track),
     )
+    states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     ran = []
     with _locked(directory), RunSignals() as signals:
         write_state(directory, states)
@@ -116,10 +107,27 @@ def run(
                 continue
             signals.check()
             progress.stage(step.name, index + 1, len(names))
-            _run_step(step, runners[step.kind], context, states, signals)
+            _run_step(step, context, states, signals)
             progress.finish(states[step.name].seconds)
             ran.append(step.name)
     return ran
+
+
+def _place(names: Sequence[str], until: str) -> int:
+    if until not in names:
+        raise SpecError("--until", f"there is no step {until!r}", f"use one of {', '.join(names)}")
+    return names.index(until)
+
+
+def _check_before(plan: RunPlan, done: Collection[str], trust: Trust, cache_dir: Path, progress: Progress) -> None:
+    """Refuse what the steps that are not done cannot work with, and say what is to be known of them."""
+    check_trust(plan.recipe, plan.base, trust, done)
+    if trust.unsandboxed and runs_programs(plan.recipe, done):
+        progress.message(tr("programs of the model run as you, with your files and your network (--unsandboxed)"))
+    for fault in recipe_faults(plan, done, trust, cache_dir):
+        raise fault
+    for line in (*(f"note: {line}" for line in export_notes(plan.recipe)), *schedule_warnings(plan, done)):
+        progress.message(line)
 
 
 def _trackers(plan: RunPlan, named: Sequence[str]) -> tuple[str, ...]:
@@ -135,12 +143,6 @@ def _is_done(step: Step, context: StepContext, states: dict[str, StepState], las
     if step.name not in done:
         return False
     return context.path(step).exists() or done.issuperset(names[names.index(step.name) :])
-
-
-def _runners(plan: RunPlan) -> dict[str, Callable[[Any, StepContext], None]]:
-    from fathom.pipeline.steps import RUNNERS
-
-    return {step.kind: RUNNERS[step.kind] for step in plan.recipe.steps}
 
 
 def _prepare(
@@ -197,13 +199,7 @@ def _clear(directory: Path) -> None:
         (directory / STATE_FILE).unlink()
 
 
-def _run_step(
-    step: Step,
-    runner: Callable[[Any, StepContext], None],
-    context: StepContext,
-    states: dict[str, StepState],
-    signals: RunSignals,
-) -> None:
+def _run_step(step: Step, context: StepContext, states: dict[str, StepState], signals: RunSignals) -> None:
     inputs = fingerprint(step_inputs(run_plan_mapping(context.plan), context.recipe, step))
     before = states[step.name].seconds if step.name in states else 0.0
     started = time.monotonic()
@@ -217,7 +213,7 @@ def _run_step(
     record("running")
     try:
         with _translated(context.directory, step), signals.interruptible():
-            runner(step, context)
+            steps.RUNNERS[step.kind](step, context)
     except Interrupted:
         record("interrupted")
         raise
