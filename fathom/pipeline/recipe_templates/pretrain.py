@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fathom.data.folders.documents import folder_sources
@@ -38,9 +39,9 @@ def pretrain(request: Request) -> str:
     if unique < 16 * length:
         raise DataError(f"--text: {text_bytes} bytes of text are too little to learn from; give at least 10 kB")
     shape, tokens, pace = _choose(request, vocab_size, unique, length)
-    total, batch, micro = _batches(tokens, length)
+    batch, steps = _batches(tokens, length)
     table = model_table(shape, family=request.family, name=request.name, vocab_size=vocab_size, context=length)
-    return _text(request, table, sizes, unique=unique, length=length, total=total, batch=batch, micro=micro, pace=pace)
+    return _text(request, table, sizes, unique=unique, length=length, batch=batch, steps=steps, pace=pace)
 
 
 def _choose(request: Request, vocab_size: int, unique: float, length: int) -> tuple[Shape, float, str]:
@@ -79,12 +80,11 @@ def learning_rate(hidden_size: int) -> float:
     return float(f"{min(4e-3, 2.5e-3 * math.pow(192 / hidden_size, 0.75)):.1e}")
 
 
-def _batches(tokens: float, length: int) -> tuple[int, int, int]:
-    """Return total tokens, sequences a step and sequences a micro-batch, for several hundred steps."""
+def _batches(tokens: float, length: int) -> tuple[int, int]:
+    """Return sequences a step, and steps: several hundred where there are tokens enough."""
     sequences = tokens / length
     batch = 2 ** max(2, min(8, round(math.log2(max(1.0, sequences / _STEPS)))))
-    steps = max(20, math.floor(sequences / batch))
-    return steps * batch * length, batch, min(batch, 8)
+    return batch, max(20, math.floor(sequences / batch))
 
 
 def _text(
@@ -94,63 +94,27 @@ def _text(
     *,
     unique: float,
     length: int,
-    total: int,
     batch: int,
-    micro: int,
+    steps: int,
     pace: str,
 ) -> str:
     count = count_parameters(make_spec(table))
     counted = "counted" if all(found.counted for found in sizes) else "estimated from a sample"
-    model = {name: item for name, item in table.items() if not isinstance(item, dict)}
-    parts = {name: item for name, item in table.items() if isinstance(item, dict)}
-    steps = total // (batch * length)
-    every = max(1, steps // 8)
-    train = {
-        "sequence_length": length,
-        "total_tokens": total,
-        "batch": {"size": batch, "micro_batch_size": micro},
-        "optimizer": {"lr": learning_rate(table["hidden_size"])},
-        "schedule": {"kind": "cosine", "warmup_fraction": 0.03, "final": 0.1},
-        "log_every_steps": max(1, steps // 60),
-        "evaluate_every_steps": every,
-        "checkpoint": {"every_seconds": 120.0, "keep": 1},
-    }
-    texts = value([request.written(path) for path in request.text])
-    said = {
-        "vocab_size": f"tokens, for {size(sum(found.text_bytes for found in sizes))} of text",
-        "hidden_size": "the largest that learns from enough tokens in the time given",
-        "max_position_embeddings": "tokens that the model sees at once",
-        "first_k_dense_replace": "the first layer has no experts (V2 §3.1.2)",
-        "tie_word_embeddings": "one matrix reads and predicts tokens: half the parameters of a small model",
-    }
-    why = {
-        "sequence_length": "tokens a sequence",
-        "total_tokens": f"{steps} steps: {total / unique:.1f} passes over {short_count(round(unique))}, {counted}",
-        "batch": "sequences a step, and as many of them at once as memory holds easily",
-        "optimizer": "smaller models take larger rates",
-        "schedule": "a short warm-up, then a half cosine down to a tenth",
-        "evaluate_every_steps": "held-out bits per byte, eight times",
-        "checkpoint": "an interruption loses two minutes at most; one checkpoint is kept",
-    }
-    notes = {
-        "attention": _ATTENTION[table["attention"]["kind"]],
-        "moe": "fine-grained experts beside shared ones (DeepSeekMoE §3)",
-    }
-    tables = "".join(_part(f"model.{name}", item, notes.get(name, "")) for name, item in parts.items())
-    active = short_count(count.active)
-    return f"""# Pretraining on your own text: {short_count(count.total)} parameters, of which a token uses {active}.
+    train = _training(length, batch, steps, learning_rate(table["hidden_size"]))
+    read = train["total_tokens"] / unique
+    passes = f"{steps} steps: {read:.1f} passes over {short_count(round(unique))}, {counted}"
+    vocabulary_of = f"tokens, for {size(sum(found.text_bytes for found in sizes))} of text"
+    return f"""# Pretraining on your own text: {short_count(count.total)} parameters, \
+of which a token uses {short_count(count.active)}.
 # Sized for about {request.time} on this machine (pace {pace}).
 #
 #     fathom recipe check {request.file}
 #     fathom train {request.file} --out runs/{request.name}
 name = {value(request.name)}
-
-[model]
-{lines(model, said)}
-{tables}
+{_table("model", table, {**_MODEL_COMMENTS, "vocab_size": vocabulary_of})}
 [[steps]] # reads and cleans the text, removes repetitions, holds documents out for measuring
 kind = "corpus"
-text = {texts}
+text = {value([request.written(path) for path in request.text])}
 
 [[steps]] # learns a vocabulary of the text's own
 kind = "tokenizer"
@@ -164,7 +128,7 @@ kind = "train"
 name = "pretrain"
 
 [steps.train]
-{lines(train, why)}
+{lines(train, {**_TRAIN_COMMENTS, "total_tokens": passes})}
 
 [[steps]] # bits per byte of held-out text: lower is better
 kind = "evaluate"
@@ -179,21 +143,34 @@ kind = "report"
 """
 
 
-_ATTENTION = {
-    "mla": "V2 §2.1: keys and values of all heads from one small latent",
-    "gqa": "every head has keys and values of its own",
-}
+def _training(length: int, batch: int, steps: int, rate: float) -> dict[str, Any]:
+    """Return [steps.train]."""
+    return {
+        "sequence_length": length,
+        "total_tokens": steps * batch * length,
+        "batch": {"size": batch, "micro_batch_size": min(batch, 8)},
+        "optimizer": {"lr": rate},
+        "schedule": {"kind": "cosine", "warmup_fraction": 0.03, "final": 0.1},
+        "log_every_steps": max(1, steps // 60),
+        "evaluate_every_steps": max(1, steps // 8),
+        "checkpoint": {"every_seconds": 120.0, "keep": 1},
+    }
 
 
-def _part(where: str, table: dict[str, Any], note: str) -> str:
-    """Return a table of the model; tables in it that hold others become tables of their own."""
+def _table(where: str, table: dict[str, Any], comments: Mapping[str, str]) -> str:
+    """Return a table of the recipe; tables in it become tables of their own."""
     own = {name: item for name, item in table.items() if not isinstance(item, dict)}
-    inner = "".join(_part(f"{where}.{name}", item, "") for name, item in table.items() if isinstance(item, dict))
-    head = f"\n[{where}]{f' # {note}' if note else ''}\n{lines(own, _FIELDS)}\n" if own else ""
-    return head + inner
+    note = _TABLE_COMMENTS.get(f"{where}.{own['kind']}" if "kind" in own else where)
+    head = f"\n[{where}]{f' # {note}' if note else ''}\n{lines(own, comments)}\n" if own else ""
+    within = (_table(f"{where}.{name}", item, comments) for name, item in table.items() if isinstance(item, dict))
+    return head + "".join(within)
 
 
-_FIELDS = {
+_MODEL_COMMENTS = {
+    "hidden_size": "the largest that learns from enough tokens in the time given",
+    "max_position_embeddings": "tokens that the model sees at once",
+    "first_k_dense_replace": "the first layer has no experts (V2 §3.1.2)",
+    "tie_word_embeddings": "one matrix reads and predicts tokens: half the parameters of a small model",
     "kv_lora_rank": "the latent that the cache holds of each token",
     "qk_rope_head_dim": "the shared rotated key beside it",
     "n_routed_experts": "experts a layer",
@@ -201,6 +178,19 @@ _FIELDS = {
     "n_shared_experts": "and these always",
     "expert_loss": "keeps all experts in use (V2 §2.2.3)",
     "bias_update_rate": "keeps all experts in use without a loss (V3 §2.1.2)",
+}
+_TABLE_COMMENTS = {
+    "model.attention.mla": "V2 §2.1: keys and values of all heads from one small latent",
+    "model.attention.gqa": "every head has keys and values of its own",
+    "model.moe": "fine-grained experts beside shared ones (DeepSeekMoE §3)",
+}
+_TRAIN_COMMENTS = {
+    "sequence_length": "tokens a sequence",
+    "batch": "sequences a step, and as many of them at once as memory holds easily",
+    "optimizer": "smaller models take larger rates",
+    "schedule": "a short warm-up, then a half cosine down to a tenth",
+    "evaluate_every_steps": "held-out bits per byte, eight times",
+    "checkpoint": "an interruption loses two minutes at most; one checkpoint is kept",
 }
 
 
