@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fathom.tokenizer import Tokenizer, train_bpe
+from tests.command_line import call
 from tests.published import publish
 
-__all__ = ["publish"]
+__all__ = ["call", "publish"]
 
 pytest_plugins = ["tests.plugins.interrupts", "tests.plugins.leftovers", "tests.plugins.skips"]
 

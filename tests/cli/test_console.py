@@ -16,7 +16,8 @@ import pytest
 
 from fathom.cli.console import prepare_streams
 from fathom.cli.main import main
-from tests.cli.conftest import RECIPE, Outcome
+from tests.cli.conftest import RECIPE
+from tests.command_line import Outcome
 
 ENCODINGS = ["cp1252", "gbk", "ascii"]
 HARD = "模型🌊─│┌█…“é”≥"

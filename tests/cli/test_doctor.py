@@ -18,7 +18,7 @@ from fathom.cli.diagnosis.finding import Finding
 from fathom.cli.diagnosis.hardware import accelerator, hardware_findings, processor_features
 from fathom.cli.diagnosis.packages import package_findings, read_requirements
 from fathom.extras import install_extra, pip
-from tests.cli.conftest import Call
+from tests.command_line import Call
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -17,7 +17,7 @@ import typer
 from fathom.cli.main import main, make_app
 from fathom.locale import ENGLISH, speak, tr
 from fathom.spec.step_results import STATE_FILE
-from tests.cli.conftest import Outcome
+from tests.command_line import Outcome
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 Speaking = Callable[..., Outcome]

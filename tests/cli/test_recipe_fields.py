@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.cli.conftest import Call
+from tests.command_line import Call
 
 
 def test_a_path_may_begin_at_the_recipe_or_at_the_kind_of_a_step(call: Call) -> None:

@@ -11,21 +11,13 @@ import torch
 
 import fathom
 from fathom.checkpoint.peft import CONFIG, read_peft, write_peft
-from fathom.cli.main import guarded, make_app
 from fathom.errors import CheckpointError
 from fathom.inference.adapters import open_adapter
 from fathom.model.adapters.attach import with_adapter
 from tests.checkpoint.peft.test_peft import trained
+from tests.command_line import Call
 
 TOKENS = [0, 5, 9, 17, 33, 101]
-
-
-def main(arguments: list[str]) -> int:
-    try:
-        guarded(lambda: make_app()(arguments))
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +27,7 @@ def adapter(publish: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_merged_models_answer_as_the_unmerged_one(
-    publish: Callable[..., Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publish: Callable[..., Path], adapter: Path, tmp_path: Path, call: Call
 ) -> None:
     base = publish("tiny-deepseek_v2")
     plain = fathom.load(base, device="cpu", dtype="float32")
@@ -46,16 +38,13 @@ def test_merged_models_answer_as_the_unmerged_one(
     torch.testing.assert_close(merged.logits(TOKENS), expected, atol=1e-4, rtol=1e-4)
     assert (plain.logits(TOKENS) - expected).abs().max() > 0.1
     for form, name in (("hf", "merged"), ("gguf", "merged.gguf"), ("fathom", "own")):
-        command = ["convert", str(base), str(tmp_path / name), "--to", form, "--adapter", str(adapter)]
-        assert main(command) == 0
+        assert call("convert", base, tmp_path / name, "--to", form, "--adapter", adapter).code == 0
         again = fathom.load(tmp_path / name, device="cpu", dtype="float32")
         torch.testing.assert_close(again.logits(TOKENS), merged.logits(TOKENS), atol=1e-5, rtol=1e-5)
-    alone = ["convert", str(base), str(tmp_path / "alone"), "--to", "peft", "--adapter", str(adapter)]
-    assert main(alone) == 0
+    assert call("convert", base, tmp_path / "alone", "--to", "peft", "--adapter", adapter).code == 0
     assert json.loads((tmp_path / "alone" / CONFIG).read_text())["base_model_name_or_path"] == str(base)
     first, second = read_peft(adapter, plain.spec), read_peft(tmp_path / "alone", plain.spec)
     assert all(torch.equal(first.updates[name].b, second.updates[name].b) for name in first.updates)
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -68,14 +57,10 @@ def test_what_is_no_adapter_is_refused(given: str, problem: str, publish: Callab
 
 
 def test_faults_are_one_line_and_write_nothing(
-    publish: Callable[..., Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publish: Callable[..., Path], adapter: Path, tmp_path: Path, call: Call
 ) -> None:
-    out = tmp_path / "out"
-    given = str(publish("tiny-llama"))
-    assert main(["convert", given, str(out), "--to", "hf", "--adapter", str(adapter)]) == 2
-    assert "does not fit tiny-llama" in capsys.readouterr().err
-    assert main(["convert", given, str(out), "--to", "peft"]) == 2
-    assert "has no adapter; give a run that trained one, or --adapter" in capsys.readouterr().err
-    assert main(["chat", str(adapter)]) == 2
-    assert "give the adapter beside it (--adapter" in capsys.readouterr().err
+    out, given = tmp_path / "out", publish("tiny-llama")
+    call("convert", given, out, "--to", "hf", "--adapter", adapter).refused("does not fit tiny-llama")
+    call("convert", given, out, "--to", "peft").refused("has no adapter; give a run that trained one, or --adapter")
+    call("chat", adapter).refused("give the adapter beside it (--adapter")
     assert not out.exists()

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fathom.checkpoint.hf import save_hf
-from fathom.cli.main import guarded, make_app
 from fathom.inference.run_record import read_state
 from fathom.model import build
 from fathom.pipeline.recipe import load_run_plan
@@ -22,6 +21,8 @@ from fathom.pipeline.trust import Trust
 from fathom.plan.flops import training_flops_per_token
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.tokenizer import train_bpe
+from tests.command_line import Call
+from tests.slow_cases import fast
 
 ASKED = ("What is two plus three?", "What is one plus one?", "What is two plus two?", "And three plus one?")
 SMALL = {
@@ -91,33 +92,23 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def fathom(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        guarded(lambda: make_app()([str(argument) for argument in arguments]))
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in ("pretrain", "grpo") else pytest.mark.slow) for kind in OPTIONS]
-)
+@pytest.mark.parametrize("kind", fast(list(OPTIONS), ("pretrain", "grpo")))
 def test_a_written_recipe_passes_its_check_and_runs(
-    kind: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, place: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
     monkeypatch.chdir(place)
     recipe = place / f"{kind}.toml"
-    code, out, error = fathom(capsys, "recipe", "new", kind, *OPTIONS[kind], "--out", recipe, "--hours", "0.01")
-    assert code == 0, error
-    assert f"fathom train {recipe}" in out
+    made = call("recipe", "new", kind, *OPTIONS[kind], "--out", recipe, "--hours", "0.01")
+    assert made.code == 0, made.err
+    assert f"fathom train {recipe}" in made.out
     tomllib.loads(recipe.read_text())
     assert recipe.read_text().count(" # ") >= 5
     assert "about 1 minute on" in recipe.read_text()
     assert ("count = 4 # all that are held out" in recipe.read_text()) == (kind in ("grpo", "distill"))
-    code, out, error = fathom(capsys, "recipe", "check", recipe, "--json")
-    assert code == 0, error
-    found = json.loads(out)
+    checked = call("recipe", "check", recipe, "--json")
+    assert checked.code == 0, checked.err
+    found = json.loads(checked.out)
     learning = next(step for step in found["steps"] if step["kind"] in ("train", "sft", "dpo", "grpo", "distill"))
     assert learning["parameters"] > learning["active_parameters"] > 0
     assert learning["steps"] > 0
@@ -130,9 +121,7 @@ def test_a_written_recipe_passes_its_check_and_runs(
     )
     assert ran[-1] == "report"
     assert all(state.status == "done" for state in read_state(tmp_path / "run").values())
-    code, _, error = fathom(capsys, "recipe", "new", kind, "--out", recipe)
-    assert code == 2
-    assert "exists already" in error
+    call("recipe", "new", kind, "--out", recipe).refused("exists already")
 
 
 @pytest.mark.parametrize(
@@ -153,13 +142,11 @@ def test_what_a_template_lacks_is_said(
     arguments: tuple[str, ...],
     words: str,
     place: Path,
-    capsys: pytest.CaptureFixture[str],
+    call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(place)
-    code, _, error = fathom(capsys, "recipe", "new", *arguments, "--out", "never.toml")
-    assert code == 2
-    assert words in error
+    call("recipe", "new", *arguments, "--out", "never.toml").refused(words)
     assert not (place / "never.toml").exists()
 
 

@@ -6,33 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fathom.cli.main import guarded, make_app
 from fathom.progress import Progress
 from fathom.study import registry
 from fathom.study.registry import EXPERIMENTS, Experiment
+from tests.command_line import Call
 from tests.slow_cases import fast
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Outcome:
-    """Run ``fathom ARGUMENTS`` in this process."""
-    with pytest.raises(SystemExit) as ended:
-        guarded(lambda: make_app()([str(argument) for argument in arguments]))
-    captured = capsys.readouterr()
-    return Outcome(ended.value.code if isinstance(ended.value.code, int) else 0, captured.out, captured.err)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
@@ -50,8 +34,8 @@ def write(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dic
     return {}
 
 
-def test_the_list_has_a_line_for_each_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = call(capsys, "study")
+def test_the_list_has_a_line_for_each_experiment(call: Call) -> None:
+    listed = call("study")
     assert listed.code == 0
     for name, experiment in EXPERIMENTS.items():
         (line,) = [line for line in listed.out.splitlines() if line.split()[:1] == [name]]
@@ -76,12 +60,10 @@ def test_every_experiment_can_be_loaded(name: str) -> None:
     assert callable(EXPERIMENTS[name].load())
 
 
-def test_a_run_prints_its_table_and_paths(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_prints_its_table_and_paths(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, write)
     out = tmp_path / "new" / "folder"
-    done = call(capsys, "study", "tiny", "--out", out, "--seed", "4", "--quick")
+    done = call("study", "tiny", "--out", out, "--seed", "4", "--quick")
     assert done.code == 0, done.err
     assert "seed 4, quick True" in done.out
     for name in ("result.json", "table.md", "picture.png"):
@@ -89,7 +71,7 @@ def test_a_run_prints_its_table_and_paths(
         assert (out / name).exists()
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, write)
     full = tmp_path / "full"
     full.mkdir()
@@ -100,7 +82,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         (("tiny", "--out", full), (str(full), "not empty")),
         (("tiny", "--out", tmp_path / "x", "--seed", "-1"), ("seed", "-1")),
     ):
-        refused = call(capsys, "study", *arguments)
+        refused = call("study", *arguments)
         assert refused.code == 2
         assert refused.err.count("\n") == 1
         assert all(word in refused.err for word in words), refused.err
@@ -108,16 +90,12 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
-def test_an_empty_folder_is_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_folder_is_used(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, write)
-    assert call(capsys, "study", "tiny", "--out", tmp_path).code == 0
+    assert call("study", "tiny", "--out", tmp_path).code == 0
 
 
-def test_a_signal_stops_a_run_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_stops_a_run_and_leaves_nothing(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(directory: Path, *, seed: int, quick: bool, progress: Progress) -> dict[str, Any]:
         (directory / "half").write_text("")
         os.kill(os.getpid(), signal.SIGINT)
@@ -125,7 +103,7 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
         raise AssertionError("went on")
 
     install(monkeypatch, interrupted)
-    stopped = call(capsys, "study", "tiny", "--out", tmp_path / "out")
+    stopped = call("study", "tiny", "--out", tmp_path / "out")
     assert stopped.code == 130
     assert stopped.err.startswith("stopped: SIGINT arrived; nothing was written")
     assert not list(tmp_path.iterdir())

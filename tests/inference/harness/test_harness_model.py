@@ -18,10 +18,8 @@ from fathom.errors import DataError
 from fathom.inference.harness.responses import Responses
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer import Tokenizer
-from tests.cli.conftest import Call, call
+from tests.command_line import Call
 from tests.published import SPECS, Publish, train_tokenizer, write_published
-
-__all__ = ["call"]
 
 pytestmark = pytest.mark.slow  # needs lm-eval, which only `make test-all` installs, and reads its tasks for seconds
 

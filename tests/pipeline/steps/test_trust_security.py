@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from fathom.cli.diagnosis.imports import finish_imports, start_imports
-from fathom.cli.main import guarded, make_app
 from fathom.errors import Interrupted, SpecError
 from fathom.isolated import isolated_python, minimal_environment
 from fathom.pipeline import reward_functions
@@ -29,6 +28,7 @@ from fathom.progress import NULL_PROGRESS
 from fathom.spec.problem import Problem, SymbolicProblems
 from fathom.spec.recipe import Recipe, TasksStep
 from fathom.spec.rewards import AccuracyReward, CodeReward, FunctionReward
+from tests.command_line import Call
 
 RECIPE = """
 name = "handed-over"
@@ -85,50 +85,39 @@ def lying_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     assert not (folder / "ran").exists()
 
 
-def fathom(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        guarded(lambda: make_app()([str(argument) for argument in arguments]))
-    return int(ended.value.code or 0), capsys.readouterr().err
-
-
-def test_a_recipe_cannot_run_code_unless_the_command_allows_it(
-    handed_over: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_cannot_run_code_unless_the_command_allows_it(handed_over: Path, tmp_path: Path, call: Call) -> None:
     out, marker = tmp_path / "the run", handed_over.with_name("ran")
     arguments = ("train", handed_over, "--out", out, "--set", "tasks.count=2", "--device", "cpu")
-    code, error = fathom(capsys, *arguments)
-    assert code == 2
-    assert "steps.tasks.rewards.own.target: would run 'my_rewards:length'" in error
-    assert f"(in {handed_over.with_name('my_rewards.py')}) as you, with your files and your network" in error
+    done = call(*arguments)
+    assert done.code == 2
+    assert "steps.tasks.rewards.own.target: would run 'my_rewards:length'" in done.err
+    assert f"(in {handed_over.with_name('my_rewards.py')}) as you, with your files and your network" in done.err
     assert not out.exists()
     assert not marker.exists()
-    command = shlex.split(error.partition("if you trust it: ")[2])
+    command = shlex.split(done.err.partition("if you trust it: ")[2])
     assert command == ["fathom", *map(str, arguments), "--allow-code"]
-    assert fathom(capsys, *command[1:])[0] == 0
+    assert call(*command[1:]).code == 0
     assert marker.exists()
     assert json.loads((out / "tasks.json").read_text())["tasks"]["sums"]["base"]["rewards"]["own"] >= 0
 
 
-def test_a_resume_of_a_directory_needs_the_permission_again(
-    handed_over: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resume_of_a_directory_needs_the_permission_again(handed_over: Path, tmp_path: Path, call: Call) -> None:
     out, marker = tmp_path / "run", handed_over.with_name("ran")
-    assert fathom(capsys, "train", handed_over, "--out", out, "--allow-code", "--unsandboxed")[0] == 0
+    assert call("train", handed_over, "--out", out, "--allow-code", "--unsandboxed").code == 0
     recorded = (out / "recipe.json").read_text() + (out / "state.json").read_text()
     assert not any(word in recorded for word in ("allow", "trust", "unsandboxed"))
     state = json.loads((out / "state.json").read_text())
     state["steps"]["tasks"]["status"] = "interrupted"
     (out / "state.json").write_text(json.dumps(state))
     marker.unlink()
-    code, error = fathom(capsys, "train", handed_over, "--out", out, "--resume")
-    assert code == 2
-    assert f"--out {shlex.quote(str(out))} --resume --allow-code" in error
+    done = call("train", handed_over, "--out", out, "--resume")
+    assert done.code == 2
+    assert f"--out {shlex.quote(str(out))} --resume --allow-code" in done.err
     assert not marker.exists()
 
 
 def test_what_to_continue_with_names_the_flags_that_were_given(
-    handed_over: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    handed_over: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*given: Any, **options: Any) -> None:
         assert options["trust"] == Trust(code=True, unsandboxed=True)
@@ -137,9 +126,9 @@ def test_what_to_continue_with_names_the_flags_that_were_given(
     monkeypatch.setattr(run_module, "run", interrupted)
     out = tmp_path / "run"
     flags = ("--set", "tasks.count=2", "--device", "cpu", "--allow-code", "--unsandboxed")
-    code, error = fathom(capsys, "train", handed_over, "--out", out, "--restart", *flags)
-    assert code == 130
-    command = shlex.split(error.partition("continue with: ")[2])
+    done = call("train", handed_over, "--out", out, "--restart", *flags)
+    assert done.code == 130
+    command = shlex.split(done.err.partition("continue with: ")[2])
     assert command == ["fathom", "train", "--out", str(out), "--resume", *flags[2:]]
 
 
