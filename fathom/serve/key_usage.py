@@ -83,7 +83,7 @@ class KeyUsage:
         """Count a request, until ``end``.
 
         Raises:
-            ApiError: 429, the key has used one of its limits; ``retry_after()`` (seconds) where too many are in progress.
+            ApiError: 429, one of its limits is used; ``retry_after`` says for how long where too many are in progress.
         """
         key = self.key
         if key.concurrent_requests is not None and self.in_progress >= key.concurrent_requests:
@@ -164,7 +164,7 @@ class KeyRing:
     def find(self, given: Iterable[bytes]) -> KeyUsage | None:
         """Return the key that is among those ``given``, None where none is; all are compared, in constant time."""
         self._refresh()
-        hashed = [sha256(key.strip()) for key in given]
+        hashed = [sha256(key) for each in given if (key := each.strip())]
         matching = [digest for key in hashed for digest in self._usage if hmac.compare_digest(key, digest)]
         return self._usage[matching[0]] if matching else None
 

@@ -88,6 +88,15 @@ def test_keys_are_only_limited_to_models_that_are_served() -> None:
         KeyRing(ServeSettings(api_keys=(key,)), {"small": "small", "other": "small"}, Metrics(dict))
 
 
+def test_no_key_is_never_a_valid_one() -> None:
+    """A file may hold the SHA-256 of nothing, as ``printf %s $UNSET | sha256sum`` gives it."""
+    ring = KeyRing(ServeSettings(api_keys=(ApiKey(name="alice", sha256=sha256("")), KEY)), {}, Metrics(dict))
+    assert ring.find([b"", b" ", b""]) is None
+    found = ring.find([b"", f" {KEY} ".encode()])
+    assert found is not None
+    assert found.key.name == "key-2"
+
+
 @given(
     amount=st.integers(1, 1000),
     steps=st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60),
