@@ -6,7 +6,7 @@ import json
 import logging
 import logging.handlers
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,11 +28,11 @@ def check_access_log(value: str) -> None:
         raise SpecError("access_log", f"{value[:80]!r} is no form of the log", "give text, json or off")
 
 
-def log_request(form: AccessLog, facts: Mapping[str, Any]) -> None:
-    """Write the line of a request that has ended now."""
+def log_request(form: AccessLog, facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Write the line of a request that has ended now; ``facts`` is called where one is written."""
     if form != "off":
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"time": time, **facts}
+        line = {"time": time, **facts()}
         access_logger.info("%s", json.dumps(line) if form == "json" else _text(line))
 
 

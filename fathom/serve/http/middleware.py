@@ -214,9 +214,13 @@ class _HttpExchange:
                     self.body_open = message["type"] == "http.request" and message.get("more_body", False)
 
     def log(self) -> None:
-        """Write one line to the access log, without any of the prompt or the generated text."""
+        """Count the response and write one line to the access log."""
         route = getattr(self.scope.get("route"), "path", "none")
         self.middleware.metrics.requests.labels(route, str(self.status)).inc()
+        log_request(self.middleware.settings.access_log, lambda: self._facts(route))
+
+    def _facts(self, route: str) -> Mapping[str, Any]:
+        """Return what the access log says of the request: nothing of the prompt or the generated text."""
         client = self.scope.get("client") or ("unknown", 0)
         usage = self.scope["state"].get("key")
         line = {
@@ -232,8 +236,7 @@ class _HttpExchange:
         } | self.log_fields
         if usage is not None:
             line["key"] = usage.key.name
-        line |= self.notices.log_fields | _client_id(self.scope["headers"])
-        log_request(self.middleware.settings.access_log, line)
+        return line | self.notices.log_fields | _client_id(self.scope["headers"])
 
 
 def canonical(scope: Scope, root_path: str = "") -> Scope:

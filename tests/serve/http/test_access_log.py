@@ -23,7 +23,7 @@ FACTS = {"client": "10.0.0.1", "method": "GET", "path": "/v1/models", "status": 
 def test_lines_are_text_json_or_none(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="fathom.serve.access"):
         for form in ("text", "json", "off"):
-            log_request(form, FACTS)  # type: ignore[arg-type]
+            log_request(form, lambda: FACTS)  # type: ignore[arg-type]
     text, line = (record.getMessage() for record in caplog.records)
     assert re.fullmatch(r'[\d-]+T[\d:.]+Z 10\.0\.0\.1 - GET /v1/models 200 model="a b" seconds=0\.5', text)
     assert json.loads(line) | FACTS == json.loads(line)
@@ -56,9 +56,9 @@ def test_a_log_file_that_was_renamed_is_begun_anew(tmp_path: Path) -> None:
     log_to(path)
     try:
         access_logger.setLevel(logging.INFO)
-        log_request("json", {"id": "first"})
+        log_request("json", lambda: {"id": "first"})
         path.rename(tmp_path / "access.log.1")
-        log_request("json", {"id": "second"})
+        log_request("json", lambda: {"id": "second"})
     finally:
         for handler in [each for each in access_logger.handlers if each not in before]:
             access_logger.removeHandler(handler)
