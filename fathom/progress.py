@@ -1,6 +1,6 @@
 """The protocol by which long work reports its progress; every ``progress`` argument of the package takes it.
 
-``amount`` is how reports write counts.
+``amount`` and ``size`` are how reports write counts and bytes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ NO_METRICS: Mapping[str, str] = MappingProxyType({})
 
 def amount(value: float) -> str:
     """Write a count shortly: 950, 12.3k, 4.56M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.0f}"
+    return "".join(_scaled(value))
+
+
+def size(count: float) -> str:
+    """Write bytes shortly, in powers of 1000: 950 B, 12.3 kB, 2.1 GB."""
+    number, prefix = _scaled(count)
+    return f"{number} {prefix}B"
+
+
+def _scaled(value: float) -> tuple[str, str]:
+    """Return a value in three digits and the prefix of its unit."""
+    for unit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit * 0.9995:  # which rounds to 1000 of the smaller unit
+            return f"{value / unit:.3g}", prefix
+    return f"{value:.0f}", ""
 
 
 class Progress(Protocol):

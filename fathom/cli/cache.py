@@ -14,7 +14,7 @@ from fathom.cli.console import print_json
 from fathom.cli.sections import report_console
 from fathom.errors import SpecError
 from fathom.locale import tr
-from fathom.progress import amount
+from fathom.progress import size
 from fathom.spec import check
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for p
         return
     _print(entries)
     own = sum(entry.nbytes for entry in entries if entry.owned)
-    held = {"folder": cache_directory(), "size": f"{amount(own)}B"}
+    held = {"folder": cache_directory(), "size": size(own)}
     print(tr("{folder}: {size}; FATHOM_CACHE chooses another folder", **held), file=sys.stderr)
     if any(entry.kind == "hub" and not entry.owned for entry in entries):
         print(tr("models of the hub lie in huggingface_hub's cache; remove them with: hf cache rm"), file=sys.stderr)
@@ -72,11 +72,11 @@ def clean(
         print(tr("nothing to remove"), file=sys.stderr)
         return
     _print(chosen)
-    size = f"{amount(sum(entry.nbytes for entry in chosen))}B"
-    total = tr("{count} of {size}", count=len(chosen), size=size)
+    held = size(sum(entry.nbytes for entry in chosen))
+    total = tr("{count} of {size}", count=len(chosen), size=held)
     if not yes:
         if not sys.stdin.isatty():
-            raise SpecError("clean", f"would remove {len(chosen)} of {size} and cannot ask", "add --yes")
+            raise SpecError("clean", f"would remove {len(chosen)} of {held} and cannot ask", "add --yes")
         if not typer.confirm(tr("Remove {total}?", total=total)):
             raise typer.Abort
     for entry in chosen:
@@ -114,7 +114,7 @@ def _print(entries: Sequence[CacheEntry]) -> None:
         table.add_column(name, justify=cast("JustifyMethod", side), overflow="fold")
     for entry in entries:
         whose = "" if entry.owned else tr("not Fathom's")
-        table.add_row(entry.kind, entry.name, f"{amount(entry.nbytes)}B", _since(entry.age), whose)
+        table.add_row(entry.kind, entry.name, size(entry.nbytes), _since(entry.age), whose)
     report_console().print(table)
 
 

@@ -13,7 +13,7 @@ from fathom.cli.display import make_display
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.terminal import FilteredConsole
 from fathom.locale import tr
-from fathom.progress import amount
+from fathom.progress import size
 
 
 def convert(
@@ -47,7 +47,6 @@ def convert(
     """
     from fathom.inference.adapters import PEFT, export_adapter, with_adapter_of
     from fathom.inference.conversion import Conversion
-    from fathom.inference.inspection import list_files
     from fathom.inference.loading import open_source
 
     split_max_bytes = None if split_max_size is None else options.parse_bytes("--split-max-size", split_max_size)
@@ -57,8 +56,7 @@ def convert(
     if to == PEFT:
         written, note = export_adapter(source, destination)
         print(tr("note: {text}", text=note), file=sys.stderr)
-        size = f"{amount(sum(file['bytes'] for file in list_files(written)))}B"
-        print(tr("{file}: format {format}, {size}", file=written, format=PEFT, size=size))
+        _announce(written, PEFT)
         return
     planned = Conversion.prepare(
         source, destination, to, dtype=dtype, max_shard_bytes=max_shard_bytes, split_max_bytes=split_max_bytes
@@ -71,8 +69,13 @@ def convert(
         written = planned.run(display)
     finally:
         display.close()
+    _announce(written, planned.format if planned.dtype is None else f"{planned.format}, {planned.dtype}")
+
+
+def _announce(written: Path, form: str) -> None:
+    from fathom.inference.inspection import list_files
+
     files = list_files(written)
-    form = planned.format if planned.dtype is None else f"{planned.format}, {planned.dtype}"
     parts = tr(" in {count} files", count=len(files)) if written.is_file() and len(files) > 1 else ""
-    size = f"{amount(sum(file['bytes'] for file in files))}B"
-    print(tr("{file}: format {format}, {size}", file=written, format=form, size=size) + parts)
+    total = size(sum(file["bytes"] for file in files))
+    print(tr("{file}: format {format}, {size}", file=written, format=form, size=total) + parts)

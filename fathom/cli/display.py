@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fathom.cli.terminal import FilteredProgress
 from fathom.locale import tr
-from fathom.progress import NO_METRICS, amount
+from fathom.progress import NO_METRICS, amount, size
 
 LOG_INTERVAL_SECONDS = 10.0
 _MARK_SECONDS = 10.0
@@ -181,7 +181,7 @@ class PlainDisplay:
 
 
 def _count(done: float, total: float | None, unit: str, rate: float) -> str:
-    speed = f", {amount(rate)}B/s" if unit == "bytes" and rate else ""
+    speed = f", {size(rate)}/s" if unit == "bytes" and rate else ""
     if not total:
         return f"{amount(done)} {tr(unit)}{speed}"
     return tr("{done} of {total} {unit}", done=amount(done), total=amount(total), unit=tr(unit)) + speed

@@ -17,7 +17,7 @@ from fathom.cli.sections import padded
 from fathom.cli.terminal import FilteredConsole
 from fathom.errors import Interrupted, SpecError
 from fathom.locale import tr
-from fathom.progress import Progress
+from fathom.progress import Progress, size
 
 if TYPE_CHECKING:
     from fathom.pipeline.finetune import TuningMemory
@@ -113,8 +113,6 @@ def finetune(
 
 
 def _memory_line(memory: TuningMemory) -> str:
-    from fathom.pipeline.forecast.totals import size
-
     sizes = {"full": size(memory.full), "limit": size(memory.limit)}
     if memory.adapter is None:
         return tr("full fine-tuning takes about {full} of {limit} of memory", **sizes)

@@ -16,7 +16,7 @@ from fathom.cli.console import print_json
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.sections import PIPE_COLUMNS, report_console, section
 from fathom.locale import tr
-from fathom.progress import amount
+from fathom.progress import size
 
 TEMPLATE_LINES = 4
 SPECIAL_TOKENS = 8
@@ -56,12 +56,6 @@ def inspect(
     _tensors(console, found["tensors"])
     _files(console, found["files"])
     section(console, tr("exports"), _exports(found["exports"]))
-
-
-def size(count: int) -> str:
-    """Write bytes shortly: 1.23 GB."""
-    short = amount(count)
-    return f"{short[:-1]} {short[-1]}B" if short[-1].isalpha() else f"{short} B"
 
 
 def _parameters(count: Mapping[str, int]) -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ from fathom.errors import SpecError
 from fathom.families import PRESETS, Preset
 from fathom.locale import tr
 from fathom.plan import cache_bytes_per_token, count_parameters, short_count
-from fathom.progress import amount
+from fathom.progress import size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,8 +98,8 @@ def _print_ready(models: list[CatalogModel]) -> None:
     for name in (tr("licence"), tr("what it is")):
         table.add_column(name, no_wrap=True)
     for model in models:
-        size = f"{model.member_bytes / 1e6:.0f} MB"
-        table.add_row(model.name, short_count(model.parameters), size, model.licence, model.title)
+        download = size(model.member_bytes)
+        table.add_row(model.name, short_count(model.parameters), download, model.licence, model.title)
     console = report_console()
     console.print(table)
     example = (f"fathom chat {models[0].name}", "dim")
@@ -121,7 +121,7 @@ def _print_cached(*, as_json: bool) -> None:
     table.add_column(tr("ready in the hub's cache"), no_wrap=True)
     table.add_column(tr("weights"), justify="right", no_wrap=True)
     for model in models:
-        table.add_row(str(model.name), f"{amount(model.nbytes)}B")
+        table.add_row(str(model.name), size(model.nbytes))
     console.print(table)
 
 

@@ -11,6 +11,7 @@ import typer
 from fathom.cli import options
 from fathom.errors import FathomError, SpecError, SpecErrors
 from fathom.locale import tr
+from fathom.progress import amount, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,8 +140,6 @@ def print_forecast(console: Console, forecast: Forecast) -> None:
 
 
 def _of_free(most: float, free: float) -> str:
-    from fathom.pipeline.forecast.totals import size
-
     return tr("{most} at most, {free} free", most=size(most), free=size(free))
 
 
@@ -158,8 +157,6 @@ def print_defaults(console: Console, plan: RunPlan) -> None:
 
 def _figures(step: StepForecast) -> list[str]:
     from fathom.cli.display import duration
-    from fathom.pipeline.forecast.totals import size
-    from fathom.progress import amount
 
     time = "" if step.seconds is None else _BASES[step.basis] + duration(step.seconds)
     return [

@@ -16,9 +16,9 @@ from fathom.data.validation_split import FEWEST
 from fathom.errors import DataError, ResourceError, SpecError
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.data_inspection import inspect_data
-from fathom.pipeline.forecast.totals import size
 from fathom.pipeline.recipe import make_recipe
 from fathom.plan import count_parameters, training_memory
+from fathom.progress import size
 from fathom.spec.adapter import LoraSpec
 from fathom.spec.alignment import ConversationFile, DpoStep, EpochsSpec, OpenStep, PairFile, SftStep
 from fathom.spec.answering import RepliesStep

@@ -30,7 +30,6 @@ from fathom.model.device import resolve_device
 from fathom.pipeline import steps
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
-from fathom.pipeline.forecast.totals import size
 from fathom.pipeline.preflight import export_notes, schedule_warnings
 from fathom.pipeline.recipe_faults import recipe_faults
 from fathom.pipeline.recorded_plan import resume_command
@@ -43,7 +42,7 @@ from fathom.pipeline.state import (
     write_state,
 )
 from fathom.pipeline.trust import NO_TRUST, Trust, check_trust, runs_programs
-from fathom.progress import NULL_PROGRESS, Progress
+from fathom.progress import NULL_PROGRESS, Progress, size
 from fathom.spec import check
 from fathom.spec.recipe import TRACKERS, LearningStep, Step
 from fathom.spec.resume import effect_of

@@ -58,7 +58,7 @@ def test_bytes_are_shown_with_their_rate() -> None:
     display.update(0, 10_000_000, "bytes")
     clock.now += 10
     display.update(5_000_000, 10_000_000, "bytes")
-    assert stream.getvalue().splitlines()[-1] == "  convert: 5M of 10M bytes, 500kB/s, about 10 s left"
+    assert stream.getvalue().splitlines()[-1] == "  convert: 5M of 10M bytes, 500 kB/s, about 10 s left"
 
 
 def test_the_time_left_follows_the_last_minute_and_not_what_a_resumed_run_had_done() -> None:

@@ -137,7 +137,7 @@ def test_an_import_that_ends_its_process_or_takes_too_long_is_only_reported(
         ("nvidia", {"version": "2.11.0+cpu"}, "broken", "but torch 2.11.0+cpu is built for CPU"),
         ("nvidia", {"version": "2.11.0", "hip": "6.4"}, "broken", "is built for ROCm 6.4"),
         ("nvidia", {"version": "2.11.0", "cuda": "12.8", "reason": "driver too old"}, "broken", "(driver too old)"),
-        ("nvidia", {"version": "2.11.0", "cuda": "12.8", "devices": [["H200", 1 << 37]]}, "ok", "H200 (128.0 GiB)"),
+        ("nvidia", {"version": "2.11.0", "cuda": "12.8", "devices": [["H200", 1 << 37]]}, "ok", "H200 (137 GB)"),
         ("amd", {"version": "2.11.0+cpu"}, "broken", "an AMD GPU, but torch"),
         (None, {"version": "2.11.0", "mps": True}, "ok", "Apple's GPU (mps)"),
     ],
@@ -164,7 +164,7 @@ def test_the_processor_and_too_little_memory_are_told(tmp_path: Path, monkeypatc
     found = named(list(hardware_findings({}, tmp_path)))
     assert found["processor"].value == "Xeon 9"
     assert found["features"].value == "AVX2, AVX-512, VNNI, AMX, bf16"
-    assert (found["memory"].status, found["memory"].value[:7]) == ("broken", "512 MiB")
+    assert (found["memory"].status, found["memory"].value[:6]) == ("broken", "537 MB")
     assert "OMP_NUM_THREADS=3" in found["OpenMP"].value
     assert found["C++ compiler"].status == "missing"
     assert "accelerator" not in found  # torch could not say
@@ -193,7 +193,7 @@ def test_caches_that_cannot_be_written_and_full_disks_are_faults(
     monkeypatch.setattr("shutil.disk_usage", lambda where: Usage(10, 9, 1 << 20))
     full = places.cache_finding("c", cache, "FATHOM_CACHE")
     assert full.status == "broken"
-    assert "5 KiB, 1 MiB free: the disk is nearly full" in full.value
+    assert "5 kB, 1.05 MB free: the disk is nearly full" in full.value
 
 
 def test_the_hubs_cache_is_found_by_its_own_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

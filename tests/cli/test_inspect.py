@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fathom.cli.inspect import size
 from fathom.inference.loading import find_checkpoint
 
 
@@ -39,7 +38,3 @@ def test_json_holds_the_whole_spec(finished: Path, call) -> None:
 def test_what_is_no_model_is_refused(tmp_path: Path, call) -> None:
     call("inspect", tmp_path / "none").refused("none")
     call("inspect", tmp_path).refused(str(tmp_path))
-
-
-def test_sizes_are_written_shortly() -> None:
-    assert [size(n) for n in (0, 950, 12_345, 44_314_880, 1.5e9)] == ["0 B", "950 B", "12.3 kB", "44.3 MB", "1.5 GB"]

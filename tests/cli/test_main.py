@@ -13,7 +13,7 @@ import fathom
 from fathom.cli.display import duration
 from fathom.cli.main import guarded
 from fathom.errors import CheckpointError, Interrupted
-from fathom.progress import amount
+from fathom.progress import amount, size
 
 
 def fathom_cli(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -82,3 +82,5 @@ def test_bugs_keep_their_traceback() -> None:
 def test_numbers_are_written_shortly() -> None:
     assert [duration(s) for s in (1.234, 42.4, 425, 7400)] == ["1.2 s", "42 s", "7 min 5 s", "2 h 3 min"]
     assert [amount(n) for n in (950, 12_345, 4_560_000, 2e9)] == ["950", "12.3k", "4.56M", "2G"]
+    assert [size(n) for n in (0, 950, 12_345, 44_314_880, 1.5e9)] == ["0 B", "950 B", "12.3 kB", "44.3 MB", "1.5 GB"]
+    assert [size(n) for n in (999, 999.6, 999_499, 999_999, 2e12)] == ["999 B", "1 kB", "999 kB", "1 MB", "2 TB"]

@@ -55,7 +55,7 @@ def test_the_table_shows_sizes_and_marks_unconfirmed_rows() -> None:
 def test_the_models_ready_by_name_come_first_with_their_licence() -> None:
     lines = run().splitlines()
     assert lines[0].startswith("ready by name")
-    assert lines[1].split()[:5] == ["smollm2-135m", "135M", "98", "MB", "Apache-2.0"]
+    assert lines[1].split()[:5] == ["smollm2-135m", "135M", "98.4", "MB", "Apache-2.0"]
     row = json.loads(run("--json"))[0]
     assert (row["ready"], row["total_parameters"], row["bytes"]) == (True, 134_515_008, 98_362_432)
 
@@ -82,7 +82,7 @@ def test_models_in_the_hubs_cache_are_listed(caches: Path, tmp_path: Path) -> No
 def test_the_weights_of_a_large_cached_model_are_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     large = SimpleNamespace(name="owner/large", nbytes=4_500_000_000)
     monkeypatch.setattr("fathom.inference.loading.fetched_models", lambda cache: [large])
-    assert run("--cached").splitlines()[1].split() == ["owner/large", "4.5GB"]
+    assert run("--cached").splitlines()[1].split() == ["owner/large", "4.5", "GB"]
 
 
 def test_one_family_only() -> None:

@@ -21,12 +21,3 @@ class Finding:
     value: str
     status: Status = "ok"
     remedy: str = ""
-
-
-def size(count: float) -> str:
-    """Write bytes shortly: 512 MiB, 23.4 GiB."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fathom.cli.diagnosis.finding import Finding, size
+from fathom.cli.diagnosis.finding import Finding
+from fathom.progress import size
 from fathom.system import available_memory, memory_limit, usable_cores
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -119,7 +120,7 @@ def _memory(root: Path) -> Iterator[Finding]:
     limit, free = memory_limit(root), available_memory(root)
     shown = f"{size(limit)} may be used, {size(free)} of it free now"
     if limit < _LEAST_MEMORY:
-        remedy = f"torch alone needs more; raise the limit to {size(2 * _LEAST_MEMORY)} (docker run --memory 2g)"
+        remedy = "torch alone needs more; raise the limit (docker run --memory 2g)"
         yield Finding("machine", "memory", shown, "broken", remedy)
     else:
         yield Finding("machine", "memory", shown)

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fathom.cli import options
-from fathom.cli.diagnosis.finding import Finding, size
+from fathom.cli.diagnosis.finding import Finding
 from fathom.errors import FathomError, explain_os_error
 from fathom.extras import install_extra
+from fathom.progress import size
 
 _LEAST_DISK = 1 << 30
 _SECONDS = 0.3

@@ -12,6 +12,7 @@ import torch
 
 from fathom.errors import SpecError
 from fathom.locale import tr
+from fathom.progress import size
 from fathom.system import available_memory
 
 Basis = Literal["measured", "estimated", "unknown"]
@@ -113,14 +114,6 @@ def free_disk(directory: Path) -> int:
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def size(number: float) -> str:
-    """Write bytes in three digits: 48.3 MB, 2.1 GB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:.0f} B"
 
 
 def summary(forecast: Forecast, words: Sequence[str] = ()) -> str:

@@ -10,12 +10,13 @@ from fathom.data.folders.documents import folder_sources
 from fathom.errors import DataError
 from fathom.pipeline.forecast.pace import UTILISATION, training_pace
 from fathom.pipeline.forecast.text_size import TextSize, bytes_per_token, text_size
-from fathom.pipeline.forecast.totals import free_memory, size
+from fathom.pipeline.forecast.totals import free_memory
 from fathom.pipeline.recipe_templates.request import Request
 from fathom.pipeline.recipe_templates.sizes import SHAPES, Shape, largest_shape, make_spec, model_table, vocabulary
 from fathom.pipeline.recipe_templates.toml_text import lines, value
 from fathom.plan.count import count_parameters, short_count
 from fathom.plan.flops import training_flops_per_token
+from fathom.progress import size
 from fathom.spec.train import AdamWSpec, UpdateSpec
 from fathom.train.measure import peak_flops
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fathom.data.corpus import build_corpus
 from fathom.locale import tr
 from fathom.pipeline.context import StepContext
-from fathom.progress import amount
+from fathom.progress import size
 from fathom.spec.recipe import CorpusStep
 
 
@@ -27,5 +27,5 @@ def run(step: CorpusStep, context: StepContext) -> None:
                 share=f"{share:.0%}",
             )
             context.progress.message(said)
-    kept = {"count": f"{summary.documents:,}", "size": f"{amount(summary.bytes)}B"}
+    kept = {"count": f"{summary.documents:,}", "size": size(summary.bytes)}
     context.progress.message(tr("{count} documents, {size} of text kept", **kept))
