@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fathom.model.adapters.low_rank import DropoutSeed
 from fathom.spec.adapter import LoraSpec
@@ -18,4 +18,4 @@ class Adaptation:
     spec: LoraSpec
     names: tuple[str, ...]
     left_out: tuple[str, ...]
-    seed: DropoutSeed = field(default_factory=DropoutSeed, compare=False)
+    seed: DropoutSeed

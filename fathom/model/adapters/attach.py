@@ -12,7 +12,7 @@ from fathom.errors import CheckpointError, SpecError
 from fathom.logs import listed
 from fathom.model.adapters.adaptation import Adaptation
 from fathom.model.adapters.adapter import Adapter, LowRank, cast, parameter_of, slot_of
-from fathom.model.adapters.low_rank import DropoutSeed, LowRankUpdate, initial_update
+from fathom.model.adapters.low_rank import DropoutSeed, LowRankUpdate, initial_factors
 from fathom.model.adapters.targets import adaptable, chosen, left_out
 from fathom.model.build import parameter_shapes
 from fathom.model.decoder import Decoder
@@ -40,15 +40,17 @@ def attach(model: Decoder, spec: LoraSpec, *, seed: int) -> Adaptation:
     generator = torch.Generator().manual_seed(seed)
     device = model.embed_tokens.weight.device
     for salt, name in enumerate(targets):
-        a, b, scaling = initial_update(shapes[name], spec.rank, spec.scaling, generator)
-        update = LowRankUpdate(a.to(device), b.to(device), scaling, dropout=spec.dropout, seed=draws, salt=salt)
+        a, b = initial_factors(shapes[name], spec.rank, generator)
+        update = LowRankUpdate(a.to(device), b.to(device), spec.scaling, dropout=spec.dropout, seed=draws, salt=salt)
         module, slot = slot_of(name)
         update.train(model.training)
         setattr(model.get_submodule(module), slot, update)
     for name in whole_names(model, spec.modules_to_save):
         model.get_parameter(name).requires_grad_(True)
     names = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.adaptation = Adaptation(spec, names, left_out(model, spec, targets), draws)
+    adapted = set(targets)
+    others = [name for name in shapes if name not in adapted]
+    model.adaptation = Adaptation(spec, names, tuple(left_out(model, spec, others)), draws)
     return model.adaptation
 
 

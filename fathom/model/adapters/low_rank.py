@@ -49,11 +49,6 @@ class LowRankUpdate(nn.Module):
         """The rank r."""
         return self.A.shape[-2]
 
-    @property
-    def delta(self) -> Tensor:
-        """What it adds to the weight, of the weight's shape."""
-        return self.scaling * (self.B @ self.A)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., J) to what is added to the layer's output (..., Y), or (..., 2 Y) for a fused pair."""
         return self.product(x, self.A, self.B)
@@ -79,11 +74,9 @@ class LowRankUpdate(nn.Module):
         return x * (drawn >= self.dropout).to(x.dtype) / (1.0 - self.dropout)
 
 
-def initial_update(
-    shape: tuple[int, ...], rank: int, scaling: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and the scaling for a weight of ``shape``: A as Kaiming's uniform with a = sqrt(5), B zero."""
+def initial_factors(shape: tuple[int, ...], rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return A and B for a weight of ``shape``: A as Kaiming's uniform with a = sqrt(5), B zero."""
     *lead, outputs, inputs = shape
     bound = 1.0 / math.sqrt(inputs)
     a = torch.empty(*lead, rank, inputs).uniform_(-bound, bound, generator=generator)
-    return a, torch.zeros(*lead, outputs, rank), scaling
+    return a, torch.zeros(*lead, outputs, rank)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-
-from torch import nn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fathom.errors import SpecError
 from fathom.model.build import Shape
@@ -53,12 +51,8 @@ def chosen(spec: ModelSpec, shapes: Mapping[str, Shape], lora: LoraSpec) -> list
     return [name for name in shapes if any(names_layer(part, name) for part in parts)]
 
 
-def left_out(model: Decoder, lora: LoraSpec, targets: Sequence[str]) -> tuple[str, ...]:
-    """Say what of a model is not adapted, and why: one sentence for each kind."""
-    return tuple(_left_out(model, lora, set(targets)))
-
-
-def _left_out(model: Decoder, lora: LoraSpec, targets: set[str]) -> Iterator[str]:
+def left_out(model: Decoder, lora: LoraSpec, others: Sequence[str]) -> Iterator[str]:
+    """Say what of a model is not adapted, and why: a phrase for each kind; ``others`` could be targets and are none."""
     for name in ("embed_tokens", "lm_head"):
         tied = name == "lm_head" and model.spec.tie_word_embeddings
         if name not in lora.modules_to_save and not tied:
@@ -70,20 +64,8 @@ def _left_out(model: Decoder, lora: LoraSpec, targets: set[str]) -> Iterator[str
         yield "multi-token prediction"
     if model.vision is not None:
         yield "the vision towers"
-    others = [name for name in _all(model) if name not in targets]
     if others:
-        kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in others)
-        yield f"{len(others)} layers that targets does not name ({', '.join(kinds)})"
-
-
-def _all(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if not name.startswith(_LAYERS):
-            continue
-        if isinstance(module, Linear | GateUpLinear | QuantizedLinear):
-            yield f"{name}.weight"
-        elif isinstance(module, Experts | QuantizedExperts):
-            yield from (f"{name}.gate_up_proj", f"{name}.down_proj")
+        yield f"{len(others)} layers that targets does not name ({_kinds(others)})"
 
 
 def _whole(target: str, targets: Sequence[str]) -> str:
@@ -108,5 +90,8 @@ def _why_not(spec: ModelSpec, part: str) -> str:
 
 
 def _known(shapes: Mapping[str, Shape]) -> str:
-    kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in shapes)
-    return f"use {ALL_LINEAR}, or some of {', '.join(kinds)}"
+    return f"use {ALL_LINEAR}, or some of {_kinds(shapes)}"
+
+
+def _kinds(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names))
