@@ -14,22 +14,23 @@ STACKED_FAMILIES = ("deepseek_v2", "deepseek_v3", "mixtral")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A published linear layer that is a part of a parameter: its expert, and its row of a fused pair, if any."""
+    """A published linear layer that is a part of a parameter, and where: its expert and its row of a fused pair."""
 
     rule: Rule
-    expert: int | None
-    row: int | None
+    index: tuple[int, ...]
 
 
 def module_places(table: NameTable) -> dict[str, Place]:
     """Return the published linear layers by their paths; experts are one layer for each expert and matrix."""
-    found: dict[str, Place] = {}
-    for rule in _matrices(table):
-        for expert, names in enumerate(rule.published):
-            for row, name in enumerate(names):
-                fused = row if len(names) > 1 else None
-                found[name.removesuffix(".weight")] = Place(rule, expert if rule.stacked else None, fused)
-    return found
+    return {path: Place(rule, index) for rule in _matrices(table) for path, index in parts_of(rule)}
+
+
+def parts_of(rule: Rule) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the paths of the published layers that a parameter is made of, and the index of each in it."""
+    for expert, names in enumerate(rule.published):
+        for row, name in enumerate(names):
+            index = ((expert,) if rule.stacked else ()) + ((row,) if len(names) > 1 else ())
+            yield name.removesuffix(".weight"), index
 
 
 def stacked_places(table: NameTable) -> dict[str, dict[str, Rule]]:

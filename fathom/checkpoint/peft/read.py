@@ -6,7 +6,6 @@ X outputs and Y inputs of one matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,13 +23,8 @@ from fathom.spec import ModelSpec
 _FACTORS = (".lora_A", ".lora_B")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The update of one matrix: ``a`` (r, K), ``b`` (N, r)."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
+_Parts = dict[tuple[int, ...], LowRank]
+"""Updates of single matrices, by their index in a parameter."""
 
 
 def read_peft(directory: Path, spec: ModelSpec) -> Adapter:
@@ -45,7 +39,7 @@ def read_peft(directory: Path, spec: ModelSpec) -> Adapter:
     table = name_table(spec)
     places, stacks = module_places(table), stacked_places(table)
     pairs, whole, strange = _sorted(file, table)
-    parts: dict[str, dict[tuple[int | None, int | None], _Part]] = {}
+    parts: dict[str, _Parts] = {}
     rules: dict[str, Rule] = {}
     faults = [f"{name} is no layer that is adapted" for name in strange]
     for module, (a, b) in pairs.items():
@@ -116,7 +110,7 @@ def _parts_of(
     config: PeftConfig,
     places: Mapping[str, Place],
     stacks: Mapping[str, Mapping[str, Rule]],
-) -> tuple[Rule, dict[tuple[int | None, int | None], _Part]]:
+) -> tuple[Rule, _Parts]:
     experts = module.removesuffix(".base_layer")
     if experts in stacks:
         return _stacked(experts, a, b, config, stacks[experts])
@@ -124,12 +118,10 @@ def _parts_of(
     if place is None:
         raise CheckpointError(f"the model has no linear layer {module}")
     _check_shapes(module, a, b, place.rule.part_shape, config.rank_of(module))
-    return place.rule, {(place.expert, place.row): _Part(a, b, config.scaling_of(module))}
+    return place.rule, {place.index: LowRank(a, b, config.scaling_of(module))}
 
 
-def _stacked(
-    module: str, a: Tensor, b: Tensor, config: PeftConfig, rules: Mapping[str, Rule]
-) -> tuple[Rule, dict[tuple[int | None, int | None], _Part]]:
+def _stacked(module: str, a: Tensor, b: Tensor, config: PeftConfig, rules: Mapping[str, Rule]) -> tuple[Rule, _Parts]:
     """Take the update of stacked experts apart; which matrix it is for follows from its shape."""
     for own, rule in rules.items():
         fused, (outputs, inputs) = len(rule.published[0]), rule.part_shape
@@ -144,9 +136,7 @@ def _stacked(
     raise CheckpointError(f"{module} has A of {tuple(a.shape)} and B of {tuple(b.shape)}, which fit neither matrix")
 
 
-def _rows(
-    a_ErY: Tensor, b_EXr: Tensor, fused: int, scaling: float
-) -> Iterator[tuple[tuple[int | None, int | None], _Part]]:
+def _rows(a_ErY: Tensor, b_EXr: Tensor, fused: int, scaling: float) -> Iterator[tuple[tuple[int, ...], LowRank]]:
     """Yield the updates of every expert's matrices; of a fused pair in blocks, each its own half of the rank."""
     rank, outputs = a_ErY.shape[1], b_EXr.shape[1] // fused
     blocks = b_EXr.reshape(len(a_ErY), fused, outputs, rank)
@@ -155,8 +145,8 @@ def _rows(
     for expert in range(len(a_ErY)):
         for row in range(fused):
             kept = slice(row * half, (row + 1) * half) if apart else slice(None)
-            part = _Part(a_ErY[expert, kept], blocks[expert, row, :, kept], scaling)
-            yield (expert, row if fused > 1 else None), part
+            part = LowRank(a_ErY[expert, kept], blocks[expert, row, :, kept], scaling)
+            yield (expert, row) if fused > 1 else (expert,), part
 
 
 def _check_shapes(module: str, a: Tensor, b: Tensor, shape: tuple[int, ...], rank: int) -> None:
@@ -168,15 +158,14 @@ def _check_shapes(module: str, a: Tensor, b: Tensor, shape: tuple[int, ...], ran
         raise CheckpointError(f"{module} has rank {a.shape[0]}, and the config says {rank}")
 
 
-def _joined(rule: Rule, parts: Mapping[tuple[int | None, int | None], _Part]) -> LowRank:
+def _joined(rule: Rule, parts: _Parts) -> LowRank:
     """Join the parts of a parameter; those of a lower rank, and missing ones, are filled up with zeros."""
     rank = max(part.a.shape[0] for part in parts.values())
-    scaling = next(iter(parts.values())).scaling
+    first = next(iter(parts.values()))
+    scaling, dtype = first.scaling, first.a.dtype
     *lead, outputs, inputs = rule.shape
-    dtype = next(iter(parts.values())).a.dtype
     a, b = torch.zeros(*lead, rank, inputs, dtype=dtype), torch.zeros(*lead, outputs, rank, dtype=dtype)
-    for (expert, row), part in parts.items():
-        place = tuple(index for index in (expert, row) if index is not None)
-        a[place][: part.a.shape[0]] = part.a
-        b[place][:, : part.a.shape[0]] = part.b * (part.scaling / scaling)
+    for index, part in parts.items():
+        a[index][: part.a.shape[0]] = part.a
+        b[index][:, : part.a.shape[0]] = part.b * (part.scaling / scaling)
     return LowRank(a, b, scaling)

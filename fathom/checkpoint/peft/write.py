@@ -6,7 +6,6 @@ X outputs and Y inputs of one matrix.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fathom.checkpoint.names import Rule, name_table
 from fathom.checkpoint.peft.config import CONFIG, WEIGHTS
-from fathom.checkpoint.peft.places import PREFIX, STACKED_FAMILIES, experts_path, module_places
+from fathom.checkpoint.peft.places import PREFIX, STACKED_FAMILIES, experts_path, module_places, parts_of
 from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError
 from fathom.files import publish_directory, write_json
@@ -60,8 +59,8 @@ def write_peft(directory: Path, spec: ModelSpec, adapter: Adapter, *, base: str 
         if rule.stacked and stacked:
             _add_stacked(found, rule, update)
         else:
-            for path, a, b in _parts(rule, update):
-                found.add(path, a, b, update.scaling, rank=a.shape[0])
+            for path, index in parts_of(rule):
+                found.add(path, update.a[index], update.b[index], update.scaling, rank=update.a.shape[-2])
     names = {rule.param_name: rule.published[0][0] for rule in table.rules}
     for name, tensor in adapter.whole.items():
         found.tensors[PREFIX + names[name]] = tensor
@@ -73,13 +72,6 @@ def write_peft(directory: Path, spec: ModelSpec, adapter: Adapter, *, base: str 
         write_json(temporary / CONFIG, config)
         write_tensors(temporary / WEIGHTS, found.tensors, metadata={"format": "pt"})
     return directory
-
-
-def _parts(rule: Rule, update: LowRank) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for expert, names in enumerate(rule.published):
-        for row, name in enumerate(names):
-            place = (*((expert,) if rule.stacked else ()), *((row,) if len(names) > 1 else ()))
-            yield name.removesuffix(".weight"), update.a[place], update.b[place]
 
 
 def _add_stacked(found: _Collected, rule: Rule, update: LowRank) -> None:
