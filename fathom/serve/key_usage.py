@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from fathom.errors import DataError, SpecError
 from fathom.files import sha256
-from fathom.logs import warn_once
+from fathom.logs import logger
 from fathom.serve.api_keys import ApiKey, check_distinct, numbered, read_key_file
 from fathom.serve.errors import ApiError
 from fathom.serve.metrics import Metrics
@@ -180,7 +180,7 @@ class KeyRing:
         try:
             self._set((*self._given, *read_key_file(self._file)))
         except (DataError, SpecError) as error:
-            warn_once(f"--keys: the keys of before stay in use: {error}")
+            logger.warning("--keys: the keys of before stay in use: %s", error)
 
     def _set(self, keys: tuple[ApiKey, ...]) -> None:
         check_distinct(keys)
