@@ -2,6 +2,7 @@
 import { Api } from "./api.js";
 import { Chrome } from "./chrome.js";
 import { Composer } from "./composer.js";
+import { sendFrom } from "./conversation.js";
 import { byId, drawIcons } from "./dom.js";
 import { Files } from "./files.js";
 import { bytes, say, t } from "./i18n.js";
@@ -75,7 +76,7 @@ class App {
   /** Have the model given all turns again. */
   sendAll() {
     this.#session.stop();
-    delete this.chat.messages.findLast((message) => message.first)?.first;
+    sendFrom(this.chat.messages, 0);
     this.thread.show(this.chat);
     this.#session.save();
   }
