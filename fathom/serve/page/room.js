@@ -1,5 +1,5 @@
 // Ways out of a full context: a new conversation with the last turns, leaving out the oldest ones, or a summary of them.
-import { canContinue, toMessages, toText } from "./answer.js";
+import { canContinue } from "./answer.js";
 import { isEmpty, sendFrom, sentMessages, shownCopies } from "./conversation.js";
 import { byId, el } from "./dom.js";
 import { amount, say, t } from "./i18n.js";
@@ -52,7 +52,7 @@ export class Room {
   /** A copy of the turns that fit, in a conversation of its own; this one stays as it is. */
   async #lastTurns() {
     const { chat } = this.#session;
-    const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT, chat.summary);
+    const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT);
     if (from === null || this.#session.chat !== chat) return; // or another was opened in the meantime
     const messages = shownCopies(chat.messages.slice(from)).filter((message) => !isEmpty(message));
     this.#session.open({ ...continued(chat), ...(chat.summary ? { summary: chat.summary } : {}), messages });
@@ -61,7 +61,7 @@ export class Room {
 
   async #leaveOut() {
     const { chat } = this.#session;
-    const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT, chat.summary);
+    const from = await this.#firstThatFits(chat.messages, this.#limit * KEPT);
     if (from === null || this.#session.chat !== chat) return;
     sendFrom(chat.messages, from);
     this.#page.thread.show(chat);
@@ -74,15 +74,15 @@ export class Room {
     const { chat } = this.#session;
     const last = chat.messages.findLastIndex((message) => message.role === "user");
     const waits = !chat.messages.slice(last + 1).some((message) => message.content);
-    const told = sentMessages(chat.messages.slice(0, waits ? last : undefined)).filter((message) => !isEmpty(message));
+    const earlier = sentMessages(chat.messages.slice(0, waits ? last : undefined)).filter((message) => !isEmpty(message));
     const room = Math.max(1, Math.min(SUMMARY_TOKENS, Math.floor(this.#limit / 4)));
     const question = { role: "user", content: t("summariseRequest", { words: Math.floor(room / 2) }) };
-    if (!told.length) return this.#page.composer.showError("roomNothing");
-    const from = await this.#firstThatFits([...told, question], this.#limit - room - 1, chat.summary);
+    if (!earlier.length) return this.#page.composer.showError("roomNothing");
+    const from = await this.#firstThatFits([...earlier, question], this.#limit - room - 1);
     if (from === null || this.#session.chat !== chat) return;
-    if (from >= told.length) return this.#page.composer.showError("roomTooLong");
+    if (from >= earlier.length) return this.#page.composer.showError("roomTooLong");
     const pending = waits ? shownCopies(chat.messages.slice(last, last + 1)) : [];
-    const body = { ...this.#session.request([...told.slice(from), question]), max_tokens: room };
+    const body = { ...this.#session.request([...earlier.slice(from), question]), max_tokens: room };
     const fresh = { ...continued(chat), summary: "" };
     this.#session.open(fresh);
     try {
@@ -128,28 +128,25 @@ export class Room {
   }
 
   /** The index of the earliest question from which on the messages take at most `most` tokens; null, and said so, if none. */
-  async #firstThatFits(messages, most, summary) {
+  async #firstThatFits(messages, most) {
     const starts = messages.flatMap(({ role }, i) => (role === "user" ? [i] : []));
     let [low, high] = [0, starts.length - 1];
     while (low < high) {
       const middle = (low + high) >> 1;
-      if ((await this.#count(messages.slice(starts[middle]), summary)) <= most) high = middle;
+      if ((await this.#count(messages.slice(starts[middle]))) <= most) high = middle;
       else low = middle + 1;
     }
-    const used = await this.#count(messages.slice(starts[low]), summary);
+    const used = await this.#count(messages.slice(starts[low]));
     if (used < this.#limit) return starts[low];
     this.#page.composer.showError("roomNone", { used: amount(used), total: amount(this.#limit) });
     return null;
   }
 
-  /** Tokens of messages, as the server counts them. */
-  async #count(messages, summary) {
-    const { api, server, settings } = this.#page;
+  /** Tokens of messages and of what is sent with them, as the server counts them. */
+  async #count(messages) {
     const texts = messages.filter((message) => !isEmpty(message));
-    const model = server.model ? { model: server.model.id } : {};
-    const asked = server.completes ? { prompt: toText(texts) } : { messages: toMessages(texts, `${settings.system}${summary ?? ""}`) };
     try {
-      return await api.countTokens({ ...model, ...asked });
+      return await this.#page.api.countTokens(this.#session.prompt(texts));
     } catch {
       return Math.ceil(texts.reduce((sum, { content }) => sum + content.length, 0) / CHARS_PER_TOKEN);
     }

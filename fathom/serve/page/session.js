@@ -45,7 +45,7 @@ export class Session {
   /** Answer once more, in a new version. */
   regenerate(message) {
     this.stop();
-    this.answer(message ? this.chat.messages.indexOf(message) : this.chat.messages.length);
+    this.answer(this.chat.messages.indexOf(message));
   }
 
   /** Ask in other words, in a new version. */
@@ -133,10 +133,17 @@ export class Session {
   /** The request for an answer to messages. */
   request(messages, continues = false) {
     const { settings, server } = this.#page;
+    const length = server.completes ? { max_tokens: CONTINUED_TOKENS } : {};
+    const final = continues && !server.completes ? { continue_final_message: true } : {};
+    return { ...this.prompt(messages, continues), ...length, ...final, ...settings.request() };
+  }
+
+  /** The model, and what it is given for an answer to messages. */
+  prompt(messages, continues = false) {
+    const { server } = this.#page;
     const model = server.model ? { model: server.model.id } : {};
-    if (server.completes) return { ...model, max_tokens: CONTINUED_TOKENS, prompt: toText(messages), ...settings.request() };
-    const final = continues ? { continue_final_message: true } : {};
-    return { ...model, messages: toMessages(messages, this.#system(), continues), ...final, ...settings.request() };
+    if (server.completes) return { ...model, prompt: toText(messages) };
+    return { ...model, messages: toMessages(messages, this.#system(), continues) };
   }
 
   #system() {
