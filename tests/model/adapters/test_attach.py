@@ -17,7 +17,7 @@ from fathom.model.adapters.adapter import parameter_of, slot_of
 from fathom.model.adapters.attach import adapter_from_state, attach, learned_state, with_adapter
 from fathom.model.moe import Experts
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
-from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
+from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec
 from fathom.spec.adapter import LoraSpec
 
 MakeSpec = Callable[..., ModelSpec]
@@ -236,5 +236,3 @@ def test_targets_name_layers_by_any_part_of_their_path(latent_spec: MakeSpec) ->
     assert "layers.0.mlp.gate_up_proj.weight" in names
     assert "layers.0.mlp.down_proj.weight" not in names
     assert all(slot_of(parameter_of(name)[0])[1] in name for name in learned_state(model))
-    assert isinstance(model.spec.attention, LatentAttention)
-    assert not isinstance(model.spec.attention, GroupedQueryAttention)
