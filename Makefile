@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 WORKERS ?= 2
 SECONDS ?= 300
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	--config-settings editable_mode=compat --editable
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
@@ -25,17 +26,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing Fathom into $(VENV) (a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) torch,true)
-	@$(PIP) --config-settings editable_mode=compat --editable '.[data,gguf,images,rl,serve,track]'
+	@$(INSTALL) '.[data,gguf,images,rl,serve,track]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development tools"
-	@$(PIP) --config-settings editable_mode=compat --editable '.[dev]'
+	@$(INSTALL) '.[dev]'
 	@touch $@
 
 $(VENV)/.installed-all: $(VENV)/.installed-dev
 	@echo "Installing lm-eval, Trackio and W&B (a minute or two)"
-	@$(PIP) --config-settings editable_mode=compat --editable '.[evals,trackio,wandb]'
+	@$(INSTALL) '.[evals,trackio,wandb]'
 	@touch $@
 
 quickstart: $(VENV)/.installed
