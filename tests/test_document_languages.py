@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import runpy
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -132,14 +132,10 @@ def block(command: str, printed: str) -> str:
 
 
 def test_a_chinese_page_gets_the_blocks_of_its_english_one() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    with_blocks_of = runpy.run_path(str(ROOT / "docs/generate.py"))["with_blocks_of"]
     english = f"One\n\n{block('fathom a', 'first')}\nTwo\n\n{block('fathom a', 'second')}"
     chinese = f"一\n\n{block('fathom a', '')}\n二\n\n{block('fathom a', 'old')}"
     expected = english.replace("One", "一").replace("Two", "二")
-    assert generate.with_blocks_of(chinese, english, "page") == expected
+    assert with_blocks_of(chinese, english, "page") == expected
     with pytest.raises(SystemExit, match="page: other commands than in the English page: 'fathom b' for 'fathom a'"):
-        generate.with_blocks_of(chinese.replace("fathom a", "fathom b", 1), english, "page")
+        with_blocks_of(chinese.replace("fathom a", "fathom b", 1), english, "page")
