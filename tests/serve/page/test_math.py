@@ -167,7 +167,7 @@ def test_formulas_stream_in_and_many_keep_the_page_free(visit: Visit, script: Sc
     script.go.set()
     answered(page, "it is.")
     expect(page.locator(".answer mfrac")).to_have_count(1)
-    longest = page.evaluate(
+    turns = page.evaluate(
         """async () => {
             const { renderMarkdown } = await import("/page/markdown.js");
             const { settled } = await import("/page/math.js");
@@ -180,7 +180,7 @@ def test_formulas_stream_in_and_many_keep_the_page_free(visit: Visit, script: Sc
             return turns;
         }"""
     )
-    assert longest > 5  # the page had its turn in between
+    assert turns > 5  # of the page, in between
 
 
 def test_without_the_converter_the_source_is_shown(visit: Visit, script: Script) -> None:
