@@ -14,6 +14,7 @@ from fathom.evals.accuracy import Accuracy
 from fathom.evals.comparison import compare
 from fathom.evals.pass_at_k import paired_difference
 from fathom.inference.journal import Journal
+from tests.json_lines import read_json_lines, write_json_lines
 from tests.published import Publish
 
 CHOICES = [
@@ -23,18 +24,12 @@ CHOICES = [
 QUESTIONS = [{"question": f"What is {index} + 1?", "answer": str(index + 1)} for index in range(3)]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture
 def asked(finished: Path, tmp_path: Path) -> tuple[str | Path, ...]:
-    choices, questions = write(tmp_path / "mine.jsonl", CHOICES), write(tmp_path / "sums.jsonl", QUESTIONS)
+    choices, questions = (
+        write_json_lines(tmp_path / "mine.jsonl", CHOICES),
+        write_json_lines(tmp_path / "sums.jsonl", QUESTIONS),
+    )
     models = (finished, finished / "pretrain")
     return ("evaluate", *models, "--problems", choices, "--problems", questions)
 
@@ -46,7 +41,7 @@ def test_two_models_become_a_table_in_every_form(asked, finished: Path, tmp_path
     assert done.code == 0, done.err
     models = [str(finished), str(finished / "pretrain")]
     verdicts: dict[str, dict[str, dict[str, bool]]] = {name: {} for name in models}
-    for row in read(files["jsonl"]):
+    for row in read_json_lines(files["jsonl"]):
         verdicts[row["model"]].setdefault(row["task"], {})[row["id"]] = row["correct"]
     assert [len(each["mine"]) for each in verdicts.values()] == [5, 5]
     assert [len(each["sums"]) for each in verdicts.values()] == [3, 3]
@@ -92,7 +87,9 @@ def test_an_interrupted_comparison_goes_on(asked, tmp_path: Path, call, monkeypa
     assert call(*asked, "--out", out).code == 0
     assert len(made) == 2 * 8 - 7
     drop = ("logprobs",)
-    left, right = ([{k: v for k, v in row.items() if k not in drop} for row in read(path)] for path in (out, whole))
+    left, right = (
+        [{k: v for k, v in row.items() if k not in drop} for row in read_json_lines(path)] for path in (out, whole)
+    )
     assert left == right
 
 
@@ -106,7 +103,7 @@ def test_models_are_compared_on_the_cases_that_both_have() -> None:
 
 
 def test_a_chat_is_asked_only_of_models_with_a_template(finished: Path, publish: Publish, tmp_path: Path, call) -> None:
-    questions, bare = write(tmp_path / "sums.jsonl", QUESTIONS), tmp_path / "bare"
+    questions, bare = write_json_lines(tmp_path / "sums.jsonl", QUESTIONS), tmp_path / "bare"
     shutil.copytree(publish("tiny-llama"), bare)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (bare / name).read_text().replace("｜User｜", "｜Nobody｜")
@@ -118,7 +115,7 @@ def test_a_chat_is_asked_only_of_models_with_a_template(finished: Path, publish:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "sums.jsonl"]
     assert call(*base, "--cases", "1").code == 0
     assert call(*base[:2], *base[3:], chat, "--cases", "1").code == 0
-    choices = write(tmp_path / "mine.jsonl", CHOICES)
+    choices = write_json_lines(tmp_path / "mine.jsonl", CHOICES)
     call(*base[:2], chat, "--problems", choices).refused("mine is multiple choice, which is scored as text")
     call(*base[:2], chat).refused("--apply-chat-template: is about tasks")
 
@@ -128,7 +125,7 @@ def without_template(config: str) -> str:
 
 
 def test_what_cannot_be_evaluated_is_refused(finished: Path, tmp_path: Path, call) -> None:
-    mine = write(tmp_path / "mine.jsonl", CHOICES)
+    mine = write_json_lines(tmp_path / "mine.jsonl", CHOICES)
     base = ("evaluate", finished, "--problems", mine)
     call(*base, "--out", tmp_path / "t.xlsx").refused("t.xlsx has no known ending", ".md, .csv, .json or .jsonl")
     call(*base, "--cases", "many").refused("--cases: 'many' is no number of cases")
@@ -137,17 +134,17 @@ def test_what_cannot_be_evaluated_is_refused(finished: Path, tmp_path: Path, cal
     call("evaluate", finished, "--problems", tmp_path / "none.jsonl").refused("there is no such file")
     call("evaluate", finished, "--task", "gsm_symbolic", "--cases", "all").refused("is generated without end")
     call("evaluate", finished, "--markdown").refused("--markdown or --csv: is about tasks")
-    wrong = write(tmp_path / "wrong.jsonl", [{"question": "x", "choices": ["a", "b"], "answer": "c"}])
+    wrong = write_json_lines(tmp_path / "wrong.jsonl", [{"question": "x", "choices": ["a", "b"], "answer": "c"}])
     call("evaluate", finished, "--problems", wrong).refused("answer: 'c' is none of 2 choices")
-    unknown = write(tmp_path / "unknown.jsonl", [{"story": "x"}])
+    unknown = write_json_lines(tmp_path / "unknown.jsonl", [{"story": "x"}])
     call("evaluate", finished, "--problems", unknown).refused("columns story", "question, choices, answer", "rename")
-    call(*base, "--problems", write(tmp_path / "MINE.jsonl", CHOICES)).refused(
+    call(*base, "--problems", write_json_lines(tmp_path / "MINE.jsonl", CHOICES)).refused(
         "--problems: the names", "differ in case"
     )
 
 
 def test_a_model_that_is_not_there_is_refused_before_any_is_measured(finished: Path, tmp_path: Path, call) -> None:
-    mine = write(tmp_path / "mine.jsonl", CHOICES)
+    mine = write_json_lines(tmp_path / "mine.jsonl", CHOICES)
     asked = ("evaluate", finished, tmp_path / "absent", "--problems", mine, "--out", tmp_path / "t.md")
     done = call(*asked)
     done.refused("absent: no such file")

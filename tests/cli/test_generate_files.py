@@ -9,30 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import fathom
+from tests.json_lines import read_json_lines, write_json_lines
 
 GREEDY = ("--max-tokens", "6", "--temperature", "0")
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_rows_of_every_form_are_answered_as_the_library_answers(finished: Path, tmp_path: Path, call) -> None:
     model = fathom.load(finished)
     rows = [{"prompt": "The river", "note": 7}, {"prompt": [{"role": "user", "content": "The road"}], "id": "mine"}]
     out = tmp_path / "made" / "answers.jsonl"
-    done = call("generate", finished, "--input", write(tmp_path / "p.jsonl", rows), "--out", out, *GREEDY)
+    done = call("generate", finished, "--input", write_json_lines(tmp_path / "p.jsonl", rows), "--out", out, *GREEDY)
     assert done.code == 0, done.err
     assert "answers.jsonl: 2 answers" in done.err
-    first, second = read(out)
+    first, second = read_json_lines(out)
     expected = model.chat("The river", max_tokens=6, temperature=0)
     assert first["generated_text"] == expected.text
     assert (first["id"], first["note"], first["prompt"]) == (1, 7, "The river")
@@ -43,7 +34,7 @@ def test_rows_of_every_form_are_answered_as_the_library_answers(finished: Path, 
     (tmp_path / "p.txt").write_text("The river\n\nThe road\n")
     call("generate", finished, "--input", tmp_path / "p.txt", "--out", tmp_path / "t.jsonl", "--no-chat", *GREEDY)
     texts = model.generate(["The river", "The road"], max_tokens=6, temperature=0)
-    assert [row["generated_text"] for row in read(tmp_path / "t.jsonl")] == [str(text) for text in texts]
+    assert [row["generated_text"] for row in read_json_lines(tmp_path / "t.jsonl")] == [str(text) for text in texts]
     asked = {
         "question": {"question": "The river", "answer": "deep"},
         "instruction": {"instruction": "The river", "input": ""},
@@ -52,9 +43,9 @@ def test_rows_of_every_form_are_answered_as_the_library_answers(finished: Path, 
         "text": {"text": "The river"},
     }
     for name, row in asked.items():
-        source = write(tmp_path / f"{name}.jsonl", [row])
+        source = write_json_lines(tmp_path / f"{name}.jsonl", [row])
         call("generate", finished, "--input", source, "--out", tmp_path / f"{name}.out", *GREEDY)
-        (found,) = read(tmp_path / f"{name}.out")
+        (found,) = read_json_lines(tmp_path / f"{name}.out")
         assert found["generated_text"] == expected.text
         assert found.items() >= row.items()
 
@@ -79,12 +70,12 @@ def test_a_broken_row_is_named_and_nothing_is_written(finished: Path, tmp_path: 
         assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl"]
         done = call("generate", finished, "--input", source, "--out", out, "--skip-bad", *GREEDY)
         assert "1 of 2 rows are used" in done.err
-        assert len(read(out)) == 1
+        assert len(read_json_lines(out)) == 1
         out.unlink()
 
 
 def test_options_that_make_no_sense(finished: Path, tmp_path: Path, call) -> None:
-    source, out = write(tmp_path / "p.jsonl", [{"prompt": "x"}]), tmp_path / "a.jsonl"
+    source, out = write_json_lines(tmp_path / "p.jsonl", [{"prompt": "x"}]), tmp_path / "a.jsonl"
     call("generate", finished, "--input", source).refused("--out: is left out beside --input")
     call("generate", finished, "--out", out).refused("--input: is left out beside --out")
     call("generate", finished, "--input", source, "--out", out, "--prompt", "x").refused("--prompt: does not go with")
@@ -94,12 +85,12 @@ def test_options_that_make_no_sense(finished: Path, tmp_path: Path, call) -> Non
     empty = tmp_path / "e.jsonl"
     empty.write_text("\n")
     call("generate", finished, "--input", empty, "--out", out).refused("holds no prompt")
-    unknown = write(tmp_path / "u.jsonl", [{"story": "x"}])
+    unknown = write_json_lines(tmp_path / "u.jsonl", [{"story": "x"}])
     call("generate", finished, "--input", unknown, "--out", out).refused("story", "prompt")
 
 
 def test_finished_rows_are_not_made_again_after_a_kill(finished: Path, tmp_path: Path, call) -> None:
-    source = write(tmp_path / "p.jsonl", [{"prompt": f"The river {index}"} for index in range(90)])
+    source = write_json_lines(tmp_path / "p.jsonl", [{"prompt": f"The river {index}"} for index in range(90)])
     out, journal = tmp_path / "a.jsonl", tmp_path / "a.jsonl.journal"
     arguments = ("generate", str(finished), "--input", str(source), "--out", str(out), "--max-tokens", "16")
     command = [sys.executable, "-m", "fathom", *arguments]
@@ -117,7 +108,7 @@ def test_finished_rows_are_not_made_again_after_a_kill(finished: Path, tmp_path:
     done = call(*arguments)
     assert done.code == 0, done.err
     assert f"90 answers, {len(kept)} of them before" in done.err
-    rows = read(out)
+    rows = read_json_lines(out)
     assert [row["id"] for row in rows] == list(range(1, 91))
     for number, answer in kept.items():
         assert rows[number].items() >= answer.items()

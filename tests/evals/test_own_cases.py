@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from fathom.errors import DataError
 from fathom.evals.own_cases import gold_index, read_own_cases
 from fathom.evals.task_cases import ChoiceCase, ProblemCase
 from fathom.inference.task_runs import judge_stated
+from tests.json_lines import write_json_lines
 
 ASKED = "Question: Which?\nAnswer:"
 LAYOUTS: dict[str, tuple[dict[str, Any], ChoiceCase]] = {
@@ -35,21 +35,16 @@ LAYOUTS: dict[str, tuple[dict[str, Any], ChoiceCase]] = {
 }
 
 
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_multiple_choice_is_read_as_published(layout: str, tmp_path: Path) -> None:
     row, expected = LAYOUTS[layout]
-    own = read_own_cases(write(tmp_path / "mine.jsonl", row))
+    own = read_own_cases(write_json_lines(tmp_path / "mine.jsonl", [row]))
     assert (list(own.cases), own.task.form, own.task.name) == ([expected], "choices", "mine")
 
 
 def test_questions_are_used_whole_unless_a_split_is_asked_for(tmp_path: Path) -> None:
     rows = [{"question": f"What is {index} + 1?", "answer": str(index + 1)} for index in range(40)]
-    path = write(tmp_path / "sums.jsonl", *rows)
+    path = write_json_lines(tmp_path / "sums.jsonl", rows)
     whole = read_own_cases(path)
     assert {case.question for case in whole.cases if isinstance(case, ProblemCase)} == {r["question"] for r in rows}
     parts = [read_own_cases(path, split).cases for split in ("train", "held_out")]  # type: ignore[arg-type]
@@ -80,7 +75,7 @@ def test_answers_in_numbers_and_words_are_judged(text: str, expected: str, right
 
 def test_questions_of_one_name_are_told_apart(tmp_path: Path) -> None:
     row = LAYOUTS["ARC"][0]
-    own = read_own_cases(write(tmp_path / "mine.jsonl", row, row))
+    own = read_own_cases(write_json_lines(tmp_path / "mine.jsonl", [row, row]))
     assert [case.id for case in own.cases] == ["1", "2"]
     with pytest.raises(DataError, match="no such file"):
         read_own_cases(tmp_path / "none.jsonl")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.journeys.terminal import Terminal
+from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.slow
 Publish = Callable[[str], Path]
@@ -18,7 +19,7 @@ def test_two_models_become_a_table(terminal: Terminal, publish: Publish) -> None
     rows = [
         {"question": f"the river {i}", "choices": ["see the road", "find"], "answer": "AB"[i % 2]} for i in range(8)
     ]
-    (terminal.folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(terminal.folder / "mine.jsonl", rows)
     first, second = publish("tiny-llama"), publish("tiny-qwen2")
     typed = terminal.type(f"fathom evaluate {first} {second} --problems mine.jsonl --out table.md")
     assert "points more than" in typed.out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.journeys.terminal import Terminal
+from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.slow
 Publish = Callable[[str], Path]
@@ -20,7 +21,7 @@ REWARD = """def brevity(prompt, answer, reference):
 def write_recipe(terminal: Terminal, model: Path, reward: str) -> None:
     """Have a recipe made for own problems, and name the function in it as its comment says."""
     rows = [{"question": f"What is {a} plus {b}?", "answer": str(a + b)} for a in range(1, 9) for b in range(1, 9)]
-    (terminal.folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(terminal.folder / "sums.jsonl", rows)
     (terminal.folder / "rewards.py").write_text(reward)
     terminal.type(f"fathom recipe new grpo --model {model} --problems sums.jsonl --hours 0.002 --out mine.toml")
     recipe = terminal.folder / "mine.toml"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,6 +26,7 @@ from fathom.pipeline.run import run
 from fathom.plan import training_memory
 from fathom.spec.adapter import LoraSpec
 from fathom.spec.alignment import DpoStep, SftStep
+from tests.json_lines import write_json_lines
 from tests.published import SPECS
 
 Publish = Callable[[str], Path]
@@ -35,13 +34,8 @@ SPEC = SPECS["tiny-qwen2"]
 PAIRS = [(f"the river {n}?", f"see the sea {n}") for n in range(6)]
 
 
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def chats(path: Path) -> Path:
-    return write(
+    return write_json_lines(
         path, [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in PAIRS]
     )
 
@@ -83,13 +77,13 @@ def test_what_a_user_says_takes_the_place_of_defaults() -> None:
 
 def test_data_is_read_in_every_form_and_own_columns_are_named(tmp_path: Path) -> None:
     assert (read_tuning_data(chats(tmp_path / "a.jsonl")).kind) == "conversations"
-    both = write(tmp_path / "b.jsonl", [{"prompt": q, "chosen": a, "rejected": "no"} for q, a in PAIRS])
+    both = write_json_lines(tmp_path / "b.jsonl", [{"prompt": q, "chosen": a, "rejected": "no"} for q, a in PAIRS])
     assert (read_tuning_data(both).kind, read_tuning_data(both).rows) == ("preferences", 6)
     with (tmp_path / "c.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("Question", "Answer"), *PAIRS])
     table = read_tuning_data(tmp_path / "c.csv")
     assert (table.rows, table.columns.format) == (6, "question_answer")
-    own = write(tmp_path / "d.jsonl", [{"ask": q, "say": a} for q, a in PAIRS])
+    own = write_json_lines(tmp_path / "d.jsonl", [{"ask": q, "say": a} for q, a in PAIRS])
     with pytest.raises(DataError, match=r"no known form in the columns ask, say.*rename columns or use --field"):
         read_tuning_data(own)
     columns = Columns(fields={"prompt": "ask", "completion": "say"})
@@ -136,7 +130,7 @@ def test_a_model_without_a_chat_template_can_chat_afterwards(tmp_path: Path, pub
 
 def test_pairs_are_learned_and_their_curves_are_in_the_report(tmp_path: Path, publish: Publish) -> None:
     rows = [{"prompt": q, "chosen": a, "rejected": "find the road"} for q, a in PAIRS]
-    data = read_tuning_data(write(tmp_path / "pairs.jsonl", rows))
+    data = read_tuning_data(write_json_lines(tmp_path / "pairs.jsonl", rows))
     plan = finetuning_plan(str(publish("tiny-qwen2")), SPEC, data, Finetuning(epochs=2.0, rate=1e-2, lora=True))
     run(plan, tmp_path / "run", cache_dir=tmp_path / "cache")
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

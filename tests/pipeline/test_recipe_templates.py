@@ -22,6 +22,7 @@ from fathom.plan.flops import training_flops_per_token
 from fathom.spec import GroupedQueryAttention, ModelSpec
 from fathom.tokenizer import train_bpe
 from tests.command_line import Call
+from tests.json_lines import write_json_lines
 from tests.slow_cases import fast
 
 ASKED = ("What is two plus three?", "What is one plus one?", "What is two plus two?", "And three plus one?")
@@ -72,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "texts" / f"{index}.txt").write_text("\n".join(lines))
 
     def write(name: str, rows: list[dict[str, Any]]) -> None:
-        (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_json_lines(root / name, rows)
 
     (root / "lengths.py").write_text("def letters(prompt, answer, reference):\n    return len(answer) % 5\n")
     said = {"role": "assistant", "content": "It is five."}

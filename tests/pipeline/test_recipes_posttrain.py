@@ -26,6 +26,7 @@ from fathom.posttrain.prompts import R1_ZERO
 from fathom.spec import LatentAttention, MixtureOfExperts, ModelSpec, RopeSpec
 from fathom.tokenizer import train_bpe
 from fathom.train.metrics import read_json_lines
+from tests.json_lines import write_json_lines
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 POST_TRAINING = ("r1-zero", "r1", "v2-chat", "math", "distill")
@@ -75,7 +76,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
             asked = {"question": f"What is {a} plus {b}?", "answer": answer, "split": split}
             rows.append({**asked, "details": {"solution": f"so {answer}"}})
     path = tmp_path_factory.mktemp("problems") / "sums.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(path, rows)
     return path
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fathom.pipeline.report import RunData, records, render_page
 from fathom.pipeline.report.data import Curve, ExpertLoads, Needle, expert_summary
+from tests.json_lines import write_json_lines
 
 TOKENS = [float(1000 * i) for i in range(1, 41)]
 DATA = RunData(
@@ -131,7 +132,7 @@ def test_alarms_of_training_stand_in_the_report(tmp_path: Path) -> None:
     lines: list[dict[str, object]] = [{"step": step} for step in range(1, 6)]
     lines[1]["alarms"] = ["collapsed_routing", "constant_loss", "unknown"]
     lines[4]["alarms"] = ["constant_loss"]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(tmp_path / "metrics.jsonl", lines)
     found = records.alarms("pretrain", tmp_path / "metrics.jsonl")
     said = [
         "pretrain: few experts did all the work, from 2 to 2 of 5",

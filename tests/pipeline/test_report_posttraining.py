@@ -18,6 +18,7 @@ from fathom.spec.recipe import GrpoStep, OpenStep, SftStep, Step, TasksStep
 from fathom.spec.rewards import AccuracyReward
 from fathom.spec.rollout import PolicySpec, RolloutSpec
 from fathom.spec.train import AdamWSpec
+from tests.json_lines import write_json_lines
 
 PROBLEMS = (GymProblems(dataset="chain_sum"),)
 UPDATE: dict[str, Any] = {"optimizer": AdamWSpec(lr=1e-3)}
@@ -75,7 +76,7 @@ def directory(tmp_path: Path) -> Path:
     }
     for name, lines in rows.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_json_lines(tmp_path / name / "metrics.jsonl", lines)
     return tmp_path
 
 

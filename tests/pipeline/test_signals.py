@@ -31,6 +31,7 @@ from fathom.pipeline.signals import RunSignals
 from fathom.pipeline.trust import Trust
 from fathom.progress import NullProgress
 from fathom.train.metrics import read_json_lines
+from tests.json_lines import write_json_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PACKAGE = str(Path(fathom.__file__).parent)
@@ -245,7 +246,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPlan]:
         for row in rows[:12]
     ]
     for name, found in (("sums", rows), ("pairs", pairs)):
-        (base / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        write_json_lines(base / f"{name}.jsonl", found)
     (base / "chars_of_answers.py").write_text("def chars(prompt, answer, reference):\n    return len(answer) % 7\n")
     (base / "recipe.toml").write_text(RECIPE)
     sys.path.insert(0, str(base))

@@ -22,6 +22,7 @@ from fathom.errors import DataError, SpecError
 from fathom.spec.alignment import ConversationFile
 from fathom.spec.data_format import CONVERSATION_FORMATS
 from fathom.tokenizer import Tokenizer
+from tests.json_lines import write_json_lines
 
 MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 SHAREGPT = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
@@ -30,18 +31,13 @@ CALL = {"name": "weather", "arguments": '{"city": "Rome"}'}
 TOOL = {"name": "weather", "parameters": {"type": "object"}}
 
 
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def read(path: Path, columns: Columns = AS_FOUND) -> tuple[list[Conversation], RowReport]:
     report = RowReport()
     return list(read_conversations(path, report, columns)), report
 
 
 def read_row(tmp_path: Path, row: Any, **columns: Any) -> Conversation:
-    found, report = read(write_rows(tmp_path / "rows.jsonl", [row]), Columns(**columns))
+    found, report = read(write_json_lines(tmp_path / "rows.jsonl", [row]), Columns(**columns))
     assert not report.problems, report.lines()
     return found[0]
 
@@ -264,7 +260,7 @@ def test_only_the_completion_is_learned(tmp_path: Path, ours: Tokenizer) -> None
     ],
 )
 def test_a_row_that_cannot_be_used_is_told(tmp_path: Path, row: Any, words: str) -> None:
-    found, report = read(write_rows(tmp_path / "rows.jsonl", [row, row]))
+    found, report = read(write_json_lines(tmp_path / "rows.jsonl", [row, row]))
     assert found == []
     assert report.problems.total() == 2
     assert words in report.lines()[1]
@@ -272,7 +268,7 @@ def test_a_row_that_cannot_be_used_is_told(tmp_path: Path, row: Any, words: str)
 
 def test_rows_of_another_form_are_counted_and_named(tmp_path: Path) -> None:
     rows = [{"messages": MESSAGES}, {"prompt": "2+2?", "completion": "4"}, {"messages": MESSAGES}, {"text": "x"}]
-    found, report = read(write_rows(tmp_path / "rows.jsonl", rows))
+    found, report = read(write_json_lines(tmp_path / "rows.jsonl", rows))
     assert len(found) == 2
     assert dict(report.problems) == {"other_form": 1, "malformed": 1}
     assert str(report.examples["other_form"][0]).startswith(
@@ -283,7 +279,7 @@ def test_rows_of_another_form_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_ambiguous_columns_are_refused_with_choices_that_work(tmp_path: Path) -> None:
     row = {"prompt": "p", "completion": "c", "messages": MESSAGES}
-    path = write_rows(tmp_path / "rows.jsonl", [row])
+    path = write_json_lines(tmp_path / "rows.jsonl", [row])
     with pytest.raises(DataError, match="the columns prompt, completion, messages fit more than one form") as caught:
         read(path)
     assert 'format = "messages" (OpenAI messages) or format = "prompt_completion"' in str(caught.value)
@@ -293,20 +289,20 @@ def test_ambiguous_columns_are_refused_with_choices_that_work(tmp_path: Path) ->
 
 
 def test_questions_and_preferences_need_a_format(tmp_path: Path) -> None:
-    questions = write_rows(tmp_path / "q.jsonl", [{"question": "2+2?", "answer": "4"}])
+    questions = write_json_lines(tmp_path / "q.jsonl", [{"question": "2+2?", "answer": "4"}])
     with pytest.raises(DataError, match=r'set format = "question_answer" \(learns the answers'):
         read(questions)
     assert list(read(questions, Columns("question_answer"))[0][0].messages) == MESSAGES
-    pairs = write_rows(tmp_path / "p.jsonl", [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}])
+    pairs = write_json_lines(tmp_path / "p.jsonl", [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}])
     with pytest.raises(DataError, match=r'set format = "chosen" \(learns the chosen answers'):
         read(pairs)
     assert list(read(pairs, Columns("chosen"))[0][0].messages) == MESSAGES
-    whole = write_rows(tmp_path / "w.jsonl", [{"chosen": MESSAGES, "rejected": MESSAGES[:1]}])
+    whole = write_json_lines(tmp_path / "w.jsonl", [{"chosen": MESSAGES, "rejected": MESSAGES[:1]}])
     assert list(read(whole, Columns("chosen"))[0][0].messages) == MESSAGES
 
 
 def test_fields_say_which_columns_are_meant(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"problem": "2+2?", "worked": "4", "prompt": "ignored"}])
+    path = write_json_lines(tmp_path / "rows.jsonl", [{"problem": "2+2?", "worked": "4", "prompt": "ignored"}])
     fields = {"prompt": "problem", "completion": "worked"}
     assert list(read(path, Columns(fields=fields))[0][0].messages) == MESSAGES
     with pytest.raises(DataError, match="fields: completion = 'gone', but the columns are problem, worked, prompt"):
@@ -315,7 +311,7 @@ def test_fields_say_which_columns_are_meant(tmp_path: Path) -> None:
 
 def test_unknown_columns_are_refused_with_the_forms_and_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read(write_rows(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}]))
+        read(write_json_lines(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}]))
     line = str(caught.value)
     assert "no known form in the columns a, b; known are messages: messages; sharegpt: conversations" in line
     assert 'set fields = { messages = "COLUMN" }' in line
@@ -377,7 +373,7 @@ def test_parquet_that_datasets_writes_gives_the_conversations_of_json(tmp_path: 
         "tool_calls": [{"id": "a", "function": {"name": "weather", "arguments": {"city": "Rome"}}}],
     }
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    plain, _ = read(write_rows(tmp_path / "rows.jsonl", rows))
+    plain, _ = read(write_json_lines(tmp_path / "rows.jsonl", rows))
     found, report = read(tmp_path / "rows.parquet")
     assert not report.problems
     for ours, theirs in zip(found, plain, strict=True):
@@ -404,10 +400,10 @@ def test_a_folder_is_read_whole_unless_it_has_several_splits(tmp_path: Path) -> 
     (folder / "README.md").write_text("x")
     (folder / "dataset_infos.json").write_text("{}")
     for part in (0, 1):
-        write_rows(folder / "data" / f"train-0000{part}-of-00002.jsonl", [{"messages": MESSAGES}])
+        write_json_lines(folder / "data" / f"train-0000{part}-of-00002.jsonl", [{"messages": MESSAGES}])
     found, _ = read(folder)
     assert [c.place for c in found] == [f"train-0000{part}-of-00002.jsonl, line 1" for part in (0, 1)]
-    write_rows(folder / "data" / "test-00000-of-00001.jsonl", [{"messages": MESSAGES}])
+    write_json_lines(folder / "data" / "test-00000-of-00001.jsonl", [{"messages": MESSAGES}])
     with pytest.raises(DataError, match=r"several splits \(test, train\); name one"):
         read(folder)
     assert len(read(folder / "data" / "train-*.jsonl")[0]) == 2
@@ -418,7 +414,7 @@ def test_a_folder_is_read_whole_unless_it_has_several_splits(tmp_path: Path) -> 
 def test_linked_files_are_read_and_a_cycle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "clone").mkdir()
-    real = write_rows(tmp_path / "blobs" / "0a1b", [{"messages": MESSAGES}])
+    real = write_json_lines(tmp_path / "blobs" / "0a1b", [{"messages": MESSAGES}])
     (tmp_path / "clone" / "train.jsonl").symlink_to(real)
     assert len(read(tmp_path / "clone")[0]) == 1
     (tmp_path / "clone" / "again").symlink_to(tmp_path / "clone")

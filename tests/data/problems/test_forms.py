@@ -23,6 +23,7 @@ from fathom.posttrain.rewards.accuracy import AccuracyScorer
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.spec.data_format import PROBLEM_FORMATS
 from fathom.spec.problem import FileProblems, Problem
+from tests.json_lines import write_json_lines
 
 GSM8K = "Six and nine make <<6+9=15>>15.\n#### 15"
 MATH = "We add: $6 + 9 = \\boxed{15}$."
@@ -30,7 +31,7 @@ MATH = "We add: $6 + 9 = \\boxed{15}$."
 
 def opened(tmp_path: Path, *rows: Any, **source: Any) -> ListedProblems:
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(path, rows)
     return open_file(FileProblems(path="mine.jsonl", **source), tmp_path)
 
 

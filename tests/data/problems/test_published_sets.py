@@ -11,12 +11,13 @@ import pytest
 from fathom.data.problems.files import ListedProblems, open_file
 from fathom.errors import DataError
 from fathom.spec.problem import FileProblems
+from tests.json_lines import write_json_lines
 
 LONG = "The treaty was signed after many months of talks between both sides. " * 8
 
 
 def opened(tmp_path: Path, *rows: Any, name: str = "mine.jsonl", **source: Any) -> ListedProblems:
-    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(tmp_path / name, rows)
     return open_file(FileProblems(path=name, **source), tmp_path)
 
 

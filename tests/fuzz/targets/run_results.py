@@ -16,6 +16,7 @@ from fathom.spec.step_results import result_name
 from tests.fuzz.driver import Target
 from tests.fuzz.json_damage import damage
 from tests.fuzz.targets.run_records import RECIPES
+from tests.json_lines import write_json_lines
 
 
 class RunResults(Target):
@@ -55,7 +56,7 @@ class RunResults(Target):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_json_lines(path, lines)
 
 
 def drawn(data: RunData) -> None:

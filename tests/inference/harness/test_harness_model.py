@@ -19,6 +19,7 @@ from fathom.inference.harness.responses import Responses
 from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer import Tokenizer
 from tests.command_line import Call
+from tests.json_lines import write_json_lines
 from tests.published import SPECS, Publish, train_tokenizer, write_published
 
 pytestmark = pytest.mark.slow  # needs lm-eval, which only `make test-all` installs, and reads its tasks for seconds
@@ -128,7 +129,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(6)
     rows = [{"q": f"{text(rng, 3)}?", "choices": [text(rng, n) for n in (1, 2, 4)], "gold": i % 3} for i in range(5)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(folder / "rows.jsonl", rows)
     shared = f"""
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder / "rows.jsonl"}}}}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fathom.errors import DataError, SpecError
 from fathom.posttrain.preferences import PREFERENCE_FORMS, Preference, read_preferences
 from fathom.spec.alignment import PairFile
 from fathom.spec.data_format import PREFERENCE_FORMATS
+from tests.json_lines import write_json_lines
 
 ASKED = {"role": "user", "content": "2+2?"}
 GOOD = {"role": "assistant", "content": "4"}
@@ -27,7 +27,7 @@ HH = "\n\nHuman: 2+2?\n\nAssistant:"
 
 def read(tmp_path: Path, *rows: Any, columns: Columns = AS_FOUND) -> tuple[list[Preference], RowReport]:
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(path, rows)
     report = RowReport()
     return list(read_preferences(path, report, columns)), report
 
