@@ -7,9 +7,9 @@ its form. Columns that fit two forms are refused unless ``format`` or ``fields``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -173,7 +173,7 @@ def recognised(where: object, rows: Sequence[Row], forms: Sequence[Form[T]], col
     if found.form is not None:
         return found.form
     if not found.choices:
-        raise DataError(f"{where}: {_unknown(rows, forms, columns)}")
+        raise DataError(f"{where}: {unknown_columns(rows, forms, columns)}")
     known = {name for form in found.choices for name, column in form.names(found.row).items() if column.required}
     names = ", ".join(name for name in found.row if name in known)
     problem = "fit more than one form" if len(found.choices) > 1 else "do not say what is learned"
@@ -214,6 +214,12 @@ def read_rows(
             report.add(converted)
         else:
             yield record.place, converted[0]
+
+
+def sampled_rows(records: Iterable[Record | BadRecord]) -> list[Row]:
+    """Return the first rows of a file, which decide its form."""
+    rows = (record.value for record in records if isinstance(record, Record))
+    return list(islice(rows, SAMPLED_ROWS))
 
 
 def file_records(path: Path) -> Iterator[Record | BadRecord]:
@@ -258,8 +264,10 @@ def convert_row(
         return RowProblem("malformed", record.place, str(error))
 
 
-def _unknown(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns) -> str:
-    """Say that rows fit no form, with what was found and what is known."""
+def unknown_columns(
+    rows: Sequence[Row], forms: Sequence[Form[Any]], columns: Columns = AS_FOUND, *, remedy: str | None = None
+) -> str:
+    """Say that rows fit no form, with what was found, what is known and the ``remedy``, by default a recipe's."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     absent = [f"{own} = {column!r}" for own, column in columns.fields.items() if column not in names]
     more = f" and {len(names) - _SHOWN_COLUMNS} more" if len(names) > _SHOWN_COLUMNS else ""
@@ -267,7 +275,8 @@ def _unknown(rows: Sequence[Row], forms: Sequence[Form[T]], columns: Columns) ->
     if absent:
         return f"fields: {absent[0]}, but the columns are {shown}; correct fields"
     known = "; ".join(f"{form.name}: {', '.join(c.name for c in form.columns if c.required)}" for form in forms)
-    example = next(column.name for column in forms[0].columns if column.required)
     corpus = "; a column text is for a corpus step" if "text" in names else ""
-    remedy = f'rename columns, or set fields = {{ {example} = "COLUMN" }}'
+    if remedy is None:
+        example = next(column.name for column in forms[0].columns if column.required)
+        remedy = f'rename columns, or set fields = {{ {example} = "COLUMN" }}'
     return f"no known form in the columns {shown}; known are {known}{corpus}; {remedy}"

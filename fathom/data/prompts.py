@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fathom.data.conversations.dialogue import read_dialogue, read_tools, with_system
 from fathom.data.conversations.forms import alpaca_prompt
-from fathom.data.forms import SAMPLED_ROWS, Column, Form, Row, convert_row, optional, recognised, without_nulls
+from fathom.data.forms import Column, Form, Row, convert_row, optional, recognised, sampled_rows, without_nulls
 from fathom.data.records import BadRecord, Record, holds_records, read_records
 from fathom.data.row_report import RowProblem, UnusableRow
 from fathom.errors import DataError, explain_os_error
@@ -137,31 +137,12 @@ def read_prompts(path: Path) -> Iterator[PromptRow | RowProblem]:
             continue
         if path.suffix.lower() == ".parquet":
             record = Record(record.place, without_nulls(record.value))
-        form = form or recognised(path, _head(path), PROMPT_FORMS)
+        form = form or recognised(path, sampled_rows(read_records(path)), PROMPT_FORMS)
         converted = convert_row(record, form, PROMPT_FORMS)
         if isinstance(converted, RowProblem):
             yield converted
         else:
-            found = converted[0]
-            yield PromptRow(
-                text=found.text,
-                messages=found.messages,
-                tools=found.tools,
-                row=record.value,
-                number=number,
-                place=record.place,
-            )
-
-
-def _head(path: Path) -> list[Row]:
-    """Return the first rows of a file, which decide its form."""
-    rows: list[Row] = []
-    for record in read_records(path):
-        if isinstance(record, Record):
-            rows.append(record.value)
-        if len(rows) >= SAMPLED_ROWS:
-            break
-    return rows
+            yield replace(converted[0], row=record.value, number=number, place=record.place)
 
 
 def _lines(path: Path) -> Iterator[PromptRow | RowProblem]:

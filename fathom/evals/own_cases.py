@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fathom.data.forms import SAMPLED_ROWS, Column, Form, Recognition, Row, file_records, optional, read_rows, recognise
+from fathom.data.forms import (
+    Column,
+    Form,
+    Recognition,
+    Row,
+    file_records,
+    optional,
+    read_rows,
+    recognise,
+    sampled_rows,
+    unknown_columns,
+)
 from fathom.data.problems.files import open_file
 from fathom.data.problems.forms import PROBLEM_FORMS
-from fathom.data.records import Record
 from fathom.data.row_report import RowReport, UnusableRow
 from fathom.errors import DataError, FathomError
 from fathom.evals.task_cases import ChoiceCase, ProblemCase, Task
-from fathom.logs import listed
 from fathom.spec.problem import FileProblems, Split
 
 QUESTION = "Question: {question}\nAnswer:"
 _LETTERS = "ABCDEFGHIJ"
+_RENAME = "rename the columns, e.g. to question and answer, or question, choices and answer"
 _ID = optional("id", "the question's name", "unique_id", "question_id", "ind")
 _GOLD = ("answerKey", "answer_index", "answer_idx", "label", "gold", "gold_index", "expected_index", "target")
 
@@ -72,8 +82,8 @@ def _choices(row: Row, rest: Row) -> ChoiceCase:
 
 
 def _letters(row: Row, rest: Row) -> ChoiceCase:
-    listed = [str(row[letter]) for letter in _LETTERS[:5] if letter in row]
-    return _case(row, QUESTION.format(question=_text(row["question"], "question")), listed)
+    choices = [str(row[letter]) for letter in _LETTERS[:5] if letter in row]
+    return _case(row, QUESTION.format(question=_text(row["question"], "question")), choices)
 
 
 def _endings(row: Row, rest: Row) -> ChoiceCase:
@@ -128,10 +138,11 @@ def read_own_cases(path: Path, split: Split | None = None) -> OwnCases:
     """
     if not path.exists():
         raise DataError(f"--problems {path}: there is no such file; check the path")
-    head = _head(path)
+    head = sampled_rows(file_records(path))
     if recognise(head, CHOICE_FORMS).form is None:
         if head and recognise(head, PROBLEM_FORMS) == Recognition(None):
-            raise DataError(f"--problems {path}: {_unknown(head)}")
+            unknown = unknown_columns(head, [*CHOICE_FORMS, *PROBLEM_FORMS], remedy=_RENAME)
+            raise DataError(f"--problems {path}: {unknown}")
         return _questions(path, split)
     if split is not None:
         raise DataError(f"--split: {path} is multiple choice, which is used whole; leave it out")
@@ -142,14 +153,6 @@ def read_own_cases(path: Path, split: Split | None = None) -> OwnCases:
     if not cases:
         raise DataError(f"--problems {path}: no question can be used ({report.first}); correct the file")
     return OwnCases(_task(path.stem, "choices", path), _with_different_ids(cases), report)
-
-
-def _unknown(rows: Sequence[Row]) -> str:
-    names = listed(list(dict.fromkeys(name for row in rows for name in row)), 8)
-    forms = [form.columns for form in CHOICE_FORMS] + [form.columns for form in PROBLEM_FORMS]
-    known = "; ".join(", ".join(column.name for column in columns if column.required) for columns in forms)
-    remedy = "rename the columns, e.g. to question and answer, or question, choices and answer"
-    return f"no known form in the columns {names}; known are {known}; {remedy}"
 
 
 def _questions(path: Path, split: Split | None) -> OwnCases:
@@ -176,20 +179,4 @@ def _with_different_ids(cases: Sequence[Any]) -> list[Any]:
     """Return cases whose names differ, so that what is answered can be told apart."""
     if len({case.id for case in cases}) == len(cases):
         return list(cases)
-    return [type(case)(f"{number}", *_rest(case)) for number, case in enumerate(cases, start=1)]
-
-
-def _rest(case: ChoiceCase | ProblemCase) -> tuple[Any, ...]:
-    if isinstance(case, ChoiceCase):
-        return case.context, case.choices, case.answer
-    return case.question, case.answer
-
-
-def _head(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    for record in file_records(path):
-        if isinstance(record, Record):
-            rows.append(record.value)
-        if len(rows) >= SAMPLED_ROWS:
-            break
-    return rows
+    return [replace(case, id=str(number)) for number, case in enumerate(cases, start=1)]
