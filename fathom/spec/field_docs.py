@@ -22,7 +22,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from fathom.spec.mapping import to_mapping
+from fathom.spec.mapping import field_types, to_mapping
 
 _LABELS = ("Unit", "Paper", "Example")
 _SELDOM_LEFT_OUT = frozenset({("ModelSpec", "intermediate_size")})
@@ -53,8 +53,8 @@ def field_docs(cls: type) -> Mapping[str, FieldDoc]:
     for each in reversed(cls.__mro__):
         if dataclasses.is_dataclass(each):
             texts |= _docstrings(each)
-    hints = typing.get_type_hints(cls)
-    return MappingProxyType({f.name: _field_doc(f, hints[f.name], texts.get(f.name, "")) for f in _fields(cls)})
+    hints, fields = field_types(cls), dataclasses.fields(cls)
+    return MappingProxyType({f.name: _field_doc(f, hints[f.name], texts.get(f.name, "")) for f in fields})
 
 
 def kind_of(spec: Any) -> str | None:
@@ -140,10 +140,6 @@ def summary(spec: type) -> str:
 
 def _key(name: str) -> str:
     return name if name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name) else toml_value(name)
-
-
-def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
 
 
 def _field_doc(f: dataclasses.Field[Any], hint: Any, text: str) -> FieldDoc:
