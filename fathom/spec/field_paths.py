@@ -40,7 +40,7 @@ def find(path: str) -> tuple[Place, ...]:
     Raises:
         SpecError: there is no such field; similar ones are named.
     """
-    parts = [part for part in re.split(r"[.\[\]]+", path.strip()) if part and not part.isdigit()]
+    parts = _parts(path)
     if not parts:
         return (Place("", (Recipe,)),)
     places = _starts(parts[0])
@@ -62,9 +62,13 @@ def all_paths() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_walk("", Recipe, 0), *_walk("", Manifest, 0))))
 
 
+def _parts(path: str) -> list[str]:
+    return [part for part in re.split(r"[.\[\]]+", path.strip()) if part and not part.isdigit()]
+
+
 def _ending(path: str) -> tuple[Place, ...]:
     """Return the fields whose paths end in ``path``, or in all but its first part; one of those that mean the same."""
-    parts = [part for part in re.split(r"[.\[\]]+", path.strip()) if part and not part.isdigit()]
+    parts = _parts(path)
     for end in (".".join(parts), ".".join(parts[1:])):
         ways = [each for each in all_paths() if end and each.endswith(f".{end}")]
         docs: dict[str, Place] = {}
@@ -76,7 +80,7 @@ def _ending(path: str) -> tuple[Place, ...]:
 
 
 def _same_end(path: str) -> list[str]:
-    last = re.split(r"[.\[\]]+", path.strip("[]. "))[-1]
+    last = _parts(path)[-1]
     names = {each.rpartition(".")[2] for each in all_paths()}
     near = difflib.get_close_matches(last, sorted(names), n=1)
     return [each for each in all_paths() if near and each.rpartition(".")[2] == near[0]][:4]
