@@ -65,13 +65,11 @@ class BestWeights:
         note: Callable[[str], None],
     ) -> None:
         self._model, self._path, self._patience, self._note = model, directory / BEST, patience, note
-        self.loss, self.step, self._since = math.inf, 0, 0
-        last = 0
+        self._forget()
         for row in evaluations:
             self._count(row["step"], row["evaluation"][VALIDATION_LOSS])
-            last = row["step"]
         if self.step and self._saved_step() != self.step:
-            self.loss, self.step, self._since = math.inf, last, 0
+            self._forget()
 
     @property
     def exhausted(self) -> bool:
@@ -90,7 +88,7 @@ class BestWeights:
             )
         except ResourceError as error:
             self._note(f"step {step}: {error}; the best weights so far are not kept")
-            self.step, self.loss = step, math.inf
+            self._forget()
 
     def restore(self, step: int) -> None:
         """Give the model its best weights, if they are not those it has at ``step``."""
@@ -106,6 +104,9 @@ class BestWeights:
         """Remove the kept weights: the last checkpoint has them."""
         if self._path.exists():
             remove_directory(self._path)
+
+    def _forget(self) -> None:
+        self.loss, self.step, self._since = math.inf, 0, 0
 
     def _count(self, step: int, loss: float) -> bool:
         if loss < self.loss:
