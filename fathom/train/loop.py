@@ -210,9 +210,9 @@ class _Run:
         return position.tokens < self.spec.total_tokens and not (self.best is not None and self.best.exhausted)
 
     def _finish(self, position: Position) -> None:
-        if self.evaluation is not None and VALIDATION_LOSS in self.evaluation:
-            found = self.evaluation[VALIDATION_LOSS]
-            said = tr("validation loss {loss} after {count} steps", loss=f"{found:.3f}", count=f"{position.step:,}")
+        loss = self._validation_loss()
+        if loss is not None:
+            said = tr("validation loss {loss} after {count} steps", loss=loss, count=f"{position.step:,}")
             self.trainer._progress.message(said)
         if self.best is None:
             return
@@ -274,14 +274,20 @@ class _Run:
             "loss": f"{position.loss or 0.0:.3f}",
             "tokens/s": f"{self.pace.recent:,.0f}",
         }
-        if self.evaluation is not None and VALIDATION_LOSS in self.evaluation:
-            metrics["validation"] = f"{self.evaluation[VALIDATION_LOSS]:.3f}"
+        loss = self._validation_loss()
+        if loss is not None:
+            metrics["validation"] = loss
         epochs = self.trainer._epochs
         if epochs is None:
             self.trainer._progress.update(position.tokens, self.spec.total_tokens, "tokens", metrics=metrics)
         else:
             done, total, epoch = epochs.now()
             self.trainer._progress.update(done, total, epochs.unit, metrics={"epoch": epoch} | metrics)
+
+    def _validation_loss(self) -> str | None:
+        """Return the last validation loss as it is shown."""
+        loss = (self.evaluation or {}).get(VALIDATION_LOSS)
+        return None if loss is None else f"{loss:.3f}"
 
     def _evaluates(self, number: int) -> bool:
         every = self.spec.evaluate_every_steps
