@@ -95,11 +95,6 @@ class StepDecay(WarmUp):
 
     kind: ClassVar[str] = "step"
     warmup_fraction: float = 0.03
-    """The warm-up as a share of the stage's steps, at least 1 step unless it is 0; only where warmup_steps is not
-    given.
-
-    Unit: fraction
-    """
     milestones: tuple[float, ...] = (0.6, 0.9)
     """Fractions of the stage's tokens at which the rate falls, in rising order.
 
