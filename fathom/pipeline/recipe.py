@@ -17,7 +17,7 @@ from fathom.pipeline.shipped_recipes import find_recipe
 from fathom.pipeline.validation import order_faults
 from fathom.spec.data import Manifest
 from fathom.spec.faults import Faults, from_mapping_or_faults
-from fathom.spec.mapping import parse_toml, read_toml, to_mapping
+from fathom.spec.mapping import parse_toml_value, read_toml, to_mapping
 from fathom.spec.recipe import CorpusStep, Recipe
 
 _SOME_PROBLEMS = {"kind": "human_eval"}
@@ -215,6 +215,6 @@ def _descend(target: Any, part: str, names: Sequence[Any], override: str) -> Any
 
 def _toml_value(text: str) -> Any:
     try:
-        return parse_toml(f"value = {text}")["value"]
+        return parse_toml_value(text)
     except tomllib.TOMLDecodeError:
         return text

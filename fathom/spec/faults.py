@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from fathom.errors import SpecError, SpecErrors
 from fathom.spec.field_docs import FieldDoc, example_line, example_table, field_docs, kind_of, toml_value
-from fathom.spec.mapping import convert, field_types, from_mapping, member_of, parse_toml, unknown_field
+from fathom.spec.mapping import convert, field_types, from_mapping, member_of, parse_toml_value, unknown_field
 from fathom.spec.renamed import with_current_names
 
 S = TypeVar("S")
@@ -135,7 +135,7 @@ def _make(cls: Any, mapping: Any, path: str, found: list[SpecError]) -> Any:
 
 def _wrong_alone(cls: Any, values: Mapping[str, Any]) -> dict[str, SpecError]:
     """Return the errors of values that are wrong whatever the other fields of their spec are."""
-    usual = from_mapping(cls, parse_toml(f"value = {example_table(cls)}")["value"])
+    usual = from_mapping(cls, parse_toml_value(example_table(cls)))
     wrong = {}
     for name, value in values.items():
         try:

@@ -76,6 +76,11 @@ def parse_toml(text: str) -> dict[str, Any]:
     return values
 
 
+def parse_toml_value(text: str) -> Any:
+    """Parse one value as TOML writes it; raises as ``parse_toml`` does."""
+    return parse_toml(f"value = {text}")["value"]
+
+
 def check_bounds(values: Any) -> None:
     """Require of the values of a recipe what ``parse_toml`` does; ``SpecError`` is located at the value."""
     waiting: list[tuple[Any, tuple[Any, ...]]] = [(values, ())]

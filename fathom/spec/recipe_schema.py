@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from fathom.spec.attention import GroupedQueryAttention, LatentAttention
 from fathom.spec.field_docs import FieldDoc, field_docs, kind_of, specs_in, summary, without_none
-from fathom.spec.mapping import parse_toml
+from fathom.spec.mapping import parse_toml_value
 from fathom.spec.model import ModelSpec
 from fathom.spec.problem import ProblemSource
 from fathom.spec.recipe import Recipe
@@ -115,7 +115,7 @@ def _notes(doc: FieldDoc) -> Schema:
     lines += [f"{label}: {text}" for label, text in (("Unit", doc.unit), ("Paper", doc.paper)) if text]
     notes: Schema = {"description": "\n".join(lines)}
     if doc.default is not None:
-        notes["default"] = parse_toml(f"value = {doc.default}")["value"]
+        notes["default"] = parse_toml_value(doc.default)
     if doc.example is not None:
-        notes["examples"] = [parse_toml(f"value = {doc.example}")["value"]]
+        notes["examples"] = [parse_toml_value(doc.example)]
     return notes

@@ -8,7 +8,7 @@ from fathom.errors import SpecError
 from fathom.spec.data import Manifest
 from fathom.spec.field_docs import all_specs, example_line, example_table, field_docs, kind_of, summary
 from fathom.spec.field_paths import all_paths, find
-from fathom.spec.mapping import from_mapping, parse_toml
+from fathom.spec.mapping import from_mapping, parse_toml, parse_toml_value
 from fathom.spec.recipe import Recipe
 
 SPECS = all_specs(Recipe, Manifest)
@@ -25,7 +25,7 @@ def test_the_required_fields_of_every_spec_by_their_examples_make_it() -> None:
     for spec in SPECS:
         if spec is Recipe:
             continue
-        made = from_mapping(spec, parse_toml(f"value = {example_table(spec)}")["value"])
+        made = from_mapping(spec, parse_toml_value(example_table(spec)))
         assert isinstance(made, spec)
 
 
@@ -38,7 +38,7 @@ def test_the_example_of_every_field_is_taken_by_it() -> None:
 
 def _refusal(spec: type, line: str) -> str:
     try:
-        from_mapping(spec, parse_toml(f"value = {example_table(spec)}")["value"] | parse_toml(line))
+        from_mapping(spec, parse_toml_value(example_table(spec)) | parse_toml(line))
     except SpecError as error:
         return str(error)
     return ""
