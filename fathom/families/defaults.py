@@ -85,10 +85,14 @@ _FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], Table]] = MappingProxyType
 )
 
 
+def _given_attention(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    attention = model.get("attention")
+    return attention if isinstance(attention, Mapping) else {}
+
+
 def _grouped(model: Mapping[str, Any]) -> Table:
     """MHA whose heads share the model's width."""
-    attention = model.get("attention")
-    given: Mapping[str, Any] = attention if isinstance(attention, Mapping) else {}
+    given = _given_attention(model)
     filled: Table = {"kind": "gqa"}
     if given.get("kind", "gqa") == "gqa":
         heads = given.get("num_heads", _SOME)
@@ -113,13 +117,10 @@ def _latent(model: Mapping[str, Any]) -> Table:
 
     Heads share the model's width where theirs is not given, as V2-Lite's do (V2 App B.1).
     """
-    attention = model.get("attention")
-    given: Mapping[str, Any] = attention if isinstance(attention, Mapping) else {}
-    head, heads, width = given.get("qk_nope_head_dim"), given.get("num_heads"), model.get("hidden_size")
+    given = _given_attention(model)
     if given.get("kind", "mla") != "mla":
         return {}
-    if "qk_nope_head_dim" not in given:
-        head = _shared_width(width, heads)
+    head = given.get("qk_nope_head_dim", _shared_width(model.get("hidden_size"), given.get("num_heads")))
     if not _whole(head):
         return {"kind": "mla"}
     rotated = max(2, head // 4 * 2)
