@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.text import Text
 
-from fathom.cli.terminal import FilteredProgress
+from fathom.cli.terminal import FilteredConsole, FilteredProgress
+from fathom.errors import Interrupted
 from fathom.locale import tr
 from fathom.progress import NO_METRICS, amount, size
 
@@ -62,6 +64,18 @@ class TimeLeft:
         if not total or not self.rate or done >= total:
             return ""
         return tr("about {time} left", time=duration((total - done) / self.rate))
+
+
+@contextmanager
+def run_display(again: str) -> Iterator[LiveDisplay | PlainDisplay]:
+    """Show a run's progress within a ``with`` block; an interruption names ``again``, the command that goes on."""
+    display = make_display(FilteredConsole())
+    try:
+        yield display
+    except Interrupted as error:
+        raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
+    finally:
+        display.close()
 
 
 class LiveDisplay:

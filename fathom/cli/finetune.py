@@ -11,51 +11,63 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fathom.cli import options
-from fathom.cli.display import make_display
+from fathom.cli.display import run_display
 from fathom.cli.load_progress import LoadProgress
 from fathom.cli.sections import padded
-from fathom.cli.terminal import FilteredConsole
-from fathom.errors import Interrupted, SpecError
+from fathom.errors import SpecError
 from fathom.locale import tr
 from fathom.progress import Progress, size
 
 if TYPE_CHECKING:
-    from fathom.pipeline.finetune import TuningMemory
+    from fathom.pipeline.context import RunPlan
+    from fathom.pipeline.finetune import Finetuning, TuningMemory
 
 BARS = " .:-=+*#"
 CURVE_POINTS = 40
+STEP_TOKENS = 2048
+"""Tokens of a step that memory is estimated for, or the model's context if that is shorter."""
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(help="Conversations, or pairs of answers: .jsonl, .json, .parquet, .csv, or a folder of them."),
+]
+Lora = Annotated[
+    bool, typer.Option("--lora", help="Train a small adapter instead of all weights: less memory and disk.")
+]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", help="How often each conversation is seen; by the data's size.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; runs/finetune-DATA if left out.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate; by the model's size.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Conversations of a step; by the data's size.")]
+Rank = Annotated[int | None, typer.Option("--rank", help="Rank of the adapter (--lora); 16 if left out.")]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="int8 or int4: keep the adapted weights so (QLoRA).")]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", help="Leave out longer conversations, in tokens; none by default.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field of the recipe, e.g. sft.train.patience=5.")
+]
 
 
 def finetune(
     context: typer.Context,
     model: options.Model,
-    data: Annotated[
-        Path,
-        typer.Argument(help="Conversations, or pairs of answers: .jsonl, .json, .parquet, .csv, or a folder of them."),
-    ],
-    lora: Annotated[
-        bool, typer.Option("--lora", help="Train a small adapter instead of all weights: less memory and disk.")
-    ] = False,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", help="How often each conversation is seen; by the data's size.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run directory; runs/finetune-DATA if left out.")] = None,
-    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate; by the model's size.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Conversations of a step; by the data's size.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapter (--lora); 16 if left out.")] = None,
-    quantize: Annotated[
-        str | None, typer.Option("--quantize", help="int8 or int4: keep the adapted weights so (QLoRA).")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Leave out longer conversations, in tokens; none by default.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field of the recipe, e.g. sft.train.patience=5.")
-    ] = None,
+    data: Data,
+    lora: Lora = False,
+    epochs: Epochs = None,
+    out: Out = None,
+    rate: Rate = None,
+    batch: Batch = None,
+    rank: Rank = None,
+    quantize: Quantize = None,
+    max_length: MaxLength = None,
+    changes: Changes = None,
     format_name: options.Format = None,
     field: options.Field = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out; done anyway.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")] = False,
+    restart: options.Restart = False,
     track: options.Track = None,
     device: options.Device = "auto",
 ) -> None:
@@ -63,15 +75,7 @@ def finetune(
 
     The same command continues a run that was interrupted.
     """
-    from fathom.data.forms import Columns
-    from fathom.inference.loading import open_source
-    from fathom.pipeline.finetune import (
-        Finetuning,
-        check_memory,
-        finetuning_plan,
-        read_tuning_data,
-        tuning_memory,
-    )
+    from fathom.pipeline.finetune import Finetuning
     from fathom.pipeline.run import run
     from fathom.spec.step_results import STATE_FILE
 
@@ -80,20 +84,10 @@ def finetune(
     wanted = Finetuning(
         epochs=epochs, rate=rate, batch=batch, max_length=max_length, lora=lora, rank=rank, quantize=quantize
     )
-    adapter = wanted.adapter()
-    rows = read_tuning_data(data, Columns(format_name, options.columns_of(field)))
-    with LoadProgress(model) as progress:
-        spec = open_source(model, progress, cache_dir=options.cache_directory()).spec
-    plan = finetuning_plan(model, spec, rows, wanted, changes or [])
+    plan, found = _plan(model, data, wanted, changes or [], format_name, field)
     directory = out if out is not None else Path("runs") / plan.recipe.name
-    memory = tuning_memory(spec, min(spec.max_position_embeddings, 2048), adapter)
-    check_memory(memory, wanted)
-    display = make_display(FilteredConsole())
-    found = {"count": rows.rows, "unit": tr(rows.unit), "path": data}
-    read_as = tr(", read as {format}", format=rows.columns.format) if rows.columns.format else ""
-    said = tr("{count} {unit} in {path}{read_as}; {memory}", read_as=read_as, memory=_memory_line(memory), **found)
-    display.message(said)
-    try:
+    with run_display(options.command_line(context, restart=False, resume=True)) as display:
+        display.message(found)
         run(
             plan,
             directory,
@@ -104,12 +98,32 @@ def finetune(
             progress=display,
             track=track or (),
         )
-    except Interrupted as error:
-        again = options.command_line(context, restart=False, resume=True)
-        raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
-    finally:
-        display.close()
-    _show(plan.recipe.steps[1].name, directory, display, adapted=adapter is not None)
+    _show(plan.recipe.steps[1].name, directory, display, adapted=lora)
+
+
+def _plan(
+    model: str,
+    data: Path,
+    wanted: Finetuning,
+    changes: Sequence[str],
+    format_name: str | None,
+    field: Sequence[str] | None,
+) -> tuple[RunPlan, str]:
+    """Return the plan, and a line on the data and the memory that it takes, which is there."""
+    from fathom.data.forms import Columns
+    from fathom.inference.loading import open_source
+    from fathom.pipeline.finetune import check_memory, finetuning_plan, read_tuning_data, tuning_memory
+
+    adapter = wanted.adapter()
+    rows = read_tuning_data(data, Columns(format_name, options.columns_of(field)))
+    with LoadProgress(model) as progress:
+        spec = open_source(model, progress, cache_dir=options.cache_directory()).spec
+    plan = finetuning_plan(model, spec, rows, wanted, changes)
+    memory = tuning_memory(spec, min(spec.max_position_embeddings, STEP_TOKENS), adapter)
+    check_memory(memory, wanted)
+    found = {"count": rows.rows, "unit": tr(rows.unit), "path": data, "memory": _memory_line(memory)}
+    read_as = tr(", read as {format}", format=rows.columns.format) if rows.columns.format else ""
+    return plan, tr("{count} {unit} in {path}{read_as}; {memory}", read_as=read_as, **found)
 
 
 def _memory_line(memory: TuningMemory) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,13 @@ Track = Annotated[
     typer.Option("--track", help="Send metrics to tensorboard, wandb or trackio; may be repeated."),
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Read data in this format, as in a recipe.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field, e.g. pretrain.train.total_tokens=500000.")
+]
+Text = Annotated[
+    list[Path] | None, typer.Option("--text", help="Train on this folder of text instead; may be repeated.")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")]
 Field = Annotated[
     list[str] | None, typer.Option("--field", help="A column of the data, as prompt=COLUMN; may be repeated.")
 ]

@@ -25,13 +25,9 @@ _BASES = {"measured": "", "estimated": "~", "unknown": ""}
 
 def check(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/quickstart.toml.")],
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", help="As of fathom train: train on this folder of text.")
-    ] = None,
+    text: options.Text = None,
     text_column: options.TextColumn = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field, e.g. pretrain.train.total_tokens=500000.")
-    ] = None,
+    changes: options.Changes = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory whose disk counts; runs/NAME of the recipe if left out.")
     ] = None,
@@ -117,13 +113,10 @@ def print_forecast(console: Console, forecast: Forecast) -> None:
     unknown = [
         step.name for step in forecast.steps if step.basis == "unknown" and step.kind not in ("report", "sample")
     ]
-    spent = {"time": duration(forecast.seconds), "device": forecast.device, "steps": ", ".join(unknown)}
-    without = tr("about {time} on this machine ({device}), without {steps}", **spent)
-    time = (
-        without
-        if unknown
-        else tr("about {time} on this machine ({device})", time=spent["time"], device=spent["device"])
-    )
+    spent = {"time": duration(forecast.seconds), "device": forecast.device}
+    time = tr("about {time} on this machine ({device})", **spent)
+    if unknown:
+        time = tr("about {time} on this machine ({device}), without {steps}", steps=", ".join(unknown), **spent)
     rows = [
         (tr("plan"), summary(forecast)),
         (tr("time"), time),

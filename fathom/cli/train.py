@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fathom.cli import options
-from fathom.cli.display import make_display
-from fathom.cli.terminal import FilteredConsole
-from fathom.errors import FathomError, Interrupted, SpecError
+from fathom.cli.display import duration, run_display
+from fathom.errors import FathomError, SpecError
 from fathom.locale import tr
 from fathom.progress import Progress
 
@@ -19,82 +18,82 @@ if TYPE_CHECKING:
     from fathom.pipeline.context import RunPlan
 
 
+RecipeFile = Annotated[
+    Path | None,
+    typer.Argument(help="A file, or a name of `fathom recipe list`; with --resume, the run in --out holds it."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory; runs/NAME of the recipe if left out.")]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="With --resume: accept changes of how a step learns, e.g. lr.")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Call functions that the recipe names as rewards: code, run as you.")
+]
+Unsandboxed = Annotated[
+    bool, typer.Option("--unsandboxed", help="Run programs of the model as you, with your files and network.")
+]
+
+
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(help="A file, or a name of `fathom recipe list`; with --resume, the run in --out holds it."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Run directory; runs/NAME of the recipe if left out.")
-    ] = None,
+    recipe: RecipeFile = None,
+    out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Remove the run in --out and begin again.")] = False,
-    allow_changes: Annotated[
-        bool,
-        typer.Option("--allow-changes", help="With --resume: accept changes of how a step learns, e.g. lr."),
-    ] = False,
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", help="Train on this folder of text instead; may be repeated.")
-    ] = None,
+    restart: options.Restart = False,
+    allow_changes: AllowChanges = False,
+    text: options.Text = None,
     text_column: options.TextColumn = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field, e.g. pretrain.train.total_tokens=500000.")
-    ] = None,
+    changes: options.Changes = None,
     until: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
     device: options.Device = "auto",
     track: options.Track = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Call functions that the recipe names as rewards: code, run as you.")
-    ] = False,
-    unsandboxed: Annotated[
-        bool, typer.Option("--unsandboxed", help="Run programs of the model as you, with your files and network.")
-    ] = False,
+    allow_code: AllowCode = False,
+    unsandboxed: Unsandboxed = False,
 ) -> None:
     """Run a recipe from raw text to a trained model and its report."""
     from fathom.pipeline.context import base_model
-    from fathom.pipeline.recipe import load_run_plan
-    from fathom.pipeline.recorded_plan import load_recorded_plan
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
 
-    if recipe is not None:
-        plan = load_run_plan(recipe, overrides=changes or [], text=text or [], text_column=text_column)
-    elif out is not None:
-        plan = load_recorded_plan(out, overrides=changes or [], text=text or [], text_column=text_column)
-    else:
-        raise SpecError("RECIPE", "is missing", "name a recipe's .toml, or continue a run: --resume --out RUN")
+    plan = _plan(recipe, out, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
     if not resume:
         _announce(plan, directory, device)
-    display = make_display(FilteredConsole())
     try:
-        ran = run(
-            plan,
-            directory,
-            cache_dir=options.cache_directory(),
-            resume=resume,
-            restart=restart,
-            allow_changes=allow_changes,
-            until=until,
-            device=device,
-            progress=display,
-            trust=Trust(code=allow_code, unsandboxed=unsandboxed),
-            track=track or (),
-        )
-    except Interrupted as error:
-        again = _again(context, directory)
-        raise Interrupted(tr("{problem}; continue with: {command}", problem=error, command=again)) from None
+        with run_display(_again(context, directory)) as display:
+            ran = run(
+                plan,
+                directory,
+                cache_dir=options.cache_directory(),
+                resume=resume,
+                restart=restart,
+                allow_changes=allow_changes,
+                until=until,
+                device=device,
+                progress=display,
+                trust=Trust(code=allow_code, unsandboxed=unsandboxed),
+                track=track or (),
+            )
     except CodeNotAllowedError as error:
         again = options.command_line(context, allow_code=True)
         raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
-    finally:
-        display.close()
     if until is not None and until != plan.recipe.steps[-1].name:
         again = _again(context, directory, until=None)
         display.message(tr("stopped after {step}; continue with: {command}", step=until, command=again))
         return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
+
+
+def _plan(recipe: Path | None, out: Path | None, **changed: Any) -> RunPlan:
+    """Return the plan of a recipe, or the one that a run holds, with what the command line changes."""
+    from fathom.pipeline.recipe import load_run_plan
+    from fathom.pipeline.recorded_plan import load_recorded_plan
+
+    if recipe is not None:
+        return load_run_plan(recipe, **changed)
+    if out is not None:
+        return load_recorded_plan(out, **changed)
+    raise SpecError("RECIPE", "is missing", "name a recipe's .toml, or continue a run: --resume --out RUN")
 
 
 def _again(context: typer.Context, directory: Path, **changed: object) -> str:
@@ -120,7 +119,6 @@ def _announce(plan: RunPlan, directory: Path, device: str) -> None:
     Raises:
         SpecError: it needs more memory or disk than is free.
     """
-    from fathom.cli.display import duration
     from fathom.cli.recipe_check import refuse
     from fathom.model.device import resolve_device
     from fathom.pipeline.forecast.forecast import Forecaster
