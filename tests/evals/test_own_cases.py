@@ -79,6 +79,6 @@ def test_questions_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [case.id for case in own.cases] == ["1", "2"]
     with pytest.raises(DataError, match="no such file"):
         read_own_cases(tmp_path / "none.jsonl")
-    unknown = write(tmp_path / "other.jsonl", {"ask": "Which?", "say": "a"})
+    unknown = write_json_lines(tmp_path / "other.jsonl", [{"ask": "Which?", "say": "a"}])
     with pytest.raises(DataError, match=r"the columns ask, say; known are choices: question, choices, answer;.*rename"):
         read_own_cases(unknown)
