@@ -16,19 +16,23 @@ from fathom.errors import DataError
 from fathom.locale import tr
 
 
+Think = Annotated[
+    bool | None,
+    typer.Option("--think/--no-think", help="Reason first, or not at all; the model's own way if left out."),
+]
+ThinkingBudget = Annotated[
+    int | None, typer.Option("--thinking-budget", help="Tokens of reasoning at most; then the answer begins.")
+]
+
+
 def chat(
     model: options.Model,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Show this image with the first message; may be repeated.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
-    think: Annotated[
-        bool | None,
-        typer.Option("--think/--no-think", help="Reason first, or not at all; the model's own way if left out."),
-    ] = None,
-    thinking_budget: Annotated[
-        int | None, typer.Option("--thinking-budget", help="Tokens of reasoning at most; then the answer begins.")
-    ] = None,
+    think: Think = None,
+    thinking_budget: ThinkingBudget = None,
     max_tokens: sampling.MaxTokens = None,
     temperature: sampling.Temperature = 0.8,
     top_k: sampling.TopK = 0,

@@ -15,7 +15,6 @@ from fathom.cli import evaluate_harness, evaluate_options, model_options, option
 from fathom.cli.console import print_json
 from fathom.cli.display import duration, make_display
 from fathom.cli.terminal import FilteredConsole
-from fathom.errors import Interrupted
 from fathom.locale import tr
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def _measure(
             cells = compare_results(results)
             asked.write(cells, results, journal)
     except KeyboardInterrupt:
-        raise Interrupted(asked.interrupted) from None
+        raise evaluate_options.interruption(asked.out) from None
     finally:
         display.close()
     return _Measured(texts, results, cells)

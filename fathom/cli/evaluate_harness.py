@@ -15,8 +15,9 @@ import typer
 from fathom.cli import model_options, options
 from fathom.cli.console import print_json
 from fathom.cli.display import make_display
+from fathom.cli.evaluate_options import interruption
 from fathom.cli.terminal import FilteredConsole
-from fathom.errors import Interrupted, SpecError
+from fathom.errors import SpecError
 from fathom.files import json_text, write_text
 from fathom.logs import listed
 
@@ -94,8 +95,7 @@ class HarnessRun:
                 if journal is not None:
                     journal.remove()
         except KeyboardInterrupt:
-            kept = "finished answers are kept, and the same command goes on with the rest"
-            raise Interrupted(f"SIGINT arrived; {kept if self.out else 'nothing is kept without --out FILE'}") from None
+            raise interruption(self.out) from None
         finally:
             display.close()
         return found

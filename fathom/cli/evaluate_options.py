@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from fathom.cli import options
-from fathom.errors import SpecError
+from fathom.errors import Interrupted, SpecError
 from fathom.files import json_text, write_text
 from fathom.locale import tr
 from fathom.spec import check
@@ -78,13 +78,6 @@ class Asked:
         """Whether any task is asked."""
         return bool(self.names or self.problems)
 
-    @property
-    def interrupted(self) -> str:
-        """What to say of an interruption."""
-        if self.out:
-            return tr("SIGINT arrived; finished answers are kept, and the same command goes on with the rest")
-        return tr("SIGINT arrived; nothing is kept without --out FILE")
-
     def open(self, models: Sequence[str]) -> list[Wanted]:
         """Read the cases, fetching packages the first time; rows that are left out are named on stderr.
 
@@ -139,6 +132,13 @@ class Asked:
                 write_text(path, markdown(cells) if suffix == ".md" else comma_separated(cells))
         if journal is not None:
             journal.remove()
+
+
+def interruption(out: Sequence[Path]) -> Interrupted:
+    """Return the error that says what an interruption leaves."""
+    if out:
+        return Interrupted(tr("SIGINT arrived; finished answers are kept, and the same command goes on with the rest"))
+    return Interrupted(tr("SIGINT arrived; nothing is kept without --out FILE"))
 
 
 def asked(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fathom.cli.console import print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ def fields(
 
     places = find(path)
     if as_json:
-        print(json.dumps([_described(place) for place in places], indent=2, ensure_ascii=False))
+        print_json([_described(place) for place in places])
         return
     console = report_console()
     for place in places:

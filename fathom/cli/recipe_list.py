@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fathom.cli.console import print_json
 from fathom.locale import tr
 
 
@@ -13,14 +14,12 @@ def list_(  # the trailing underscore leaves the verb its name
     as_json: Annotated[bool, typer.Option("--json", help="Print names, files and summaries as JSON.")] = False,
 ) -> None:
     """List the recipes that come with Fathom; each can be given by its name."""
-    import json
-
     from fathom.pipeline.shipped_recipes import shipped_recipes, summary
 
     found = shipped_recipes()
     if as_json:
         described = {name: {"file": str(path), "summary": summary(path)} for name, path in found.items()}
-        print(json.dumps(described, indent=2))
+        print_json(described)
         return
     width = max(map(len, found))
     for name, path in found.items():
