@@ -191,6 +191,12 @@ def init_step(recipe: Recipe, step: Step) -> ModelStep | None:
     return found
 
 
+def previous_model(recipe: Recipe, step: TrainStep) -> ModelStep | None:
+    """Return the step whose weights a train step begins with, None where it draws its own."""
+    line = train_chain(recipe, step)
+    return line[-2] if len(line) > 1 else init_step(recipe, step)
+
+
 def spec_during(recipe: Recipe, step: Step) -> ModelSpec | None:
     """Return the trained model as it is during ``step``; None where it is a ``start``'s, which only the run knows."""
     line = train_chain(recipe, step)

@@ -22,6 +22,7 @@ from fathom.pipeline.context import (
     init_step,
     kind_name,
     model_step,
+    previous_model,
     spec_during,
     train_chain,
     with_extended_context,
@@ -83,8 +84,7 @@ def build_initial_model(context: StepContext, step: TrainStep, tokenizer: Tokeni
         problem = f"{longest} exceeds the context of {context_length}"
         remedy = "shorten it or set max_position_embeddings"
         raise SpecError(f"steps.{step.name}.train.sequence_length", problem, remedy)
-    line = train_chain(context.recipe, step)
-    previous: ModelStep | None = line[-2] if len(line) > 1 else init_step(context.recipe, step)
+    previous = previous_model(context.recipe, step)
     if previous is not None:
         if store.latest(context.path(previous) / CHECKPOINTS) is None:
             raise CheckpointError(f"{context.path(previous)}: holds no checkpoint; --restart the run")
@@ -99,10 +99,8 @@ def adapter_base(context: StepContext, step: Step, train: UpdateSpec) -> Adapter
     """Return where the weights are that a step's adapter is trained on, or None where it trains none."""
     if train.adapter is None:
         return None
-    line = train_chain(context.recipe, step) if isinstance(step, TrainStep) else []
-    before: ModelStep | None = model_step(context.recipe, step)
-    if isinstance(step, TrainStep):
-        before = line[-2] if len(line) > 1 else init_step(context.recipe, step)
+    recipe = context.recipe
+    before = previous_model(recipe, step) if isinstance(step, TrainStep) else model_step(recipe, step)
     return None if before is None else AdapterBase.of(before.name, find_checkpoint(context.path(before)))
 
 
