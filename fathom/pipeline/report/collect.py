@@ -39,6 +39,7 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 from fathom.spec.step_results import result_name
+from fathom.train.record import METRICS
 
 TRAINING = ("step", "tokens", "seconds")
 """Numbers of every line that training writes."""
@@ -52,8 +53,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
     stages = [step for step in before if isinstance(step, TrainStep)]
     fields = ("lm_loss", "dropped_fraction")
     metrics = {
-        step.name: records.rows_of(directory / step.name / "metrics.jsonl", TRAINING, optional=fields)
-        for step in stages
+        step.name: records.rows_of(directory / step.name / METRICS, TRAINING, optional=fields) for step in stages
     }
     offsets = _offsets(metrics)
     opened: OpenStep | None = last_before(recipe, report, OpenStep)
@@ -88,7 +88,7 @@ def collect(recipe: Recipe, directory: Path, states: Mapping[str, StepState], re
             alarm
             for step in before
             if isinstance(step, LearningStep)
-            for alarm in records.alarms(step.name, directory / step.name / "metrics.jsonl")
+            for alarm in records.alarms(step.name, directory / step.name / METRICS)
         ],
         replies=_replies(before, directory),
     )

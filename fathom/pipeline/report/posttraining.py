@@ -17,13 +17,12 @@ from fathom.pipeline.report.data import (
     StepCurves,
     TaskScore,
 )
-from fathom.pipeline.report.records import curve_of, names, number, rows_of, text
+from fathom.pipeline.report.records import HELD_OUT_LOSS, curve_of, names, number, rows_of, text, with_evaluation
 from fathom.spec.recipe import DistillStep, DpoStep, GrpoStep, SftStep, Step, TasksStep
 from fathom.spec.step_results import result_name
-from fathom.train.validation import VALIDATION_LOSS
+from fathom.train.record import METRICS
 
 T = TypeVar("T")
-METRICS = "metrics.jsonl"
 PANELS: Mapping[str, Mapping[str, str]] = {
     marked("mean of a rollout"): {"reward": "reward", "accuracy": "accuracy", "step_score": "step"},
     marked("tokens per answer"): {"length": "all", "length_right": "right", "length_wrong": "wrong"},
@@ -31,9 +30,9 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 }
 """Axis label -> field of a rollout's line -> name of its curve."""
 PREFERENCE_PANELS: Mapping[str, Mapping[str, str]] = {
-    marked("loss"): {"lm_loss": "training", VALIDATION_LOSS: "validation"},
+    marked("loss"): {"lm_loss": "training", HELD_OUT_LOSS: "validation"},
     marked("implied reward"): {"chosen_reward": "better answer", "rejected_reward": "worse answer", "margin": "margin"},
-    marked("accuracy"): {"accuracy": "training", "held_out_accuracy": "validation"},
+    marked("accuracy"): {"accuracy": "training", "evaluation.accuracy": "validation"},
 }
 """Axis label -> field of a line of a dpo step -> name of its curve."""
 
@@ -91,9 +90,8 @@ def sft_loss_curves(before: Sequence[Step], directory: Path) -> list[Curve]:
     }
     curves = []
     for name, rows in found.items():
-        held_out = [row | {VALIDATION_LOSS: row.get("evaluation", {}).get(VALIDATION_LOSS)} for row in rows]
         curves.append(curve_of(name, rows, "lm_loss", over="tokens"))
-        curves.append(curve_of(name + VALIDATION, held_out, VALIDATION_LOSS, over="tokens"))
+        curves.append(curve_of(name + VALIDATION, with_evaluation(rows), HELD_OUT_LOSS, over="tokens"))
     return [curve for curve in curves if curve.x]
 
 
@@ -115,12 +113,7 @@ def preference_curves(before: Sequence[Step], directory: Path) -> list[StepCurve
         if not isinstance(step, DpoStep):
             continue
         rows = rows_of(directory / step.name / METRICS, ("step",), optional=_fields(PREFERENCE_PANELS))
-        held_out = [row.get("evaluation", {}) for row in rows]
-        joined = [
-            row | {VALIDATION_LOSS: kept.get(VALIDATION_LOSS), "held_out_accuracy": kept.get("accuracy")}
-            for row, kept in zip(rows, held_out, strict=True)
-        ]
-        found += _step_curves(step.name, joined, PREFERENCE_PANELS)
+        found += _step_curves(step.name, with_evaluation(rows), PREFERENCE_PANELS)
     return found
 
 

@@ -10,9 +10,11 @@ from fathom.inference.run_record import as_written, read_json
 from fathom.pipeline.report.data import AlarmSpan, Curve, Needle
 from fathom.train.alarms import TITLES
 from fathom.train.metrics import read_json_lines
+from fathom.train.validation import VALIDATION_LOSS
 
 MAX_CELLS = 4096
 """Cells of a picture, and bars: each is drawn by its own, and no recipe asks for as many."""
+HELD_OUT_LOSS = f"evaluation.{VALIDATION_LOSS}"
 _LARGEST = 1e18
 """Beyond any count, loss or time; pictures fail near the largest floats."""
 
@@ -62,6 +64,13 @@ def rows_of(path: Path, required: Iterable[str], *, optional: Iterable[str] = ()
             for value in names(row.get("evaluation", {})).values():
                 number(value)
     return rows
+
+
+def with_evaluation(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines of metrics with what their ``evaluation`` holds as fields of their own: ``evaluation.NAME``."""
+    return [
+        {**row, **{f"evaluation.{name}": value for name, value in row.get("evaluation", {}).items()}} for row in rows
+    ]
 
 
 def alarms(step: str, path: Path) -> list[AlarmSpan]:

@@ -7,10 +7,8 @@ from pathlib import Path
 from fathom.inference.run_record import as_written, read_json
 from fathom.locale import marked
 from fathom.pipeline.report.data import Curve, Replies, Reply
-from fathom.pipeline.report.records import names, number, rows_of, text
-from fathom.train.validation import VALIDATION_LOSS
-
-METRICS = "metrics.jsonl"
+from fathom.pipeline.report.records import HELD_OUT_LOSS, curve_of, names, rows_of, text, with_evaluation
+from fathom.train.record import METRICS
 
 
 def read_replies(path: Path) -> Replies | None:
@@ -30,14 +28,7 @@ def read_replies(path: Path) -> Replies | None:
 
 def tuning_curves(directory: Path, step: str) -> list[Curve]:
     """Return the losses of a step over its optimizer steps: of what it learns, and of what it holds out."""
-    path = directory / step / METRICS
-    rows = rows_of(path, ("step", "tokens"), optional=("lm_loss",))
-    losses = [(row["step"], row["lm_loss"]) for row in rows if row.get("lm_loss") is not None]
-    with as_written(path):
-        held_out = [
-            (row["step"], number(row["evaluation"][VALIDATION_LOSS]))
-            for row in rows
-            if VALIDATION_LOSS in row.get("evaluation", {})
-        ]
-    points = {marked("training loss"): losses, marked("validation loss"): held_out}
-    return [Curve(name=name, x=[x for x, _ in p], y=[y for _, y in p]) for name, p in points.items() if p]
+    rows = with_evaluation(rows_of(directory / step / METRICS, ("step", "tokens"), optional=("lm_loss",)))
+    fields = {"lm_loss": marked("training loss"), HELD_OUT_LOSS: marked("validation loss")}
+    curves = [curve_of(name, rows, field, over="step") for field, name in fields.items()]
+    return [curve for curve in curves if curve.x]
