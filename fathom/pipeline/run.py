@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import time
@@ -44,6 +43,7 @@ from fathom.pipeline.state import (
 from fathom.pipeline.trust import NO_TRUST, Trust, check_trust, runs_programs
 from fathom.progress import NULL_PROGRESS, Progress, size
 from fathom.spec import check
+from fathom.spec.field_docs import toml_value
 from fathom.spec.recipe import TRACKERS, LearningStep, Step
 from fathom.spec.resume import effect_of
 from fathom.spec.step_results import LOCK_FILE, RECIPE_FILE, STATE_FILE
@@ -241,14 +241,10 @@ def _with_command(error: FathomError, step: Step, directory: Path) -> FathomErro
     """Return an error of a learning step with the command that goes on with its ``changes``."""
     assert isinstance(step, LearningStep)
     where, effects = training_fields(step)
-    options = [f"--set={step.name}.{where}.{name}={_toml(value)}" for name, value in error.changes.items()]
+    options = [f"--set={step.name}.{where}.{name}={toml_value(value)}" for name, value in error.changes.items()]
     if any(effect_of(effects, name) == "learning" for name in error.changes):
         options = ["--allow-changes", *options]
     return type(error)(f"{error}; e.g. {resume_command(directory, *options)}")
-
-
-def _toml(value: object) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _remove(path: Path) -> None:
