@@ -28,7 +28,7 @@ def load_recorded_plan(
 ) -> RunPlan:
     """Return the plan of a run's last call, with ``overrides`` and ``text`` as ``load_run_plan`` takes them.
 
-    The record is read as a stranger's recipe is: it names files as data, and permits nothing.
+    The record is read as an untrusted recipe is: it names files as data, and permits nothing.
 
     Raises:
         SpecError: there is no run; or what its unfinished steps read is no longer where it was.
