@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fathom.inference.run_record import last_before
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.forecast.models import RecipeModels
 from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace
@@ -48,6 +49,7 @@ WORKED_TOKENS = 80
 ANSWER_SHARE = 0.6
 """Of max_tokens, what answers are taken to have on average."""
 SAMPLING_UTILISATION = 0.06
+_TOKENIZER_BYTES = 500_000
 _TEXT_SECONDS_PER_MB = {"corpus": 2.4, "tokenizer": 0.8, "shards": 1.2}
 """Seconds of one core for a million bytes of text."""
 
@@ -68,7 +70,7 @@ class Forecaster:
 
     def __init__(self, plan: RunPlan, cache_dir: Path, device: torch.device, *, measure: bool = True) -> None:
         self._plan, self._device, self._measure = plan, device, measure
-        self.models = RecipeModels(plan, cache_dir)
+        self._models = RecipeModels(plan, cache_dir)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self._peak = peak_flops(device, dtype)
         self._paces: dict[Any, Pace | None] = {}
@@ -91,9 +93,9 @@ class Forecaster:
             notes=tuple(notes),
         )
 
-    def unique_tokens(self, step: Step) -> float | None:
+    def _unique_tokens(self, step: Step) -> float | None:
         """Return the tokens of the corpus that a step reads, None where its sources are fetched by the run."""
-        corpus = self._last(step, CorpusStep)
+        corpus = last_before(self._plan.recipe, step, CorpusStep)
         if corpus is None:
             return None
         sizes = self._text(corpus)
@@ -110,7 +112,7 @@ class Forecaster:
         if isinstance(step, OpenStep):
             return self._opened(step)
         base = StepForecast(name=step.name, kind=step.kind, reads="the model before", leaves=f"{step.name}.json")
-        spec = self.models.before(step)
+        spec = self._models.before(step)
         if spec is None or self._peak is None:
             return base
         if isinstance(step, AnswersStep | TasksStep):
@@ -123,7 +125,7 @@ class Forecaster:
         return replace(base, leaves="report.html") if step.kind == "report" else self._with_model(base, spec)
 
     def _prepared(self, step: CorpusStep | TokenizerStep | ShardsStep) -> StepForecast:
-        corpus = step if isinstance(step, CorpusStep) else self._last(step, CorpusStep)
+        corpus = step if isinstance(step, CorpusStep) else last_before(self._plan.recipe, step, CorpusStep)
         reads = {"corpus": "the text", "tokenizer": "the corpus", "shards": "corpus and tokenizer"}[step.kind]
         leaves = {"corpus": "documents", "tokenizer": "tokenizer.json", "shards": "token files"}[step.kind]
         base = StepForecast(name=step.name, kind=step.kind, reads=reads, leaves=leaves)
@@ -131,15 +133,17 @@ class Forecaster:
         if sizes is None:
             return base
         text = sum(size.text_bytes for size in sizes)
-        disk = {"corpus": text, "tokenizer": 500_000, "shards": 2 * text / self._token_bytes(step, sizes)}[step.kind]
-        if isinstance(step, TokenizerStep):
-            text = min(text, step.sample_bytes)
+        disk: float = text
+        if isinstance(step, ShardsStep):
+            disk = 2 * text / self._token_bytes(step, sizes)
+        elif isinstance(step, TokenizerStep):
+            disk, text = _TOKENIZER_BYTES, min(text, step.sample_bytes)
         seconds = 0.5 + _TEXT_SECONDS_PER_MB[step.kind] * text / 1e6
         return replace(base, seconds=seconds, basis="estimated", disk_bytes=round(disk), peak_disk_bytes=round(disk))
 
     def _opened(self, step: OpenStep) -> StepForecast:
         base = StepForecast(name=step.name, kind=step.kind, reads=step.model, leaves="its weights in float32")
-        source = self.models.source(step)
+        source = self._models.source(step)
         if source is None:
             return base
         weights = 4 * count_parameters(source.spec).total
@@ -147,7 +151,7 @@ class Forecaster:
         return self._with_model(base, source.spec)
 
     def _learning(self, step: LearningStep) -> StepForecast:
-        spec = self.models.before(step)
+        spec = self._models.before(step)
         base = StepForecast(name=step.name, kind=step.kind, reads=_reads(step), leaves="checkpoints and metrics")
         if isinstance(step, GrpoStep | DistillStep):
             return base if spec is None else self._online(step, base, spec)
@@ -226,7 +230,7 @@ class Forecaster:
     def _training(self, step: TrainStep | SftStep | DpoStep | RewardModelStep) -> _Training:
         """Return the tokens of a step and how they are cut, as far as either is known."""
         if isinstance(step, TrainStep):
-            batch, length, unique = step.train.batch, step.train.sequence_length, self.unique_tokens(step)
+            batch, length, unique = step.train.batch, step.train.sequence_length, self._unique_tokens(step)
             micro = batch.for_length(length).micro_batch_size or batch.size
             total = step.train.total_tokens
             passes = None if not unique else total / unique
@@ -269,26 +273,13 @@ class Forecaster:
         return self._texts[corpus.name]
 
     def _token_bytes(self, step: Step, sizes: list[TextSize]) -> float:
-        names = [other.name for other in self._plan.recipe.steps]
-        tokenizers = [other for other in self._plan.recipe.steps if isinstance(other, TokenizerStep)]
-        tokenizers = [other for other in tokenizers if names.index(other.name) <= names.index(step.name)]
-        tokenizers = tokenizers or [other for other in self._plan.recipe.steps if isinstance(other, TokenizerStep)]
-        sample = [text for size in sizes for text in size.sample]
-        if not tokenizers or not self._measure:
+        tokenizer: TokenizerStep | None = last_before(self._plan.recipe, step, TokenizerStep)
+        if tokenizer is None or not self._measure:
             return TEXT_BYTES_PER_TOKEN
-        size = tokenizers[-1].vocab_size
+        size = tokenizer.vocab_size
         if size not in self._bytes:
-            self._bytes[size] = bytes_per_token(sample, size)
+            self._bytes[size] = bytes_per_token([text for found in sizes for text in found.sample], size)
         return self._bytes[size]
-
-    def _last(self, step: Step, kind: type[Any]) -> Any:
-        found = None
-        for other in self._plan.recipe.steps:
-            if isinstance(other, kind):
-                found = other
-            if other.name == step.name:
-                break
-        return found
 
 
 def _reads(step: LearningStep) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from fathom.checkpoint.weights import WeightSource
 from fathom.inference.catalog import catalog
 from fathom.inference.loading import open_source
+from fathom.inference.run_record import last_before
 from fathom.pipeline.context import RunPlan, init_step, model_step, spec_during, with_extended_context
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TrainStep
@@ -47,10 +48,8 @@ class RecipeModels:
             return self.of(step)
         if isinstance(step, StartingStep):
             return self.of(model_step(self._plan.recipe, step))
-        earlier = [other for other in self._plan.recipe.steps if isinstance(other, ModelStep)]
-        names = [other.name for other in self._plan.recipe.steps]
-        earlier = [other for other in earlier if names.index(other.name) < names.index(step.name)]
-        return self.of(earlier[-1]) if earlier else None
+        earlier: ModelStep | None = last_before(self._plan.recipe, step, ModelStep)
+        return None if earlier is None else self.of(earlier)
 
     def of(self, step: ModelStep) -> ModelSpec | None:
         """Return the model that a step leaves."""
@@ -65,12 +64,3 @@ class RecipeModels:
         first = init_step(self._plan.recipe, step)
         opened = None if first is None else self.of(first)
         return None if opened is None else with_extended_context(self._plan.recipe, step, opened)
-
-    def origin(self, step: Step) -> OpenStep | None:
-        """Return the last open step before a step: where its tokenizer comes from unless the recipe trains one."""
-        opened = None
-        for other in self._plan.recipe.steps:
-            if other.name == step.name:
-                break
-            opened = other if isinstance(other, OpenStep) else opened
-        return opened

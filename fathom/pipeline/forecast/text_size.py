@@ -27,7 +27,6 @@ class TextSize:
     """The text of a source. ``counted`` says that all of it was read; ``sample`` is some of it."""
 
     text_bytes: int
-    documents: int
     counted: bool
     sample: tuple[str, ...]
 
@@ -40,7 +39,7 @@ def text_size(source: FolderSource) -> TextSize:
     """
     root = Path(source.path)
     sizes = _file_sizes(root)
-    read = documents = 0
+    read = 0
     files: set[str] = set()
     sample: list[str] = []
     counted = True
@@ -52,13 +51,10 @@ def text_size(source: FolderSource) -> TextSize:
         if sum(map(len, sample)) < SAMPLE_BYTES:
             sample.append(document.text[:SAMPLE_BYTES])
         read += size
-        documents += 1
         files.add(document.id.rpartition("#")[0])
     seen = sum(sizes.get(name, 0) for name in files)
     scale = 1.0 if counted or not seen else max(1.0, sum(sizes.values()) / seen)
-    return TextSize(
-        text_bytes=round(read * scale), documents=round(documents * scale), counted=counted, sample=tuple(sample)
-    )
+    return TextSize(text_bytes=round(read * scale), counted=counted, sample=tuple(sample))
 
 
 def _file_sizes(root: Path) -> Mapping[str, int]:

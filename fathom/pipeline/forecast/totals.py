@@ -12,6 +12,7 @@ import torch
 
 from fathom.errors import SpecError
 from fathom.locale import tr
+from fathom.plan.count import short_count
 from fathom.progress import size
 from fathom.system import available_memory
 
@@ -118,8 +119,6 @@ def free_disk(directory: Path) -> int:
 
 def summary(forecast: Forecast, words: Sequence[str] = ()) -> str:
     """Return the forecast in one line; ``words`` come first."""
-    from fathom.plan.count import short_count
-
     largest = max((step for step in forecast.steps if step.parameters), key=lambda s: s.parameters or 0, default=None)
     parts = list(words)
     if largest is not None and largest.parameters and largest.active_parameters:
