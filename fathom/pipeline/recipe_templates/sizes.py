@@ -110,13 +110,6 @@ def make_spec(table: dict[str, Any]) -> ModelSpec:
     return from_mapping(ModelSpec, table, "model")
 
 
-def taught_parameters(spec: ModelSpec) -> int:
-    """Parameters that a token uses, without embedding and output head."""
-    count = count_parameters(spec)
-    heads = count.embedding * (0 if spec.tie_word_embeddings else 1)
-    return max(1, count.active - heads - (count.embedding if spec.tie_word_embeddings else 0))
-
-
 def largest_shape(
     make: Callable[[Shape], ModelSpec],
     *,
@@ -138,7 +131,8 @@ def largest_shape(
         held = seconds * flops / training_flops_per_token(spec, length)
         reached = min(held, MOST_PASSES * unique_tokens)
         fits = training_memory(spec, tokens=batch_tokens).total < memory // 2
-        learned = taught_parameters(spec)
+        count = count_parameters(spec)
+        learned = count.active - count.embedding  # without embedding and output head, one matrix or two
         enough = held >= TOKENS_PER_PARAMETER * learned and reached >= FEWEST_TOKENS * learned
         if shape is not SHAPES[0] and not (fits and enough):
             break
