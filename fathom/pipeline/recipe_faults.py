@@ -52,7 +52,7 @@ def _model_faults(plan: RunPlan, step: Step, cache_dir: Path) -> Iterator[Fathom
     if not isinstance(step, OpenStep):
         return
     try:
-        local_source(plan, step.model, cache_dir)
+        local_source(plan.base, step.model, cache_dir)
     except (CheckpointError, SpecError) as error:
         yield CheckpointError(f"steps.{step.name}.model: {error}")
 

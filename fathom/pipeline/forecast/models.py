@@ -13,13 +13,15 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TrainStep
 
 
-def local_source(plan: RunPlan, name: str, cache_dir: Path) -> WeightSource | None:
+def local_source(base: Path, name: str, cache_dir: Path) -> WeightSource | None:
     """Open a model's headers where it lies on this machine; None where a run would first fetch it.
+
+    A path starts from ``base``.
 
     Raises:
         CheckpointError: a path that holds no model.
     """
-    beside = plan.base / Path(name).expanduser()
+    beside = base / Path(name).expanduser()
     if beside.exists():
         return open_source(beside)
     entry = catalog().get(name)
@@ -39,7 +41,7 @@ class RecipeModels:
     def source(self, step: OpenStep) -> WeightSource | None:
         """Return the headers of an open step's model, None where it is not here yet."""
         if step.name not in self._sources:
-            self._sources[step.name] = local_source(self._plan, step.model, self._cache_dir)
+            self._sources[step.name] = local_source(self._plan.base, step.model, self._cache_dir)
         return self._sources[step.name]
 
     def before(self, step: Step) -> ModelSpec | None:

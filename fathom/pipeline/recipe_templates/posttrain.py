@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fathom.data.problems.files import open_file
 from fathom.errors import DataError, SpecError
-from fathom.pipeline.context import RunPlan
 from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION, TEXT_BYTES_PER_TOKEN
 from fathom.pipeline.forecast.models import local_source
 from fathom.pipeline.forecast.pace import training_pace
@@ -18,7 +17,6 @@ from fathom.plan.count import count_parameters, short_count
 from fathom.plan.flops import decoding_flops_per_token
 from fathom.spec.model import ModelSpec
 from fathom.spec.problem import FileProblems
-from fathom.spec.recipe import OpenStep, Recipe
 from fathom.spec.train import AdamWSpec, UpdateSpec
 from fathom.train.measure import peak_flops
 
@@ -234,7 +232,7 @@ def _rollout(request: Request, questions: int, group: int) -> dict[str, object]:
 
 def _prompt(request: Request) -> dict[str, str]:
     """Return how a model is asked: by its chat template where it has one."""
-    source = local_source(_nowhere(request), str(request.model), request.cache_dir)
+    source = local_source(Path(), str(request.model), request.cache_dir)
     tokenizer = None if source is None else source.tokenizer()
     if tokenizer is not None and not tokenizer.can_chat:
         return {"kind": "text"}
@@ -243,14 +241,10 @@ def _prompt(request: Request) -> dict[str, str]:
 
 def _spec(request: Request, option: str, name: str | None) -> ModelSpec:
     request.required(option, name)
-    source = local_source(_nowhere(request), str(name), request.cache_dir)
+    source = local_source(Path(), str(name), request.cache_dir)
     if source is None:
         raise SpecError(option, f"{name} is not on this machine yet", f"fetch it first: fathom inspect {name}")
     return source.spec
-
-
-def _nowhere(request: Request) -> RunPlan:
-    return RunPlan(recipe=Recipe(name="new", steps=(OpenStep(model="x"),)), manifests={}, base=Path())
 
 
 def _model(request: Request, name: str | None) -> str:
