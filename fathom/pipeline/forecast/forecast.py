@@ -14,7 +14,14 @@ from fathom.inference.run_record import last_before
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.forecast.models import RecipeModels
 from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace
-from fathom.pipeline.forecast.text_size import TextSize, bytes_per_token, rows_size, text_size
+from fathom.pipeline.forecast.text_size import (
+    TEXT_BYTES_PER_TOKEN,
+    TextSize,
+    bytes_per_token,
+    row_tokens,
+    rows_size,
+    text_size,
+)
 from fathom.pipeline.forecast.totals import Forecast, StepForecast, free_disk, free_memory
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
@@ -44,7 +51,6 @@ from fathom.spec.train import UpdateSpec
 from fathom.train.measure import peak_flops
 from fathom.train.schedule import total_steps
 
-TEXT_BYTES_PER_TOKEN = 3.3
 WORKED_TOKENS = 80
 ANSWER_SHARE = 0.6
 """Of max_tokens, what answers are taken to have on average."""
@@ -261,7 +267,7 @@ class Forecaster:
             return None
         found = rows_size(self._plan.data_path(source.path))
         rows = found.rows * (source.repeat if isinstance(source, ConversationFile) else 1)
-        return float(rows), rows * (found.characters / TEXT_BYTES_PER_TOKEN + 12)
+        return float(rows), rows * row_tokens(found.characters)
 
     def _text(self, corpus: CorpusStep) -> list[TextSize] | None:
         """Return the text of a corpus by source; None where some of it is fetched or generated."""

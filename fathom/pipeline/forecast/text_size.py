@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fathom.data.folders.data_files import data_files
 from fathom.data.folders.documents import FolderReading
 from fathom.data.folders.scan import scan_folder
 from fathom.data.forms import file_records
@@ -17,6 +15,9 @@ from fathom.data.records import Record
 from fathom.spec.data import FolderSource
 from fathom.tokenizer import train_bpe
 
+TEXT_BYTES_PER_TOKEN = 3.3
+"""Where no vocabulary is measured."""
+_TEMPLATE_TOKENS = 12
 SAMPLE_BYTES = 400_000
 _COUNTED_BYTES = 16_000_000
 _ROWS = 500
@@ -74,7 +75,7 @@ def bytes_per_token(sample: Sequence[str], vocab_size: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsSize:
-    """The rows of a data file: how many, and the characters of text in one on average and in the longest."""
+    """The rows of a data file: how many, and of the first the characters of text on average and in the longest."""
 
     rows: int
     characters: float
@@ -82,23 +83,24 @@ class RowsSize:
 
 
 def rows_size(path: Path) -> RowsSize:
-    """Read the first rows of a data file, and conclude from their bytes to the number of all rows.
+    """Count the rows of a data file, and measure the first ``_ROWS`` of them.
 
     Raises:
         DataError: it cannot be read.
     """
-    lengths = [_characters(row) for row in _rows(path)]
-    if len(lengths) < _ROWS:
-        return RowsSize(
-            rows=len(lengths), characters=sum(lengths) / max(1, len(lengths)), longest=max(lengths, default=0)
-        )
-    rows = sum(1 for record in file_records(path) if isinstance(record, Record))
-    return RowsSize(rows=rows, characters=sum(lengths) / len(lengths), longest=max(lengths))
+    rows = 0
+    lengths: list[int] = []
+    for record in file_records(path):
+        if isinstance(record, Record):
+            rows += 1
+            if rows <= _ROWS:
+                lengths.append(_characters(record.value))
+    return RowsSize(rows=rows, characters=sum(lengths) / max(1, len(lengths)), longest=max(lengths, default=0))
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    data_files(path)
-    return islice((record.value for record in file_records(path) if isinstance(record, Record)), _ROWS)
+def row_tokens(characters: float) -> float:
+    """Return about how many tokens a row of a data file has, with its chat template."""
+    return characters / TEXT_BYTES_PER_TOKEN + _TEMPLATE_TOKENS
 
 
 def _characters(value: Any) -> int:

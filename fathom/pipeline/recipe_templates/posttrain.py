@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fathom.data.problems.files import open_file
 from fathom.errors import DataError, SpecError
-from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION, TEXT_BYTES_PER_TOKEN
+from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION
 from fathom.pipeline.forecast.models import local_source
 from fathom.pipeline.forecast.pace import training_pace
-from fathom.pipeline.forecast.text_size import RowsSize, rows_size
+from fathom.pipeline.forecast.text_size import RowsSize, row_tokens, rows_size
 from fathom.pipeline.recipe_templates.request import Request
 from fathom.pipeline.recipe_templates.toml_text import lines, value
 from fathom.plan.count import count_parameters, short_count
@@ -130,7 +130,7 @@ def _on_rows(request: Request, kind: str, field: str, what: str, title: str) -> 
     rows = rows_size(request.data)
     if not rows.rows:
         raise DataError(f"--data: {request.data} has no rows; name a file of {what}")
-    tokens = rows.rows * (rows.characters / TEXT_BYTES_PER_TOKEN + 12)
+    tokens = rows.rows * row_tokens(rows.characters)
     epochs, basis = _epochs(request, spec, tokens, _length(rows, spec))
     unit = "pairs" if kind == "dpo" else "conversations"
     size = 1
@@ -258,13 +258,9 @@ def _rate(spec: ModelSpec) -> float:
     return float(f"{min(1e-3, max(1e-5, found)):.1e}")
 
 
-def _tokens(characters: float) -> int:
-    return round(characters / TEXT_BYTES_PER_TOKEN) + 12
-
-
 def _length(rows: RowsSize, spec: ModelSpec) -> int:
     wanted = 64
-    while wanted < 1.3 * _tokens(rows.longest):
+    while wanted < 1.3 * round(row_tokens(rows.longest)):
         wanted *= 2
     return min(spec.max_position_embeddings, 2048, wanted)
 
