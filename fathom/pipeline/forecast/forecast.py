@@ -13,7 +13,7 @@ import torch
 from fathom.inference.run_record import last_before
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.forecast.models import RecipeModels
-from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace
+from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace, training_peak
 from fathom.pipeline.forecast.text_size import (
     TEXT_BYTES_PER_TOKEN,
     TextSize,
@@ -48,7 +48,6 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 from fathom.spec.train import UpdateSpec
-from fathom.train.measure import peak_flops
 from fathom.train.schedule import total_steps
 
 WORKED_TOKENS = 80
@@ -77,8 +76,7 @@ class Forecaster:
     def __init__(self, plan: RunPlan, cache_dir: Path, device: torch.device, *, measure: bool = True) -> None:
         self._plan, self._device, self._measure = plan, device, measure
         self._models = RecipeModels(plan, cache_dir)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        self._peak = peak_flops(device, dtype)
+        self._peak = training_peak(device)
         self._paces: dict[Any, Pace | None] = {}
         self._texts: dict[str, list[TextSize]] = {}
         self._bytes: dict[int, float] = {}

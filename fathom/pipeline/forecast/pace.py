@@ -24,6 +24,11 @@ _MOST_SECONDS = 4.0
 _ROUNDS = 3
 
 
+def training_peak(device: torch.device) -> float | None:
+    """Return ``peak_flops`` of what training multiplies in by default: bfloat16 on a GPU, float32 on a CPU."""
+    return peak_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """Seconds that training takes for each token of a micro-batch, and for each update of the weights."""
@@ -49,12 +54,12 @@ def training_pace(
 ) -> Pace | None:
     """Time micro-batches of a model with random weights; estimate where they would take long or more memory than free.
 
-    ``peak`` is ``peak_flops`` of the device where the caller knows it; without ``measure`` no step is taken. None where
-    the device's peak is unknown and nothing could be measured.
+    ``peak`` is ``training_peak`` of the device where the caller knows it; without ``measure`` no step is taken.
+    None where the device's peak is unknown and nothing could be measured.
     """
     length = min(length, spec.max_position_embeddings)
     if peak is None:
-        peak = peak_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+        peak = training_peak(device)
     flops = training_flops_per_token(spec, length)
     fits = training_memory(spec, tokens=sequences * length).total < available_memory() // 2
     if peak is None and not (fits and device.type != "cpu"):

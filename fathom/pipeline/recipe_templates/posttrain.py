@@ -9,7 +9,7 @@ from fathom.data.problems.files import open_file
 from fathom.errors import DataError, SpecError
 from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION
 from fathom.pipeline.forecast.models import local_source
-from fathom.pipeline.forecast.pace import training_pace
+from fathom.pipeline.forecast.pace import training_pace, training_peak
 from fathom.pipeline.forecast.text_size import RowsSize, row_tokens, rows_size
 from fathom.pipeline.recipe_templates.request import Request
 from fathom.pipeline.recipe_templates.toml_text import lines, value
@@ -18,7 +18,6 @@ from fathom.plan.flops import decoding_flops_per_token
 from fathom.spec.model import ModelSpec
 from fathom.spec.problem import FileProblems
 from fathom.spec.train import AdamWSpec, UpdateSpec
-from fathom.train.measure import peak_flops
 
 _EPOCHS = 3.0
 _FEWEST_STEPS = 30
@@ -280,7 +279,7 @@ def _rollouts(request: Request, spec: ModelSpec, *, group: int, references: floa
     answers = _QUESTIONS * _GROUP
     length = min(2 * _ANSWER_TOKENS, spec.max_position_embeddings)
     pace = training_pace(spec, _update(spec), sequences=4, length=length, device=request.device)
-    peak = peak_flops(request.device, request.dtype)
+    peak = training_peak(request.device)
     drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
     if pace is None or peak is None:
         return 50, "unknown"

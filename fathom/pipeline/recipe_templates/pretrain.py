@@ -8,7 +8,7 @@ from typing import Any
 
 from fathom.data.folders.documents import folder_sources
 from fathom.errors import DataError
-from fathom.pipeline.forecast.pace import UTILISATION, training_pace
+from fathom.pipeline.forecast.pace import UTILISATION, training_pace, training_peak
 from fathom.pipeline.forecast.text_size import TextSize, bytes_per_token, text_size
 from fathom.pipeline.forecast.totals import free_memory
 from fathom.pipeline.recipe_templates.request import Request
@@ -18,7 +18,6 @@ from fathom.plan.count import count_parameters, short_count
 from fathom.plan.flops import training_flops_per_token
 from fathom.progress import size
 from fathom.spec.train import AdamWSpec, UpdateSpec
-from fathom.train.measure import peak_flops
 
 _UNKNOWN_FLOPS = 2e13
 _STEPS = 600
@@ -47,7 +46,7 @@ def pretrain(request: Request) -> str:
 
 def _choose(request: Request, vocab_size: int, unique: float, length: int) -> tuple[Shape, float, str]:
     """Return a shape, its training tokens, and how its pace is known: reckoned, then measured and corrected once."""
-    peak = peak_flops(request.device, request.dtype)
+    peak = training_peak(request.device)
     flops = UTILISATION * (peak if peak is not None else _UNKNOWN_FLOPS)
 
     def make(shape: Shape) -> Any:

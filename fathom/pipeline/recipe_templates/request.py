@@ -54,11 +54,6 @@ class Request:
         return SHARE * 3600 * self.hours
 
     @property
-    def dtype(self) -> torch.dtype:
-        """In which products are computed."""
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
-
-    @property
     def time(self) -> str:
         """The time as a comment says it."""
         minutes = round(60 * self.hours)
