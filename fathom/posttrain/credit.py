@@ -1,6 +1,6 @@
 """Turns judgements of answers into an advantage for each token.
 
-Z steps.
+Z steps of the answers.
 """
 
 from __future__ import annotations

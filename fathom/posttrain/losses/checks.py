@@ -1,6 +1,6 @@
 """Checks of tensors that losses share.
 
-Y anything.
+Y values of any kind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sums over the tokens of each answer.
 
-X segments, Y of anything.
+X segments, Y values of any kind.
 """
 
 from __future__ import annotations
