@@ -30,13 +30,13 @@ from fathom.train.measure import peak_memory
 from fathom.train.metrics import JsonLines, read_json_lines
 from fathom.train.micro_batch import split
 from fathom.train.objective import Objective
+from fathom.train.record import METRICS
 from fathom.train.schedule import rate_at
 from fathom.train.stage import Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner, counter_seed
 from fathom.train.trackers import NO_TRACKING, Tracker, Tracking
 
-METRICS = "metrics.jsonl"
 _SHOWN = {"reward": "reward", "accuracy": "right", "loss": "loss", "length": "tokens each"}
 """Metrics that are reported as progress, and what they are called there."""
 
