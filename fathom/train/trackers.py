@@ -123,7 +123,7 @@ class WeightsAndBiases(_RunTracker):
 
 
 class Trackio(_RunTracker):
-    """Writes to Trackio's data base on this machine, which ``trackio show`` displays."""
+    """Writes to Trackio's database on this machine, which ``trackio show`` displays."""
 
     def __init__(self, tracking: Tracking, directory: Path) -> None:
         import trackio

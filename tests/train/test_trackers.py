@@ -1,4 +1,4 @@
-"""Trackers: every number of a line arrives, in TensorBoard, Weights & Biases (offline) and Trackio (its data base)."""
+"""Trackers: every number of a line arrives, in TensorBoard, Weights & Biases (offline) and Trackio (its database)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_weights_and_biases_is_written_offline(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_trackio_has_every_number_in_its_data_base(tmp_path: Path) -> None:
+def test_trackio_has_every_number_in_its_database(tmp_path: Path) -> None:
     write_elsewhere("trackio", tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
     (base,) = (tmp_path / "trackio").rglob("*.db")
     with sqlite3.connect(base) as connection:

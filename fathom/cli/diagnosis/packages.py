@@ -24,7 +24,7 @@ BRINGS: Mapping[str, str] = {
     "rl": "generated problems, judging of mathematics, and the sandbox for programs",
     "serve": "fathom serve, and answers by a schema",
     "track": "TensorBoard's event files",
-    "trackio": "runs in Trackio's local data base",
+    "trackio": "runs in Trackio's local database",
     "wandb": "runs on Weights & Biases",
     "dev": "the tests and tools of contributors",
 }
