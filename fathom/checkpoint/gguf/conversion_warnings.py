@@ -49,12 +49,8 @@ def conversion_warnings(spec: ModelSpec, kind: QuantType = "F32") -> tuple[str, 
     )
 
 
-def unopenable(spec: ModelSpec) -> tuple[str, ...]:
-    """Return one sentence for each reason why llama.cpp cannot open a file of a model; Fathom itself can."""
-    return tuple(_unopenable(spec))
-
-
-def _unopenable(spec: ModelSpec) -> Iterator[str]:
+def unopenable(spec: ModelSpec) -> Iterator[str]:
+    """Yield one sentence for each reason why llama.cpp cannot open a file of a model; Fathom itself can."""
     attention, moe, layers = spec.attention, spec.moe, spec.num_hidden_layers
     if architecture(spec) == "llama":
         return
@@ -150,8 +146,11 @@ def _experts(spec: ModelSpec) -> Iterator[str]:
     if moe is None or arch == "llama":
         return
     select = moe.router.select
-    limited = isinstance(select, GroupLimited) and select.topk_group < select.n_group != moe.n_routed_experts
-    if isinstance(select, GroupLimited) and limited and select.group_score == "max":
+    if (
+        isinstance(select, GroupLimited)
+        and select.group_score == "max"
+        and select.topk_group < select.n_group != moe.n_routed_experts
+    ):
         yield (
             "moe.router.select: llama.cpp ranks groups by the sum of their two best experts instead of by their "
             "best, so that some tokens meet other experts"
