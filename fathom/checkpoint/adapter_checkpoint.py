@@ -23,7 +23,6 @@ from fathom.spec.hf import ExtraConfig
 from fathom.tokenizer.bpe import Tokenizer
 
 STEM = "adapter"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class AdapterBase:
 
     def find(self, run: Path) -> Path:
         """Return the checkpoint in its run; ``CheckpointError`` where it is gone or holds other weights now."""
-        found = run / self.step / CHECKPOINTS / self.checkpoint
+        found = run / self.step / store.CHECKPOINTS / self.checkpoint
         if not (found / store.MANIFEST).is_file():
             raise CheckpointError(f"{found}: the adapter's base model is missing; restore it, or --restart the run")
         if _weights_sha256(found) != self.sha256:

@@ -29,6 +29,8 @@ from fathom.checkpoint.writer import MANIFEST as MANIFEST
 from fathom.errors import CheckpointError, shortened
 from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers, write_json
 
+CHECKPOINTS = "checkpoints"
+"""Where the step of a run keeps its checkpoints."""
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST_DOCUMENT = 64 * 2**20
 _NUMBERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-(\d+)")

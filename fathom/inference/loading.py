@@ -24,7 +24,6 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.recipe import ModelStep, TokenizerStep
 from fathom.spec.step_results import RECIPE_FILE, STATE_FILE, result_name
 
-CHECKPOINTS = "checkpoints"
 GGUF = ".gguf"
 PROJECTOR = "mmproj"
 """How names begin of files that hold the image projector of a model, as llama.cpp's converter names them."""
@@ -123,7 +122,7 @@ def _open_adapted(checkpoint: Path) -> WeightSource:
 
 def _is_own(directory: Path) -> bool:
     """Whether a directory is a checkpoint or a run of Fathom's own."""
-    return any((directory / name).exists() for name in (store.MANIFEST, STATE_FILE, CHECKPOINTS))
+    return any((directory / name).exists() for name in (store.MANIFEST, STATE_FILE, store.CHECKPOINTS))
 
 
 def gguf_models(directory: Path) -> list[Path]:
@@ -171,7 +170,7 @@ def find_checkpoint(directory: Path) -> Path:
         recipe, states = read_recipe(directory), read_state(directory)
         stages = [step for step in recipe.steps if isinstance(step, ModelStep)]
         for step in reversed(stages):
-            found = store.latest(directory / step.name / CHECKPOINTS)
+            found = store.latest(directory / step.name / store.CHECKPOINTS)
             if found is not None:
                 return found
         done = ", ".join(name for name, state in states.items() if state.status == "done") or "none"
@@ -179,7 +178,7 @@ def find_checkpoint(directory: Path) -> Path:
             f"{directory}: has no trained weights yet (steps done: {done}); continue it with: "
             f"fathom train --resume --out {shlex.quote(str(directory))}"
         )
-    for root in (directory / CHECKPOINTS, directory):
+    for root in (directory / store.CHECKPOINTS, directory):
         found = store.latest(root)
         if found is not None:
             return found

@@ -11,7 +11,6 @@ from typing import Any
 from fathom.checkpoint import store
 from fathom.errors import SpecError
 from fathom.files import fingerprint
-from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.recorded_plan import read_plan
@@ -61,7 +60,9 @@ def accept_changes(
 
 
 def _has_result(directory: Path, step: Step, state: StepState) -> bool:
-    trained = isinstance(step, LearningStep) and store.latest(directory / result_name(step) / CHECKPOINTS) is not None
+    trained = (
+        isinstance(step, LearningStep) and store.latest(directory / result_name(step) / store.CHECKPOINTS) is not None
+    )
     return trained or state.status == "done"
 
 
@@ -113,7 +114,7 @@ def _refusal(
 
 def _can_go_on(directory: Path, step: Step) -> bool:
     """Whether a training step's last checkpoint has what more training needs."""
-    last = store.latest(directory / result_name(step) / CHECKPOINTS)
+    last = store.latest(directory / result_name(step) / store.CHECKPOINTS)
     return last is None or has_optimizer(store.Checkpoint.open(last, verify=False))
 
 

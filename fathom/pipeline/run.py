@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fathom.checkpoint import store
 from fathom.errors import (
     ENVIRONMENT_ERRORS,
     FathomError,
@@ -22,7 +23,6 @@ from fathom.errors import (
     explain_os_error,
 )
 from fathom.files import fingerprint, is_leftover, make_folder
-from fathom.inference.loading import CHECKPOINTS
 from fathom.inference.run_record import StepState, read_state
 from fathom.locale import tr
 from fathom.model.device import resolve_device
@@ -232,7 +232,7 @@ def _drop_optimizer(step: LearningStep, context: StepContext) -> None:
     """Free what only training needed of a finished step, unless it is kept."""
     where, _ = training_fields(step)
     if not getattr(step, where).checkpoint.keep_optimizer:
-        freed = drop_optimizer(context.path(step) / CHECKPOINTS)
+        freed = drop_optimizer(context.path(step) / store.CHECKPOINTS)
         remedy = f"{where}.checkpoint.keep_optimizer = true keeps it"
         context.progress.message(f"dropped the optimizer's state of {step.name}: {size(freed)} freed ({remedy})")
 

@@ -11,7 +11,7 @@ from fathom.checkpoint.hf.files import TOKENIZER_FILES
 from fathom.checkpoint.weights import load_weights
 from fathom.errors import CheckpointError, SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.loading import CHECKPOINTS, find_checkpoint, open_source
+from fathom.inference.loading import find_checkpoint, open_source
 from fathom.inference.run_record import last_before
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
@@ -86,7 +86,7 @@ def build_initial_model(context: StepContext, step: TrainStep, tokenizer: Tokeni
         raise SpecError(f"steps.{step.name}.train.sequence_length", problem, remedy)
     previous = previous_model(context.recipe, step)
     if previous is not None:
-        if store.latest(context.path(previous) / CHECKPOINTS) is None:
+        if store.latest(context.path(previous) / store.CHECKPOINTS) is None:
             raise CheckpointError(f"{context.path(previous)}: holds no checkpoint; --restart the run")
         load_weights(model, open_source(context.path(previous)))
     elif step.train.adapter is not None:

@@ -9,7 +9,6 @@ import numpy as np
 from fathom.checkpoint import store
 from fathom.data.shards import open_shards
 from fathom.errors import DataError, SpecError
-from fathom.inference.loading import CHECKPOINTS
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.steps.needle import make_trials
 from fathom.spec.recipe import CorpusStep, NeedleStep, ShardsStep, TrainStep
@@ -54,7 +53,7 @@ def _readers(step: TrainStep, context: StepContext) -> Sequence[TrainStep | Need
             break
         if isinstance(other, TrainStep | NeedleStep):
             begun = context.path(other).exists() and isinstance(other, NeedleStep)
-            if not begun and store.latest(context.path(other) / CHECKPOINTS) is None:
+            if not begun and store.latest(context.path(other) / store.CHECKPOINTS) is None:
                 found.append(other)
     return found
 

@@ -14,7 +14,6 @@ from fathom.errors import CheckpointError, shortened
 from fathom.files import remove_leftovers
 from fathom.model.adapters.attach import frozen_copy, learned_state
 from fathom.model.decoder import Decoder
-from fathom.train.stage import CHECKPOINTS
 from fathom.train.state import load_model_tensors
 
 STATE_KEY = "reference"
@@ -84,7 +83,7 @@ class ReferenceModel:
     def _named(self) -> set[int] | None:
         """The references that are in use or that a checkpoint names; None where one cannot be read: keep all then."""
         named = {self.step}
-        for directory in store.list_checkpoints(self._directory / CHECKPOINTS):
+        for directory in store.list_checkpoints(self._directory / store.CHECKPOINTS):
             try:
                 state = store.Checkpoint.open(directory, verify=False).document("state")
                 named.add(state["loader"].get(STATE_KEY, self._due(state["step"])))

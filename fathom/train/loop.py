@@ -32,13 +32,13 @@ from fathom.train.objective import Objective
 from fathom.train.protocols import Loader, TokenBatch
 from fathom.train.record import METRICS, Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
-from fathom.train.stage import CHECKPOINTS, Stage
+from fathom.train.stage import Stage
 from fathom.train.state import Position
 from fathom.train.step import StepRunner
 from fathom.train.trackers import NO_TRACKING, Tracking
 from fathom.train.validation import EVALUATIONS, VALIDATION_LOSS, BestWeights, Validation, held_out_loss
 
-__all__ = ["CHECKPOINTS", "Evaluate", "TrainSummary", "Trainer"]
+__all__ = ["Evaluate", "TrainSummary", "Trainer"]
 
 Evaluate = Callable[[Decoder], Mapping[str, float]]
 

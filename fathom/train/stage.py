@@ -26,8 +26,6 @@ from fathom.train.optimizer import make_optimizer
 from fathom.train.protocols import Resumable
 from fathom.train.state import Position, load_state, save_state
 
-CHECKPOINTS = "checkpoints"
-
 
 class Stage:
     """One stage's directory of checkpoints and the loop over its steps.
@@ -54,7 +52,7 @@ class Stage:
             freeze(model, spec.frozen)
         self.directory = directory
         self.optimizer = make_optimizer(model, spec.optimizer)
-        self.checkpoints = directory / CHECKPOINTS
+        self.checkpoints = directory / store.CHECKPOINTS
         self.position = Position()
         self.changes: list[FieldChange] = []
         self._parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "loader": source, "spec": spec}

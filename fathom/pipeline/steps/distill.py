@@ -5,7 +5,6 @@ from __future__ import annotations
 from fathom.checkpoint import store
 from fathom.errors import SpecError
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.loading import CHECKPOINTS
 from fathom.model.device import resolve_device
 from fathom.pipeline.context import StepContext, model_step, taught_by
 from fathom.pipeline.learned import check_learned
@@ -42,7 +41,7 @@ def run(step: DistillStep, context: StepContext) -> None:
         files=initial_tokenizer_files(context, step),
         base=adapter_base(context, step, step.policy),
         tracking=context.tracking(step),
-    ).run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    ).run(resume=store.latest(directory / store.CHECKPOINTS) is not None, allow_changes=True)
     check_learned(step, directory, context.progress)
 
 

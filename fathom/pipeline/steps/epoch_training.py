@@ -17,7 +17,7 @@ from fathom.data.validation_split import choose_held_out
 from fathom.errors import DataError
 from fathom.files import sha256
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.loading import CHECKPOINTS, find_checkpoint
+from fathom.inference.loading import find_checkpoint
 from fathom.locale import tr
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.learned import check_learned
@@ -94,7 +94,7 @@ def train_epochs(
         validation=validation,
         epochs=EpochProgress(loader=data.loader, epochs=step.train.epochs, unit=data.unit),
     )
-    summary = trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    summary = trainer.run(resume=store.latest(directory / store.CHECKPOINTS) is not None, allow_changes=True)
     check_learned(step, directory, context.progress)
     return summary
 

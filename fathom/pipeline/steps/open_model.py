@@ -7,7 +7,7 @@ import torch
 from fathom.checkpoint import store
 from fathom.checkpoint.fathom_checkpoint import write_fathom
 from fathom.errors import SpecError
-from fathom.inference.loading import CHECKPOINTS, open_source
+from fathom.inference.loading import open_source
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.run_models import beside_recipe
 from fathom.spec.recipe import OpenStep
@@ -22,7 +22,7 @@ def run(step: OpenStep, context: StepContext) -> None:
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise SpecError(f"steps.{step.name}.model", f"{step.model} has no tokenizer", "use a model that has one")
-    directory = store.step_directory(context.path(step) / CHECKPOINTS, 0)
+    directory = store.step_directory(context.path(step) / store.CHECKPOINTS, 0)
     directory.parent.mkdir(parents=True)
     write_fathom(
         directory, source, tokenizer=tokenizer, eos_ids=source.eos_ids, dtype=torch.float32, progress=context.progress

@@ -11,7 +11,6 @@ from fathom.data.shards import open_shards
 from fathom.data.synthetic_images import PAIR_FILES
 from fathom.errors import SpecError
 from fathom.inference.held_out import bits_by_source
-from fathom.inference.loading import CHECKPOINTS
 from fathom.model.decoder import Decoder
 from fathom.pipeline.context import StepContext
 from fathom.pipeline.learned import check_learned
@@ -55,7 +54,7 @@ def run(step: TrainStep, context: StepContext) -> None:
         files=run_tokenizer_files(context, step),
         base=adapter_base(context, step, step.train),
     )
-    trainer.run(resume=store.latest(directory / CHECKPOINTS) is not None, allow_changes=True)
+    trainer.run(resume=store.latest(directory / store.CHECKPOINTS) is not None, allow_changes=True)
     check_learned(step, directory, context.progress)
 
 
