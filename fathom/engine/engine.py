@@ -135,7 +135,7 @@ class Engine:
 
     def decoder(self, adapter: str | None) -> Decoder:
         """Return the model with an adapter that the engine holds, or without one."""
-        return self.model if adapter is None else self._forward.adapted[adapter]
+        return self._forward.decoder(adapter)
 
     def enqueue(self, state: RequestState) -> None:
         """Add a prepared request to the waiting queue."""

@@ -167,7 +167,8 @@ class ModelRunner:
                 state.routed_experts = RoutedExpertsRecorder(*part_NLK.shape[1:])
             state.routed_experts.write(state.num_computed_tokens, part_NLK[: entry.num_kept(drawn)])
 
-    def _decoder(self, adapter: str | None) -> Decoder:
+    def decoder(self, adapter: str | None) -> Decoder:
+        """Return the model with an adapter, or without one."""
         return self._model if adapter is None else self.adapted[adapter]
 
     def _run_passes(self, entries: Sequence[_BatchEntry]) -> tuple[Tensor, Tensor | None]:
@@ -193,7 +194,7 @@ class ModelRunner:
         adapters = [entry.adapter for entry in drawing for _ in entry.rows]
         counts = [(adapter, len(list(rows))) for adapter, rows in groupby(adapters)]
         parts = last_BD.split_with_sizes([count for _, count in counts])
-        logits = [self._decoder(adapter).logits(part_BD) for (adapter, _), part_BD in zip(counts, parts, strict=True)]
+        logits = [self.decoder(adapter).logits(part_BD) for (adapter, _), part_BD in zip(counts, parts, strict=True)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _hidden(
@@ -208,7 +209,7 @@ class ModelRunner:
             return self._compiled(tokens[0], chunks[0]), None
         step = PagedStep(self._pool, chunks, window=self._model.window)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        output: DecoderOutput = self._decoder(adapter)(tokens_1N, cache=step, features_ND=features_ND)
+        output: DecoderOutput = self.decoder(adapter)(tokens_1N, cache=step, features_ND=features_ND)
         routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
         return output.hidden_BTD[0], routes_NLK
 
@@ -231,7 +232,7 @@ class ModelRunner:
         for low in range(start, stop, _PROMPT_LOGPROB_CHUNK):
             high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
             next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
-            logits_NV = self._decoder(state.request.adapter).logits(
+            logits_NV = self.decoder(state.request.adapter).logits(
                 hidden_ND[low - state.num_computed_tokens : high - state.num_computed_tokens]
             )
             state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top, unused_ids_N=self._unused_ids_N)
