@@ -44,7 +44,7 @@ def cache_entries(cache: Path) -> Iterator[CacheEntry]:
             yield from (_entry("model", each, owned=True, names=named) for each in _listed(path))
         elif path.name == "hub" and _is_folder(path):
             yield from (_entry("hub", each, owned=True) for each in _listed(path))
-        elif not is_leftover(path):
+        else:
             yield _entry("package", path, owned=True)
     own = hub_cache()
     for path in _listed(own) if own is not None and own != cache / "hub" else ():
@@ -77,15 +77,20 @@ def _entry(kind: Kind, path: Path, *, owned: bool, names: Mapping[str, str] | No
     nbytes, changed = _measured(path)
     hashed = _SHA256.fullmatch(path.name) is not None
     repository = _REPOSITORY.fullmatch(path.name)
-    known = repository is not None if kind == "hub" else hashed
+    known = (repository is not None if kind == "hub" else hashed) and _is_folder(path)
     name = path.name
     if repository is not None:
         name = f"{repository[1]}/{repository[2]}"
     elif hashed and _is_folder(path):
         name = (names or {}).get(path.name) or ", ".join(sorted(each.name for each in _listed(path))) or path.name
-    if not known or not _is_folder(path):
-        return CacheEntry(kind="unknown", name=name, path=path, nbytes=nbytes, age=time.time() - changed, owned=False)
-    return CacheEntry(kind=kind, name=name, path=path, nbytes=nbytes, age=time.time() - changed, owned=owned)
+    return CacheEntry(
+        kind=kind if known else "unknown",
+        name=name,
+        path=path,
+        nbytes=nbytes,
+        age=time.time() - changed,
+        owned=owned and known,
+    )
 
 
 def _measured(path: Path) -> tuple[int, float]:

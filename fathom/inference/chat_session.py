@@ -28,12 +28,8 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 CHAT_DEFAULTS: Mapping[str, Any] = MappingProxyType({"temperature": TEMPERATURE, "top_p": TOP_P})
 
 
-class ChatKwargs(TypedDict, total=False):
-    """Keyword arguments of ``LanguageModel.chat``: fields of ``ChatOptions`` and of ``SamplingParams``.
-
-    ``stop`` may be one string. Defaults: ``max_tokens`` what fits the context, at most ``DEFAULT_TOKENS``;
-    ``temperature`` ``TEMPERATURE`` and ``top_p`` ``TOP_P``, as in ``fathom chat``.
-    """
+class RequestKwargs(TypedDict, total=False):
+    """Keyword arguments of texts and conversations: fields of ``TextOptions`` and of ``SamplingParams``."""
 
     stop: str | Sequence[str]
     include_stop: bool
@@ -41,12 +37,6 @@ class ChatKwargs(TypedDict, total=False):
     json_object: bool
     regex: str | None
     grammar: str | None
-    tools: Sequence[Mapping[str, Any]]
-    thinking: bool | None
-    thinking_budget: int | None
-    continue_final_message: bool
-    add_generation_prompt: bool
-    variables: Mapping[str, Any]
     max_tokens: int | None
     min_tokens: int
     temperature: float
@@ -60,6 +50,21 @@ class ChatKwargs(TypedDict, total=False):
     seed: int | None
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
+
+
+class ChatKwargs(RequestKwargs, total=False):
+    """Keyword arguments of ``LanguageModel.chat``: fields of ``ChatOptions`` and of ``SamplingParams``.
+
+    ``stop`` may be one string. Defaults: ``max_tokens`` what fits the context, at most ``DEFAULT_TOKENS``;
+    ``temperature`` ``TEMPERATURE`` and ``top_p`` ``TOP_P``, as in ``fathom chat``.
+    """
+
+    tools: Sequence[Mapping[str, Any]]
+    thinking: bool | None
+    thinking_budget: int | None
+    continue_final_message: bool
+    add_generation_prompt: bool
+    variables: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

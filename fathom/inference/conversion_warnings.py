@@ -14,7 +14,7 @@ from fathom.checkpoint.names import name_table
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError, SpecError
 from fathom.logs import listed
-from fathom.spec.hf import spec_to_hf
+from fathom.spec.hf import ExtraConfig, spec_to_hf
 from fathom.spec.model import ModelSpec
 
 CheckpointFormat = Literal["hf", "gguf", "fathom"]
@@ -28,8 +28,7 @@ def unsupported_reason(source: WeightSource, format: CheckpointFormat) -> str | 
     """Return why a model cannot be written in a format, or cannot be opened there by what it is for; None if it can."""
     try:
         if format == "hf":
-            spec_to_hf(source.spec, source.carried)
-            name_table(source.spec)
+            _check_hf(source.spec, source.carried)
         elif format == "gguf":
             _check_gguf(source.spec)
             _token_metadata(source)
@@ -50,8 +49,8 @@ def export_faults(spec: ModelSpec) -> dict[CheckpointFormat, str]:
     return faults
 
 
-def _check_hf(spec: ModelSpec) -> None:
-    spec_to_hf(spec)
+def _check_hf(spec: ModelSpec, carried: ExtraConfig | None = None) -> None:
+    spec_to_hf(spec, carried)
     name_table(spec)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, TypeGuard
 
 from fathom.errors import ContextError, DataError, SpecError
 from fathom.inference.chat_session import (
@@ -14,6 +14,7 @@ from fathom.inference.chat_session import (
     ChatAnswer,
     FinishReason,
     Messages,
+    RequestKwargs,
     Usage,
     as_conversation,
     make_request,
@@ -31,28 +32,9 @@ from fathom.inference.request_preparation import (
 from fathom.spec.sampling import SamplingParams, TokenLogprob
 
 
-class TextKwargs(TypedDict, total=False):
-    """Keyword arguments of ``LanguageModel.generate``: fields of ``TextOptions`` and of ``SamplingParams``."""
+class TextKwargs(RequestKwargs, total=False):
+    """Keyword arguments of ``LanguageModel.generate``; ``logprobs`` is how many alternatives of each token to return."""
 
-    stop: str | Sequence[str]
-    include_stop: bool
-    schema: Mapping[str, Any] | None
-    json_object: bool
-    regex: str | None
-    grammar: str | None
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: tuple[tuple[int, float], ...]
-    seed: int | None
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool
     logprobs: int | None
 
 

@@ -15,7 +15,15 @@ from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
 from fathom.inference.adapters import with_adapter_of
-from fathom.inference.chat_session import ChatAnswer, ChatKwargs, ChatStream, Messages, split_options, start_chat
+from fathom.inference.chat_session import (
+    ChatAnswer,
+    ChatKwargs,
+    ChatStream,
+    Messages,
+    option_names,
+    split_options,
+    start_chat,
+)
 from fathom.inference.embedding import Pooling, check_sequence, embed
 from fathom.inference.generation import (
     GeneratedText,
@@ -348,7 +356,10 @@ class LanguageModel:
         if texts is not None:
             generated = generate_texts(self, texts, given)
             return generated[0] if isinstance(prompt, str) else generated
-        _, sampling = split_options(given, TextOptions) if params is None else (None, {})
+        of_texts = sorted(name for name in options.keys() & option_names(TextOptions) if options[name])
+        if of_texts:
+            raise SpecError(of_texts[0], "is for texts", "give the prompt as a text, or leave it out")
+        _, sampling = split_options(options, TextOptions)
         return list(self.stream(prompt, params or SamplingParams(**sampling)))  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt | TokenIds, params: SamplingParams | None = None) -> Iterator[int]:

@@ -17,7 +17,14 @@ from fathom.files import file_sha256
 from fathom.inference.chat_session import AnswerBuilder, as_conversation, make_request, run_many
 from fathom.inference.journal import Journal, check_absent, open_journal
 from fathom.inference.language_model import LanguageModel
-from fathom.inference.request_preparation import ChatOptions, PreparedRequest, TextOptions, prepare_chat, prepare_text
+from fathom.inference.request_preparation import (
+    ChatOptions,
+    PreparedRequest,
+    TextOptions,
+    prepare_chat,
+    prepare_text,
+    require_chat_template,
+)
 from fathom.progress import NULL_PROGRESS, Progress
 
 ANSWER_COLUMNS = (
@@ -93,8 +100,8 @@ def answer_file(
         ContextError: a prompt leaves no tokens for an answer, unless ``skip_bad``.
     """
     chat = model.tokenizer.can_chat if asking.chat is None else asking.chat
-    if chat and not model.tokenizer.can_chat:
-        raise DataError(f"{name}: has no chat template; leave --chat out, or choose a model that has one")
+    if chat:
+        require_chat_template(model.tokenizer, name, "--chat")
     file = _PromptFile(model, path, asking, chat)
     report = file.checked(progress)
     work = {
@@ -117,30 +124,33 @@ class _PromptFile:
         self.model, self.path, self.asking, self.chat = model, path, asking, chat
         shared = {each.name: getattr(asking.options, each.name) for each in dataclasses.fields(TextOptions)}
         self._text_options = TextOptions(**shared)
+        self._unusable: set[int] = set()
 
     def described(self) -> list[Any]:
         """Return the options that an answer depends on."""
         return [repr(self.asking.options), dict(self.asking.sampling), self.asking.most]
 
     def checked(self, progress: Progress) -> RowReport:
-        """Prepare every prompt once; errors as of ``answer_file``."""
+        """Prepare every prompt once and note those that cannot be answered; errors as of ``answer_file``."""
         report = RowReport()
         for number, row in enumerate(read_prompts(self.path), start=1):
             problem = row if isinstance(row, RowProblem) else _problem(row) or self._unfit(row)
             _count(report, problem, self.asking.skip_bad)
+            if problem is not None and not isinstance(row, RowProblem):
+                self._unusable.add(row.number)
             progress.update(number, None, "rows", phase="check")
         if not report.used:
             raise DataError(f"{self.path}: no prompt can be answered ({report.first}); correct the file")
         return report
 
     def answer(self, journal: Journal, total: int, progress: Progress) -> None:
-        """Answer what the journal does not have."""
-        done = {record["number"] for record in journal.records}
+        """Answer what the journal does not have, of the prompts that ``checked`` found to be usable."""
+        skipped = self._unusable | {record["number"] for record in journal.records}
         asked: list[int] = []
 
         def requests() -> Iterator[tuple[PreparedRequest, Request]]:
             for row in read_prompts(self.path):
-                if isinstance(row, RowProblem) or row.number in done or _problem(row) or self._unfit(row):
+                if isinstance(row, RowProblem) or row.number in skipped:
                     continue
                 asked.append(row.number)
                 yield self._request(row)

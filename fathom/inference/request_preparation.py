@@ -185,12 +185,10 @@ class PreparedRequest:
         )
 
 
-def require_chat_template(tokenizer: Tokenizer, name: str) -> None:
+def require_chat_template(tokenizer: Tokenizer, name: str, option: str = "--apply-chat-template") -> None:
     """Raise ``DataError`` where a chat template is asked for and the model ``name`` has none."""
     if not tokenizer.can_chat:
-        raise DataError(
-            f"{name}: has no chat template; leave --apply-chat-template out, or choose a model that has one"
-        )
+        raise DataError(f"{name}: has no chat template; leave {option} out, or choose a model that has one")
 
 
 def prepare_chat(

@@ -115,6 +115,7 @@ WRONG: dict[str, tuple[Callable[[LanguageModel], Any], type[FathomError], str]] 
     "mixed": (lambda m: m.generate(["x", 5]), DataError, "holds str and int; give texts only"),  # type: ignore[call-overload]
     "empty": (lambda m: m.generate(["x", ""]), ContextError, r"prompts\[1\]: prompt: is an empty text"),
     "option": (lambda m: m.generate("x", max_token=5), SpecError, "did you mean max_tokens"),  # type: ignore[call-overload]
+    "of texts": (lambda m: m.generate([5, 9], stop="x"), SpecError, "stop: is for texts; give the prompt as a text"),
     "twice": (lambda m: m.generate("x", SamplingParams(), max_tokens=4), SpecError, "max_tokens: is given beside"),
     "a dictionary": (lambda m: m.generate("x", {"max_tokens": 5}), SpecError, "is dict; give SamplingParams"),  # type: ignore[call-overload]
     "a text": (lambda m: m.generate("x", max_tokens="5"), SpecError, "must be above 0, got the text '5'"),  # type: ignore[call-overload]
