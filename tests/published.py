@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -109,6 +110,15 @@ def write_published(folder: Path, spec: ModelSpec, tokenizer: Path) -> None:
         for tensor_name, tensor in build(spec, seed=len(spec.name)).state_dict().items()
     }
     save_hf(folder, spec, state, tokenizer=tokenizer)
+
+
+def copy_without_template(published: Path, folder: Path) -> Path:
+    """Copy a published directory without its chat template, and without the tokens of turns."""
+    shutil.copytree(published, folder)
+    tokenizer, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8").replace("｜User｜", "｜Nobody｜"), encoding="utf-8")
+    config.write_text("{}", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from fathom.evals.comparison import compare
 from fathom.evals.pass_at_k import paired_difference
 from fathom.inference.journal import Journal
 from tests.json_lines import read_json_lines, write_json_lines
-from tests.published import Publish
+from tests.published import Publish, copy_without_template
 
 CHOICES = [
     {"question": f"The river sees the {thing}", "choices": ["garden", "of of"], "answer": index % 2}
@@ -103,11 +102,8 @@ def test_models_are_compared_on_the_cases_that_both_have() -> None:
 
 
 def test_a_chat_is_asked_only_of_models_with_a_template(finished: Path, publish: Publish, tmp_path: Path, call) -> None:
-    questions, bare = write_json_lines(tmp_path / "sums.jsonl", QUESTIONS), tmp_path / "bare"
-    shutil.copytree(publish("tiny-llama"), bare)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (bare / name).read_text().replace("｜User｜", "｜Nobody｜")
-        (bare / name).write_text(text if name == "tokenizer.json" else without_template(text))
+    questions = write_json_lines(tmp_path / "sums.jsonl", QUESTIONS)
+    bare = copy_without_template(publish("tiny-llama"), tmp_path / "bare")
     base, chat = ("evaluate", finished, bare, "--problems", questions), "--apply-chat-template"
     out = tmp_path / "t.md"
     refused = call(*base, chat, "--out", out)
@@ -118,10 +114,6 @@ def test_a_chat_is_asked_only_of_models_with_a_template(finished: Path, publish:
     choices = write_json_lines(tmp_path / "mine.jsonl", CHOICES)
     call(*base[:2], chat, "--problems", choices).refused("mine is multiple choice, which is scored as text")
     call(*base[:2], chat).refused("--apply-chat-template: is about tasks")
-
-
-def without_template(config: str) -> str:
-    return json.dumps({name: value for name, value in json.loads(config).items() if name != "chat_template"})
 
 
 def test_what_cannot_be_evaluated_is_refused(finished: Path, tmp_path: Path, call) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from fathom.plan import training_memory
 from fathom.spec.adapter import LoraSpec
 from fathom.spec.alignment import DpoStep, SftStep
 from tests.json_lines import write_json_lines
-from tests.published import SPECS
+from tests.published import SPECS, copy_without_template
 
 Publish = Callable[[str], Path]
 SPEC = SPECS["tiny-qwen2"]
@@ -112,11 +111,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_written(tmp_
 
 
 def test_a_model_without_a_chat_template_can_chat_afterwards(tmp_path: Path, publish: Publish) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(publish("tiny-qwen2"), base)
-    (base / "tokenizer_config.json").write_text("{}")
-    definition = (base / "tokenizer.json").read_text(encoding="utf-8").replace("<｜User｜>", "<unused 1>")
-    (base / "tokenizer.json").write_text(definition, encoding="utf-8")
+    base = copy_without_template(publish("tiny-qwen2"), tmp_path / "base")
     assert not fathom.load(base).tokenizer.can_chat
     data = read_tuning_data(chats(tmp_path / "chats.jsonl"))
     run(finetuning_plan(str(base), SPEC, data, Finetuning(epochs=1.0)), tmp_path / "run", cache_dir=tmp_path / "cache")

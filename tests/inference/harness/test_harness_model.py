@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from fathom.spec.sampling import SamplingParams
 from fathom.tokenizer import Tokenizer
 from tests.command_line import Call
 from tests.json_lines import write_json_lines
-from tests.published import SPECS, Publish, train_tokenizer, write_published
+from tests.published import SPECS, Publish, copy_without_template, train_tokenizer, write_published
 
 pytestmark = pytest.mark.slow  # needs lm-eval, which only `make test-all` installs, and reads its tasks for seconds
 
@@ -237,13 +236,4 @@ def test_a_model_without_a_chat_template_is_refused_before_anything_runs(
 
 @pytest.fixture(scope="module")
 def bare(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published directory whose vocabulary has no turn markers, and no template."""
-    folder = tmp_path_factory.mktemp("bare") / "model"
-    shutil.copytree(publish("tiny-llama"), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = folder / name
-        path.write_text(path.read_text().replace("｜User｜", "｜Nobody｜"))
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop("chat_template", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
+    return copy_without_template(publish("tiny-llama"), tmp_path_factory.mktemp("bare") / "model")
