@@ -15,7 +15,6 @@ from fathom.cli.conversation import Conversation, Message, converse
 from fathom.errors import DataError
 from fathom.locale import tr
 
-
 Think = Annotated[
     bool | None,
     typer.Option("--think/--no-think", help="Reason first, or not at all; the model's own way if left out."),

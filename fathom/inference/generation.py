@@ -33,7 +33,7 @@ from fathom.spec.sampling import SamplingParams, TokenLogprob
 
 
 class TextKwargs(RequestKwargs, total=False):
-    """Keyword arguments of ``LanguageModel.generate``; ``logprobs`` is how many alternatives of each token to return."""
+    """Keyword arguments of ``LanguageModel.generate``; ``logprobs``: how many alternatives of each token to return."""
 
     logprobs: int | None
 

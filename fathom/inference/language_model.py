@@ -356,7 +356,7 @@ class LanguageModel:
         if texts is not None:
             generated = generate_texts(self, texts, given)
             return generated[0] if isinstance(prompt, str) else generated
-        of_texts = sorted(name for name in options.keys() & option_names(TextOptions) if options[name])
+        of_texts = sorted(name for name in given.keys() & option_names(TextOptions) if given[name])
         if of_texts:
             raise SpecError(of_texts[0], "is for texts", "give the prompt as a text, or leave it out")
         _, sampling = split_options(options, TextOptions)
