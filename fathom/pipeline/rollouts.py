@@ -1,4 +1,4 @@
-"""What the grpo and distill steps share: problems, and the engine that draws rollouts."""
+"""The engines that draw a run's answers, and the problems that learning steps ask."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fathom.spec.rollout import OnlineSpec
 from fathom.train.step import resolve_precision
 
 LARGEST_BATCH = 256
+ANSWERS_AT_ONCE = 128
+"""Answers that steps which only ask draw together."""
 
 
 def rollout_engine(policy: OnlineSpec, device: torch.device) -> EngineSpec:
@@ -27,6 +29,11 @@ def rollout_engine(policy: OnlineSpec, device: torch.device) -> EngineSpec:
         record_routing=True,
         compute_dtype="bfloat16" if resolve_precision(policy, device) == torch.bfloat16 else "auto",
     )
+
+
+def answering_engine(answers: int) -> EngineSpec:
+    """Lay out an engine that draws so many answers, as many at once as are worth batching."""
+    return EngineSpec(max_batch=min(answers, ANSWERS_AT_ONCE), step_tokens=1024)
 
 
 def questions(context: StepContext, sources: tuple[ProblemSource, ...], seed: int) -> ProblemStream:

@@ -14,6 +14,7 @@ from fathom.inference.run_record import last_before
 from fathom.pipeline.context import RunPlan
 from fathom.pipeline.forecast.models import RecipeModels
 from fathom.pipeline.forecast.pace import UTILISATION, Pace, training_pace, training_peak
+from fathom.pipeline.forecast.sampling_pace import ANSWER_SHARE, SamplingPace, sampling_pace
 from fathom.pipeline.forecast.text_size import (
     TEXT_BYTES_PER_TOKEN,
     TextSize,
@@ -22,13 +23,15 @@ from fathom.pipeline.forecast.text_size import (
     rows_size,
     text_size,
 )
-from fathom.pipeline.forecast.totals import Forecast, StepForecast, free_disk, free_memory
+from fathom.pipeline.forecast.totals import Basis, Forecast, StepForecast, free_disk, free_memory
+from fathom.pipeline.rollouts import answering_engine, rollout_engine
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
-from fathom.plan.flops import decoding_flops_per_token, forward_flops_per_token
+from fathom.plan.flops import forward_flops_per_token
 from fathom.plan.memory import training_memory
 from fathom.spec.alignment import ConversationFile, PairFile, WorkedProblems
 from fathom.spec.data import FolderSource
+from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import (
     AnswersStep,
@@ -51,9 +54,6 @@ from fathom.spec.train import UpdateSpec
 from fathom.train.schedule import total_steps
 
 WORKED_TOKENS = 80
-ANSWER_SHARE = 0.6
-"""Of max_tokens, what answers are taken to have on average."""
-SAMPLING_UTILISATION = 0.06
 _TOKENIZER_BYTES = 500_000
 _TEXT_SECONDS_PER_MB = {"corpus": 2.4, "tokenizer": 0.8, "shards": 1.2}
 """Seconds of one core for a million bytes of text."""
@@ -78,6 +78,7 @@ class Forecaster:
         self._models = RecipeModels(plan, cache_dir)
         self._peak = training_peak(device)
         self._paces: dict[Any, Pace | None] = {}
+        self._sampling_paces: dict[Any, SamplingPace | None] = {}
         self._texts: dict[str, list[TextSize]] = {}
         self._bytes: dict[int, float] = {}
 
@@ -121,8 +122,10 @@ class Forecaster:
             return base
         if isinstance(step, AnswersStep | TasksStep):
             stages = max(1, len(step.stages)) if isinstance(step, TasksStep) else 1
-            tokens = stages * len(step.problems) * step.count * step.samples * step.max_tokens * ANSWER_SHARE
-            return self._with_model(replace(base, seconds=self._sampling(spec, tokens), basis="estimated"), spec)
+            answers = len(step.problems) * step.count * step.samples
+            tokens = stages * answers * step.max_tokens * ANSWER_SHARE
+            engine = answering_engine(step.count * step.samples)
+            return _sampled(self._with_model(base, spec), self._sampling_pace(spec, engine), tokens)
         if isinstance(step, EvaluateStep):
             flops = step.max_tokens * forward_flops_per_token(spec, spec.max_position_embeddings)
             base = replace(base, seconds=2 * flops / (UTILISATION * self._peak), basis="estimated")
@@ -179,16 +182,21 @@ class Forecaster:
         policy = step.policy
         answers = policy.rollout.questions * policy.rollout.group_size
         drawn = answers * policy.rollout.max_tokens * ANSWER_SHARE
-        learned = drawn * policy.epochs
+        learned = drawn * (policy.epochs + self._other_passes(step, spec))
         base = replace(base, tokens_per_step=round(drawn), steps=policy.rollouts, tokens=round(drawn * policy.rollouts))
         length = 2 * policy.rollout.max_tokens
         base = self._trained(base, spec, policy, min(policy.micro_batch_tokens, round(answers * length)), references=1)
         pace = self._pace(spec, policy, max(1, min(8, policy.micro_batch_tokens // length)), length)
         timed = _timed(base, pace, learned * policy.rollouts, policy.rollouts * policy.updates)
-        if timed.seconds is None or self._peak is None:
-            return timed
-        sampling = self._sampling(spec, drawn * policy.rollouts)
-        return replace(timed, seconds=timed.seconds + sampling, basis="estimated")
+        sampling = self._sampling_pace(spec, rollout_engine(policy, self._device))
+        return _sampled(timed, sampling, drawn * policy.rollouts)
+
+    def _other_passes(self, step: GrpoStep | DistillStep, spec: ModelSpec) -> float:
+        """Return what a reference or a teacher computes for each token of an answer, in passes of training."""
+        if isinstance(step, GrpoStep):
+            return 1 / 3 if step.policy.loss.kl is not None else 0.0
+        teacher = self._models.teacher(step)
+        return 0.0 if teacher is None else count_parameters(teacher).active / count_parameters(spec).active / 3
 
     def _trained(
         self, base: StepForecast, spec: ModelSpec, train: UpdateSpec, tokens: int, *, references: int
@@ -227,9 +235,13 @@ class Forecaster:
             )
         return self._paces[key]
 
-    def _sampling(self, spec: ModelSpec, tokens: float) -> float:
-        assert self._peak is not None
-        return tokens * decoding_flops_per_token(spec, 128) / (SAMPLING_UTILISATION * self._peak)
+    def _sampling_pace(self, spec: ModelSpec, engine: EngineSpec) -> SamplingPace | None:
+        key = (spec, engine)
+        if key not in self._sampling_paces:
+            self._sampling_paces[key] = sampling_pace(
+                spec, engine, device=self._device, peak=self._peak, measure=self._measure
+            )
+        return self._sampling_paces[key]
 
     def _training(self, step: TrainStep | SftStep | DpoStep | RewardModelStep) -> _Training:
         """Return the tokens of a step and how they are cut, as far as either is known."""
@@ -298,3 +310,11 @@ def _timed(base: StepForecast, pace: Pace | None, tokens: float, updates: float)
     if pace is None:
         return base
     return replace(base, seconds=pace.seconds(tokens, updates), basis="measured" if pace.measured else "estimated")
+
+
+def _sampled(base: StepForecast, pace: SamplingPace | None, tokens: float) -> StepForecast:
+    """Add the time of sampling to what a step takes besides."""
+    if pace is None:
+        return replace(base, seconds=None, basis="unknown")
+    basis: Basis = "measured" if pace.measured and base.basis != "estimated" else "estimated"
+    return replace(base, seconds=(base.seconds or 0.0) + tokens * pace.token, basis=basis)

@@ -8,9 +8,9 @@ from fathom.checkpoint.weights import WeightSource
 from fathom.inference.catalog import catalog
 from fathom.inference.loading import open_source
 from fathom.inference.run_record import last_before
-from fathom.pipeline.context import RunPlan, init_step, model_step, spec_during, with_extended_context
+from fathom.pipeline.context import RunPlan, init_step, model_step, spec_during, taught_by, with_extended_context
 from fathom.spec.model import ModelSpec
-from fathom.spec.recipe import ModelStep, OpenStep, StartingStep, Step, TrainStep
+from fathom.spec.recipe import DistillStep, ModelStep, OpenStep, StartingStep, Step, TrainStep
 
 
 def local_source(base: Path, name: str, cache_dir: Path) -> WeightSource | None:
@@ -43,6 +43,14 @@ class RecipeModels:
         if step.name not in self._sources:
             self._sources[step.name] = local_source(self._plan.base, step.model, self._cache_dir)
         return self._sources[step.name]
+
+    def teacher(self, step: DistillStep) -> ModelSpec | None:
+        """Return the model that a distill step learns from, None where a run would first fetch it."""
+        taught = taught_by(self._plan.recipe, step)
+        if taught is not None:
+            return self.of(taught)
+        source = local_source(self._plan.base, step.teacher, self._cache_dir)
+        return None if source is None else source.spec
 
     def before(self, step: Step) -> ModelSpec | None:
         """Return the model that a step works with, None where only the run knows."""

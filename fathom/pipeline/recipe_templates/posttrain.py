@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fathom.data.problems.files import open_file
 from fathom.errors import DataError, SpecError
-from fathom.pipeline.forecast.forecast import ANSWER_SHARE, SAMPLING_UTILISATION
 from fathom.pipeline.forecast.models import local_source
 from fathom.pipeline.forecast.pace import training_pace, training_peak
+from fathom.pipeline.forecast.sampling_pace import ANSWER_SHARE, sampling_pace
 from fathom.pipeline.forecast.text_size import RowsSize, row_tokens, rows_size
 from fathom.pipeline.recipe_templates.request import Request
 from fathom.pipeline.recipe_templates.toml_text import lines, value
 from fathom.plan.count import count_parameters, short_count
-from fathom.plan.flops import decoding_flops_per_token
+from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.problem import FileProblems
 from fathom.spec.train import AdamWSpec, UpdateSpec
@@ -38,7 +38,7 @@ def dpo(request: Request) -> str:
 def grpo(request: Request) -> str:
     """Return a recipe that lets a model learn from its own answers to problems."""
     spec = _spec(request, "--model", request.model)
-    rollouts, basis = _rollouts(request, spec, group=_GROUP, references=0)
+    rollouts, basis = _rollouts(request, spec)
     fields = {
         "rollouts": rollouts,
         "optimizer": {"lr": _rate(spec) / 10, "weight_decay": 0.0, "beta2": 0.99},
@@ -80,8 +80,8 @@ def distill(request: Request) -> str:
     if spec.vocab_size != taught.vocab_size:
         problem = f"has a vocabulary of {taught.vocab_size}, the student's has {spec.vocab_size}"
         raise SpecError("--teacher", problem, "take a teacher and a student of one tokenizer")
-    share = taught.num_hidden_layers * taught.hidden_size**2 / (spec.num_hidden_layers * spec.hidden_size**2)
-    rollouts, basis = _rollouts(request, spec, group=1, references=share)
+    share = count_parameters(taught).active / count_parameters(spec).active
+    rollouts, basis = _rollouts(request, spec, other_passes=share / 3)
     fields = {
         "rollouts": rollouts,
         "optimizer": {"lr": _rate(spec) / 3, "weight_decay": 0.0},
@@ -274,18 +274,19 @@ def _epochs(request: Request, spec: ModelSpec, tokens: float, length: int) -> tu
     return float(f"{held:.2g}"), "measured" if pace.measured else "estimated"
 
 
-def _rollouts(request: Request, spec: ModelSpec, *, group: int, references: float) -> tuple[int, str]:
-    """Return how many rollouts the time holds; ``references`` are passes of other models, in passes of this one."""
+def _rollouts(request: Request, spec: ModelSpec, *, other_passes: float = 0.0) -> tuple[int, str]:
+    """Return how many rollouts the time holds; ``other_passes`` of other models count in passes of training."""
     answers = _QUESTIONS * _GROUP
     length = min(2 * _ANSWER_TOKENS, spec.max_position_embeddings)
-    pace = training_pace(spec, _update(spec), sequences=4, length=length, device=request.device)
-    peak = training_peak(request.device)
-    drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
-    if pace is None or peak is None:
+    pace = training_pace(spec, _update(spec), sequences=8, length=length, device=request.device)
+    engine = EngineSpec(max_batch=answers, record_routing=True)
+    drawing = sampling_pace(spec, engine, device=request.device, peak=training_peak(request.device))
+    if pace is None or drawing is None:
         return 50, "unknown"
-    seconds = pace.seconds(drawn * (1 + references / 3), 1)
-    seconds += drawn * decoding_flops_per_token(spec, length) / (SAMPLING_UTILISATION * peak)
-    return max(5, min(200, int(request.seconds / seconds))), "measured" if pace.measured else "estimated"
+    drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
+    seconds = pace.seconds(drawn * (1 + other_passes), 1) + drawn * drawing.token
+    basis = "measured" if pace.measured and drawing.measured else "estimated"
+    return max(5, min(200, int(request.seconds / seconds))), basis
 
 
 def _update(spec: ModelSpec) -> UpdateSpec:

@@ -13,7 +13,7 @@ from fathom.inference.answer_sampling import check_prompt_lengths, count_failure
 from fathom.locale import tr
 from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.reward_functions import open_judge
-from fathom.pipeline.rollouts import questions
+from fathom.pipeline.rollouts import ANSWERS_AT_ONCE, answering_engine, questions
 from fathom.pipeline.run_models import open_step
 from fathom.pipeline.steps.dpo import ANSWERS
 from fathom.pipeline.steps.sft import CONVERSATIONS
@@ -23,15 +23,12 @@ from fathom.posttrain.rewards.extract import ReasoningSplit, split_reasoning
 from fathom.posttrain.rewards.failures import MonitoredJudge
 from fathom.posttrain.rewards.language import consistency
 from fathom.posttrain.rollout import Rollout, sample_rollouts
-from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import AnswersStep
 from fathom.spec.rollout import ChatPrompt, RolloutSpec
 from fathom.train.alarms import cut_off_text
 
 SUMMARY = "summary.json"
-BATCH_SIZE = 128
-"""Answers that are drawn, judged and written together."""
 CODE = "```"
 
 
@@ -45,7 +42,7 @@ class _ScoredRollout:
 
 def run(step: AnswersStep, context: StepContext) -> None:
     """Write ``answers.jsonl``, one line an answer, ``conversations.jsonl``, one a kept answer, and ``summary.json``."""
-    engine = EngineSpec(max_batch=min(step.count * step.samples, BATCH_SIZE), step_tokens=1024)
+    engine = answering_engine(step.count * step.samples)
     model = open_step(context, model_step(context.recipe, step), engine=engine)
     prompt_formatter = PromptFormatter(model.tokenizer, step.prompt)
     problems = _unique_problems(questions(context, step.problems, step.seed).next(step.count))
@@ -74,7 +71,7 @@ def run(step: AnswersStep, context: StepContext) -> None:
         (directory / ANSWERS).open("w", encoding="utf-8") as answers,
         (directory / CONVERSATIONS).open("w", encoding="utf-8") as conversations,
     ):
-        at_once = max(1, BATCH_SIZE // step.samples)
+        at_once = max(1, ANSWERS_AT_ONCE // step.samples)
         for first in range(0, len(problems), at_once):
             chosen = problems[first : first + at_once]
             given = _judged(draw(first, chosen), prompt_formatter, judge)

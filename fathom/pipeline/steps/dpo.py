@@ -26,11 +26,9 @@ from fathom.pipeline.steps.epoch_training import (
     train_epochs,
 )
 from fathom.posttrain.preferences import (
-    GroupLoader,
     PreferenceObjective,
     PreferencePair,
     encode_pairs,
-    pack_groups,
     pair_best_with_worst,
     pair_groups,
     pairs_from_token_ids,
@@ -68,17 +66,8 @@ def run(step: DpoStep, context: StepContext) -> None:
     key = cache_key(step, context, step.train.precision, context.device, every)
     found = cached_tensors(path, key, lambda: {"logprobs_N": _reference(step, start, every)})
     groups = pair_groups(every, torch.split(found["logprobs_N"], lengths))
-    loader = GroupLoader(
-        groups[: len(learned)],
-        sequence_length=longest,
-        seed=step.train.seed,
-        unit="examples" if step.train.batch.rows is None else "rows",
-    )
-    data = EpochData(
-        loader=loader,
-        sequence_length=longest,
-        unit="pairs",
-        held_out=pack_groups(groups[len(learned) :]) if validation else None,
+    data = EpochData.of_groups(
+        step, groups[: len(learned)], groups[len(learned) :], sequence_length=longest, unit="pairs"
     )
     train_epochs(step, context, start, data, PreferenceObjective(step.loss, step.train.loss_chunk_tokens))
 

@@ -23,6 +23,7 @@ from fathom.pipeline.context import StepContext, model_step
 from fathom.pipeline.learned import check_learned
 from fathom.pipeline.run_models import adapter_base, initial_tokenizer_files
 from fathom.plan.memory import training_memory
+from fathom.posttrain.preferences import GroupLoader, TrainingExample, pack_groups
 from fathom.spec.alignment import ConversationFile, DpoStep, PairFile, RewardModelStep, SftStep
 from fathom.spec.epochs import ExamplesTrainSpec
 from fathom.spec.train import MICRO_BATCH_TOKENS, BatchSpec, TrainSpec, UpdateSpec
@@ -65,6 +66,30 @@ class EpochData:
     sequence_length: int
     unit: str
     held_out: PackedBatch | None = None
+
+    @classmethod
+    def of_groups(
+        cls,
+        step: DpoStep | RewardModelStep,
+        groups: Sequence[Sequence[TrainingExample]],
+        held_out: Sequence[Sequence[TrainingExample]],
+        *,
+        sequence_length: int,
+        unit: str,
+    ) -> EpochData:
+        """Return the data of a step that learns from groups of answers, each in one batch."""
+        loader = GroupLoader(
+            groups,
+            sequence_length=sequence_length,
+            seed=step.train.seed,
+            unit="examples" if step.train.batch.rows is None else "rows",
+        )
+        return cls(
+            loader=loader,
+            sequence_length=sequence_length,
+            unit=unit,
+            held_out=pack_groups(held_out) if held_out else None,
+        )
 
 
 def train_epochs(

@@ -30,13 +30,11 @@ from fathom.pipeline.steps.epoch_training import (
     train_epochs,
 )
 from fathom.posttrain.preferences import (
-    GroupLoader,
     JudgedAnswer,
     Preference,
     TrainingExample,
     as_preference,
     encode_pairs,
-    pack_groups,
     pair_best_with_worst,
     read_judged,
     read_preferences,
@@ -94,18 +92,8 @@ def run(step: RewardModelStep, context: StepContext) -> None:
         raise DataError(f"steps.{step.name}.pairs: none is left to learn from; give more")
     if step.train.sequence_length is None:
         longest = max(map(len, rated.tokens))
-    loader = GroupLoader(
-        groups,
-        sequence_length=longest,
-        seed=step.train.seed,
-        unit="examples" if step.train.batch.rows is None else "rows",
-    )
-    data = EpochData(
-        loader=loader,
-        sequence_length=longest,
-        unit="pairs" if isinstance(step.loss, PairwiseLoss) else "answers",
-        held_out=pack_groups(unseen) if unseen else None,
-    )
+    unit = "pairs" if isinstance(step.loss, PairwiseLoss) else "answers"
+    data = EpochData.of_groups(step, groups, unseen, sequence_length=longest, unit=unit)
     train_epochs(step, context, start, data, RewardObjective(step.loss, token))
     after = _accuracy(step, start, rated, held_out, token)
     counts = {"loss": step.loss.kind, "learned": len(groups), "held_out": before.n, "held_out_prompts": len(held_out)}

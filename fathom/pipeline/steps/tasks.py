@@ -24,18 +24,17 @@ from fathom.locale import tr
 from fathom.pipeline.context import StepContext, measured_steps
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.reward_functions import open_judge
+from fathom.pipeline.rollouts import ANSWERS_AT_ONCE, answering_engine
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import RewardInput
 from fathom.posttrain.rewards.extract import stated_answer
 from fathom.posttrain.rewards.failures import MonitoredJudge
-from fathom.spec.engine import EngineSpec
 from fathom.spec.mapping import to_mapping
 from fathom.spec.problem import Problem
 from fathom.spec.recipe import ModelStep, TasksStep
 from fathom.train.alarms import cut_off_text
 
-ENGINE = EngineSpec(max_batch=128, step_tokens=1024)
 JUDGE_BATCH_SIZE = 32
 """Answers that go to the judge together."""
 IRRELEVANT_FIELDS = ("name", "stages", "problems", "count")
@@ -150,7 +149,8 @@ class _Stage:
                 yield task, kept
                 continue
             if model is None:
-                model = LanguageModel.open(self._path, device=self.context.device, dtype="float32", engine=ENGINE)
+                engine = answering_engine(ANSWERS_AT_ONCE)
+                model = LanguageModel.open(self._path, device=self.context.device, dtype="float32", engine=engine)
             started = time.perf_counter()
             records = self._records(model, task, problems)
             seconds = time.perf_counter() - started
