@@ -6,20 +6,20 @@ whether anything would change.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+from fathom.locale import ENGLISH
 from fathom.spec.data import Manifest
-from fathom.spec.field_docs import FieldDoc, all_specs, field_docs, kind_of, specs_in, summary
-from fathom.spec.field_translations import translated_meaning, translated_summary, translations
+from fathom.spec.field_docs import FieldDoc, all_specs, field_docs, kind_of, specs_in
+from fathom.spec.field_translations import field_doc_in, summary_in
 from fathom.spec.model import ModelSpec
 from fathom.spec.recipe import Recipe, Step
 
 DOCS = Path(__file__).resolve().parent
-ENGLISH: Mapping[str, str] = {
+_ENGLISH: Mapping[str, str] = {
     "title": "Recipes: every field",
     "other": "*English | [中文](recipes.zh-CN.md)*",
     "intro": "A recipe is a TOML file: a model, and steps in order. `fathom recipe fields PATH` shows a part of this "
@@ -49,7 +49,7 @@ ENGLISH: Mapping[str, str] = {
     "within": "Where",
     "nothing": "It has no fields.",
 }
-CHINESE: Mapping[str, str] = {
+_CHINESE: Mapping[str, str] = {
     "title": "配方：全部字段",
     "other": "*[English](recipes.md) | 中文*",
     "intro": "配方是一个 TOML 文件：一个模型，以及按顺序执行的步骤。`fathom recipe fields 路径` 在终端中显示本页"
@@ -80,24 +80,13 @@ CHINESE: Mapping[str, str] = {
     "within": "位置",
     "nothing": "没有字段。",
 }
-_TYPE_WORDS = {
-    "table with kind = ": "表，kind 为 ",
-    "table of plain values": "普通值的表",
-    "list of: ": "列表：",
-    "whole number": "整数",
-    "true or false": "true 或 false",
-    "one of ": "取值：",
-    "number": "数",
-    "table": "表",
-    "text": "文本",
-    " or ": " 或 ",
-}
-_QUOTED = re.compile(r'("[^"]*")')
+
+WORDS: Mapping[str, Mapping[str, str]] = {ENGLISH: _ENGLISH, "zh_CN": _CHINESE}
 
 
-def page(language: str | None) -> str:
+def page(language: str) -> str:
     """Return the reference in English, or in a language of ``fathom/locale``."""
-    words = ENGLISH if language is None else CHINESE
+    words = WORDS[language]
     model = all_specs(ModelSpec)
     recipe = [spec for spec in all_specs(Recipe) if spec not in model and spec is not Recipe]
     steps = [spec for spec in recipe if spec in get_args(Step)]
@@ -135,10 +124,10 @@ def _places() -> dict[type, list[str]]:
     return {spec: sorted(paths, key=lambda path: (path.count("."), path)) for spec, paths in found.items()}
 
 
-def _table(spec: type, where: dict[type, list[str]], words: Mapping[str, str], language: str | None) -> list[str]:
+def _table(spec: type, where: dict[type, list[str]], words: Mapping[str, str], language: str) -> list[str]:
     kind, paths = kind_of(spec), where.get(spec, [])
-    about = f"{summary(spec)}." if language is None else translated_summary(spec, language) or f"{summary(spec)}."
-    lines = [f"### {spec.__name__}" + (f': `kind = "{kind}"`' if kind else ""), "", _cell(about), ""]
+    about = _cell(summary_in(spec, language))
+    lines = [f"### {spec.__name__}" + (f': `kind = "{kind}"`' if kind else ""), "", about, ""]
     if paths:
         more = "" if len(paths) <= 3 else ", ..."
         lines += [f"{words['within']}{words['colon']}{', '.join(f'`{path}`' for path in paths[:3])}{more}", ""]
@@ -146,30 +135,18 @@ def _table(spec: type, where: dict[type, list[str]], words: Mapping[str, str], l
     if not docs:
         return [*lines, words["nothing"], ""]
     lines += [words["head"], "|---|---|---|---|"]
-    lines += [_row(spec, doc, words, language) for doc in docs.values()]
+    lines += [_row(field_doc_in(doc, language), words) for doc in docs.values()]
     return [*lines, ""]
 
 
-def _row(spec: type, doc: FieldDoc, words: Mapping[str, str], language: str | None) -> str:
-    meaning = doc.meaning if language is None else translated_meaning(spec, doc.name, language) or doc.meaning
-    unit = doc.unit if language is None or doc.unit is None else translations(language)["units"].get(doc.unit, doc.unit)
-    parts = [_cell(meaning)]
-    parts += [
-        f"{words[label]}{words['colon']}{_cell(text)}" for label, text in (("unit", unit), ("paper", doc.paper)) if text
-    ]
+def _row(doc: FieldDoc, words: Mapping[str, str]) -> str:
+    parts = [_cell(doc.meaning)]
+    labelled = (("unit", doc.unit), ("paper", doc.paper))
+    parts += [f"{words[label]}{words['colon']}{_cell(text)}" for label, text in labelled if text]
     if doc.example is not None:
         parts.append(f"{words['example']}{words['colon']}`{_cell(doc.example)}`")
     default = words["required"] if doc.required else words["none"] if doc.default is None else f"`{_cell(doc.default)}`"
-    return f"| `{doc.name}` | {_cell(_type(doc.type, language))} | {default} | {'<br>'.join(parts)} |"
-
-
-def _type(text: str, language: str | None) -> str:
-    if language is None:
-        return text
-    pieces = _QUOTED.split(text)
-    for english, chinese in _TYPE_WORDS.items():
-        pieces[::2] = [piece.replace(english, chinese) for piece in pieces[::2]]
-    return "".join(pieces)
+    return f"| `{doc.name}` | {_cell(doc.type)} | {default} | {'<br>'.join(parts)} |"
 
 
 def _cell(text: str) -> str:
@@ -177,7 +154,7 @@ def _cell(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|").replace("<think>", "`<think>`").replace("<answer>", "`<answer>`")
 
 
-PAGES: Mapping[str, str | None] = {"recipes.md": None, "recipes.zh-CN.md": "zh_CN"}
+PAGES: Mapping[str, str] = {"recipes.md": ENGLISH, "recipes.zh-CN.md": "zh_CN"}
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fathom.cli.console import print_json
+from fathom.locale import spoken, tr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,38 +64,45 @@ def _plain(doc: FieldDoc) -> dict[str, Any]:
 def _print_field(console: Console, place: Place, doc: FieldDoc) -> None:
     from fathom.cli.sections import section
     from fathom.spec.field_docs import example_line
+    from fathom.spec.field_translations import field_doc_in
 
-    rows = [("meaning", doc.meaning), ("type", doc.type), ("default", _default_of(doc))]
-    rows += [(name, text) for name, text in (("unit", doc.unit), ("paper", doc.paper)) if text]
-    rows.append(("example", example_line(doc)))
+    doc = field_doc_in(doc, spoken())
+    rows = [(tr("meaning"), doc.meaning), (tr("type"), doc.type), (tr("default"), _default_of(doc))]
+    rows += [*_labelled(doc), (tr("example"), example_line(doc))]
     section(console, place.path, rows)
+
+
+def _labelled(doc: FieldDoc) -> list[tuple[str, str]]:
+    return [(label, text) for label, text in ((tr("unit"), doc.unit), (tr("paper"), doc.paper)) if text]
 
 
 def _default_of(doc: FieldDoc) -> str:
     if doc.required:
-        return "none: it is required"
-    return "left out" if doc.default is None else doc.default
+        return tr("none: it is required")
+    return tr("none") if doc.default is None else doc.default
 
 
 def _print_spec(console: Console, place: Place, spec: type) -> None:
     from rich.table import Table
 
-    from fathom.spec.field_docs import field_docs, kind_of, summary
+    from fathom.spec.field_docs import field_docs, kind_of
+    from fathom.spec.field_translations import field_doc_in, summary_in
 
     kind = kind_of(spec)
     console.print()
-    heading = f"{place.path or 'a recipe'}" + (f'  kind = "{kind}"' if kind else "")
-    console.print(heading, style="bold")
-    console.print(summary(spec), style="dim")
-    docs = field_docs(spec)
+    heading = place.path or tr("a recipe")
+    console.print(heading + (f'  kind = "{kind}"' if kind else ""), style="bold")
+    console.print(summary_in(spec, spoken()), style="dim")
+    docs = [field_doc_in(doc, spoken()) for doc in field_docs(spec).values()]
     if not docs:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("field", "default", "meaning"):
-        table.add_column(name, no_wrap=name == "field", overflow="fold", ratio=None)
-    for doc in docs.values():
-        more = "".join(f"\n{label}: {text}" for label, text in (("unit", doc.unit), ("paper", doc.paper)) if text)
-        table.add_row(doc.name, "required" if doc.required else _default_of(doc), f"{doc.meaning} ({doc.type}){more}")
+    for name in (tr("field"), tr("default"), tr("meaning")):
+        table.add_column(name, no_wrap=name == tr("field"), overflow="fold")
+    for doc in docs:
+        more = "".join("\n" + tr("{label}: {text}", label=label, text=text) for label, text in _labelled(doc))
+        default = tr("required") if doc.required else _default_of(doc)
+        table.add_row(doc.name, default, tr("{meaning} ({type})", meaning=doc.meaning, type=doc.type) + more)
     console.print(table)
 
 

@@ -32,8 +32,9 @@ _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or fals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldDoc:
-    """A field of a spec, for people: ``default`` and ``example`` are TOML values; None where there is none."""
+    """A field of ``spec``, for people: ``default`` and ``example`` are TOML values; None where there is none."""
 
+    spec: type = dataclasses.field(repr=False, compare=False)
     name: str
     meaning: str
     type: str
@@ -54,7 +55,7 @@ def field_docs(cls: type) -> Mapping[str, FieldDoc]:
         if dataclasses.is_dataclass(each):
             texts |= _docstrings(each)
     hints, fields = field_types(cls), dataclasses.fields(cls)
-    return MappingProxyType({f.name: _field_doc(f, hints[f.name], texts.get(f.name, "")) for f in fields})
+    return MappingProxyType({f.name: _field_doc(cls, f, hints[f.name], texts.get(f.name, "")) for f in fields})
 
 
 def kind_of(spec: Any) -> str | None:
@@ -142,10 +143,11 @@ def _key(name: str) -> str:
     return name if name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name) else toml_value(name)
 
 
-def _field_doc(f: dataclasses.Field[Any], hint: Any, text: str) -> FieldDoc:
+def _field_doc(cls: type, f: dataclasses.Field[Any], hint: Any, text: str) -> FieldDoc:
     required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     meaning, labelled = _parts(text)
     return FieldDoc(
+        spec=cls,
         name=f.name,
         meaning=meaning,
         type=type_words(hint),

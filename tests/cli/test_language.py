@@ -128,3 +128,11 @@ def test_a_run_and_its_report_are_in_the_language_of_the_locale(
     assert ">千词元</text>" in page
     assert ">thousand tokens</text>" in english
     assert (run / "report.json").read_text() == (finished / "report.json").read_text()
+
+
+def test_fields_are_explained_in_chinese_and_their_json_in_english(speaking: Speaking) -> None:
+    told = speaking("recipe", "fields", "steps.sft.train.batch.size")
+    assert all(word in told.out for word in ("含义", "整数", "steps.sft.train.batch.size"))
+    assert "whole number" not in told.out
+    assert CHINESE.search(speaking("recipe", "fields", "model.attention.mla").out)
+    assert not CHINESE.search(speaking("recipe", "fields", "steps.sft.train.batch.size", "--json").out)

@@ -10,7 +10,7 @@ import pytest
 
 from fathom.spec.data import Manifest
 from fathom.spec.field_docs import all_specs, field_docs
-from fathom.spec.field_translations import translated_meaning, translated_summary, translations
+from fathom.spec.field_translations import field_doc_in, translated_meaning, translated_summary, translations
 from fathom.spec.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +26,19 @@ def test_no_field_lacks_its_translation() -> None:
     assert sorted({doc.unit for _, doc in fields if doc.unit} - set(units)) == []
 
 
+def test_types_are_described_in_chinese_but_for_values() -> None:
+    for spec in SPECS:
+        for doc in field_docs(spec).values():
+            words = re.sub(r'"[^"]*"', "", field_doc_in(doc, LANGUAGE).type)
+            assert re.findall("[a-z]+", words) in ([], ["true", "false"], ["kind"]), (spec.__name__, doc.name, words)
+
+
 def test_no_translation_is_of_a_field_that_is_gone() -> None:
     named = {
         each.__name__: set(field_docs(each)) for spec in SPECS for each in spec.__mro__ if each in _with_fields(spec)
     }
     for name, table in translations(LANGUAGE).items():
-        if name != "units":
+        if name not in ("units", "types"):
             assert set(table) - {"summary"} <= named[name], name
 
 
