@@ -54,10 +54,11 @@ def train(
     from fathom.pipeline.context import base_model
     from fathom.pipeline.run import run
     from fathom.pipeline.trust import CodeNotAllowedError, Trust
+    from fathom.spec.step_results import STATE_FILE
 
     plan = _plan(recipe, out, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
-    if not resume:
+    if restart or not (resume or (directory / STATE_FILE).exists()):
         _announce(plan, directory, device)
     try:
         with run_display(_again(context, directory)) as display:

@@ -74,6 +74,7 @@ def test_a_finished_run_is_left_alone(finished: Path, texts: Path, call) -> None
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "json" in path.suffix}
     refused = call("train", RECIPE, "--text", texts, "--out", finished)
     refused.refused("already holds a run", "--resume", "--restart")
+    assert refused.out == ""
     done = call("train", RECIPE, "--text", texts, "--out", finished, "--resume")
     assert done.code == 0
     assert "nothing to do" in done.out
