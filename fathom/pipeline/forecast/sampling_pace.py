@@ -1,0 +1,70 @@
+"""How fast this machine samples answers: by a few steps of the engine, or arithmetic where those would take long."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from fathom.engine.engine import Engine
+from fathom.engine.request import Request
+from fathom.model.build import build
+from fathom.plan.cache import cache_bytes_per_token
+from fathom.plan.count import count_parameters
+from fathom.plan.flops import decoding_flops_per_token
+from fathom.spec.engine import EngineSpec
+from fathom.spec.model import ModelSpec
+from fathom.spec.sampling import SamplingParams
+from fathom.system import available_memory
+
+ANSWER_SHARE = 0.6
+"""Of max_tokens, what answers are taken to have on average."""
+_UTILISATION = 0.1
+"""Share of the peak of matrix products that sampling reaches where nothing was measured: between a third and three."""
+_MOST_SECONDS = 4.0
+_PROMPT, _STEPS, _CONTEXT = 2, 16, 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingPace:
+    """Seconds that sampling takes for each token of an answer, while ``max_batch`` answers are drawn at once."""
+
+    token: float
+    measured: bool
+
+
+def sampling_pace(
+    spec: ModelSpec, engine: EngineSpec, *, device: torch.device, peak: float | None, measure: bool = True
+) -> SamplingPace | None:
+    """Time steps of an engine over a model with random weights; estimate where they would take long or memory.
+
+    ``peak`` is ``training_peak`` of the device; without ``measure`` no step is taken. None where the peak is unknown
+    and nothing could be measured.
+    """
+    engine = replace(engine, cache_tokens=2 * engine.max_batch * max(engine.page_size, _PROMPT + _STEPS))
+    weights = 4 * count_parameters(spec).total
+    fits = weights + (engine.cache_tokens or 0) * cache_bytes_per_token(spec, bits=32) < available_memory() // 2
+    if peak is None:
+        return _measured(spec, engine, device) if fits and measure and device.type != "cpu" else None
+    estimate = decoding_flops_per_token(spec, _CONTEXT) / (_UTILISATION * peak)
+    if not (fits and measure) or estimate * engine.max_batch * (_PROMPT / 4 + 3) > 2 * _MOST_SECONDS:
+        return SamplingPace(token=estimate, measured=False)
+    return _measured(spec, engine, device)
+
+
+def _measured(spec: ModelSpec, engine: EngineSpec, device: torch.device) -> SamplingPace:
+    running = Engine(build(spec, device=device, seed=0), spec=engine)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(engine.max_batch):
+        prompt = torch.randint(spec.vocab_size, (_PROMPT,), generator=generator).tolist()
+        params = SamplingParams(max_tokens=_STEPS, temperature=1.0, ignore_eos=True, seed=seed)
+        running.submit(Request(prompt=tuple(prompt), params=params))
+    whole: list[float] = []  # steps in which every answer grew; the first of them read prompts too
+    begun = time.perf_counter()
+    while running.has_work and (len(whole) < 3 or time.perf_counter() - begun < _MOST_SECONDS):
+        started = time.perf_counter()
+        if sum(len(output.tokens) for output in running.step()) == engine.max_batch:
+            whole.append(time.perf_counter() - started)
+    return SamplingPace(token=median(whole[1:]) / engine.max_batch, measured=True)
