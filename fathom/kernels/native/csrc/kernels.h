@@ -1,0 +1,49 @@
+/* The kernels of one instruction set. Each of kernels_*.c is compiled with its own flags and fills one table; nothing in
+ * them may be reached before the processor was asked. All work on one thread. */
+#ifndef FATHOM_KERNELS_H
+#define FATHOM_KERNELS_H
+
+#include "fathom_native.h"
+
+/* One block of keys (and values) for ``rows`` queries that share them: online softmax over blocks. */
+typedef struct {
+    const float *q;             /* rows x width, a row every q_stride; already multiplied by the softmax scale */
+    int64_t q_stride;
+    int32_t rows, width, value_width;
+    float *acc;                 /* rows x value_width: sums of exp(score - max) value; a row every acc_stride */
+    int64_t acc_stride;
+    float *max, *sum;           /* rows: begin with -INFINITY and 0 */
+} fathom_queries;
+
+typedef struct {
+    const float *keys, *values; /* count rows each */
+    int64_t key_stride, value_stride;
+    int32_t count;
+    const int32_t *first, *last; /* rows: a query sees keys [first, last) of this block; NULL for all */
+} fathom_keys;
+
+typedef struct {
+    /* y[n][r] = sum over k of x[n][k] w[r][k] for the rows of panels [begin, end), never beyond w->rows; a row of y every
+     * y_stride. Quantized weights take x->q where it is given, else x->x. */
+    void (*product)(const fathom_matrix *w, int begin, int end, const fathom_rows *x, float *y, int64_t y_stride);
+    /* Round a row to 8 bits per group: scale = max |x| / 127, to nearest even. k is a multiple of 32. */
+    void (*quantize_row)(const float *x, int k, int8_t *q, float *scales, float *sums);
+    void (*rms_norm)(const float *x, const float *weight, int k, float eps, float *y);
+    void (*silu_multiply)(const float *gate, const float *up, int k, float *y);
+    void (*add_scaled)(float scale, const float *x, int k, float *y);           /* y += scale x */
+    /* Rotate pairs; half layout pairs i with i + pairs, the other 2 i with 2 i + 1. In place. */
+    void (*rotate)(float *x, const float *cosine, const float *sine, int pairs, int half);
+    void (*attend)(const fathom_queries *queries, const fathom_keys *keys, float *scratch);
+    void (*softmax)(float *x, int k);                                            /* in place */
+    int (*argmax)(const float *x, int k);
+    /* bfloat16 rows to floats and back (nearest even). */
+    void (*widen)(const uint16_t *x, int k, float *y);
+    void (*narrow)(const float *x, int k, uint16_t *y);
+} fathom_kernels;
+
+#define FATHOM_ATTEND_KEYS 64 /* keys of a block at most; scratch holds rows x FATHOM_ATTEND_KEYS floats */
+
+extern const fathom_kernels fathom_scalar, fathom_avx2, fathom_avxvnni, fathom_avx512, fathom_neon;
+extern const fathom_kernels *fathom_current; /* of the chosen instruction set */
+
+#endif
