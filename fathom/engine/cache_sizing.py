@@ -16,7 +16,6 @@ def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> Pag
 
     On a CPU the operating system gives the memory as it is first written.
     """
-    weight = model.embed_tokens.weight
 
     def allocate(pages: int) -> PagePool:
         return PagePool.allocate(
@@ -25,14 +24,14 @@ def make_pool(model: Decoder, spec: EngineSpec, *, extra_layers: int = 0) -> Pag
             page_size=spec.page_size,
             extra_layers=extra_layers,
             cache_format=spec.cache_format,
-            device=weight.device,
-            dtype=torch.bfloat16 if spec.compute_dtype == "bfloat16" else weight.dtype,
+            device=model.device,
+            dtype=torch.bfloat16 if spec.compute_dtype == "bfloat16" else model.dtype,
         )
 
     if spec.cache_tokens is not None:
         return allocate(-(-spec.cache_tokens // spec.page_size))
     wanted = default_cache_tokens(model.spec.max_position_embeddings, spec.max_batch)
-    most = memory_bytes(weight.device) // CACHE_SHARE / allocate(1).bytes_per_token
+    most = memory_bytes(model.device) // CACHE_SHARE / allocate(1).bytes_per_token
     return allocate(max(int(min(-(-wanted // spec.page_size), most // spec.page_size)), 1))
 
 

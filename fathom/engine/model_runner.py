@@ -247,7 +247,7 @@ class ModelRunner:
         given = [w.state.images.rows(w.state.num_computed_tokens, w.end) for w in each if w.state.images is not None]
         if vision is None or not any(len(rows_ND) for rows_ND in given):
             return None
-        drawn_1D = self._model.embed_tokens.weight[vision.image_token_id][None].to(given[0])
+        drawn_1D = self._model.embed(torch.tensor([vision.image_token_id], device=self._model.device)).to(given[0])
         rows, images = [], iter(given)
         for entry in entries:
             state = entry.state

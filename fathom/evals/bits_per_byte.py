@@ -54,7 +54,7 @@ def bits_per_byte(
     if tokens_N.numel() < 2 or text_bytes < 1:
         raise DataError("text: too short to measure, fewer than two tokens; give more text")
     nats = 0.0
-    device = model.embed_tokens.weight.device
+    device = model.device
     with eval_mode(model), torch.inference_mode():
         for windows_BT1, skipped in _batches(tokens_N, context, stride, batch_size):
             windows_BT1 = windows_BT1.to(device)

@@ -91,8 +91,7 @@ def _shared_prefix_cache(model: Decoder, questions: Sequence[Question], contexts
         ),
         default=1,
     )
-    weight = model.embed_tokens.weight
-    cache = StaticCache.allocate(model.spec, batch_size=1, max_length=longest, device=weight.device, dtype=weight.dtype)
+    cache = StaticCache.allocate(model.spec, batch_size=1, max_length=longest, device=model.device, dtype=model.dtype)
     if len(contexts) > 1:
         common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*contexts, strict=False)))
         _prefill(model, cache, contexts[0][: min(common, min(map(len, contexts)) - 1)])
@@ -100,7 +99,7 @@ def _shared_prefix_cache(model: Decoder, questions: Sequence[Question], contexts
 
 
 def _prefill(model: Decoder, cache: StaticCache, tokens: Sequence[int]) -> None:
-    device = model.embed_tokens.weight.device
+    device = model.device
     for start in range(0, len(tokens), PREFILL_CHUNK):
         model(torch.tensor([list(tokens[start : start + PREFILL_CHUNK])], device=device), cache=cache)
 
@@ -120,7 +119,7 @@ def _scores(
     choices = question.choices_ids
     longest = max(map(len, choices))
     inputs = [[context[-1], *choice[:-1]] + [0] * (longest - len(choice)) for choice in choices]
-    tokens_XT = torch.tensor(inputs, device=model.embed_tokens.weight.device)
+    tokens_XT = torch.tensor(inputs, device=model.device)
     hidden_XTD = model(tokens_XT, cache=_repeat_cache(cache, len(choices))).hidden_BTD
     hidden_ND = torch.cat([hidden_XTD[row, : len(choice)] for row, choice in enumerate(choices)])
     targets_N = torch.tensor([token for choice in choices for token in choice], device=hidden_ND.device)

@@ -110,7 +110,7 @@ def score_answers(
 
 
 def _score(model: Decoder, rows: Sequence[Sequence[int]], answer_tokens: int) -> list[AnswerScore]:
-    tokens_BT = torch.tensor(rows, device=model.embed_tokens.weight.device)
+    tokens_BT = torch.tensor(rows, device=model.device)
     hidden_BAD = model(tokens_BT[:, :-1]).hidden_BTD[:, -answer_tokens:]
     logits_BAV: Tensor = model.logits(hidden_BAD)
     answers_BA = tokens_BT[:, -answer_tokens:]

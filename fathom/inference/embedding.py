@@ -121,7 +121,7 @@ def _batches(lengths: Sequence[int], step_tokens: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def _embed_packed(model: Decoder, sequences: Sequence[Sequence[int]], pooling: Pooling) -> list[Tensor]:
-    device = model.embed_tokens.weight.device
+    device = model.device
     tokens_1N = torch.tensor([[token for sequence in sequences for token in sequence]], device=device)
     lengths = tuple(len(sequence) for sequence in sequences)
     hidden_ND = model(tokens_1N, packed=PackedSequences(lengths)).hidden_BTD[0].float()
@@ -132,14 +132,13 @@ def _embed_packed(model: Decoder, sequences: Sequence[Sequence[int]], pooling: P
 def _embed_long(
     model: Decoder, sequence: Sequence[int], pooling: Pooling, step_tokens: int
 ) -> Generator[None, None, Tensor]:
-    weight = model.embed_tokens.weight
-    total_D = torch.zeros(model.spec.hidden_size, device=weight.device)
+    total_D = torch.zeros(model.spec.hidden_size, device=model.device)
     with torch.inference_mode():
         cache = StaticCache.allocate(
-            model.spec, batch_size=1, max_length=len(sequence), device=weight.device, dtype=weight.dtype
+            model.spec, batch_size=1, max_length=len(sequence), device=model.device, dtype=model.dtype
         )
     for start in range(0, len(sequence), step_tokens):
-        tokens_1T = torch.tensor([sequence[start : start + step_tokens]], device=weight.device)
+        tokens_1T = torch.tensor([sequence[start : start + step_tokens]], device=model.device)
         with torch.inference_mode():  # not across the yield: the caller's own work must not run in it
             hidden_TD = model(tokens_1T, cache=cache).hidden_BTD[0].float()
             total_D = total_D + hidden_TD.sum(0) if pooling == "mean" else hidden_TD[-1].clone()

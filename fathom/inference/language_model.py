@@ -121,13 +121,13 @@ class LanguageModel:
         return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine, weights)
 
     def __repr__(self) -> str:
-        count, weight = count_parameters(self.spec), self.model.embed_tokens.weight
+        count, model = count_parameters(self.spec), self.model
         active = f", {short_count(count.active)} active" if self.spec.moe is not None else ""
         packed = "" if self.weights == "plain" else f", weights {self.weights}"
         return (
             f"<LanguageModel {self.spec.name}: {self.spec.family}, {short_count(count.total)} parameters{active}, "
-            f"context {self.spec.max_position_embeddings}, {str(weight.dtype).removeprefix('torch.')}{packed} on "
-            f"{weight.device}, {self.path}>"
+            f"context {self.spec.max_position_embeddings}, {str(model.dtype).removeprefix('torch.')}{packed} on "
+            f"{model.device}, {self.path}>"
         )
 
     @property
@@ -168,8 +168,8 @@ class LanguageModel:
         """Bytes of cache per token, in the model's dtype or in the engine's cache format."""
         if self._engine_spec is not None and self._engine_spec.cache_format != "plain":
             return self.engine.pool.bytes_per_token
-        weight = self.model.embed_tokens.weight
-        cache = StaticCache.allocate(self.spec, batch_size=1, max_length=1, device=weight.device, dtype=weight.dtype)
+        model = self.model
+        cache = StaticCache.allocate(self.spec, batch_size=1, max_length=1, device=model.device, dtype=model.dtype)
         return cache.bytes_per_token
 
     def logits(self, token_ids: TokenIds) -> Tensor:
@@ -189,7 +189,7 @@ class LanguageModel:
             raise SpecError(
                 "token_ids", f"{beyond[0]} is outside the vocabulary of {self.spec.vocab_size}", "use this tokenizer"
             )
-        tokens_1T = torch.tensor([tokens], device=self.model.embed_tokens.weight.device)
+        tokens_1T = torch.tensor([tokens], device=self.model.device)
         with torch.inference_mode():
             return self.model.logits(self.model(tokens_1T).hidden_BTD[0])
 

@@ -136,7 +136,7 @@ def features_of(model: Decoder, images: ImageBatch) -> Tensor:
     """Run images through the vision towers and flatten the features to (N, D)."""
     if model.vision is None:
         raise DataError(f"{model.spec.name}: sees no images; leave them out, or use a vision model")
-    moved = images.part(slice(None), model.embed_tokens.weight.device)
+    moved = images.part(slice(None), model.device)
     with torch.inference_mode():
         return model.vision(moved).flatten(0, 1)  # type: ignore[no-any-return]
 

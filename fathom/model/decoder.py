@@ -61,6 +61,16 @@ class Decoder(nn.Module):
         self.window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
         self.uses_hash_routing = spec.moe is not None and spec.moe.router.score == "hash"
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the activations: that of all weights but routers' and quantized ones."""
+        return self.norm.weight.dtype
+
     def forward(
         self,
         tokens_BT: Tensor,

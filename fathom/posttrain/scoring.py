@@ -28,7 +28,7 @@ def rollout_logprobs(
     model: Decoder, rollouts: Sequence[Rollout], spec: UpdateSpec, *, temperature: float, micro_batch_tokens: int
 ) -> list[list[float]]:
     """Return the log-probability of every answer's tokens, at most ``micro_batch_tokens`` tokens a forward pass."""
-    device = model.embed_tokens.weight.device
+    device = model.device
     order = packing_order(rollouts)
     narrow = resolve_precision(spec, device) == torch.bfloat16
     found: list[Tensor] = []

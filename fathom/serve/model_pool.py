@@ -105,7 +105,7 @@ class ModelPool:
             model.suggestions,
             engine=model.engine.spec,
             cache_tokens=pool.num_pages * pool.page_size,
-            bits=model.model.embed_tokens.weight.element_size() * 8,
+            bits=model.model.dtype.itemsize * 8,
             nbytes=model_bytes(model),
         )
         definition = ModelDefinition(

@@ -57,7 +57,7 @@ class StepRunner:
         self.spec = spec
         self.sources = sources
         self.objective = objective if objective is not None else LanguageModelling(spec.loss_chunk_tokens)
-        self.device = model.embed_tokens.weight.device
+        self.device = model.device
         self.dtype = resolve_precision(spec, self.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         named = [(name, module) for name, module in model.named_modules() if isinstance(module, Router)]

@@ -36,7 +36,7 @@ class MtpDrafter:
         self._pool = pool
         self._most_unread = draft_tokens + 1  # what a step can leave behind that tried all its drafts
         # the hidden state of each page's last token, with which the first token after a shared page is paired
-        self._last_XD = model.embed_tokens.weight.new_zeros(pool.num_pages, model.spec.hidden_size, requires_grad=False)
+        self._last_XD = torch.zeros(pool.num_pages, model.spec.hidden_size, dtype=model.dtype, device=model.device)
 
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, after reading what the last step left."""

@@ -117,11 +117,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness records about a model."""
-        weight = self.language_model.model.embed_tokens.weight
         return {
             "model_name": self.language_model.spec.name,
             "model_num_parameters": count_parameters(self.language_model.spec).total,
-            "model_dtype": str(weight.dtype).removeprefix("torch."),
+            "model_dtype": str(self.language_model.model.dtype).removeprefix("torch."),
             "model_weights": self.language_model.weights,
         }
 

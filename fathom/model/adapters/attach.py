@@ -38,7 +38,7 @@ def attach(model: Decoder, spec: LoraSpec, *, seed: int) -> Adaptation:
     model.requires_grad_(False)
     draws = DropoutSeed()
     generator = torch.Generator().manual_seed(seed)
-    device = model.embed_tokens.weight.device
+    device = model.device
     for salt, name in enumerate(targets):
         a, b = initial_factors(shapes[name], spec.rank, generator)
         update = LowRankUpdate(a.to(device), b.to(device), spec.scaling, dropout=spec.dropout, seed=draws, salt=salt)
@@ -95,8 +95,7 @@ def with_adapter(model: Decoder, adapter: Adapter) -> Decoder:
     faults = adapter.faults(parameter_shapes(model.spec))
     if faults:
         raise CheckpointError(f"adapter: is of another model, {listed(faults, 3)}; use it with its own base model")
-    weight = model.embed_tokens.weight
-    placed = cast(adapter, weight.dtype, weight.device)
+    placed = cast(adapter, model.dtype, model.device)
     view = shared_copy(model)
     for name, update in placed.updates.items():
         module, slot = slot_of(name)

@@ -123,5 +123,5 @@ def _validation(
 
 
 def _reference(step: DpoStep, start: LanguageModel, pairs: list[PreferencePair]) -> torch.Tensor:
-    dtype = resolve_precision(step.train, start.model.embed_tokens.weight.device)
+    dtype = resolve_precision(step.train, start.model.device)
     return torch.cat(reference_logprobs(start.model, pairs, chunk_tokens=step.train.loss_chunk_tokens, dtype=dtype))

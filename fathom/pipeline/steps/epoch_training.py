@@ -192,7 +192,7 @@ def longest_example(step: EpochsStep, start: LanguageModel) -> int:
     if step.train.sequence_length is not None:
         return step.train.sequence_length
     context = start.spec.max_position_embeddings
-    if start.model.embed_tokens.weight.device.type != "cpu":
+    if start.model.device.type != "cpu":
         return context
     usable = MEMORY_SHARE * memory_limit()
     low, high = 1, context

@@ -226,7 +226,7 @@ def _accuracy(
 ) -> Accuracy:
     found = [places for prompt, *places in rated.pairs if prompt in held_out]
     sequences = [rated.tokens[place] for places in found for place in places]
-    dtype = resolve_precision(step.train, model.model.embed_tokens.weight.device)
+    dtype = resolve_precision(step.train, model.model.device)
     scores = score(model.model, sequences, score_token=token, dtype=dtype)
     return Accuracy.of(better > worse for better, worse in zip(scores[::2], scores[1::2], strict=True))
 

@@ -22,7 +22,7 @@ def batched_hidden_states(
     A pass holds at most ``tokens`` tokens, or one longer sequence, and sequences of like length, so that they attend
     together. ``dtype`` is what products are computed in. The model is in evaluation mode until the iterator ends.
     """
-    device = model.embed_tokens.weight.device
+    device = model.device
     with eval_mode(model):
         for indices in _passes([len(sequence) for sequence in sequences], tokens):
             laid_1N = torch.cat([sequences[index] for index in indices]).to(device)[None]
