@@ -29,6 +29,7 @@ RUNS = (
     ("benchmarks.quantize",),
     ("benchmarks.cache_loss",),
     ("benchmarks.drafting",),
+    ("benchmarks.engine_overhead",),
     ("benchmarks.grammar",),
     ("benchmarks.load",),
     ("benchmarks.convert",),
