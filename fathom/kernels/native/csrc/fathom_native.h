@@ -45,11 +45,19 @@ typedef struct {
 /* What this processor has, best last; FATHOM_ISA in the environment chooses a lower one. */
 typedef enum { FATHOM_SCALAR, FATHOM_AVX2, FATHOM_AVXVNNI, FATHOM_AVX512, FATHOM_NEON, FATHOM_ISAS } fathom_isa;
 
-const char *fathom_error(void);
+const char *fathom_error(void);         /* of the last call that failed on this thread */
+int fathom_fail(const char *format, ...); /* for the library itself: set that sentence, return -1 */
+const char *fathom_sources(void);       /* a hash of the sources that were compiled */
 int fathom_best_isa(void);              /* of this processor */
+int fathom_has_isa(int isa);            /* whether this build and this processor have it */
 const char *fathom_isa_name(int isa);
 int fathom_use_isa(int isa);            /* refused where the processor has it not; for tests and FATHOM_ISA */
 int fathom_current_isa(void);
+
+/* What the processor has besides its instruction set's kernels need: for functions with a target of their own. */
+#define FATHOM_HAS_BF16 (1u << 16)      /* AVX512-BF16; bfloat16 products of ARM */
+#define FATHOM_HAS_I8MM (1u << 17)
+unsigned fathom_features(void);
 
 /* Threads that spin within a call and sleep between calls; the caller is one of them. A pool made before a fork starts
  * new threads in the child at its first call. */

@@ -26,8 +26,10 @@ typedef struct {
     /* y[n][r] = sum over k of x[n][k] w[r][k] for the rows of panels [begin, end), never beyond w->rows; a row of y every
      * y_stride. Quantized weights take x->q where it is given, else x->x. */
     void (*product)(const fathom_matrix *w, int begin, int end, const fathom_rows *x, float *y, int64_t y_stride);
-    /* Round a row to 8 bits per group: scale = max |x| / 127, to nearest even. k is a multiple of 32. */
+    /* Round a row to 8 bits per group: scale = max |x| / 127, to nearest even. k is a multiple of 32. A group with a
+     * number that is not finite gets the scale and the sum NaN and zeros, one whose numbers are below 1e-36 zeros. */
     void (*quantize_row)(const float *x, int k, int8_t *q, float *scales, float *sums);
+    /* weight NULL: ones. x and y may be the same. */
     void (*rms_norm)(const float *x, const float *weight, int k, float eps, float *y);
     void (*silu_multiply)(const float *gate, const float *up, int k, float *y);
     void (*add_scaled)(float scale, const float *x, int k, float *y);           /* y += scale x */
@@ -35,6 +37,7 @@ typedef struct {
     void (*rotate)(float *x, const float *cosine, const float *sine, int pairs, int half);
     void (*attend)(const fathom_queries *queries, const fathom_keys *keys, float *scratch);
     void (*softmax)(float *x, int k);                                            /* in place */
+    /* The first of the largest, or the first NaN. */
     int (*argmax)(const float *x, int k);
     /* bfloat16 rows to floats and back (nearest even). */
     void (*widen)(const uint16_t *x, int k, float *y);

@@ -1,0 +1,1 @@
+"""Native CPU kernels: a C library (``csrc/``) that ``build`` compiles at installation and ``library`` loads."""

@@ -1,0 +1,5 @@
+/* NEON with dot products (ARMv8.2). Functions that need i8mm have a target of their own and are called only where
+ * fathom_features() has FATHOM_HAS_I8MM. */
+#include "kernels_common.h"
+
+const fathom_kernels fathom_neon = FATHOM_PLAIN_KERNELS;

@@ -1,0 +1,165 @@
+"""The native library, loaded once: whether it is there, its functions, its instruction sets and its pools of threads.
+
+Two variables of the environment are read here, at the first use: ``FATHOM_NATIVE=0`` keeps the library out, and
+``FATHOM_ISA`` (scalar, avx2, avxvnni, avx512, neon) chooses an instruction set that is not the processor's best.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uint, c_void_p
+from functools import cache
+from typing import NamedTuple
+
+from fathom.errors import FathomError
+from fathom.kernels.native import build
+
+ISAS = ("scalar", "avx2", "avxvnni", "avx512", "neon")  # fathom_isa of fathom_native.h
+
+
+class Matrix(Structure):
+    """``fathom_matrix``: packed weights."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("panel_bytes", c_int64),
+        *((name, c_int32) for name in ("format", "rows", "columns")),
+    )
+
+
+class Rows(Structure):
+    """``fathom_rows``: rows of activations, quantized too where ``q`` is given."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("stride", c_int64),
+        *((name, c_void_p) for name in ("q", "scales", "sums")),
+        *((name, c_int32) for name in ("rows", "columns")),
+    )
+
+
+# Results and arguments of the functions of fathom_native.h; a tensor is the address of its data.
+_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "fathom_error": (c_char_p, ()),
+    "fathom_sources": (c_char_p, ()),
+    "fathom_best_isa": (c_int, ()),
+    "fathom_has_isa": (c_int, (c_int,)),
+    "fathom_isa_name": (c_char_p, (c_int,)),
+    "fathom_use_isa": (c_int, (c_int,)),
+    "fathom_current_isa": (c_int, ()),
+    "fathom_features": (c_uint, ()),
+    "fathom_pool_new": (c_void_p, (c_int,)),
+    "fathom_pool_free": (None, (c_void_p,)),
+    "fathom_pool_threads": (c_int, (c_void_p,)),
+    "fathom_packed_bytes": (c_int64, (c_int, c_int, c_int)),
+    "fathom_pack": (c_int, (c_int, c_int, c_int, c_void_p, c_int, c_void_p)),
+    "fathom_pack_gguf": (c_int, (c_int, c_int, c_int, c_void_p, c_void_p)),
+    "fathom_unpack": (c_int, (POINTER(Matrix), c_int, c_int, c_void_p)),
+    "fathom_product": (
+        c_int,
+        (c_void_p, POINTER(Matrix), c_void_p, c_int64, c_int, c_int, c_void_p, c_int64),
+    ),
+}
+
+
+class _Opened(NamedTuple):
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@cache
+def _open() -> _Opened:
+    if os.environ.get("FATHOM_NATIVE", "").strip() == "0":
+        return _Opened(None, "FATHOM_NATIVE=0 switches it off")
+    if not build.LIBRARY.exists():
+        return _Opened(None, "it was not built")
+    try:
+        library = ctypes.CDLL(str(build.LIBRARY))
+        sources = ctypes.CFUNCTYPE(c_char_p)(("fathom_sources", library))()
+    except (OSError, AttributeError) as error:
+        return _Opened(None, f"it cannot be loaded ({error})")
+    if build.SOURCES.is_dir() and sources.decode() != build.source_hash():
+        return _Opened(None, f"it is older than its sources; run python {build.__file__}")
+    for name, (result, arguments) in _FUNCTIONS.items():
+        if hasattr(library, name):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    _choose_isa(library, os.environ.get("FATHOM_ISA", "").strip().lower())
+    return _Opened(library, "")
+
+
+def _choose_isa(library: ctypes.CDLL, name: str) -> None:
+    if not name:
+        return
+    if name not in _usable(library):
+        choices = ", ".join(_usable(library))
+        raise FathomError(f"FATHOM_ISA: {name!r} is not among what runs here; choose one of {choices}")
+    library.fathom_use_isa(ISAS.index(name))
+
+
+def available() -> bool:
+    """Return whether the library can be used."""
+    return _open().library is not None
+
+
+def unavailable_reason() -> str:
+    """Return why the library cannot be used, as a clause without a full stop; empty where it can."""
+    return _open().reason
+
+
+def library() -> ctypes.CDLL:
+    """Return the library; its functions are those of ``csrc/fathom_native.h``.
+
+    Raises:
+        FathomError: it cannot be used here, and why.
+    """
+    opened = _open()
+    if opened.library is None:
+        raise FathomError(f"the native library cannot be used: {opened.reason}")
+    return opened.library
+
+
+def check(status: int) -> None:
+    """Raise what the library says of its last failure on this thread, unless ``status`` is 0."""
+    if status:
+        raise FathomError(f"native library: {library().fathom_error().decode()}")
+
+
+def current_isa() -> str:
+    """Return the instruction set whose kernels run."""
+    return ISAS[library().fathom_current_isa()]
+
+
+def usable_isas() -> tuple[str, ...]:
+    """Return the instruction sets whose kernels this build has and this processor runs, best last."""
+    return _usable(library())
+
+
+def _usable(library: ctypes.CDLL) -> tuple[str, ...]:
+    return tuple(name for number, name in enumerate(ISAS) if library.fathom_has_isa(number))
+
+
+def use_isa(name: str) -> None:
+    """Choose the instruction set whose kernels run in the whole process; no other thread may be computing.
+
+    Raises:
+        FathomError: this build or this processor does not have it.
+    """
+    check(library().fathom_use_isa(ISAS.index(name) if name in ISAS else -1))
+
+
+class ThreadPool:
+    """A pool of ``threads`` threads of the library, the caller's among them; ``pointer`` is its ``fathom_pool *``.
+
+    Raises:
+        FathomError: the library cannot be used, or the system starts no more threads.
+    """
+
+    def __init__(self, threads: int) -> None:
+        pool = library().fathom_pool_new(threads)
+        check(0 if pool else -1)
+        self.pointer: int = pool
+        self.threads = threads
+        self.close = weakref.finalize(self, library().fathom_pool_free, pool)
