@@ -30,7 +30,7 @@ _OPTIMIZED = ("-O3", "-ffp-contract=fast")
 _SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
-# Flags of kernels_NAME.c by processor. Nothing goes here that csrc/cpu.c does not ask the processor for.
+# Flags of *_NAME.c by processor. Nothing goes here that csrc/cpu.c does not ask the processor for.
 _INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"avx2": _AVX2, "avxvnni": (*_AVX2, "-mavxvnni"), "avx512": _AVX512},
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
@@ -119,8 +119,12 @@ def _instruction_sets(target: str) -> dict[str, tuple[str, ...]]:
 
 
 def _wanted(path: Path, known: dict[str, tuple[str, ...]]) -> bool:
-    name = path.stem.removeprefix("kernels_")
-    return name == path.stem or name == "scalar" or name in known
+    name = _instruction_set(path)
+    return name in known or not any(name in sets for sets in _INSTRUCTION_SETS.values())
+
+
+def _instruction_set(path: Path) -> str:
+    return path.stem.rpartition("_")[2]
 
 
 def _accepts(command: list[str], flags: tuple[str, ...], work: Path) -> bool:
@@ -137,7 +141,7 @@ def _compile(
     command: list[str], shared: list[str], source: Path, known: dict[str, tuple[str, ...]], work: Path
 ) -> Path:
     built = work / f"{source.stem}.o"
-    flags = known.get(source.stem.removeprefix("kernels_"), ())
+    flags = known.get(_instruction_set(source), ())
     _run([*command, *shared, *flags, "-c", str(source), "-o", str(built)])
     return built
 
