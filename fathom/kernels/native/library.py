@@ -57,6 +57,10 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fathom_pack": (c_int, (c_int, c_int, c_int, c_void_p, c_int, c_void_p)),
     "fathom_pack_gguf": (c_int, (c_int, c_int, c_int, c_void_p, c_void_p)),
     "fathom_unpack": (c_int, (POINTER(Matrix), c_int, c_int, c_void_p)),
+    "fathom_write_rows": (None, (c_void_p, c_void_p, c_int, c_void_p, c_int64)),
+    "fathom_read_rows": (None, (c_void_p, c_int64, c_int, c_int, c_int, c_void_p, c_int64)),
+    "fathom_attend_bytes": (c_int64, (c_int, c_int, c_int)),
+    "fathom_attend_all": (c_int, (c_void_p, c_void_p, c_int)),
     "fathom_product": (
         c_int,
         (c_void_p, POINTER(Matrix), c_void_p, c_int64, c_int, c_int, c_void_p, c_int64),

@@ -25,9 +25,9 @@ typedef struct {
     int64_t out_token, out_head;
 } fathom_attention;
 
-/* Bytes for fathom_attend of at most ``count`` items by ``threads`` threads, with keys and values up to these widths. To be
- * aligned to 64 bytes and filled with zeros once; calls may follow one another, a barrier between them. */
-int64_t fathom_attend_bytes(int count, int threads, int width, int value_width);
+/* Bytes for fathom_attend by ``threads`` threads of keys and values up to these widths. To be aligned to 64 bytes and
+ * filled with zeros once; calls may follow one another, a barrier between them. */
+int64_t fathom_attend_bytes(int threads, int width, int value_width);
 
 /* One thread's share of all items; each of ``threads`` threads calls it with the same arguments. The work is cut by
  * rows and keys, a long sequence too, and outputs are complete when all threads have returned. A token that sees

@@ -4,21 +4,21 @@
 #define FATHOM_KERNELS_H
 
 #include "fathom_native.h"
+#include "pages.h"
 
-/* One block of keys (and values) for ``rows`` queries that share them: online softmax over blocks. */
+/* ``rows`` queries that share the keys of one head: online softmax over blocks of keys. */
 typedef struct {
-    const float *q;             /* rows x width, a row every q_stride; already multiplied by the softmax scale */
-    int64_t q_stride;
+    const float *packed;        /* by pack_queries, multiplied by the softmax scale */
     int32_t rows, width, value_width;
     float *acc;                 /* rows x value_width: sums of exp(score - max) value; a row every acc_stride */
     int64_t acc_stride;
-    float *max, *sum;           /* rows: begin with -INFINITY and 0 */
+    float *max, *sum;           /* rows: begin with -INFINITY and 0, and acc with 0 */
 } fathom_queries;
 
 typedef struct {
     const float *keys, *values; /* count rows each */
     int64_t key_stride, value_stride;
-    int32_t count;
+    int32_t count;              /* FATHOM_ATTEND_KEYS at most */
     const int32_t *first, *last; /* rows: a query sees keys [first, last) of this block; NULL for all */
 } fathom_keys;
 
@@ -35,16 +35,26 @@ typedef struct {
     void (*add_scaled)(float scale, const float *x, int k, float *y);           /* y += scale x */
     /* Rotate pairs; half layout pairs i with i + pairs, the other 2 i with 2 i + 1. In place. */
     void (*rotate)(float *x, const float *cosine, const float *sine, int pairs, int half);
-    void (*attend)(const fathom_queries *queries, const fathom_keys *keys, float *scratch);
+    /* Pack ``rows`` queries for attend, each anywhere: fathom_packed_floats of them. */
+    void (*pack_queries)(const float *const *q, int rows, int width, float scale, float *packed);
+    /* Attend to one block; a query that sees none of its keys stays as it is. */
+    void (*attend)(const fathom_queries *queries, const fathom_keys *keys);
     void (*softmax)(float *x, int k);                                            /* in place */
     /* The first of the largest, or the first NaN. */
     int (*argmax)(const float *x, int k);
     /* bfloat16 rows to floats and back (nearest even). */
     void (*widen)(const uint16_t *x, int k, float *y);
     void (*narrow)(const float *x, int k, uint16_t *y);
+    /* Rows of cache pages, as in pages.h. */
+    void (*read_rows)(const fathom_pages *pages, int64_t slot, int count, int column, int columns, float *out,
+                      int64_t stride);
+    void (*write_row)(const fathom_pages *pages, int64_t slot, const float *x);
 } fathom_kernels;
 
-#define FATHOM_ATTEND_KEYS 64 /* keys of a block at most; scratch holds rows x FATHOM_ATTEND_KEYS floats */
+#define FATHOM_ATTEND_KEYS 64 /* of a block at most */
+
+/* Floats of packed queries, at most. */
+static inline int64_t fathom_packed_floats(int rows, int width) { return (rows + 16) * (int64_t)((width + 15) / 16 * 16); }
 
 extern const fathom_kernels fathom_scalar, fathom_avx2, fathom_avxvnni, fathom_avx512, fathom_neon;
 extern const fathom_kernels *fathom_current; /* of the chosen instruction set */

@@ -1,6 +1,6 @@
-/* Plain C versions of every kernel. Each kernels_*.c includes them and compiles them with its own flags, so that a loop
- * that the compiler turns into vectors is written once; tables replace what pays by intrinsics. The scalar table holds
- * exactly these. */
+/* Plain C versions of the products and of numbers' formats. Each kernels_*.c includes them and compiles them with its
+ * own flags, so that a loop that the compiler turns into vectors is written once; tables replace what pays by
+ * intrinsics. */
 #ifndef FATHOM_KERNELS_COMMON_H
 #define FATHOM_KERNELS_COMMON_H
 
@@ -137,99 +137,5 @@ static inline void fathom_plain_quantize_row(const float *x, int k, int8_t *q, f
         sums[g] = scales[g] * (float)sum;
     }
 }
-
-static inline void fathom_plain_rms_norm(const float *x, const float *weight, int k, float eps, float *y) {
-    float squares = 0.0f;
-    for (int i = 0; i < k; i++) squares += x[i] * x[i];
-    const float scale = 1.0f / sqrtf(squares / (float)k + eps);
-    for (int i = 0; i < k; i++) y[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
-}
-
-static inline void fathom_plain_silu_multiply(const float *gate, const float *up, int k, float *y) {
-    for (int i = 0; i < k; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-}
-
-static inline void fathom_plain_add_scaled(float scale, const float *x, int k, float *y) {
-    for (int i = 0; i < k; i++) y[i] += scale * x[i];
-}
-
-static inline void fathom_plain_rotate(float *x, const float *cosine, const float *sine, int pairs, int half) {
-    const int apart = half ? pairs : 1, step = half ? 1 : 2;
-    for (int i = 0; i < pairs; i++) {
-        float *a = x + step * i, *b = a + apart;
-        const float first = *a, second = *b;
-        *a = first * cosine[i] - second * sine[i];
-        *b = second * cosine[i] + first * sine[i];
-    }
-}
-
-/* One query over the keys [first, last) of a block. */
-static inline void fathom_plain_attend_row(const fathom_queries *queries, const fathom_keys *keys, int row, int first,
-                                           int last, float *scores) {
-    const float *q = queries->q + row * queries->q_stride;
-    float *acc = queries->acc + row * queries->acc_stride, largest = queries->max[row];
-    for (int i = first; i < last; i++) {
-        const float *key = keys->keys + i * keys->key_stride;
-        float score = 0.0f;
-        for (int k = 0; k < queries->width; k++) score += q[k] * key[k];
-        scores[i] = score;
-        largest = score > largest ? score : largest;
-    }
-    if (first >= last) return;
-    if (largest == -INFINITY) largest = 0.0f; /* nothing but -infinity: every weight is 0 */
-    const float kept = expf(queries->max[row] - largest);
-    for (int k = 0; k < queries->value_width; k++) acc[k] *= kept;
-    queries->sum[row] *= kept;
-    queries->max[row] = largest;
-    for (int i = first; i < last; i++) {
-        const float weight = expf(scores[i] - largest), *value = keys->values + i * keys->value_stride;
-        queries->sum[row] += weight;
-        for (int k = 0; k < queries->value_width; k++) acc[k] += weight * value[k];
-    }
-}
-
-static inline void fathom_plain_attend(const fathom_queries *queries, const fathom_keys *keys, float *scratch) {
-    for (int row = 0; row < queries->rows; row++) {
-        const int first = keys->first ? keys->first[row] : 0, last = keys->last ? keys->last[row] : keys->count;
-        fathom_plain_attend_row(queries, keys, row, first, last, scratch + row * FATHOM_ATTEND_KEYS);
-    }
-}
-
-static inline void fathom_plain_softmax(float *x, int k) {
-    float largest = -INFINITY, sum = 0.0f;
-    for (int i = 0; i < k; i++) largest = x[i] > largest ? x[i] : largest;
-    for (int i = 0; i < k; i++) {
-        x[i] = expf(x[i] - largest);
-        sum += x[i];
-    }
-    for (int i = 0; i < k; i++) x[i] /= sum;
-}
-
-/* The first of the largest, or the first NaN. */
-static inline int fathom_plain_argmax(const float *x, int k) {
-    int best = 0;
-    for (int i = 0; i < k; i++) {
-        if (isnan(x[i])) return i;
-        if (x[i] > x[best]) best = i;
-    }
-    return best;
-}
-
-static inline void fathom_plain_widen(const uint16_t *x, int k, float *y) {
-    for (int i = 0; i < k; i++) y[i] = fathom_wide(x[i]);
-}
-
-static inline void fathom_plain_narrow(const float *x, int k, uint16_t *y) {
-    for (int i = 0; i < k; i++) y[i] = fathom_narrow(x[i]);
-}
-
-#define FATHOM_PLAIN_KERNELS                                                                                            \
-    {                                                                                                                   \
-        .product = fathom_plain_product, .quantize_row = fathom_plain_quantize_row,                                     \
-        .rms_norm = fathom_plain_rms_norm, .silu_multiply = fathom_plain_silu_multiply,                                 \
-        .add_scaled = fathom_plain_add_scaled, .rotate = fathom_plain_rotate, .attend = fathom_plain_attend,            \
-        .softmax = fathom_plain_softmax, .argmax = fathom_plain_argmax, .widen = fathom_plain_widen,                    \
-        .narrow = fathom_plain_narrow,                                                                                  \
-    }
 
 #endif

@@ -1,0 +1,71 @@
+"""Cache pages and attention of the native library: its structs, filled from tensors.
+
+X elements of one token, Y bytes of its row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fathom.kernels.native import library
+from fathom.plan.cache_rows import QuantizedRow
+
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+
+
+class Segment(Structure):
+    """``fathom_segment``: elements of a quantized row."""
+
+    _fields_ = tuple((name, c_int32) for name in ("width", "largest", "group"))
+
+
+class Pages(Structure):
+    """``fathom_pages``: the rows of one layer and kind. Whoever holds it holds the tensor too."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("row_bytes", c_int64),
+        *((name, c_int32) for name in ("format", "width", "segments")),
+        ("segment", Segment * 2),
+    )
+
+
+class Attention(Structure):
+    """``fathom_attention``: tokens of one sequence that attend to its pages."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values", "table")),
+        *((name, c_int32) for name in ("page_size", "first", "begin", "position", "tokens", "heads", "window")),
+        *((name, c_int32) for name in ("key_column", "width", "value_column", "value_width")),
+        ("scale", c_float),
+        ("q", c_void_p),
+        ("q_token", c_int64),
+        ("q_head", c_int64),
+        ("out", c_void_p),
+        ("out_token", c_int64),
+        ("out_head", c_int64),
+    )
+
+
+def describe_pages(rows_NX: Tensor, row: QuantizedRow | None = None) -> Pages:
+    """Describe rows of a pool: float32 or bfloat16 (N, X), or bytes (N, Y) laid out as ``row`` says."""
+    segments = () if row is None else row.segments
+    width = rows_NX.shape[1] if row is None else row.width
+    held = [Segment(segment.width, segment.largest, segment.group) for segment in segments]
+    row_bytes = rows_NX.stride(0) * rows_NX.element_size()
+    return Pages(rows_NX.data_ptr(), row_bytes, _FORMATS[rows_NX.dtype], width, len(held), (Segment * 2)(*held))
+
+
+def attend(pool: library.ThreadPool, items: Sequence[Attention]) -> None:
+    """Compute all items on the pool's threads; outputs are where the items say.
+
+    Raises:
+        FathomError: there is no memory for it.
+    """
+    held = (Attention * len(items))(*items)
+    library.check(library.library().fathom_attend_all(pool.pointer, ctypes.addressof(held), len(items)))

@@ -1,0 +1,302 @@
+/* A step's attention over pages, cut into equal shares.
+ *
+ * The rows of an item (tokens times heads) are cut into tiles; a tile and the keys it sees are a unit of work. Units lie
+ * one after another on a line, as long as what they cost, and each thread has an equal part of it. The unit that a
+ * boundary cuts is computed in pieces, each over some of the keys; the thread that finishes the last piece merges them
+ * by their log-sum-exps. */
+#include "attention.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "pool.h"
+
+enum {
+    TILE_ROWS = 64,
+    LEAST_ROWS = 4,    /* fewer rows cost as much: reading the keys */
+    IN_PLACE_KEYS = 24 /* neighbouring float32 rows from which on they are not copied */
+};
+
+typedef struct {
+    const fathom_attention *item;
+    int row, rows;    /* of the item */
+    int begin, end;   /* keys that any of the rows sees */
+    int64_t at, cost; /* on the line */
+} unit;
+
+/* What is left of attending to some of a unit's keys: a tile of accumulators. */
+typedef struct {
+    float *acc, *max, *sum;
+} partial;
+
+/* One thread's part of the workspace. */
+typedef struct {
+    atomic_int *finished; /* pieces of the unit that begins in this thread's share and ends beyond it */
+    partial own, entering, leaving;
+    float *packed, *keys, *values;
+    int64_t key_stride, value_stride;
+} room;
+
+typedef struct {
+    const fathom_attention *items;
+    int count, threads;
+    int64_t total;                /* length of the line */
+    int width, value_width;       /* the widest */
+    uint8_t *workspace;
+} plan;
+
+static int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+/* A row of the tile of keys: not a multiple of 4096 bytes, whose rows would share few places of the cache. */
+static int64_t tile_stride(int width) { return padded(width) % 256 ? padded(width) : padded(width) + 16; }
+
+static int64_t partial_floats(int value_width) { return TILE_ROWS * (padded(value_width) + 2); }
+
+static int64_t room_floats(int width, int value_width) {
+    return 16 + 3 * partial_floats(value_width) + fathom_packed_floats(TILE_ROWS, width) +
+           FATHOM_ATTEND_KEYS * (tile_stride(width) + tile_stride(value_width));
+}
+
+int64_t fathom_attend_bytes(int threads, int width, int value_width) {
+    return threads * room_floats(width, value_width) * (int64_t)sizeof(float);
+}
+
+static partial partial_at(float **at, int value_width) {
+    const partial made = {*at, *at + TILE_ROWS * padded(value_width), *at + TILE_ROWS * (padded(value_width) + 1)};
+    *at += partial_floats(value_width);
+    return made;
+}
+
+static room room_of(const plan *p, int thread) {
+    float *at = (float *)(void *)p->workspace + thread * room_floats(p->width, p->value_width);
+    room made = {.finished = (atomic_int *)at};
+    at += 16;
+    made.own = partial_at(&at, p->value_width);
+    made.entering = partial_at(&at, p->value_width);
+    made.leaving = partial_at(&at, p->value_width);
+    made.packed = at;
+    at += fathom_packed_floats(TILE_ROWS, p->width);
+    made.keys = at;
+    made.key_stride = tile_stride(p->width);
+    made.values = at + FATHOM_ATTEND_KEYS * made.key_stride;
+    made.value_stride = tile_stride(p->value_width);
+    return made;
+}
+
+/* The first index that a token sees. */
+static int first_seen(const fathom_attention *item, int token) {
+    const int earliest = item->window ? item->position + token + 1 - item->window : 0;
+    return earliest > item->begin ? earliest : item->begin;
+}
+
+static unit unit_at(const fathom_attention *item, int row, int64_t at) {
+    const int left = item->tokens * item->heads - row;
+    unit u = {.item = item, .row = row, .rows = left < TILE_ROWS ? left : TILE_ROWS, .at = at};
+    u.begin = first_seen(item, row / item->heads);
+    u.end = item->position + (row + u.rows - 1) / item->heads + 1;
+    if (u.end < u.begin) u.end = u.begin;
+    u.cost = (int64_t)(u.rows < LEAST_ROWS ? LEAST_ROWS : u.rows) * (u.end - u.begin + 1);
+    return u;
+}
+
+static int64_t share(const plan *p, int thread) { return p->total * thread / p->threads; }
+
+/* The first key of the part of a unit that begins at ``at`` on the line. Both threads beside a boundary agree. */
+static int cut(const unit *u, int64_t at) {
+    if (at <= u->at) return u->begin;
+    if (at >= u->at + u->cost) return u->end;
+    const int64_t keys = (at - u->at) * (u->end - u->begin) / u->cost;
+    return u->begin + (int)(keys / FATHOM_ATTEND_KEYS * FATHOM_ATTEND_KEYS);
+}
+
+/* Tokens from index i on, at most ``most``, that lie in neighbouring slots; the first slot too. */
+static int neighbours(const fathom_attention *item, int i, int most, int64_t *slot) {
+    const int offset = i - item->first, size = item->page_size;
+    if (!item->table) {
+        *slot = offset;
+        return most;
+    }
+    int page = offset / size, count = size - offset % size;
+    *slot = (int64_t)item->table[page] * size + offset % size;
+    for (; count < most && item->table[page + 1] == item->table[page] + 1; page++) count += size;
+    return count < most ? count : most;
+}
+
+static const float *row_in_place(const fathom_pages *pages, int64_t slot, int column) {
+    return (const float *)(const void *)((const uint8_t *)pages->rows + slot * pages->row_bytes) + column;
+}
+
+static int plain(const fathom_pages *pages) { return pages->format == FATHOM_PAGES_FLOAT32; }
+
+/* Copy the keys and values of ``count`` tokens from index i on into the tiles. */
+static void gather(const fathom_attention *item, int i, int count, const room *r, int shared) {
+    for (int done = 0; done < count;) {
+        int64_t slot;
+        const int run = neighbours(item, i + done, count - done, &slot);
+        fathom_current->read_rows(item->keys, slot, run, item->key_column, item->width, r->keys + done * r->key_stride,
+                                  r->key_stride);
+        if (!shared)
+            fathom_current->read_rows(item->values, slot, run, item->value_column, item->value_width,
+                                      r->values + done * r->value_stride, r->value_stride);
+        done += run;
+    }
+}
+
+/* The next block of a unit's keys, from index i on. */
+static fathom_keys block_at(const fathom_attention *item, int i, int end, const room *r) {
+    const int most = end - i < FATHOM_ATTEND_KEYS ? end - i : FATHOM_ATTEND_KEYS;
+    const int shared = item->keys == item->values && item->value_column >= item->key_column &&
+                       item->value_column + item->value_width <= item->key_column + item->width;
+    int64_t slot;
+    const int run = neighbours(item, i, most, &slot);
+    fathom_keys keys = {.count = most};
+    if (plain(item->keys) && plain(item->values) && run >= (most < IN_PLACE_KEYS ? most : IN_PLACE_KEYS)) {
+        keys.count = run;
+        keys.keys = row_in_place(item->keys, slot, item->key_column);
+        keys.values = row_in_place(item->values, slot, item->value_column);
+        keys.key_stride = item->keys->row_bytes / (int64_t)sizeof(float);
+        keys.value_stride = item->values->row_bytes / (int64_t)sizeof(float);
+        return keys;
+    }
+    gather(item, i, most, r, shared);
+    keys.keys = r->keys;
+    keys.key_stride = r->key_stride;
+    keys.values = shared ? r->keys + (item->value_column - item->key_column) : r->values;
+    keys.value_stride = shared ? r->key_stride : r->value_stride;
+    return keys;
+}
+
+static int within(int x, int most) { return x < 0 ? 0 : x > most ? most : x; }
+
+/* Which keys of a block from index i on each row sees, where some do not see all. */
+static void limit(const unit *u, int i, fathom_keys *keys, int32_t *first, int32_t *last) {
+    const fathom_attention *item = u->item;
+    const int from = u->row / item->heads, to = (u->row + u->rows - 1) / item->heads;
+    if (first_seen(item, to) <= i && item->position + from + 1 >= i + keys->count) return;
+    for (int row = 0; row < u->rows; row++) {
+        const int token = (u->row + row) / item->heads;
+        first[row] = within(first_seen(item, token) - i, keys->count);
+        last[row] = within(item->position + token + 1 - i, keys->count);
+    }
+    keys->first = first;
+    keys->last = last;
+}
+
+/* Attend from the rows of a unit to keys [begin, end). */
+static void attend_piece(const unit *u, int begin, int end, const room *r, partial into) {
+    const fathom_attention *item = u->item;
+    const int64_t stride = padded(item->value_width);
+    const float *q[TILE_ROWS];
+    int32_t first[TILE_ROWS], last[TILE_ROWS];
+    for (int i = 0; i < u->rows; i++) {
+        const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
+        q[i] = item->q + token * item->q_token + head * item->q_head;
+        into.max[i] = -INFINITY;
+        into.sum[i] = 0.0f;
+    }
+    memset(into.acc, 0, sizeof(float) * (size_t)(u->rows * stride));
+    fathom_current->pack_queries(q, u->rows, item->width, item->scale, r->packed);
+    const fathom_queries queries = {.packed = r->packed, .rows = u->rows, .width = item->width,
+                                    .value_width = item->value_width, .acc = into.acc, .acc_stride = stride,
+                                    .max = into.max, .sum = into.sum};
+    for (int i = begin; i < end;) {
+        fathom_keys keys = block_at(item, i, end, r);
+        limit(u, i, &keys, first, last);
+        fathom_current->attend(&queries, &keys);
+        i += keys.count;
+    }
+}
+
+/* Write the outputs of a unit: the sum of its pieces, each times e^(its max - the largest), over the sum of sums. */
+static void write_outputs(const unit *u, const partial *pieces, int count) {
+    const fathom_attention *item = u->item;
+    const int64_t stride = padded(item->value_width);
+    for (int i = 0; i < u->rows; i++) {
+        const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
+        float *out = item->out + token * item->out_token + head * item->out_head, top = -INFINITY, sum = 0.0f;
+        memset(out, 0, sizeof(float) * (size_t)item->value_width);
+        for (int j = 0; j < count; j++) top = pieces[j].max[i] > top ? pieces[j].max[i] : top;
+        for (int j = 0; j < count; j++)
+            if (pieces[j].sum[i] != 0.0f) sum += expf(pieces[j].max[i] - top) * pieces[j].sum[i];
+        for (int j = 0; j < count; j++)
+            if (pieces[j].sum[i] != 0.0f)
+                fathom_current->add_scaled(expf(pieces[j].max[i] - top) / sum, pieces[j].acc + i * stride,
+                                           item->value_width, out);
+    }
+}
+
+/* This thread's piece of a unit that boundaries cut; merge the pieces if it is the last to be finished. */
+static void attend_cut(const plan *p, const unit *u, int thread, const room *r) {
+    partial pieces[256];
+    int count = 0, starts = 0;
+    for (int t = 0; t < p->threads; t++) {
+        if (share(p, t) <= u->at && u->at < share(p, t + 1)) starts = t;
+        if (cut(u, share(p, t)) >= cut(u, share(p, t + 1))) continue;
+        const room other = room_of(p, t);
+        pieces[count++] = share(p, t) > u->at ? other.entering : other.leaving;
+    }
+    const int begin = cut(u, share(p, thread)), end = cut(u, share(p, thread + 1));
+    if (begin >= end) return;
+    attend_piece(u, begin, end, r, share(p, thread) > u->at ? r->entering : r->leaving);
+    atomic_int *finished = room_of(p, starts).finished;
+    if (atomic_fetch_add_explicit(finished, 1, memory_order_acq_rel) + 1 < count) return;
+    atomic_store_explicit(finished, 0, memory_order_relaxed);
+    write_outputs(u, pieces, count);
+}
+
+void fathom_attend(const fathom_attention *items, int count, int thread, int threads, void *workspace) {
+    plan p = {.items = items, .count = count, .threads = threads, .workspace = workspace};
+    for (int i = 0; i < count; i++) {
+        p.width = items[i].width > p.width ? items[i].width : p.width;
+        p.value_width = items[i].value_width > p.value_width ? items[i].value_width : p.value_width;
+        for (int row = 0; row < items[i].tokens * items[i].heads; row += TILE_ROWS)
+            p.total += unit_at(items + i, row, 0).cost;
+    }
+    const int64_t from = share(&p, thread), to = share(&p, thread + 1);
+    const room r = room_of(&p, thread);
+    int64_t at = 0;
+    for (int i = 0; i < count && at < to; i++)
+        for (int row = 0; row < items[i].tokens * items[i].heads && at < to; row += TILE_ROWS) {
+            const unit u = unit_at(items + i, row, at);
+            at += u.cost;
+            if (at <= from) continue;
+            if (u.begin == u.end && u.at >= from) {
+                write_outputs(&u, NULL, 0);
+            } else if (u.at < from || at > to) {
+                attend_cut(&p, &u, thread, &r);
+            } else {
+                attend_piece(&u, u.begin, u.end, &r, r.own);
+                write_outputs(&u, &r.own, 1);
+            }
+        }
+}
+
+typedef struct {
+    const fathom_attention *items;
+    int count;
+    void *workspace;
+} call;
+
+static void attend_on(int thread, int threads, void *argument) {
+    const call *given = argument;
+    fathom_attend(given->items, given->count, thread, threads, given->workspace);
+}
+
+int fathom_attend_all(fathom_pool *pool, const fathom_attention *items, int count) {
+    int width = 0, value_width = 0;
+    for (int i = 0; i < count; i++) {
+        width = items[i].width > width ? items[i].width : width;
+        value_width = items[i].value_width > value_width ? items[i].value_width : value_width;
+    }
+    const int64_t bytes = fathom_attend_bytes(fathom_pool_threads(pool), width, value_width);
+    void *workspace = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
+    if (!workspace) return fathom_fail("no memory for attention: %lld bytes", (long long)bytes);
+    memset(workspace, 0, (size_t)bytes);
+    call given = {items, count, workspace};
+    const int status = fathom_pool_run(pool, attend_on, &given);
+    free(workspace);
+    return status;
+}
