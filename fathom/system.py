@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 where there is no limit
@@ -59,6 +61,29 @@ def usable_cores(root: Path = Path("/")) -> float:
     old = root / "sys/fs/cgroup/cpu"
     limit, period_us = _number(old / "cpu.cfs_quota_us"), _number(old / "cpu.cfs_period_us")
     return min(cores, limit / period_us) if limit and period_us else cores
+
+
+@lru_cache(maxsize=4)
+def processor_facts(root: Path = Path("/")) -> Mapping[str, str]:
+    """Return what the system says of the first processor, by lower-case name; "model name" is always there."""
+    facts: dict[str, str] = {}
+    for line in _lines(root / "proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip().lower(), value.strip())
+    known = facts.get("model name") or facts.get("cpu model") or _apple_processor()
+    return facts | {"model name": known or platform.processor() or platform.machine()}
+
+
+def _apple_processor() -> str:
+    if sys.platform != "darwin":
+        return ""
+    import subprocess
+
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=2, encoding="utf-8").stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def release_free_memory() -> None:

@@ -1,4 +1,7 @@
-"""Tests never depend on time, nor on the language of the machine: they must not fail where the code is right."""
+"""Tests never depend on time, on the language of the machine or on what is fast there.
+
+They must not fail where the code is right.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ __all__ = ["call", "publish"]
 pytest_plugins = ["tests.plugins.interrupts", "tests.plugins.leftovers", "tests.plugins.skips"]
 
 os.environ["FATHOM_LANG"] = "en"
+os.environ["FATHOM_PRODUCTS"] = "blas"
 
 settings.register_profile("fathom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fathom")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fathom import products
 from fathom.checkpoint.hub.fetch import hub_cache
 from fathom.errors import ResourceError, explain_os_error
 from fathom.files import is_leftover, remove_directory, remove_leftovers
@@ -44,7 +45,7 @@ def cache_entries(cache: Path) -> Iterator[CacheEntry]:
             yield from (_entry("model", each, owned=True, names=named) for each in _listed(path))
         elif path.name == "hub" and _is_folder(path):
             yield from (_entry("hub", each, owned=True) for each in _listed(path))
-        else:
+        elif path.name != products.FOLDER:  # measurements of this machine, which nobody fetched
             yield _entry("package", path, owned=True)
     own = hub_cache()
     for path in _listed(own) if own is not None and own != cache / "hub" else ():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import accumulation_dtype
+from fathom.kernels.products import add_product, product
 from fathom.spec.targets import IGNORE_INDEX
 
 
@@ -92,7 +93,7 @@ class _Chunk:
         self.hidden_XD, self.weight_VD = hidden_XD, weight_VD
         self.counts_X1 = (targets_X != ignore_index).unsqueeze(1)
         self.target_X1 = targets_X.unsqueeze(1).masked_fill(~self.counts_X1, 0)
-        logits_XV = torch.mm(hidden_XD, weight_VD.t())
+        logits_XV = product(hidden_XD, weight_VD.t())
         below_XV = logits_XV.to(accumulation_dtype(logits_XV))
         below_XV.sub_(below_XV.amax(1, keepdim=True))
         self.chosen_X1 = below_XV.gather(1, self.target_X1)
@@ -114,13 +115,9 @@ class _Chunk:
         self.exponent_XV.mul_(scale_X1 / self.sum_X1).scatter_add_(1, self.target_X1, -scale_X1)
         slope_XV = self.exponent_XV.to(self.hidden_XD.dtype)
         if grad_hidden_XD is not None:
-            torch.mm(slope_XV, self.weight_VD, out=grad_hidden_XD)
-        if grad_weight_VD is None:
-            return
-        if grad_weight_VD.dtype == slope_XV.dtype:
-            grad_weight_VD.addmm_(slope_XV.t(), self.hidden_XD)
-        else:
-            grad_weight_VD.add_(torch.mm(slope_XV.t(), self.hidden_XD))
+            product(slope_XV, self.weight_VD, grad_hidden_XD)
+        if grad_weight_VD is not None:
+            add_product(grad_weight_VD, slope_XV.t(), self.hidden_XD)
 
 
 def _buffers(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor | None, Tensor | None]:

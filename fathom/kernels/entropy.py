@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fathom.kernels.cross_entropy import cast_for_autocast
 from fathom.kernels.elementwise import accumulation_dtype
+from fathom.kernels.products import product
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def linear_entropy(hidden_ND: Tensor, weight_VD: Tensor, *, chunk_tokens: int) -
     entropy_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=accumulation_dtype(hidden_ND))
     for start in range(0, hidden_ND.shape[0], chunk_tokens):
         rows = slice(start, start + chunk_tokens)
-        entropy_N[rows] = _entropy(torch.mm(hidden_ND[rows], weight_VD.t()))
+        entropy_N[rows] = _entropy(product(hidden_ND[rows], weight_VD.t()))
     return entropy_N
 
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import accumulation_dtype, needs_grad
 from fathom.kernels.linear import compiles_one_row
+from fathom.kernels.products import product
 
 # Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 4096
@@ -127,21 +128,13 @@ def _few_tokens(
     gate_up_DF, down_FD = gate_up_EFD.mT.unbind(0), down_EDF.mT.unbind(0)
     rows, gate_ups = rows_MD.split_with_sizes(counts), gate_up_MF.split_with_sizes(counts)
     for expert, x_XD, gate_up_XF in zip(experts, rows, gate_ups, strict=True):
-        torch.mm(x_XD, gate_up_DF[expert], out=gate_up_XF)
+        product(x_XD, gate_up_DF[expert], gate_up_XF)
     gate_MF, up_MF = gate_up_MF.chunk(2, dim=1)
     hidden_MF = F.silu(gate_MF).mul_(up_MF).mul_(weights_NK.reshape(-1)[dispatch.order_M].unsqueeze(1))
     for expert, hidden_XF, y_XD in zip(experts, hidden_MF.split_with_sizes(counts), rows, strict=True):
-        torch.mm(hidden_XF, down_FD[expert], out=y_XD)
+        product(hidden_XF, down_FD[expert], y_XD)
     y_ND = torch.zeros_like(x_ND, dtype=accumulation_dtype(x_ND))
     return y_ND.index_add_(0, dispatch.tokens_M, rows_MD.to(y_ND.dtype)).to(x_ND.dtype)
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Matrix product into ``out``, converted to its dtype."""
-    if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(torch.mm(left, right))
 
 
 def _forward(
@@ -165,10 +158,10 @@ def _forward(
         tokens_X, count = dispatch.tokens_M[pairs], pairs.stop - pairs.start
         x_XD = torch.index_select(x_ND, 0, tokens_X, out=rows[:count])
         gate_up_XF = gate_up[pairs] if saved_MF is not None else gate_up[:count]
-        _product(x_XD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_XF)
+        product(x_XD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_XF)
         hidden_XF = torch.ops.aten.silu.out(gate_up_XF[:, :width], out=hidden[:count])
         hidden_XF.mul_(gate_up_XF[:, width:]).mul_(weights_M[pairs].unsqueeze(1))
-        _product(hidden_XF, down_EDF[expert].to(x_ND.dtype).t(), x_XD)
+        product(hidden_XF, down_EDF[expert].to(x_ND.dtype).t(), x_XD)
         y_ND.index_add_(0, tokens_X, x_XD.to(y_ND.dtype))
     return y_ND.to(x_ND.dtype)
 
@@ -245,16 +238,16 @@ class _Gradients:
         slope_XF, hidden_XF = self._slope[:count], self._hidden[:count]
         silu_XF = torch.ops.aten.silu.out(gate_XF, out=self._silu[:count])
         torch.mul(silu_XF, up_XF, out=hidden_XF)
-        torch.mm(outer_XD, self._down_weight[expert].to(dtype), out=slope_XF)
+        product(outer_XD, self._down_weight[expert].to(dtype), slope_XF)
         wide = self.weights_M.dtype
         torch.linalg.vecdot(slope_XF.to(wide), hidden_XF.to(wide), out=self.weights_M[pairs])
         slope_XF.mul_(weight_X1)
-        _product(outer_XD.t(), hidden_XF.mul_(weight_X1), self.down_EDF[expert])
+        product(outer_XD.t(), hidden_XF.mul_(weight_X1), self.down_EDF[expert])
 
         grad_XF = self._gate_up[:count]
         grad_gate_XF, grad_up_XF = grad_XF.chunk(2, dim=1)
         torch.mul(slope_XF, silu_XF, out=grad_up_XF)
         torch.ops.aten.silu_backward.grad_input(slope_XF.mul_(up_XF), gate_XF, grad_input=grad_gate_XF)
-        _product(grad_XF.t(), x_XD, self.gate_up_EFD[expert])
-        torch.mm(grad_XF, self._gate_up_weight[expert].to(dtype), out=outer_XD)
+        product(grad_XF.t(), x_XD, self.gate_up_EFD[expert])
+        product(grad_XF, self._gate_up_weight[expert].to(dtype), outer_XD)
         self.x_ND.index_add_(0, tokens_X, outer_XD.to(self.x_ND.dtype))

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import accumulation_dtype, swiglu
 from fathom.kernels.experts import dispatch_by_expert
+from fathom.kernels.products import add_product, product
 from fathom.kernels.weight_formats import QuantizedWeight, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**20
@@ -44,7 +45,7 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.qweight = qweight
         y_NX = x_NY.new_empty(x_NY.shape[0], qweight.rows)
         for tile in row_tiles(qweight, _TILE_WEIGHTS):
-            y_NX[:, tile] = torch.mm(x_NY, dequantize(qweight, x_NY.dtype, tile).t())
+            y_NX[:, tile] = product(x_NY, dequantize(qweight, x_NY.dtype, tile).t())
         return y_NX
 
     @staticmethod
@@ -53,7 +54,7 @@ class _FrozenLinear(torch.autograd.Function):
         qweight = ctx.qweight
         grad_NY = grad_NX.new_zeros(grad_NX.shape[0], qweight.columns)
         for tile in row_tiles(qweight, _TILE_WEIGHTS):
-            grad_NY.addmm_(grad_NX[:, tile], dequantize(qweight, grad_NX.dtype, tile))
+            add_product(grad_NY, grad_NX[:, tile], dequantize(qweight, grad_NX.dtype, tile))
         return grad_NY, None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import needs_grad
 from fathom.kernels.linear import compiles_inference
+from fathom.kernels.products import has_native_bfloat16, product
 from fathom.kernels.weight_formats import QuantizedWeight, cpu_layout, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**19
@@ -56,11 +57,6 @@ def max_fused_rows(qweight: QuantizedWeight) -> int:
     return 16 if has_native_bfloat16() else 48
 
 
-def has_native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without, such products are many times slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def fused_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
     """Multiply bfloat16 rows with the fused kernel, bfloat16 (N, X): one operator, one more where X was padded."""
     if qweight.layout is None:
@@ -80,5 +76,5 @@ def dequantized_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
     scale_results = qweight.layout is None and compute != torch.float16
     for tile in row_tiles(qweight, _TILE_WEIGHTS):
         weight_ZY = qweight.values[tile].to(compute) if scale_results else dequantize(qweight, compute, tile)
-        y_NX[:, tile] = torch.mm(rows_NY, weight_ZY.t())
+        y_NX[:, tile] = product(rows_NY, weight_ZY.t())
     return y_NX.mul_(qweight.scales) if scale_results else y_NX

@@ -273,7 +273,9 @@ class UpdateSpec:
     Paper: 0.3 → 0.1 (V3 §4.2)
     """
     precision: Precision = "auto"
-    """float32, or bfloat16 autocast; auto is float32 on a CPU and bfloat16 on a GPU."""
+    """float32, or bfloat16 autocast; auto is bfloat16 on a GPU, and on a CPU where it was measured to be faster (fathom
+    doctor says so; never where a model learns from its own answers), else float32.
+    """
     activation_checkpointing: bool = False
     """Whether layers are computed again in the backward pass, which takes time and saves memory."""
     compile: bool = False

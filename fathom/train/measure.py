@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fathom.kernels.products import product
 from fathom.model.moe.balance import load_entropy, max_load
 
 COLLAPSED_SHARE = 0.75
@@ -92,18 +93,19 @@ def bits_per_byte(
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of matrix products this device can reach: timed on a CPU, from a table on a GPU, None where unknown.
 
-    On a CPU the best of a few products of 1024 x 1024 in float32; a tenth of a second. No random number is drawn.
+    On a CPU the best of a few products of 1024 x 1024 in ``dtype``, by the library that trains; a tenth of a second.
+    No random number is drawn.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in _GPU_PEAKS if part in name), None)
     if device.type != "cpu":
         return None
-    left = torch.full((_MATRIX, _MATRIX), 0.5)
+    left = torch.full((_MATRIX, _MATRIX), 0.5, dtype=dtype)
     best = math.inf
     for _ in range(_WARM_UP + _ROUNDS):
         start = time.perf_counter()
-        torch.mm(left, left)
+        product(left, left)
         best = min(best, time.perf_counter() - start)
     return 2.0 * _MATRIX**3 / best
 

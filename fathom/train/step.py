@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError, ResourceError, TrainError
+from fathom.kernels.products import product_choice
 from fathom.model.decoder import Decoder, DecoderOutput
 from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
@@ -256,10 +257,16 @@ class StepRunner:
 
 
 def resolve_precision(spec: UpdateSpec, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: auto is bfloat16 (autocast) on a GPU and float32 elsewhere."""
-    if spec.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    """The dtype of matrix products; auto is bfloat16 (autocast) on a GPU, and on a CPU whose units for it are fast.
+
+    Learning from the model's own answers is float32 on every CPU: the engine samples faster in it.
+    """
+    if spec.precision != "auto":
+        return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    narrow = device.type == "cuda"
+    if device.type == "cpu" and not isinstance(spec, OnlineSpec):
+        narrow = product_choice().bfloat16
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def counter_seed(seed: int, step: int) -> int:

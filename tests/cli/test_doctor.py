@@ -15,9 +15,10 @@ import pytest
 
 from fathom.cli.diagnosis import imports, packages, places
 from fathom.cli.diagnosis.finding import Finding
-from fathom.cli.diagnosis.hardware import accelerator, hardware_findings, processor_features
+from fathom.cli.diagnosis.hardware import accelerator, hardware_findings, processor_features, products_finding
 from fathom.cli.diagnosis.packages import package_findings, read_requirements
 from fathom.extras import install_extra, pip
+from fathom.products import choice_of
 from tests.command_line import Call
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -152,6 +153,22 @@ def test_a_torch_that_cannot_use_the_accelerator_is_of_the_wrong_kind(
     found = accelerator(torch, tmp_path)
     assert found.status == status
     assert words in found.value
+
+
+def test_the_library_of_products_and_its_rates_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path))
+    monkeypatch.delenv("FATHOM_PRODUCTS")
+    assert products_finding("2.13").value == "not measured yet: what first trains here measures them"
+    choice_of("2.13", lambda: {"blas": 199.4, "onednn": 430.0, "bfloat16": 380.0})
+    shown = 'oneDNN (GFLOP/s: BLAS 199, oneDNN 430, bfloat16 380); precision = "auto" trains in bfloat16'
+    assert products_finding("2.13").value == shown
+    monkeypatch.setenv("FATHOM_PRODUCTS", "blas")
+    shown = 'PyTorch\'s BLAS (FATHOM_PRODUCTS is set); precision = "auto" trains in float32'
+    assert products_finding("2.13").value == shown
+    monkeypatch.setenv("FATHOM_PRODUCTS", "mkl")
+    found = products_finding("2.13")
+    assert found.status == "broken"
+    assert found.remedy.startswith("set it to blas, onednn")
 
 
 def test_the_processor_and_too_little_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

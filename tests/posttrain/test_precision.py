@@ -22,12 +22,15 @@ from fathom.posttrain.logprob_monitor import LogprobDifference, LogprobMonitor
 from fathom.posttrain.online import OnlineTrainer
 from fathom.posttrain.rollout import Rollout
 from fathom.posttrain.scoring import rollout_logprobs
+from fathom.products import ProductChoice
 from fathom.spec.engine import EngineSpec
 from fathom.spec.problem import Problem
 from fathom.spec.rollout import DistillSpec, OnlineSpec, PolicySpec
 from fathom.spec.sampling import Completion, SamplingParams, StopChecker
+from fathom.spec.train import UpdateSpec
 from fathom.tokenizer import Tokenizer
 from fathom.train.metrics import read_json_lines
+from fathom.train.step import resolve_precision
 from tests.posttrain import test_distill
 from tests.posttrain.conftest import CPU, DENSE, MODEL, SPEC, new_policy
 
@@ -198,3 +201,19 @@ def test_a_monitor_collects_over_micro_batches_until_it_is_reset() -> None:
     assert monitor.difference.p50 == 0.5
     monitor.reset()
     assert monitor.difference.maximum == 0.0
+
+
+def test_auto_is_bfloat16_on_a_cpu_only_where_that_is_fast_and_never_where_answers_are_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    online = replace(SPEC, precision="auto")
+    train = UpdateSpec(optimizer=online.optimizer)
+    for fast in (False, True):
+        monkeypatch.setattr("fathom.train.step.product_choice", lambda fast=fast: ProductChoice(bfloat16=fast))
+        found = [resolve_precision(spec, device) for spec in (train, online) for device in (cpu, gpu)]
+        half = torch.bfloat16
+        assert found == [half if fast else torch.float32, half, torch.float32, half]
+        for name in ("float32", "bfloat16"):
+            explicit = replace(train, precision=name)
+            assert {resolve_precision(explicit, device) for device in (cpu, gpu)} == {getattr(torch, name)}

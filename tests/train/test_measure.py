@@ -44,5 +44,8 @@ def test_peaks_of_this_machine() -> None:
     assert peak > 1e8
     assert torch.equal(before, torch.get_rng_state())
     assert peak_flops(torch.device("meta"), torch.float32) is None
+    narrow = peak_flops(torch.device("cpu"), torch.bfloat16)
+    assert narrow is not None
+    assert narrow > 1e8
     memory = peak_memory(torch.device("cpu"))
     assert memory is None or memory > 10_000_000

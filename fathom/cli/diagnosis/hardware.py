@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fathom.cli.diagnosis.finding import Finding
+from fathom.errors import SpecError
+from fathom.products import VARIABLE, forced_choice, kept_choice
 from fathom.progress import size
-from fathom.system import available_memory, memory_limit, usable_cores
+from fathom.system import available_memory, memory_limit, processor_facts, usable_cores
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "AVX2": ("avx2",),
@@ -26,6 +27,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 """Names of processor features, and the kernel's words for them."""
 _LEAST_MEMORY = 1 << 30
+_LIBRARIES = {"blas": "BLAS", "onednn": "oneDNN"}
 _SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "MKL_NUM_THREADS")
 
 
@@ -36,6 +38,7 @@ def hardware_findings(torch: Mapping[str, object], root: Path = Path("/")) -> It
     yield from _memory(root)
     if torch:
         yield accelerator(torch, root)
+        yield products_finding(str(torch.get("version", "")))
     chosen = [f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ]
     chosen += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("KMP_")]
     yield Finding("machine", "OpenMP", ", ".join(chosen) or "no setting")
@@ -73,36 +76,13 @@ def processor_features(words: str) -> list[str]:
 
 
 def _processor(root: Path) -> Iterator[Finding]:
-    lines = _cpuinfo(root)
-    model = lines.get("model name") or lines.get("cpu model") or _apple() or platform.processor() or platform.machine()
-    yield Finding("machine", "processor", model)
+    lines = processor_facts(root)
+    yield Finding("machine", "processor", lines["model name"])
     yield Finding("machine", "cores", f"{usable_cores(root):g} usable of {os.cpu_count()}")
     found = processor_features(lines.get("flags", "") + " " + lines.get("features", ""))
     if platform.machine() == "arm64" and "NEON" not in found:
         found.append("NEON")
     yield Finding("machine", "features", ", ".join(found) or "none of those that kernels use is known")
-
-
-def _cpuinfo(root: Path) -> dict[str, str]:
-    try:
-        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.splitlines())
-    found: dict[str, str] = {}
-    for name, _, value in pairs:
-        found.setdefault(name.strip().lower(), value.strip())
-    return found
-
-
-def _apple() -> str:
-    if sys.platform != "darwin":
-        return ""
-    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=2, encoding="utf-8").stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def _compiler() -> Finding:
@@ -124,3 +104,19 @@ def _memory(root: Path) -> Iterator[Finding]:
         yield Finding("machine", "memory", shown, "broken", remedy)
     else:
         yield Finding("machine", "memory", shown)
+
+
+def products_finding(torch_version: str) -> Finding:
+    """Return which library computes matrix products of many rows, and the rates it was chosen by."""
+    try:
+        forced = forced_choice()
+    except SpecError as error:
+        return Finding("machine", "products", str(error), "broken", error.remedy)
+    choice = forced or kept_choice(torch_version)
+    if choice is None:
+        return Finding("machine", "products", "not measured yet: what first trains here measures them")
+    library = "oneDNN" if choice.library == "onednn" else "PyTorch's BLAS"
+    rates = ", ".join(f"{_LIBRARIES.get(name, name)} {rate:.0f}" for name, rate in choice.gflops.items())
+    how = f"{VARIABLE} is set" if forced else f"GFLOP/s: {rates}"
+    precision = "bfloat16" if choice.bfloat16 else "float32"
+    return Finding("machine", "products", f'{library} ({how}); precision = "auto" trains in {precision}')

@@ -6,7 +6,6 @@ X pairs of one expert, Y inputs of a matrix, Z tokens that the experts of this p
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom import kernels
@@ -94,8 +93,8 @@ class Experts(RoutedExperts):
                 x_ZD,
                 assignment,
                 len(gate_up_EFD),
-                lambda x_XD, expert: F.linear(x_XD, gate_up_EFD[expert]),
-                lambda x_XF, expert: F.linear(x_XF, self.down_proj[expert]),
+                lambda x_XD, expert: kernels.linear(x_XD, gate_up_EFD[expert]),
+                lambda x_XF, expert: kernels.linear(x_XF, self.down_proj[expert]),
             )
         return kernels.grouped_swiglu(
             x_ZD,

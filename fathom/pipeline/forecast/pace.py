@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fathom.kernels.products import product_choice
 from fathom.model.build import build
 from fathom.plan.flops import training_flops_per_token
 from fathom.plan.memory import training_memory
@@ -25,8 +26,9 @@ _ROUNDS = 3
 
 
 def training_peak(device: torch.device) -> float | None:
-    """Return ``peak_flops`` of what training multiplies in by default: bfloat16 on a GPU, float32 on a CPU."""
-    return peak_flops(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    """Return ``peak_flops`` of what training multiplies in by default: bfloat16 on a GPU, else what is faster."""
+    narrow = device.type != "cpu" or product_choice().bfloat16
+    return peak_flops(device, torch.bfloat16 if narrow else torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from fathom.errors import DataError
 from fathom.kernels.cross_entropy import cast_for_autocast
 from fathom.kernels.elementwise import accumulation_dtype
+from fathom.kernels.products import add_product, product
 from fathom.posttrain.losses import checks
 from fathom.spec.posttrain import DistillationLoss
 
@@ -93,7 +94,7 @@ class _Chunk:
 
 
 def _logprobs(hidden_XD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    logits_XV = torch.mm(hidden_XD, weight_VD.t())
+    logits_XV = product(hidden_XD, weight_VD.t())
     return logits_XV.to(accumulation_dtype(logits_XV)).div_(temperature).log_softmax(1)
 
 
@@ -137,9 +138,9 @@ class _Divergence(torch.autograd.Function):
             wide_XV = _Chunk((hidden_ND[rows], weight_VD), teacher, ctx.spec).slope()
             slope_XV = wide_XV.mul_(grad_N[rows].unsqueeze(1) / ctx.spec.temperature).to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
-                torch.mm(slope_XV, weight_VD, out=grad_hidden_ND[rows])
+                product(slope_XV, weight_VD, grad_hidden_ND[rows])
             if grad_weight_VD is not None:
-                grad_weight_VD.add_(torch.mm(slope_XV.t(), hidden_ND[rows]))
+                add_product(grad_weight_VD, slope_XV.t(), hidden_ND[rows])
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         return grad_hidden_ND, grad_weight_VD, None, None, None, None
