@@ -1,7 +1,7 @@
 """What a step of the engine costs outside the model's forward pass, in milliseconds, by batch and way of sampling.
 
 Hidden states and logits are constants, so that what is timed is scheduling, drawing and the outputs. ``parts`` are
-timed in steps of their own.
+timed in steps of their own. ``--clock cpu`` counts the engine's thread alone, on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import backends, peers, timing
-from fathom.engine import model_runner
 from fathom.engine.constraint import TokenConstraint
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
@@ -28,6 +27,7 @@ from fathom.model import Decoder, build
 from fathom.spec import EngineSpec, SamplingParams
 
 CONTEXT = 100_000
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "greedy, stop tokens": {"temperature": 0.0, "stop_token_ids": (1, 2, 3)},
@@ -104,39 +104,38 @@ def stepping(engine: Engine, way: str, batch: int, prompt: int, steps: int) -> t
 class Parts:
     """Seconds spent in some calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.clock = clock
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*positional: Any, **named: Any) -> Any:
-            begun = time.perf_counter()
+            begun = self.clock()
             try:
                 return call(*positional, **named)
             finally:
-                self.seconds[name] += time.perf_counter() - begun
+                self.seconds[name] += self.clock() - begun
 
         return timed
 
 
-def parts_of(engine: Engine, run: Callable[[], None], steps: int) -> dict[str, float]:
+def parts_of(engine: Engine, run: Callable[[], None], steps: int, clock: Callable[[], float]) -> dict[str, float]:
     """Return milliseconds a step by part; drawing is inside the runner."""
-    parts, runner = Parts(), engine._forward
+    parts, runner = Parts(clock), engine._forward
     changed: list[tuple[Any, str, str]] = [
         (engine.scheduler, "schedule", "schedule"),
         (runner, "run", "run"),
         (runner, "_batch_entries", "run: entries"),
         (runner, "_run_passes", "run: chunks"),
         (runner, "_find_nonfinite", "run: finite"),
+        (runner, "_draw", "run: draw"),
         (engine, "_process_output", "outputs"),
     ]
-    draw = model_runner.try_draw
     for owner, name, label in changed:
         setattr(owner, name, parts.timed(label, getattr(owner, name)))
-    model_runner.try_draw = parts.timed("run: draw", draw)  # type: ignore[assignment]
     try:
         run()
     finally:
-        model_runner.try_draw = draw  # type: ignore[assignment]
         for owner, name, _ in changed:
             delattr(owner, name)
     return {name: round(seconds / steps * 1e3, 4) for name, seconds in sorted(parts.seconds.items())}
@@ -148,15 +147,15 @@ def measure(a: argparse.Namespace) -> dict[str, object]:
         steps = max(a.steps // batch, 4)
         engines = {way: engine_of(model, batch, a.prompt) for way in a.ways}
         named = {way: stepping(engine, way, batch, a.prompt, steps) for way, engine in engines.items()}
-        seconds = timing.interleave(named, rounds=a.rounds)
+        seconds = timing.interleave(named, rounds=a.rounds, clock=CLOCKS[a.clock])
         found[f"batch {batch}"] = {
             way: {
                 "ms_per_step": round(statistics.median(times) / steps * 1e3, 4),
-                "parts": parts_of(engines[way], named[way].run, steps),
+                "parts": parts_of(engines[way], named[way].run, steps, CLOCKS[a.clock]),
             }
             for way, times in seconds.items()
         }
-    return {"vocabulary": a.vocab, "prompt": a.prompt, "steps": found}
+    return {"vocabulary": a.vocab, "prompt": a.prompt, "clock": a.clock, "steps": found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--steps", type=int, default=128, help="steps of a round at batch 1")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     a = parser.parse_args(arguments)
     peers.write("engine-overhead", measure(a), a.out)

@@ -35,3 +35,16 @@ _TEXTS = [
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_bpe(_TEXTS, vocab_size=420)
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    """The library is needed: without it a test is skipped, and fails in CI."""
+    from fathom.kernels.native import library
+
+    if library.available():
+        return
+    reason = f"the native library cannot be used: {library.unavailable_reason()}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

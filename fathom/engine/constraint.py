@@ -43,10 +43,16 @@ class TokenConstraint(Protocol):
         ...
 
 
+def allowed_words(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
+    """Return which tokens may come next as ``fill_bitmask`` writes it, on the CPU, or None where all may."""
+    bitmask_Z = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
+    return bitmask_Z if constraint.fill_bitmask(bitmask_Z) else None
+
+
 def allowed_tokens(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
     """Return which tokens may come next as booleans (V,) on the CPU, or None where all may."""
-    bitmask_Z = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
-    if not constraint.fill_bitmask(bitmask_Z):
+    bitmask_Z = allowed_words(constraint, vocab_size)
+    if bitmask_Z is None:
         return None
     bits = np.unpackbits(bitmask_Z.numpy().view(np.uint8), bitorder="little", count=vocab_size)
     return torch.from_numpy(bits).bool()

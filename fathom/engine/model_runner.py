@@ -13,8 +13,10 @@ from fathom.engine.drafting.drafter import Drafter
 from fathom.engine.routed_experts import RoutedExpertsRecorder
 from fathom.engine.sampling.acceptance import accept_drafts, draft_metadata
 from fathom.engine.sampling.draw import SamplingFailure, SamplingMetadata, prompt_logprobs, try_draw
+from fathom.engine.sampling.native import NativeSampler, all_finite
 from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
+from fathom.kernels.native import library
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder, DecoderOutput
@@ -72,6 +74,8 @@ class ModelRunner:
         self._compiled = compiled
         self._record_routing = record_routing
         self._unused_ids_N = unused_ids_N
+        native = pool.device.type == "cpu" and library.available()
+        self._sampler = NativeSampler(model.spec.vocab_size, unused_ids_N) if native else None
         self.adapted: dict[str, Decoder] = {}
         """The model with each adapter that requests may name; they share its weights."""
         self.drafted = self.accepted = 0
@@ -100,13 +104,18 @@ class ModelRunner:
         if drawing:
             last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
             each = [row for entry in drawing for row in entry.rows]
-            drawn = iter(try_draw(self._logits(last_BD, drawing), each, unused_ids_N=self._unused_ids_N))
+            drawn = iter(self._draw(self._logits(last_BD, drawing), each))
             for entry in drawing:
                 result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
         self._update_drafter(entries, parts, result)
         if routes_NLK is not None:
             self._record(entries, routes_NLK, result)
         return result
+
+    def _draw(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
+        if self._sampler is None:
+            return try_draw(logits_BV, rows, unused_ids_N=self._unused_ids_N)
+        return self._sampler.draw(logits_BV.float(), rows)
 
     def _batch_entries(self, scheduled: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
         """Add drafts to the scheduled and put them into the order of the pass."""
@@ -218,7 +227,8 @@ class ModelRunner:
     ) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
         """Find requests whose KV entries in the pool are not finite: each token attends to itself."""
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure] = {}
-        if not hidden_ND.sum(dtype=torch.float32).isfinite():
+        finite = hidden_ND.sum(dtype=torch.float32).isfinite() if self._sampler is None else all_finite(hidden_ND)
+        if not finite:
             for entry, part_ND in zip(entries, parts, strict=True):
                 if not part_ND.isfinite().all():
                     result[entry.state.id] = SamplingFailure("logits", _NOT_FINITE)

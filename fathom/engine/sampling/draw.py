@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fathom.engine.sampling.failure import NOT_FINITE, NOTHING_ALLOWED, SamplingFailure
 from fathom.engine.sampling.filters import (
     filter_top_p_min_p,
     is_unfiltered,
@@ -42,14 +42,6 @@ __all__ = [
     "try_draw",
     "uniform",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingFailure:
-    """Why one row has no next token: its logits are not finite, nothing is allowed, or its request's fields."""
-
-    kind: Literal["logits", "nothing allowed", "request"]
-    message: str
 
 
 def draw(
@@ -95,7 +87,7 @@ def distribution(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     logits_V = apply_logits_processors(logits_V.float(), row)
     best = float(logits_V.amax(-1))
     if best == -torch.inf:
-        raise DataError(_NOTHING.message)
+        raise DataError(NOTHING_ALLOWED.message)
     params = row.params
     kept = top_k_ids(logits_V, params.top_k) if 0 < params.top_k < len(logits_V) else None
     if params.temperature == 0:
@@ -120,12 +112,6 @@ def prompt_logprobs(
 
 
 _TOGETHER = 1 << 18  # logits
-_NOT_FINITE = SamplingFailure("logits", "the model's logits are not finite; its weights or its cache are damaged")
-_NOTHING = SamplingFailure(
-    "nothing allowed",
-    "no token is allowed here: constraint, min_tokens and logit_bias forbid all of them together; "
-    "lower min_tokens or loosen the constraint",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +152,7 @@ def _softmax_rows(logits_BV: Tensor, unused_ids_N: Tensor | None) -> Iterator[_S
 
 def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
     logits_XV, norms, bests = looked.logits_XV, looked.norms_X.tolist(), looked.best_X.tolist()
-    tokens: list[int | SamplingFailure] = [_NOT_FINITE] * len(rows)
+    tokens: list[int | SamplingFailure] = [NOT_FINITE] * len(rows)
     alike: dict[float, list[int]] = {}
     for index, (row, norm) in enumerate(zip(rows, norms, strict=True)):
         if abs(norm) < torch.inf:
@@ -212,7 +198,7 @@ def _draw_one(logits_V: Tensor, row: SamplingMetadata, best: float) -> int | Sam
             return SamplingFailure("request", str(error))
         best = float(logits_V.amax(-1))
         if best == -torch.inf:
-            return _NOTHING
+            return NOTHING_ALLOWED
     if row.params.temperature == 0:
         return int(logits_V.max(-1).indices)  # of equal ones the first
     return sample_filtered(logits_V, best, row.params, partial(uniform, row.seed, len(row.drawn)))

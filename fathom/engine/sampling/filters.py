@@ -21,6 +21,7 @@ from fathom.spec.sampling import SamplingParams
 
 _CHUNK = 256
 _SMALLEST_TEMPERATURE = 1e-30  # far below any difference of float32 logits, and no division by zero
+_HIGHEST_TEMPERATURE = 1e30  # and a finite float32
 
 
 def top_k_ids(values_V: Tensor, count: int) -> Tensor:
@@ -56,7 +57,7 @@ def weights(logits_V: Tensor, best: float | Tensor, temperature: float, *, out: 
     """Return exp((logit - best) / temperature), 1 for the best token; of rows too, with ``best`` (X, 1)."""
     differences_V = torch.sub(logits_V, best, out=out)
     if temperature != 1:
-        differences_V.div_(max(temperature, _SMALLEST_TEMPERATURE))
+        differences_V.div_(min(max(temperature, _SMALLEST_TEMPERATURE), _HIGHEST_TEMPERATURE))
     return differences_V.exp_()
 
 

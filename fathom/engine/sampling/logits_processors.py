@@ -36,10 +36,14 @@ class SamplingMetadata:
     @property
     def is_unmodified(self) -> bool:
         """Whether the next token is drawn from the model's own logits."""
+        return self.constraint is None and not self.is_adjusted
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether anything but the constraint changes the next token's logits."""
         p = self.params
         penalised = p.repetition_penalty != 1 or bool(self.drawn and (p.presence_penalty or p.frequency_penalty))
-        forbids = self.constraint is not None or len(self.drawn) < p.min_tokens
-        return not (penalised or p.logit_bias or forbids)
+        return penalised or bool(p.logit_bias) or len(self.drawn) < p.min_tokens
 
     def prompt_ids(self) -> Tensor:
         """Return the prompt's distinct tokens."""
@@ -66,6 +70,15 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
     """
     if row.is_unmodified:
         return logits_V
+    logits_V = adjust_logits(logits_V, row)
+    allowed_V = None if row.constraint is None else allowed_tokens(row.constraint, len(logits_V))
+    if allowed_V is not None:
+        logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)
+    return logits_V
+
+
+def adjust_logits(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
+    """Return a copy after all but the constraint; see ``apply_logits_processors``."""
     logits_V = logits_V.clone()
     params, vocab = row.params, len(logits_V)
     if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
@@ -84,9 +97,6 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else row.eos_ids)}
         banned = [token for token in ends if 0 <= token < vocab]
         logits_V[torch.tensor(banned, dtype=torch.long, device=logits_V.device)] = -torch.inf
-    allowed_V = None if row.constraint is None else allowed_tokens(row.constraint, vocab)
-    if allowed_V is not None:
-        logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)
     return logits_V
 
 

@@ -65,6 +65,12 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
         c_int,
         (c_void_p, POINTER(Matrix), c_void_p, c_int64, c_int, c_int, c_void_p, c_int64),
     ),
+    "fathom_draw": (
+        c_int,
+        (c_void_p, c_void_p, c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p),
+    ),
+    "fathom_draw_scratch": (c_int64, (c_int,)),
+    "fathom_all_finite": (c_int, (c_void_p, c_int64)),
 }
 
 

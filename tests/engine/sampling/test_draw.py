@@ -332,7 +332,7 @@ def test_ends_wait_for_min_tokens_unless_they_are_none() -> None:
     assert draw(logits[None], [row(ignoring, eos_ids=ends)])[0].token_id == 1
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-38, 1.0, 1e30])
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-38, 1.0, 1e300])
 def test_a_constraint_and_unused_ids_forbid_tokens(temperature: float) -> None:
     logits = torch.zeros(70)
     logits[69] = 50.0
