@@ -16,7 +16,7 @@ from tests.published import publish
 
 __all__ = ["call", "publish"]
 
-pytest_plugins = ["tests.plugins.interrupts", "tests.plugins.leftovers", "tests.plugins.skips"]
+pytest_plugins = ["tests.plugins.interrupts", "tests.plugins.leftovers", "tests.plugins.native", "tests.plugins.skips"]
 
 os.environ["FATHOM_LANG"] = "en"
 os.environ["FATHOM_PRODUCTS"] = "blas"

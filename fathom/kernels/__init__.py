@@ -14,6 +14,7 @@ from fathom.kernels.experts import grouped_swiglu
 from fathom.kernels.fp8 import fp8_block_linear
 from fathom.kernels.frozen import ExpertProduct, adapted_swiglu, frozen_quantized_linear
 from fathom.kernels.linear import linear
+from fathom.kernels.packed_products import packed_rows
 from fathom.kernels.quantized_experts import quantized_grouped_swiglu
 from fathom.kernels.quantized_products import quantized_linear
 from fathom.kernels.shared_prefix import shared_prefix_attention
@@ -33,6 +34,7 @@ __all__ = [
     "mean_linear_cross_entropy",
     "merge_attention",
     "pack_11",
+    "packed_rows",
     "quantized_grouped_swiglu",
     "quantized_linear",
     "rms_norm",

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from fathom.kernels.elementwise import accumulation_dtype, swiglu
 from fathom.kernels.experts import dispatch_by_expert
 from fathom.kernels.products import add_product, product
-from fathom.kernels.weight_formats import QuantizedWeight, dequantize, row_tiles
+from fathom.kernels.weight_formats import WeightMatrix, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**20
 
@@ -23,7 +23,7 @@ ExpertProduct = Callable[[Tensor, int], Tensor]
 """Rows (X, inputs) and the index of an expert to (X, outputs)."""
 
 
-def frozen_quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
+def frozen_quantized_linear(x: Tensor, qweight: WeightMatrix) -> Tensor:
     """Return x w^T, (..., Y) to (..., X), with w dequantized tile by tile; the gradient flows to ``x`` alone.
 
     The same product with and without gradients, in ``x``'s dtype or autocast's: what samples and what trains agree.
@@ -41,7 +41,7 @@ class _FrozenLinear(torch.autograd.Function):
     """Saves nothing but the quantized weights, which it dequantizes again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
+    def forward(ctx: Any, x_NY: Tensor, qweight: WeightMatrix) -> Tensor:
         ctx.qweight = qweight
         y_NX = x_NY.new_empty(x_NY.shape[0], qweight.rows)
         for tile in row_tiles(qweight, _TILE_WEIGHTS):

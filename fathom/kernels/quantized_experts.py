@@ -15,8 +15,10 @@ from fathom.errors import SpecError
 from fathom.kernels.elementwise import accumulation_dtype, needs_grad, swiglu
 from fathom.kernels.experts import ExpertDispatch, dispatch_by_expert
 from fathom.kernels.linear import compiles_inference
+from fathom.kernels.native.matrix import PackedExperts
+from fathom.kernels.packed_products import packed_grouped_swiglu
 from fathom.kernels.quantized_products import dequantized_matmul, fused_matmul, uses_fused_kernel
-from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, cpu_layout
+from fathom.kernels.weight_formats import ExpertStack, QuantizedExpertWeights, QuantizedWeight, cpu_layout
 
 # Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 1024
@@ -26,9 +28,11 @@ def quantized_grouped_swiglu(
     x_ND: Tensor,
     indices_NK: Tensor,
     weights_NK: Tensor,
-    gate_up: QuantizedExpertWeights,
-    down: QuantizedExpertWeights,
+    gate_up: ExpertStack,
+    down: ExpertStack,
     kept_NK: Tensor | None = None,
+    *,
+    round_activations: bool = True,
 ) -> Tensor:
     """Sum over each token's K experts of weight times expert(token), as ``grouped_swiglu``; no gradient.
 
@@ -40,6 +44,12 @@ def quantized_grouped_swiglu(
     """
     if needs_grad(x_ND, weights_NK):
         raise SpecError("weights", "quantized experts pass no gradient", "open the model with plain weights")
+    if isinstance(gate_up, PackedExperts) and isinstance(down, PackedExperts):
+        return packed_grouped_swiglu(
+            x_ND, indices_NK, weights_NK, gate_up, down, kept_NK, round_activations=round_activations
+        )
+    if isinstance(gate_up, PackedExperts) or isinstance(down, PackedExperts):
+        raise SpecError("experts", "have matrices of two libraries", "quantize both at once")
     if kept_NK is None and compiles_inference():
         return quantized_experts_op(x_ND, indices_NK, weights_NK, gate_up, down)
     if (

@@ -15,26 +15,32 @@ from torch import Tensor
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import needs_grad
 from fathom.kernels.linear import compiles_inference
+from fathom.kernels.native.matrix import PackedMatrix
+from fathom.kernels.packed_products import packed_linear
 from fathom.kernels.products import has_native_bfloat16, product
-from fathom.kernels.weight_formats import QuantizedWeight, cpu_layout, dequantize, row_tiles
+from fathom.kernels.weight_formats import QuantizedWeight, WeightMatrix, cpu_layout, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**19
 """Weights dequantized at once: 2 MB in float32."""
 _HALF = torch.bfloat16
 
 
-def quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
+def quantized_linear(x: Tensor, qweight: WeightMatrix, *, round_activations: bool = True) -> Tensor:
     """Return x w^T, (..., Y) to (..., X), like ``x`` in dtype, without gradient.
 
-    Up to 16 to 64 rows on a CPU run through the fused kernel, where a row's result does not depend on the others but
-    activations and results are rounded to bfloat16. More rows, other dtypes and other devices multiply dequantized
-    tiles in ``x``'s dtype; a CPU with native bfloat16 multiplies float32 in bfloat16 there too.
+    Packed weights are multiplied by the native library: see ``packed_linear``, which has ``round_activations`` too.
+    Others run in PyTorch. There up to 16 to 64 rows on a CPU run through the fused kernel, where a row's result does
+    not depend on the others but activations and results are rounded to bfloat16. More rows, other dtypes and other
+    devices multiply dequantized tiles in ``x``'s dtype; a CPU with native bfloat16 multiplies float32 in bfloat16 there
+    too.
 
     Raises:
         SpecError: ``x`` requires a gradient.
     """
     if needs_grad(x):
         raise SpecError("weights", f"{qweight.format} weights pass no gradient", "open the model with plain weights")
+    if isinstance(qweight, PackedMatrix):
+        return packed_linear(x, qweight, round_activations=round_activations)
     x_NY = x.reshape(-1, qweight.columns)
     if compiles_inference() or uses_fused_kernel(x_NY, qweight):
         y_NX = fused_matmul(x_NY.to(_HALF), qweight).to(x.dtype)

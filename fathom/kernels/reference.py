@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fathom.kernels.weight_formats import QuantizedExpertWeights, QuantizedWeight, dequantize
+from fathom.kernels.weight_formats import ExpertStack, WeightMatrix, dequantize
 from fathom.spec.rope import RopeLayout
 from fathom.spec.targets import IGNORE_INDEX
 
@@ -136,22 +136,30 @@ def grouped_swiglu(
     return y_ND.to(x_ND.dtype)
 
 
-def quantized_linear(x: Tensor, qweight: QuantizedWeight) -> Tensor:
+def quantized_linear(x: Tensor, qweight: WeightMatrix) -> Tensor:
     """Return x w^T with the weights dequantized as a whole, in ``x``'s dtype."""
     return F.linear(x, dequantize(qweight, x.dtype))
+
+
+def round_activations(x: Tensor, group: int = 32) -> Tensor:
+    """Round each group of columns to 8 bits, as products with packed weights do: a step is the largest over 127."""
+    grouped = x.reshape(*x.shape[:-1], -1, group)
+    step = grouped.abs().amax(-1, keepdim=True) / 127
+    return torch.where(step > 0, (grouped / step).round() * step, grouped).flatten(-2)
 
 
 def quantized_grouped_swiglu(
     x_ND: Tensor,
     indices_NK: Tensor,
     weights_NK: Tensor,
-    gate_up: QuantizedExpertWeights,
-    down: QuantizedExpertWeights,
+    gate_up: ExpertStack,
+    down: ExpertStack,
     kept_NK: Tensor | None = None,
 ) -> Tensor:
     """Return ``grouped_swiglu`` of the dequantized weights of all experts."""
     gate_up_EFD, down_EDF = (
-        torch.stack([dequantize(qweight, x_ND.dtype) for qweight in weights.experts]) for weights in (gate_up, down)
+        torch.stack([dequantize(weights[expert], x_ND.dtype) for expert in range(len(weights))])
+        for weights in (gate_up, down)
     )
     return grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
 

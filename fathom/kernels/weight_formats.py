@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.kernels.native.matrix import PANEL_ROWS, PackedExperts, PackedMatrix
 
 QuantFormat = Literal["int8", "int4"]
 QUANT_FORMATS: tuple[QuantFormat, ...] = ("int8", "int4")
@@ -95,6 +96,10 @@ class QuantizedWeight:
         return replace(self, values=change(self.values), scales=change(self.scales))
 
 
+WeightMatrix: TypeAlias = QuantizedWeight | PackedMatrix
+"""A matrix in PyTorch's formats, or in the native library's."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizedExpertWeights:
     """Stacked matrices, (E, ...); ``experts`` are views of one expert's each."""
@@ -111,6 +116,18 @@ class QuantizedExpertWeights:
     def map(self, change: Callable[[Tensor], Tensor]) -> QuantizedExpertWeights:
         """Return the same matrices with ``change`` applied to their tensors."""
         return _stacked(self.experts[0], change(self.values), change(self.scales))
+
+    def __len__(self) -> int:
+        """How many experts there are."""
+        return len(self.experts)
+
+    def __getitem__(self, expert: int) -> QuantizedWeight:
+        """Return the matrix of one expert."""
+        return self.experts[expert]
+
+
+ExpertStack: TypeAlias = QuantizedExpertWeights | PackedExperts
+"""One matrix of every expert, in PyTorch's formats or in the native library's."""
 
 
 def unsupported_reason(rows: int, columns: int, format: QuantFormat, group_size: int) -> str | None:
@@ -184,19 +201,24 @@ def quantize_experts(weight_EXY: Tensor, format: QuantFormat, group_size: int = 
     return _stacked(first, values, scales)
 
 
-def row_tiles(qweight: QuantizedWeight, weights: int) -> Iterator[slice]:
+def row_tiles(qweight: WeightMatrix, weights: int) -> Iterator[slice]:
     """Cut the rows into slices of at most ``weights`` weights, or of one block where that is more."""
-    width = 1 if qweight.layout is None else qweight.layout.width
+    if isinstance(qweight, PackedMatrix):
+        width = PANEL_ROWS
+    else:
+        width = 1 if qweight.layout is None else qweight.layout.width
     height = max(1, weights // (qweight.columns * width)) * width
     for start in range(0, qweight.rows, height):
         yield slice(start, min(start + height, qweight.rows))
 
 
-def dequantize(qweight: QuantizedWeight, dtype: torch.dtype = torch.float32, rows: slice | None = None) -> Tensor:
+def dequantize(qweight: WeightMatrix, dtype: torch.dtype = torch.float32, rows: slice | None = None) -> Tensor:
     """Return the weights, or the rows of one of ``row_tiles``, in ``dtype``; int4 is computed in float32 at least.
 
     The result is (rows, Y); for int4 a transposed view, its columns being whole blocks.
     """
+    if isinstance(qweight, PackedMatrix):
+        return qweight.unpack(rows).to(dtype)
     start, stop = (0, qweight.rows) if rows is None else (rows.start, rows.stop)
     wide = torch.promote_types(dtype, torch.float32)
     if qweight.layout is None:

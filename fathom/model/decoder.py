@@ -20,7 +20,7 @@ from fathom.model.head import OutputHead
 from fathom.model.moe import Routing, RoutingContext
 from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.norm import RMSNorm
-from fathom.model.quantized import QuantizedLinear
+from fathom.model.quantized import QuantizedEmbedding, QuantizedLinear
 from fathom.model.rope import Rope
 from fathom.model.vision import VisionTowers
 from fathom.spec import GroupedQueryAttention, ModelSpec
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.adaptation: Adaptation | None = None
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens: nn.Embedding | QuantizedEmbedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(spec, moe=spec.is_moe_layer(i)) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         tied = self.embed_tokens if spec.tie_word_embeddings else None

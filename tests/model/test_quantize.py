@@ -1,4 +1,4 @@
-"""Quantized models against the same models with their weights dequantized."""
+"""Models quantized in PyTorch's formats against the same models with their weights dequantized."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts
 
 MakeSpec = Callable[..., ModelSpec]
 FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
+
+
+@pytest.fixture(autouse=True)
+def _without_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.model.quantize.can_pack", lambda _: False)
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Multi-head latent attention (V2 §2.1, eqs 9-19 and 37-47) in its two forms.
 
 The cache holds C + R numbers per token: the normalised latent, then the rotated key, which are the one head of the
-absorbed form. X rows of a matrix of each head, Y rows of its input.
+absorbed form. X rows of one head of ``kv_b_proj``, or columns of all heads; Y rows of a product of each head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from fathom.model.attention.context import AttentionContext, LatentForm
 from fathom.model.cache import AttentionGroup, LayerCache
 from fathom.model.linear import Linear
 from fathom.model.norm import RMSNorm
+from fathom.model.quantized import QuantizedUpProjection
 from fathom.spec import LatentAttention, ModelSpec, YarnScaling
 
 EXPANDED_COST_FACTOR = 1.4
@@ -48,32 +48,6 @@ def costs(shape: LatentAttention, tokens: int, keys: int) -> tuple[int, int]:
     expanded = keys * latent * (nope + value) + tokens * keys * (nope + rope + value)
     absorbed = tokens * latent * (nope + value) + tokens * keys * (2 * latent + rope)
     return expanded, absorbed
-
-
-@dataclass(frozen=True, slots=True)
-class HeadMatrices:
-    """A matrix for each head, (H, X, C), plus B A where ``b_HXr`` and the heads' common ``a_rC`` are given.
-
-    The sum is never made: products with A and B cost a small part of it.
-    """
-
-    weight_HXC: Tensor
-    a_rC: Tensor | None = None
-    b_HXr: Tensor | None = None
-
-    def product(self, x_HYC: Tensor) -> Tensor:
-        """Return x w^T of each head, (H, Y, X)."""
-        y_HYX = torch.bmm(x_HYC, self.weight_HXC.transpose(1, 2))
-        if self.a_rC is None or self.b_HXr is None:
-            return y_HYX
-        return y_HYX + torch.bmm(F.linear(x_HYC, self.a_rC), self.b_HXr.transpose(1, 2))
-
-    def transposed(self, x_HYX: Tensor) -> Tensor:
-        """Return x w of each head, (H, Y, C)."""
-        y_HYC = torch.bmm(x_HYX, self.weight_HXC)
-        if self.a_rC is None or self.b_HXr is None:
-            return y_HYC
-        return y_HYC + torch.bmm(x_HYX, self.b_HXr) @ self.a_rC
 
 
 class MLA(nn.Module):
@@ -110,7 +84,7 @@ class MLA(nn.Module):
         self.kv_a_proj_with_mqa = Linear(hidden, attention.kv_lora_rank + attention.qk_rope_head_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(attention.kv_lora_rank, spec.rms_norm_eps)
         up = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-        self.kv_b_proj = Linear(attention.kv_lora_rank, up, bias=False)
+        self.kv_b_proj: Linear | QuantizedUpProjection = Linear(attention.kv_lora_rank, up, bias=False)
         self.o_proj = Linear(heads * attention.v_head_dim, hidden, bias=bias)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext, layer_cache: LayerCache | None) -> Tensor:
@@ -178,17 +152,34 @@ class MLA(nn.Module):
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         return torch.cat((k_nope_BSHP, rope_key_BSHR), dim=-1), v_BSHU
 
-    def _up_projections(self) -> tuple[HeadMatrices, HeadMatrices]:
-        """Return the rows of ``kv_b_proj`` that make keys and those that make values, head by head."""
-        sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
-        up_HXC = self.kv_b_proj.weight.view(-1, sum(sizes), self.shape.kv_lora_rank)
-        keys_HPC, values_HUC = up_HXC.split_with_sizes(sizes, 1)
-        lora = self.kv_b_proj.lora
+    def _absorb_keys(self, q_HYP: Tensor) -> Tensor:
+        """Return each head's queries times the rows of ``kv_b_proj`` that make its keys, (H, Y, C)."""
+        up, lora = self.kv_b_proj, self.kv_b_proj.lora
+        if isinstance(up, QuantizedUpProjection):
+            q_HYC = up.absorb_keys(q_HYP)
+        else:
+            q_HYC = torch.bmm(q_HYP, self._by_head(up.weight)[0])
         if lora is None:
-            return HeadMatrices(keys_HPC), HeadMatrices(values_HUC)
-        b_HXr = lora.B.view(len(up_HXC), sum(sizes), lora.rank) * lora.scaling
-        keys_b, values_b = b_HXr.split_with_sizes(sizes, 1)
-        return HeadMatrices(keys_HPC, lora.A, keys_b), HeadMatrices(values_HUC, lora.A, values_b)
+            return q_HYC
+        return q_HYC + torch.bmm(q_HYP, self._by_head(lora.B * lora.scaling)[0]) @ lora.A
+
+    def _project_values(self, mixed_HYC: Tensor) -> Tensor:
+        """Return each head's mixed latents times the rows of ``kv_b_proj`` that make its values, (H, Y, U)."""
+        up, lora = self.kv_b_proj, self.kv_b_proj.lora
+        if isinstance(up, QuantizedUpProjection):
+            out_HYU = up.project_values(mixed_HYC)
+        else:
+            out_HYU = torch.bmm(mixed_HYC, self._by_head(up.weight)[1].transpose(1, 2))
+        if lora is None:
+            return out_HYU
+        values_b = self._by_head(lora.B * lora.scaling)[1]
+        return out_HYU + torch.bmm(F.linear(mixed_HYC, lora.A), values_b.transpose(1, 2))
+
+    def _by_head(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut rows of ``kv_b_proj`` into those of keys (H, P, ...) and of values (H, U, ...)."""
+        sizes = [self.shape.qk_nope_head_dim, self.shape.v_head_dim]
+        keys, values = rows.view(-1, sum(sizes), rows.shape[-1]).split_with_sizes(sizes, 1)
+        return keys, values
 
     def _expanded(self, group: AttentionGroup, q_BTHW: Tensor, latent_BSC: Tensor, rope_key_BSR: Tensor) -> Tensor:
         """Rebuild keys and values of all tokens at once and run as MHA; returns (B, T, H U)."""
@@ -223,8 +214,7 @@ class MLA(nn.Module):
         shape = self.shape
         batch, tokens, heads, _ = q_nope_BTHP.shape
         rows = batch * tokens
-        key_up, value_up = self._up_projections()
-        q_latent_HYC = key_up.transposed(q_nope_BTHP.reshape(rows, heads, -1).transpose(0, 1))
+        q_latent_HYC = self._absorb_keys(q_nope_BTHP.reshape(rows, heads, -1).transpose(0, 1))
         q_latent_BTHC = q_latent_HYC.transpose(0, 1).view(batch, tokens, heads, -1)
         q_BTHW = torch.cat((q_latent_BTHC, q_rope_BTHR), dim=-1)
         # One token's heads become queries of the single head, so that each latent is read once for all of them.
@@ -239,7 +229,7 @@ class MLA(nn.Module):
         )
         mixed_BTHW = mixed if tokens == 1 else mixed.transpose(1, 2)
         mixed_HYC = mixed_BTHW[..., : shape.kv_lora_rank].reshape(rows, heads, -1).transpose(0, 1)
-        out_HYU = value_up.product(mixed_HYC)
+        out_HYU = self._project_values(mixed_HYC)
         return out_HYU.transpose(0, 1).reshape(batch, tokens, -1)
 
 
