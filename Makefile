@@ -5,7 +5,10 @@
 # make coverage     the fast tests with coverage, and its floor
 # make test-sandbox the sandbox as this user and as an ordinary one, with and without control groups
 # make fuzz         damaged and hostile inputs, five minutes for each kind (SECONDS=300)
-# make wheel        the wheel, in dist/
+# make test-sanitizers the tests of the native library, with checks of addresses and undefined behaviour
+# make wheel        the wheel of this machine, in dist/
+# make wheels       the wheels of Linux (x86-64, ARM) and macOS, in dist/, built with zig
+# make native       the native CPU library, built again where its sources changed
 # make lint | bench | constraints | clean
 
 PYTHON ?= python3
@@ -19,7 +22,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --co
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart test test-all test-journeys test-sandbox coverage fuzz wheel lint bench constraints clean
+.PHONY: quickstart native test test-all test-journeys test-sandbox test-sanitizers coverage fuzz wheel wheels lint bench constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -39,27 +42,44 @@ $(VENV)/.installed-all: $(VENV)/.installed-dev
 	@$(INSTALL) '.[evals,trackio,wandb]'
 	@touch $@
 
-quickstart: $(VENV)/.installed
+# Built when Fathom is installed, and again once its sources changed; without a compiler everything runs without it.
+native: $(VENV)/.installed
+	@$(BIN)/python fathom/kernels/native/build.py --if-needed || true
+
+quickstart: $(VENV)/.installed native
 	@$(BIN)/fathom train recipes/quickstart.toml --out $(RUN) --resume
 
-test: lint
+test: lint native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
-test-all: lint $(VENV)/.installed-all
+test-all: lint native $(VENV)/.installed-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow'
 
-test-journeys: $(VENV)/.installed-dev
+test-journeys: $(VENV)/.installed-dev native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/journeys
 
 test-sandbox: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/posttrain/sandbox tests/posttrain/verdicts
 
-coverage: $(VENV)/.installed-dev
+coverage: $(VENV)/.installed-dev native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --cov --cov-report=term:skip-covered
 
 wheel: $(VENV)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl
+
+wheels: $(VENV)/.installed
+	@for platform in linux-x86_64 linux-aarch64 macos-arm64; do \
+		FATHOM_WHEEL=$$platform $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist . || exit 1; \
+	done
+	@ls dist/*.whl
+
+test-sanitizers: $(VENV)/.installed-dev
+	@mkdir -p build
+	@$(BIN)/python fathom/kernels/native/build.py --sanitize address,undefined --output build/libfathom_sanitized.so
+	OMP_NUM_THREADS=1 FATHOM_NATIVE=$(CURDIR)/build/libfathom_sanitized.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest -n0 -p no:cacheprovider tests/kernels/native
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

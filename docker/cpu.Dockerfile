@@ -10,7 +10,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ \
     && install --directory --owner=fathom /cache
 
 WORKDIR /opt/fathom
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py MANIFEST.in constraints.txt README.md LICENSE ./
+COPY build_backend build_backend
 COPY fathom fathom
 RUN pip install --no-cache-dir --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
     && pip install --no-cache-dir --constraint constraints.txt ".[gguf,hub,images,serve]"

@@ -15,7 +15,13 @@ import pytest
 
 from fathom.cli.diagnosis import imports, packages, places
 from fathom.cli.diagnosis.finding import Finding
-from fathom.cli.diagnosis.hardware import accelerator, hardware_findings, processor_features, products_finding
+from fathom.cli.diagnosis.hardware import (
+    accelerator,
+    hardware_findings,
+    native_kernels,
+    processor_features,
+    products_finding,
+)
 from fathom.cli.diagnosis.packages import package_findings, read_requirements
 from fathom.extras import install_extra, pip
 from fathom.products import choice_of
@@ -169,6 +175,37 @@ def test_the_library_of_products_and_its_rates_are_named(tmp_path: Path, monkeyp
     found = products_finding("2.13")
     assert found.status == "broken"
     assert found.remedy.startswith("set it to blas, onednn")
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "value", "remedy"),
+    [
+        (
+            {"isa": "avx2", "isas": ["scalar", "avx2"], "threads": 4},
+            "ok",
+            "avx2 (of scalar, avx2), 4 threads",
+            "",
+        ),
+        (
+            {"reason": "it was not built (no C compiler)", "command": "python build.py"},
+            "missing",
+            "none: it was not built (no C compiler)",
+            "then python build.py",
+        ),
+        (
+            {"reason": "FATHOM_NATIVE=0 switches it off", "command": ""},
+            "ok",
+            "none: FATHOM_NATIVE=0 switches it off",
+            "",
+        ),
+        ({"broken": "FATHOM_ISA: 'x' is not among"}, "broken", "FATHOM_ISA: 'x' is not among", "unset FATHOM_ISA"),
+        (None, "ok", "none: they cannot be asked", ""),
+    ],
+)
+def test_native_kernels_say_what_runs_or_why_none_does(facts: Any, status: str, value: str, remedy: str) -> None:
+    found = native_kernels(facts)
+    assert (found.status, found.value) == (status, value)
+    assert remedy in found.remedy
 
 
 def test_the_processor_and_too_little_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

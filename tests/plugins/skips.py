@@ -22,6 +22,8 @@ _REMEDIES = (
     (re.compile(r"bubblewrap", re.IGNORECASE), "apt install bubblewrap"),
     (re.compile(r"chromium", re.IGNORECASE), "apt install chromium"),
     (re.compile(r"C\+\+ compiler"), "apt install g++"),
+    (re.compile(r"qemu-user"), "apt install qemu-user"),
+    (re.compile(r"native library cannot be used"), "make native"),
     (re.compile(r"headers of the kernel"), "apt install linux-libc-dev"),
     (re.compile(r"rl extra"), "pip install -e '.[rl]'"),
     (re.compile(r"playwright"), "pip install playwright"),

@@ -1,4 +1,4 @@
-"""Processor, compiler, memory, accelerator and OpenMP's settings."""
+"""Processor, compiler, native kernels, memory, accelerator and OpenMP's settings."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def hardware_findings(torch: Mapping[str, object], root: Path = Path("/")) -> It
     if torch:
         yield accelerator(torch, root)
         yield products_finding(str(torch.get("version", "")))
+        yield native_kernels(torch.get("native"))
     chosen = [f"{name}={os.environ[name]}" for name in _SETTINGS if name in os.environ]
     chosen += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("KMP_")]
     yield Finding("machine", "OpenMP", ", ".join(chosen) or "no setting")
@@ -67,6 +68,25 @@ def accelerator(torch: Mapping[str, object], root: Path = Path("/")) -> Finding:
     reason = torch.get("reason") or "it gives no reason"
     remedy = "update the driver, or install a torch for the driver there is: https://pytorch.org/get-started/locally"
     return Finding("machine", "accelerator", f"{card}, which torch {version} cannot use ({reason})", "broken", remedy)
+
+
+def native_kernels(found: object) -> Finding:
+    """Return whether the native library runs; ``found`` are its ``facts`` and ``threads``, or what is ``broken``."""
+    facts = found if isinstance(found, Mapping) else {}
+    if "broken" in facts:
+        return Finding(
+            "machine", "native kernels", str(facts["broken"]), "broken", "correct or unset FATHOM_ISA and FATHOM_NATIVE"
+        )
+    if facts.get("isa"):
+        return Finding(
+            "machine", "native kernels", f"{facts['isa']} (of {', '.join(facts['isas'])}), {facts['threads']} threads"
+        )
+    reason = str(facts.get("reason", "they cannot be asked"))
+    if not facts.get("command"):
+        return Finding("machine", "native kernels", f"none: {reason}")
+    compiler = "xcode-select --install" if sys.platform == "darwin" else "apt install gcc"
+    remedy = f"faster generation on the processor: {compiler}, then {facts['command']}"
+    return Finding("machine", "native kernels", f"none: {reason}", "missing", remedy)
 
 
 def processor_features(words: str) -> list[str]:

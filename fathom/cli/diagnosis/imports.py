@@ -34,6 +34,11 @@ if "torch" in sys.modules:
     if torch.cuda.is_available():
         every = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         facts["devices"] = [[each.name, each.total_memory] for each in every]
+    try:
+        from fathom.kernels.native import library
+        facts["native"] = library.facts() | {"threads": torch.get_num_threads()}
+    except Exception as error:
+        facts["native"] = {"broken": str(error)}
     say("torch", "facts", json.dumps(facts))
 """
 
@@ -54,7 +59,7 @@ def start_imports(groups: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]
 
 
 def finish_imports(processes: Sequence[subprocess.Popen[str]]) -> tuple[dict[str, str], dict[str, object]]:
-    """Wait for the imports; return what failed and why, by module, and what torch says.
+    """Wait for the imports; return what failed and why, by module, and what torch and the native library say.
 
     A module that has not been imported after ``DEADLINE_SECONDS`` is not counted as failed.
     """

@@ -1,16 +1,21 @@
 """The native library, loaded once: whether it is there, its functions, its instruction sets and its pools of threads.
 
-Two variables of the environment are read here, at the first use: ``FATHOM_NATIVE=0`` keeps the library out, and
-``FATHOM_ISA`` (scalar, avx2, avxvnni, avx512, neon) chooses an instruction set that is not the processor's best.
+Two variables of the environment are read here, at the first use: ``FATHOM_NATIVE=0`` keeps the library out (a path
+names another one, such as that of ``make test-sanitizers``), and ``FATHOM_ISA`` (scalar, avx2, avxvnni, avx512, neon)
+chooses an instruction set that is not the processor's best.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shlex
+import sys
 import weakref
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uint, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from fathom.errors import FathomError
@@ -74,30 +79,68 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 }
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
+    """The library, or None and the reason."""
+
     library: ctypes.CDLL | None
     reason: str
 
 
 @cache
-def _open() -> _Opened:
-    if os.environ.get("FATHOM_NATIVE", "").strip() == "0":
-        return _Opened(None, "FATHOM_NATIVE=0 switches it off")
-    if not build.LIBRARY.exists():
-        return _Opened(None, "it was not built")
+def _open() -> Opened:
+    return open_library(os.environ)
+
+
+def open_library(environment: Mapping[str, str]) -> Opened:
+    """Load the library and choose its instruction set as an environment says; everything else here does it once.
+
+    Raises:
+        FathomError: FATHOM_ISA names what does not run here.
+    """
+    chosen = environment.get("FATHOM_NATIVE", "").strip()
+    if chosen == "0":
+        return Opened(None, "FATHOM_NATIVE=0 switches it off")
+    path = Path(chosen) if chosen not in ("", "1") else build.LIBRARY
+    if not path.exists():
+        return Opened(None, f"there is no {path}" if path != build.LIBRARY else _why_not_built())
     try:
-        library = ctypes.CDLL(str(build.LIBRARY))
+        library = ctypes.CDLL(str(path))
         sources = ctypes.CFUNCTYPE(c_char_p)(("fathom_sources", library))()
     except (OSError, AttributeError) as error:
-        return _Opened(None, f"it cannot be loaded ({error})")
+        return Opened(None, f"it cannot be loaded ({error})")
     if build.SOURCES.is_dir() and sources.decode() != build.source_hash():
-        return _Opened(None, f"it is older than its sources; run python {build.__file__}")
+        return Opened(None, "it was built from other sources")
     for name, (result, arguments) in _FUNCTIONS.items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-    _choose_isa(library, os.environ.get("FATHOM_ISA", "").strip().lower())
-    return _Opened(library, "")
+    _choose_isa(library, environment.get("FATHOM_ISA", "").strip().lower())
+    return Opened(library, "")
+
+
+def _why_not_built() -> str:
+    """Return what the installation wrote down."""
+    try:
+        return f"it was not built ({build.NOT_BUILT.read_text(encoding='utf-8').strip()})"
+    except OSError:
+        return "it was not built"
+
+
+def facts() -> dict[str, object]:
+    """Return what the doctor reports: the ``isa`` that runs and all ``isas`` that could; or the ``reason`` why none
+    does and the ``command`` that builds the library, empty where it cannot help.
+    """
+    if available():
+        return {"isa": current_isa(), "isas": usable_isas()}
+    return {"reason": unavailable_reason(), "command": "" if "FATHOM_NATIVE" in os.environ else _build_command()}
+
+
+def _build_command() -> str:
+    try:
+        build.instruction_sets("")
+    except build.BuildError:
+        return ""
+    return shlex.join([sys.executable, build.__file__])
 
 
 def _choose_isa(library: ctypes.CDLL, name: str) -> None:
@@ -127,7 +170,8 @@ def library() -> ctypes.CDLL:
     """
     opened = _open()
     if opened.library is None:
-        raise FathomError(f"the native library cannot be used: {opened.reason}")
+        remedy = _build_command()
+        raise FathomError(f"the native library cannot be used: {opened.reason}" + (f"; run {remedy}" if remedy else ""))
     return opened.library
 
 

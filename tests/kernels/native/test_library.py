@@ -1,31 +1,26 @@
-import os
-import subprocess
-import sys
-
 import pytest
 
 from fathom.errors import FathomError
 from fathom.kernels.native import library
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = f"from fathom.kernels.native import library\n{code}"
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
-    )
-
-
-def test_the_environment_switches_the_library_off():
-    done = python("print(library.available(), library.unavailable_reason())", FATHOM_NATIVE="0")
-    assert done.stdout.strip() == "False FATHOM_NATIVE=0 switches it off"
+def test_the_environment_switches_the_library_off_or_names_another():
+    assert library.open_library({"FATHOM_NATIVE": "0"}) == (None, "FATHOM_NATIVE=0 switches it off")
+    assert library.open_library({"FATHOM_NATIVE": "/no/such.so"}) == (None, "there is no /no/such.so")
+    assert library.open_library({"FATHOM_NATIVE": __file__}).reason.startswith("it cannot be loaded (")
 
 
 @pytest.mark.usefixtures("native")
 def test_the_environment_chooses_an_instruction_set_and_a_wrong_one_names_those_that_run():
-    assert python("library.available(); print(library.current_isa())", FATHOM_ISA="scalar").stdout.strip() == "scalar"
-    wrong = python("library.available()", FATHOM_ISA="sse9").stderr.strip().splitlines()[-1]
-    usable = ", ".join(library.usable_isas())
-    assert wrong.endswith(f"FATHOM_ISA: 'sse9' is not among what runs here; choose one of {usable}")
+    best = library.current_isa()
+    library.open_library({"FATHOM_ISA": "scalar"})
+    try:
+        assert library.current_isa() == "scalar"
+        usable = ", ".join(library.usable_isas())
+        with pytest.raises(FathomError, match=f"FATHOM_ISA: 'sse9' is not among .* choose one of {usable}"):
+            library.open_library({"FATHOM_ISA": "sse9"})
+    finally:
+        library.use_isa(best)
 
 
 @pytest.mark.usefixtures("native")
