@@ -196,7 +196,7 @@ static void try_pages(const char *isa, const fathom_kernels *k) {
         {NULL, BYTES / 2, FATHOM_PAGES_BFLOAT16, WIDTH, 0, {{0}}},
         {NULL, 2 * 9 + 160, FATHOM_PAGES_QUANTIZED, WIDTH, 2, {{128, FATHOM_EIGHT_BITS, 16}, {32, FATHOM_EIGHT_BITS, 32}}},
         {NULL, 2 * 3 + 88 + 32, FATHOM_PAGES_QUANTIZED, WIDTH, 2, {{128, FATHOM_PAIRED_MAX_CODE, 64}, {32, FATHOM_EIGHT_BITS, 32}}},
-        {NULL, 2 * 4 + 29 + 7 + 0, FATHOM_PAGES_QUANTIZED, 52, 2, {{45, FATHOM_PAIRED_MAX_CODE, 15}, {7, FATHOM_EIGHT_BITS, 7}}},
+        {NULL, 60, FATHOM_PAGES_QUANTIZED, 52, 2, {{45, FATHOM_PAIRED_MAX_CODE, 15}, {7, FATHOM_EIGHT_BITS, 7}}},
     };
     for (int kind = 0; kind < (int)(sizeof kinds / sizeof *kinds); kind++) {
         static float x[WIDTH], found[2][SLOTS * (WIDTH + 3)];
