@@ -220,14 +220,11 @@ static void draw_row(const fathom_draw_row *row, int vocab, const int32_t *unuse
                      int32_t *ids, double *logprobs) {
     const float *own = row->logits, *logits = own;
     if (unused_count) mask(own, vocab, unused, unused_count, NULL, s->logits), logits = s->logits;
-    fathom_current->draw_maxima(logits, vocab, s->maxima);
-    float best = highest(s->maxima, vocab);
-    const int reuse = row->temperature == 1 && !row->adjusted && !row->allowed && row->top_k <= 0;
-    fathom_current->draw_weights(logits, vocab, best, 1, reuse ? s->weights : NULL, s->masses);
-    double norm = log(total(s->masses, vocab)) + best;
+    double norm = fathom_current->draw_norm(logits, vocab, s->maxima);
     if (unused_count) norm = logaddexp(norm, unused_norm(own, unused, unused_count));
     if (!isfinite(norm)) return; /* ids hold FATHOM_NOT_FINITE */
     alternatives(row, logits, vocab, norm, s, ids + 1, logprobs + 1);
+    float best = highest(s->maxima, vocab);
     if (row->adjusted || row->allowed) {
         const float *given = row->adjusted ? row->adjusted : logits;
         mask(given, vocab, unused, unused_count, row->allowed, s->logits);
@@ -239,7 +236,7 @@ static void draw_row(const fathom_draw_row *row, int vocab, const int32_t *unuse
             return;
         }
     }
-    ids[0] = reuse ? draw_weighted(row, vocab, s) : draw_one(row, logits, vocab, best, s);
+    ids[0] = draw_one(row, logits, vocab, best, s);
     logprobs[0] = own[ids[0]] - norm;
 }
 

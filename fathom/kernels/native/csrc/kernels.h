@@ -49,10 +49,11 @@ typedef struct {
     void (*read_rows)(const fathom_pages *pages, int64_t slot, int count, int column, int columns, float *out,
                       int64_t stride);
     void (*write_row)(const fathom_pages *pages, int64_t slot, const float *x);
-    /* Drawing from a row of logits in blocks (draw.h, kernels_draw.h): the highest of each block; weights
-     * exp((x - best) scale) <= 1 (NULL where only their sums are asked for) and the sum of each block; and the weights
-     * above a bound, or equal to it and before an index, others becoming 0. */
+    /* Drawing from a row of logits in blocks (draw.h, kernels_draw.h): the highest of each block; these and the logarithm
+     * of the sum of exponentials; weights exp((x - best) scale) <= 1 and the sum of each block; and the weights above a
+     * bound, or equal to it and before an index, others becoming 0. */
     void (*draw_maxima)(const float *x, int k, float *maxima);
+    double (*draw_norm)(const float *x, int k, float *maxima);
     void (*draw_weights)(const float *x, int k, float best, float scale, float *weights, double *masses);
     void (*draw_keep)(float *weights, int k, float bound, int before, double *masses);
 } fathom_kernels;
