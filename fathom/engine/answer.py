@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fathom.engine.request import Output
 from fathom.engine.state import RequestState
 from fathom.spec.sampling import Completion, FinishReason, TokenLogprob
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appended:
+class Appended(NamedTuple):
     """What became of the tokens of one step: those that belong to the answer, and how it ended, if it did.
 
     ``error`` is one line where the request's own constraint or stop checker raised.
@@ -25,12 +24,13 @@ class Appended:
 
 def append_tokens(state: RequestState, drawn: Sequence[TokenLogprob]) -> Appended:
     """Append sampled tokens to a request's answer, up to the one that ends it."""
-    kept: list[TokenLogprob] = []
+    request, kept = state.request, list[TokenLogprob]()
+    plain = request.constraint is None and request.stop_checker is None
     for each in drawn:
         if each.token_id in state.all_stop_token_ids:
             return Appended(tokens=tuple(kept), reason="stop", stop_token=each)
         try:
-            ends = _accept(state, each.token_id)
+            ends = not plain and _accept(state, each.token_id)
         except Exception as error:  # the request's own rule, whatever it is made of
             return Appended(tokens=tuple(kept), error=one_line(error))
         kept.append(each)
@@ -38,7 +38,7 @@ def append_tokens(state: RequestState, drawn: Sequence[TokenLogprob]) -> Appende
         state.drawn.append(each.token_id)
         if ends:
             return Appended(tokens=tuple(kept), reason="stop")
-        if len(state.drawn) == state.request.params.max_tokens:
+        if len(state.drawn) == request.params.max_tokens:
             return Appended(tokens=tuple(kept), reason="length")
     return Appended(tokens=tuple(kept))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 
 import torch
@@ -231,6 +231,8 @@ class Engine:
 
     def _cache_full_pages(self, state: RequestState) -> None:
         """Register the hashes of pages that are full now, so that other requests share them."""
+        if state.num_computed_tokens < (state.num_hashed_pages + 1) * self.pool.page_size:
+            return
         full = state.num_cacheable_tokens // self.pool.page_size
         if state.block_hashes is None or full <= state.num_hashed_pages:
             return
@@ -306,6 +308,8 @@ class Engine:
 
     def _autocast(self) -> AbstractContextManager[None]:
         """Compute in the spec's dtype; the outermost context keeps the weights' casts until it is left."""
+        if self.spec.compute_dtype == "auto" and not torch.is_autocast_enabled(self.pool.device.type):
+            return nullcontext()
         return torch.autocast(
             self.pool.device.type, dtype=torch.bfloat16, enabled=self.spec.compute_dtype == "bfloat16"
         )

@@ -53,6 +53,8 @@ class Scheduler:
         self.waiting: list[RequestState] = []
         self.preemptions = self.prompt_tokens = self.cached_tokens = 0
         self._scheduled: dict[int, ScheduledRequest] = {}
+        self._scheduled_tokens = 0
+        self._decoding: dict[int, ScheduledRequest] = {}  # kept from step to step
 
     def max_pages(self, tokens: int) -> int:
         """Return the most pages that a request of ``tokens`` tokens ever holds."""
@@ -71,6 +73,7 @@ class Scheduler:
         """Remove a request, running or waiting, and free its pages."""
         (self.running if state.running else self.waiting).remove(state)
         state.running = False
+        self._decoding.pop(state.id, None)
         self.pages.release(state.pages)
         state.pages = []
         state.num_computed_tokens = state.first_page_token = state.num_hashed_pages = 0
@@ -84,11 +87,12 @@ class Scheduler:
         admission only. So running requests end one after another without being preempted by later ones, and the first
         waiting request, behind which none is admitted, fits the empty pool at the latest.
         """
-        self._scheduled = {}
+        self._scheduled, self._scheduled_tokens = {}, 0
         for state in tuple(self.running):
-            if state.running and state.remaining == 1:
+            if state.running and len(state.tokens) - state.num_computed_tokens == 1:
                 self._run(state, 1)
-        self._schedule_prompts()
+        if self.waiting or len(self._scheduled) < len(self.running):
+            self._schedule_prompts()
         if self.draft_tokens:
             self._schedule_drafts()
         return list(self._scheduled.values())
@@ -109,7 +113,7 @@ class Scheduler:
         pending = self._pending(reading) if queued else {}
         admitting = True
         for state in list(merge(reading, queued, key=_queue_key)):
-            left = self.spec.step_tokens - sum(work.tokens for work in self._scheduled.values())
+            left = self.spec.step_tokens - self._scheduled_tokens
             if left < 1:
                 return
             if not state.running:
@@ -127,7 +131,7 @@ class Scheduler:
         Pages of rejected drafts are freed after the step.
         """
         size, most = self.spec.page_size, min(self.draft_tokens, (self.window or self.spec.step_tokens) - 1)
-        left = self.spec.step_tokens - sum(work.tokens for work in self._scheduled.values())
+        left = self.spec.step_tokens - self._scheduled_tokens
         for work in tuple(self._scheduled.values()):
             state = work.state
             if state.remaining > 1 or not state.drawn:
@@ -146,8 +150,14 @@ class Scheduler:
         return -(-(tokens - state.first_page_token) // self.spec.page_size)
 
     def _run(self, state: RequestState, tokens: int) -> None:
-        if self._allocate_pages(state, tokens):
+        if not self._allocate_pages(state, tokens):
+            return
+        if tokens > 1:
             self._scheduled[state.id] = ScheduledRequest(state, tokens)
+        else:
+            work = self._decoding.get(state.id) or ScheduledRequest(state, 1)
+            self._scheduled[state.id] = self._decoding[state.id] = work
+        self._scheduled_tokens += tokens
 
     def _allocate_pages(self, state: RequestState, tokens: int) -> bool:
         """Allocate the pages of a request's next tokens, preempting the last request in order where none is free."""
@@ -157,7 +167,7 @@ class Scheduler:
             self.pages.release(state.pages[:outside])
             del state.pages[:outside]
             state.first_page_token += outside * size
-        missing = self._pages_for(state, state.num_computed_tokens + tokens) - len(state.pages)
+        missing = -(-(state.num_computed_tokens + tokens - state.first_page_token) // size) - len(state.pages)
         if missing <= 0:
             return True
         while missing > self.pages.available:
@@ -170,7 +180,8 @@ class Scheduler:
 
     def _preempt(self, state: RequestState) -> None:
         self.preemptions += 1
-        self._scheduled.pop(state.id, None)
+        work = self._scheduled.pop(state.id, None)
+        self._scheduled_tokens -= 0 if work is None else work.tokens
         self.remove(state)
         self.add(state)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fathom.engine.constraint import TokenConstraint, allowed_tokens
 from fathom.errors import SpecError
+from fathom.kernels.native.drawing import Way
 from fathom.spec.sampling import SamplingParams
 
 _HIGHEST = 3e38  # biases and penalties lift no logit beyond float32
@@ -31,7 +32,16 @@ class SamplingMetadata:
     seed: int
     constraint: TokenConstraint | None = None
     eos_ids: frozenset[int] = frozenset()
+    way: Way | None = field(default=None, init=False, repr=False, compare=False)
+    """``params`` as the native library takes them, made once."""
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """Whether every token is drawn from the model's own logits."""
     _prompt_ids: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        p = self.params
+        changes = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias or p.min_tokens
+        self.is_plain = self.constraint is None and not changes
 
     @property
     def is_unmodified(self) -> bool:

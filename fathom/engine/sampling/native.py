@@ -26,56 +26,58 @@ class NativeSampler:
         """Draw one token per row of float32 logits, or say why that row has none; see ``draw.try_draw``."""
         if logits_BV.stride(-1) != 1:
             logits_BV = logits_BV.contiguous()
-        address, apart, vocab = logits_BV.data_ptr(), logits_BV.stride(0) * 4, self._vocab
+        address, apart, drawer = logits_BV.data_ptr(), logits_BV.stride(0) * 4, self._drawer
         failures: dict[int, SamplingFailure] = {}
         held: list[Tensor] = []  # what the rows point to
-        most = 0
-        for index, (row, slot) in enumerate(zip(rows, self._drawer.rows(len(rows)), strict=False)):
-            params = row.params
-            slot.logits, slot.adjusted, slot.allowed = address, None, None
-            slot.seed, slot.position = row.seed, len(row.drawn)
-            slot.temperature, slot.top_p, slot.min_p = params.temperature, params.top_p, params.min_p
-            slot.top_k = min(params.top_k, vocab)
-            slot.alternatives = asked = min(params.logprobs or 0, vocab)
-            most = max(most, asked)
-            address += apart
-            if not row.is_unmodified:
-                try:
-                    self._modify(slot, logits_BV[index], row, held)
-                except FathomError as error:
-                    failures[index] = SamplingFailure("request", str(error))
-        return self._results(len(rows), most, failures)
-
-    def _modify(self, slot: drawing.DrawRow, logits_V: Tensor, row: SamplingMetadata, held: list[Tensor]) -> None:
-        if row.is_adjusted:
-            held.append(adjust_logits(logits_V, row))
-            slot.adjusted = held[-1].data_ptr()
-        words_Z = None if row.constraint is None else allowed_words(row.constraint, self._vocab)
-        if words_Z is not None:
-            held.append(words_Z)
-            slot.allowed = words_Z.data_ptr()
-
-    def _results(
-        self, count: int, most: int, failures: dict[int, SamplingFailure]
-    ) -> list[TokenLogprob | SamplingFailure]:
-        ids, logprobs = self._drawer.draw(count, most)
-        if not most and not failures and min(ids) >= 0:
-            return [TokenLogprob(token, logprob) for token, logprob in zip(ids, logprobs, strict=True)]
-        results: list[TokenLogprob | SamplingFailure] = []
-        for index, start in enumerate(range(0, len(ids), 1 + most)):
-            stop = start + 1 + most
-            if ids[start] == drawing.NOT_FINITE:
-                results.append(NOT_FINITE)
-            elif index in failures:
-                results.append(failures[index])
-            elif ids[start] == drawing.NOTHING_ALLOWED:
-                results.append(NOTHING_ALLOWED)
+        drawer.begin(len(rows))
+        for index, row in enumerate(rows):
+            if row.way is None:
+                row.way = self._way(row)
+            if row.is_plain or row.is_unmodified:
+                drawer.add(index, address, row.seed, len(row.drawn), row.way)
             else:
-                others = zip(ids[start + 1 : stop], logprobs[start + 1 : stop], strict=True)
-                results.append(
-                    TokenLogprob(ids[start], logprobs[start], tuple(each for each in others if each[0] >= 0))
-                )
-        return results
+                try:
+                    adjusted, allowed = self._modified(logits_BV[index], row, held)
+                except FathomError as error:
+                    adjusted = allowed = 0
+                    failures[index] = SamplingFailure("request", str(error))
+                drawer.add(index, address, row.seed, len(row.drawn), row.way, adjusted=adjusted, allowed=allowed)
+            address += apart
+        return _results(*drawer.draw(len(rows)), failures)
+
+    def _way(self, row: SamplingMetadata) -> drawing.Way:
+        params, vocab = row.params, self._vocab
+        most = min(params.top_k, vocab), min(params.logprobs or 0, vocab)
+        return drawing.Way(params.temperature, params.top_p, params.min_p, *most)
+
+    def _modified(self, logits_V: Tensor, row: SamplingMetadata, held: list[Tensor]) -> tuple[int, int]:
+        """Return the addresses of a row's adjusted logits and of its allowed ids, 0 for none."""
+        adjusted_V = adjust_logits(logits_V, row) if row.is_adjusted else None
+        allowed_Z = None if row.constraint is None else allowed_words(row.constraint, self._vocab)
+        held += [each for each in (adjusted_V, allowed_Z) if each is not None]
+        return (
+            0 if adjusted_V is None else adjusted_V.data_ptr(),
+            0 if allowed_Z is None else allowed_Z.data_ptr(),
+        )
+
+
+def _results(
+    stride: int, ids: list[int], logprobs: list[float], failures: dict[int, SamplingFailure]
+) -> list[TokenLogprob | SamplingFailure]:
+    if stride == 1 and not failures and min(ids) >= 0:
+        return [TokenLogprob(token, logprob) for token, logprob in zip(ids, logprobs, strict=True)]
+    results: list[TokenLogprob | SamplingFailure] = []
+    for index, start in enumerate(range(0, len(ids), stride)):
+        if ids[start] == drawing.NOT_FINITE:
+            results.append(NOT_FINITE)
+        elif index in failures:
+            results.append(failures[index])
+        elif ids[start] == drawing.NOTHING_ALLOWED:
+            results.append(NOTHING_ALLOWED)
+        else:
+            others = zip(ids[start + 1 : start + stride], logprobs[start + 1 : start + stride], strict=True)
+            results.append(TokenLogprob(ids[start], logprobs[start], tuple(each for each in others if each[0] >= 0)))
+    return results
 
 
 def all_finite(values: Tensor) -> bool:

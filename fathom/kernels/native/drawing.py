@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ctypes import Array, Structure, addressof, c_double, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import addressof, c_char, c_double, c_int32
+from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +15,19 @@ NOT_FINITE, NOTHING_ALLOWED = -1, -2
 _ALIGNMENT = 64
 
 
-class DrawRow(Structure):
-    """``fathom_draw_row``: one row's logits and how it draws."""
+# fathom_draw_row: the addresses of logits, adjusted ones and allowed ids, seed, position, Way
+_ROW = Struct("=QQQQqdddii")
+_WORD = (1 << 64) - 1
 
-    _fields_ = (
-        *((name, c_void_p) for name in ("logits", "adjusted", "allowed")),
-        ("seed", c_uint64),
-        ("position", c_int64),
-        *((name, c_double) for name in ("temperature", "top_p", "min_p")),
-        *((name, c_int32) for name in ("top_k", "alternatives")),
-    )
+
+class Way(NamedTuple):
+    """How a row draws; ``top_k`` and ``alternatives`` are at most the vocabulary."""
+
+    temperature: float
+    top_p: float
+    min_p: float
+    top_k: int
+    alternatives: int
 
 
 class RowDrawer:
@@ -37,29 +42,41 @@ class RowDrawer:
         threads = 1 if pool is None else pool.threads
         size = self._library.fathom_draw_scratch(vocab)
         self._scratch = torch.empty(threads * size + _ALIGNMENT, dtype=torch.uint8)
-        self._rows = (DrawRow * 0)()
+        self._rows, self._most = bytearray(), 0
         self._ids, self._logprobs = (c_int32 * 0)(), (c_double * 0)()
 
-    def rows(self, count: int) -> Array[DrawRow]:
-        """Return rows to fill in; at least ``count``."""
-        if len(self._rows) < count:
-            self._rows = (DrawRow * count)()
-        return self._rows
+    def begin(self, count: int) -> None:
+        """Make room for so many rows; ``add`` each of them."""
+        if len(self._rows) < count * _ROW.size:
+            self._rows = bytearray(count * _ROW.size)
+        self._most = 0
 
-    def draw(self, count: int, alternatives: int) -> tuple[list[int], list[float]]:
-        """Draw for the first ``count`` rows that were filled in.
+    def add(
+        self, index: int, logits: int, seed: int, position: int, way: Way, *, adjusted: int = 0, allowed: int = 0
+    ) -> None:
+        """Say how a row draws.
 
-        Returns the ids and their log-probabilities, ``1 + alternatives`` for each row: the drawn one, or ``NOT_FINITE``
-        or ``NOTHING_ALLOWED``; then the likeliest, best first, -1 where there are no more.
+        ``logits`` is the address of V floats, ``adjusted`` that of those to draw from and ``allowed`` that of a bitmask
+        of ids, 0 where there is none. Random numbers are ``uniform(seed, position, trial)``.
         """
-        stride = 1 + alternatives
+        _ROW.pack_into(self._rows, index * _ROW.size, logits, adjusted, allowed, seed & _WORD, position, *way)
+        if way.alternatives > self._most:
+            self._most = way.alternatives
+
+    def draw(self, count: int) -> tuple[int, list[int], list[float]]:
+        """Draw for ``count`` rows.
+
+        Returns how many ids a row has, the ids and their log-probabilities: of each row the drawn one, or
+        ``NOT_FINITE`` or ``NOTHING_ALLOWED``; then the likeliest, best first, -1 where there are no more.
+        """
+        stride = 1 + self._most
         if len(self._ids) < count * stride:
             self._ids, self._logprobs = (c_int32 * (count * stride))(), (c_double * (count * stride))()
         unused_N, scratch = self._unused_N, self._scratch.data_ptr()
         library.check(
             self._library.fathom_draw(
                 None if self._pool is None else self._pool.pointer,
-                addressof(self._rows),
+                (c_char * len(self._rows)).from_buffer(self._rows),
                 count,
                 self._vocab,
                 None if unused_N is None else unused_N.data_ptr(),
@@ -70,7 +87,7 @@ class RowDrawer:
                 scratch + -scratch % _ALIGNMENT,
             )
         )
-        return self._ids[: count * stride], self._logprobs[: count * stride]
+        return stride, self._ids[: count * stride], self._logprobs[: count * stride]
 
 
 def all_finite(values: Tensor) -> bool:
