@@ -66,4 +66,14 @@ static inline int64_t fathom_packed_floats(int rows, int width) { return (rows +
 extern const fathom_kernels fathom_scalar, fathom_avx2, fathom_avxvnni, fathom_avx512, fathom_neon;
 extern const fathom_kernels *fathom_current; /* of the chosen instruction set */
 
+/* Products and rounding of each instruction set, in products_*.c. */
+#define FATHOM_DECLARE_PRODUCTS(isa)                                                                               \
+    void fathom_product_##isa(const fathom_matrix *w, int begin, int end, const fathom_rows *x, float *y,          \
+                              int64_t y_stride);                                                                   \
+    void fathom_quantize_row_##isa(const float *x, int k, int8_t *q, float *scales, float *sums);
+FATHOM_DECLARE_PRODUCTS(avx2)
+FATHOM_DECLARE_PRODUCTS(avxvnni)
+FATHOM_DECLARE_PRODUCTS(avx512)
+FATHOM_DECLARE_PRODUCTS(neon)
+
 #endif

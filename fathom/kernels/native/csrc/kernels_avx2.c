@@ -3,4 +3,4 @@
 #include "row_kernels.h"
 
 const fathom_kernels fathom_avx2 = {
-    .product = fathom_plain_product, .quantize_row = fathom_plain_quantize_row, FATHOM_ROW_KERNELS};
+    .product = fathom_product_avx2, .quantize_row = fathom_quantize_row_avx2, FATHOM_ROW_KERNELS};

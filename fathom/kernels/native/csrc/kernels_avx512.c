@@ -4,4 +4,4 @@
 #include "row_kernels.h"
 
 const fathom_kernels fathom_avx512 = {
-    .product = fathom_plain_product, .quantize_row = fathom_plain_quantize_row, FATHOM_ROW_KERNELS};
+    .product = fathom_product_avx512, .quantize_row = fathom_quantize_row_avx512, FATHOM_ROW_KERNELS};

@@ -3,4 +3,4 @@
 #include "row_kernels.h"
 
 const fathom_kernels fathom_avxvnni = {
-    .product = fathom_plain_product, .quantize_row = fathom_plain_quantize_row, FATHOM_ROW_KERNELS};
+    .product = fathom_product_avxvnni, .quantize_row = fathom_quantize_row_avxvnni, FATHOM_ROW_KERNELS};

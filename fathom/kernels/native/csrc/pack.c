@@ -24,7 +24,8 @@ static int64_t panel_bytes(int format, int columns) {
 
 int64_t fathom_packed_bytes(int format, int rows, int columns) {
     if (format < FATHOM_F32 || format > FATHOM_Q4M) return fathom_fail("there is no format of weights %d", format);
-    if (rows < 1 || columns < 1) return fathom_fail("weights of %d rows and %d columns cannot be packed", rows, columns);
+    if (rows < 1 || columns < 1)
+        return fathom_fail("weights of %d rows and %d columns cannot be packed", rows, columns);
     if (format >= FATHOM_Q8 && columns % FATHOM_GROUP)
         return fathom_fail("rows of %d columns are not whole groups of %d", columns, FATHOM_GROUP);
     return panel_bytes(format, columns) * ((rows + FATHOM_PANEL - 1) / FATHOM_PANEL);
@@ -164,8 +165,11 @@ int fathom_pack_gguf(int ggml_type, int rows, int columns, const void *blocks, v
     const uint8_t *block = blocks;
     for (int r = 0; r < rows; r++) {
         uint8_t *group = (uint8_t *)packed + r / FATHOM_PANEL * panel;
-        for (int k = 0; k < columns; k += FATHOM_GROUP, block += block_bytes(format), group += fathom_group_bytes(format))
+        for (int k = 0; k < columns; k += FATHOM_GROUP) {
             place_block(format, block, group, r % FATHOM_PANEL);
+            block += block_bytes(format);
+            group += fathom_group_bytes(format);
+        }
     }
     return 0;
 }

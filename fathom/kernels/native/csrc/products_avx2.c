@@ -1,0 +1,3 @@
+#include "products_avx2.h"
+
+PRODUCTS_OF(avx2)
