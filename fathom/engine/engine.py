@@ -12,8 +12,10 @@ from torch import Tensor
 from fathom.engine.answer import append_tokens, completion, one_line
 from fathom.engine.cache_sizing import make_pool
 from fathom.engine.drafting.factory import drafting_kind, make_drafter
+from fathom.engine.forward_pass import ForwardPass
 from fathom.engine.input_processor import InputProcessor
 from fathom.engine.model_runner import ModelRunner
+from fathom.engine.native_step import native_step
 from fathom.engine.pages import PageAllocator
 from fathom.engine.request import EngineStats, Output, Request
 from fathom.engine.sampling.draw import SamplingFailure
@@ -24,6 +26,7 @@ from fathom.model.adapters.adapter import Adapter
 from fathom.model.adapters.attach import with_adapter
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
+from fathom.model.native import NativeModel
 from fathom.spec.engine import EngineSpec
 from fathom.spec.sampling import Completion, FinishReason, SamplingParams, StopChecker, TokenLogprob
 from fathom.spec.token_ids import TokenIds, to_token_ids
@@ -62,12 +65,13 @@ class Engine:
         compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
         if compiled is not None:
             compiled.warm_up()
+        self.native = native_step(model, self.pool, self.spec)
         unused_ids_N = _unused_tensor(set(unused_ids) - self.eos_ids, model.spec.vocab_size, self.pool.device)
-        drafter = make_drafter(drafting, model, self.pool, self.spec, unused_ids_N=unused_ids_N)
-        recorded = self.spec.record_routing and model.spec.num_moe_layers > 0
-        self._forward = ModelRunner(
-            model, self.pool, drafter, compiled=compiled, record_routing=recorded, unused_ids_N=unused_ids_N
-        )
+        self._recorded = self.spec.record_routing and model.spec.num_moe_layers > 0
+        native = self.native if isinstance(self.native, NativeModel) else None
+        forward = ForwardPass(model, self.pool, native=native, compiled=compiled, record_routing=self._recorded)
+        drafter = make_drafter(drafting, forward, self.pool, self.spec, unused_ids_N=unused_ids_N)
+        self._runner = ModelRunner(forward, drafter, unused_ids_N=unused_ids_N)
         self._states: dict[int, RequestState] = {}
         self._output_queues: dict[int, list[Output]] = {}
         self._undelivered: list[Output] = []
@@ -96,8 +100,8 @@ class Engine:
             cached_tokens=self.scheduler.cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.preemptions,
-            drafted=self._forward.drafted,
-            accepted=self._forward.accepted,
+            drafted=self._runner.drafted,
+            accepted=self._runner.accepted,
             steps=self._steps,
         )
 
@@ -114,8 +118,8 @@ class Engine:
             SpecError: a token id is outside the vocabulary, not as many features as image tokens, or an adapter that
                 the engine does not have.
         """
-        if request.adapter is not None and request.adapter not in self._forward.adapted:
-            known = ", ".join(self._forward.adapted) or "none"
+        if request.adapter is not None and request.adapter not in self._runner.adapted:
+            known = ", ".join(self._runner.adapted) or "none"
             raise SpecError("adapter", f"the engine has no {request.adapter!r}", f"use one it has: {known}")
         return self._input_processor.process(request)
 
@@ -129,16 +133,19 @@ class Engine:
             CheckpointError: it is of another model.
             SpecError: there is one of that name.
         """
-        if name in self._forward.adapted:
+        if name in self._runner.adapted:
             raise SpecError("adapter", f"{name!r} names two adapters", "give one of them another name")
-        self._forward.adapted[name] = with_adapter(self.model, adapter)
+        adapted = with_adapter(self.model, adapter)
+        self._runner.adapted[name] = ForwardPass(adapted, self.pool, record_routing=self._recorded)
 
     def decoder(self, adapter: str | None) -> Decoder:
         """Return the model with an adapter that the engine holds, or without one."""
-        return self._forward.decoder(adapter)
+        return self._runner.passes(adapter).model
 
     def enqueue(self, state: RequestState) -> None:
         """Add a prepared request to the waiting queue."""
+        if not self._states and isinstance(self.native, NativeModel):
+            self.native.follow_changes()
         self._states[state.id] = state
         self.scheduler.add(state)
 
@@ -165,6 +172,8 @@ class Engine:
         if self._states:
             raise SpecError("forget", f"{len(self._states)} requests are under way", "let them end or cancel them")
         self.pages.forget()
+        if isinstance(self.native, NativeModel):
+            self.native.refresh()
 
     def step(self) -> list[Output]:
         """Run one forward pass and return the output of each request in it; empty when there is nothing to do.
@@ -184,7 +193,7 @@ class Engine:
         self._steps += 1
         try:
             with torch.inference_mode(), self._autocast():
-                drawn = self._forward.run(scheduled)
+                drawn = self._runner.run(scheduled)
         except Exception as error:
             self.last_error = error
             return [*outputs, *(self._fail(work.state, one_line(error)) for work in scheduled)]

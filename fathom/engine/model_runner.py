@@ -1,4 +1,7 @@
-"""One step's forward pass over the packed tokens of its requests, and sampling."""
+"""One step's forward pass over the packed tokens of its requests, and sampling.
+
+X rows whose logits are wanted.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.engine.drafting.drafter import Drafter
+from fathom.engine.forward_pass import ForwardPass, PassOutput
 from fathom.engine.routed_experts import RoutedExpertsRecorder
 from fathom.engine.sampling.acceptance import accept_drafts, draft_metadata
 from fathom.engine.sampling.draw import SamplingFailure, SamplingMetadata, prompt_logprobs, try_draw
@@ -17,10 +21,7 @@ from fathom.engine.sampling.native import NativeSampler, all_finite
 from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
 from fathom.kernels.native import library
-from fathom.model.cache import PagedStep, PagePool, SequenceChunk
-from fathom.model.compiled import CompiledDecoding
-from fathom.model.decoder import Decoder, DecoderOutput
-from fathom.model.moe import chosen_experts
+from fathom.model.cache import SequenceChunk
 from fathom.spec.sampling import TokenLogprob
 
 _PROMPT_LOGPROB_CHUNK = 64  # rows of a prompt whose logits exist at one time
@@ -58,26 +59,14 @@ class _BatchEntry:
 class ModelRunner:
     """Runs a step's work on the model and samples the next tokens of requests that are prefilled."""
 
-    def __init__(
-        self,
-        model: Decoder,
-        pool: PagePool,
-        drafter: Drafter,
-        *,
-        compiled: CompiledDecoding | None = None,
-        record_routing: bool = False,
-        unused_ids_N: Tensor | None = None,
-    ) -> None:
-        self._model = model
-        self._pool = pool
+    def __init__(self, forward: ForwardPass, drafter: Drafter, *, unused_ids_N: Tensor | None = None) -> None:
+        self._forward = forward
         self._drafter = drafter
-        self._compiled = compiled
-        self._record_routing = record_routing
         self._unused_ids_N = unused_ids_N
-        native = pool.device.type == "cpu" and library.available()
-        self._sampler = NativeSampler(model.spec.vocab_size, unused_ids_N) if native else None
-        self.adapted: dict[str, Decoder] = {}
-        """The model with each adapter that requests may name; they share its weights."""
+        native = forward.model.device.type == "cpu" and library.available()
+        self._sampler = NativeSampler(forward.model.spec.vocab_size, unused_ids_N) if native else None
+        self.adapted: dict[str, ForwardPass] = {}
+        """Passes of the model with each adapter that requests may name; they share its weights."""
         self.drafted = self.accepted = 0
 
     def run(self, scheduled: Sequence[ScheduledRequest]) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
@@ -86,36 +75,40 @@ class ModelRunner:
         They are several where drafts were accepted: as many more of the request's tokens are computed then.
         """
         entries = self._batch_entries(scheduled)
-        hidden_ND, routes_NLK = self._run_passes(entries)
-        parts = hidden_ND.split_with_sizes([len(entry.ids) for entry in entries])
-        result = self._find_nonfinite(entries, hidden_ND, parts)
-        drawing: list[_BatchEntry] = []
-        rows: list[int] = []
-        row = 0
+        output = self._run_passes(entries)
+        parts = output.hidden_ND.split_with_sizes([len(entry.ids) for entry in entries])
+        result = self._find_nonfinite(entries, output.hidden_ND, parts)
         for entry, part_ND in zip(entries, parts, strict=True):
-            row += len(entry.ids)
-            if entry.state.id in result:
-                continue
-            if entry.state.needs_prompt_logprobs:
+            if entry.state.needs_prompt_logprobs and entry.state.id not in result:
                 self._score_prompt(entry.work, part_ND)
-            if entry.rows:
-                rows += range(row - len(entry.rows), row)
-                drawing.append(entry)
-        if drawing:
-            last_BD = hidden_ND if len(rows) == row else hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
-            each = [row for entry in drawing for row in entry.rows]
-            drawn = iter(self._draw(self._logits(last_BD, drawing), each))
-            for entry in drawing:
-                result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
+        self._draw(entries, output.logits_XV, result)
         self._update_drafter(entries, parts, result)
-        if routes_NLK is not None:
-            self._record(entries, routes_NLK, result)
+        if output.routes_NLK is not None:
+            self._record(entries, output.routes_NLK, result)
         return result
 
-    def _draw(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
+    def _sample(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         if self._sampler is None:
             return try_draw(logits_BV, rows, unused_ids_N=self._unused_ids_N)
         return self._sampler.draw(logits_BV.float(), rows)
+
+    def _draw(
+        self,
+        entries: Sequence[_BatchEntry],
+        logits_XV: Tensor,
+        result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
+    ) -> None:
+        """Add the next tokens of the requests that are prefilled and have not failed."""
+        drawing = [entry for entry in entries if entry.rows and entry.state.id not in result]
+        if not drawing:
+            return
+        each = [row for entry in drawing for row in entry.rows]
+        if len(each) < len(logits_XV):
+            kept = [entry.state.id not in result for entry in entries for _ in entry.rows]
+            logits_XV = logits_XV[torch.tensor(kept, device=logits_XV.device)]
+        drawn = iter(self._sample(logits_XV, each))
+        for entry in drawing:
+            result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
 
     def _batch_entries(self, scheduled: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
         """Add drafts to the scheduled and put them into the order of the pass."""
@@ -176,51 +169,32 @@ class ModelRunner:
                 state.routed_experts = RoutedExpertsRecorder(*part_NLK.shape[1:])
             state.routed_experts.write(state.num_computed_tokens, part_NLK[: entry.num_kept(drawn)])
 
-    def decoder(self, adapter: str | None) -> Decoder:
-        """Return the model with an adapter, or without one."""
-        return self._model if adapter is None else self.adapted[adapter]
+    def passes(self, adapter: str | None) -> ForwardPass:
+        """Return the passes of the model with an adapter, or without one."""
+        return self._forward if adapter is None else self.adapted[adapter]
 
-    def _run_passes(self, entries: Sequence[_BatchEntry]) -> tuple[Tensor, Tensor | None]:
-        """Run the step's tokens, those of each adapter in a pass of its own; returns what ``_hidden`` does."""
+    def _run_passes(self, entries: Sequence[_BatchEntry]) -> PassOutput:
+        """Run the step's tokens, those of each adapter in a pass of its own."""
         found = []
         for adapter, group in groupby(entries, key=lambda entry: entry.adapter):
             those = list(group)
-            chunks = [
-                SequenceChunk(
-                    entry.state.pages, entry.state.num_computed_tokens, len(entry.ids), entry.state.first_page_token
+            chunks, tokens, rows = [], list[int](), list[int]()
+            for entry in those:
+                state = entry.state
+                chunks.append(
+                    SequenceChunk(state.pages, state.num_computed_tokens, len(entry.ids), state.first_page_token)
                 )
-                for entry in those
-            ]
-            tokens = [token for entry in those for token in entry.ids]
-            found.append(self._hidden(adapter, tokens, chunks, self._features(those)))
+                tokens += entry.ids
+                rows += range(len(tokens) - len(entry.rows), len(tokens))
+            found.append(self.passes(adapter).run(tokens, chunks, rows, self._features(those)))
         if len(found) == 1:
             return found[0]
-        routes = [routes_NLK for _, routes_NLK in found if routes_NLK is not None]
-        return torch.cat([hidden_ND for hidden_ND, _ in found]), torch.cat(routes) if routes else None
-
-    def _logits(self, last_BD: Tensor, drawing: Sequence[_BatchEntry]) -> Tensor:
-        """Return the logits (B, V) of the rows that draw, each by its own adapter's head."""
-        adapters = [entry.adapter for entry in drawing for _ in entry.rows]
-        counts = [(adapter, len(list(rows))) for adapter, rows in groupby(adapters)]
-        parts = last_BD.split_with_sizes([count for _, count in counts])
-        logits = [self.decoder(adapter).logits(part_BD) for (adapter, _), part_BD in zip(counts, parts, strict=True)]
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
-
-    def _hidden(
-        self,
-        adapter: str | None,
-        tokens: Sequence[int],
-        chunks: Sequence[SequenceChunk],
-        features_ND: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the model over a pass's tokens; returns (N, D) and, if it is recorded, their experts (N, L, K)."""
-        if self._compiled is not None and len(tokens) == 1 and features_ND is None and adapter is None:
-            return self._compiled(tokens[0], chunks[0]), None
-        step = PagedStep(self._pool, chunks, window=self._model.window)
-        tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        output: DecoderOutput = self.decoder(adapter)(tokens_1N, cache=step, features_ND=features_ND)
-        routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
-        return output.hidden_BTD[0], routes_NLK
+        routes = [output.routes_NLK for output in found if output.routes_NLK is not None]
+        return PassOutput(
+            torch.cat([output.hidden_ND for output in found]),
+            torch.cat([output.logits_XV for output in found]),
+            torch.cat(routes) if routes else None,
+        )
 
     def _find_nonfinite(
         self, entries: Sequence[_BatchEntry], hidden_ND: Tensor, parts: Sequence[Tensor]
@@ -242,7 +216,7 @@ class ModelRunner:
         for low in range(start, stop, _PROMPT_LOGPROB_CHUNK):
             high = min(low + _PROMPT_LOGPROB_CHUNK, stop)
             next_ids_N = torch.tensor(prompt[low + 1 : high + 1], device=hidden_ND.device)
-            logits_NV = self.decoder(state.request.adapter).logits(
+            logits_NV = self.passes(state.request.adapter).logits(
                 hidden_ND[low - state.num_computed_tokens : high - state.num_computed_tokens]
             )
             state.prompt_logprobs += prompt_logprobs(logits_NV, next_ids_N, top, unused_ids_N=self._unused_ids_N)
@@ -252,12 +226,13 @@ class ModelRunner:
 
         An image token that was drawn or drafted is a token like any other: its row is its embedding.
         """
-        vision = self._model.spec.vision
+        model = self._forward.model
+        vision = model.spec.vision
         each = [entry.work for entry in entries]
         given = [w.state.images.rows(w.state.num_computed_tokens, w.end) for w in each if w.state.images is not None]
         if vision is None or not any(len(rows_ND) for rows_ND in given):
             return None
-        drawn_1D = self._model.embed(torch.tensor([vision.image_token_id], device=self._model.device)).to(given[0])
+        drawn_1D = model.embed(torch.tensor([vision.image_token_id], device=model.device)).to(given[0])
         rows, images = [], iter(given)
         for entry in entries:
             state = entry.state

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fathom.engine.drafting.mtp import MtpDrafter
 from fathom.engine.engine import Engine
+from fathom.engine.forward_pass import ForwardPass
 from fathom.engine.request import Request
 from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
@@ -41,10 +42,10 @@ def drafts_of(model: Decoder, tokens: Sequence[int], count: int) -> list[Tensor]
 
 
 class Recorded:
-    """The model, with the logits it was asked for."""
+    """The passes of a model, with the logits they were asked for."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.spec, self.forward_mtp, self._logits = model.spec, model.forward_mtp, model.logits
+    def __init__(self, forward: ForwardPass) -> None:
+        self.forward_mtp, self._logits = forward.forward_mtp, forward.logits
         self.rows: list[Tensor] = []
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
@@ -56,9 +57,9 @@ class Recorded:
 class Checked:
     """Compares everything a drafter proposes, and the numbers it was taken from."""
 
-    def __init__(self, drafter: MtpDrafter, model: Decoder) -> None:
-        self.drafter, self.model, self.proposed = drafter, model, 0
-        drafter._model = self.recorded = Recorded(model)  # type: ignore[assignment]
+    def __init__(self, drafter: MtpDrafter, forward: ForwardPass) -> None:
+        self.drafter, self.model, self.proposed = drafter, forward.model, 0
+        drafter._forward = self.recorded = Recorded(forward)  # type: ignore[assignment]
 
     def propose(self, works: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         self.recorded.rows = []
@@ -84,8 +85,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Checked]:
 
     make = module.make_drafter
 
-    def make_checked(kind, model, pool, spec, **options):  # type: ignore[no-untyped-def]
-        made.append(Checked(make(kind, model, pool, spec, **options), model))
+    def make_checked(kind, forward, pool, spec, **options):  # type: ignore[no-untyped-def]
+        made.append(Checked(make(kind, forward, pool, spec, **options), forward))
         return made[-1]
 
     monkeypatch.setattr(module, "make_drafter", make_checked)

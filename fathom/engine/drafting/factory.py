@@ -9,6 +9,7 @@ from torch import Tensor
 from fathom.engine.drafting.drafter import Drafter, NoDrafter
 from fathom.engine.drafting.mtp import MtpDrafter
 from fathom.engine.drafting.ngram import NgramDrafter
+from fathom.engine.forward_pass import ForwardPass
 from fathom.errors import SpecError
 from fathom.model.cache import PagePool
 from fathom.model.decoder import Decoder
@@ -33,9 +34,9 @@ def drafting_kind(model: Decoder, spec: EngineSpec) -> DrafterKind:
 
 
 def make_drafter(
-    kind: DrafterKind, model: Decoder, pool: PagePool, spec: EngineSpec, *, unused_ids_N: Tensor | None = None
+    kind: DrafterKind, forward: ForwardPass, pool: PagePool, spec: EngineSpec, *, unused_ids_N: Tensor | None = None
 ) -> Drafter:
     """Return the drafter of this kind; for MTP, ``pool`` has one layer more than the model."""
     if kind == "mtp":
-        return MtpDrafter(model, pool, draft_tokens=spec.draft_tokens, unused_ids_N=unused_ids_N)
+        return MtpDrafter(forward, pool, draft_tokens=spec.draft_tokens, unused_ids_N=unused_ids_N)
     return NgramDrafter() if kind == "ngram" else NoDrafter()

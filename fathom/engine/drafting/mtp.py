@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fathom.engine.forward_pass import ForwardPass
 from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
-from fathom.model.cache import PagedStep, PagePool, SequenceChunk
-from fathom.model.decoder import Decoder
+from fathom.model.cache import PagePool, SequenceChunk
 
 
 class MtpDrafter:
@@ -29,9 +29,9 @@ class MtpDrafter:
     """
 
     def __init__(
-        self, model: Decoder, pool: PagePool, *, draft_tokens: int, unused_ids_N: Tensor | None = None
+        self, forward: ForwardPass, pool: PagePool, *, draft_tokens: int, unused_ids_N: Tensor | None = None
     ) -> None:
-        self._model = model
+        self._forward, model = forward, forward.model
         self._unused_ids_N = unused_ids_N
         self._pool = pool
         self._most_unread = draft_tokens + 1  # what a step can leave behind that tried all its drafts
@@ -52,7 +52,7 @@ class MtpDrafter:
         )
         drafts: dict[int, list[int]] = {work.state.id: [] for work in chosen}
         for depth in range(1, max(work.num_draft_slots for work in chosen) + 1):
-            logits_BV = self._model.logits(hidden_BD)
+            logits_BV = self._forward.logits(hidden_BD)
             if self._unused_ids_N is not None:
                 logits_BV = logits_BV.index_fill(-1, self._unused_ids_N, -torch.inf)
             tokens = logits_BV.argmax(-1).tolist()
@@ -63,7 +63,7 @@ class MtpDrafter:
                 break
             chosen = [chosen[index] for index in further]
             slices = [SequenceChunk(work.state.pages, work.state.num_computed_tokens + depth, 1) for work in chosen]
-            hidden_BD = self._forward_mtp(slices, [tokens[index] for index in further], hidden_BD[further])
+            hidden_BD = self._forward.forward_mtp([tokens[index] for index in further], slices, hidden_BD[further])
         return drafts
 
     def observe(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
@@ -98,14 +98,9 @@ class MtpDrafter:
             tokens += state.tokens[end - count : end]
             previous_ND.append(state.pending_hidden_ND[:count])
             state.pending_hidden_ND = state.pending_hidden_ND[count:].clone()
-        hidden_ND = self._forward_mtp(slices, tokens, torch.cat(previous_ND))
+        hidden_ND = self._forward.forward_mtp(tokens, slices, torch.cat(previous_ND))
         last = torch.tensor(counts, device=hidden_ND.device).cumsum(0) - 1
         return hidden_ND[last]
-
-    def _forward_mtp(self, slices: Sequence[SequenceChunk], tokens: Sequence[int], previous_ND: Tensor) -> Tensor:
-        step = PagedStep(self._pool, slices, first_layer=self._model.spec.num_hidden_layers, empty_slots=1)
-        tokens_1N = torch.tensor([tokens], device=self._pool.device)
-        return self._model.forward_mtp(tokens_1N, previous_ND[None], step)[0]
 
     def _keep_page_ends(self, states: Sequence[RequestState], hidden_ND: Sequence[Tensor]) -> None:
         size, pages, rows = self._pool.page_size, [], []
@@ -114,7 +109,7 @@ class MtpDrafter:
                 pages.append(state.pages[(state.num_computed_tokens + index) // size])
                 rows.append(new_ND[index])
         if pages:
-            self._last_XD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows)
+            self._last_XD[torch.tensor(pages, device=self._pool.device)] = torch.stack(rows).to(self._last_XD.dtype)
 
 
 def _unread(state: RequestState) -> int:

@@ -76,6 +76,11 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     ),
     "fathom_draw_scratch": (c_int64, (c_int,)),
     "fathom_all_finite": (c_int, (c_void_p, c_int64)),
+    # of step.h, whose structures belong to fathom.model.native
+    "fathom_workspace_new": (c_void_p, ()),
+    "fathom_workspace_free": (None, (c_void_p,)),
+    "fathom_step": (c_int, (c_void_p, c_void_p, c_void_p, c_void_p)),
+    "fathom_logits": (c_int, (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p)),
 }
 
 

@@ -162,7 +162,7 @@ def pack(weight_XY: Tensor, format: PackedFormat) -> PackedMatrix:
     _check_dimensions(weight_XY, 2)
     rows, columns = weight_XY.shape
     packed = PackedMatrix(format, rows, columns, _empty(packed_bytes(format, rows, columns)))
-    _pack_into(weight_XY, packed)
+    pack_into(weight_XY, packed)
     return packed
 
 
@@ -171,7 +171,7 @@ def pack_experts(weight_EXY: Tensor, format: PackedFormat) -> PackedExperts:
     _check_dimensions(weight_EXY, 3)
     experts = _empty_experts(format, *weight_EXY.shape)
     for weight_XY, packed in zip(weight_EXY, experts, strict=True):
-        _pack_into(weight_XY, packed)
+        pack_into(weight_XY, packed)
     return experts
 
 
@@ -196,7 +196,8 @@ def pack_gguf_experts(blocks: Tensor, kind: str, experts: int, rows: int, column
     return stacked
 
 
-def _pack_into(weight_XY: Tensor, packed: PackedMatrix) -> None:
+def pack_into(weight_XY: Tensor, packed: PackedMatrix) -> None:
+    """Pack a matrix in the place of another of its shape; raises as ``pack`` does."""
     plain = weight_XY.detach()
     if plain.dtype not in (torch.float32, torch.bfloat16):
         plain = plain.float()

@@ -60,27 +60,27 @@ class PlainPages:
 
     def __init__(self, pages: int, page_size: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
         # zeros, not empty: masked slots are multiplied by 0, so their contents must be finite
-        self._rows_NX = torch.zeros(pages * page_size, width, device=device, dtype=dtype)
+        self.rows_NX = torch.zeros(pages * page_size, width, device=device, dtype=dtype)
         self._page_size = page_size
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated; the operating system commits them when they are first written."""
-        return self._rows_NX.nbytes
+        return self.rows_NX.nbytes
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
         """Copy rows into their slots."""
-        self._rows_NX.index_copy_(0, slots_N, rows_NX)
+        self.rows_NX.index_copy_(0, slots_N, rows_NX)
 
     def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
         """Return a view of contiguous pages, a gathered copy of others."""
-        width = self._rows_NX.shape[1]
+        width = self.rows_NX.shape[1]
         if isinstance(pages, slice):
-            return self._rows_NX[pages.start * self._page_size : pages.stop * self._page_size]
-        rows = scratch.take((len(pages), self._page_size * width), self._rows_NX)
-        torch.index_select(self._rows_NX.view(-1, self._page_size * width), 0, pages, out=rows)
+            return self.rows_NX[pages.start * self._page_size : pages.stop * self._page_size]
+        rows = scratch.take((len(pages), self._page_size * width), self.rows_NX)
+        torch.index_select(self.rows_NX.view(-1, self._page_size * width), 0, pages, out=rows)
         return rows.view(-1, width)
 
     def clear(self, pages_N: Tensor) -> None:
         """Overwrite pages with zeros."""
-        self._rows_NX.view(-1, self._page_size, self._rows_NX.shape[1])[pages_N] = 0
+        self.rows_NX.view(-1, self._page_size, self.rows_NX.shape[1])[pages_N] = 0

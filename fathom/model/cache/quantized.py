@@ -28,36 +28,36 @@ class QuantizedPages:
     def __init__(
         self, pages: int, page_size: int, row: QuantizedRow, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._rows_NY = torch.zeros(pages * page_size, row.nbytes, device=device, dtype=torch.uint8)
-        self._page_size, self._row = page_size, row
+        self.rows_NY = torch.zeros(pages * page_size, row.nbytes, device=device, dtype=torch.uint8)
+        self._page_size, self.row = page_size, row
         self._table = _pair_table(device, dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated; the operating system commits them when they are first written."""
-        return self._rows_NY.nbytes
+        return self.rows_NY.nbytes
 
     def write(self, slots_N: Tensor, rows_NX: Tensor) -> None:
         """Quantize rows into their slots."""
         scales, codes = [], []
-        widths = [segment.width for segment in self._row.segments]
-        for segment, part_NX in zip(self._row.segments, rows_NX.float().split_with_sizes(widths, 1), strict=True):
+        widths = [segment.width for segment in self.row.segments]
+        for segment, part_NX in zip(self.row.segments, rows_NX.float().split_with_sizes(widths, 1), strict=True):
             scales_NZ, codes_NY = _quantize(part_NX, segment)
             scales.append(scales_NZ.view(torch.uint8))
             codes.append(codes_NY)
         bytes_NY = torch.cat([*scales, *codes], 1)
-        missing = self._row.nbytes - bytes_NY.shape[1]
+        missing = self.row.nbytes - bytes_NY.shape[1]
         if missing:
             bytes_NY = torch.nn.functional.pad(bytes_NY, (0, missing))
-        self._rows_NY.index_copy_(0, slots_N, bytes_NY)
+        self.rows_NY.index_copy_(0, slots_N, bytes_NY)
 
     def read(self, pages: slice | Tensor, scratch: Scratch) -> Tensor:
         """Return the values of whole pages in the model's dtype, in ``scratch``."""
-        size, row = self._page_size, self._row
+        size, row = self._page_size, self.row
         if isinstance(pages, slice):
-            bytes_NY = self._rows_NY[pages.start * size : pages.stop * size]
+            bytes_NY = self.rows_NY[pages.start * size : pages.stop * size]
         else:
-            bytes_NY = self._rows_NY.view(-1, size * row.nbytes).index_select(0, pages).view(-1, row.nbytes)
+            bytes_NY = self.rows_NY.view(-1, size * row.nbytes).index_select(0, pages).view(-1, row.nbytes)
         rows_NX = scratch.take((bytes_NY.shape[0], row.width), self._table)
         at = row.scales * SCALE_BYTES
         scales_NZ = bytes_NY[:, :at].view(torch.bfloat16).to(torch.promote_types(torch.bfloat16, rows_NX.dtype))
@@ -73,7 +73,7 @@ class QuantizedPages:
 
     def clear(self, pages_N: Tensor) -> None:
         """Overwrite pages with zeros."""
-        self._rows_NY.view(-1, self._page_size, self._row.nbytes)[pages_N] = 0
+        self.rows_NY.view(-1, self._page_size, self.row.nbytes)[pages_N] = 0
 
     def _pairs(self, codes_NY: Tensor) -> Tensor:
         """Look up pairs of values, each pair as one element."""

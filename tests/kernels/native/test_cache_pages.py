@@ -65,7 +65,7 @@ def test_bytes_and_values_are_those_of_the_python_pages(isa, name):
     rows[2, ::5] = 0.0
     pages.write(torch.tensor(slots), rows)
     held = written(row, torch.full((8, row.nbytes), 0, dtype=torch.uint8), slots, rows)
-    assert torch.equal(held, pages._rows_NY)
+    assert torch.equal(held, pages.rows_NY)
     exact = pages.read(slice(0, 2), Scratch())
     assert torch.equal(read(row, held, 0, 8, 0, row.width), exact)
 
@@ -81,7 +81,7 @@ def test_any_columns_of_any_rows(name, data):
     exact = pages.read(slice(0, 2), Scratch())[2:5, column : column + columns]
     for name in library.usable_isas():
         library.use_isa(name)
-        assert torch.equal(read(row, pages._rows_NY, 2, 3, column, columns), exact), name
+        assert torch.equal(read(row, pages.rows_NY, 2, 3, column, columns), exact), name
 
 
 @settings(deadline=None, max_examples=40)
@@ -93,7 +93,7 @@ def test_numbers_of_any_size_are_written_alike(name, seed, size):
     for isa in library.usable_isas():
         library.use_isa(isa)
         held = written(row, torch.zeros(8, row.nbytes, dtype=torch.uint8), [0, 1], rows)
-        assert torch.equal(held, pages._rows_NY), isa
+        assert torch.equal(held, pages.rows_NY), isa
 
 
 def test_codes_halfway_are_rounded_to_even(isa):
@@ -102,7 +102,7 @@ def test_codes_halfway_are_rounded_to_even(isa):
     rows[0, 31] = rows[0, 32] = 127.0
     pages = pages_of(row)
     pages.write(torch.tensor([1]), rows)
-    assert torch.equal(written(row, torch.zeros(8, row.nbytes, dtype=torch.uint8), [1], rows), pages._rows_NY)
+    assert torch.equal(written(row, torch.zeros(8, row.nbytes, dtype=torch.uint8), [1], rows), pages.rows_NY)
 
 
 def test_a_nan_and_an_infinity_stay_what_is_not_finite(isa):
@@ -123,5 +123,5 @@ def test_plain_rows(isa, dtype):
     pages, rows = PlainPages(2, 4, 37, device=torch.device("cpu"), dtype=dtype), values(3, 37)
     pages.write(torch.tensor([5, 1, 2]), rows.to(dtype))
     held = written(None, torch.zeros(8, 37, dtype=dtype), [5, 1, 2], rows)
-    assert torch.equal(held, pages._rows_NX)
+    assert torch.equal(held, pages.rows_NX)
     assert torch.equal(read(None, held, 1, 5, 4, 30), held[1:6, 4:34].float())

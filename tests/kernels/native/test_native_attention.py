@@ -145,7 +145,7 @@ def test_latents_in_quantized_pages(isa, tokens, cache_format: QuantizedFormat):
     (row,) = quantized_rows(spec, cache_format)
     pages = QuantizedPages(8, 32, row, device=torch.device("cpu"), dtype=torch.float32)
     pages.write(torch.arange(256), numbers(256, row.width))
-    keys, described = pages.read(slice(0, 8), Scratch()), describe_pages(pages._rows_NY, row)
+    keys, described = pages.read(slice(0, 8), Scratch()), describe_pages(pages.rows_NY, row)
     table = shuffled_table(8, 7, 1)
     sequence = Sequence(keys, keys, table, 32, 4, row.width, 96, 210 - tokens, tokens, latent=True)
     check(library.ThreadPool(2), described, None, [sequence])
@@ -156,11 +156,11 @@ def test_heads_in_pages_of_other_formats(isa, cache_format):
     spec = GroupedQueryAttention(num_heads=6, num_kv_heads=3, head_dim=40)
     if cache_format == "bfloat16":
         both = [PlainPages(4, 16, 120, device=torch.device("cpu"), dtype=torch.bfloat16) for _ in range(2)]
-        described = [describe_pages(pages._rows_NX) for pages in both]
+        described = [describe_pages(pages.rows_NX) for pages in both]
     else:
         rows = quantized_rows(spec, cache_format)
         both = [QuantizedPages(4, 16, row, device=torch.device("cpu"), dtype=torch.float32) for row in rows]
-        described = [describe_pages(pages._rows_NY, row) for pages, row in zip(both, rows, strict=True)]
+        described = [describe_pages(pages.rows_NY, row) for pages, row in zip(both, rows, strict=True)]
     for seed, pages in enumerate(both):
         x = numbers(64, 120, seed=seed)
         pages.write(torch.arange(64), x.bfloat16() if cache_format == "bfloat16" else x)

@@ -1,0 +1,90 @@
+"""Passes of one model over the pool's pages: by the native step where there is one, else by the model's modules.
+
+X rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.model.cache import PagedStep, PagePool, SequenceChunk
+from fathom.model.compiled import CompiledDecoding
+from fathom.model.decoder import Decoder, DecoderOutput
+from fathom.model.moe import chosen_experts
+from fathom.model.native import NativeModel
+
+
+@dataclass(frozen=True, slots=True)
+class PassOutput:
+    """Hidden states after the final norm, logits of the rows that were wanted, experts (int16) where recorded."""
+
+    hidden_ND: Tensor
+    logits_XV: Tensor
+    routes_NLK: Tensor | None
+
+
+class ForwardPass:
+    """Runs packed tokens through one model; ``native`` and ``compiled`` are faster forms of the same model."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        pool: PagePool,
+        *,
+        native: NativeModel | None = None,
+        compiled: CompiledDecoding | None = None,
+        record_routing: bool = False,
+    ) -> None:
+        self.model = model
+        self._pool = pool
+        self._native = native
+        self._compiled = compiled
+        self._record_routing = record_routing
+
+    def run(
+        self,
+        tokens: Sequence[int],
+        chunks: Sequence[SequenceChunk],
+        logit_rows: Sequence[int],
+        features_ND: Tensor | None = None,
+    ) -> PassOutput:
+        """Run the tokens of the chunks, packed; rows count from 0."""
+        if self._native is not None and features_ND is None:
+            output = self._native.step(tokens, chunks, logit_rows=logit_rows, routing=self._record_routing)
+            return PassOutput(output.hidden_ND, output.logits_XV, output.routes_NLK)
+        hidden_ND, routes_NLK = self._run_modules(tokens, chunks, features_ND)
+        return PassOutput(hidden_ND, self._logits_of(hidden_ND, logit_rows), routes_NLK)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Project hidden states (N, D) to the vocabulary, float32 (N, V)."""
+        return self.model.logits(hidden_ND) if self._native is None else self._native.logits(hidden_ND)
+
+    def forward_mtp(self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], previous_ND: Tensor) -> Tensor:
+        """Run the first MTP module over its layer of the pool, slot 0 of each sequence being empty; (N, D)."""
+        if self._native is not None:
+            return self._native.forward_mtp(tokens, chunks, previous_ND, empty_slots=1)
+        step = PagedStep(self._pool, chunks, first_layer=self.model.spec.num_hidden_layers, empty_slots=1)
+        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        return self.model.forward_mtp(tokens_1N, previous_ND[None], step)[0]
+
+    def _run_modules(
+        self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
+            return self._compiled(tokens[0], chunks[0]), None
+        step = PagedStep(self._pool, chunks, window=self.model.window)
+        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        output: DecoderOutput = self.model(tokens_1N, cache=step, features_ND=features_ND)
+        routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
+        return output.hidden_BTD[0], routes_NLK
+
+    def _logits_of(self, hidden_ND: Tensor, rows: Sequence[int]) -> Tensor:
+        if not rows:
+            return hidden_ND.new_empty(0, self.model.spec.vocab_size, dtype=torch.float32)
+        if len(rows) == len(hidden_ND):
+            return self.logits(hidden_ND)
+        return self.logits(hidden_ND[torch.tensor(rows, device=hidden_ND.device)])

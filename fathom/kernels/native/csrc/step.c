@@ -1,0 +1,199 @@
+/* One step: embedding, layers, final norm, logits. */
+#include "step.h"
+
+#include "step_plan.h"
+
+#include <string.h>
+
+#define ROWS_APART 2 /* so few rows are worked on by every thread again, which is cheaper than to meet */
+
+static void embed(const fathom_run *r, float *x, int64_t stride) {
+    const fathom_model *m = r->model;
+    int begin, end;
+    fathom_divide_rows(r, r->rows, &begin, &end);
+    for (int64_t n = begin; n < end; n++) {
+        const int64_t token = r->batch->tokens[n];
+        if (!m->embedding)
+            fathom_unpack(&m->embedding_packed, (int)token, (int)token + 1, x + n * stride);
+        else if (m->embedding_bf16)
+            r->k->widen((const uint16_t *)m->embedding + token * m->hidden, m->hidden, x + n * stride);
+        else
+            memcpy(x + n * stride, (const float *)m->embedding + token * m->hidden, m->hidden * sizeof(float));
+    }
+    fathom_barrier(r->pool);
+}
+
+/* The residual stream of an MTP module: a projection of the normalised embedding and hidden state. */
+static void embed_with_previous(fathom_run *r) {
+    const fathom_mtp *mtp = r->model->mtp;
+    const int hidden = r->model->hidden;
+    const fathom_activations *pair = &r->normed;
+    int begin, end;
+    embed(r, r->sums, hidden);
+    fathom_own_rows(r, r->rows, &begin, &end);
+    for (int64_t n = begin; n < end; n++) {
+        float *x = pair->x + 2 * n * hidden;
+        r->k->rms_norm(r->sums + n * hidden, mtp->embedding_norm.weight, hidden, mtp->embedding_norm.eps, x);
+        r->k->rms_norm(r->batch->previous + n * hidden, mtp->hidden_norm.weight, hidden, mtp->hidden_norm.eps,
+                       x + hidden);
+    }
+    fathom_meet_rows(r);
+    fathom_quantize_rows(r, &mtp->projection.weight, pair, r->rows, 2 * hidden);
+    const fathom_rows rows = fathom_rows_at(pair, 0, r->rows, 2 * hidden);
+    fathom_project(r, &mtp->projection, 1, &rows, r->x, hidden);
+    fathom_barrier(r->pool);
+}
+
+static void head(const fathom_run *r, const fathom_rows *rows, float *logits) {
+    const fathom_linear linear = {.weight = r->model->head};
+    fathom_project(r, &linear, 1, rows, logits, r->model->vocabulary);
+}
+
+/* The final norm of every row, and the logits of those that are wanted. */
+static void finish(fathom_run *r, const fathom_norm *norm) {
+    const int hidden = r->model->hidden, wanted = r->batch->logit_rows, groups = hidden / FATHOM_GROUP;
+    const int eight = fathom_reads_8_bits(r, &r->model->head);
+    float *out = r->batch->hidden;
+    int begin, end;
+    fathom_divide_rows(r, r->rows, &begin, &end);
+    for (int64_t n = begin; n < end; n++)
+        r->k->rms_norm(r->x + n * hidden, norm->weight, hidden, norm->eps, out + n * hidden);
+    fathom_barrier(r->pool);
+    if (!wanted) return;
+    fathom_own_rows(r, wanted, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const float *row = out + (int64_t)r->batch->logit_row[i] * hidden;
+        memcpy(r->normed.x + i * hidden, row, hidden * sizeof(float));
+        if (eight)
+            r->k->quantize_row(row, hidden, r->normed.q + i * hidden, r->normed.scales + i * groups,
+                               r->normed.sums + i * groups);
+    }
+    fathom_meet_rows(r);
+    const fathom_rows rows = fathom_rows_at(&r->normed, 0, wanted, hidden);
+    head(r, &rows, r->batch->logits);
+}
+
+static int64_t routing_width(const fathom_model *m) {
+    int64_t width = 0;
+    for (int i = 0; i < m->layers; i++)
+        if (m->layer[i].feed_forward.router.experts) width += m->layer[i].feed_forward.router.chosen;
+    return width;
+}
+
+static void run_step(int thread, int threads, void *argument) {
+    fathom_run *r = (fathom_run *)argument + thread;
+    const fathom_model *m = r->model;
+    const int64_t stride = routing_width(m);
+    int16_t *routing = r->batch->routing;
+    (void)threads;
+    if (r->batch->previous) {
+        embed_with_previous(r);
+        fathom_attention_layer(r, &m->mtp->layer);
+        fathom_feed_forward_layer(r, &m->mtp->layer, NULL, 0);
+        finish(r, &m->mtp->norm);
+        return;
+    }
+    embed(r, r->x, m->hidden);
+    for (int i = 0; i < m->layers; i++) {
+        const fathom_router *router = &m->layer[i].feed_forward.router;
+        fathom_attention_layer(r, &m->layer[i]);
+        fathom_feed_forward_layer(r, &m->layer[i], routing, stride);
+        if (routing && router->experts) routing += router->chosen;
+    }
+    finish(r, &m->norm);
+}
+
+/* Positions and slots of all rows. */
+static int place_rows(const fathom_model *m, const fathom_batch *b, int32_t *position, int64_t *slot) {
+    int row = 0;
+    for (int i = 0; i < b->chunks; i++) {
+        const fathom_chunk *c = &b->chunk[i];
+        if (c->start + c->tokens - b->empty_slots > m->positions)
+            return fathom_fail("the rotary table has %d positions", m->positions);
+        for (int s = c->start; s < c->start + c->tokens; s++, row++) {
+            const int at = s - c->first, page = at / m->page_size;
+            if (row >= b->rows || page >= c->page_count) return fathom_fail("sequence %d has too few pages", i);
+            position[row] = s - b->empty_slots;
+            slot[row] = (int64_t)b->pages[c->page_offset + page] * m->page_size + at % m->page_size;
+        }
+    }
+    return row == b->rows ? 0 : fathom_fail("%d tokens for sequences of %d", b->rows, row);
+}
+
+/* What attends to what, for every layer: a sequence's heads that share keys. */
+static void place_items(const fathom_run *r, const fathom_attention_weights *a) {
+    const fathom_batch *b = r->batch;
+    const int mla = a->kind == FATHOM_MLA, shared = mla ? 1 : a->kv_heads, heads = a->heads / shared;
+    const int64_t width = mla ? a->latent + a->rope : a->value, out = mla ? a->latent : a->value;
+    int64_t row = 0, stride = a->heads * width;
+    if (!mla) stride += 2 * (int64_t)a->kv_heads * width;
+    for (int i = 0; i < b->chunks; i++) {
+        const fathom_chunk *c = &b->chunk[i];
+        for (int g = 0; g < shared; g++)
+            r->items[i * shared + g] = (fathom_attention){
+                .table = b->pages + c->page_offset,
+                .page_size = r->model->page_size,
+                .first = c->first,
+                .begin = b->empty_slots,
+                .position = c->start,
+                .tokens = c->tokens,
+                .heads = heads,
+                .window = a->window,
+                .key_column = mla ? 0 : g * (int)width,
+                .width = (int)width,
+                .value_column = mla ? 0 : g * (int)width,
+                .value_width = (int)out,
+                .scale = a->scale,
+                .q = (mla ? r->absorbed : r->projected) + row * stride + g * heads * width,
+                .q_token = stride,
+                .q_head = width,
+                .out = (mla ? r->attended : r->mixed.x) + row * a->heads * out + g * heads * out,
+                .out_token = a->heads * out,
+                .out_head = out,
+            };
+        row += c->tokens;
+    }
+}
+
+int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
+    const fathom_run first = {.model = model,
+                              .batch = batch,
+                              .k = fathom_current,
+                              .pool = pool,
+                              .threads = fathom_pool_threads(pool),
+                              .apart = batch->rows <= ROWS_APART,
+                              .rows = batch->rows};
+    if (fathom_plan_memory(workspace, &first, batch->rows)) return -1;
+    const fathom_run *r = workspace->runs;
+    if (place_rows(model, batch, (int32_t *)r->position, (int64_t *)r->slot)) return -1;
+    place_items(r, batch->previous ? &model->mtp->layer.attention : &model->layer[0].attention);
+    return fathom_pool_run(pool, run_step, workspace->runs);
+}
+
+static void run_logits(int thread, int threads, void *argument) {
+    fathom_run *r = (fathom_run *)argument + thread;
+    const int hidden = r->model->hidden, eight = fathom_reads_8_bits(r, &r->model->head);
+    int begin, end;
+    (void)threads;
+    fathom_own_rows(r, r->rows, &begin, &end);
+    memcpy(r->normed.x + (int64_t)begin * hidden, r->batch->previous + (int64_t)begin * hidden,
+           (int64_t)(end - begin) * hidden * sizeof(float));
+    fathom_meet_rows(r);
+    if (eight) fathom_quantize_rows(r, &r->model->head, &r->normed, r->rows, hidden);
+    const fathom_rows rows = fathom_rows_at(&r->normed, 0, r->rows, hidden);
+    head(r, &rows, r->batch->logits);
+}
+
+int fathom_logits(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const float *hidden,
+                  int rows, float *logits) {
+    const fathom_batch batch = {.rows = rows, .previous = hidden, .logits = logits};
+    const fathom_run first = {.model = model,
+                              .batch = &batch,
+                              .k = fathom_current,
+                              .pool = pool,
+                              .threads = fathom_pool_threads(pool),
+                              .apart = rows <= ROWS_APART,
+                              .rows = rows};
+    if (fathom_plan_memory(workspace, &first, rows)) return -1;
+    return fathom_pool_run(pool, run_logits, workspace->runs);
+}

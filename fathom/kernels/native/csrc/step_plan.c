@@ -1,0 +1,169 @@
+/* Memory of a step: what its buffers need at most over all layers, laid out in one block that grows with the batch. */
+#include "step_plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define LINE 64
+
+typedef struct {
+    char *base; /* NULL to count only */
+    size_t used;
+} layout;
+
+static void *take(layout *l, size_t bytes) {
+    void *at = l->base ? l->base + l->used : NULL;
+    l->used += (bytes + LINE - 1) / LINE * LINE;
+    return at;
+}
+
+static float *take_floats(layout *l, int64_t count) { return take(l, count * sizeof(float)); }
+
+/* 8 bits of rows that ``x`` holds already. */
+static void take_8_bits(layout *l, int64_t count, fathom_activations *a) {
+    const int64_t groups = count / FATHOM_GROUP + 1;
+    a->q = take(l, count);
+    a->scales = take_floats(l, groups);
+    a->sums = take_floats(l, groups);
+}
+
+static void widen(int64_t *width, int64_t other) {
+    if (other > *width) *width = other;
+}
+
+static void measure_attention(const fathom_attention_weights *a, fathom_sizes *s) {
+    int64_t projected = 0;
+    for (int i = 0; i < a->inputs; i++) projected += a->input[i].weight.rows;
+    widen(&s->projected, projected);
+    widen(&s->mixed, (int64_t)a->heads * a->value);
+    widen(&s->kv_heads, a->kind == FATHOM_MLA ? 1 : a->kv_heads);
+    widen(&s->key_width, a->kind == FATHOM_MLA ? a->latent + a->rope : a->value);
+    widen(&s->value_width, a->kind == FATHOM_MLA ? a->latent : a->value);
+    if (a->kind != FATHOM_MLA) return;
+    widen(&s->gathered, a->latent > a->nope ? a->latent : a->nope);
+    widen(&s->absorbed, (int64_t)a->heads * (a->latent + a->rope));
+    widen(&s->entry, a->latent + a->rope);
+    if (!a->q_b.weight.data) return;
+    widen(&s->queries, a->q_b.weight.rows);
+    widen(&s->latents, a->q_norm.width);
+}
+
+static void measure_layer(const fathom_layer *layer, fathom_sizes *s) {
+    const fathom_feed_forward *f = &layer->feed_forward;
+    measure_attention(&layer->attention, s);
+    if (f->dense.gate.weight.data) widen(&s->middle, f->dense.gate.weight.rows);
+    if (!f->router.experts) return;
+    widen(&s->experts, f->router.experts);
+    widen(&s->chosen, f->router.chosen);
+    widen(&s->pairs, (int64_t)f->router.chosen * f->experts[0].gate.weight.rows);
+}
+
+void fathom_measure(const fathom_model *m, fathom_sizes *s) {
+    *s = (fathom_sizes){.gathered = m->hidden, .normed = m->mtp ? 2 * (int64_t)m->hidden : m->hidden};
+    for (int i = 0; i < m->layers; i++) measure_layer(&m->layer[i], s);
+    if (m->mtp) measure_layer(&m->mtp->layer, s);
+}
+
+static void lay_out_shared(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+    r->x = take_floats(l, rows * r->model->hidden);
+    r->sums = take_floats(l, rows * r->model->hidden);
+    r->projected = take_floats(l, rows * s->projected);
+    r->queries = take_floats(l, rows * s->queries);
+    r->absorbed = take_floats(l, rows * s->absorbed);
+    r->attended = take_floats(l, rows * s->absorbed);
+    r->entries = take_floats(l, rows * s->entry);
+    r->scores = take_floats(l, rows * s->experts);
+    r->mixed.x = take_floats(l, rows * s->mixed);
+    r->middle.x = take_floats(l, rows * s->middle);
+    r->up = take_floats(l, rows * s->middle);
+    r->pairs.x = take_floats(l, rows * s->pairs);
+    r->pairs_up = take_floats(l, rows * s->pairs);
+    r->position = take(l, rows * sizeof *r->position);
+    r->slot = take(l, rows * sizeof *r->slot);
+    r->items = take(l, r->batch->chunks * s->kv_heads * sizeof *r->items);
+}
+
+/* What threads that work apart each have, and others share. */
+static void lay_out_rows(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+    r->normed.x = take_floats(l, rows * s->normed);
+    r->latents.x = take_floats(l, rows * s->latents);
+    take_8_bits(l, rows * s->normed, &r->normed);
+    take_8_bits(l, rows * s->latents, &r->latents);
+    take_8_bits(l, rows * s->mixed, &r->mixed);
+    take_8_bits(l, rows * s->middle, &r->middle);
+    take_8_bits(l, rows * s->pairs, &r->pairs);
+    r->assignment.index = take(l, rows * s->chosen * sizeof(int32_t));
+    r->assignment.weight = take_floats(l, rows * s->chosen);
+}
+
+static void lay_out_own(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+    const int64_t pairs = rows * s->chosen;
+    r->gathered.x = take_floats(l, rows * s->gathered);
+    take_8_bits(l, rows * s->gathered, &r->gathered);
+    r->room = take_floats(l, s->experts * FATHOM_SELECT_ROOM + 16);
+    r->assignment.offset = take(l, (s->experts + 1) * sizeof(int32_t));
+    r->assignment.taken = take(l, s->experts * sizeof(int32_t));
+    r->assignment.token = take(l, pairs * sizeof(int32_t));
+    r->assignment.share = take_floats(l, pairs);
+    r->assignment.kept = take(l, pairs);
+}
+
+static void lay_out(layout *l, const fathom_sizes *s, int rows, int threads, fathom_run *runs) {
+    lay_out_shared(l, s, rows, &runs[0]);
+    lay_out_rows(l, s, rows, &runs[0]);
+    for (int t = 1; t < threads; t++) {
+        const int thread = runs[t].thread;
+        runs[t] = runs[0];
+        runs[t].thread = thread;
+        if (runs[0].apart) lay_out_rows(l, s, rows, &runs[t]);
+    }
+    for (int t = 0; t < threads; t++) lay_out_own(l, s, rows, &runs[t]);
+}
+
+static int grow(char **block, size_t *bytes, size_t wanted, int zeros) {
+    void *memory = NULL;
+    if (*bytes >= wanted) return 0;
+    wanted += wanted / 4;
+    if (posix_memalign(&memory, LINE, wanted)) return fathom_fail("no memory for a step of %zu bytes", wanted);
+    if (zeros) memset(memory, 0, wanted);
+    free(*block);
+    *block = memory;
+    *bytes = wanted;
+    return 0;
+}
+
+fathom_workspace *fathom_workspace_new(void) { return calloc(1, sizeof(fathom_workspace)); }
+
+void fathom_workspace_free(fathom_workspace *w) {
+    if (!w) return;
+    free(w->runs);
+    free(w->block);
+    free(w->attend);
+    free(w);
+}
+
+int fathom_plan_memory(fathom_workspace *w, const fathom_run *first, int rows) {
+    fathom_sizes s;
+    layout l = {NULL, 0};
+    const int threads = first->threads;
+    if (threads > w->threads) {
+        fathom_run *runs = realloc(w->runs, threads * sizeof *runs);
+        if (!runs) return fathom_fail("no memory for %d threads", threads);
+        w->runs = runs;
+        w->threads = threads;
+    }
+    for (int t = 0; t < threads; t++) {
+        w->runs[t] = *first;
+        w->runs[t].thread = t;
+    }
+    fathom_measure(first->model, &s);
+    lay_out(&l, &s, rows, threads, w->runs);
+    if (grow(&w->block, &w->bytes, l.used, 0)) return -1;
+    l = (layout){w->block, 0};
+    for (int t = 0; t < threads; t++) w->runs[t].thread = t;
+    lay_out(&l, &s, rows, threads, w->runs);
+    const int64_t attend = fathom_attend_bytes(threads, (int)s.key_width, (int)s.value_width);
+    if (grow(&w->attend, &w->attend_bytes, attend, 1)) return -1;
+    for (int t = 0; t < threads; t++) w->runs[t].attend = w->attend;
+    return 0;
+}

@@ -1,0 +1,148 @@
+"""The structures of ``csrc/step.h`` and ``csrc/pages.h``, field by field."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+
+from fathom.kernels.native.library import Matrix
+
+MLA, GQA = range(2)
+SOFTMAX, SIGMOID, HASH = range(3)
+PAGES_FLOAT32, PAGES_BFLOAT16, PAGES_QUANTIZED = range(3)
+
+
+def _ints(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, c_int32) for name in names)
+
+
+def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, c_void_p) for name in names)
+
+
+class Segment(Structure):
+    """``fathom_segment``: neighbouring elements of a quantized row."""
+
+    _fields_ = _ints("width", "largest", "group")
+
+
+class PageRows(Structure):
+    """``fathom_pages``: the rows of one layer's pages."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("row_bytes", c_int64),
+        *_ints("format", "width", "segments"),
+        ("segment", Segment * 2),
+    )
+
+
+class LinearWeights(Structure):
+    """``fathom_linear``."""
+
+    _fields_ = (("weight", Matrix), ("bias", c_void_p))
+
+
+class Norm(Structure):
+    """``fathom_norm``."""
+
+    _fields_ = (("weight", c_void_p), ("width", c_int32), ("eps", c_float))
+
+
+class SwiGLUWeights(Structure):
+    """``fathom_swiglu``."""
+
+    _fields_ = tuple((name, LinearWeights) for name in ("gate", "up", "down"))
+
+
+class AttentionWeights(Structure):
+    """``fathom_attention_weights``."""
+
+    _fields_ = (
+        *_ints("kind", "heads", "kv_heads", "nope", "rope", "value", "latent", "window"),
+        ("scale", c_float),
+        ("input", LinearWeights * 3),
+        ("inputs", c_int32),
+        ("q_norm", Norm),
+        ("kv_norm", Norm),
+        ("q_b", LinearWeights),
+        ("key_up", POINTER(Matrix)),
+        ("value_up", POINTER(Matrix)),
+        ("output", LinearWeights),
+    )
+
+
+class RouterWeights(Structure):
+    """``fathom_router``."""
+
+    _fields_ = (
+        *_ints("score", "experts", "chosen", "normalize", "groups", "chosen_groups", "top2"),
+        ("scale", c_float),
+        ("capacity", c_double),
+        ("weight", Matrix),
+        ("selection_bias", c_void_p),
+    )
+
+
+class FeedForward(Structure):
+    """``fathom_feed_forward``."""
+
+    _fields_ = (("dense", SwiGLUWeights), ("router", RouterWeights), ("experts", POINTER(SwiGLUWeights)))
+
+
+class Layer(Structure):
+    """``fathom_layer``."""
+
+    _fields_ = (
+        ("input_norm", Norm),
+        ("output_norm", Norm),
+        ("attention", AttentionWeights),
+        ("feed_forward", FeedForward),
+        ("pages", POINTER(PageRows) * 2),
+    )
+
+
+class Mtp(Structure):
+    """``fathom_mtp``."""
+
+    _fields_ = (
+        *((name, Norm) for name in ("embedding_norm", "hidden_norm", "norm")),
+        ("projection", LinearWeights),
+        ("layer", Layer),
+    )
+
+
+class Model(Structure):
+    """``fathom_model``."""
+
+    _fields_ = (
+        *_ints("hidden", "vocabulary", "layers", "half", "quantize"),
+        ("embedding", c_void_p),
+        ("embedding_bf16", c_int32),
+        ("embedding_packed", Matrix),
+        *_pointers("cosine", "sine"),
+        ("positions", c_int32),
+        ("layer", POINTER(Layer)),
+        ("norm", Norm),
+        ("head", Matrix),
+        ("mtp", POINTER(Mtp)),
+        ("page_size", c_int32),
+    )
+
+
+class Chunk(Structure):
+    """``fathom_chunk``."""
+
+    _fields_ = _ints("page_offset", "page_count", "start", "tokens", "first")
+
+
+class Batch(Structure):
+    """``fathom_batch``."""
+
+    _fields_ = (
+        *_ints("rows", "chunks", "empty_slots"),
+        ("tokens", c_void_p),
+        ("chunk", c_void_p),
+        *_pointers("pages", "previous", "hidden"),
+        ("logit_rows", c_int32),
+        *_pointers("logit_row", "logits", "routing"),
+    )

@@ -1,0 +1,226 @@
+"""Decoder modules as structures of the native step: what it knows, and why it refuses the rest."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fathom.kernels.native.library import Matrix
+from fathom.model.attention import GQA, MLA
+from fathom.model.decoder import Decoder
+from fathom.model.decoder_layer import DecoderLayer
+from fathom.model.ffn import SwiGLU
+from fathom.model.head import OutputHead
+from fathom.model.linear import Linear
+from fathom.model.moe import Experts, LocalDispatcher, MoELayer, Router
+from fathom.model.mtp import MultiTokenPrediction
+from fathom.model.native import structs
+from fathom.model.native.weights import PackedWeights
+from fathom.model.norm import RMSNorm
+from fathom.spec import Capacity, GroupLimited
+
+M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", bound=ctypes.Structure)
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_SCORES = {"softmax": structs.SOFTMAX, "noisy": structs.SOFTMAX, "sigmoid": structs.SIGMOID, "hash": structs.HASH}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a model has no native step, as a clause without a full stop."""
+
+    reason: str
+
+
+class Unknown(Exception):
+    """A part of a model that the native step does not know."""
+
+
+def refusals(model: Decoder) -> Iterator[str]:
+    """Yield what the native step does not know of a model as a whole."""
+    if model.device.type != "cpu":
+        yield f"the model is on {model.device.type}"
+    for name, parameter in model.named_parameters():
+        if not name.startswith("vision.") and parameter.dtype not in _DTYPES:
+            yield f"{name} is {str(parameter.dtype).removeprefix('torch.')}"
+    for name, module in model.named_modules():
+        if not name.startswith("vision") and (module._forward_hooks or module._forward_pre_hooks):
+            yield f"{name or 'the model'} has hooks"
+        if getattr(module, "lora", None) is not None or getattr(module, "is_adapted", False):
+            yield f"{name} is adapted"
+
+
+class Walker:
+    """Makes the structures of one decoder's modules; what they point to lies in ``weights``."""
+
+    def __init__(self, weights: PackedWeights) -> None:
+        self._weights = weights
+
+    def norm(self, module: nn.Module) -> structs.Norm:
+        """A norm."""
+        known = _of_type(module, RMSNorm)
+        return structs.Norm(self._weights.vector(lambda: known.weight), known.weight.numel(), known.eps)
+
+    def linear(self, module: nn.Module) -> structs.LinearWeights:
+        """A linear layer."""
+        known = _of_type(module, Linear)
+        return structs.LinearWeights(self._weights.matrix(lambda: known.weight), self._bias(known, lambda b: b))
+
+    def swiglu(self, module: nn.Module) -> structs.SwiGLUWeights:
+        """A dense feed-forward layer; gate and up are packed apart."""
+        known = _of_type(module, SwiGLU)
+        pair = known.gate_up_proj
+        gate, up = self._weights.stack(lambda: pair.weight)
+        return structs.SwiGLUWeights(
+            structs.LinearWeights(gate, self._bias(pair, lambda bias_2F: bias_2F[0])),
+            structs.LinearWeights(up, self._bias(pair, lambda bias_2F: bias_2F[1])),
+            self.linear(known.down_proj),
+        )
+
+    def layer(self, module: nn.Module, window: int | None) -> structs.Layer:
+        """A decoder layer, without its pages."""
+        known = _of_type(module, DecoderLayer)
+        layer = structs.Layer(
+            input_norm=self.norm(known.input_layernorm),
+            output_norm=self.norm(known.post_attention_layernorm),
+            attention=self._attention(known.self_attn, window),
+        )
+        if isinstance(known.mlp, MoELayer):
+            self._mixture(known.mlp, layer.feed_forward)
+        else:
+            layer.feed_forward.dense = self.swiglu(known.mlp)
+        return layer
+
+    def mtp(self, module: nn.Module) -> structs.Mtp:
+        """A module for multi-token prediction, without its pages."""
+        known = _of_type(module, MultiTokenPrediction)
+        return structs.Mtp(
+            embedding_norm=self.norm(known.enorm),
+            hidden_norm=self.norm(known.hnorm),
+            norm=self.norm(known.norm),
+            projection=self.linear(known.eh_proj),
+            layer=self.layer(known.block, None),
+        )
+
+    def head(self, module: nn.Module) -> Matrix:
+        """The output head."""
+        known = _of_type(module, OutputHead)
+        return self._weights.matrix(lambda: known.weight_VD)
+
+    def _attention(self, module: nn.Module, window: int | None) -> structs.AttentionWeights:
+        if type(module) is MLA:
+            return self._latent(module)
+        known = _of_type(module, GQA)
+        heads, kv_heads = (proj.out_features // known.width for proj in (known.q_proj, known.k_proj))
+        inputs = [self.linear(proj) for proj in (known.q_proj, known.k_proj, known.v_proj)]
+        return structs.AttentionWeights(
+            kind=structs.GQA,
+            heads=heads,
+            kv_heads=kv_heads,
+            rope=known.width,
+            value=known.width,
+            window=window or 0,
+            scale=known.scale,
+            input=(structs.LinearWeights * 3)(*inputs),
+            inputs=3,
+            output=self.linear(known.o_proj),
+        )
+
+    def _latent(self, module: MLA) -> structs.AttentionWeights:
+        shape = module.shape
+        heads = module.o_proj.in_features // shape.v_head_dim
+        attention = structs.AttentionWeights(
+            kind=structs.MLA,
+            heads=heads,
+            nope=shape.qk_nope_head_dim,
+            rope=shape.qk_rope_head_dim,
+            value=shape.v_head_dim,
+            latent=shape.kv_lora_rank,
+            scale=module.scale,
+            inputs=2,
+            kv_norm=self.norm(module.kv_a_layernorm),
+            output=self.linear(module.o_proj),
+        )
+        if shape.q_lora_rank is None:
+            attention.input[0] = self.linear(module.q_proj)
+        else:
+            attention.input[0] = self.linear(module.q_a_proj)
+            attention.q_norm = self.norm(module.q_a_layernorm)
+            attention.q_b = self.linear(module.q_b_proj)
+        attention.input[1] = self.linear(module.kv_a_proj_with_mqa)
+        sizes = [shape.qk_nope_head_dim, shape.v_head_dim]
+        up = _of_type(module.kv_b_proj, Linear)
+
+        def halves() -> tuple[Tensor, ...]:
+            return up.weight.view(heads, sum(sizes), -1).split_with_sizes(sizes, 1)
+
+        attention.key_up = self._matrices(lambda: halves()[0].transpose(1, 2))
+        attention.value_up = self._matrices(lambda: halves()[1])
+        return attention
+
+    def _mixture(self, module: MoELayer, feed_forward: structs.FeedForward) -> None:
+        experts = _of_type(module.experts, Experts)
+        if type(experts.dispatcher) is not LocalDispatcher:
+            raise Unknown("experts are spread over processes")
+        if module.shared_experts is not None:
+            feed_forward.dense = self.swiglu(module.shared_experts)
+        gate_up = self._weights.stack(lambda: experts.gate_up_proj.flatten(0, 1))
+        down = self._weights.stack(lambda: experts.down_proj)
+        linear = structs.LinearWeights
+        each = [
+            structs.SwiGLUWeights(linear(gate_up[2 * e]), linear(gate_up[2 * e + 1]), linear(down[e]))
+            for e in range(len(down))
+        ]
+        feed_forward.router = self._router(module.gate)
+        feed_forward.experts = self._array(structs.SwiGLUWeights, each)
+
+    def _router(self, module: nn.Module) -> structs.RouterWeights:
+        known = _of_type(module, Router)
+        spec, select = known.spec, known.spec.select
+        router = structs.RouterWeights(
+            score=_SCORES[spec.score],
+            experts=known.num_experts,
+            chosen=known.num_experts_per_tok,
+            normalize=spec.normalize,
+            scale=spec.scale,
+        )
+        if isinstance(select, GroupLimited):
+            router.groups, router.chosen_groups = select.n_group, select.topk_group
+            router.top2 = select.group_score == "top2_sum"
+        if isinstance(select, Capacity) and select.eval_capacity_factor is not None:
+            router.capacity = select.eval_capacity_factor
+        weight, bias = known.weight, known.e_score_correction_bias
+        if weight is not None:
+            router.weight = self._weights.matrix(lambda: _present(known.weight))
+        if bias is not None:
+            router.selection_bias = self._weights.vector(lambda: _present(known.e_score_correction_bias))
+        return router
+
+    def _bias(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> int | None:
+        return None if module.bias is None else self._weights.vector(lambda: part(module.bias))  # type: ignore[arg-type]
+
+    def _matrices(self, source: Callable[[], Tensor]) -> ctypes.Array[Matrix]:
+        return self._array(Matrix, list(self._weights.stack(source)))
+
+    def _array(self, kind: type[S], each: list[S]) -> ctypes.Array[S]:
+        array = (kind * len(each))(*each)
+        self._weights.keep(array)
+        return array
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _of_type(module: nn.Module, known: type[M]) -> M:
+    """Return the module, which must be of this very class: another's forward may compute anything."""
+    if type(module) is not known:
+        raise Unknown(f"{type(module).__name__} modules")
+    return module

@@ -1,0 +1,31 @@
+"""Models small enough to compare step by step, one for each family and router."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fathom.spec import (
+    Capacity,
+    GroupLimited,
+    MixtureOfExperts,
+    ModelSpec,
+    RouterSpec,
+)
+from tests.published import SPECS
+
+_EXPERTS = MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
+
+
+def with_router(name: str, router: RouterSpec, **fields: int) -> ModelSpec:
+    """V2's tiny model with another router."""
+    moe = dataclasses.replace(_EXPERTS, router=router, **fields)  # type: ignore[arg-type]
+    return dataclasses.replace(SPECS["tiny-deepseek_v2"], name=name, moe=moe)
+
+
+ROUTERS = (
+    with_router("noisy", RouterSpec(score="noisy", normalize=True)),
+    with_router("hash", RouterSpec(score="hash", scale=1.5), num_experts_per_tok=1),
+    with_router("groups", RouterSpec(select=GroupLimited(n_group=4, topk_group=2), scale=16.0), n_shared_experts=2),
+    with_router("capacity", RouterSpec(select=Capacity(capacity_factor=1.0, eval_capacity_factor=0.75))),
+)
+ALL = {spec.name: spec for spec in (*SPECS.values(), *ROUTERS)}
