@@ -19,7 +19,10 @@
 enum {
     FATHOM_MOST_ROWS = 12,      /* of a tile */
     FATHOM_BLOCK_ROWS = 240,    /* of activations */
-    FATHOM_BLOCK_COLUMNS = 256, /* where several tiles share a block, of floats; twice as many of 8-bit activations */
+    FATHOM_BLOCK_COLUMNS = 256, /* of weights that are written as floats first */
+    FATHOM_BLOCK_BYTES = 240 << 10, /* of activations */
+    FATHOM_MOST_COLUMNS = 1024, /* of a block that several tiles read */
+    FATHOM_BYTES_AHEAD = 2048,
     FATHOM_BLOCK_SCALES = 4096, /* groups times rows whose scales are laid out at once */
 };
 
@@ -36,6 +39,7 @@ typedef struct {
 typedef struct {
     const uint8_t *w;       /* the first panel's part of the block; the next lies panel_bytes further */
     int64_t panel_bytes;
+    int64_t ahead;          /* bytes from what a tile reads to what it asks memory for; 0: nothing */
     const uint8_t *x;       /* the first row's operands: floats, or integers of 8 bits */
     int64_t x_bytes;        /* from one row to the next */
     const fathom_scale *scales; /* of integers: for each group and each row of the tile */
@@ -128,6 +132,7 @@ static void run_part(const fathom_plan *plan, const fathom_matrix *w, int begin,
         const fathom_tile *chosen = panels == 4 ? &tiles->four : panels == 2 ? tiles->two : tiles->one;
         block.w = (const uint8_t *)w->data + panel * w->panel_bytes;
         block.w += part.column / plan->unit * (int64_t)plan->unit_bytes;
+        const int64_t to_next = !plan->expand && end - panel > panels ? panels * w->panel_bytes : 0;
         block.panel_bytes = w->panel_bytes;
         block.lanes = w->rows - panel * FATHOM_PANEL;
         if (plan->expand) {
@@ -138,6 +143,7 @@ static void run_part(const fathom_plan *plan, const fathom_matrix *w, int begin,
         }
         for (int tile = 0; tile < cut.tiles; tile++) {
             const int first = first_row(cut, tile);
+            block.ahead = cut.tiles == 1 && !plan->expand ? FATHOM_BYTES_AHEAD : tile == 0 ? to_next : 0;
             block.x = operands + (part.row + first) * block.x_bytes + (int64_t)part.column * plan->column_bytes;
             block.scales = scales + part.columns / FATHOM_GROUP * first;
             block.y = y + (part.row + first) * y_stride + panel * FATHOM_PANEL;
@@ -146,12 +152,20 @@ static void run_part(const fathom_plan *plan, const fathom_matrix *w, int begin,
     }
 }
 
+/* Columns of a part: all where one tile reads them, else so many that activations and panels stay in the caches. */
+INLINE int columns_of_part(const fathom_plan *plan, int rows) {
+    if (plan->expand) return FATHOM_BLOCK_COLUMNS;
+    if (rows <= plan->tiles->most) return FATHOM_BLOCK_SCALES / rows * FATHOM_GROUP;
+    const int kept = FATHOM_BLOCK_BYTES / (rows * plan->column_bytes) / FATHOM_GROUP;
+    const int groups = fathom_least(kept, FATHOM_BLOCK_SCALES / rows);
+    return FATHOM_GROUP * fathom_least(groups, FATHOM_MOST_COLUMNS / FATHOM_GROUP);
+}
+
 static void run_product(const fathom_plan *plan, const fathom_matrix *w, int begin, int end, const fathom_rows *x,
                         float *y, int64_t y_stride) {
     for (int row = 0; row < x->rows; row += FATHOM_BLOCK_ROWS) {
         fathom_part part = {.row = row, .rows = fathom_least(x->rows - row, FATHOM_BLOCK_ROWS)};
-        int step = plan->column_bytes == 1 ? 2 * FATHOM_BLOCK_COLUMNS : FATHOM_BLOCK_COLUMNS;
-        if (part.rows <= plan->tiles->most && !plan->expand) step = FATHOM_BLOCK_SCALES / part.rows * FATHOM_GROUP;
+        const int step = columns_of_part(plan, part.rows);
         for (; part.column < w->columns; part.column += step) {
             part.columns = fathom_least(w->columns - part.column, step);
             run_part(plan, w, begin, end, x, part, y, y_stride);

@@ -10,7 +10,6 @@ typedef __m256i integers;
 #define PARTS 2
 #define FLOAT_ROWS 6
 #define FLOAT_TILES SINGLE_TILES
-#define HALF_ROWS 4
 #define PARTS_AT_ONCE PARTS
 
 INLINE __m256i mask_of(int lanes) {

@@ -10,7 +10,6 @@ typedef __m512i integers;
 #define PARTS 1
 #define FLOAT_ROWS 12
 #define FLOAT_TILES PAIRED_TILES
-#define HALF_ROWS 4
 #define QUANTIZED_ROWS 12
 #define PARTS_AT_ONCE 1
 #define Q8_ZERO_POINT -128

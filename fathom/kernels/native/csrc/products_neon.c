@@ -10,7 +10,6 @@ typedef int32x4_t integers;
 #define PARTS 4
 #define FLOAT_ROWS 6
 #define FLOAT_TILES SINGLE_TILES
-#define HALF_ROWS 4
 #define QUANTIZED_ROWS 4
 #define PARTS_AT_ONCE PARTS
 #define Q8_ZERO_POINT 0

@@ -4,7 +4,6 @@
  *   LANES, PARTS            floats of a vector, vectors of a panel
  *   floats, integers        the vector types
  *   FLOAT_ROWS, FLOAT_TILES rows of the largest tile of floats; SINGLE_TILES, or PAIRED_TILES that take two panels
- *   HALF_ROWS               rows up to which bfloat16 weights are read without writing them as floats first
  *   QUANTIZED_ROWS          rows of the largest tile of quantized weights
  *   PARTS_AT_ONCE           parts of a panel whose sums of bytes are kept at a time
  *   Q8_ZERO_POINT           -128 where dot_step takes unsigned weights, 0 where it takes signed ones
@@ -14,12 +13,10 @@
 #ifndef FATHOM_PRODUCTS_TILES_H
 #define FATHOM_PRODUCTS_TILES_H
 
-#define FEW_ROWS 4     /* up to here memory is what a tile waits for, and it asks for what comes next */
-#define BYTES_AHEAD 2048
 #define MOST_PANELS 4
+#define HALF_TILES 4    /* of more, bfloat16 weights are written as floats once for all */
 #define ROW_BASES 4    /* rows are reached from every third one, none to two strides on: few registers hold addresses */
 
-INLINE void fetch(const uint8_t *p) { __builtin_prefetch(p + BYTES_AHEAD); }
 INLINE float float_at(const uint8_t *p) { return *(const float *)p; }
 
 #define ROW(i) (x[(i) / 3] + ((i) % 3) * b->x_bytes)
@@ -45,10 +42,11 @@ INLINE void float_tile(const fathom_block *b, const int rows, const int panels) 
     BEGIN_ROWS;
     BEGIN_SUMS(rows, panels * PARTS);
     const uint8_t *w = b->w;
+    const int64_t ahead = b->ahead;
     for (int k = 0; k < b->columns; k++, w += sizeof(float) * FATHOM_PANEL) {
         floats v[MOST_PANELS * PARTS];
         UNROLL for (int p = 0; p < panels; p++) {
-            if (rows <= FEW_ROWS) fetch(w + p * b->panel_bytes);
+            __builtin_prefetch(w + p * b->panel_bytes + ahead);
             UNROLL for (int part = 0; part < PARTS; part++)
                 v[p * PARTS + part] = load((const float *)(w + p * b->panel_bytes) + part * LANES);
         }
@@ -66,12 +64,13 @@ INLINE void half_tile(const fathom_block *b, const int rows, const int panels) {
     BEGIN_ROWS;
     BEGIN_SUMS(rows, panels * PARTS);
     const uint8_t *w = b->w;
+    const int64_t ahead = b->ahead;
     for (int k = 0; k < b->columns; k += 2, w += sizeof(float) * FATHOM_PANEL) {
         const int second = k + 1 < b->columns;
         floats odd[MOST_PANELS * PARTS];
         UNROLL for (int p = 0; p < panels * PARTS; p++) {
             const uint8_t *pairs = w + p / PARTS * b->panel_bytes + p % PARTS * LANES * sizeof(float);
-            if (p % PARTS == 0) fetch(pairs);
+            if (p % PARTS == 0) __builtin_prefetch(pairs + ahead);
             const floats even = even_bfloats(pairs);
             odd[p] = odd_bfloats(pairs);
             UNROLL for (int i = 0; i < rows; i++) sums[i][p] = fma_(even, set1(float_at(ROW(i))), sums[i][p]);
@@ -99,14 +98,15 @@ INLINE void quantized_tile(const fathom_block *b, const int rows, const int pane
     BEGIN_ROWS;
     BEGIN_SUMS(rows, panels * PARTS);
     const uint8_t *w = b->w;
+    const int64_t ahead = b->ahead;
     const fathom_scale *scales = b->scales;
     for (int k = 0; k < b->columns; k += FATHOM_GROUP, w += bytes_of_group(format), scales += rows) {
         UNROLL for (int p = 0; p < panels * PARTS; p += PARTS_AT_ONCE) {
             const uint8_t *group = w + p / PARTS * b->panel_bytes;
             const uint8_t *steps = group + steps_of_group(format) + 2 * LANES * (p % PARTS);
             integers dots[FATHOM_MOST_ROWS][PARTS];
-            if (rows <= FEW_ROWS && p % PARTS == 0)
-                UNROLL for (int j = 0; j < bytes_of_group(format); j += 64) fetch(group + j);
+            if (p % PARTS == 0)
+                UNROLL for (int j = 0; j < bytes_of_group(format); j += 64) __builtin_prefetch(group + ahead + j);
             UNROLL for (int i = 0; i < rows; i++)
                 UNROLL for (int part = 0; part < PARTS_AT_ONCE; part++)
                     dots[i][part] = EXACT_STARTS && format != FATHOM_Q4M ? word_at(&scales[i].start) : no_dot();
@@ -202,7 +202,7 @@ QUANTIZED_TILE(q4m, FATHOM_Q4M)
     static const fathom_tiles kind##_tiles = {kind##_one, kind##_two, kind##_1_4, rows};
 
 FLOAT_TILES(float, FLOAT_ROWS)
-FLOAT_TILES(half, HALF_ROWS)
+FLOAT_TILES(half, FLOAT_ROWS)
 SINGLE_TILES(q8, QUANTIZED_ROWS)
 SINGLE_TILES(q4, QUANTIZED_ROWS)
 SINGLE_TILES(q4m, QUANTIZED_ROWS)
@@ -217,9 +217,9 @@ static void multiply_panels(const fathom_matrix *w, int begin, int end, const fa
     static const fathom_plan by_bytes[] = {[FATHOM_Q8] = {&q8_tiles, 32, 544, 1, NULL, Q8_ZERO_POINT, EXACT_STARTS},
                                            [FATHOM_Q4] = {&q4_tiles, 32, 288, 1, NULL, -8, EXACT_STARTS},
                                            [FATHOM_Q4M] = {&q4m_tiles, 32, 320, 1, NULL, 1, 0}};
-    static const fathom_plan few_halves = {&half_tiles, 2, 64, 4, NULL, 0, 0};
+    static const fathom_plan by_halves = {&half_tiles, 2, 64, 4, NULL, 0, 0};
     const fathom_plan *plan = w->format >= FATHOM_Q8 && x->q ? &by_bytes[w->format] : &by_floats[w->format];
-    if (w->format == FATHOM_BF16 && x->rows <= HALF_ROWS) plan = &few_halves;
+    if (w->format == FATHOM_BF16 && x->rows <= HALF_TILES * FLOAT_ROWS) plan = &by_halves;
     run_product(plan, w, begin, end, x, y, y_stride);
 }
 
