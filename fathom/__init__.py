@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fathom.inference.chat_session import ChatAnswer, ChatStream
     from fathom.inference.generation import GeneratedText
     from fathom.inference.language_model import LanguageModel
-    from fathom.spec import EngineSpec, ModelSpec, SamplingParams, WeightFormat
+    from fathom.spec import EngineSpec, ModelSpec, SamplingParams, WeightChoice
     from fathom.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -77,7 +77,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    weights: WeightFormat = "plain",
+    weights: WeightChoice = "auto",
     engine: EngineSpec | None = None,
     cache_dir: str | Path | None = None,
     chat_template: str | None = None,
@@ -88,9 +88,10 @@ def load(
     A name is one of the catalog (``"smollm2-135m"``), fetched into ``cache_dir``, ``cache_directory()`` if left out; or
     ``"owner/name[@revision][:quantisation]"`` on the hub, fetched into huggingface_hub's own cache. Returns a handle
     with ``chat(text_or_messages)``, ``generate(text)``, each for a list too, ``logits(token_ids) -> Tensor (T, V)``,
-    ``tokenizer`` and ``spec``. ``weights`` int8 or int4 packs them once loaded; ``engine`` says how many requests run
-    together, and how their cache is kept. ``chat_template`` is one of the model's by name, or the text of another.
-    ``adapter`` is merged into the weights: a directory that PEFT wrote, or a step of a run that trained one.
+    ``tokenizer`` and ``spec``. ``weights`` int8 or int4 quantizes them, and plain widens those of a GGUF file;
+    ``engine`` says how many requests run together, and how their cache is kept. ``chat_template`` is one of the model's
+    by name, or the text of another. ``adapter`` is merged into the weights: a directory that PEFT wrote, or a step of a
+    run that trained one.
 
     Raises:
         CheckpointError: nothing loadable at ``path``, its tensors do not fit its spec, or the adapter not the model.

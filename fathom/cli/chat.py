@@ -44,7 +44,7 @@ def chat(
     adapter: model_options.Adapter = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
-    weights: model_options.Weights = "plain",
+    weights: model_options.Weights = "auto",
     cache: model_options.Cache = "plain",
     draft: model_options.Draft = "none",
     compiled: model_options.Compile = False,

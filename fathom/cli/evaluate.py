@@ -47,7 +47,7 @@ def evaluate(
     adapter: model_options.Adapter = None,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
-    weights: model_options.Weights = "plain",
+    weights: model_options.Weights = "auto",
 ) -> None:
     """Measure how many bits a model needs for one byte of text, or how well models do at tasks.
 

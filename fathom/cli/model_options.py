@@ -17,18 +17,18 @@ from fathom.spec import check
 from fathom.spec.engine import (
     CACHE_FORMATS,
     DRAFTING,
-    WEIGHT_FORMATS,
+    WEIGHT_CHOICES,
     CacheFormat,
     Drafting,
     EngineSpec,
-    WeightFormat,
+    WeightChoice,
 )
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
 
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
-Weights = Annotated[str, typer.Option("--weights", help=f"How weights are kept: {', '.join(WEIGHT_FORMATS)}.")]
+Weights = Annotated[str, typer.Option("--weights", help=f"How weights are kept: {', '.join(WEIGHT_CHOICES)}.")]
 Cache = Annotated[str, typer.Option("--cache", help=f"How numbers lie in the cache: {', '.join(CACHE_FORMATS)}.")]
 Draft = Annotated[
     str, typer.Option("--draft", help=f"How tokens are guessed ahead: {', '.join(DRAFTING)} (mtp if there is one).")
@@ -62,13 +62,13 @@ def open_model(
     name: str,
     device: str,
     dtype: str,
-    weights: str = "plain",
+    weights: str = "auto",
     engine: EngineSpec | None = None,
     chat_template: str | None = None,
     adapter: str | None = None,
 ) -> LanguageModel:
     """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
-    check.one_of("--weights", weights, WEIGHT_FORMATS)
+    check.one_of("--weights", weights, WEIGHT_CHOICES)
     from fathom.inference.language_model import LanguageModel
 
     with LoadProgress(name) as progress:
@@ -76,7 +76,7 @@ def open_model(
             name,
             device=device,
             dtype=dtype,
-            weights=cast(WeightFormat, weights),
+            weights=cast(WeightChoice, weights),
             progress=progress,
             cache_dir=options.cache_directory(),
             engine=engine,

@@ -222,7 +222,7 @@ def serve(
     drain_seconds: DrainSeconds = 30.0,
     chat_template: model_options.ChatTemplate = None,
     cache: model_options.Cache = "plain",
-    weights: model_options.Weights = "plain",
+    weights: model_options.Weights = "auto",
     draft: model_options.Draft = "none",
     compiled: model_options.Compile = False,
     device: options.Device = "auto",

@@ -16,7 +16,7 @@ from fathom.cli.model_options import read_template
 from fathom.errors import DataError, SpecError
 from fathom.locale import tr
 from fathom.spec import check
-from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
+from fathom.spec.engine import WEIGHT_CHOICES, EngineSpec, WeightChoice
 
 if TYPE_CHECKING:
     from fathom.inference.language_model import LanguageModel
@@ -110,7 +110,7 @@ def definitions(models: Sequence[NamedModel], opening: OpeningOptions, memory: i
         CheckpointError: nothing loadable.
         DataError: a model has no tokenizer.
     """
-    check.one_of("--weights", opening.weights, WEIGHT_FORMATS)
+    check.one_of("--weights", opening.weights, WEIGHT_CHOICES)
     template = read_template(opening.chat_template)
     return [_definition(model, opening, memory, template) for model in models]
 
@@ -185,7 +185,7 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
             named.path,
             device=opening.device,
             dtype=opening.dtype,
-            weights=cast(WeightFormat, opening.weights),
+            weights=cast(WeightChoice, opening.weights),
             progress=progress,
             cache_dir=cache_dir,
             engine=engine,

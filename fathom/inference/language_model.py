@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fathom.chat.grammar import GrammarCompiler
-from fathom.checkpoint.weights import load_weights
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
 from fathom.inference.adapters import with_adapter_of
@@ -24,6 +23,7 @@ from fathom.inference.chat_session import (
     split_options,
     start_chat,
 )
+from fathom.inference.decoder_loading import load_decoder, weight_names
 from fathom.inference.embedding import Pooling, check_sequence, embed
 from fathom.inference.generation import (
     GeneratedText,
@@ -38,15 +38,13 @@ from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
 from fathom.inference.request_preparation import TextOptions
 from fathom.inference.suggestions import Suggestions, suggestions_for
-from fathom.model.build import build
 from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
-from fathom.model.quantize import quantize
 from fathom.plan import count_parameters, short_count
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec import check
-from fathom.spec.engine import WEIGHT_FORMATS, EngineSpec, WeightFormat
+from fathom.spec.engine import WEIGHT_CHOICES, EngineSpec, WeightChoice
 from fathom.spec.images import ImageProcessing
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
@@ -69,10 +67,8 @@ class LanguageModel:
         eos_ids: frozenset[int],
         processing: ImageProcessing | None = None,
         engine: EngineSpec | None = None,
-        weights: WeightFormat = "plain",
     ) -> None:
         self.model = model.eval()
-        self.weights = weights
         self.path = path
         self.processing = processing
         self.eos_ids = eos_ids
@@ -89,7 +85,7 @@ class LanguageModel:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        weights: WeightFormat = "plain",
+        weights: WeightChoice = "auto",
         progress: Progress = NULL_PROGRESS,
         cache_dir: Path | None = None,
         engine: EngineSpec | None = None,
@@ -99,36 +95,40 @@ class LanguageModel:
         """Load what ``open_source`` opens: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 quantizes
-        them after loading (``model.quantize``). ``progress`` receives the bytes downloaded and loaded. ``cache_dir`` is
-        the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of the model's by name, or
-        the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
+        them (``model.quantize``). By default, auto, a GGUF file's are held on a CPU as the file quantized them, where
+        the native library is there, and are else plain. ``progress`` receives the bytes downloaded and loaded.
+        ``cache_dir`` is the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of the
+        model's by name, or the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or tensors do not fit their spec, or the adapter the model.
             DataError: the model has no chat template of that name.
         """
-        check.one_of("weights", weights, WEIGHT_FORMATS)
+        check.one_of("weights", weights, WEIGHT_CHOICES)
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         source = with_adapter_of(open_source(path, progress, cache_dir=cache_dir), adapter)
-        model = build(source.spec, device=where, dtype=kind, seed=None)
-        load_weights(model, source, progress)
-        if weights != "plain":
-            quantize(model, weights)
+        model = load_decoder(source, where, kind, weights, progress)
         tokenizer = source.tokenizer()
         if chat_template is not None and tokenizer is not None:
             tokenizer = tokenizer.with_template(chat_template)
-        return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine, weights)
+        return cls(model, tokenizer, source.path, source.eos_ids, image_processing(source), engine)
 
     def __repr__(self) -> str:
         count, model = count_parameters(self.spec), self.model
         active = f", {short_count(count.active)} active" if self.spec.moe is not None else ""
-        packed = "" if self.weights == "plain" else f", weights {self.weights}"
+        weights = self.weights
+        packed = "" if weights == "plain" else f", weights {weights}"
         return (
             f"<LanguageModel {self.spec.name}: {self.spec.family}, {short_count(count.total)} parameters{active}, "
             f"context {self.spec.max_position_embeddings}, {str(model.dtype).removeprefix('torch.')}{packed} on "
             f"{model.device}, {self.path}>"
         )
+
+    @cached_property
+    def weights(self) -> str:
+        """The formats of its quantized weights, as in Q4_1 and Q8_0, or plain."""
+        return weight_names(self.model)
 
     @property
     def spec(self) -> ModelSpec:

@@ -67,6 +67,24 @@ class Packable:
             return PackedUp(pack_experts(keys_HYX, format), pack_experts(rows_HXY[:, self.keys :], format))
         return pack(weight.reshape(self.rows, self.columns), format)
 
+    def parts(self, weight: Tensor) -> Iterator[Tensor]:
+        """Yield the matrices that ``pack`` packs, as views in their order."""
+        by_matrix = weight.reshape(self.count, self.rows, self.columns)
+        if self.role == "up":
+            yield from by_matrix[:, : self.keys].transpose(1, 2)
+            yield from by_matrix[:, self.keys :]
+        else:
+            yield from by_matrix
+
+    def matrices(self, packed: Packed) -> Iterator[PackedMatrix]:
+        """Yield the packed matrices in the order of ``parts``."""
+        if isinstance(packed, PackedUp):
+            yield from (*packed.keys, *packed.values)
+        elif isinstance(packed, PackedExperts):
+            yield from packed
+        else:
+            yield packed
+
 
 def can_pack(model: Decoder) -> bool:
     """Whether packed weights run here: the native library is there, and the model is on a CPU or not allocated yet."""

@@ -36,7 +36,7 @@ def _open(context: StepContext, step: Step, reward: ModelReward) -> ScoreFn:
             f"is {reward.reasoning_tokens}, but step {made.name!r} learned to score after {made.reasoning_tokens}",
             "reason in both or in neither",
         )
-    model = LanguageModel.open(context.path(made), device=context.device, dtype="float32")
+    model = LanguageModel.open(context.path(made), device=context.device, dtype="float32", weights="plain")
     reasoning = None
     if reward.reasoning_tokens:
         reasoning = ReasoningGenerator(

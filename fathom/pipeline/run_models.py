@@ -117,7 +117,12 @@ def open_step(
     ``template`` takes the place of its chat template.
     """
     return LanguageModel.open(
-        context.path(step), device=context.device, dtype="float32", engine=engine, chat_template=template
+        context.path(step),
+        device=context.device,
+        dtype="float32",
+        weights="plain",
+        engine=engine,
+        chat_template=template,
     )
 
 

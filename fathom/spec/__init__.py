@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.spec.attention import Attention, GroupedQueryAttention, LatentAttention
-from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightFormat
+from fathom.spec.engine import CacheFormat, Drafting, EngineSpec, WeightChoice, WeightFormat
 from fathom.spec.mapping import from_mapping, read_toml, to_mapping
 from fathom.spec.model import FAMILIES, Family, ModelSpec
 from fathom.spec.moe import BalanceSpec, Capacity, GroupLimited, MixtureOfExperts, RouterSpec, TopK
@@ -39,6 +39,7 @@ __all__ = [
     "TokenLogprob",
     "TopK",
     "VisionSpec",
+    "WeightChoice",
     "WeightFormat",
     "YarnScaling",
     "from_mapping",

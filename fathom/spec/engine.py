@@ -12,6 +12,10 @@ CacheFormat = Literal["plain", "int8", "int6"]
 CACHE_FORMATS: tuple[CacheFormat, ...] = ("plain", "int8", "int6")
 WeightFormat = Literal["plain", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "int4")
+PackedWeights = Literal["auto", "int8", "int4"]
+WeightChoice = Literal["auto", "plain", "int8", "int4"]
+WEIGHT_CHOICES: tuple[WeightChoice, ...] = ("auto", "plain", "int8", "int4")
+"""How a model's weights are kept: auto is as a GGUF file holds them where the native library runs, and else plain."""
 ComputeDtype = Literal["auto", "bfloat16"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("auto", "bfloat16")
 Drafting = Literal["none", "auto", "mtp", "ngram"]

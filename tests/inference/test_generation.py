@@ -14,6 +14,7 @@ import fathom
 from fathom.engine.request import Request
 from fathom.errors import ContextError, DataError, FathomError, SpecError
 from fathom.inference.language_model import LanguageModel
+from fathom.kernels.native import library
 from fathom.spec import EngineSpec, SamplingParams
 
 TEXTS = ["the dog", "a quick brown fox", "the"]
@@ -142,7 +143,8 @@ def test_models_and_tokenizers_say_what_they_are(model: LanguageModel) -> None:
     for word in ("tiny-llama", "llama", "context 128", "float32 on cpu", str(model.path)):
         assert word in shown
     assert repr(model.tokenizer) == f"<Tokenizer BPE: {model.tokenizer.vocab_size} tokens, with a chat template>"
-    assert "weights int8" in repr(fathom.load(model.path, dtype="float32", weights="int8"))
+    packed = "Q8_0" if library.available() else "int8"
+    assert f"weights {packed} on cpu" in repr(fathom.load(model.path, dtype="float32", weights="int8"))
 
 
 def test_the_main_names_are_imported_on_first_use() -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ DEFAULT_ALIGNMENT = 32
 """Bytes that every tensor's start is a multiple of, where the metadata says nothing else."""
 _UINT32 = 4
 _CHUNK_BYTES = 4 * 2**20
+
+
+class ReadTensor(Protocol):
+    """Reads a tensor by its name: its numbers, or its ``blocks`` as uint8, (..., rows, bytes of a row)."""
+
+    def __call__(self, name: str, *, blocks: bool = False) -> Tensor:
+        """Return the tensor."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +87,25 @@ class Container:
             return read(name)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[str], Tensor]]:
-        """Open the file once to read many tensors, as ``read`` does."""
+    def reading(self) -> Iterator[ReadTensor]:
+        """Open the file once to read many tensors, as ``read`` does or as blocks."""
         try:
             file = self.path.open("rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read, {explain_os_error(error)}") from None
         with file:
-            yield lambda name: self._read(file, self.tensors[name])
+
+            def read(name: str, *, blocks: bool = False) -> Tensor:
+                info = self.tensors[name]
+                return self._read_blocks(file, info) if blocks else self._read(file, info)
+
+            yield read
+
+    def _read_blocks(self, file: FileIO, info: TensorInfo) -> Tensor:
+        file.seek(info.offset)
+        raw = empty_cpu_tensor((info.nbytes,), torch.uint8)
+        self._fill(file, raw, info.name)
+        return raw.view(*info.shape[:-1], -1)
 
     def _read(self, file: FileIO, info: TensorInfo) -> Tensor:
         file.seek(info.offset)

@@ -112,20 +112,29 @@ class GGUFRule:
 
         Stored tensors of different types are promoted to a common one.
         """
+        return self.assemble_rows(lookup).reshape(self.shape)
+
+    def assemble_rows(self, lookup: Lookup) -> Tensor:
+        """Build the parameter as rows of what ``lookup`` returns, with gate and up joined.
+
+        Except of ``latent`` ones rows may be as long as they are: blocks of a type are put together as numbers are.
+        """
         if len(self.shapes) == 1 and self.cut == "rows":
             whole = lookup(self.names[0])
         else:
             whole = self._filled(lookup)
         if self.rotary is not None:
             whole = whole.index_select(0, self.rotary.order(self.shape[0]).argsort())
-        return whole.reshape(self.shape)
+        return whole
 
     def _filled(self, lookup: Lookup) -> Tensor:
         whole: Tensor | None = None
         for number, name in enumerate(self.names):
             part = lookup(name)
             if whole is None:
-                whole = empty_cpu_tensor(self.shape, part.dtype)
+                joined = joined_shape(self.param_name, self.shape)
+                as_it_is = self.cut == "latent" or len(joined) == 1
+                whole = empty_cpu_tensor(joined if as_it_is else (*joined[:-1], part.shape[-1]), part.dtype)
             elif whole.dtype != part.dtype:
                 whole = whole.to(torch.promote_types(whole.dtype, part.dtype))
             next(islice(self._places(whole), number, None)).copy_(part)
@@ -135,7 +144,8 @@ class GGUFRule:
 
     def _places(self, tensor: Tensor) -> Iterator[Tensor]:
         """Yield the view of the parameter that each stored tensor fills."""
-        count, tensor = len(self.shapes), tensor.reshape(joined_shape(self.param_name, self.shape))
+        joined = joined_shape(self.param_name, self.shape)
+        count, tensor = len(self.shapes), tensor.reshape(*joined[:-1], -1)
         if self.cut == "rows":
             yield from tensor.chunk(count)
         elif self.cut == "expert_rows":

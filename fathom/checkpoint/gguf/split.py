@@ -7,7 +7,7 @@ headers are read and compared before a tensor is read; one part is open at a tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fathom.checkpoint.gguf.container import Container, TensorInfo
+from fathom.checkpoint.gguf.container import Container, ReadTensor, TensorInfo
 from fathom.checkpoint.gguf.part_names import MAX_PARTS, PartName, parse_part_name
 from fathom.errors import CheckpointError
 from fathom.logs import listed
@@ -85,19 +85,19 @@ class SplitContainer:
         return self.parts[self.part_of[name]].read(name)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[str], Tensor]]:
+    def reading(self) -> Iterator[ReadTensor]:
         """Read many tensors, opening each part as its tensors come; one is open at a time."""
         with ExitStack() as opened:
             current = -1
-            read_part: Callable[[str], Tensor] = self.read
+            read_part: ReadTensor | None = None
 
-            def read(name: str) -> Tensor:
+            def read(name: str, *, blocks: bool = False) -> Tensor:
                 nonlocal current, read_part
                 number = self.part_of[name]
-                if number != current:
+                if number != current or read_part is None:
                     opened.close()
                     read_part, current = opened.enter_context(self.parts[number].reading()), number
-                return read_part(name)
+                return read_part(name, blocks=blocks)
 
             yield read
 

@@ -31,7 +31,7 @@ from fathom.inference.request_preparation import (
 from fathom.logs import warn_once
 from fathom.plan import count_parameters
 from fathom.progress import NULL_PROGRESS, Progress
-from fathom.spec.engine import EngineSpec, WeightFormat
+from fathom.spec.engine import EngineSpec, WeightChoice
 
 _DEFAULT_DEVICE = "cuda:0"
 """What the harness's command line says where no device is given."""
@@ -58,7 +58,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         *,
         device: str | None = None,
         dtype: str = "auto",
-        weights: str = "plain",
+        weights: str = "auto",
         adapter: str | None = None,
         chat_template: str | None = None,
         batch_size: int | str | None = None,
@@ -75,7 +75,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 pretrained,
                 device="auto" if device in (None, _DEFAULT_DEVICE) else str(device),
                 dtype=dtype,
-                weights=cast(WeightFormat, weights),
+                weights=cast(WeightChoice, weights),
                 engine=EngineSpec(max_batch=size) if size > 1 else None,
                 chat_template=chat_template,
                 adapter=adapter,

@@ -57,6 +57,7 @@ def open_teacher(step: DistillStep, context: StepContext) -> LanguageModel:
         beside_recipe(context, step.teacher),
         device=context.device,
         dtype="float32",
+        weights="plain",
         progress=context.progress,
         cache_dir=context.cache_dir,
     )

@@ -150,7 +150,9 @@ class _Stage:
                 continue
             if model is None:
                 engine = answering_engine(ANSWERS_AT_ONCE)
-                model = LanguageModel.open(self._path, device=self.context.device, dtype="float32", engine=engine)
+                model = LanguageModel.open(
+                    self._path, device=self.context.device, dtype="float32", weights="plain", engine=engine
+                )
             started = time.perf_counter()
             records = self._records(model, task, problems)
             seconds = time.perf_counter() - started

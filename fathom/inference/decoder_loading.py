@@ -1,0 +1,68 @@
+"""From a source of weights to a decoder in the form it runs in: plain, or packed while it is read."""
+
+from __future__ import annotations
+
+import torch
+
+from fathom.checkpoint.weights import WeightSource, load_weights
+from fathom.kernels.native import library
+from fathom.kernels.native.matrix import PACKED_FORMATS, PackedFormat
+from fathom.model.build import build
+from fathom.model.decoder import Decoder
+from fathom.model.packing import packed_matrices
+from fathom.model.quantize import quantize
+from fathom.model.quantized import QuantizedExperts, QuantizedLinear
+from fathom.progress import NULL_PROGRESS, Progress
+from fathom.spec.engine import WeightChoice
+
+_NAMES: dict[PackedFormat, str] = {"q8": "Q8_0", "q4": "Q4_0", "q4m": "Q4_1", "float32": "F32", "bfloat16": "BF16"}
+
+
+def load_decoder(
+    source: WeightSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: WeightChoice,
+    progress: Progress = NULL_PROGRESS,
+) -> Decoder:
+    """Read a model's weights, for inference; ``weights`` is as of ``LanguageModel.open``.
+
+    What the native library packs is packed parameter by parameter: beside the model, one of them is held.
+
+    Raises:
+        CheckpointError: tensors do not fit the spec, or cannot be packed.
+    """
+    plan = {}
+    if packs_while_reading(source, device, weights):
+        from fathom.checkpoint.packed_loading import load_packed, plan_packing
+
+        assert weights != "plain"
+        model = build(source.spec, device="meta", dtype=dtype).requires_grad_(False)
+        plan = plan_packing(model, source, weights)
+        if plan:
+            load_packed(model, source, plan, progress)
+            return model
+    model = build(source.spec, device=device, dtype=dtype, seed=None)
+    load_weights(model, source, progress)
+    if weights in ("int8", "int4"):
+        quantize(model, "int8" if weights == "int8" else "int4")
+    return model
+
+
+def packs_while_reading(source: WeightSource, device: torch.device, weights: WeightChoice) -> bool:
+    """Whether the native library would hold these weights packed: what is asked for, or by default a GGUF file."""
+    wanted = weights in ("int8", "int4") or (weights == "auto" and source.form == "gguf")
+    return wanted and device.type == "cpu" and library.available()
+
+
+def weight_names(model: Decoder) -> str:
+    """Return the formats of quantized weights by GGUF's names, most bytes first, or PyTorch's; plain without any."""
+    sizes: dict[str, int] = {}
+    for matrix in packed_matrices(model):
+        sizes[_NAMES[matrix.format]] = sizes.get(_NAMES[matrix.format], 0) + matrix.nbytes
+    for module in model.modules():
+        found = module.qweight if isinstance(module, QuantizedLinear) else None
+        found = module.gate_up[0] if isinstance(module, QuantizedExperts) else found
+        if found is not None and found.format not in PACKED_FORMATS:
+            sizes[found.format] = sizes.get(found.format, 0) + found.nbytes
+    return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "plain"

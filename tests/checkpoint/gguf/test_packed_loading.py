@@ -1,0 +1,204 @@
+"""GGUF files and other sources opened in packed formats, against the same weights read as numbers."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from torch import Tensor
+
+import fathom
+from fathom.checkpoint.gguf import GGUFFile, write_gguf
+from fathom.checkpoint.packed_loading import load_packed, plan_packing
+from fathom.checkpoint.weights import StateWeights, WeightSource, load_weights
+from fathom.errors import CheckpointError
+from fathom.kernels.native import library
+from fathom.logs import warn_once
+from fathom.model import Decoder, build
+from fathom.model.packing import packable
+from fathom.model.quantize import quantize, set_activations
+from fathom.model.quantized import QuantizedExperts, QuantizedUpProjection
+from fathom.spec import ModelSpec
+from tests.fuzz import gguf_files as files
+
+SpecOf = Callable[[str], ModelSpec]
+MakeState = Callable[[ModelSpec], dict[str, Tensor]]
+KINDS = gguf.GGMLQuantizationType
+pytestmark = pytest.mark.usefixtures("native")
+
+
+def as_numbers(source: WeightSource) -> Decoder:
+    model = build(source.spec, seed=None).eval()
+    load_weights(model, source)
+    return model
+
+
+def as_packed(source: WeightSource, weights: str = "auto") -> Decoder:
+    model = build(source.spec, device="meta").eval()
+    load_packed(model, source, plan_packing(model, source, weights))  # type: ignore[arg-type]
+    return model
+
+
+def unpacked(model: Decoder, plain: Decoder) -> Iterator[tuple[str, str | None, Tensor]]:
+    """Yield every parameter of a model by name, with its format and its numbers in the plain one's shape."""
+    entries = packable(plain)
+    for name, parameter in plain.state_dict().items():
+        place, _, own = name.rpartition(".")
+        module = model.get_submodule(place)
+        if isinstance(module, QuantizedExperts) and name in entries:
+            packed = module.gate_up if own == "gate_up_proj" else module.down
+        elif isinstance(module, QuantizedUpProjection):
+            packed = module.keys
+        else:
+            packed = getattr(module, "qweight", None) if own == "weight" else None
+        if packed is None:
+            yield name, None, model.state_dict()[name].view(parameter.shape)
+        elif isinstance(module, QuantizedExperts):
+            whole = torch.stack([packed[i].unpack() for i in range(len(packed))])  # type: ignore[union-attr]
+            yield name, packed.format, whole.view(parameter.shape)
+        else:
+            yield name, packed.format, module.weight.view(parameter.shape)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_file_of_any_family_is_held_as_it_is_number_for_number(
+    spec: ModelSpec, kind: str, random_model: Callable[[ModelSpec], Decoder], tmp_path: Path
+) -> None:
+    state = random_model(spec).state_dict()
+    source = GGUFFile.open(write_gguf(tmp_path / "m.gguf", StateWeights(spec, state), kind=kind))  # type: ignore[arg-type]
+    plain, model = as_numbers(source), as_packed(source)
+    formats = set()
+    for name, format, numbers in unpacked(model, plain):
+        assert torch.equal(numbers, plain.state_dict()[name]), name
+        formats.add(format)
+    assert formats == ({None, "q8"} if kind == "Q8_0" else {None, "q4", "q8"})
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    tokens = torch.arange(1, 9)[None]
+    set_activations(model, rounded=False)
+    with torch.inference_mode():
+        found, expected = (x.logits(x(tokens).hidden_BTD) for x in (model, plain))
+    assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+
+
+@pytest.mark.parametrize(("experts", "kind"), [(0, "Q4_1"), (4, "Q4_1"), (4, "Q8_0")])
+def test_the_files_of_other_writers_too(experts: int, kind: str, tmp_path: Path) -> None:
+    source = GGUFFile.open(files.write_model(tmp_path / "m.gguf", kind=KINDS[kind], experts=experts))
+    plain, model = as_numbers(source), as_packed(source)
+    for name, format, numbers in unpacked(model, plain):
+        assert torch.equal(numbers, plain.state_dict()[name]), name
+        assert (format is None) == (numbers.dim() == 1 or name.endswith("mlp.gate.weight"))
+
+
+def test_types_that_no_packed_format_holds_are_rounded_to_8_bits_and_the_change_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    source = GGUFFile.open(files.write_model(tmp_path / "m.gguf", kind=KINDS.Q5_1))
+    with caplog.at_level(logging.WARNING):
+        plain, model = as_numbers(source), as_packed(source)
+    change = size = 0.0
+    for name, format, numbers in unpacked(model, plain):
+        weight = plain.state_dict()[name]
+        step = weight.abs().amax() / 127
+        assert format in (None, "q8")
+        assert bool(((numbers - weight).abs() <= step * 0.51).all())
+        if format is not None:
+            change, size = change + float((numbers - weight).square().sum()), size + float(weight.square().sum())
+    assert f"Q5_1 to 8 bits were rounded, which changes them by {(change / size) ** 0.5:.2%}" in caplog.text
+
+
+@pytest.mark.parametrize(("weights", "formats"), [("int8", {"q8", "q4"}), ("int4", {"q8", "q4"})])
+def test_blocks_no_wider_than_asked_for_stay(
+    weights: str, formats: set[str], spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
+    spec = spec_of("deepseek_v2")
+    path = write_gguf(tmp_path / "m.gguf", StateWeights(spec, random_state(spec)), kind="Q4_0")
+    source = GGUFFile.open(path)
+    plain = as_numbers(source)
+    found = {name: (format, numbers) for name, format, numbers in unpacked(as_packed(source, weights), plain)}
+    assert {format for format, _ in found.values() if format} == formats
+    for name in ("layers.1.mlp.experts.down_proj", "layers.1.self_attn.o_proj.weight", "lm_head.weight"):
+        assert torch.equal(found[name][1], plain.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_other_sources_are_packed_as_quantizing_them_afterwards_would(
+    weights: str, spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
+    spec = spec_of("deepseek_v3 with MTP")
+    source = GGUFFile.open(write_gguf(tmp_path / "m.gguf", StateWeights(spec, random_state(spec)), kind="F32"))
+    afterwards, plain = as_numbers(source), as_numbers(source)
+    quantize(afterwards, weights)  # type: ignore[arg-type]
+    for ours, theirs in zip(unpacked(as_packed(source, weights), plain), unpacked(afterwards, plain), strict=True):
+        assert ours[:2] == theirs[:2]
+        assert torch.equal(ours[2], theirs[2])
+
+
+def test_the_default_is_what_the_file_holds_and_plain_widens_it(tmp_path: Path) -> None:
+    path = files.write_model(tmp_path / "m.gguf", kind=KINDS.Q4_1)
+    assert fathom.load(path, device="cpu").weights == "Q4_1"
+    assert "weights Q4_1 on cpu" in repr(fathom.load(path, device="cpu"))
+    assert fathom.load(path, device="cpu", weights="plain").weights == "plain"
+    assert fathom.load(files.write_model(tmp_path / "f.gguf", kind=KINDS.F16), device="cpu").weights == "plain"
+
+
+def test_without_the_library_a_file_is_widened_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = files.write_model(tmp_path / "m.gguf", kind=KINDS.Q4_0)
+    monkeypatch.setattr(library, "available", lambda: False)
+    assert fathom.load(path, device="cpu").weights == "plain"
+    assert fathom.load(path, device="cpu", weights="int8").weights == "int8"
+
+
+def test_a_number_that_no_format_holds_is_an_error_that_names_the_parameter(
+    spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
+    spec = spec_of("llama")
+    state = random_state(spec)
+    state["layers.1.self_attn.v_proj.weight"][0, 0] = float("inf")
+    source = GGUFFile.open(write_gguf(tmp_path / "m.gguf", StateWeights(spec, state), kind="F32"))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.v_proj\.weight: "):
+        as_packed(source, "int8")
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from fathom.checkpoint.gguf import GGUFFile
+from fathom.checkpoint.packed_loading import load_packed, plan_packing
+from fathom.model import build
+from fathom.model.packing import packed_matrices
+source = GGUFFile.open(Path(sys.argv[1]))
+model = build(source.spec, device="meta")
+plan = plan_packing(model, source, "auto")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_packed(model, source, plan)
+held = sum(each.nbytes for each in packed_matrices(model)) + sum(each.nbytes for each in model.parameters())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, held // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes there")
+def test_the_peak_of_memory_is_the_packed_model_and_one_parameter(spec_of: SpecOf, tmp_path: Path) -> None:
+    spec = fathom.ModelSpec(
+        **{field: getattr(spec_of("llama"), field) for field in ("name", "family", "attention", "rope")},
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=8,
+        max_position_embeddings=64,
+    )
+    model = build(spec, seed=0)
+    largest = max(each.numel() for each in model.parameters()) * 18 // 32 // 1024
+    path = write_gguf(tmp_path / "m.gguf", StateWeights(spec, model.state_dict()), kind="Q4_0")
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+    peak, held = map(int, done.stdout.split())
+    assert peak < held + 2 * largest + 12_000  # kilobytes; of a parameter its blocks and their parts
+    assert held < sum(each.nbytes for each in model.parameters()) // 1024 / 6
