@@ -1,9 +1,10 @@
 /* A step's attention over pages, cut into equal shares.
  *
- * The rows of an item (tokens times heads) are cut into tiles; a tile and the keys it sees are a unit of work. Units lie
- * one after another on a line, as long as what they cost, and each thread has an equal part of it. The unit that a
- * boundary cuts is computed in pieces, each over some of the keys; the thread that finishes the last piece merges them
- * by their log-sum-exps. */
+ * The rows of an item (tokens times heads) are cut into tiles; a tile and the keys it sees are a unit of work. The few
+ * rows of key-value heads of one sequence are a unit together, which reads the pages once. Units lie one after another
+ * on a line, as long as what they cost, and each thread has an equal part of it. The unit that a boundary cuts is
+ * computed in pieces, each over some of the keys; the thread that finishes the last piece merges them by their
+ * log-sum-exps. */
 #include "attention.h"
 
 #include <math.h>
@@ -17,17 +18,19 @@
 enum {
     TILE_ROWS = 64,
     LEAST_ROWS = 4,    /* fewer rows cost as much: reading the keys */
-    IN_PLACE_KEYS = 24 /* neighbouring float32 rows from which on they are not copied */
+    IN_PLACE_KEYS = 24, /* neighbouring float32 rows from which on they are not copied */
+    TILE_BYTES = 24 << 10 /* of a block of keys, which stays in the nearest cache */
 };
 
 typedef struct {
     const fathom_attention *item;
-    int row, rows;    /* of the item */
+    int items;        /* neighbours of one sequence that read the same rows of its pages, each other columns */
+    int row, rows;    /* of each item */
     int begin, end;   /* keys that any of the rows sees */
     int64_t at, cost; /* on the line */
 } unit;
 
-/* What is left of attending to some of a unit's keys: a tile of accumulators. */
+/* What attending to some of a unit's keys leaves: a tile of accumulators, those of one item after another. */
 typedef struct {
     float *acc, *max, *sum;
 } partial;
@@ -53,10 +56,13 @@ static int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
 /* A row of the tile of keys: not a multiple of 4096 bytes, whose rows would share few places of the cache. */
 static int64_t tile_stride(int width) { return padded(width) % 256 ? padded(width) : padded(width) + 16; }
 
+/* Packed queries of an item have at most twice as many rows. */
+static int64_t packed_floats(int rows, int width) { return 2 * rows * padded(width); }
+
 static int64_t partial_floats(int value_width) { return TILE_ROWS * (padded(value_width) + 2); }
 
 static int64_t room_floats(int width, int value_width) {
-    return 16 + 3 * partial_floats(value_width) + fathom_packed_floats(TILE_ROWS, width) +
+    return 16 + 3 * partial_floats(value_width) + packed_floats(TILE_ROWS, width) +
            FATHOM_ATTEND_KEYS * (tile_stride(width) + tile_stride(value_width));
 }
 
@@ -78,7 +84,7 @@ static room room_of(const plan *p, int thread) {
     made.entering = partial_at(&at, p->value_width);
     made.leaving = partial_at(&at, p->value_width);
     made.packed = at;
-    at += fathom_packed_floats(TILE_ROWS, p->width);
+    at += packed_floats(TILE_ROWS, p->width);
     made.keys = at;
     made.key_stride = tile_stride(p->width);
     made.values = at + FATHOM_ATTEND_KEYS * made.key_stride;
@@ -92,13 +98,28 @@ static int first_seen(const fathom_attention *item, int token) {
     return earliest > item->begin ? earliest : item->begin;
 }
 
-static unit unit_at(const fathom_attention *item, int row, int64_t at) {
+static int together(const fathom_attention *a, const fathom_attention *b) {
+    return a->keys == b->keys && a->values == b->values && a->table == b->table && a->first == b->first &&
+           a->begin == b->begin && a->position == b->position && a->tokens == b->tokens && a->heads == b->heads &&
+           a->window == b->window && a->page_size == b->page_size && a->width == b->width &&
+           a->value_width == b->value_width;
+}
+
+/* How many of the items from ``item`` to ``end`` make units together. */
+static int group_size(const fathom_attention *item, const fathom_attention *end) {
+    const int rows = item->tokens * item->heads;
+    int count = 1;
+    while (item + count < end && (count + 1) * rows <= TILE_ROWS && together(item, item + count)) count++;
+    return count;
+}
+
+static unit unit_at(const fathom_attention *item, int items, int row, int64_t at) {
     const int left = item->tokens * item->heads - row;
-    unit u = {.item = item, .row = row, .rows = left < TILE_ROWS ? left : TILE_ROWS, .at = at};
+    unit u = {.item = item, .items = items, .row = row, .rows = left < TILE_ROWS ? left : TILE_ROWS, .at = at};
     u.begin = first_seen(item, row / item->heads);
     u.end = item->position + (row + u.rows - 1) / item->heads + 1;
     if (u.end < u.begin) u.end = u.begin;
-    u.cost = (int64_t)(u.rows < LEAST_ROWS ? LEAST_ROWS : u.rows) * (u.end - u.begin + 1);
+    u.cost = (int64_t)items * (u.rows < LEAST_ROWS ? LEAST_ROWS : u.rows) * (u.end - u.begin + 1);
     return u;
 }
 
@@ -145,27 +166,31 @@ static void gather(const fathom_attention *item, int i, int count, const room *r
     }
 }
 
-/* The next block of a unit's keys, from index i on. */
-static fathom_keys block_at(const fathom_attention *item, int i, int end, const room *r) {
-    const int most = end - i < FATHOM_ATTEND_KEYS ? end - i : FATHOM_ATTEND_KEYS;
-    const int shared = item->keys == item->values && item->value_column >= item->key_column &&
-                       item->value_column + item->value_width <= item->key_column + item->width;
-    int64_t slot;
-    const int run = neighbours(item, i, most, &slot);
-    fathom_keys keys = {.count = most};
-    if (plain(item->keys) && plain(item->values) && run >= (most < IN_PLACE_KEYS ? most : IN_PLACE_KEYS)) {
-        keys.count = run;
-        keys.keys = row_in_place(item->keys, slot, item->key_column);
-        keys.values = row_in_place(item->values, slot, item->value_column);
-        keys.key_stride = item->keys->row_bytes / (int64_t)sizeof(float);
-        keys.value_stride = item->values->row_bytes / (int64_t)sizeof(float);
+/* How many keys a block has, at most. */
+static int block_keys(const fathom_attention *item) {
+    const int fitting = TILE_BYTES / (int)sizeof(float) / item->width / 16 * 16;
+    return fitting < 16 ? 16 : fitting < FATHOM_ATTEND_KEYS ? fitting : FATHOM_ATTEND_KEYS;
+}
+
+/* The block of ``count`` keys from index i on: in place where they are float32 and, ``run`` of them, neighbours from
+ * ``slot`` on; else in the tiles. */
+static fathom_keys block_at(const fathom_attention *item, int i, int count, int run, int64_t slot, const room *r) {
+    if (run) {
+        const fathom_keys keys = {.keys = row_in_place(item->keys, slot, item->key_column),
+                                  .values = row_in_place(item->values, slot, item->value_column),
+                                  .key_stride = item->keys->row_bytes / (int64_t)sizeof(float),
+                                  .value_stride = item->values->row_bytes / (int64_t)sizeof(float),
+                                  .count = run};
         return keys;
     }
-    gather(item, i, most, r, shared);
-    keys.keys = r->keys;
-    keys.key_stride = r->key_stride;
-    keys.values = shared ? r->keys + (item->value_column - item->key_column) : r->values;
-    keys.value_stride = shared ? r->key_stride : r->value_stride;
+    const int shared = item->keys == item->values && item->value_column >= item->key_column &&
+                       item->value_column + item->value_width <= item->key_column + item->width;
+    gather(item, i, count, r, shared);
+    const fathom_keys keys = {.keys = r->keys,
+                              .values = shared ? r->keys + (item->value_column - item->key_column) : r->values,
+                              .key_stride = r->key_stride,
+                              .value_stride = shared ? r->key_stride : r->value_stride,
+                              .count = count};
     return keys;
 }
 
@@ -185,47 +210,73 @@ static void limit(const unit *u, int i, fathom_keys *keys, int32_t *first, int32
     keys->last = last;
 }
 
-/* Attend from the rows of a unit to keys [begin, end). */
-static void attend_piece(const unit *u, int begin, int end, const room *r, partial into) {
-    const fathom_attention *item = u->item;
-    const int64_t stride = padded(item->value_width);
+/* Pack the queries of an item and clear what is to come of them. */
+static fathom_queries queries_of(const unit *u, int index, const room *r, partial into) {
+    const fathom_attention *item = u->item + index;
     const float *q[TILE_ROWS];
-    int32_t first[TILE_ROWS], last[TILE_ROWS];
+    const int64_t stride = padded(item->value_width), at = (int64_t)index * u->rows;
+    float *packed = r->packed + index * packed_floats(u->rows, item->width);
     for (int i = 0; i < u->rows; i++) {
         const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
         q[i] = item->q + token * item->q_token + head * item->q_head;
-        into.max[i] = -INFINITY;
-        into.sum[i] = 0.0f;
+        into.max[at + i] = -INFINITY;
+        into.sum[at + i] = 0.0f;
     }
-    memset(into.acc, 0, sizeof(float) * (size_t)(u->rows * stride));
-    fathom_current->pack_queries(q, u->rows, item->width, item->scale, r->packed);
-    const fathom_queries queries = {.packed = r->packed, .rows = u->rows, .width = item->width,
-                                    .value_width = item->value_width, .acc = into.acc, .acc_stride = stride,
-                                    .max = into.max, .sum = into.sum};
+    memset(into.acc + at * stride, 0, sizeof(float) * (size_t)(u->rows * stride));
+    fathom_current->pack_queries(q, u->rows, item->width, item->scale, packed);
+    const fathom_queries queries = {.packed = packed, .rows = u->rows, .width = item->width,
+                                    .value_width = item->value_width, .acc = into.acc + at * stride,
+                                    .acc_stride = stride, .max = into.max + at, .sum = into.sum + at};
+    return queries;
+}
+
+/* Attend from the rows of a unit to keys [begin, end). */
+static void attend_piece(const unit *u, int begin, int end, const room *r, partial into) {
+    const fathom_attention *item = u->item;
+    const int in_place = plain(item->keys) && plain(item->values), most = block_keys(item);
+    fathom_queries queries[TILE_ROWS];
+    int32_t first[TILE_ROWS], last[TILE_ROWS];
+    for (int j = 0; j < u->items; j++) queries[j] = queries_of(u, j, r, into);
     for (int i = begin; i < end;) {
-        fathom_keys keys = block_at(item, i, end, r);
-        limit(u, i, &keys, first, last);
-        fathom_current->attend(&queries, &keys);
-        i += keys.count;
+        const int left = end - i, count = left < most ? left : most;
+        int64_t slot, next;
+        int run = neighbours(item, i, count, &slot);
+        if (!in_place || run < (count < IN_PLACE_KEYS ? count : IN_PLACE_KEYS)) run = 0;
+        const int done = run ? run : count;
+        for (int j = 0; j < u->items; j++) {
+            fathom_keys keys = block_at(item + j, i, count, run, slot, r);
+            if (run && j + 1 < u->items)
+                keys.next = row_in_place(item->keys, slot, item[j + 1].key_column);
+            else if (run && done < left && neighbours(item, i + done, 1, &next))
+                keys.next = row_in_place(item->keys, next, item->key_column);
+            limit(u, i, &keys, first, last);
+            fathom_current->attend(&queries[j], &keys);
+        }
+        i += done;
     }
 }
 
-/* Write the outputs of a unit: the sum of its pieces, each times e^(its max - the largest), over the sum of sums. */
+/* Write an output: the sum of its pieces, each times e^(its max - the largest), over the sum of their sums. */
+static void write_output(const partial *pieces, int count, int64_t row, int width, float *out) {
+    float top = -INFINITY, sum = 0.0f;
+    memset(out, 0, sizeof(float) * (size_t)width);
+    for (int j = 0; j < count; j++) top = pieces[j].max[row] > top ? pieces[j].max[row] : top;
+    for (int j = 0; j < count; j++)
+        if (pieces[j].sum[row] != 0.0f) sum += expf(pieces[j].max[row] - top) * pieces[j].sum[row];
+    for (int j = 0; j < count; j++)
+        if (pieces[j].sum[row] != 0.0f)
+            fathom_current->add_scaled(expf(pieces[j].max[row] - top) / sum, pieces[j].acc + row * padded(width), width,
+                                       out);
+}
+
 static void write_outputs(const unit *u, const partial *pieces, int count) {
-    const fathom_attention *item = u->item;
-    const int64_t stride = padded(item->value_width);
-    for (int i = 0; i < u->rows; i++) {
-        const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
-        float *out = item->out + token * item->out_token + head * item->out_head, top = -INFINITY, sum = 0.0f;
-        memset(out, 0, sizeof(float) * (size_t)item->value_width);
-        for (int j = 0; j < count; j++) top = pieces[j].max[i] > top ? pieces[j].max[i] : top;
-        for (int j = 0; j < count; j++)
-            if (pieces[j].sum[i] != 0.0f) sum += expf(pieces[j].max[i] - top) * pieces[j].sum[i];
-        for (int j = 0; j < count; j++)
-            if (pieces[j].sum[i] != 0.0f)
-                fathom_current->add_scaled(expf(pieces[j].max[i] - top) / sum, pieces[j].acc + i * stride,
-                                           item->value_width, out);
-    }
+    for (int j = 0; j < u->items; j++)
+        for (int i = 0; i < u->rows; i++) {
+            const fathom_attention *item = u->item + j;
+            const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
+            float *out = item->out + token * item->out_token + head * item->out_head;
+            write_output(pieces, count, j * u->rows + i, item->value_width, out);
+        }
 }
 
 /* This thread's piece of a unit that boundaries cut; merge the pieces if it is the last to be finished. */
@@ -247,31 +298,42 @@ static void attend_cut(const plan *p, const unit *u, int thread, const room *r) 
     write_outputs(u, pieces, count);
 }
 
+/* The units of a plan one after another, beginning from a unit of zeros; 0 at the end. */
+static int next_unit(const plan *p, unit *u) {
+    const fathom_attention *item = u->items ? u->item : p->items, *end = p->items + p->count;
+    int items = u->items, row = u->row + u->rows;
+    if (items && row >= item->tokens * item->heads) {
+        item += items;
+        items = row = 0;
+    }
+    if (item >= end) return 0;
+    *u = unit_at(item, items ? items : group_size(item, end), row, u->at + u->cost);
+    return 1;
+}
+
 void fathom_attend(const fathom_attention *items, int count, int thread, int threads, void *workspace) {
     plan p = {.items = items, .count = count, .threads = threads, .workspace = workspace};
+    unit u = {0};
     for (int i = 0; i < count; i++) {
         p.width = items[i].width > p.width ? items[i].width : p.width;
         p.value_width = items[i].value_width > p.value_width ? items[i].value_width : p.value_width;
-        for (int row = 0; row < items[i].tokens * items[i].heads; row += TILE_ROWS)
-            p.total += unit_at(items + i, row, 0).cost;
     }
+    while (next_unit(&p, &u)) p.total += u.cost;
     const int64_t from = share(&p, thread), to = share(&p, thread + 1);
     const room r = room_of(&p, thread);
-    int64_t at = 0;
-    for (int i = 0; i < count && at < to; i++)
-        for (int row = 0; row < items[i].tokens * items[i].heads && at < to; row += TILE_ROWS) {
-            const unit u = unit_at(items + i, row, at);
-            at += u.cost;
-            if (at <= from) continue;
-            if (u.begin == u.end && u.at >= from) {
-                write_outputs(&u, NULL, 0);
-            } else if (u.at < from || at > to) {
-                attend_cut(&p, &u, thread, &r);
-            } else {
-                attend_piece(&u, u.begin, u.end, &r, r.own);
-                write_outputs(&u, &r.own, 1);
-            }
+    u = (unit){0};
+    while (next_unit(&p, &u) && u.at < to) {
+        const int64_t end = u.at + u.cost;
+        if (end <= from) continue;
+        if (u.begin == u.end && u.at >= from) {
+            write_outputs(&u, NULL, 0);
+        } else if (u.at < from || end > to) {
+            attend_cut(&p, &u, thread, &r);
+        } else {
+            attend_piece(&u, u.begin, u.end, &r, r.own);
+            write_outputs(&u, &r.own, 1);
         }
+    }
 }
 
 typedef struct {

@@ -46,6 +46,13 @@ static void row_add_scaled(float scale, const float *x, int k, float *y) {
     if (i < k) v_store_part(y + i, v_fma(factor, v_load_part(x + i, k - i), v_load_part(y + i, k - i)), k - i);
 }
 
+static void row_scale(float scale, int k, float *x) {
+    const vec factor = v_set(scale);
+    int i = 0;
+    for (; i + LANES <= k; i += LANES) v_store(x + i, v_mul(factor, v_load(x + i)));
+    for (; i < k; i++) x[i] *= scale;
+}
+
 static void row_rotate(float *x, const float *cosine, const float *sine, int pairs, int half) {
     const int step = half ? 1 : 2, apart = half ? pairs : 1;
     int i = 0;
@@ -77,8 +84,7 @@ static void row_softmax(float *x, int k) {
     }
     float sum = v_sum(sums);
     for (; i < k; i++) sum += x[i] = expf(x[i] - top);
-    const float inverse = 1.0f / sum;
-    for (i = 0; i < k; i++) x[i] *= inverse;
+    row_scale(1.0f / sum, k, x);
 }
 
 /* The first of the largest, or the first NaN. Numbers are compared in runs; the best run is searched at the end. */

@@ -19,6 +19,7 @@ typedef struct {
     const float *keys, *values; /* count rows each */
     int64_t key_stride, value_stride;
     int32_t count;              /* FATHOM_ATTEND_KEYS at most */
+    const float *next;          /* keys that are probably next, to be fetched meanwhile, or NULL */
     const int32_t *first, *last; /* rows: a query sees keys [first, last) of this block; NULL for all */
 } fathom_keys;
 

@@ -12,7 +12,7 @@ enum {
     PAIR_PLANES = 11, /* of 16-bit words, a code in the low bits of each; five more planes lie in the bits above */
     PAIR_BLOCK = 32,  /* elements, in 22 bytes */
     PAIR_BLOCK_BYTES = 2 * PAIR_PLANES,
-    READ_ELEMENTS = 512 /* of pairs that are decoded at once */
+    READ_CODES = 8192 /* of pairs in a segment, at most */
 };
 #define LEAST_MAGNITUDE 1e-30f /* a group of zeros still needs a scale */
 
@@ -107,6 +107,13 @@ static void page_write_row(const fathom_pages *pages, int64_t slot, const float 
         write_quantized(pages, x, row);
 }
 
+/* Some columns of a segment: the first of a row's scales and codes are so many bytes after the row. */
+typedef struct {
+    const fathom_segment *segment;
+    int scales, codes;
+    int column, columns, group, left; /* the group of the first column, and how many columns are left in it */
+} segment_part;
+
 /* y = scale times integers of 8 bits. */
 FATHOM_INLINE void scale_integers(const int8_t *codes, float scale, int count, float *y) {
     const vec factor = v_set(scale);
@@ -115,73 +122,122 @@ FATHOM_INLINE void scale_integers(const int8_t *codes, float scale, int count, f
     for (; i < count; i++) y[i] = scale * (float)codes[i];
 }
 
-/* Columns [column, column + columns) from codes, ``codes`` being that of ``column``. */
-static void read_bytes(const int8_t *codes, int group, const uint8_t *scales, int column, int columns, float *y) {
-    for (int i = 0; i < columns;) {
-        const int g = (column + i) / group, end = (g + 1) * group - column, count = (end < columns ? end : columns) - i;
+/* The elements of a part from their codes, ``codes`` being those of its first column on. */
+FATHOM_INLINE void read_bytes(const segment_part *part, const int8_t *codes, const uint8_t *scales, float *y) {
+    int g = part->group, count = part->left;
+    for (int i = 0; i < part->columns; g++) {
+        count = count < part->columns - i ? count : part->columns - i;
         scale_integers(codes + i, load_scale(scales, g), count, y + i);
         i += count;
+        count = part->segment->group;
     }
 }
 
-/* The codes of pairs [begin, end), as their bytes lie; the upper bits of a word are another code's. */
-static void unpack_pairs(const uint8_t *bytes, int words_of_plane, int begin, int end, uint16_t *codes) {
-    const int plain = PAIR_PLANES * words_of_plane, low = end < plain ? end : plain;
-    int i = begin;
-    if (i < low) {
-        memcpy(codes, bytes + 2 * i, 2 * (size_t)(low - i));
-        i = low;
+static inline uint64_t load_words(const uint8_t *words, int i) {
+    uint64_t four;
+    memcpy(&four, words + 2 * i, sizeof four);
+    return four;
+}
+
+/* All codes of a segment of ``blocks`` blocks, 16 to a block; the upper bits of a code are another's. Four at a time
+ * where blocks are a multiple of four. */
+FATHOM_INLINE void unpack_pairs(const uint8_t *words, int blocks, uint16_t *codes) {
+    const int plain = PAIR_PLANES * blocks, five = 5 * blocks;
+    const uint64_t ones = 0x0001000100010001;
+    if (blocks % 4 == 0) {
+        for (int i = 0; i < plain; i += 4) memcpy(codes + i, words + 2 * i, 8);
+        for (int j = 0; j < blocks; j += 4) {
+            const uint64_t high = load_words(words, 2 * five + j);
+            FATHOM_UNROLL
+            for (int p = 0; p < 5; p++) {
+                const uint64_t low = load_words(words, p * blocks + j) >> 11 & 31 * ones;
+                const uint64_t middle = (load_words(words, five + p * blocks + j) >> 11 & 31 * ones) << 5;
+                const uint64_t code = low | middle | (high >> (11 + p) & ones) << 10;
+                memcpy(codes + plain + p * blocks + j, &code, sizeof code);
+            }
+        }
+        return;
     }
-    for (; i < end; i++) {
-        const int p = (i - plain) / words_of_plane, j = (i - plain) % words_of_plane;
-        const int below = load_word(bytes, p * words_of_plane + j) >> 11;
-        const int middle = load_word(bytes, (5 + p) * words_of_plane + j) >> 11;
-        const int top = load_word(bytes, 10 * words_of_plane + j) >> (11 + p) & 1;
-        codes[i - begin] = (uint16_t)(below | middle << 5 | top << 10);
-    }
+    memcpy(codes, words, 2 * (size_t)plain);
+    for (int p = 0; p < 5; p++)
+        for (int j = 0; j < blocks; j++) {
+            const int i = p * blocks + j, high = load_word(words, 2 * five + j) >> (11 + p) & 1;
+            const int low = load_word(words, i) >> 11, middle = load_word(words, five + i) >> 11;
+            codes[plain + i] = (uint16_t)(low | middle << 5 | high << 10);
+        }
 }
 
 /* Both elements of each pair. */
-static void split_pairs(const uint16_t *codes, int pairs, int8_t *elements) {
+FATHOM_INLINE void split_pairs(const uint16_t *codes, int pairs, int8_t *elements) {
     for (int i = 0; i < pairs; i++) {
         const int16_t code = (int16_t)((int16_t)(uint16_t)(codes[i] << 5) >> 5);
-        const uint16_t lifted = (uint16_t)(code + PAIR_OFFSET);                 /* 45 (first + 22) + second + 22 */
-        const int16_t first = (int16_t)((uint32_t)lifted * 1457 >> 16) - FATHOM_PAIRED_MAX_CODE; /* by 45, rounded down */
+        const uint16_t lifted = (uint16_t)(code + PAIR_OFFSET); /* 45 (first + 22) + second + 22 */
+        const int16_t first = (int16_t)((uint32_t)lifted * 1457 >> 16) - FATHOM_PAIRED_MAX_CODE; /* / 45, down */
         elements[2 * i] = (int8_t)first;
         elements[2 * i + 1] = (int8_t)(code - PAIR_LEVELS * first);
     }
 }
 
-static void read_pairs(const uint8_t *bytes, const fathom_segment *segment, const uint8_t *scales, int column,
-                       int columns, float *y) {
-    const int words_of_plane = segment_bytes(segment) / PAIR_BLOCK_BYTES;
-    uint16_t codes[READ_ELEMENTS / 2];
-    int8_t elements[READ_ELEMENTS];
-    for (int done = 0; done < columns;) {
-        const int begin = (column + done) / 2, odd = (column + done) % 2;
-        const int left = columns - done, count = left < READ_ELEMENTS - 1 ? left : READ_ELEMENTS - 1 - odd;
-        const int pairs = (odd + count + 1) / 2;
-        unpack_pairs(bytes, words_of_plane, begin, begin + pairs, codes);
-        split_pairs(codes, pairs, elements);
-        read_bytes(elements + odd, segment->group, scales, column + done, count, y + done);
-        done += count;
+/* The elements of a part from the codes of a whole row of the segment. */
+static void read_pairs(const segment_part *part, const uint16_t *codes, const uint8_t *scales, float *y) {
+#ifdef FATHOM_SPLIT_PAIRS
+    enum { STEP = 2 * LANES };
+    if (part->left % STEP == 0 && part->segment->group % STEP == 0 && part->columns % STEP == 0) {
+        const uint16_t *at = codes + part->column / 2;
+        int g = part->group, count = part->left;
+        for (int i = 0; i < part->columns; g++, count = part->segment->group) {
+            const vec scale = v_set(load_scale(scales, g));
+            const int end = i + count < part->columns ? i + count : part->columns;
+            for (; i < end; i += STEP, at += LANES) {
+                vec both[2];
+                v_split_pairs(at, both);
+                v_store(y + i, v_mul(scale, both[0]));
+                v_store(y + i + LANES, v_mul(scale, both[1]));
+            }
+        }
+        return;
+    }
+#endif
+    int8_t elements[2 * READ_CODES];
+    const int begin = part->column / 2, end = (part->column + part->columns + 1) / 2;
+    split_pairs(codes + begin, end - begin, elements);
+    read_bytes(part, elements + part->column % 2, scales, y);
+}
+
+/* Read a part of ``count`` rows. Codes of several rows are unpacked before the first is read: loads that are wider than
+ * the stores before them would wait. */
+static void read_part(const fathom_pages *pages, const segment_part *part, const uint8_t *row, int count, float *out,
+                      int64_t stride) {
+    const int64_t step = pages->row_bytes;
+    if (part->segment->largest == FATHOM_EIGHT_BITS) {
+        for (int i = 0; i < count; i++, row += step, out += stride)
+            read_bytes(part, (const int8_t *)row + part->codes + part->column, row + part->scales, out);
+        return;
+    }
+    uint16_t codes[READ_CODES];
+    const int blocks = (part->segment->width + PAIR_BLOCK - 1) / PAIR_BLOCK, most = READ_CODES / 16 / blocks;
+    for (int rows; count > 0; count -= rows) {
+        rows = count < most ? count : most;
+        for (int i = 0; i < rows; i++) unpack_pairs(row + i * step + part->codes, blocks, codes + 16 * blocks * i);
+        for (int i = 0; i < rows; i++, row += step, out += stride)
+            read_pairs(part, codes + 16 * blocks * i, row + part->scales, out);
     }
 }
 
-static void read_quantized(const fathom_pages *pages, const uint8_t *row, int column, int columns, float *y) {
-    int groups = 0;
-    for (int s = 0; s < pages->segments; s++) groups += pages->segment[s].width / pages->segment[s].group;
-    const uint8_t *scales = row, *codes = row + 2 * groups;
-    for (int s = 0; s < pages->segments && columns > 0; s++) {
+static void read_quantized(const fathom_pages *pages, const uint8_t *row, int count, int column, int columns,
+                           float *out, int64_t stride) {
+    int scales = 0, codes = 0;
+    for (int s = 0; s < pages->segments; s++) codes += 2 * (pages->segment[s].width / pages->segment[s].group);
+    for (int s = 0; s < pages->segments; s++) {
         const fathom_segment *segment = &pages->segment[s];
-        const int left = segment->width - column, count = left < columns ? left : columns;
-        if (count > 0) {
-            if (segment->largest == FATHOM_EIGHT_BITS)
-                read_bytes((const int8_t *)codes + column, segment->group, scales, column, count, y);
-            else
-                read_pairs(codes, segment, scales, column, count, y);
-            y += count;
-            columns -= count;
+        const int left = segment->width - column, own = left < columns ? left : columns;
+        if (own > 0) {
+            const int group = column / segment->group;
+            const int rest = (group + 1) * segment->group - column;
+            const segment_part part = {segment, scales, codes, column, own, group, rest};
+            read_part(pages, &part, row, count, out, stride);
+            out += own;
+            columns -= own;
         }
         column = left > 0 ? 0 : -left;
         scales += 2 * (segment->width / segment->group);
@@ -192,13 +248,15 @@ static void read_quantized(const fathom_pages *pages, const uint8_t *row, int co
 static void page_read_rows(const fathom_pages *pages, int64_t slot, int count, int column, int columns, float *out,
                            int64_t stride) {
     const uint8_t *row = (const uint8_t *)pages->rows + slot * pages->row_bytes;
+    if (pages->format == FATHOM_PAGES_QUANTIZED) {
+        read_quantized(pages, row, count, column, columns, out, stride);
+        return;
+    }
     for (int i = 0; i < count; i++, row += pages->row_bytes, out += stride)
         if (pages->format == FATHOM_PAGES_FLOAT32)
             memcpy(out, (const float *)row + column, sizeof(float) * (size_t)columns);
-        else if (pages->format == FATHOM_PAGES_BFLOAT16)
-            row_widen((const uint16_t *)row + column, columns, out);
         else
-            read_quantized(pages, row, column, columns, out);
+            row_widen((const uint16_t *)row + column, columns, out);
 }
 
 #endif

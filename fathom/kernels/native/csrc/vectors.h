@@ -9,6 +9,9 @@
 #include <string.h>
 
 #define FATHOM_INLINE static inline __attribute__((always_inline))
+#define FATHOM_APART static __attribute__((noinline)) /* a loop that needs all registers */
+/* Keep the compiler from knowing a pointer or number, so that it makes no others from it, one for each use. */
+#define FATHOM_OPAQUE(x) __asm__("" : "+r"(x))
 #ifdef __clang__
 #define FATHOM_UNROLL _Pragma("unroll")
 #else
@@ -51,6 +54,7 @@ FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
 #elif defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
+typedef double two_floats __attribute__((aligned(4), may_alias));
 typedef __m512 vec;
 #define v_set _mm512_set1_ps
 #define v_load _mm512_loadu_ps
@@ -72,7 +76,7 @@ FATHOM_INLINE vec v_load_part(const float *p, int n) { return _mm512_maskz_loadu
 FATHOM_INLINE void v_store_part(float *p, vec v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v); }
 FATHOM_INLINE vec v_spread(const float *p, int m) {
     if (m == 1) return _mm512_set1_ps(*p);
-    if (m == 2) return _mm512_castpd_ps(_mm512_set1_pd(*(const double __attribute__((aligned(4), may_alias)) *)p));
+    if (m == 2) return _mm512_castpd_ps(_mm512_set1_pd(*(const two_floats *)p));
     if (m == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
     if (m == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
     return _mm512_loadu_ps(p);
@@ -82,6 +86,16 @@ FATHOM_INLINE vec v_fold(vec a, vec b) {
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     return _mm512_castpd_ps(_mm512_permutexvar_pd(order, _mm512_castps_pd(sums)));
 }
+#define FATHOM_SPLIT_PAIRS
+FATHOM_INLINE void v_split_pairs(const uint16_t *p, vec *both) {
+    const __m256i codes = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)p), 5), 5);
+    const __m256i lifted = _mm256_add_epi16(codes, _mm256_set1_epi16(45 * 22 + 22));
+    const __m256i first = _mm256_sub_epi16(_mm256_mulhi_epu16(lifted, _mm256_set1_epi16(1457)), _mm256_set1_epi16(22));
+    const __m256i second = _mm256_sub_epi16(codes, _mm256_mullo_epi16(first, _mm256_set1_epi16(45)));
+    const __m256i low = _mm256_unpacklo_epi16(first, second), high = _mm256_unpackhi_epi16(first, second);
+    both[0] = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_permute2x128_si256(low, high, 0x20)));
+    both[1] = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_permute2x128_si256(low, high, 0x31)));
+}
 #define v_load_int8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
@@ -90,6 +104,7 @@ FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define LANES 8
+typedef double two_floats __attribute__((aligned(4), may_alias));
 typedef __m256 vec;
 #define v_set _mm256_set1_ps
 #define v_load _mm256_loadu_ps
@@ -105,8 +120,8 @@ typedef __m256 vec;
 #define v_round(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define v_any_nan(v) (_mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0)
 FATHOM_INLINE vec v_scale(vec p, vec n) {
-    const __m256i exponent = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(exponent, 1), bias = _mm256_set1_epi32(127);
-    const __m256i rest = _mm256_sub_epi32(exponent, half);
+    const __m256i exponent = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(exponent, 1);
+    const __m256i rest = _mm256_sub_epi32(exponent, half), bias = _mm256_set1_epi32(127);
     p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
     return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
@@ -130,12 +145,21 @@ FATHOM_INLINE void v_store_part(float *p, vec v, int n) {
 }
 FATHOM_INLINE vec v_spread(const float *p, int m) {
     if (m == 1) return _mm256_set1_ps(*p);
-    if (m == 2) return _mm256_castpd_ps(_mm256_set1_pd(*(const double __attribute__((aligned(4), may_alias)) *)p));
+    if (m == 2) return _mm256_castpd_ps(_mm256_set1_pd(*(const two_floats *)p));
     if (m == 4) return _mm256_broadcast_ps((const __m128 *)p);
     return _mm256_loadu_ps(p);
 }
 FATHOM_INLINE vec v_fold(vec a, vec b) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(a, b)), 0xd8));
+}
+#define FATHOM_SPLIT_PAIRS
+FATHOM_INLINE void v_split_pairs(const uint16_t *p, vec *both) {
+    const __m128i codes = _mm_srai_epi16(_mm_slli_epi16(_mm_loadu_si128((const __m128i *)p), 5), 5);
+    const __m128i lifted = _mm_add_epi16(codes, _mm_set1_epi16(45 * 22 + 22));
+    const __m128i first = _mm_sub_epi16(_mm_mulhi_epu16(lifted, _mm_set1_epi16(1457)), _mm_set1_epi16(22));
+    const __m128i second = _mm_sub_epi16(codes, _mm_mullo_epi16(first, _mm_set1_epi16(45)));
+    both[0] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_unpacklo_epi16(first, second)));
+    both[1] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_unpackhi_epi16(first, second)));
 }
 #define v_load_int8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
@@ -193,7 +217,8 @@ FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
 #else
 #error "no vectors for this instruction set: define FATHOM_NO_VECTORS"
 #endif
-/* v_spread(p, m): p[0..m-1], again and again. v_fold(a, b): the sums of neighbouring lanes of a, then those of b. */
+/* v_spread(p, m): p[0..m-1], again and again. v_fold(a, b): the sums of neighbouring lanes of a, then those of b.
+ * v_split_pairs(p, both): both elements of each of LANES pairs of page_rows.h, two vectors. */
 
 #if LANES > 1
 /* e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. Infinities and NaN as in expf. */
