@@ -79,7 +79,7 @@ test-sanitizers: $(VENV)/.installed-dev
 	@$(BIN)/python fathom/kernels/native/build.py --sanitize address,undefined --output build/libfathom_sanitized.so
 	OMP_NUM_THREADS=1 FATHOM_NATIVE=$(CURDIR)/build/libfathom_sanitized.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m pytest -n0 -p no:cacheprovider tests/kernels/native
+		$(BIN)/python -m pytest -n0 -p no:cacheprovider tests/kernels/native tests/engine/sampling/test_native.py
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fathom.engine.constraint import allowed_words
 from fathom.engine.sampling.failure import NOT_FINITE, NOTHING_ALLOWED, SamplingFailure
-from fathom.engine.sampling.logits_processors import SamplingMetadata, adjust_logits
+from fathom.engine.sampling.logits_processors import SamplingMetadata
 from fathom.errors import FathomError
 from fathom.kernels.native import drawing
 from fathom.spec.sampling import TokenLogprob
@@ -37,11 +37,11 @@ class NativeSampler:
                 drawer.add(index, address, row.seed, len(row.drawn), row.way)
             else:
                 try:
-                    adjusted, allowed = self._modified(logits_BV[index], row, held)
+                    changed = self._changed(logits_BV[index], row, held)
                 except FathomError as error:
-                    adjusted = allowed = 0
+                    changed = drawing.UNCHANGED
                     failures[index] = SamplingFailure("request", str(error))
-                drawer.add(index, address, row.seed, len(row.drawn), row.way, adjusted=adjusted, allowed=allowed)
+                drawer.add(index, address, row.seed, len(row.drawn), row.way, changed)
             address += apart
         return _results(*drawer.draw(len(rows)), failures)
 
@@ -50,15 +50,13 @@ class NativeSampler:
         most = min(params.top_k, vocab), min(params.logprobs or 0, vocab)
         return drawing.Way(params.temperature, params.top_p, params.min_p, *most)
 
-    def _modified(self, logits_V: Tensor, row: SamplingMetadata, held: list[Tensor]) -> tuple[int, int]:
-        """Return the addresses of a row's adjusted logits and of its allowed ids, 0 for none."""
-        adjusted_V = adjust_logits(logits_V, row) if row.is_adjusted else None
+    def _changed(self, logits_V: Tensor, row: SamplingMetadata, held: list[Tensor]) -> drawing.Changed:
+        ids_N, values_N = row.changes(logits_V) if row.is_adjusted else (None, None)
         allowed_Z = None if row.constraint is None else allowed_words(row.constraint, self._vocab)
-        held += [each for each in (adjusted_V, allowed_Z) if each is not None]
-        return (
-            0 if adjusted_V is None else adjusted_V.data_ptr(),
-            0 if allowed_Z is None else allowed_Z.data_ptr(),
-        )
+        each = (ids_N, values_N, allowed_Z)
+        held += [tensor for tensor in each if tensor is not None]
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in each]
+        return drawing.Changed(*addresses, 0 if ids_N is None else len(ids_N))
 
 
 def _results(

@@ -15,8 +15,7 @@ NOT_FINITE, NOTHING_ALLOWED = -1, -2
 _ALIGNMENT = 64
 
 
-# fathom_draw_row: the addresses of logits, adjusted ones and allowed ids, seed, position, Way
-_ROW = Struct("=QQQQqdddii")
+_ROW = Struct("=Q QQQq Qq dddii")  # fathom_draw_row: the address of the logits, Changed, seed, position, Way
 _WORD = (1 << 64) - 1
 
 
@@ -28,6 +27,21 @@ class Way(NamedTuple):
     min_p: float
     top_k: int
     alternatives: int
+
+
+class Changed(NamedTuple):
+    """What a row is drawn from: its logits, but ``count`` others for some ids, and of these only allowed ones.
+
+    Addresses of int64 ids, float32 values and an int32 bitmask of the vocabulary; 0 where there is none.
+    """
+
+    ids: int
+    values: int
+    allowed: int
+    count: int
+
+
+UNCHANGED = Changed(0, 0, 0, 0)
 
 
 class RowDrawer:
@@ -51,15 +65,12 @@ class RowDrawer:
             self._rows = bytearray(count * _ROW.size)
         self._most = 0
 
-    def add(
-        self, index: int, logits: int, seed: int, position: int, way: Way, *, adjusted: int = 0, allowed: int = 0
-    ) -> None:
-        """Say how a row draws.
+    def add(self, index: int, logits: int, seed: int, position: int, way: Way, changed: Changed = UNCHANGED) -> None:
+        """Say how a row draws; ``logits`` is the address of V floats.
 
-        ``logits`` is the address of V floats, ``adjusted`` that of those to draw from and ``allowed`` that of a bitmask
-        of ids, 0 where there is none. Random numbers are ``uniform(seed, position, trial)``.
+        Random numbers are ``uniform(seed, position, trial)``.
         """
-        _ROW.pack_into(self._rows, index * _ROW.size, logits, adjusted, allowed, seed & _WORD, position, *way)
+        _ROW.pack_into(self._rows, index * _ROW.size, logits, *changed, seed & _WORD, position, *way)
         if way.alternatives > self._most:
             self._most = way.alternatives
 

@@ -203,12 +203,17 @@ static void alternatives(const fathom_draw_row *row, const float *logits, int vo
     }
 }
 
-/* Copy a row without what must not be drawn. */
-static void mask(const float *logits, int vocab, const int32_t *unused, int count, const int32_t *allowed, float *out) {
-    if (out != logits) memcpy(out, logits, (size_t)vocab * sizeof *out);
-    for (int i = 0; i < count; i++) out[unused[i]] = -INFINITY;
-    for (int word = 0; allowed && word * 32 < vocab; word++) {
-        const uint32_t bits = (uint32_t)allowed[word];
+static void forbid_unused(float *logits, const int32_t *unused, int count) {
+    for (int i = 0; i < count; i++) logits[unused[i]] = -INFINITY;
+}
+
+/* Write what a row is drawn from where that is not its logits. */
+static void change(const fathom_draw_row *row, int vocab, const int32_t *unused, int unused_count, float *out) {
+    memcpy(out, row->logits, (size_t)vocab * sizeof *out);
+    for (int64_t i = 0; i < row->changed; i++) out[row->changed_ids[i]] = row->changed_logits[i];
+    forbid_unused(out, unused, unused_count);
+    for (int word = 0; row->allowed && word * 32 < vocab; word++) {
+        const uint32_t bits = (uint32_t)row->allowed[word];
         if (bits == 0xFFFFFFFFu) continue;
         const int left = vocab - word * 32 < 32 ? vocab - word * 32 : 32;
         for (int i = 0; i < left; i++)
@@ -219,15 +224,18 @@ static void mask(const float *logits, int vocab, const int32_t *unused, int coun
 static void draw_row(const fathom_draw_row *row, int vocab, const int32_t *unused, int unused_count, const scratch *s,
                      int32_t *ids, double *logprobs) {
     const float *own = row->logits, *logits = own;
-    if (unused_count) mask(own, vocab, unused, unused_count, NULL, s->logits), logits = s->logits;
+    if (unused_count) {
+        memcpy(s->logits, own, (size_t)vocab * sizeof *own);
+        forbid_unused(s->logits, unused, unused_count);
+        logits = s->logits;
+    }
     double norm = fathom_current->draw_norm(logits, vocab, s->maxima);
     if (unused_count) norm = logaddexp(norm, unused_norm(own, unused, unused_count));
     if (!isfinite(norm)) return; /* ids hold FATHOM_NOT_FINITE */
     alternatives(row, logits, vocab, norm, s, ids + 1, logprobs + 1);
     float best = highest(s->maxima, vocab);
-    if (row->adjusted || row->allowed) {
-        const float *given = row->adjusted ? row->adjusted : logits;
-        mask(given, vocab, unused, unused_count, row->allowed, s->logits);
+    if (row->changed || row->allowed) {
+        change(row, vocab, unused, unused_count, s->logits);
         logits = s->logits;
         fathom_current->draw_maxima(logits, vocab, s->maxima);
         best = highest(s->maxima, vocab);

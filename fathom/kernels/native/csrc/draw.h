@@ -10,8 +10,10 @@
  * takes the likeliest, of equal ones the first. */
 typedef struct {
     const float *logits;       /* V: the model's own, of which log-probabilities are */
-    const float *adjusted;     /* V: what is drawn from, after penalties and biases; NULL for the logits */
+    const int64_t *changed_ids; /* tokens that are drawn by other logits, after penalties and biases */
+    const float *changed_logits;
     const int32_t *allowed;    /* a bit for each id, i % 32 of word i / 32; NULL where all may be drawn */
+    int64_t changed;           /* how many */
     uint64_t seed;
     int64_t position;          /* random numbers are hashes of seed, position and trial */
     double temperature, top_p, min_p;

@@ -229,7 +229,7 @@ static void try_draw(const char *isa, const fathom_kernels *k, int count) {
     for (int step = 0; step < 3; step++)
         for (int i = 0; i < 2; i++) {
             const fathom_kernels *with = i ? k : &fathom_scalar;
-            memset(masses[i], 0, sizeof masses[i]);
+            for (int b = 0; b < BLOCKS; b++) masses[i][b] = step == 2; /* blocks of no mass are passed over */
             if (step == 0) with->draw_maxima(x, count, maxima[i]);
             if (step == 1) with->draw_weights(x, count, 1.0f, 3.0f, weights[i], masses[i]);
             if (step == 2) {
@@ -242,6 +242,10 @@ static void try_draw(const char *isa, const fathom_kernels *k, int count) {
             close_to(isa, "draw_weights and draw_keep", weights[1], weights[0], MOST, 1e-5f);
             close_to(isa, "sums of weights", sums[1], sums[0], BLOCKS, 1e-5f);
         }
+    const float norms[2] = {(float)k->draw_norm(x, count, maxima[1]), (float)fathom_scalar.draw_norm(x, count, maxima[0])};
+    close_to(isa, "draw_norm", norms, norms + 1, 1, 1e-5f);
+    x[count / 2] = NAN;
+    if (!isnan(k->draw_norm(x, count, maxima[1]))) failures++, fprintf(stderr, "%s draw_norm of NaN\n", isa);
 }
 
 static void try_all(int number) {
