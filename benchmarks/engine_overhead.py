@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks import backends, peers, timing
 from fathom.engine.constraint import TokenConstraint
 from fathom.engine.engine import Engine
+from fathom.engine.forward_pass import PassOutput
 from fathom.engine.request import Request
 from fathom.families import preset
 from fathom.model import Decoder, build
@@ -68,9 +69,10 @@ def engine_of(model: Decoder, batch: int, prompt: int) -> Engine:
     generator = torch.Generator().manual_seed(0)
     logits_BV = torch.randn(batch, model.spec.vocab_size, generator=generator) * 3
     hidden_ND = torch.randn(512, model.spec.hidden_size, generator=generator)
-    runner: Any = engine._forward
-    runner._hidden = lambda adapter, tokens, chunks, features_ND: (hidden_ND[: len(tokens)], None)
-    runner._logits = lambda last_BD, drawing: logits_BV[: len(last_BD)]
+    forward: Any = engine._runner.passes(None)
+    forward.run = lambda tokens, chunks, rows, features_ND: PassOutput(
+        hidden_ND[: len(tokens)], logits_BV[: len(rows)], None
+    )
     return engine
 
 
@@ -121,14 +123,14 @@ class Parts:
 
 def parts_of(engine: Engine, run: Callable[[], None], steps: int, clock: Callable[[], float]) -> dict[str, float]:
     """Return milliseconds a step by part; drawing is inside the runner."""
-    parts, runner = Parts(clock), engine._forward
+    parts, runner = Parts(clock), engine._runner
     changed: list[tuple[Any, str, str]] = [
         (engine.scheduler, "schedule", "schedule"),
         (runner, "run", "run"),
         (runner, "_batch_entries", "run: entries"),
-        (runner, "_run_passes", "run: chunks"),
+        (runner, "_run_passes", "run: pass"),
         (runner, "_find_nonfinite", "run: finite"),
-        (runner, "_draw", "run: draw"),
+        (runner, "_sample", "run: draw"),
         (engine, "_process_output", "outputs"),
     ]
     for owner, name, label in changed:

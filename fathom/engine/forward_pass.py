@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fathom.kernels.native import library
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder, DecoderOutput
@@ -44,6 +45,11 @@ class ForwardPass:
         self._native = native
         self._compiled = compiled
         self._record_routing = record_routing
+
+    @property
+    def threads(self) -> library.ThreadPool | None:
+        """The native step's threads, None where modules run."""
+        return None if self._native is None else self._native.threads
 
     def run(
         self,

@@ -1,11 +1,11 @@
 """One step's forward pass over the packed tokens of its requests, and sampling.
 
-X rows whose logits are wanted.
+X rows whose logits are wanted, Y values of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -64,7 +64,8 @@ class ModelRunner:
         self._drafter = drafter
         self._unused_ids_N = unused_ids_N
         native = forward.model.device.type == "cpu" and library.available()
-        self._sampler = NativeSampler(forward.model.spec.vocab_size, unused_ids_N) if native else None
+        vocab = forward.model.spec.vocab_size
+        self._sampler = NativeSampler(vocab, unused_ids_N, threads=forward.threads) if native else None
         self.adapted: dict[str, ForwardPass] = {}
         """Passes of the model with each adapter that requests may name; they share its weights."""
         self.drafted = self.accepted = 0
@@ -76,13 +77,14 @@ class ModelRunner:
         """
         entries = self._batch_entries(scheduled)
         output = self._run_passes(entries)
-        parts = output.hidden_ND.split_with_sizes([len(entry.ids) for entry in entries])
-        result = self._find_nonfinite(entries, output.hidden_ND, parts)
-        for entry, part_ND in zip(entries, parts, strict=True):
-            if entry.state.needs_prompt_logprobs and entry.state.id not in result:
-                self._score_prompt(entry.work, part_ND)
+        result = self._find_nonfinite(entries, output.hidden_ND)
+        if any(entry.state.needs_prompt_logprobs for entry in entries):
+            for entry, part_ND in _parts(entries, output.hidden_ND):
+                if entry.state.needs_prompt_logprobs and entry.state.id not in result:
+                    self._score_prompt(entry.work, part_ND)
         self._draw(entries, output.logits_XV, result)
-        self._update_drafter(entries, parts, result)
+        if self._drafter.observes:
+            self._update_drafter(entries, output.hidden_ND, result)
         if output.routes_NLK is not None:
             self._record(entries, output.routes_NLK, result)
         return result
@@ -99,16 +101,21 @@ class ModelRunner:
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
     ) -> None:
         """Add the next tokens of the requests that are prefilled and have not failed."""
-        drawing = [entry for entry in entries if entry.rows and entry.state.id not in result]
+        drawing = [entry for entry in entries if entry.rows and entry.work.state.id not in result]
         if not drawing:
             return
         each = [row for entry in drawing for row in entry.rows]
         if len(each) < len(logits_XV):
             kept = [entry.state.id not in result for entry in entries for _ in entry.rows]
             logits_XV = logits_XV[torch.tensor(kept, device=logits_XV.device)]
-        drawn = iter(self._sample(logits_XV, each))
+        drawn = self._sample(logits_XV, each)
+        if len(each) == len(drawing):  # no drafts
+            for entry, token in zip(drawing, drawn, strict=True):
+                result[entry.work.state.id] = token if isinstance(token, SamplingFailure) else (token,)
+            return
+        left = iter(drawn)
         for entry in drawing:
-            result[entry.state.id] = self._accept(entry, [next(drawn) for _ in entry.rows])
+            result[entry.state.id] = self._accept(entry, [next(left) for _ in entry.rows])
 
     def _batch_entries(self, scheduled: Sequence[ScheduledRequest]) -> list[_BatchEntry]:
         """Add drafts to the scheduled and put them into the order of the pass."""
@@ -119,10 +126,11 @@ class ModelRunner:
             ids, rows = state.tokens[state.num_computed_tokens : work.end], []
             if work.end == len(state.tokens):
                 proposed = drafts.get(state.id, ())
-                rows = draft_metadata(state.row, proposed)
+                rows = draft_metadata(state.row, proposed) if proposed else [state.row]
                 ids += proposed[: len(rows) - 1]
             entries.append(_BatchEntry(work, ids, rows))
-        return sorted(entries, key=lambda entry: (entry.adapter or "", len(entry.ids), entry.work.end))
+        entries.sort(key=lambda entry: (entry.adapter or "", len(entry.ids), entry.work.end))
+        return entries
 
     def _accept(
         self, entry: _BatchEntry, drawn: Sequence[TokenLogprob | SamplingFailure]
@@ -143,16 +151,16 @@ class ModelRunner:
     def _update_drafter(
         self,
         entries: Sequence[_BatchEntry],
-        parts: Sequence[Tensor],
+        hidden_ND: Tensor,
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
     ) -> None:
-        states, hidden_ND = [], []
-        for entry, part_ND in zip(entries, parts, strict=True):
+        states, kept_ND = [], []
+        for entry, part_ND in _parts(entries, hidden_ND):
             drawn = result.get(entry.state.id, ())
             if not isinstance(drawn, SamplingFailure):
                 states.append(entry.state)
-                hidden_ND.append(part_ND[: entry.num_kept(drawn)])
-        self._drafter.observe(states, hidden_ND)
+                kept_ND.append(part_ND[: entry.num_kept(drawn)])
+        self._drafter.observe(states, kept_ND)
 
     def _record(
         self,
@@ -161,7 +169,7 @@ class ModelRunner:
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure],
     ) -> None:
         """Record the experts of the tokens that are kept."""
-        for entry, part_NLK in zip(entries, routes_NLK.split_with_sizes([len(p.ids) for p in entries]), strict=True):
+        for entry, part_NLK in _parts(entries, routes_NLK):
             state, drawn = entry.state, result.get(entry.state.id, ())
             if isinstance(drawn, SamplingFailure):
                 continue
@@ -197,13 +205,13 @@ class ModelRunner:
         )
 
     def _find_nonfinite(
-        self, entries: Sequence[_BatchEntry], hidden_ND: Tensor, parts: Sequence[Tensor]
+        self, entries: Sequence[_BatchEntry], hidden_ND: Tensor
     ) -> dict[int, Sequence[TokenLogprob] | SamplingFailure]:
         """Find requests whose KV entries in the pool are not finite: each token attends to itself."""
         result: dict[int, Sequence[TokenLogprob] | SamplingFailure] = {}
         finite = hidden_ND.sum(dtype=torch.float32).isfinite() if self._sampler is None else all_finite(hidden_ND)
         if not finite:
-            for entry, part_ND in zip(entries, parts, strict=True):
+            for entry, part_ND in _parts(entries, hidden_ND):
                 if not part_ND.isfinite().all():
                     result[entry.state.id] = SamplingFailure("logits", _NOT_FINITE)
         return result
@@ -228,9 +236,11 @@ class ModelRunner:
         """
         model = self._forward.model
         vision = model.spec.vision
+        if vision is None:
+            return None
         each = [entry.work for entry in entries]
         given = [w.state.images.rows(w.state.num_computed_tokens, w.end) for w in each if w.state.images is not None]
-        if vision is None or not any(len(rows_ND) for rows_ND in given):
+        if not any(len(rows_ND) for rows_ND in given):
             return None
         drawn_1D = model.embed(torch.tensor([vision.image_token_id], device=model.device)).to(given[0])
         rows, images = [], iter(given)
@@ -241,3 +251,8 @@ class ModelRunner:
             prompt_left = max(len(state.request.prompt) - state.num_computed_tokens, 0)
             rows += [drawn_1D] * entry.ids[prompt_left:].count(vision.image_token_id)
         return torch.cat(rows)
+
+
+def _parts(entries: Sequence[_BatchEntry], packed_NY: Tensor) -> Iterator[tuple[_BatchEntry, Tensor]]:
+    """Yield each entry with its rows of a pass."""
+    return zip(entries, packed_NY.split_with_sizes([len(entry.ids) for entry in entries]), strict=True)

@@ -57,6 +57,8 @@ class Recorded:
 class Checked:
     """Compares everything a drafter proposes, and the numbers it was taken from."""
 
+    observes = True
+
     def __init__(self, drafter: MtpDrafter, forward: ForwardPass) -> None:
         self.drafter, self.model, self.proposed = drafter, forward.model, 0
         drafter._forward = self.recorded = Recorded(forward)  # type: ignore[assignment]

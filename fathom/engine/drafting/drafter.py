@@ -14,6 +14,9 @@ from fathom.engine.state import RequestState
 class Drafter(Protocol):
     """Proposes the next tokens. Answers are the same whatever it proposes; accepted drafts save steps."""
 
+    observes: bool
+    """Whether ``observe`` does anything."""
+
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return drafts by request id, at most as many as a work has slots for, before the pass that verifies them."""
         ...
@@ -28,6 +31,8 @@ class Drafter(Protocol):
 
 class NoDrafter:
     """Proposes nothing."""
+
+    observes = False
 
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Mapping[int, Sequence[int]]:
         """Return nothing."""

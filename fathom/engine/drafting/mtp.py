@@ -28,6 +28,8 @@ class MtpDrafter:
     token, and each further one is accepted less often. ``pool`` has one layer after the model's own.
     """
 
+    observes = True
+
     def __init__(
         self, forward: ForwardPass, pool: PagePool, *, draft_tokens: int, unused_ids_N: Tensor | None = None
     ) -> None:

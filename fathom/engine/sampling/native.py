@@ -11,16 +11,18 @@ from fathom.engine.constraint import allowed_words
 from fathom.engine.sampling.failure import NOT_FINITE, NOTHING_ALLOWED, SamplingFailure
 from fathom.engine.sampling.logits_processors import SamplingMetadata
 from fathom.errors import FathomError
-from fathom.kernels.native import drawing
+from fathom.kernels.native import drawing, library
 from fathom.spec.sampling import TokenLogprob
 
 
 class NativeSampler:
     """Draws for a vocabulary on a CPU, with buffers that are kept; for one thread at a time."""
 
-    def __init__(self, vocab: int, unused_ids_N: Tensor | None = None) -> None:
+    def __init__(
+        self, vocab: int, unused_ids_N: Tensor | None = None, *, threads: library.ThreadPool | None = None
+    ) -> None:
         self._vocab = vocab
-        self._drawer = drawing.RowDrawer(vocab, unused_ids_N)
+        self._drawer = drawing.RowDrawer(vocab, unused_ids_N, threads)
 
     def draw(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         """Draw one token per row of float32 logits, or say why that row has none; see ``draw.try_draw``."""
@@ -55,8 +57,8 @@ class NativeSampler:
         allowed_Z = None if row.constraint is None else allowed_words(row.constraint, self._vocab)
         each = (ids_N, values_N, allowed_Z)
         held += [tensor for tensor in each if tensor is not None]
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in each]
-        return drawing.Changed(*addresses, 0 if ids_N is None else len(ids_N))
+        ids, values, allowed = (0 if tensor is None else tensor.data_ptr() for tensor in each)
+        return drawing.Changed(ids, values, allowed, 0 if ids_N is None else len(ids_N))
 
 
 def _results(

@@ -30,7 +30,7 @@ class Way(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What a row is drawn from: its logits, but ``count`` others for some ids, and of these only allowed ones.
+    """What a row is drawn from: its logits, but ``num_ids`` others, and of these only allowed ones.
 
     Addresses of int64 ids, float32 values and an int32 bitmask of the vocabulary; 0 where there is none.
     """
@@ -38,7 +38,7 @@ class Changed(NamedTuple):
     ids: int
     values: int
     allowed: int
-    count: int
+    num_ids: int
 
 
 UNCHANGED = Changed(0, 0, 0, 0)

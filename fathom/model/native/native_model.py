@@ -71,6 +71,11 @@ class NativeModel:
             return Refusal(str(unknown))
 
     @property
+    def threads(self) -> library.ThreadPool:
+        """The threads that compute its steps."""
+        return self._threads
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weights."""
         return self._weights.nbytes
