@@ -29,7 +29,7 @@ ZIG = (sys.executable, "-m", "ziglang", "cc")
 ZIG_REQUIREMENT = "ziglang>=0.13"
 
 _COMMON = ("-std=gnu11", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra")
-_OPTIMIZED = ("-O3", "-ffp-contract=fast")
+_OPTIMIZED = ("-O3", "-ffp-contract=fast", "-g0")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 # Flags of *_NAME.c by processor. Nothing goes here that csrc/cpu.c does not ask the processor for.
@@ -178,6 +178,7 @@ def build(
             objects = list(pool.map(lambda path: _compile(command, shared, path, known, work), sources))
         linked = work / output.name
         kind = ["-static"] if program and target else [] if program else ["-shared"]
+        kind += [] if sanitize else ["-Wl,-S"]  # without debug information, of zig's own parts too
         _run([*command, *kind, "-o", str(linked), *map(str, objects), "-lm"])
         _publish(linked, output)
 

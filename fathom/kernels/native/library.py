@@ -116,9 +116,8 @@ def open_library(environment: Mapping[str, str]) -> Opened:
     if build.SOURCES.is_dir() and sources.decode() != build.source_hash():
         return Opened(None, "it was built from other sources")
     for name, (result, arguments) in _FUNCTIONS.items():
-        if hasattr(library, name):
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     _choose_isa(library, environment.get("FATHOM_ISA", "").strip().lower())
     return Opened(library, "")
 
@@ -137,7 +136,7 @@ def facts() -> dict[str, object]:
     """
     if available():
         return {"isa": current_isa(), "isas": usable_isas()}
-    return {"reason": unavailable_reason(), "command": "" if "FATHOM_NATIVE" in os.environ else _build_command()}
+    return {"reason": unavailable_reason(), "command": "" if os.environ.get("FATHOM_NATIVE") else _build_command()}
 
 
 def _build_command() -> str:
