@@ -22,6 +22,7 @@ from fathom.model.native import structs
 from fathom.model.native.pages import page_rows
 from fathom.model.native.walk import Refusal, Unknown, Walker, refusals
 from fathom.model.native.weights import PackedWeights
+from fathom.model.quantized import QuantizedEmbedding, QuantizedModule
 
 _MOST_POSITIONS = 2**31 - 1
 
@@ -51,7 +52,7 @@ class NativeModel:
         self.close = weakref.finalize(self, self._library.fathom_workspace_free, self._workspace)
         self._model = self._walk(Walker(self._weights))
         self._table: tuple[Tensor, ...] = ()
-        self._use_embedding()
+        self._follow_modules()
         self._versions = _versions(decoder)
 
     @classmethod
@@ -84,7 +85,7 @@ class NativeModel:
         """Pack the weights again after they have changed."""
         self._versions = _versions(self._decoder)
         self._weights.refresh()
-        self._use_embedding()
+        self._follow_modules()
 
     def follow_changes(self) -> None:
         """Refresh where a weight was written to, as PyTorch counts it, or replaced. Writes through ``data`` are not."""
@@ -185,7 +186,6 @@ class NativeModel:
             vocabulary=decoder.spec.vocab_size,
             layers=len(layers),
             half=decoder.rope.layout == "half",
-            quantize=True,
             layer=layers,
             norm=walker.norm(decoder.norm),
             head=walker.head(decoder.lm_head),
@@ -206,9 +206,17 @@ class NativeModel:
             layer.pages[index] = ctypes.pointer(rows)
         self._weights.keep(each)
 
-    def _use_embedding(self) -> None:
-        """Look tokens up in the module's own weights."""
+    def _follow_modules(self) -> None:
+        """Look tokens up in the module's own weights, and round activations as the modules do."""
+        rounding = {each.round_activations for each in self._decoder.modules() if isinstance(each, QuantizedModule)}
+        if len(rounding) > 1:
+            raise Unknown("modules of which some round activations and some do not")
+        self._model.quantize = rounding != {False}
         embedding = self._decoder.embed_tokens
+        if type(embedding) is QuantizedEmbedding:
+            self._weights.keep(embedding.qweight)
+            self._model.embedding_packed = embedding.qweight.struct()
+            return
         if type(embedding) is not nn.Embedding or not embedding.weight.is_contiguous():
             raise Unknown(f"{type(embedding).__name__} embeddings")
         self._embedding = embedding.weight.detach()
@@ -218,4 +226,6 @@ class NativeModel:
 
 def _versions(decoder: Decoder) -> list[tuple[int, int]]:
     tensors = (*decoder.parameters(), *decoder.buffers())
-    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+    versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+    rounding = (each.round_activations for each in decoder.modules() if isinstance(each, QuantizedModule))
+    return [*versions, *((0, int(each)) for each in rounding)]

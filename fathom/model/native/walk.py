@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fathom.kernels.native.library import Matrix
+from fathom.kernels.native.matrix import PANEL_ROWS, PackedExperts, PackedMatrix
+from fathom.kernels.weight_formats import ExpertStack, WeightMatrix
 from fathom.model.attention import GQA, MLA
 from fathom.model.decoder import Decoder
 from fathom.model.decoder_layer import DecoderLayer
-from fathom.model.ffn import SwiGLU
+from fathom.model.ffn import GateUpLinear, SwiGLU
 from fathom.model.head import OutputHead
 from fathom.model.linear import Linear
 from fathom.model.moe import Experts, LocalDispatcher, MoELayer, Router
@@ -22,6 +24,7 @@ from fathom.model.mtp import MultiTokenPrediction
 from fathom.model.native import structs
 from fathom.model.native.weights import PackedWeights
 from fathom.model.norm import RMSNorm
+from fathom.model.quantized import QuantizedExperts, QuantizedLinear, QuantizedUpProjection
 from fathom.spec import Capacity, GroupLimited
 
 M = TypeVar("M", bound=nn.Module)
@@ -69,19 +72,23 @@ class Walker:
 
     def linear(self, module: nn.Module) -> structs.LinearWeights:
         """A linear layer."""
+        bias = self._bias(module, lambda each: each)
+        if type(module) is QuantizedLinear:
+            return structs.LinearWeights(self._packed(module.qweight).struct(), bias)
         known = _of_type(module, Linear)
-        return structs.LinearWeights(self._weights.matrix(lambda: known.weight), self._bias(known, lambda b: b))
+        return structs.LinearWeights(self._weights.matrix(lambda: known.weight), bias)
 
     def swiglu(self, module: nn.Module) -> structs.SwiGLUWeights:
-        """A dense feed-forward layer; gate and up are packed apart."""
+        """A dense feed-forward layer."""
         known = _of_type(module, SwiGLU)
         pair = known.gate_up_proj
-        gate, up = self._weights.stack(lambda: pair.weight)
-        return structs.SwiGLUWeights(
-            structs.LinearWeights(gate, self._bias(pair, lambda bias_2F: bias_2F[0])),
-            structs.LinearWeights(up, self._bias(pair, lambda bias_2F: bias_2F[1])),
-            self.linear(known.down_proj),
-        )
+        if type(pair) is QuantizedLinear:
+            gate, up = _halves(self._packed(pair.qweight))
+        else:
+            gate, up = self._weights.stack(lambda: _of_type(pair, GateUpLinear).weight)
+        biases = (self._bias(pair, lambda each, half=half: each.view(2, -1)[half]) for half in range(2))
+        each = (structs.LinearWeights(*both) for both in zip((gate, up), biases, strict=True))
+        return structs.SwiGLUWeights(*each, self.linear(known.down_proj))
 
     def layer(self, module: nn.Module, window: int | None) -> structs.Layer:
         """A decoder layer, without its pages."""
@@ -110,6 +117,8 @@ class Walker:
 
     def head(self, module: nn.Module) -> Matrix:
         """The output head."""
+        if type(module) is QuantizedLinear:
+            return self._packed(module.qweight).struct()
         known = _of_type(module, OutputHead)
         return self._weights.matrix(lambda: known.weight_VD)
 
@@ -117,8 +126,8 @@ class Walker:
         if type(module) is MLA:
             return self._latent(module)
         known = _of_type(module, GQA)
-        heads, kv_heads = (proj.out_features // known.width for proj in (known.q_proj, known.k_proj))
         inputs = [self.linear(proj) for proj in (known.q_proj, known.k_proj, known.v_proj)]
+        heads, kv_heads = (each.weight.rows // known.width for each in inputs[:2])
         return structs.AttentionWeights(
             kind=structs.GQA,
             heads=heads,
@@ -133,8 +142,8 @@ class Walker:
         )
 
     def _latent(self, module: MLA) -> structs.AttentionWeights:
-        shape = module.shape
-        heads = module.o_proj.in_features // shape.v_head_dim
+        shape, output = module.shape, self.linear(module.o_proj)
+        heads = output.weight.columns // shape.v_head_dim
         attention = structs.AttentionWeights(
             kind=structs.MLA,
             heads=heads,
@@ -145,7 +154,7 @@ class Walker:
             scale=module.scale,
             inputs=2,
             kv_norm=self.norm(module.kv_a_layernorm),
-            output=self.linear(module.o_proj),
+            output=output,
         )
         if shape.q_lora_rank is None:
             attention.input[0] = self.linear(module.q_proj)
@@ -154,31 +163,40 @@ class Walker:
             attention.q_norm = self.norm(module.q_a_layernorm)
             attention.q_b = self.linear(module.q_b_proj)
         attention.input[1] = self.linear(module.kv_a_proj_with_mqa)
-        sizes = [shape.qk_nope_head_dim, shape.v_head_dim]
-        up = _of_type(module.kv_b_proj, Linear)
+        up = module.kv_b_proj
+        if type(up) is QuantizedUpProjection:
+            keys, values = ([each.struct() for each in self._stacked(part)] for part in (up.keys, up.values))
+        else:
+            sizes, plain = [shape.qk_nope_head_dim, shape.v_head_dim], _of_type(up, Linear)
 
-        def halves() -> tuple[Tensor, ...]:
-            return up.weight.view(heads, sum(sizes), -1).split_with_sizes(sizes, 1)
+            def halves() -> tuple[Tensor, ...]:
+                return plain.weight.view(heads, sum(sizes), -1).split_with_sizes(sizes, 1)
 
-        attention.key_up = self._matrices(lambda: halves()[0].transpose(1, 2))
-        attention.value_up = self._matrices(lambda: halves()[1])
+            keys = self._weights.stack(lambda: halves()[0].transpose(1, 2))
+            values = self._weights.stack(lambda: halves()[1])
+        attention.key_up, attention.value_up = self._array(Matrix, keys), self._array(Matrix, values)
         return attention
 
     def _mixture(self, module: MoELayer, feed_forward: structs.FeedForward) -> None:
-        experts = _of_type(module.experts, Experts)
-        if type(experts.dispatcher) is not LocalDispatcher:
+        if type(module.experts.dispatcher) is not LocalDispatcher:
             raise Unknown("experts are spread over processes")
         if module.shared_experts is not None:
             feed_forward.dense = self.swiglu(module.shared_experts)
-        gate_up = self._weights.stack(lambda: experts.gate_up_proj.flatten(0, 1))
-        down = self._weights.stack(lambda: experts.down_proj)
-        linear = structs.LinearWeights
         each = [
-            structs.SwiGLUWeights(linear(gate_up[2 * e]), linear(gate_up[2 * e + 1]), linear(down[e]))
-            for e in range(len(down))
+            structs.SwiGLUWeights(*(structs.LinearWeights(matrix) for matrix in expert))
+            for expert in self._experts(module.experts)
         ]
         feed_forward.router = self._router(module.gate)
         feed_forward.experts = self._array(structs.SwiGLUWeights, each)
+
+    def _experts(self, module: nn.Module) -> list[tuple[Matrix, Matrix, Matrix]]:
+        """Each expert's gate, up and down."""
+        if type(module) is QuantizedExperts:
+            gate_up, down = self._stacked(module.gate_up), self._stacked(module.down)
+            return [(*_halves(first), last.struct()) for first, last in zip(gate_up, down, strict=True)]
+        known = _of_type(module, Experts)
+        pairs = self._weights.stack(lambda: known.gate_up_proj.flatten(0, 1))
+        return list(zip(pairs[::2], pairs[1::2], self._weights.stack(lambda: known.down_proj), strict=True))
 
     def _router(self, module: nn.Module) -> structs.RouterWeights:
         known = _of_type(module, Router)
@@ -205,13 +223,32 @@ class Walker:
     def _bias(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> int | None:
         return None if module.bias is None else self._weights.vector(lambda: part(module.bias))  # type: ignore[arg-type]
 
-    def _matrices(self, source: Callable[[], Tensor]) -> ctypes.Array[Matrix]:
-        return self._array(Matrix, list(self._weights.stack(source)))
+    def _packed(self, qweight: WeightMatrix) -> PackedMatrix:
+        if not isinstance(qweight, PackedMatrix):
+            raise Unknown("weights in PyTorch's quantized formats")
+        self._weights.keep(qweight)
+        return qweight
+
+    def _stacked(self, qweight: ExpertStack) -> PackedExperts:
+        if not isinstance(qweight, PackedExperts):
+            raise Unknown("weights in PyTorch's quantized formats")
+        self._weights.keep(qweight)
+        return qweight
 
     def _array(self, kind: type[S], each: list[S]) -> ctypes.Array[S]:
         array = (kind * len(each))(*each)
         self._weights.keep(array)
         return array
+
+
+def _halves(pair: PackedMatrix) -> tuple[Matrix, Matrix]:
+    """Gate and up, which lie in one matrix one after the other."""
+    if pair.rows % (2 * PANEL_ROWS):
+        raise Unknown(f"a gate of {pair.rows // 2} rows, no multiple of {PANEL_ROWS}")
+    gate, up = pair.struct(), pair.struct()
+    gate.rows = up.rows = pair.rows // 2
+    up.data = pair.data.data_ptr() + gate.rows // PANEL_ROWS * pair.panel_bytes
+    return gate, up
 
 
 def _present(tensor: Tensor | None) -> Tensor:

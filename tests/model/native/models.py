@@ -7,6 +7,7 @@ import dataclasses
 from fathom.spec import (
     Capacity,
     GroupLimited,
+    LatentAttention,
     MixtureOfExperts,
     ModelSpec,
     RouterSpec,
@@ -28,4 +29,12 @@ ROUTERS = (
     with_router("groups", RouterSpec(select=GroupLimited(n_group=4, topk_group=2), scale=16.0), n_shared_experts=2),
     with_router("capacity", RouterSpec(select=Capacity(capacity_factor=1.0, eval_capacity_factor=0.75))),
 )
-ALL = {spec.name: spec for spec in (*SPECS.values(), *ROUTERS)}
+# Whole groups of 32 columns in every matrix, so that all of them can be quantized.
+WIDE = dataclasses.replace(
+    SPECS["tiny-deepseek_v3"],
+    name="wide",
+    attention=LatentAttention(
+        num_heads=2, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32
+    ),
+)
+ALL = {spec.name: spec for spec in (*SPECS.values(), *ROUTERS, WIDE)}

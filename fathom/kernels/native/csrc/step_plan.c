@@ -19,9 +19,10 @@ static void *take(layout *l, size_t bytes) {
 
 static float *take_floats(layout *l, int64_t count) { return take(l, count * sizeof(float)); }
 
-/* 8 bits of rows that ``x`` holds already. */
-static void take_8_bits(layout *l, int64_t count, fathom_activations *a) {
+/* 8 bits of rows that ``x`` holds, where activations are rounded; else none, and quantized weights read floats. */
+static void take_8_bits(layout *l, int quantize, int64_t count, fathom_activations *a) {
     const int64_t groups = count / FATHOM_GROUP + 1;
+    if (!quantize) return;
     a->q = take(l, count);
     a->scales = take_floats(l, groups);
     a->sums = take_floats(l, groups);
@@ -87,11 +88,11 @@ static void lay_out_shared(layout *l, const fathom_sizes *s, int64_t rows, fatho
 static void lay_out_rows(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
     r->normed.x = take_floats(l, rows * s->normed);
     r->latents.x = take_floats(l, rows * s->latents);
-    take_8_bits(l, rows * s->normed, &r->normed);
-    take_8_bits(l, rows * s->latents, &r->latents);
-    take_8_bits(l, rows * s->mixed, &r->mixed);
-    take_8_bits(l, rows * s->middle, &r->middle);
-    take_8_bits(l, rows * s->pairs, &r->pairs);
+    take_8_bits(l, r->model->quantize, rows * s->normed, &r->normed);
+    take_8_bits(l, r->model->quantize, rows * s->latents, &r->latents);
+    take_8_bits(l, r->model->quantize, rows * s->mixed, &r->mixed);
+    take_8_bits(l, r->model->quantize, rows * s->middle, &r->middle);
+    take_8_bits(l, r->model->quantize, rows * s->pairs, &r->pairs);
     r->assignment.index = take(l, rows * s->chosen * sizeof(int32_t));
     r->assignment.weight = take_floats(l, rows * s->chosen);
 }
@@ -99,7 +100,7 @@ static void lay_out_rows(layout *l, const fathom_sizes *s, int64_t rows, fathom_
 static void lay_out_own(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
     const int64_t pairs = rows * s->chosen;
     r->gathered.x = take_floats(l, rows * s->gathered);
-    take_8_bits(l, rows * s->gathered, &r->gathered);
+    take_8_bits(l, r->model->quantize, rows * s->gathered, &r->gathered);
     r->room = take_floats(l, s->experts * FATHOM_SELECT_ROOM + 16);
     r->assignment.offset = take(l, (s->experts + 1) * sizeof(int32_t));
     r->assignment.taken = take(l, s->experts * sizeof(int32_t));
