@@ -20,6 +20,7 @@ from fathom.model.cache.pool import Pages
 from fathom.model.decoder import Decoder
 from fathom.model.native import structs
 from fathom.model.native.pages import page_rows
+from fathom.model.native.threads import StepThreads
 from fathom.model.native.walk import Refusal, Unknown, Walker, refusals
 from fathom.model.native.weights import PackedWeights
 from fathom.model.quantized import QuantizedEmbedding, QuantizedModule
@@ -46,7 +47,7 @@ class NativeModel:
         """Pack the weights; use ``of``, which refuses what is not known."""
         self._decoder, self._pool = decoder, pool
         self._weights = PackedWeights()
-        self._threads = library.ThreadPool(threads)
+        self._threads = StepThreads(threads)
         self._library = library.library()
         self._workspace = self._library.fathom_workspace_new()
         self.close = weakref.finalize(self, self._library.fathom_workspace_free, self._workspace)
@@ -121,7 +122,7 @@ class NativeModel:
         hidden_ND = hidden_ND.to(torch.float32).contiguous()
         logits_NV = torch.empty(len(hidden_ND), self._model.vocabulary)
         if len(hidden_ND):
-            given = (self._threads.pointer, ctypes.byref(self._model), self._workspace)
+            given = (self._threads.current.pointer, ctypes.byref(self._model), self._workspace)
             library.check(
                 self._library.fathom_logits(*given, hidden_ND.data_ptr(), len(hidden_ND), logits_NV.data_ptr())
             )
@@ -159,8 +160,9 @@ class NativeModel:
             logits=logits_XV.data_ptr(),
             routing=None if routes_NLK is None else routes_NLK.data_ptr(),
         )
-        given = (self._threads.pointer, ctypes.byref(self._model), self._workspace, ctypes.byref(batch))
-        library.check(self._library.fathom_step(*given))
+        given = (ctypes.byref(self._model), self._workspace, ctypes.byref(batch))
+        with self._threads.step() as pool:
+            library.check(self._library.fathom_step(pool, *given))
         return hidden_ND, logits_XV
 
     def _reserve_positions(self, end: int) -> None:

@@ -81,14 +81,17 @@ class Walker:
     def swiglu(self, module: nn.Module) -> structs.SwiGLUWeights:
         """A dense feed-forward layer."""
         known = _of_type(module, SwiGLU)
-        pair = known.gate_up_proj
+        pair: nn.Module = known.gate_up_proj
         if type(pair) is QuantizedLinear:
             gate, up = _halves(self._packed(pair.qweight))
         else:
-            gate, up = self._weights.stack(lambda: _of_type(pair, GateUpLinear).weight)
-        biases = (self._bias(pair, lambda each, half=half: each.view(2, -1)[half]) for half in range(2))
-        each = (structs.LinearWeights(*both) for both in zip((gate, up), biases, strict=True))
-        return structs.SwiGLUWeights(*each, self.linear(known.down_proj))
+            plain = _of_type(pair, GateUpLinear)
+            gate, up = self._weights.stack(lambda: plain.weight)
+        return structs.SwiGLUWeights(
+            structs.LinearWeights(gate, self._bias(pair, lambda each: each.view(2, -1)[0])),
+            structs.LinearWeights(up, self._bias(pair, lambda each: each.view(2, -1)[1])),
+            self.linear(known.down_proj),
+        )
 
     def layer(self, module: nn.Module, window: int | None) -> structs.Layer:
         """A decoder layer, without its pages."""
