@@ -64,7 +64,7 @@ static fathom_matrix panels(int format, int rows, int columns) {
         uint16_t *step = (uint16_t *)(data + g * groups_bytes[format] + steps);
         for (int i = 0; i < (groups_bytes[format] - steps) / 2; i++) step[i] = (uint16_t)(0x2000 | (draw() & 0x83ff));
     }
-    return (fathom_matrix){data, bytes, format, rows, columns};
+    return (fathom_matrix){.data = data, .panel_bytes = bytes, .format = format, .rows = rows, .columns = columns};
 }
 
 static void try_product(const char *isa, const fathom_kernels *k, int format, int rows, int columns, int n, int quantize) {
@@ -76,7 +76,8 @@ static void try_product(const char *isa, const fathom_kernels *k, int format, in
     fill(x, (int)(n * stride));
     for (int i = 0; quantize && i < n; i++)
         fathom_scalar.quantize_row(x + i * stride, columns, q + (int64_t)i * columns, scales + i * columns / FATHOM_GROUP, sums + i * columns / FATHOM_GROUP);
-    const fathom_rows given = {x, stride, quantize ? q : NULL, scales, sums, n, columns};
+    const fathom_rows given = {.x = x, .stride = stride, .q = quantize ? q : NULL, .scales = scales, .sums = sums,
+                               .rows = n, .columns = columns};
     const int count = (rows + FATHOM_PANEL - 1) / FATHOM_PANEL, cut = count / 2;
     for (int i = 0; i < 2; i++) {
         y[i] = calloc((size_t)(n * y_stride + 1), sizeof(float));
@@ -175,8 +176,11 @@ static void try_attend(const char *isa, const fathom_kernels *k, int rows, int w
         }
         for (int i = 0; i < 2; i++) {
             const fathom_kernels *with = i ? k : &fathom_scalar;
-            const fathom_queries queries = {packed, rows, width, value_width, acc[i], WIDTH, max[i], sum[i]};
-            const fathom_keys given = {keys, keys, WIDTH, WIDTH, count, masked ? first : NULL, masked ? last : NULL};
+            const fathom_queries queries = {.packed = packed, .rows = rows, .width = width, .value_width = value_width,
+                                            .acc = acc[i], .acc_stride = WIDTH, .max = max[i], .sum = sum[i]};
+            const fathom_keys given = {.keys = keys, .values = keys, .key_stride = WIDTH, .value_stride = WIDTH,
+                                       .count = count, .first = masked ? first : NULL, .last = masked ? last : NULL,
+                                       .next = block % 2 ? keys : NULL};
             with->pack_queries(each, rows, width, 0.3f, packed);
             with->attend(&queries, &given);
         }
@@ -231,6 +235,7 @@ static void try_draw(const char *isa, const fathom_kernels *k, int count) {
             const fathom_kernels *with = i ? k : &fathom_scalar;
             for (int b = 0; b < BLOCKS; b++) masses[i][b] = step == 2; /* blocks of no mass are passed over */
             if (step == 0) with->draw_maxima(x, count, maxima[i]);
+            if (step == 0) masses[i][0] = with->draw_norm(x, count, maxima[i]);
             if (step == 1) with->draw_weights(x, count, 1.0f, 3.0f, weights[i], masses[i]);
             if (step == 2) {
                 memcpy(weights[i], x, sizeof x); /* the same for both, so that the bound parts them alike */
