@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from fathom.engine.engine import Engine
 from fathom.engine.request import Output, Request
@@ -38,6 +39,7 @@ def random_request(draw: random.Random) -> Request:
 
 def run_mixture(model: Decoder, spec: EngineSpec, requests: list[Request], draw: random.Random) -> Engine:
     """Submit at random steps, cancel some at random moments, and compare every answer with its own."""
+    bound = 1e-4 if model.dtype == torch.float32 else 1e-5
     engine = Engine(model, eos_ids=EOS, spec=spec)
     queue, submitted, cancelled = list(requests), {}, []
     outputs: dict[int, list[Output]] = {}
@@ -63,7 +65,7 @@ def run_mixture(model: Decoder, spec: EngineSpec, requests: list[Request], draw:
         assert got == expected, outputs[name][-1]
         assert outputs[name][-1].finish_reason == ("length" if len(got) == request.params.max_tokens else "stop")
         logprobs = [token.logprob for output in outputs[name] for token in output.tokens]
-        assert logprobs == pytest.approx([token.logprob for token in answer], abs=1e-5)
+        assert logprobs == pytest.approx([token.logprob for token in answer], abs=bound)
     return engine
 
 

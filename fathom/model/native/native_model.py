@@ -74,8 +74,8 @@ class NativeModel:
 
     @property
     def threads(self) -> library.ThreadPool:
-        """The threads that compute its steps."""
-        return self._threads
+        """All threads that compute its steps while the processors are free."""
+        return self._threads.all
 
     @property
     def nbytes(self) -> int:
@@ -221,6 +221,8 @@ class NativeModel:
             return
         if type(embedding) is not nn.Embedding or not embedding.weight.is_contiguous():
             raise Unknown(f"{type(embedding).__name__} embeddings")
+        if embedding.weight.dtype not in (torch.float32, torch.bfloat16):
+            raise Unknown(f"embeddings in {embedding.weight.dtype}")
         self._embedding = embedding.weight.detach()
         self._model.embedding = self._embedding.data_ptr()
         self._model.embedding_bf16 = self._embedding.dtype == torch.bfloat16

@@ -21,7 +21,7 @@ class StepThreads:
     """Pools of one and of ``threads`` threads, and which of them the next step takes."""
 
     def __init__(self, threads: int) -> None:
-        self._pool, self._alone = ThreadPool(threads), ThreadPool(1)
+        self.all, self._alone = ThreadPool(threads), ThreadPool(1)
         self._steps = 0
         self._wall = self._busy = 0.0
         self._left_alone = 0
@@ -29,7 +29,7 @@ class StepThreads:
     @property
     def current(self) -> ThreadPool:
         """The pool of the next step."""
-        return self._alone if self._left_alone else self._pool
+        return self._alone if self._left_alone else self.all
 
     @contextmanager
     def step(self) -> Iterator[int]:
