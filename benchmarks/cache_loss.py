@@ -119,7 +119,7 @@ def windows(tokenizer: Tokenizer, texts: Path, tokens: int, context: int) -> Ite
 
 
 def measure(name: str, texts: Path, formats: Sequence[str], tokens: int, context: int, chunk: int) -> dict[str, object]:
-    opened = LanguageModel.open(name, device="cpu", dtype="float32", cache_dir=cache_directory())
+    opened = LanguageModel.open(name, device="cpu", weights="plain", dtype="float32", cache_dir=cache_directory())
     model, attention = opened.model, opened.spec.attention
     context = min(context, opened.spec.max_position_embeddings)
     sums = {kind: MetricSums() for kind in formats}

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     a = parser.parse_args()
-    model = LanguageModel.open(a.model, device="cpu")
+    model = LanguageModel.open(a.model, device="cpu", weights="plain")
     prompts = prompts_of(model, a.model, a.each, a.prompt_tokens)
     name = f"drafting-{a.model.name}-batch{a.batch}-temperature{a.temperature:g}"
     peers.write(name, measure(model, prompts, a), a.out)

@@ -23,7 +23,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.spec import SamplingParams
 from fathom.chat import encode_chat
 imported = time.perf_counter()
-model = LanguageModel.open(path, device="cpu", dtype="float32")
+model = LanguageModel.open(path, device="cpu", weights="plain", dtype="float32")
 ids = encode_chat(model.tokenizer, [{"role": "user", "content": question}])
 token = next(model.stream(ids, SamplingParams(max_tokens=1, temperature=0.0)))
 """

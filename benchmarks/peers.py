@@ -24,7 +24,9 @@ def fathom_model(shape: str, *, q_lora: int | None = None, dtype: torch.dtype = 
     ``q_lora`` compresses the queries of a shape, which otherwise has none of it.
     """
     if shape == "smollm2":
-        return LanguageModel.open("smollm2-135m", dtype=str(dtype).removeprefix("torch."), device="cpu").model
+        return LanguageModel.open(
+            "smollm2-135m", dtype=str(dtype).removeprefix("torch."), device="cpu", weights="plain"
+        ).model
     spec = preset(f"bench-{shape}")
     if q_lora is not None:
         assert isinstance(spec.attention, LatentAttention)

@@ -21,6 +21,7 @@ from fathom.evals.perplexity import perplexity
 from fathom.inference.language_model import LanguageModel
 from fathom.kernels.weight_formats import QuantFormat
 from fathom.model import StaticCache
+from fathom.model.packing import packed_matrices
 from fathom.model.quantize import quantize
 from fathom.spec.engine import WeightFormat
 
@@ -29,17 +30,19 @@ HELD_OUT = Path("runs/quickstart/corpus/held_out")
 
 @dataclass(frozen=True)
 class WeightConfig:
-    """How the weights are kept and the activations computed."""
+    """How the weights are kept and the activations computed; ``stored``, as a GGUF file quantizes them."""
 
     dtype: str = "float32"
     format: QuantFormat | None = None
     group_size: int = 32
     head: WeightFormat = "int8"
+    stored: bool = False
 
 
 WEIGHT_CONFIGS = {
     "float32": WeightConfig(),
     "bfloat16": WeightConfig("bfloat16"),
+    "as stored": WeightConfig(stored=True),
     "int8": WeightConfig(format="int8"),
     "int4, groups of 32": WeightConfig(format="int4"),
     "int4, groups of 32, head too": WeightConfig(format="int4", head="int4"),
@@ -59,7 +62,10 @@ def text(folder: Path, documents: int) -> str:
 
 def opened(model: str, form: WeightConfig) -> tuple[LanguageModel, int]:
     """Open a model in a form; also the bytes of its weights."""
-    found = LanguageModel.open(model, dtype=form.dtype, device="cpu")
+    found = LanguageModel.open(model, dtype=form.dtype, weights="auto" if form.stored else "plain", device="cpu")
+    if form.stored:
+        kept = sum(each.nbytes for each in (*packed_matrices(found.model), *found.model.parameters()))
+        return found, kept
     if form.format is None:
         return found, sum(parameter.nbytes for parameter in found.model.parameters())
     return found, quantize(found.model, form.format, form.group_size, head=form.head).bytes_after

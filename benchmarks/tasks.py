@@ -110,7 +110,7 @@ def compare_problems(
 
 def measure(name: str, file: Path, chosen: Sequence[Task], limit: int | None, problems: int) -> dict[str, object]:
     cache, display = cache_directory(), make_display(Console(stderr=True))
-    ours = LanguageModel.open(file, device="cpu", dtype="float32")
+    ours = LanguageModel.open(file, device="cpu", weights="plain", dtype="float32")
     theirs = transformers_model(file)
     found: dict[str, object] = {}
     for index, task in enumerate(chosen, start=1):

@@ -162,6 +162,7 @@ def _aliases(given: Sequence[str], names: Sequence[str]) -> Mapping[str, tuple[s
 
 
 def _definition(named: NamedModel, opening: OpeningOptions, memory: int, template: str | None) -> ModelDefinition:
+    from fathom.inference.decoder_loading import planned_weights
     from fathom.inference.language_model import LanguageModel, resolve_dtype
     from fathom.inference.loading import open_source
     from fathom.inference.suggestions import suggestions_for
@@ -176,8 +177,11 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
         raise DataError(f"{source.path}: has no tokenizer; put tokenizer.json beside the weights")
     if template is not None:
         tokenizer = tokenizer.with_template(template)
-    bits = resolve_dtype(opening.dtype, resolve_device(opening.device)).itemsize * 8
-    takes = memory_of(source.spec, opening.engine, memory, bits)
+    device = resolve_device(opening.device)
+    dtype, weights = resolve_dtype(opening.dtype, device), cast(WeightChoice, opening.weights)
+    shown_weights, weight_bytes = planned_weights(source, device, dtype, weights)
+    bits = dtype.itemsize * 8
+    takes = memory_of(source.spec, opening.engine, memory, bits, weight_bytes)
     engine = dataclasses.replace(opening.engine, cache_tokens=takes.cache_tokens)
 
     def load(progress: Progress) -> LanguageModel:
@@ -185,7 +189,7 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
             named.path,
             device=opening.device,
             dtype=opening.dtype,
-            weights=cast(WeightChoice, opening.weights),
+            weights=weights,
             progress=progress,
             cache_dir=cache_dir,
             engine=engine,
@@ -202,6 +206,7 @@ def _definition(named: NamedModel, opening: OpeningOptions, memory: int, templat
         cache_tokens=takes.cache_tokens,
         bits=bits,
         nbytes=takes.total,
+        weights=shown_weights,
     )
     return ModelDefinition(
         name=named.name,

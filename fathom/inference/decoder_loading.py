@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from fathom.checkpoint.weights import WeightSource, load_weights
 from fathom.kernels.native import library
-from fathom.kernels.native.matrix import PACKED_FORMATS, PackedFormat
+from fathom.kernels.native.matrix import PackedExperts, PackedFormat, PackedMatrix
+from fathom.kernels.weight_formats import QuantizedWeight
 from fathom.model.build import build
 from fathom.model.decoder import Decoder
-from fathom.model.packing import packed_matrices
 from fathom.model.quantize import quantize
-from fathom.model.quantized import QuantizedExperts, QuantizedLinear
+from fathom.model.quantized import quantized_weights
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.engine import WeightChoice
 
@@ -55,14 +57,35 @@ def packs_while_reading(source: WeightSource, device: torch.device, weights: Wei
     return wanted and device.type == "cpu" and library.available()
 
 
+def planned_weights(
+    source: WeightSource, device: torch.device, dtype: torch.dtype, weights: WeightChoice
+) -> tuple[str, int | None]:
+    """Return what ``weight_names`` and ``weight_bytes`` will be once a model is loaded; None for bytes of ``dtype``."""
+    if not packs_while_reading(source, device, weights):
+        return ("plain" if weights == "auto" else weights), None
+    from fathom.checkpoint.packed_loading import plan_packing
+
+    assert weights != "plain"
+    model = build(source.spec, device="meta", dtype=dtype)
+    plan = plan_packing(model, source, weights)
+    sizes = Counter[str]()
+    for planned in plan.values():
+        sizes[_NAMES[planned.format]] += planned.nbytes
+    rest = sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in plan)
+    return _joined(sizes), sizes.total() + rest if sizes else None
+
+
 def weight_names(model: Decoder) -> str:
     """Return the formats of quantized weights by GGUF's names, most bytes first, or PyTorch's; plain without any."""
-    sizes: dict[str, int] = {}
-    for matrix in packed_matrices(model):
-        sizes[_NAMES[matrix.format]] = sizes.get(_NAMES[matrix.format], 0) + matrix.nbytes
-    for module in model.modules():
-        found = module.qweight if isinstance(module, QuantizedLinear) else None
-        found = module.gate_up[0] if isinstance(module, QuantizedExperts) else found
-        if found is not None and found.format not in PACKED_FORMATS:
-            sizes[found.format] = sizes.get(found.format, 0) + found.nbytes
-    return " and ".join(sorted(sizes, key=lambda name: -sizes[name])) or "plain"
+    sizes = Counter[str]()
+    for weights in quantized_weights(model):
+        if isinstance(weights, PackedMatrix | PackedExperts):
+            sizes[_NAMES[weights.format]] += weights.nbytes
+        else:
+            matrix = weights if isinstance(weights, QuantizedWeight) else weights[0]
+            sizes[matrix.format] += weights.nbytes
+    return _joined(sizes)
+
+
+def _joined(sizes: Counter[str]) -> str:
+    return " and ".join(name for name, _ in sizes.most_common()) or "plain"

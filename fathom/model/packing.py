@@ -17,7 +17,13 @@ from fathom.model.attention.mla import MLA
 from fathom.model.decoder import Decoder
 from fathom.model.ffn import GateUpLinear
 from fathom.model.moe.layer import Experts
-from fathom.model.quantized import QuantizedEmbedding, QuantizedExperts, QuantizedLinear, QuantizedUpProjection
+from fathom.model.quantized import (
+    QuantizedEmbedding,
+    QuantizedExperts,
+    QuantizedLinear,
+    QuantizedUpProjection,
+    quantized_weights,
+)
 from fathom.spec.engine import WeightFormat
 
 Role = Literal["linear", "experts", "up", "embedding", "head"]
@@ -163,20 +169,9 @@ class Packing:
 
 def packed_matrices(model: Decoder) -> Iterator[PackedMatrix | PackedExperts]:
     """Yield the packed weights of a model, each once."""
-    seen: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            found: tuple[object, ...] = (module.qweight,)
-        elif isinstance(module, QuantizedExperts):
-            found = (module.gate_up, module.down)
-        elif isinstance(module, QuantizedUpProjection):
-            found = (module.keys, module.values)
-        else:
-            continue
-        for matrix in found:
-            if isinstance(matrix, PackedMatrix | PackedExperts) and matrix.data.data_ptr() not in seen:
-                seen.add(matrix.data.data_ptr())
-                yield matrix
+    for weights in quantized_weights(model):
+        if isinstance(weights, PackedMatrix | PackedExperts):
+            yield weights
 
 
 def _matrix(name: str, role: Role, weight: Tensor) -> dict[str, Packable]:

@@ -6,7 +6,7 @@ also what each of H heads of latent attention multiplies: P, or C of the latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Self, TypeVar, cast
 
@@ -187,6 +187,31 @@ class QuantizedUpProjection(QuantizedModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.keys, self.values = _moved(self.keys, fn), _moved(self.values, fn)
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def quantized_weights(model: nn.Module) -> Iterator[WeightMatrix | ExpertStack]:
+    """Yield the quantized weights of a model, each once: a tied head's are the embedding's."""
+    seen: set[int] = set()
+    for module in model.modules():
+        found: tuple[WeightMatrix | ExpertStack, ...] = ()
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            found = (module.qweight,)
+        elif isinstance(module, QuantizedExperts):
+            found = (module.gate_up, module.down)
+        elif isinstance(module, QuantizedUpProjection):
+            found = (module.keys, module.values)
+        for weights in found:
+            packed = isinstance(weights, PackedMatrix | PackedExperts)
+            place = (weights.data if packed else weights.values).data_ptr()  # type: ignore[union-attr]
+            if place not in seen:
+                seen.add(place)
+                yield weights
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all weights of a model, quantized or not."""
+    plain = sum(tensor.nbytes for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+    return plain + sum(weights.nbytes for weights in quantized_weights(model))
 
 
 def _moved(weights: W, fn: Callable[[Tensor], Tensor]) -> W:

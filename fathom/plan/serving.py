@@ -44,16 +44,18 @@ def serving_memory(
     page_size: int = 32,
     max_batch: int = 32,
     mtp_cache: bool = False,
+    weight_bytes: int | None = None,
 ) -> ServingMemory:
     """Return what a model takes while it is loaded and served within ``memory`` bytes; ``total`` may exceed them.
 
     ``bits`` are those of a weight, and of a cached number where ``cache_format`` is plain. Without ``cache_tokens`` the
     pool holds ``default_cache_tokens``, but takes no more than a quarter of ``memory`` and no more than the weights
-    leave, down to 2,048 tokens or one context. ``mtp_cache``: the MTP module caches too.
+    leave, down to 2,048 tokens or one context. ``mtp_cache``: the MTP module caches too. ``weight_bytes`` are those of
+    quantized weights, else they are counted.
     """
     check.positive("memory", memory)
     count = count_parameters(spec)
-    weights = (count.total + count.mtp + count.vision) * bits // 8
+    weights = (count.total + count.mtp + count.vision) * bits // 8 if weight_bytes is None else weight_bytes
     per_token = cache_bytes_per_token(spec, bits=bits, cache_format=cache_format)
     if mtp_cache:
         per_token *= (spec.num_hidden_layers + 1) / spec.num_hidden_layers

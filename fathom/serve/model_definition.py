@@ -41,7 +41,9 @@ class ModelDefinition:
     adapters: tuple[str, ...] = ()
 
 
-def memory_of(spec: ModelSpec, engine: EngineSpec, memory: int, bits: int) -> ServingMemory:
+def memory_of(
+    spec: ModelSpec, engine: EngineSpec, memory: int, bits: int, weight_bytes: int | None = None
+) -> ServingMemory:
     """Return what a model takes when it is served by such an engine within ``memory`` bytes."""
     return serving_memory(
         spec,
@@ -51,6 +53,7 @@ def memory_of(spec: ModelSpec, engine: EngineSpec, memory: int, bits: int) -> Se
         cache_tokens=engine.cache_tokens,
         page_size=engine.page_size,
         max_batch=engine.max_batch,
+        weight_bytes=weight_bytes,
         mtp_cache=engine.drafting in ("auto", "mtp") and spec.num_nextn_predict_layers > 0,
     )
 
@@ -64,6 +67,7 @@ def facts_of(
     cache_tokens: int,
     bits: int,
     nbytes: int,
+    weights: str,
 ) -> dict[str, Any]:
     """Return what GET /v1/models says of a model; ``cache_tokens`` is the capacity of its page pool."""
     context = spec.max_position_embeddings
@@ -76,6 +80,7 @@ def facts_of(
         "context": length,
         "parameters": count_parameters(spec).total,
         "bytes": nbytes,
+        "weights": weights,
         "supports_images": spec.vision is not None,
         "can_chat": tokenizer.can_chat,
         "supports_reasoning": "think" in (tokenizer.shown_template or ""),

@@ -14,6 +14,7 @@ import torch
 
 from fathom.engine.worker import EngineWorker
 from fathom.errors import Draining, FathomError
+from fathom.model.quantized import weight_bytes
 from fathom.progress import NO_METRICS, NullProgress
 from fathom.serve.errors import ApiError
 from fathom.serve.model_definition import ModelDefinition
@@ -96,8 +97,7 @@ def log_event(event: str, model: str, nbytes: int, seconds: float) -> None:
 
 def model_bytes(model: LanguageModel) -> int:
     """Return the bytes of a model's weights and of its page pool."""
-    tensors = (*model.model.parameters(), *model.model.buffers())
-    return sum(tensor.nbytes for tensor in tensors) + model.engine.pool.nbytes
+    return weight_bytes(model.model) + model.engine.pool.nbytes
 
 
 def settle() -> None:

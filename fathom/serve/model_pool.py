@@ -107,6 +107,7 @@ class ModelPool:
             cache_tokens=pool.num_pages * pool.page_size,
             bits=model.model.dtype.itemsize * 8,
             nbytes=model_bytes(model),
+            weights=model.weights,
         )
         definition = ModelDefinition(
             name=name, open=lambda progress: model, facts=facts, aliases=tuple(aliases), adapters=tuple(adapters)

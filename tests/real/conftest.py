@@ -86,7 +86,7 @@ def file() -> Path:
 @pytest.fixture(scope="session")
 def model(file: Path) -> LanguageModel:
     """Return the model as the library opens it by name."""
-    return fathom.load("smollm2-135m", device="cpu", dtype="float32", cache_dir=cache_directory())
+    return fathom.load("smollm2-135m", device="cpu", dtype="float32", weights="plain", cache_dir=cache_directory())
 
 
 @pytest.fixture(scope="session")
