@@ -30,6 +30,7 @@ RUNS = (
     ("benchmarks.cache_loss",),
     ("benchmarks.drafting",),
     ("benchmarks.engine_overhead",),
+    ("benchmarks.native_products",),
     ("benchmarks.grammar",),
     ("benchmarks.load",),
     ("benchmarks.convert",),

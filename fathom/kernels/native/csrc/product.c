@@ -8,7 +8,7 @@
 #define ALIGNED(bytes) (((bytes) + 63) & ~(int64_t)63)
 #define FEW_ROWS 16          /* up to here the weights' bytes cost the time, and equal shares of panels are fair */
 #define PARTS 4              /* of a thread's share that it takes at a time when rows are many */
-#define ROWS_OF_A_PART 240
+#define ROWS_OF_A_PART 256
 
 typedef struct {
     fathom_pool *pool;
@@ -52,9 +52,10 @@ static void run_parts(product_call *call, int panels) {
     const int across = (panels + call->panels - 1) / call->panels;
     const int down = (call->x.rows + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART;
     for (int part; (part = atomic_fetch_add_explicit(&call->next, 1, memory_order_relaxed)) < across * down;) {
-        const int begin = part % across * call->panels, first = part / across * ROWS_OF_A_PART;
-        const int left = call->x.rows - first;
-        const fathom_rows some = some_rows(&call->x, first, left < ROWS_OF_A_PART ? left : ROWS_OF_A_PART);
+        const int begin = part % across * call->panels, block = part / across;
+        const int first = (int)((int64_t)call->x.rows * block / down);
+        const int last = (int)((int64_t)call->x.rows * (block + 1) / down);
+        const fathom_rows some = some_rows(&call->x, first, last - first);
         fathom_current->product(call->w, begin, begin + call->panels < panels ? begin + call->panels : panels, &some,
                                 call->y + first * call->y_stride, call->y_stride);
     }

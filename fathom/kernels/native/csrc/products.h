@@ -18,7 +18,7 @@
 
 enum {
     FATHOM_MOST_ROWS = 12,      /* of a tile */
-    FATHOM_BLOCK_ROWS = 240,    /* of activations */
+    FATHOM_BLOCK_ROWS = 256,    /* of activations */
     FATHOM_BLOCK_COLUMNS = 256, /* of weights that are written as floats first */
     FATHOM_BLOCK_BYTES = 240 << 10, /* of activations */
     FATHOM_MOST_COLUMNS = 1024, /* of a block that several tiles read */
@@ -163,8 +163,10 @@ INLINE int columns_of_part(const fathom_plan *plan, int rows) {
 
 static void run_product(const fathom_plan *plan, const fathom_matrix *w, int begin, int end, const fathom_rows *x,
                         float *y, int64_t y_stride) {
-    for (int row = 0; row < x->rows; row += FATHOM_BLOCK_ROWS) {
-        fathom_part part = {.row = row, .rows = fathom_least(x->rows - row, FATHOM_BLOCK_ROWS)};
+    const fathom_cut cut = cut_rows(x->rows, FATHOM_BLOCK_ROWS);
+    for (int block = 0; block < cut.tiles; block++) {
+        fathom_part part = {.row = first_row(cut, block)};
+        part.rows = first_row(cut, block + 1) - part.row;
         const int step = columns_of_part(plan, part.rows);
         for (; part.column < w->columns; part.column += step) {
             part.columns = fathom_least(w->columns - part.column, step);

@@ -38,22 +38,36 @@ INLINE int lanes_at(const fathom_block *b, int part) { return b->lanes - part * 
     UNROLL for (int i = 0; i < (rows); i++)  \
         UNROLL for (int p = 0; p < (parts); p++) store_lanes(sums_at(b, i, p), lanes_at(b, p), sums[i][p])
 
+/* Columns [0, columns) from w and x on. */
+INLINE void add_columns(const fathom_block *b, const int rows, const int panels, const int columns, const uint8_t *w,
+                        const uint8_t *const *x, floats sums[][MOST_PANELS * PARTS]) {
+    UNROLL for (int k = 0; k < columns; k++) {
+        floats v[MOST_PANELS * PARTS];
+        UNROLL for (int p = 0; p < panels * PARTS; p++)
+            v[p] = load((const float *)(w + p / PARTS * b->panel_bytes) + FATHOM_PANEL * k + p % PARTS * LANES);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const floats operand = set1(float_at(ROW(i) + k * sizeof(float)));
+            UNROLL for (int p = 0; p < panels * PARTS; p++) sums[i][p] = fma_(v[p], operand, sums[i][p]);
+        }
+    }
+}
+
 INLINE void float_tile(const fathom_block *b, const int rows, const int panels) {
+    enum { AT_ONCE = 4, BYTES = sizeof(float) * FATHOM_PANEL };
     BEGIN_ROWS;
     BEGIN_SUMS(rows, panels * PARTS);
     const uint8_t *w = b->w;
     const int64_t ahead = b->ahead;
-    for (int k = 0; k < b->columns; k++, w += sizeof(float) * FATHOM_PANEL) {
-        floats v[MOST_PANELS * PARTS];
-        UNROLL for (int p = 0; p < panels; p++) {
-            __builtin_prefetch(w + p * b->panel_bytes + ahead);
-            UNROLL for (int part = 0; part < PARTS; part++)
-                v[p * PARTS + part] = load((const float *)(w + p * b->panel_bytes) + part * LANES);
-        }
-        UNROLL for (int i = 0; i < rows; i++) {
-            const floats operand = set1(float_at(ROW(i)));
-            UNROLL for (int p = 0; p < panels * PARTS; p++) sums[i][p] = fma_(v[p], operand, sums[i][p]);
-        }
+    int k = 0;
+    for (; k + AT_ONCE <= b->columns; k += AT_ONCE, w += AT_ONCE * BYTES) {
+        if (ahead)
+            UNROLL for (int line = 0; line < panels * AT_ONCE; line++)
+                __builtin_prefetch(w + line % panels * b->panel_bytes + line / panels * BYTES + ahead);
+        add_columns(b, rows, panels, AT_ONCE, w, x, sums);
+        NEXT_COLUMNS(AT_ONCE * sizeof(float));
+    }
+    for (; k < b->columns; k++, w += BYTES) {
+        add_columns(b, rows, panels, 1, w, x, sums);
         NEXT_COLUMNS(sizeof(float));
     }
     END_SUMS(rows, panels * PARTS);
@@ -70,7 +84,7 @@ INLINE void half_tile(const fathom_block *b, const int rows, const int panels) {
         floats odd[MOST_PANELS * PARTS];
         UNROLL for (int p = 0; p < panels * PARTS; p++) {
             const uint8_t *pairs = w + p / PARTS * b->panel_bytes + p % PARTS * LANES * sizeof(float);
-            if (p % PARTS == 0) __builtin_prefetch(pairs + ahead);
+            if (ahead && p % PARTS == 0) __builtin_prefetch(pairs + ahead);
             const floats even = even_bfloats(pairs);
             odd[p] = odd_bfloats(pairs);
             UNROLL for (int i = 0; i < rows; i++) sums[i][p] = fma_(even, set1(float_at(ROW(i))), sums[i][p]);
@@ -105,7 +119,7 @@ INLINE void quantized_tile(const fathom_block *b, const int rows, const int pane
             const uint8_t *group = w + p / PARTS * b->panel_bytes;
             const uint8_t *steps = group + steps_of_group(format) + 2 * LANES * (p % PARTS);
             integers dots[FATHOM_MOST_ROWS][PARTS];
-            if (p % PARTS == 0)
+            if (ahead && p % PARTS == 0)
                 UNROLL for (int j = 0; j < bytes_of_group(format); j += 64) __builtin_prefetch(group + ahead + j);
             UNROLL for (int i = 0; i < rows; i++)
                 UNROLL for (int part = 0; part < PARTS_AT_ONCE; part++)
