@@ -77,12 +77,18 @@ class ModelRunner:
         """
         entries = self._batch_entries(scheduled)
         output = self._run_passes(entries)
-        result = self._find_nonfinite(entries, output.hidden_ND)
+        result: dict[int, Sequence[TokenLogprob] | SamplingFailure] = {}
+        decoding = len(entries) == len(output.hidden_ND) == len(output.logits_XV)
+        if not decoding:
+            result = self._find_nonfinite(entries, output.hidden_ND)
         if any(entry.state.needs_prompt_logprobs for entry in entries):
             for entry, part_ND in _parts(entries, output.hidden_ND):
                 if entry.state.needs_prompt_logprobs and entry.state.id not in result:
                     self._score_prompt(entry.work, part_ND)
         self._draw(entries, output.logits_XV, result)
+        if decoding and any(isinstance(drawn, SamplingFailure) for drawn in result.values()):
+            # where every token's logits were read, hidden states were: what is not finite makes them so
+            result |= self._find_nonfinite(entries, output.hidden_ND)
         if self._drafter.observes:
             self._update_drafter(entries, output.hidden_ND, result)
         if output.routes_NLK is not None:
@@ -92,7 +98,7 @@ class ModelRunner:
     def _sample(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         if self._sampler is None:
             return try_draw(logits_BV, rows, unused_ids_N=self._unused_ids_N)
-        return self._sampler.draw(logits_BV.float(), rows)
+        return self._sampler.draw(logits_BV if logits_BV.dtype == torch.float32 else logits_BV.float(), rows)
 
     def _draw(
         self,

@@ -26,9 +26,11 @@ class NativeSampler:
 
     def draw(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         """Draw one token per row of float32 logits, or say why that row has none; see ``draw.try_draw``."""
-        if logits_BV.stride(-1) != 1:
+        apart, inner = logits_BV.stride()
+        if inner != 1:
             logits_BV = logits_BV.contiguous()
-        address, apart, drawer = logits_BV.data_ptr(), logits_BV.stride(0) * 4, self._drawer
+            apart = self._vocab
+        address, drawer = logits_BV.data_ptr(), self._drawer
         failures: dict[int, SamplingFailure] = {}
         held: list[Tensor] = []  # what the rows point to
         drawer.begin(len(rows))
@@ -44,7 +46,7 @@ class NativeSampler:
                     changed = drawing.UNCHANGED
                     failures[index] = SamplingFailure("request", str(error))
                 drawer.add(index, address, row.seed, len(row.drawn), row.way, changed)
-            address += apart
+            address += 4 * apart
         return _results(*drawer.draw(len(rows)), failures)
 
     def _way(self, row: SamplingMetadata) -> drawing.Way:

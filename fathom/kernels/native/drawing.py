@@ -51,18 +51,27 @@ class RowDrawer:
     """
 
     def __init__(self, vocab: int, unused_ids_N: Tensor | None = None, pool: library.ThreadPool | None = None) -> None:
-        self._library, self._pool, self._vocab = library.library(), pool, vocab
-        self._unused_N = None if unused_ids_N is None else unused_ids_N.to("cpu", torch.int32)
+        found = library.library()
+        self._call, self._pool, self._vocab = found.fathom_draw, pool, vocab
+        self._unused_N = torch.empty(0, dtype=torch.int32) if unused_ids_N is None else unused_ids_N.int().cpu()
         threads = 1 if pool is None else pool.threads
-        size = self._library.fathom_draw_scratch(vocab)
-        self._scratch = torch.empty(threads * size + _ALIGNMENT, dtype=torch.uint8)
-        self._rows, self._most = bytearray(), 0
+        self._scratch = torch.empty(threads * found.fathom_draw_scratch(vocab) + _ALIGNMENT, dtype=torch.uint8)
+        self._rows, self._most = (c_char * 0)(), 0
         self._ids, self._logprobs = (c_int32 * 0)(), (c_double * 0)()
+        self._point()
+
+    def _point(self) -> None:
+        """Keep the addresses of the buffers, which move when they grow."""
+        scratch = self._scratch.data_ptr()
+        self._given = (None if self._pool is None else self._pool.pointer, addressof(self._rows))
+        self._unused = (self._vocab, self._unused_N.data_ptr(), len(self._unused_N))
+        self._room = (addressof(self._ids), addressof(self._logprobs), scratch + -scratch % _ALIGNMENT)
 
     def begin(self, count: int) -> None:
         """Make room for so many rows; ``add`` each of them."""
         if len(self._rows) < count * _ROW.size:
-            self._rows = bytearray(count * _ROW.size)
+            self._rows = (c_char * (count * _ROW.size))()
+            self._point()
         self._most = 0
 
     def add(self, index: int, logits: int, seed: int, position: int, way: Way, changed: Changed = UNCHANGED) -> None:
@@ -83,21 +92,10 @@ class RowDrawer:
         stride = 1 + self._most
         if len(self._ids) < count * stride:
             self._ids, self._logprobs = (c_int32 * (count * stride))(), (c_double * (count * stride))()
-        unused_N, scratch = self._unused_N, self._scratch.data_ptr()
-        library.check(
-            self._library.fathom_draw(
-                None if self._pool is None else self._pool.pointer,
-                (c_char * len(self._rows)).from_buffer(self._rows),
-                count,
-                self._vocab,
-                None if unused_N is None else unused_N.data_ptr(),
-                0 if unused_N is None else len(unused_N),
-                stride,
-                addressof(self._ids),
-                addressof(self._logprobs),
-                scratch + -scratch % _ALIGNMENT,
-            )
-        )
+            self._point()
+        status = self._call(*self._given, count, *self._unused, stride, *self._room)
+        if status:
+            library.check(status)
         return stride, self._ids[: count * stride], self._logprobs[: count * stride]
 
 
