@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fathom
 from fathom.checkpoint.gguf import GGUFFile, write_gguf
+from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.packed_loading import load_packed, plan_packing
 from fathom.checkpoint.weights import StateWeights, WeightSource, load_weights
 from fathom.errors import CheckpointError
@@ -107,7 +108,7 @@ def test_types_that_no_packed_format_holds_are_rounded_to_8_bits_and_the_change_
         weight = plain.state_dict()[name]
         step = weight.abs().amax() / 127
         assert format in (None, "q8")
-        assert bool(((numbers - weight).abs() <= step * 0.51).all())
+        assert bool(((numbers - weight).abs() <= step * 0.55).all())
         if format is not None:
             change, size = change + float((numbers - weight).square().sum()), size + float(weight.square().sum())
     assert f"Q5_1 to 8 bits were rounded, which changes them by {(change / size) ** 0.5:.2%}" in caplog.text
@@ -138,6 +139,19 @@ def test_other_sources_are_packed_as_quantizing_them_afterwards_would(
     for ours, theirs in zip(unpacked(as_packed(source, weights), plain), unpacked(afterwards, plain), strict=True):
         assert ours[:2] == theirs[:2]
         assert torch.equal(ours[2], theirs[2])
+
+
+def test_fp8_blocks_are_read_into_8_bits(spec_of: SpecOf, random_state: MakeState, tmp_path: Path) -> None:
+    spec = spec_of("deepseek_v3")
+    path = write_hf(tmp_path / "fp8", StateWeights(spec, random_state(spec)), dtype="fp8")
+    source = HFCheckpoint.open(path)
+    assert any(entry.kind == "F8_E4M3" for entry in source.stored)
+    plain = as_numbers(source)
+    for name, format, numbers in unpacked(as_packed(source, "int8"), plain):
+        weight = plain.state_dict()[name]
+        step = weight.abs().amax() / 127 if format == "q8" else 0.0
+        assert bool(((numbers - weight).abs() <= step * 0.55).all()), name
+        assert format == "q8" or weight.dim() == 1 or weight.shape[-1] % 32 or name.endswith("mlp.gate.weight"), name
 
 
 def test_the_default_is_what_the_file_holds_and_plain_widens_it(tmp_path: Path) -> None:
@@ -171,6 +185,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from fathom.checkpoint.gguf import GGUFFile
+from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.packed_loading import load_packed, plan_packing
 from fathom.model import build
 from fathom.model.packing import packed_matrices
