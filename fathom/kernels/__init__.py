@@ -13,7 +13,8 @@ from fathom.kernels.entropy import linear_entropy
 from fathom.kernels.experts import grouped_swiglu
 from fathom.kernels.fp8 import fp8_block_linear
 from fathom.kernels.frozen import ExpertProduct, adapted_swiglu, frozen_quantized_linear
-from fathom.kernels.linear import linear
+from fathom.kernels.latent_attention import latent_attention, trains_latent_attention
+from fathom.kernels.linear import linear, swiglu_linear
 from fathom.kernels.packed_products import packed_rows
 from fathom.kernels.quantized_experts import quantized_grouped_swiglu
 from fathom.kernels.quantized_products import quantized_linear
@@ -27,6 +28,7 @@ __all__ = [
     "fp8_block_linear",
     "frozen_quantized_linear",
     "grouped_swiglu",
+    "latent_attention",
     "linear",
     "linear_cross_entropy",
     "linear_entropy",
@@ -41,5 +43,7 @@ __all__ = [
     "rotate",
     "shared_prefix_attention",
     "swiglu",
+    "swiglu_linear",
+    "trains_latent_attention",
     "unpack_11",
 ]

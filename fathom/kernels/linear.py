@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import needs_grad
+from fathom.kernels.elementwise import needs_grad, swiglu
 from fathom.kernels.products import are_float32_on_cpu, is_dense, onednn_is_faster, product
 
 
@@ -68,6 +68,42 @@ class _Linear(torch.autograd.Function):
             product(grad_NX.t(), x_NY) if for_weight else None,
             grad_NX.sum(0) if for_bias else None,
         )
+
+
+def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
+    """Return ``swiglu`` of (..., 2F) times the transposed weight, (..., D); its gradients save ``gate_up`` alone."""
+    if torch.is_autocast_enabled(gate_up.device.type):
+        weight_DF = weight_DF.to(gate_up.dtype)
+    if torch.compiler.is_compiling() or gate_up.dtype != weight_DF.dtype or not needs_grad(gate_up, weight_DF):
+        return linear(swiglu(gate_up), weight_DF)
+    y_ND: Tensor = _SwiGLULinear.apply(gate_up.flatten(0, -2), weight_DF)  # type: ignore[no-untyped-call]
+    return y_ND.view(*gate_up.shape[:-1], -1)
+
+
+class _SwiGLULinear(torch.autograd.Function):
+    """Saves its inputs; the backward pass computes the activation again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up_NF: Tensor, weight_DF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_NF, weight_DF)
+        return product(swiglu(gate_up_NF), weight_DF.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        gate_up_NF, weight_DF = ctx.saved_tensors
+        gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
+        for_input, for_weight = ctx.needs_input_grad
+        silu_NF = F.silu(gate_NF)
+        grad_weight_DF = product(grad_ND.t(), silu_NF * up_NF) if for_weight else None
+        if not for_input:
+            return None, grad_weight_DF
+        slope_NF = product(grad_ND, weight_DF)
+        grad_gate_up_NF = torch.empty_like(gate_up_NF)
+        grad_gate_NF, grad_up_NF = grad_gate_up_NF.chunk(2, dim=-1)
+        torch.mul(slope_NF, silu_NF, out=grad_up_NF)
+        torch.ops.aten.silu_backward.grad_input(slope_NF.mul_(up_NF), gate_NF, grad_input=grad_gate_NF)
+        return grad_gate_up_NF, grad_weight_DF
 
 
 def compiles_inference() -> bool:

@@ -81,6 +81,18 @@ def _scores(q_BHTW: Tensor, k_BHSW: Tensor, mask_B1TS: Tensor | None, causal: bo
     return scores_BHTS
 
 
+def latent_attention(q_BTHW: Tensor, kv_BTHX: Tensor, rope_key_BTR: Tensor, scale: float) -> Tensor:
+    """Causal self-attention of every head, whose rotary key is that of all heads; returns (B, T, H, U).
+
+    A head's key is the first P columns of ``kv`` (X = P + U) and then ``rope_key``; W = P + R.
+    """
+    nope = q_BTHW.shape[-1] - rope_key_BTR.shape[-1]
+    rope_key_BTHR = rope_key_BTR[:, :, None].expand(-1, -1, q_BTHW.shape[2], -1)
+    k_BTHW, v_BTHU = torch.cat((kv_BTHX[..., :nope], rope_key_BTHR), -1), kv_BTHX[..., nope:]
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHW, k_BTHW, v_BTHU))
+    return attention(q, k, v, mask_B1TS=None, causal=True, scale=scale).transpose(1, 2)
+
+
 def shared_prefix_attention(
     q_BHTW: Tensor,
     k_BGTW: Tensor,
@@ -108,6 +120,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where gate is the first half of the last dimension (2F) and up the second; returns (..., F)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
+    """Return ``swiglu`` of (..., 2F) times the transposed weight, (..., D)."""
+    return F.linear(swiglu(gate_up), weight_DF)
 
 
 def grouped_swiglu(

@@ -46,5 +46,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        y: Tensor = self.down_proj(swiglu(self.gate_up_proj(x)))
+        gate_up, down = self.gate_up_proj(x), self.down_proj
+        if type(down) is Linear and down.lora is None and down.bias is None:
+            return kernels.swiglu_linear(gate_up, down.weight)
+        y: Tensor = down(swiglu(gate_up))
         return y

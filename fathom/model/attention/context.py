@@ -29,6 +29,13 @@ class AttentionContext:
     layout: RopeLayout
     form: LatentForm = "auto"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all sequences attend in one call, each token to all up to itself: no packing, mask or prefix."""
+        first, *others = self.metadata.groups
+        plain = first.rows is None and first.prefix is None and first.mask_BTS is None
+        return plain and first.causal and not others
+
     def attend(self, q_BTHW: Tensor, k_BTGW: Tensor, v_BTGU: Tensor, scale: float) -> Tensor:
         """Attend without a cache, within each group and to its shared prefix; returns (B, T, H U)."""
         groups = self.metadata.groups

@@ -102,8 +102,8 @@ class MLA(nn.Module):
         q_rope_BTHR, rope_key_BT1R = rotated.split_with_sizes([q_BTHW.shape[2], 1], 2)
         rope_key_BTR = rope_key_BT1R[:, :, 0]
         if layer_cache is None:
-            keys_values = self._keys_values(latent_BTC, rope_key_BTR)
-            out_BTX = context.attend(torch.cat((q_nope_BTHP, q_rope_BTHR), dim=-1), *keys_values, self.scale)
+            q_BTHW = torch.cat((q_nope_BTHP, q_rope_BTHR), dim=-1)
+            out_BTX = self._self_attention(q_BTHW, latent_BTC, rope_key_BTR, context)
         else:
             new_BT1W = torch.cat((latent_BTC, rope_key_BTR), dim=-1)[:, :, None]
             out_BTX = context.concatenate(
@@ -113,6 +113,15 @@ class MLA(nn.Module):
                 ]
             )
         return self.o_proj(out_BTX)  # type: ignore[no-any-return]
+
+    def _self_attention(
+        self, q_BTHW: Tensor, latent_BTC: Tensor, rope_key_BTR: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Attend without a cache, in the expanded form; returns (B, T, H U)."""
+        kv_BTHX = self._projected(latent_BTC)
+        if context.is_plain and kernels.trains_latent_attention(q_BTHW, kv_BTHX, rope_key_BTR):
+            return kernels.latent_attention(q_BTHW, kv_BTHX, rope_key_BTR, self.scale).flatten(2)
+        return context.attend(q_BTHW, *self._split(kv_BTHX, rope_key_BTR), self.scale)
 
     def _attend(
         self, group: AttentionGroup, q_nope_BTHP: Tensor, q_rope_BTHR: Tensor, seen_B1SW: Tensor, form: LatentForm
@@ -145,10 +154,15 @@ class MLA(nn.Module):
 
     def _keys_values(self, latent_BSC: Tensor, rope_key_BSR: Tensor) -> tuple[Tensor, Tensor]:
         """Rebuild keys (B, S, H, W) and values (B, S, H, U) of every head."""
-        shape = self.shape
-        batch, keys, _ = latent_BSC.shape
-        kv_BSHX = self.kv_b_proj(latent_BSC).view(batch, keys, -1, shape.qk_nope_head_dim + shape.v_head_dim)
-        k_nope_BSHP, v_BSHU = kv_BSHX.split_with_sizes([shape.qk_nope_head_dim, shape.v_head_dim], -1)
+        return self._split(self._projected(latent_BSC), rope_key_BSR)
+
+    def _projected(self, latent_BSC: Tensor) -> Tensor:
+        """Return each head's key without the rotary part, then its value: (B, S, H, P + U)."""
+        kv_BSX: Tensor = self.kv_b_proj(latent_BSC)
+        return kv_BSX.view(*latent_BSC.shape[:2], -1, self.shape.qk_nope_head_dim + self.shape.v_head_dim)
+
+    def _split(self, kv_BSHX: Tensor, rope_key_BSR: Tensor) -> tuple[Tensor, Tensor]:
+        k_nope_BSHP, v_BSHU = kv_BSHX.split_with_sizes([self.shape.qk_nope_head_dim, self.shape.v_head_dim], -1)
         rope_key_BSHR = rope_key_BSR[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         return torch.cat((k_nope_BSHP, rope_key_BSHR), dim=-1), v_BSHU
 
