@@ -1,5 +1,5 @@
 /* What the products of all instruction sets share: the block of a product that one tile computes, and the loops over
- * blocks. A tile is a few rows of activations by one, two or four panels; its sums stay in registers. A sum runs over
+ * blocks. A tile is a few rows of activations by one to four panels; its sums stay in registers. A sum runs over
  * the columns in one order whatever the number of rows, so a row's result does not depend on the others.
  *
  * Where one tile holds all rows the weights are read once, panel after panel. More rows go block by block: the
@@ -52,11 +52,11 @@ typedef struct {
 
 typedef void (*fathom_tile)(const fathom_block *block);
 
-/* Tiles by rows, from 1 to ``most``: of one panel, of two (NULL: none) and, for one row, of four. */
+/* Tiles by rows, from 1 to ``most``: of one panel, of ``width`` panels (NULL: none) and, for one row, of four. */
 typedef struct {
-    const fathom_tile *one, *two;
+    const fathom_tile *one, *wide;
     fathom_tile four;
-    int most;
+    int most, width;
 } fathom_tiles;
 
 /* How a product runs: its tiles, the bytes of ``unit`` columns of a panel and of a column of activations. */
@@ -112,7 +112,7 @@ static void lay_out_scales(const fathom_plan *plan, const fathom_rows *x, fathom
 
 INLINE int panels_of_tile(const fathom_plan *plan, int rows, int left) {
     if (rows == 1 && left >= 4 && !plan->expand) return 4;
-    return plan->tiles->two && left >= 2 ? 2 : 1;
+    return plan->tiles->wide && left >= plan->tiles->width ? plan->tiles->width : 1;
 }
 
 /* Run the tiles of a part of a product for panels [begin, end). */
@@ -129,7 +129,7 @@ static void run_part(const fathom_plan *plan, const fathom_matrix *w, int begin,
     if (integers) lay_out_scales(plan, x, part, cut, scales);
     for (int panel = begin, panels; panel < end; panel += panels) {
         panels = panels_of_tile(plan, part.rows, end - panel);
-        const fathom_tile *chosen = panels == 4 ? &tiles->four : panels == 2 ? tiles->two : tiles->one;
+        const fathom_tile *chosen = panels == 4 ? &tiles->four : panels > 1 ? tiles->wide : tiles->one;
         block.w = (const uint8_t *)w->data + panel * w->panel_bytes;
         block.w += part.column / plan->unit * (int64_t)plan->unit_bytes;
         const int64_t to_next = !plan->expand && end - panel > panels ? panels * w->panel_bytes : 0;

@@ -10,6 +10,7 @@ typedef __m512i integers;
 #define PARTS 1
 #define FLOAT_ROWS 12
 #define FLOAT_TILES PAIRED_TILES
+#define MANY_BY_THREE
 #define QUANTIZED_ROWS 12
 #define PARTS_AT_ONCE 1
 #define Q8_ZERO_POINT -128

@@ -4,6 +4,7 @@
  *   LANES, PARTS            floats of a vector, vectors of a panel
  *   floats, integers        the vector types
  *   FLOAT_ROWS, FLOAT_TILES rows of the largest tile of floats; SINGLE_TILES, or PAIRED_TILES that take two panels
+ *   MANY_BY_THREE           defined where more rows of floats take tiles of eight by three panels: fewer loads
  *   QUANTIZED_ROWS          rows of the largest tile of quantized weights
  *   PARTS_AT_ONCE           parts of a panel whose sums of bytes are kept at a time
  *   Q8_ZERO_POINT           -128 where dot_step takes unsigned weights, 0 where it takes signed ones
@@ -197,8 +198,10 @@ QUANTIZED_TILE(q4m, FATHOM_Q4M)
 #define TILES_12(kind, panels)                                                                                    \
     TILES_6(kind, panels) TILE(kind, 7, panels) TILE(kind, 8, panels) TILE(kind, 9, panels) TILE(kind, 10, panels) \
     TILE(kind, 11, panels) TILE(kind, 12, panels)
+#define TILES_8(kind, panels) TILES_6(kind, panels) TILE(kind, 7, panels) TILE(kind, 8, panels)
 #define NAMES_4(kind, panels) kind##_1_##panels, kind##_2_##panels, kind##_3_##panels, kind##_4_##panels
 #define NAMES_6(kind, panels) NAMES_4(kind, panels), kind##_5_##panels, kind##_6_##panels
+#define NAMES_8(kind, panels) NAMES_6(kind, panels), kind##_7_##panels, kind##_8_##panels
 #define NAMES_12(kind, panels)                                                                                    \
     NAMES_6(kind, panels), kind##_7_##panels, kind##_8_##panels, kind##_9_##panels, kind##_10_##panels,           \
         kind##_11_##panels, kind##_12_##panels
@@ -208,15 +211,22 @@ QUANTIZED_TILE(q4m, FATHOM_Q4M)
 #define SINGLE_TILES(kind, rows)                                               \
     UP_TO(TILES, rows)(kind, 1) TILE(kind, 1, 4)                               \
     static const fathom_tile kind##_one[] = {UP_TO(NAMES, rows)(kind, 1)};     \
-    static const fathom_tiles kind##_tiles = {kind##_one, NULL, kind##_1_4, rows};
+    static const fathom_tiles kind##_tiles = {kind##_one, NULL, kind##_1_4, rows, 0};
 #define PAIRED_TILES(kind, rows)                                               \
     UP_TO(TILES, rows)(kind, 1) UP_TO(TILES, rows)(kind, 2) TILE(kind, 1, 4)   \
     static const fathom_tile kind##_one[] = {UP_TO(NAMES, rows)(kind, 1)};     \
     static const fathom_tile kind##_two[] = {UP_TO(NAMES, rows)(kind, 2)};     \
-    static const fathom_tiles kind##_tiles = {kind##_one, kind##_two, kind##_1_4, rows};
+    static const fathom_tiles kind##_tiles = {kind##_one, kind##_two, kind##_1_4, rows, 2};
 
 FLOAT_TILES(float, FLOAT_ROWS)
 FLOAT_TILES(half, FLOAT_ROWS)
+#ifdef MANY_BY_THREE
+TILES_8(float, 3)
+static const fathom_tile float_three[] = {NAMES_8(float, 3)};
+static const fathom_tiles many_tiles = {float_one, float_three, float_1_4, 8, 3};
+#else
+#define many_tiles float_tiles
+#endif
 SINGLE_TILES(q8, QUANTIZED_ROWS)
 SINGLE_TILES(q4, QUANTIZED_ROWS)
 SINGLE_TILES(q4m, QUANTIZED_ROWS)
@@ -231,9 +241,11 @@ static void multiply_panels(const fathom_matrix *w, int begin, int end, const fa
     static const fathom_plan by_bytes[] = {[FATHOM_Q8] = {&q8_tiles, 32, 544, 1, NULL, Q8_ZERO_POINT, EXACT_STARTS},
                                            [FATHOM_Q4] = {&q4_tiles, 32, 288, 1, NULL, -8, EXACT_STARTS},
                                            [FATHOM_Q4M] = {&q4m_tiles, 32, 320, 1, NULL, 1, 0}};
+    static const fathom_plan many_floats = {&many_tiles, 1, 64, 4, NULL, 0, 0};
     static const fathom_plan by_halves = {&half_tiles, 2, 64, 4, NULL, 0, 0};
     const fathom_plan *plan = w->format >= FATHOM_Q8 && x->q ? &by_bytes[w->format] : &by_floats[w->format];
     if (w->format == FATHOM_BF16 && x->rows <= HALF_TILES * FLOAT_ROWS) plan = &by_halves;
+    if (w->format == FATHOM_F32 && x->rows > FLOAT_ROWS) plan = &many_floats;
     run_product(plan, w, begin, end, x, y, y_stride);
 }
 
