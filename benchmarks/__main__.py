@@ -26,6 +26,7 @@ RUNS = (
     ("benchmarks.serve_http", "smollm2-135m", "--tokens", "96"),
     ("benchmarks.slow_clients",),
     ("benchmarks.mla_forms",),
+    ("benchmarks.native_attention",),
     ("benchmarks.quantize",),
     ("benchmarks.cache_loss",),
     ("benchmarks.drafting",),

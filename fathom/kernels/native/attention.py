@@ -61,11 +61,19 @@ def describe_pages(rows_NX: Tensor, row: QuantizedRow | None = None) -> Pages:
     return Pages(rows_NX.data_ptr(), row_bytes, _FORMATS[rows_NX.dtype], width, len(held), (Segment * 2)(*held))
 
 
-def attend(pool: library.ThreadPool, items: Sequence[Attention]) -> None:
-    """Compute all items on the pool's threads; outputs are where the items say.
+def attention_workspace(threads: int, width: int, value_width: int) -> Tensor:
+    """Allocate what ``attend`` needs on so many threads for keys and values up to these widths."""
+    size = library.library().fathom_attend_bytes(threads, width, value_width)
+    room = torch.zeros(size + 64, dtype=torch.uint8)
+    return room[-room.data_ptr() % 64 :][:size]
 
-    Raises:
-        FathomError: there is no memory for it.
-    """
+
+def attend(pool: library.ThreadPool, items: Sequence[Attention], workspace: Tensor | None = None) -> None:
+    """Compute all items on the pool's threads; outputs are where the items say. Calls take turns with a workspace."""
+    if workspace is None:
+        widths = (max(item.width for item in items), max(item.value_width for item in items))
+        workspace = attention_workspace(pool.threads, *widths)
     held = (Attention * len(items))(*items)
-    library.check(library.library().fathom_attend_all(pool.pointer, ctypes.addressof(held), len(items)))
+    library.check(
+        library.library().fathom_attend_all(pool.pointer, ctypes.addressof(held), len(items), workspace.data_ptr())
+    )

@@ -9,7 +9,6 @@
 
 #include <math.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -347,18 +346,7 @@ static void attend_on(int thread, int threads, void *argument) {
     fathom_attend(given->items, given->count, thread, threads, given->workspace);
 }
 
-int fathom_attend_all(fathom_pool *pool, const fathom_attention *items, int count) {
-    int width = 0, value_width = 0;
-    for (int i = 0; i < count; i++) {
-        width = items[i].width > width ? items[i].width : width;
-        value_width = items[i].value_width > value_width ? items[i].value_width : value_width;
-    }
-    const int64_t bytes = fathom_attend_bytes(fathom_pool_threads(pool), width, value_width);
-    void *workspace = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
-    if (!workspace) return fathom_fail("no memory for attention: %lld bytes", (long long)bytes);
-    memset(workspace, 0, (size_t)bytes);
+int fathom_attend_all(fathom_pool *pool, const fathom_attention *items, int count, void *workspace) {
     call given = {items, count, workspace};
-    const int status = fathom_pool_run(pool, attend_on, &given);
-    free(workspace);
-    return status;
+    return fathom_pool_run(pool, attend_on, &given);
 }

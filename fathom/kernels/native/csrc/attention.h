@@ -10,7 +10,8 @@
  *
  * Token t of the new ones has index ``position`` + t, and sees indices [begin, its own], of these the last ``window``
  * where that is not 0. Index i is in slot table[(i - first) / page_size] * page_size + (i - first) % page_size; a table
- * of NULL stands for 0, 1, 2 and so on. The new tokens' own rows have been written before. */
+ * of NULL stands for 0, 1, 2 and so on. The new tokens' own rows have been written before. Items of one sequence that
+ * differ in columns and queries only are best neighbours: its pages are then read once for all of them. */
 typedef struct {
     const fathom_pages *keys, *values; /* the same for latents */
     const int32_t *table;
@@ -34,6 +35,6 @@ int64_t fathom_attend_bytes(int threads, int width, int value_width);
  * nothing gets zeros. */
 void fathom_attend(const fathom_attention *items, int count, int thread, int threads, void *workspace);
 
-/* The same on all threads of a pool, with a workspace of its own; for tests and single calls. */
-int fathom_attend_all(fathom_pool *pool, const fathom_attention *items, int count);
+/* The same on all threads of a pool. */
+int fathom_attend_all(fathom_pool *pool, const fathom_attention *items, int count, void *workspace);
 #endif

@@ -139,32 +139,50 @@ static inline uint64_t load_words(const uint8_t *words, int i) {
     return four;
 }
 
-/* All codes of a segment of ``blocks`` blocks, 16 to a block; the upper bits of a code are another's. Four at a time
- * where blocks are a multiple of four. */
-FATHOM_INLINE void unpack_pairs(const uint8_t *words, int blocks, uint16_t *codes) {
+/* All codes of a segment of ``blocks`` blocks, a multiple of 4. */
+FATHOM_INLINE void unpack_all_pairs(const uint8_t *words, int blocks, uint16_t *codes) {
     const int plain = PAIR_PLANES * blocks, five = 5 * blocks;
     const uint64_t ones = 0x0001000100010001;
-    if (blocks % 4 == 0) {
-        for (int i = 0; i < plain; i += 4) memcpy(codes + i, words + 2 * i, 8);
-        for (int j = 0; j < blocks; j += 4) {
-            const uint64_t high = load_words(words, 2 * five + j);
-            FATHOM_UNROLL
-            for (int p = 0; p < 5; p++) {
-                const uint64_t low = load_words(words, p * blocks + j) >> 11 & 31 * ones;
-                const uint64_t middle = (load_words(words, five + p * blocks + j) >> 11 & 31 * ones) << 5;
-                const uint64_t code = low | middle | (high >> (11 + p) & ones) << 10;
-                memcpy(codes + plain + p * blocks + j, &code, sizeof code);
-            }
+    for (int i = 0; i < plain; i += 4) memcpy(codes + i, words + 2 * i, 8);
+    for (int j = 0; j < blocks; j += 4) {
+        const uint64_t high = load_words(words, 2 * five + j);
+        FATHOM_UNROLL
+        for (int p = 0; p < 5; p++) {
+            const uint64_t low = load_words(words, p * blocks + j) >> 11 & 31 * ones;
+            const uint64_t middle = (load_words(words, five + p * blocks + j) >> 11 & 31 * ones) << 5;
+            const uint64_t code = low | middle | (high >> (11 + p) & ones) << 10;
+            memcpy(codes + plain + p * blocks + j, &code, sizeof code);
         }
+    }
+}
+
+/* Codes of pairs [begin, end) of a segment of ``blocks`` blocks, 16 to a block, four at a time where four words of a
+ * plane are left; the upper bits of a code are another's. */
+FATHOM_INLINE void unpack_pairs(const uint8_t *words, int blocks, int begin, int end, uint16_t *codes) {
+    const int plain = PAIR_PLANES * blocks, five = 5 * blocks, low_end = end < plain ? end : plain;
+    const uint64_t ones = 0x0001000100010001;
+    int i = begin;
+    if (blocks % 4 == 0 && begin == 0 && end == 16 * blocks) {
+        unpack_all_pairs(words, blocks, codes);
         return;
     }
-    memcpy(codes, words, 2 * (size_t)plain);
-    for (int p = 0; p < 5; p++)
-        for (int j = 0; j < blocks; j++) {
-            const int i = p * blocks + j, high = load_word(words, 2 * five + j) >> (11 + p) & 1;
-            const int low = load_word(words, i) >> 11, middle = load_word(words, five + i) >> 11;
-            codes[plain + i] = (uint16_t)(low | middle << 5 | high << 10);
+    for (; i + 4 <= low_end; i += 4) memcpy(codes + i - begin, words + 2 * i, 8);
+    for (; i < low_end; i++) codes[i - begin] = fathom_u16(words + 2 * i);
+    for (int p = (i - plain) / blocks; i < end; p++) {
+        const int stop = plain + (p + 1) * blocks < end ? plain + (p + 1) * blocks : end;
+        for (; i + 4 <= stop; i += 4) {
+            const uint64_t low = load_words(words, i - plain) >> 11 & 31 * ones;
+            const uint64_t middle = (load_words(words, five + i - plain) >> 11 & 31 * ones) << 5;
+            const uint64_t high = load_words(words, 2 * five + i - plain - p * blocks) >> (11 + p) & ones;
+            const uint64_t code = low | middle | high << 10;
+            memcpy(codes + i - begin, &code, sizeof code);
         }
+        for (; i < stop; i++) {
+            const int low = load_word(words, i - plain) >> 11, middle = load_word(words, five + i - plain) >> 11;
+            const int high = load_word(words, 2 * five + i - plain - p * blocks) >> (11 + p) & 1;
+            codes[i - begin] = (uint16_t)(low | middle << 5 | high << 10);
+        }
+    }
 }
 
 /* Both elements of each pair. */
@@ -178,12 +196,12 @@ FATHOM_INLINE void split_pairs(const uint16_t *codes, int pairs, int8_t *element
     }
 }
 
-/* The elements of a part from the codes of a whole row of the segment. */
+/* The elements of a part from the codes of its pairs. */
 static void read_pairs(const segment_part *part, const uint16_t *codes, const uint8_t *scales, float *y) {
 #ifdef FATHOM_SPLIT_PAIRS
     enum { STEP = 2 * LANES };
-    if (part->left % STEP == 0 && part->segment->group % STEP == 0 && part->columns % STEP == 0) {
-        const uint16_t *at = codes + part->column / 2;
+    if (part->column % 2 == 0 && (part->left | part->segment->group | part->columns) % STEP == 0) {
+        const uint16_t *at = codes;
         int g = part->group, count = part->left;
         for (int i = 0; i < part->columns; g++, count = part->segment->group) {
             const vec scale = v_set(load_scale(scales, g));
@@ -199,9 +217,9 @@ static void read_pairs(const segment_part *part, const uint16_t *codes, const ui
     }
 #endif
     int8_t elements[2 * READ_CODES];
-    const int begin = part->column / 2, end = (part->column + part->columns + 1) / 2;
-    split_pairs(codes + begin, end - begin, elements);
-    read_bytes(part, elements + part->column % 2, scales, y);
+    const int odd = part->column % 2;
+    split_pairs(codes, (odd + part->columns + 1) / 2, elements);
+    read_bytes(part, elements + odd, scales, y);
 }
 
 /* Read a part of ``count`` rows. Codes of several rows are unpacked before the first is read: loads that are wider than
@@ -215,12 +233,14 @@ static void read_part(const fathom_pages *pages, const segment_part *part, const
         return;
     }
     uint16_t codes[READ_CODES];
-    const int blocks = (part->segment->width + PAIR_BLOCK - 1) / PAIR_BLOCK, most = READ_CODES / 16 / blocks;
+    const int blocks = (part->segment->width + PAIR_BLOCK - 1) / PAIR_BLOCK;
+    const int begin = part->column / 2, end = (part->column + part->columns + 1) / 2, pairs = end - begin;
     for (int rows; count > 0; count -= rows) {
-        rows = count < most ? count : most;
-        for (int i = 0; i < rows; i++) unpack_pairs(row + i * step + part->codes, blocks, codes + 16 * blocks * i);
+        rows = count < READ_CODES / pairs ? count : READ_CODES / pairs;
+        for (int i = 0; i < rows; i++)
+            unpack_pairs(row + i * step + part->codes, blocks, begin, end, codes + pairs * i);
         for (int i = 0; i < rows; i++, row += step, out += stride)
-            read_pairs(part, codes + 16 * blocks * i, row + part->scales, out);
+            read_pairs(part, codes + pairs * i, row + part->scales, out);
     }
 }
 
