@@ -1,4 +1,7 @@
-"""Drawing by the native library: all rows of a step in one call, each as ``draw`` draws it to rounding."""
+"""Drawing by the native library: all rows of a step in one call, each as ``draw`` draws it to rounding.
+
+Z words of 32 tokens each.
+"""
 
 from __future__ import annotations
 
