@@ -76,7 +76,7 @@ def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
         weight_DF = weight_DF.to(gate_up.dtype)
     if torch.compiler.is_compiling() or gate_up.dtype != weight_DF.dtype or not needs_grad(gate_up, weight_DF):
         return linear(swiglu(gate_up), weight_DF)
-    y_ND: Tensor = _SwiGLULinear.apply(gate_up.flatten(0, -2), weight_DF)  # type: ignore[no-untyped-call]
+    y_ND: Tensor = _SwiGLULinear.apply(gate_up.reshape(-1, gate_up.shape[-1]), weight_DF)  # type: ignore[no-untyped-call]
     return y_ND.view(*gate_up.shape[:-1], -1)
 
 

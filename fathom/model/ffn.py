@@ -47,7 +47,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         gate_up, down = self.gate_up_proj(x), self.down_proj
-        if type(down) is Linear and down.lora is None and down.bias is None:
+        if torch.is_grad_enabled() and isinstance(down, Linear) and down.is_plain:
             return kernels.swiglu_linear(gate_up, down.weight)
         y: Tensor = down(swiglu(gate_up))
         return y

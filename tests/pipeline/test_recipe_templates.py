@@ -114,7 +114,7 @@ def test_a_written_recipe_passes_its_check_and_runs(
     assert learning["parameters"] > learning["active_parameters"] > 0
     assert learning["steps"] > 0
     assert learning["seconds"] > 0
-    assert learning["basis"] == ("estimated" if kind in ("grpo", "distill") else "measured")
+    assert learning["basis"] == "measured"
     assert not found["faults"]
     monkeypatch.chdir(tmp_path)  # its paths lead from where it lies
     ran = run(

@@ -16,6 +16,8 @@ from fathom.kernels.native import library
 from fathom.plan.cache_rows import QuantizedRow
 
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+MAX_SEGMENTS = 2
+"""Segments of a quantized row that a structure has room for."""
 
 
 class Segment(Structure):
@@ -31,7 +33,7 @@ class Pages(Structure):
         ("rows", c_void_p),
         ("row_bytes", c_int64),
         *((name, c_int32) for name in ("format", "width", "segments")),
-        ("segment", Segment * 2),
+        ("segment", Segment * MAX_SEGMENTS),
     )
 
 
@@ -58,7 +60,9 @@ def describe_pages(rows_NX: Tensor, row: QuantizedRow | None = None) -> Pages:
     width = rows_NX.shape[1] if row is None else row.width
     held = [Segment(segment.width, segment.largest, segment.group) for segment in segments]
     row_bytes = rows_NX.stride(0) * rows_NX.element_size()
-    return Pages(rows_NX.data_ptr(), row_bytes, _FORMATS[rows_NX.dtype], width, len(held), (Segment * 2)(*held))
+    return Pages(
+        rows_NX.data_ptr(), row_bytes, _FORMATS[rows_NX.dtype], width, len(held), (Segment * MAX_SEGMENTS)(*held)
+    )
 
 
 def attention_workspace(threads: int, width: int, value_width: int) -> Tensor:

@@ -19,7 +19,7 @@ from fathom.model.cache import PagePool, SequenceChunk
 from fathom.model.cache.pool import Pages
 from fathom.model.decoder import Decoder
 from fathom.model.native import structs
-from fathom.model.native.pages import page_rows
+from fathom.model.native.pages import native_pages
 from fathom.model.native.threads import StepThreads
 from fathom.model.native.walk import Refusal, Unknown, Walker, refusals
 from fathom.model.native.weights import PackedWeights
@@ -65,7 +65,7 @@ class NativeModel:
             return Refusal(f"{type(decoder).__name__} models")
         for reason in refusals(decoder):
             return Refusal(reason)
-        if any(page_rows(pages) is None for layer in pool.layers for pages in layer):
+        if any(native_pages(pages) is None for layer in pool.layers for pages in layer):
             return Refusal("the cache's format")
         try:
             return cls(decoder, pool, threads)
@@ -201,7 +201,7 @@ class NativeModel:
         return model
 
     def _point_to_pages(self, layer: structs.Layer, pages: Sequence[Pages]) -> None:
-        each = [page_rows(stored) for stored in pages]
+        each = [native_pages(stored) for stored in pages]
         for index in range(2):
             rows = each[min(index, len(each) - 1)]
             assert rows is not None

@@ -1,14 +1,14 @@
-"""The structures of ``csrc/step.h`` and ``csrc/pages.h``, field by field."""
+"""The structures of ``csrc/step.h``, field by field."""
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_void_p
 
+from fathom.kernels.native.attention import Pages
 from fathom.kernels.native.library import Matrix
 
 MLA, GQA = range(2)
 SOFTMAX, SIGMOID, HASH = range(3)
-PAGES_FLOAT32, PAGES_BFLOAT16, PAGES_QUANTIZED = range(3)
 
 
 def _ints(*names: str) -> tuple[tuple[str, type], ...]:
@@ -17,23 +17,6 @@ def _ints(*names: str) -> tuple[tuple[str, type], ...]:
 
 def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
     return tuple((name, c_void_p) for name in names)
-
-
-class Segment(Structure):
-    """``fathom_segment``: neighbouring elements of a quantized row."""
-
-    _fields_ = _ints("width", "largest", "group")
-
-
-class PageRows(Structure):
-    """``fathom_pages``: the rows of one layer's pages."""
-
-    _fields_ = (
-        ("rows", c_void_p),
-        ("row_bytes", c_int64),
-        *_ints("format", "width", "segments"),
-        ("segment", Segment * 2),
-    )
 
 
 class LinearWeights(Structure):
@@ -97,7 +80,7 @@ class Layer(Structure):
         ("output_norm", Norm),
         ("attention", AttentionWeights),
         ("feed_forward", FeedForward),
-        ("pages", POINTER(PageRows) * 2),
+        ("pages", POINTER(Pages) * 2),
     )
 
 

@@ -112,7 +112,7 @@ def _answer(bench: Any, line: dict[str, Any]) -> str:
 
 def test_two_runs_draw_alike_whatever_is_drawn_together(bench: Any, known: str, monkeypatch: Any) -> None:
     whole = bench.run("whole", drawing(known))
-    monkeypatch.setattr("fathom.pipeline.steps.answers.BATCH_SIZE", 7)
+    monkeypatch.setattr("fathom.pipeline.steps.answers.ANSWERS_AT_ONCE", 7)
     parts = bench.run("parts", drawing(known))
     for name in ("answers.jsonl", "conversations.jsonl", "summary.json"):
         assert (whole / "drawn" / name).read_bytes() == (parts / "drawn" / name).read_bytes()
