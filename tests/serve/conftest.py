@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
+from fathom.engine.engine import Engine
+from fathom.engine.request import Output
 from fathom.inference.language_model import LanguageModel
 from fathom.spec.engine import EngineSpec
 from tests.serve.serving import Running, Serve, publish_tiny, running, with_engine
@@ -49,3 +52,15 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
     """Return OpenAI's own client of the shared server."""
     with server.client() as found:
         yield found
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every step of an engine take 3 ms more, so that an answer lasts as long as one of a larger model."""
+    step = Engine.step
+
+    def slow(engine: Engine) -> list[Output]:
+        time.sleep(0.003)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slow)

@@ -111,6 +111,7 @@ def test_a_client_that_leaves_while_its_prompt_is_prepared_frees_its_place_at_on
         assert server.service.worker.stats.prompt_tokens - prompts <= 4  # abandoned requests are not run
 
 
+@pytest.mark.usefixtures("slow_steps")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
 def test_a_client_that_leaves_amid_its_request_or_answer_frees_its_place(

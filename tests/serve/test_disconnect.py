@@ -34,6 +34,7 @@ def ask(port: int, body: dict[str, Any], path: str = "/v1/completions") -> socke
     return connection
 
 
+@pytest.mark.usefixtures("slow_steps")
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_gives_its_pages_back_at_once(server: Running, stream: bool) -> None:
     generated = server.service.worker.stats.generated_tokens
@@ -47,6 +48,7 @@ def test_a_client_that_leaves_gives_its_pages_back_at_once(server: Running, stre
     assert server.service.worker.engine.leaked_pages == 0
 
 
+@pytest.mark.usefixtures("slow_steps")
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
@@ -174,6 +176,7 @@ def test_a_second_signal_leaves_at_once(directory: Path) -> None:
         connection.close()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_client_that_takes_nothing_is_not_waited_for(serve: Serve) -> None:
     with serve(limits=Limits(write_timeout_seconds=0.2)) as server:
         connection = socket.socket()

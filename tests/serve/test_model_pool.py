@@ -149,6 +149,7 @@ def test_the_tensors_of_an_evicted_model_are_gone(pool: Pool) -> None:
         assert [ref() for ref in seen if ref() is not None] == []
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_model_is_never_evicted_amid_an_answer(pool: Pool) -> None:
     with pool("alpha", "beta", load_timeout_seconds=0.3) as server, server.http() as http:
         with http.stream("POST", "/v1/completions", json=LONG | {"model": "alpha"}) as stream:

@@ -85,6 +85,7 @@ def test_all_tokens_together_are_bounded(serve: Serve) -> None:
         assert refused.json()["error"]["message"] == "input: more than 10 tokens in all; split the request"
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_an_answer_goes_on_while_many_texts_are_embedded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine steps between two passes of the embedding."""
     order: list[str] = []

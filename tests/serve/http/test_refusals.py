@@ -237,6 +237,7 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(server: Running, path:
     assert status(received) == expected
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_full_queue_is_refused_with_a_retry_after(serve: Serve) -> None:
     spec = EngineSpec(max_batch=1, cache_tokens=1024, page_size=16)
     with serve(spec, max_waiting=2) as server, server.http() as http:
@@ -254,6 +255,7 @@ def test_a_full_queue_is_refused_with_a_retry_after(serve: Serve) -> None:
         assert server.idle()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_more_requests_at_once_than_allowed_are_refused(serve: Serve) -> None:
     with serve(limits=Limits(max_concurrent_requests=1)) as server, server.http() as http:
         stream = open_stream(server, {"prompt": "The", "max_tokens": 480, "ignore_eos": True, "stream": True})
