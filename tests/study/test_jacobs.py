@@ -179,6 +179,7 @@ def test_claims_follow_the_figures() -> None:
     assert claims(unreached)[-1].startswith("- Not measured")
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_three_files_and_repeats_itself(tmp_path: Path) -> None:
     progress = RecordingProgress()
     first = registry.run_experiment("jacobs", tmp_path / "a", seed=5, quick=True, progress=progress)

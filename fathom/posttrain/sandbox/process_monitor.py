@@ -126,11 +126,12 @@ class MonitoredProcess:
         """Say how this process, whose report decides, and with it a program ended; ``others`` is the program's own.
 
         Raises:
-            ResourceError: the harness of one did not begin.
+            ResourceError: the harness of one did not begin, and no program passed a limit meanwhile.
         """
         processes = (*others, self)
-        for process in processes:
-            process.check_started()
+        if sandbox.stopped is None or not any(process.started for process in others):
+            for process in processes:
+                process.check_started()
         reason, detail, code = self._reason(pass_code, sandbox, others)
         return ExecutionResult(
             reason=reason,

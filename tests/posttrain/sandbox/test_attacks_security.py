@@ -47,6 +47,13 @@ def test_a_program_beside_its_tests_has_the_same_bound(attacker: Attack, name: s
     assert found["usage"]["processes"] <= 16 + 8
 
 
+def test_a_program_that_takes_all_before_its_tests_begin_has_failed(attacker: Attack) -> None:
+    tests = "assert 1 == 1\n#" + 20_000_000 * "x"  # which their process is long in reading
+    found = attacker(EXHAUSTING["sixteen processes with memory"], tests)
+    assert found["reason"] != "passed", found
+    assert found["left"] == []
+
+
 def test_processor_time_of_all_processes_is_one_bound(attacker: Attack) -> None:
     found = attacker(EXHAUSTING["processor time of many"], seconds=1.0)
     assert found["reason"] == "time"
