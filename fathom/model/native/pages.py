@@ -1,4 +1,7 @@
-"""A pool's pages as the library reads them."""
+"""A pool's pages as the library reads them.
+
+X elements of one token, Y bytes of its row.
+"""
 
 from __future__ import annotations
 
