@@ -88,6 +88,7 @@ def test_ctrl_c_ends_in_order_with_what_was_found(tmp_path: Path, name: str, sta
     assert not (tmp_path / "ends").exists()
 
 
+@pytest.mark.slow
 def test_an_input_that_ends_the_process_is_kept_and_the_target_goes_on(tmp_path: Path) -> None:
     run = subprocess.run(command(tmp_path, "ends", seconds=8), capture_output=True, text=True, timeout=120)
     assert run.returncode == 1, run.stderr

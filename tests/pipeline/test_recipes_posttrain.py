@@ -170,6 +170,7 @@ def test_r1_zero_learns_from_two_rules_alone(base: Path, texts: Path, tmp_path: 
     assert first["logprob_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_what_a_run_reached_is_collected_and_drawn(base: Path, texts: Path, tmp_path: Path) -> None:
     overrides = [*pretrained("textbooks"), *online("r1-zero")]
     found = finish(plan_of("r1-zero", base, overrides, texts), tmp_path / "run")

@@ -124,6 +124,7 @@ def test_held_out_loss_is_the_mean_over_all_windows() -> None:
     assert held_out_loss(model, windows, 2) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_its_files_with_published_figures_apart(tmp_path: Path) -> None:
     progress = RecordingProgress()
     result = run(tmp_path, seed=0, quick=True, progress=progress)

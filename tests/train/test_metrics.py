@@ -43,6 +43,7 @@ def test_resuming_drops_later_and_torn_lines(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_lines_waiting_and_never_half_written(tmp_path: Path) -> None:
     script = """
         import resource, signal, sys

@@ -212,6 +212,7 @@ def test_an_absurd_count_is_refused(parts: list[Path]) -> None:
         GGUFFile.open(parts[0])
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=12)
 def test_a_random_model_in_parts_of_random_sizes_equals_the_whole_file(

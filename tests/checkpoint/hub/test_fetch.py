@@ -242,6 +242,7 @@ def fathom(hub: Hub, home: Path, *arguments: str, **environment: str) -> subproc
     )
 
 
+@pytest.mark.slow
 def test_the_hubs_own_variables_are_respected(quantised: Hub, tmp_path: Path) -> None:
     """HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME say where, HF_TOKEN who, and HF_HUB_OFFLINE whether at all."""
     home = tmp_path / "home"
