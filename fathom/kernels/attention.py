@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.kernels import reference
-from fathom.kernels.elementwise import needs_grad
+from fathom.kernels.tensors import needs_grad
 
 
 def attention(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import accumulation_dtype
 from fathom.kernels.products import add_product, product
+from fathom.kernels.tensors import accumulation_dtype
 from fathom.spec.targets import IGNORE_INDEX
 
 

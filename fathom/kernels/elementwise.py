@@ -16,18 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels import reference
+from fathom.kernels.tensors import accumulation_dtype, needs_grad
 from fathom.spec.rope import RopeLayout
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Whether autograd records an operation on these tensors."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype to accumulate in: float32, or wider where the tensor is."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
 
 _MANY_NUMBERS = 2**17  # measured: below, PyTorch's own norm is as fast
 

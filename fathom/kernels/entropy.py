@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fathom.kernels.cross_entropy import cast_for_autocast
-from fathom.kernels.elementwise import accumulation_dtype
 from fathom.kernels.products import product
+from fathom.kernels.tensors import accumulation_dtype
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import accumulation_dtype, needs_grad
 from fathom.kernels.linear import compiles_one_row
 from fathom.kernels.products import product
+from fathom.kernels.tensors import accumulation_dtype, needs_grad
 
 # Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 4096

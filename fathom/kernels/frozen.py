@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import accumulation_dtype, swiglu
+from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import dispatch_by_expert
 from fathom.kernels.products import add_product, product
+from fathom.kernels.tensors import accumulation_dtype
 from fathom.kernels.weight_formats import WeightMatrix, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**20

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import needs_grad
+from fathom.kernels.tensors import needs_grad
 
 _DTYPES = (torch.float32, torch.bfloat16)
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import needs_grad, swiglu
+from fathom.kernels.elementwise import swiglu
 from fathom.kernels.products import are_float32_on_cpu, is_dense, onednn_is_faster, product
+from fathom.kernels.tensors import needs_grad
 
 
 def linear(x: Tensor, weight_XY: Tensor, bias_X: Tensor | None = None) -> Tensor:

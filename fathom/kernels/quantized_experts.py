@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
-from fathom.kernels.elementwise import accumulation_dtype, needs_grad, swiglu
+from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import ExpertDispatch, dispatch_by_expert
 from fathom.kernels.linear import compiles_inference
 from fathom.kernels.native.matrix import PackedExperts
 from fathom.kernels.packed_products import packed_grouped_swiglu
 from fathom.kernels.quantized_products import dequantized_matmul, fused_matmul, uses_fused_kernel
+from fathom.kernels.tensors import accumulation_dtype, needs_grad
 from fathom.kernels.weight_formats import ExpertStack, QuantizedExpertWeights, QuantizedWeight, cpu_layout
 
 # Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
-from fathom.kernels.elementwise import needs_grad
 from fathom.kernels.linear import compiles_inference
 from fathom.kernels.native.matrix import PackedMatrix
 from fathom.kernels.packed_products import packed_linear
 from fathom.kernels.products import has_native_bfloat16, product
+from fathom.kernels.tensors import needs_grad
 from fathom.kernels.weight_formats import QuantizedWeight, WeightMatrix, cpu_layout, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**19

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import FathomError, SpecError
-from fathom.kernels.elementwise import needs_grad
 from fathom.kernels.native.library import Matrix, ThreadPool, check, library
+from fathom.kernels.tensors import needs_grad
 
 PackedFormat = Literal["float32", "bfloat16", "q8", "q4", "q4m"]
 PACKED_FORMATS: tuple[PackedFormat, ...] = ("float32", "bfloat16", "q8", "q4", "q4m")  # fathom_format

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from fathom.errors import DataError
 from fathom.kernels.cross_entropy import cast_for_autocast
-from fathom.kernels.elementwise import accumulation_dtype
 from fathom.kernels.products import add_product, product
+from fathom.kernels.tensors import accumulation_dtype
 from fathom.posttrain.losses import checks
 from fathom.spec.posttrain import DistillationLoss
 
