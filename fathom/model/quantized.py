@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Self, TypeVar, cast
+from typing import ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class QuantizedModule(nn.Module):
 
     passes_gradient = False
     round_activations = True
+    held: ClassVar[tuple[str, ...]] = ("qweight",)
+    """The attributes that hold the quantized weights."""
+
+    def quantized(self) -> Iterator[WeightMatrix | ExpertStack]:
+        """Yield the quantized weights."""
+        return (getattr(self, name) for name in self.held)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode for ``mode`` False.
@@ -42,6 +48,11 @@ class QuantizedModule(nn.Module):
         if mode and not self.passes_gradient:
             raise SpecError("weights", "in 8 or 4 bits cannot be trained", "open the model with plain weights")
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for name in self.held:
+            setattr(self, name, _moved(getattr(self, name), fn))
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class QuantizedLinear(QuantizedModule):
@@ -70,13 +81,11 @@ class QuantizedLinear(QuantizedModule):
             y = y.add_(self.bias)
         return y if self.lora is None else y + self.lora(x)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.qweight = _moved(self.qweight, fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
 
 class QuantizedExperts(QuantizedModule, RoutedExperts):
     """Routed experts computed by ``quantized_grouped_swiglu``, or one after another where they are adapted."""
+
+    held = ("gate_up", "down")
 
     def __init__(
         self,
@@ -114,10 +123,6 @@ class QuantizedExperts(QuantizedModule, RoutedExperts):
             return kernels.frozen_quantized_linear(x_XY, qweight)
         return kernels.quantized_linear(x_XY, qweight, round_activations=self.round_activations)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.gate_up, self.down = _moved(self.gate_up, fn), _moved(self.down, fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
 
 class QuantizedEmbedding(QuantizedModule):
     """An embedding whose rows are unpacked as they are looked up; a tied head may hold the same matrix."""
@@ -138,10 +143,6 @@ class QuantizedEmbedding(QuantizedModule):
         rows_ND = kernels.packed_rows(tokens.reshape(-1), self.qweight)
         return rows_ND.to(self._like.dtype).view(*tokens.shape, -1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.qweight = _moved(self.qweight, fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
 
 class QuantizedUpProjection(QuantizedModule):
     """``kv_b_proj`` of latent attention as two matrices of each head, both of which absorbed attention multiplies by.
@@ -150,6 +151,7 @@ class QuantizedUpProjection(QuantizedModule):
     in which GGUF files hold them. ``lora`` adds to the product, as of a ``Linear``.
     """
 
+    held = ("keys", "values")
     lora: LowRankUpdate | None
 
     def __init__(self, keys: PackedExperts, values: PackedExperts) -> None:
@@ -184,23 +186,12 @@ class QuantizedUpProjection(QuantizedModule):
     def _head(self, head: int) -> tuple[Tensor, Tensor]:
         return dequantize(self.keys[head]).t(), dequantize(self.values[head])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.keys, self.values = _moved(self.keys, fn), _moved(self.values, fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
 
 def quantized_weights(model: nn.Module) -> Iterator[WeightMatrix | ExpertStack]:
     """Yield the quantized weights of a model, each once: a tied head's are the embedding's."""
     seen: set[int] = set()
     for module in model.modules():
-        found: tuple[WeightMatrix | ExpertStack, ...] = ()
-        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            found = (module.qweight,)
-        elif isinstance(module, QuantizedExperts):
-            found = (module.gate_up, module.down)
-        elif isinstance(module, QuantizedUpProjection):
-            found = (module.keys, module.values)
-        for weights in found:
+        for weights in module.quantized() if isinstance(module, QuantizedModule) else ():
             packed = isinstance(weights, PackedMatrix | PackedExperts)
             place = (weights.data if packed else weights.values).data_ptr()  # type: ignore[union-attr]
             if place not in seen:
