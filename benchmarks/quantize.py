@@ -21,8 +21,8 @@ from fathom.evals.perplexity import perplexity
 from fathom.inference.language_model import LanguageModel
 from fathom.kernels.weight_formats import QuantFormat
 from fathom.model import StaticCache
-from fathom.model.packing import packed_matrices
 from fathom.model.quantize import quantize
+from fathom.model.quantized import quantized_weights
 from fathom.spec.engine import WeightFormat
 
 HELD_OUT = Path("runs/quickstart/corpus/held_out")
@@ -64,8 +64,7 @@ def opened(model: str, form: WeightConfig) -> tuple[LanguageModel, int]:
     """Open a model in a form; also the bytes of its weights."""
     found = LanguageModel.open(model, dtype=form.dtype, weights="auto" if form.stored else "plain", device="cpu")
     if form.stored:
-        kept = sum(each.nbytes for each in (*packed_matrices(found.model), *found.model.parameters()))
-        return found, kept
+        return found, sum(each.nbytes for each in (*quantized_weights(found.model), *found.model.parameters()))
     if form.format is None:
         return found, sum(parameter.nbytes for parameter in found.model.parameters())
     return found, quantize(found.model, form.format, form.group_size, head=form.head).bytes_after

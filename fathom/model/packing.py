@@ -17,13 +17,7 @@ from fathom.model.attention.mla import MLA
 from fathom.model.decoder import Decoder
 from fathom.model.ffn import GateUpLinear
 from fathom.model.moe.layer import Experts
-from fathom.model.quantized import (
-    QuantizedEmbedding,
-    QuantizedExperts,
-    QuantizedLinear,
-    QuantizedUpProjection,
-    quantized_weights,
-)
+from fathom.model.quantized import QuantizedEmbedding, QuantizedExperts, QuantizedLinear, QuantizedUpProjection
 from fathom.spec.engine import WeightFormat
 
 Role = Literal["linear", "experts", "up", "embedding", "head"]
@@ -165,13 +159,6 @@ class Packing:
     def _replace(self, place: str, module: nn.Module) -> None:
         parent, _, own = place.rpartition(".")
         setattr(self._model.get_submodule(parent), own, module.eval())
-
-
-def packed_matrices(model: Decoder) -> Iterator[PackedMatrix | PackedExperts]:
-    """Yield the packed weights of a model, each once."""
-    for weights in quantized_weights(model):
-        if isinstance(weights, PackedMatrix | PackedExperts):
-            yield weights
 
 
 def _matrix(name: str, role: Role, weight: Tensor) -> dict[str, Packable]:

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from fathom.errors import SpecError
 from fathom.kernels import reference
+from fathom.kernels.native.matrix import PackedExperts, PackedMatrix
 from fathom.kernels.weight_formats import QuantFormat, dequantize
 from fathom.model import Decoder, StaticCache, build
 from fathom.model.adapters.attach import adapter_from_state, attach, learned_state, with_adapter
 from fathom.model.moe import ExpertAssignment, RoutedExperts
-from fathom.model.packing import packable, packed_matrices
+from fathom.model.packing import packable
 from fathom.model.quantize import quantize, set_activations
-from fathom.model.quantized import QuantizedEmbedding, QuantizedExperts, QuantizedLinear, QuantizedUpProjection
+from fathom.model.quantized import (
+    QuantizedEmbedding,
+    QuantizedExperts,
+    QuantizedLinear,
+    QuantizedUpProjection,
+    quantized_weights,
+)
 from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
 from fathom.spec.adapter import LoraSpec
 
@@ -160,7 +167,7 @@ def test_every_matrix_is_held_once_in_its_format_and_the_report_counts_it(spec: 
     assert all(
         name.endswith(("norm.weight", "bias", "mlp.gate.weight")) or tensor.dim() == 1 for name, tensor in kept.items()
     )
-    matrices = list(packed_matrices(model))
+    matrices = [each for each in quantized_weights(model) if isinstance(each, PackedMatrix | PackedExperts)]
     assert report.bytes_after == sum(each.nbytes for each in (*matrices, *kept.values()))
     in_8_bits = [each for each in matrices if each.format == "q8"]
     assert {each.format for each in matrices} == ({"q8"} if form == "int8" else {"q8", "q4"})

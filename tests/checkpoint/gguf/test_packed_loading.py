@@ -188,14 +188,13 @@ from fathom.checkpoint.gguf import GGUFFile
 from fathom.checkpoint.hf import HFCheckpoint, write_hf
 from fathom.checkpoint.packed_loading import load_packed, plan_packing
 from fathom.model import build
-from fathom.model.packing import packed_matrices
+from fathom.model.quantized import weight_bytes
 source = GGUFFile.open(Path(sys.argv[1]))
 model = build(source.spec, device="meta")
 plan = plan_packing(model, source, "auto")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load_packed(model, source, plan)
-held = sum(each.nbytes for each in packed_matrices(model)) + sum(each.nbytes for each in model.parameters())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, held // 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, weight_bytes(model) // 1024)
 """
 
 
