@@ -33,7 +33,6 @@ from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.engine import PackedWeights
 
 _BITS: Mapping[PackedFormat, int] = {"q4": 4, "q4m": 4, "q8": 8}
-_FORMAT_NAMES: Mapping[PackedFormat, str] = {"q8": "8 bits", "q4": "4 bits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def load_packed(
     """
     shapes, state = parameter_shapes(model.spec), model.state_dict()
     sizes = {name: plan[name].nbytes if name in plan else tensor.nbytes for name, tensor in state.items()}
-    packing, done, left = Packing(model), 0, dict.fromkeys(shapes)
+    packing, done, total, left = Packing(model), 0, sum(sizes.values()), dict.fromkeys(shapes)
     rounded, change, size = Counter[str](), 0.0, 0.0
     for name, value in _stream(source, plan):
         if name not in left or (isinstance(value, Tensor) and tuple(value.shape) != shapes[name]):
@@ -106,7 +105,7 @@ def load_packed(
             planned = plan[name]
             packed = _packed(name, planned, value) if isinstance(value, Tensor) else value
             if planned.loses and isinstance(value, Tensor):
-                rounded[f"{' and '.join(sorted(set(planned.kinds)))} to {_FORMAT_NAMES[planned.format]}"] += 1
+                rounded[f"{' and '.join(sorted(set(planned.kinds)))} to {_BITS[planned.format]} bits"] += 1
                 change, size = (
                     a + b for a, b in zip((change, size), _squares(planned.entry, packed, value), strict=True)
                 )
@@ -114,7 +113,7 @@ def load_packed(
             del packed
         del left[name], value
         done += sizes[name]
-        progress.update(done, sum(sizes.values()), "bytes", phase="load")
+        progress.update(done, total, "bytes", phase="load")
     if left:
         raise CheckpointError(f"{next(iter(left))}: is missing, and {len(left) - 1} more; use a complete checkpoint")
     if rounded:
