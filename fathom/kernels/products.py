@@ -30,24 +30,23 @@ _LARGEST_ERROR = 1e-4
 
 def product(left_NY: Tensor, right_YX: Tensor, out: Tensor | None = None) -> Tensor:
     """Return left right, (N, X), in ``out`` where it is given, converted to its dtype. It has no gradient."""
-    if prefers_onednn(left_NY, right_YX):
+    if _prefers_onednn(left_NY, right_YX):
         found_NX = _onednn(left_NY, right_YX)
-        return found_NX if out is None else out.copy_(found_NX)
-    if out is None:
-        return torch.mm(left_NY, right_YX)
-    if out.dtype == left_NY.dtype:
+    elif out is None or out.dtype == left_NY.dtype:
         return torch.mm(left_NY, right_YX, out=out)
-    return out.copy_(torch.mm(left_NY, right_YX))
+    else:
+        found_NX = torch.mm(left_NY, right_YX)
+    return found_NX if out is None else out.copy_(found_NX)
 
 
 def add_product(total_NX: Tensor, left_NY: Tensor, right_YX: Tensor) -> Tensor:
     """Add left right to ``total``, in place, whatever its dtype. It has no gradient."""
-    if total_NX.dtype != left_NY.dtype or prefers_onednn(left_NY, right_YX):
+    if total_NX.dtype != left_NY.dtype or _prefers_onednn(left_NY, right_YX):
         return total_NX.add_(product(left_NY, right_YX))
     return total_NX.addmm_(left_NY, right_YX)
 
 
-def prefers_onednn(left_NY: Tensor, right_YX: Tensor) -> bool:
+def _prefers_onednn(left_NY: Tensor, right_YX: Tensor) -> bool:
     """Whether oneDNN computes this product: a large one of float32 on a processor where it is faster."""
     rows, inputs = left_NY.shape
     if rows < _LEAST_ROWS or not are_float32_on_cpu(left_NY, right_YX):
