@@ -142,7 +142,7 @@ class NativeModel:
         logits_XV = torch.empty(len(logit_rows), self._model.vocabulary)
         places, pages = array("i"), array("i")
         for chunk in chunks:
-            places.extend((len(pages), len(chunk.pages), chunk.start, chunk.tokens, chunk.first))
+            places.extend((len(pages), len(chunk.pages), chunk.start, chunk.tokens, chunk.first))  # fathom_chunk
             pages.extend(chunk.pages)
         each = [array("i", tokens), places, pages, array("i", logit_rows)]
         token_ids, where, page_ids, row_ids = (ints.buffer_info()[0] for ints in each)

@@ -1,4 +1,4 @@
-"""The structures of ``csrc/step.h``, field by field."""
+"""The structures of ``csrc/step.h``, field by field; chunks are plain arrays of integers."""
 
 from __future__ import annotations
 
@@ -110,12 +110,6 @@ class Model(Structure):
         ("mtp", POINTER(Mtp)),
         ("page_size", c_int32),
     )
-
-
-class Chunk(Structure):
-    """``fathom_chunk``."""
-
-    _fields_ = _ints("page_offset", "page_count", "start", "tokens", "first")
 
 
 class Batch(Structure):
