@@ -11,6 +11,7 @@ from torch import Tensor
 from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import dispatch_by_expert
 from fathom.kernels.native.matrix import PACKED_FORMATS, PackedExperts, PackedFormat, PackedMatrix
+from fathom.kernels.tensors import accumulation_dtype
 from fathom.kernels.weight_formats import dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**19
@@ -61,7 +62,7 @@ def packed_grouped_swiglu(
         return y
     dispatch = dispatch_by_expert(indices_NK, kept_NK, len(gate_up))
     weights_M1 = weights_NK.reshape(-1)[dispatch.order_M].unsqueeze(1)
-    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    wide = accumulation_dtype(x_ND)
     wide_ND, y_ND = x_ND.to(wide), torch.zeros_like(x_ND, dtype=wide)
     for expert, pairs in dispatch.slices():
         tokens_X = dispatch.tokens_M[pairs]
