@@ -72,9 +72,8 @@ def opened(model: str, form: WeightConfig) -> tuple[LanguageModel, int]:
 
 def decoded(model: LanguageModel, tokens_T: Tensor, text_bytes: int) -> BitsPerByte:
     """Score a text token by token, each in a step of its own."""
-    dtype = model.model.embed_tokens.weight.dtype
     cache = StaticCache.allocate(
-        model.spec, batch_size=1, max_length=len(tokens_T), device=torch.device("cpu"), dtype=dtype
+        model.spec, batch_size=1, max_length=len(tokens_T), device=torch.device("cpu"), dtype=model.model.dtype
     )
     nats = 0.0
     with torch.inference_mode():

@@ -63,7 +63,7 @@ def run(step: DpoStep, context: StepContext) -> None:
     every = [*learned, *validation]
     path = context.path(step) / REFERENCE_FILE
     lengths = [len(sample.tokens) - 1 for pair in every for sample in (pair.chosen, pair.rejected)]
-    precision = resolve_precision(step.train, start.model.embed_tokens.weight.device)
+    precision = resolve_precision(step.train, start.model.device)
     key = cache_key(step, context, precision, context.device, every)
     found = cached_tensors(path, key, lambda: {"logprobs_N": _reference(step, start, every)})
     groups = pair_groups(every, torch.split(found["logprobs_N"], lengths))
