@@ -93,3 +93,17 @@ def spec(request: pytest.FixtureRequest, latent_spec: MakeSpec, grouped_spec: Ma
         "window": grouped_spec(window=10),
     }
     return made[request.param]
+
+
+@pytest.fixture
+def latent(latent_spec: MakeSpec) -> ModelSpec:
+    """MLA with a query latent, experts and a module that predicts ahead, wide enough for groups of 32."""
+    return latent_spec(
+        hidden_size=64,
+        intermediate_size=96,
+        attention=LatentAttention(
+            num_heads=4, q_lora_rank=32, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=4, v_head_dim=24
+        ),
+        moe=MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1),
+        num_nextn_predict_layers=1,
+    )

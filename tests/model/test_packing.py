@@ -25,26 +25,13 @@ from fathom.model.quantized import (
     QuantizedUpProjection,
     quantized_weights,
 )
-from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
+from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec
 from fathom.spec.adapter import LoraSpec
+from tests.model.quantized import error, tokens
 
 MakeSpec = Callable[..., ModelSpec]
 FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
 pytestmark = pytest.mark.usefixtures("native")
-
-
-@pytest.fixture
-def latent(latent_spec: MakeSpec) -> ModelSpec:
-    """MLA with a query latent, experts and a module that predicts ahead."""
-    return latent_spec(
-        hidden_size=64,
-        intermediate_size=96,
-        attention=LatentAttention(
-            num_heads=4, q_lora_rank=32, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=4, v_head_dim=24
-        ),
-        moe=MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1),
-        num_nextn_predict_layers=1,
-    )
 
 
 @pytest.fixture
@@ -113,14 +100,6 @@ def packed(spec: ModelSpec, form: QuantFormat, **options: str) -> tuple[Decoder,
     model = copy.deepcopy(original)
     quantize(model, form, **options)  # type: ignore[arg-type]
     return model, original
-
-
-def tokens(count: int) -> Tensor:
-    return torch.randint(0, 100, (1, count), generator=torch.Generator().manual_seed(1))
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
 
 
 @FORMATS

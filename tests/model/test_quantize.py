@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fathom.errors import SpecError
 from fathom.kernels import quantized_products
@@ -16,7 +16,8 @@ from fathom.kernels.weight_formats import QuantFormat, dequantize
 from fathom.model import Decoder, StaticCache, build
 from fathom.model.quantize import quantize
 from fathom.model.quantized import QuantizedExperts, QuantizedLinear
-from fathom.spec import GroupedQueryAttention, LatentAttention, MixtureOfExperts, ModelSpec
+from fathom.spec import GroupedQueryAttention, MixtureOfExperts, ModelSpec
+from tests.model.quantized import error, tokens
 
 MakeSpec = Callable[..., ModelSpec]
 FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
@@ -25,20 +26,6 @@ FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.fixture(autouse=True)
 def _without_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fathom.model.quantize.can_pack", lambda _: False)
-
-
-@pytest.fixture
-def spec(latent_spec: MakeSpec) -> ModelSpec:
-    """MLA with a query latent and experts, wide enough for groups of 32."""
-    return latent_spec(
-        hidden_size=64,
-        intermediate_size=96,
-        attention=LatentAttention(
-            num_heads=4, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
-        ),
-        moe=MixtureOfExperts(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1),
-        num_nextn_predict_layers=1,
-    )
 
 
 def dequantized(model: Decoder, original: Decoder) -> Decoder:
@@ -58,20 +45,10 @@ def dequantized(model: Decoder, original: Decoder) -> Decoder:
     return plain
 
 
-def tokens(count: int) -> Tensor:
-    return torch.randint(0, 100, (1, count), generator=torch.Generator().manual_seed(1))
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
-
-
 @FORMATS
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_are_near_those_of_the_dequantized_weights(
-    spec: ModelSpec, latent_spec: MakeSpec, form: QuantFormat, tied: bool
-) -> None:
-    spec = dataclasses.replace(spec, tie_word_embeddings=tied)
+def test_logits_are_near_those_of_the_dequantized_weights(latent: ModelSpec, form: QuantFormat, tied: bool) -> None:
+    spec = dataclasses.replace(latent, tie_word_embeddings=tied)
     original = build(spec, seed=3).eval()
     model = copy.deepcopy(original)
     quantize(model, form)
@@ -84,11 +61,11 @@ def test_logits_are_near_those_of_the_dequantized_weights(
 
 
 @FORMATS
-def test_decoding_equals_reading_at_once(spec: ModelSpec, form: QuantFormat) -> None:
-    model = build(spec, seed=3)
+def test_decoding_equals_reading_at_once(latent: ModelSpec, form: QuantFormat) -> None:
+    model = build(latent, seed=3)
     quantize(model, form)
     ids = tokens(12)
-    cache = StaticCache.allocate(spec, batch_size=1, max_length=12, device=torch.device("cpu"), dtype=torch.float32)
+    cache = StaticCache.allocate(latent, batch_size=1, max_length=12, device=torch.device("cpu"), dtype=torch.float32)
     with torch.inference_mode():
         whole = model(ids).hidden_BTD
         parts = [model(ids[:, t : t + 1], cache=cache).hidden_BTD for t in range(12)]
@@ -97,11 +74,11 @@ def test_decoding_equals_reading_at_once(spec: ModelSpec, form: QuantFormat) -> 
 
 @FORMATS
 def test_float32_tiles_give_the_dequantized_model_exactly(
-    spec: ModelSpec, form: QuantFormat, monkeypatch: pytest.MonkeyPatch
+    latent: ModelSpec, form: QuantFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: False)
     monkeypatch.setattr(quantized_products, "max_fused_rows", lambda _: 0)
-    original = build(spec, seed=3).eval().double()
+    original = build(latent, seed=3).eval().double()
     model = copy.deepcopy(original)
     quantize(model, form)
     plain = dequantized(model, original)
@@ -114,8 +91,8 @@ def test_float32_tiles_give_the_dequantized_model_exactly(
         assert torch.equal(mine.indices_BTK, other.indices_BTK)
 
 
-def test_the_report_adds_up_and_names_what_stays(spec: ModelSpec) -> None:
-    model = build(spec, seed=0)
+def test_the_report_adds_up_and_names_what_stays(latent: ModelSpec) -> None:
+    model = build(latent, seed=0)
     before = sum(parameter.nbytes for parameter in model.parameters())
     report = quantize(model, "int4")
     kept = {tensor.name: tensor.reason for tensor in report.skipped}
@@ -168,8 +145,8 @@ def test_experts_stay_together_where_one_matrix_cannot_be_packed(latent_spec: Ma
     assert "other matrix" in kept["layers.1.mlp.experts.gate_up_proj"]
 
 
-def test_training_a_packed_model_is_refused(spec: ModelSpec) -> None:
-    model = build(spec, seed=0)
+def test_training_a_packed_model_is_refused(latent: ModelSpec) -> None:
+    model = build(latent, seed=0)
     quantize(model, "int8")
     assert not model.training
     model.eval()
@@ -178,8 +155,8 @@ def test_training_a_packed_model_is_refused(spec: ModelSpec) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_packed_model_keeps_its_steps_when_its_dtype_changes(spec: ModelSpec) -> None:
-    model = build(spec, seed=0)
+def test_a_packed_model_keeps_its_steps_when_its_dtype_changes(latent: ModelSpec) -> None:
+    model = build(latent, seed=0)
     quantize(model, "int4")
     with torch.inference_mode():
         expected = model(tokens(4)).hidden_BTD
@@ -188,8 +165,8 @@ def test_a_packed_model_keeps_its_steps_when_its_dtype_changes(spec: ModelSpec) 
         assert model.to(torch.bfloat16)(tokens(4)).hidden_BTD.dtype == torch.bfloat16
 
 
-def test_bad_requests_are_refused(spec: ModelSpec) -> None:
-    model = build(spec, seed=0)
+def test_bad_requests_are_refused(latent: ModelSpec) -> None:
+    model = build(latent, seed=0)
     with pytest.raises(SpecError, match="group_size"):
         quantize(model, "int4", 48)
     with pytest.raises(SpecError, match="format"):
@@ -201,8 +178,8 @@ def test_bad_requests_are_refused(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_come_from_the_packed_head(spec: ModelSpec, tied: bool) -> None:
-    model = build(dataclasses.replace(spec, tie_word_embeddings=tied), seed=0)
+def test_logits_come_from_the_packed_head(latent: ModelSpec, tied: bool) -> None:
+    model = build(dataclasses.replace(latent, tie_word_embeddings=tied), seed=0)
     embedding = model.embed_tokens.weight.clone()
     quantize(model, "int4", head="int4")
     assert isinstance(model.lm_head, QuantizedLinear)
