@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from functools import cache
 from itertools import product as every
 
@@ -11,20 +10,11 @@ from fathom.kernels.native import library
 from fathom.kernels.native.matrix import PACKED_FORMATS, PackedFormat, PackedMatrix, pack, pack_gguf
 
 pytestmark = pytest.mark.usefixtures("native")
-ISAS = library.usable_isas() if library.available() else ("scalar",)
 ROWS, COLUMNS, ODD_COLUMNS = (1, 15, 16, 17, 100), (32, 64, 96, 160), (1, 7, 33)
 COUNTS = (*range(1, 10), 17, 40)
 FORMATS = [
     (format, quantize) for format in PACKED_FORMATS for quantize in (False, True) if format[0] == "q" or quantize
 ]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = library.current_isa()
-    library.use_isa(request.param)
-    yield request.param
-    library.use_isa(before)
 
 
 @cache
