@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ class LogitChanges:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], ends: Collection[int], vocab: int) -> None:
         self._params = params
         self._index: dict[int, int] = {}  # of each token that may change; prompt, biases and ends before drawn ones
-        self._counts: list[int] = []
+        self._ids, self._counts = array("q"), array("d")  # the tokens, and how often each was drawn
         self._counted = 0
         biases: dict[int, float] = {}
         for token, bias in params.logit_bias:
@@ -41,13 +43,13 @@ class LogitChanges:
         self._ends = [self._place(token) for token in ends]
         for token in biases:
             self._place(token)
-        self._biases_N = torch.tensor([biases.get(token, 0.0) for token in self._index], dtype=torch.float64)
+        self._biases_N = torch.tensor([biases.get(token, 0.0) for token in self._ids], dtype=torch.float64)
 
     def copy(self) -> LogitChanges:
         """Return an independent copy."""
         later = LogitChanges.__new__(LogitChanges)
         later.__dict__.update(self.__dict__)
-        later._index, later._counts = dict(self._index), list(self._counts)
+        later._index, later._ids, later._counts = dict(self._index), self._ids[:], self._counts[:]
         return later
 
     def apply(self, logits_V: Tensor, drawn: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -56,8 +58,8 @@ class LogitChanges:
         for token in drawn[self._counted :]:
             self._counts[self._place(token)] += 1
         self._counted = len(drawn)
-        ids_N = torch.tensor(list(self._index), dtype=torch.long, device=device)
-        counts_N = torch.tensor(self._counts, dtype=torch.float64, device=device)
+        ids_N = torch.from_numpy(np.array(self._ids)).to(device)
+        counts_N = torch.from_numpy(np.array(self._counts)).to(device)
         values_N = logits_V[ids_N]
         if params.repetition_penalty != 1:
             penalty, seen_N = params.repetition_penalty, counts_N > 0
@@ -76,6 +78,7 @@ class LogitChanges:
 
     def _place(self, token: int) -> int:
         index = self._index.setdefault(token, len(self._index))
-        if index == len(self._counts):
-            self._counts.append(0)
+        if index == len(self._ids):
+            self._ids.append(token)
+            self._counts.append(0.0)
         return index
