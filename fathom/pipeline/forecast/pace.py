@@ -9,11 +9,11 @@ import torch
 
 from fathom.kernels.products import product_choice
 from fathom.model.build import build
+from fathom.pipeline.forecast.totals import free_memory
 from fathom.plan.flops import training_flops_per_token
 from fathom.plan.memory import training_memory
 from fathom.spec.model import ModelSpec
 from fathom.spec.train import UpdateSpec
-from fathom.system import available_memory
 from fathom.train.measure import peak_flops
 from fathom.train.micro_batch import split
 from fathom.train.optimizer import make_optimizer
@@ -21,7 +21,8 @@ from fathom.train.step import StepRunner
 
 UTILISATION = 0.25
 """Share of the peak of matrix products that training reaches where nothing was measured: between a half and double."""
-_MOST_SECONDS = 4.0
+MOST_SECONDS = 4.0
+"""For measuring one pace; where the estimate is above twice as many, nothing is measured."""
 _ROUNDS = 3
 
 
@@ -51,25 +52,22 @@ def training_pace(
     sequences: int,
     length: int,
     device: torch.device,
-    peak: float | None = None,
+    peak: float | None,
     measure: bool = True,
 ) -> Pace | None:
     """Time micro-batches of a model with random weights; estimate where they would take long or more memory than free.
 
-    ``peak`` is ``training_peak`` of the device where the caller knows it; without ``measure`` no step is taken.
-    None where the device's peak is unknown and nothing could be measured.
+    ``peak`` is ``training_peak`` of the device; without ``measure`` no step is taken. None where the peak is unknown
+    and nothing could be measured.
     """
     length = min(length, spec.max_position_embeddings)
+    fits = training_memory(spec, tokens=sequences * length).total < free_memory(device) // 2
     if peak is None:
-        peak = training_peak(device)
-    flops = training_flops_per_token(spec, length)
-    fits = training_memory(spec, tokens=sequences * length).total < available_memory() // 2
-    if peak is None and not (fits and device.type != "cpu"):
-        return None
-    estimate = flops / (UTILISATION * peak) if peak is not None else 0.0
-    while sequences > 1 and estimate * sequences * length * _ROUNDS > _MOST_SECONDS:
+        return _measured(spec, train, sequences, length, device) if fits and measure else None
+    estimate = training_flops_per_token(spec, length) / (UTILISATION * peak)
+    while sequences > 1 and estimate * sequences * length * _ROUNDS > MOST_SECONDS:
         sequences //= 2
-    if not (fits and measure) or estimate * sequences * length * _ROUNDS > 2 * _MOST_SECONDS:
+    if not (fits and measure) or estimate * sequences * length * _ROUNDS > 2 * MOST_SECONDS:
         return Pace(token=estimate, update=0.0, measured=False)
     return _measured(spec, train, sequences, length, device)
 
@@ -81,7 +79,7 @@ def _measured(spec: ModelSpec, train: UpdateSpec, sequences: int, length: int, d
     updates: list[float] = []
     begun = time.perf_counter()
     for number in range(1, _ROUNDS + 2):
-        if len(tokens) > 1 and time.perf_counter() - begun > _MOST_SECONDS:
+        if len(tokens) > 1 and time.perf_counter() - begun > MOST_SECONDS:
             break
         started = time.perf_counter()
         micros = split(_random_batch(spec, sequences, length, number), sequences, length, device)

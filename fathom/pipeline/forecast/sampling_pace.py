@@ -11,19 +11,19 @@ import torch
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.model.build import build
+from fathom.pipeline.forecast.pace import MOST_SECONDS
+from fathom.pipeline.forecast.totals import free_memory
 from fathom.plan.cache import cache_bytes_per_token
 from fathom.plan.count import count_parameters
 from fathom.plan.flops import decoding_flops_per_token
 from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.sampling import SamplingParams
-from fathom.system import available_memory
 
 ANSWER_SHARE = 0.6
 """Of max_tokens, what answers are taken to have on average."""
 _UTILISATION = 0.1
 """Share of the peak of matrix products that sampling reaches where nothing was measured: between a third and three."""
-_MOST_SECONDS = 4.0
 _PROMPT, _STEPS, _CONTEXT = 2, 16, 128
 
 
@@ -43,13 +43,14 @@ def sampling_pace(
     ``peak`` is ``training_peak`` of the device; without ``measure`` no step is taken. None where the peak is unknown
     and nothing could be measured.
     """
-    engine = replace(engine, cache_tokens=2 * engine.max_batch * max(engine.page_size, _PROMPT + _STEPS))
-    weights = 4 * count_parameters(spec).total
-    fits = weights + (engine.cache_tokens or 0) * cache_bytes_per_token(spec, bits=32) < available_memory() // 2
+    cached = 2 * engine.max_batch * max(engine.page_size, _PROMPT + _STEPS)
+    engine = replace(engine, cache_tokens=cached)
+    needed = 4 * count_parameters(spec).total + cached * cache_bytes_per_token(spec, bits=32)
+    fits = needed < free_memory(device) // 2
     if peak is None:
-        return _measured(spec, engine, device) if fits and measure and device.type != "cpu" else None
+        return _measured(spec, engine, device) if fits and measure else None
     estimate = decoding_flops_per_token(spec, _CONTEXT) / (_UTILISATION * peak)
-    if not (fits and measure) or estimate * engine.max_batch * (_PROMPT / 4 + 3) > 2 * _MOST_SECONDS:
+    if not (fits and measure) or estimate * engine.max_batch * (_PROMPT / 4 + 3) > 2 * MOST_SECONDS:
         return SamplingPace(token=estimate, measured=False)
     return _measured(spec, engine, device)
 
@@ -63,7 +64,7 @@ def _measured(spec: ModelSpec, engine: EngineSpec, device: torch.device) -> Samp
         running.submit(Request(prompt=tuple(prompt), params=params))
     whole: list[float] = []  # steps in which every answer grew; the first of them read prompts too
     begun = time.perf_counter()
-    while running.has_work and (len(whole) < 3 or time.perf_counter() - begun < _MOST_SECONDS):
+    while running.has_work and (len(whole) < 3 or time.perf_counter() - begun < MOST_SECONDS):
         started = time.perf_counter()
         if sum(len(output.tokens) for output in running.step()) == engine.max_batch:
             whole.append(time.perf_counter() - started)

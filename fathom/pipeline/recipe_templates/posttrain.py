@@ -266,7 +266,8 @@ def _length(rows: RowsSize, spec: ModelSpec) -> int:
 
 def _epochs(request: Request, spec: ModelSpec, tokens: float, length: int) -> tuple[float, str]:
     """Return the passes that the time holds, at most ``_EPOCHS``, and how the pace is known."""
-    pace = training_pace(spec, _update(spec), sequences=1, length=length, device=request.device)
+    peak = training_peak(request.device)
+    pace = training_pace(spec, _update(spec), sequences=1, length=length, device=request.device, peak=peak)
     if pace is None:
         return _EPOCHS, "unknown"
     seconds = pace.seconds(tokens, tokens / length)
@@ -278,9 +279,10 @@ def _rollouts(request: Request, spec: ModelSpec, *, other_passes: float = 0.0) -
     """Return how many rollouts the time holds; ``other_passes`` of other models count in passes of training."""
     answers = _QUESTIONS * _GROUP
     length = min(2 * _ANSWER_TOKENS, spec.max_position_embeddings)
-    pace = training_pace(spec, _update(spec), sequences=8, length=length, device=request.device)
+    peak = training_peak(request.device)
+    pace = training_pace(spec, _update(spec), sequences=8, length=length, device=request.device, peak=peak)
     engine = EngineSpec(max_batch=answers, record_routing=True)
-    drawing = sampling_pace(spec, engine, device=request.device, peak=training_peak(request.device))
+    drawing = sampling_pace(spec, engine, device=request.device, peak=peak)
     if pace is None or drawing is None:
         return 50, "unknown"
     drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
