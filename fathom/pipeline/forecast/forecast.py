@@ -52,6 +52,7 @@ from fathom.spec.recipe import (
 )
 from fathom.spec.train import UpdateSpec
 from fathom.train.schedule import total_steps
+from fathom.train.step import resolve_precision
 
 WORKED_TOKENS = 80
 _TOKENIZER_BYTES = 500_000
@@ -222,7 +223,8 @@ class Forecaster:
         return replace(base, parameters=count.total, active_parameters=count.active, memory_bytes=round(memory))
 
     def _pace(self, spec: ModelSpec, train: UpdateSpec, sequences: int, length: int) -> Pace | None:
-        key = (spec, sequences, length, train.activation_checkpointing, train.precision)
+        precision = resolve_precision(train, self._device)
+        key = (spec, sequences, length, train.activation_checkpointing, precision)
         if key not in self._paces:
             self._paces[key] = training_pace(
                 spec,

@@ -13,10 +13,11 @@ from fathom.pipeline.forecast.sampling_pace import ANSWER_SHARE, sampling_pace
 from fathom.pipeline.forecast.text_size import RowsSize, row_tokens, rows_size
 from fathom.pipeline.recipe_templates.request import Request
 from fathom.pipeline.recipe_templates.toml_text import lines, value
+from fathom.pipeline.rollouts import rollout_engine
 from fathom.plan.count import count_parameters, short_count
-from fathom.spec.engine import EngineSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.problem import FileProblems
+from fathom.spec.rollout import OnlineSpec, RolloutSpec
 from fathom.spec.train import AdamWSpec, UpdateSpec
 
 _EPOCHS = 3.0
@@ -266,8 +267,8 @@ def _length(rows: RowsSize, spec: ModelSpec) -> int:
 
 def _epochs(request: Request, spec: ModelSpec, tokens: float, length: int) -> tuple[float, str]:
     """Return the passes that the time holds, at most ``_EPOCHS``, and how the pace is known."""
-    peak = training_peak(request.device)
-    pace = training_pace(spec, _update(spec), sequences=1, length=length, device=request.device, peak=peak)
+    train, peak = UpdateSpec(optimizer=AdamWSpec(lr=_rate(spec))), training_peak(request.device)
+    pace = training_pace(spec, train, sequences=1, length=length, device=request.device, peak=peak)
     if pace is None:
         return _EPOCHS, "unknown"
     seconds = pace.seconds(tokens, tokens / length)
@@ -277,19 +278,15 @@ def _epochs(request: Request, spec: ModelSpec, tokens: float, length: int) -> tu
 
 def _rollouts(request: Request, spec: ModelSpec, *, other_passes: float = 0.0) -> tuple[int, str]:
     """Return how many rollouts the time holds; ``other_passes`` of other models count in passes of training."""
-    answers = _QUESTIONS * _GROUP
+    asked = RolloutSpec(questions=_QUESTIONS, group_size=_GROUP, max_tokens=_ANSWER_TOKENS)
+    policy = OnlineSpec(rollouts=1, rollout=asked, optimizer=AdamWSpec(lr=_rate(spec)))
     length = min(2 * _ANSWER_TOKENS, spec.max_position_embeddings)
     peak = training_peak(request.device)
-    pace = training_pace(spec, _update(spec), sequences=8, length=length, device=request.device, peak=peak)
-    engine = EngineSpec(max_batch=answers, record_routing=True)
-    drawing = sampling_pace(spec, engine, device=request.device, peak=peak)
+    pace = training_pace(spec, policy, sequences=8, length=length, device=request.device, peak=peak)
+    drawing = sampling_pace(spec, rollout_engine(policy, request.device), device=request.device, peak=peak)
     if pace is None or drawing is None:
         return 50, "unknown"
-    drawn = answers * _ANSWER_TOKENS * ANSWER_SHARE
+    drawn = _QUESTIONS * _GROUP * _ANSWER_TOKENS * ANSWER_SHARE
     seconds = pace.seconds(drawn * (1 + other_passes), 1) + drawn * drawing.token
     basis = "measured" if pace.measured and drawing.measured else "estimated"
     return max(5, min(200, int(request.seconds / seconds))), basis
-
-
-def _update(spec: ModelSpec) -> UpdateSpec:
-    return UpdateSpec(optimizer=AdamWSpec(lr=_rate(spec)))
