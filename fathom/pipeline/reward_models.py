@@ -9,6 +9,7 @@ from fathom.errors import CheckpointError, SpecError
 from fathom.inference.language_model import LanguageModel
 from fathom.inference.run_record import read_json
 from fathom.pipeline.context import StepContext, named_step
+from fathom.pipeline.run_models import open_step
 from fathom.posttrain.reward_model import ReasoningGenerator, make_score_fn, make_step_score_fn
 from fathom.posttrain.rewards.judge import ScoreFn
 from fathom.spec.alignment import RewardModelStep
@@ -36,7 +37,7 @@ def _open(context: StepContext, step: Step, reward: ModelReward) -> ScoreFn:
             f"is {reward.reasoning_tokens}, but step {made.name!r} learned to score after {made.reasoning_tokens}",
             "reason in both or in neither",
         )
-    model = LanguageModel.open(context.path(made), device=context.device, dtype="float32", weights="plain")
+    model = open_step(context, made)
     reasoning = None
     if reward.reasoning_tokens:
         reasoning = ReasoningGenerator(

@@ -25,6 +25,7 @@ from fathom.pipeline.context import StepContext, measured_steps
 from fathom.pipeline.problem_sources import opened_problems
 from fathom.pipeline.reward_functions import open_judge
 from fathom.pipeline.rollouts import ANSWERS_AT_ONCE, answering_engine
+from fathom.pipeline.run_models import open_step
 from fathom.pipeline.task_scores import Record, change, examples, stage_score
 from fathom.posttrain.prompts import PromptFormatter
 from fathom.posttrain.rewards.base import RewardInput
@@ -125,13 +126,13 @@ class _Stage:
         tasks: Mapping[str, Sequence[Problem]],
     ) -> None:
         self.step, self.context, self.judge, self.progress, self.tasks = step, context, judge, progress, tasks
-        self.name = stage.name
-        self._path = context.path(stage)
-        self._checkpoint = (find_checkpoint(self._path) / MANIFEST).read_bytes()
-        source = open_source(self._path)
+        self.stage, self.name = stage, stage.name
+        path = context.path(stage)
+        self._checkpoint = (find_checkpoint(path) / MANIFEST).read_bytes()
+        source = open_source(path)
         tokenizer = source.tokenizer()
         if tokenizer is None:
-            raise CheckpointError(f"{self._path}: has no tokenizer; --restart the run")
+            raise CheckpointError(f"{path}: has no tokenizer; --restart the run")
         self._prompter = PromptFormatter(tokenizer, step.prompt)
         for problems in tasks.values():
             prompts = [self._prompter.encode(problem) for problem in problems]
@@ -149,10 +150,7 @@ class _Stage:
                 yield task, kept
                 continue
             if model is None:
-                engine = answering_engine(ANSWERS_AT_ONCE)
-                model = LanguageModel.open(
-                    self._path, device=self.context.device, dtype="float32", weights="plain", engine=engine
-                )
+                model = open_step(self.context, self.stage, engine=answering_engine(ANSWERS_AT_ONCE))
             started = time.perf_counter()
             records = self._records(model, task, problems)
             seconds = time.perf_counter() - started
