@@ -77,9 +77,11 @@ class _Verb(_StyledHelp, TyperCommand):
 
     def _option(self, field: str, ctx: Any) -> str | None:
         """Return the option as typed that set a field, if one did."""
-        typed = [each for each in self.params if each.name == field and ctx.get_parameter_source(field) is not None]
-        names = [name for each in typed for name in each.opts if name.startswith("--")]
-        return names[0] if names and ctx.get_parameter_source(field).name == "COMMANDLINE" else None
+        source = ctx.get_parameter_source(field)
+        if source is None or source.name != "COMMANDLINE":
+            return None
+        names = (name for each in self.params if each.name == field for name in each.opts if name.startswith("--"))
+        return next(names, None)
 
 
 class _Group(_StyledHelp, TyperGroup):
