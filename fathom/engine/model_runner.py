@@ -98,7 +98,7 @@ class ModelRunner:
     def _sample(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         if self._sampler is None:
             return try_draw(logits_BV, rows, unused_ids_N=self._unused_ids_N)
-        return self._sampler.draw(logits_BV if logits_BV.dtype == torch.float32 else logits_BV.float(), rows)
+        return self._sampler.draw(logits_BV, rows)
 
     def _draw(
         self,
