@@ -31,19 +31,18 @@ class SamplingMetadata:
     eos_ids: frozenset[int] = frozenset()
     way: Way | None = field(default=None, init=False, repr=False, compare=False)
     """``params`` as the native library takes them, made once."""
-    is_plain: bool = field(init=False, repr=False, compare=False)
-    """Whether every token is drawn from the model's own logits."""
+    _never_modified: bool = field(init=False, repr=False, compare=False)
     _changes: LogitChanges | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         p = self.params
         changes = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias or p.min_tokens
-        self.is_plain = self.constraint is None and not changes
+        self._never_modified = self.constraint is None and not changes
 
     @property
     def is_unmodified(self) -> bool:
         """Whether the next token is drawn from the model's own logits."""
-        return self.constraint is None and not self.is_adjusted
+        return self._never_modified or (self.constraint is None and not self.is_adjusted)
 
     @property
     def is_adjusted(self) -> bool:

@@ -40,7 +40,7 @@ class NativeSampler:
         for index, row in enumerate(rows):
             if row.way is None:
                 row.way = self._way(row)
-            if row.is_plain or row.is_unmodified:
+            if row.is_unmodified:
                 drawer.add(index, address, row.seed, len(row.drawn), row.way)
             else:
                 try:
