@@ -23,8 +23,9 @@ from fathom.spec.sampling import SamplingParams
 ANSWER_SHARE = 0.6
 """Of max_tokens, what answers are taken to have on average."""
 _UTILISATION = 0.1
-"""Share of the peak of matrix products that sampling reaches where nothing was measured: between a third and three."""
-_PROMPT, _STEPS, _CONTEXT = 2, 16, 128
+"""Share of the peak of matrix products that sampling reaches where nothing was measured, within a factor of three."""
+_PROMPT, _STEPS, _FEWEST_STEPS, _CONTEXT = 2, 16, 3, 128
+_READING = 0.25  # what reading a token of a prompt takes, in steps of drawing one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,8 @@ def sampling_pace(
     if peak is None:
         return _measured(spec, engine, device) if fits and measure else None
     estimate = decoding_flops_per_token(spec, _CONTEXT) / (_UTILISATION * peak)
-    if not (fits and measure) or estimate * engine.max_batch * (_PROMPT / 4 + 3) > 2 * MOST_SECONDS:
+    steps = _READING * _PROMPT + _FEWEST_STEPS
+    if not (fits and measure) or estimate * engine.max_batch * steps > 2 * MOST_SECONDS:
         return SamplingPace(token=estimate, measured=False)
     return _measured(spec, engine, device)
 
@@ -64,7 +66,7 @@ def _measured(spec: ModelSpec, engine: EngineSpec, device: torch.device) -> Samp
         running.submit(Request(prompt=tuple(prompt), params=params))
     whole: list[float] = []  # steps in which every answer grew; the first of them read prompts too
     begun = time.perf_counter()
-    while running.has_work and (len(whole) < 3 or time.perf_counter() - begun < MOST_SECONDS):
+    while running.has_work and (len(whole) < _FEWEST_STEPS or time.perf_counter() - begun < MOST_SECONDS):
         started = time.perf_counter()
         if sum(len(output.tokens) for output in running.step()) == engine.max_batch:
             whole.append(time.perf_counter() - started)
