@@ -75,7 +75,7 @@ def plan_packing(model: Decoder, source: Weights, weights: PackedWeights) -> dic
         held = {GGML_TYPES[kind].format for kind in kinds if kind in GGML_TYPES and kind not in FLOATS}
         exact = keeps_shape and quantized and all(kind in GGML_TYPES for kind in kinds) and _is_one(entry, kinds)
         blocks = exact and (weights == "auto" or all(_BITS[format] <= _BITS[target] for format in held))
-        format = next(iter(held)) if blocks else target
+        format = max(held, key=_BITS.__getitem__) if blocks else target
         found[name] = PlannedPacking(entry, format, kinds, blocks)
     return found
 
