@@ -34,30 +34,16 @@ class Matrix(Structure):
     )
 
 
-class Rows(Structure):
-    """``fathom_rows``: rows of activations, quantized too where ``q`` is given."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("stride", c_int64),
-        *((name, c_void_p) for name in ("q", "scales", "sums")),
-        *((name, c_int32) for name in ("rows", "columns")),
-    )
-
-
 # Results and arguments of the functions of fathom_native.h; a tensor is the address of its data.
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fathom_error": (c_char_p, ()),
     "fathom_sources": (c_char_p, ()),
-    "fathom_best_isa": (c_int, ()),
     "fathom_has_isa": (c_int, (c_int,)),
-    "fathom_isa_name": (c_char_p, (c_int,)),
     "fathom_use_isa": (c_int, (c_int,)),
     "fathom_current_isa": (c_int, ()),
     "fathom_features": (c_uint, ()),
     "fathom_pool_new": (c_void_p, (c_int,)),
     "fathom_pool_free": (None, (c_void_p,)),
-    "fathom_pool_threads": (c_int, (c_void_p,)),
     "fathom_packed_bytes": (c_int64, (c_int, c_int, c_int)),
     "fathom_pack": (c_int, (c_int, c_int, c_int, c_void_p, c_int, c_void_p)),
     "fathom_pack_gguf": (c_int, (c_int, c_int, c_int, c_void_p, c_void_p)),
