@@ -61,6 +61,22 @@ typedef struct {
 
 #define FATHOM_ATTEND_KEYS 64 /* of a block at most */
 
+/* Panels of a matrix. */
+static inline int fathom_panels(const fathom_matrix *w) { return (w->rows + FATHOM_PANEL - 1) / FATHOM_PANEL; }
+
+/* Rows [first, first + count) of the activations. */
+static inline fathom_rows fathom_some_rows(const fathom_rows *x, int first, int count) {
+    const int64_t groups = x->columns / FATHOM_GROUP;
+    fathom_rows some = *x;
+    some.x += first * x->stride;
+    some.rows = count;
+    if (!x->q) return some;
+    some.q += (int64_t)first * x->columns;
+    some.scales += first * groups;
+    some.sums += first * groups;
+    return some;
+}
+
 /* Floats of packed queries, at most. */
 static inline int64_t fathom_packed_floats(int rows, int width) { return (rows + 16) * (int64_t)((width + 15) / 16 * 16); }
 

@@ -35,19 +35,6 @@ static void quantize_share(product_call *call, int thread, int threads) {
     }
 }
 
-/* Rows [first, first + count) of the activations. */
-static fathom_rows some_rows(const fathom_rows *x, int first, int count) {
-    fathom_rows some = *x;
-    const int64_t groups = x->columns / FATHOM_GROUP;
-    some.x += first * x->stride;
-    some.rows = count;
-    if (!x->q) return some;
-    some.q += (int64_t)first * x->columns;
-    some.scales += first * groups;
-    some.sums += first * groups;
-    return some;
-}
-
 static void run_parts(product_call *call, int panels) {
     const int across = (panels + call->panels - 1) / call->panels;
     const int down = (call->x.rows + ROWS_OF_A_PART - 1) / ROWS_OF_A_PART;
@@ -55,7 +42,7 @@ static void run_parts(product_call *call, int panels) {
         const int begin = part % across * call->panels, block = part / across;
         const int first = (int)((int64_t)call->x.rows * block / down);
         const int last = (int)((int64_t)call->x.rows * (block + 1) / down);
-        const fathom_rows some = some_rows(&call->x, first, last - first);
+        const fathom_rows some = fathom_some_rows(&call->x, first, last - first);
         fathom_current->product(call->w, begin, begin + call->panels < panels ? begin + call->panels : panels, &some,
                                 call->y + first * call->y_stride, call->y_stride);
     }
@@ -63,7 +50,7 @@ static void run_parts(product_call *call, int panels) {
 
 static void run_product(int thread, int threads, void *given) {
     product_call *call = given;
-    const int panels = (call->w->rows + FATHOM_PANEL - 1) / FATHOM_PANEL;
+    const int panels = fathom_panels(call->w);
     if (call->q) {
         quantize_share(call, thread, threads);
         fathom_barrier(call->pool);
@@ -90,7 +77,7 @@ int fathom_product(fathom_pool *pool, const fathom_matrix *w, const float *x, in
         call.x.scales = call.scales = (float *)(call.q + ALIGNED(values));
         call.x.sums = call.sums = (float *)((char *)call.scales + ALIGNED(scales));
     }
-    const int panels = (w->rows + FATHOM_PANEL - 1) / FATHOM_PANEL, shares = PARTS * fathom_pool_threads(pool);
+    const int panels = fathom_panels(w), shares = PARTS * fathom_pool_threads(pool);
     call.panels = panels >= 2 * shares ? panels / shares & ~1 : panels > 1 ? 2 : 1;
     const int failed = fathom_pool_run(pool, run_product, &call);
     free(memory);

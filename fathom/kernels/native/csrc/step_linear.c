@@ -40,8 +40,6 @@ void fathom_meet_rows(const fathom_run *r) {
     if (!r->apart) fathom_barrier(r->pool);
 }
 
-int fathom_panels(const fathom_matrix *w) { return (w->rows + FATHOM_PANEL - 1) / FATHOM_PANEL; }
-
 /* Weights are read once and multiplied by every row: a few rows cost little beside them. */
 double fathom_panel_cost(const fathom_matrix *w, int rows) { return (double)w->panel_bytes * (rows + 4); }
 
@@ -50,27 +48,9 @@ int fathom_reads_8_bits(const fathom_run *r, const fathom_matrix *w) {
 }
 
 fathom_rows fathom_rows_at(const fathom_activations *a, int begin, int rows, int columns) {
-    const int64_t first = (int64_t)begin * columns, group = first / FATHOM_GROUP;
-    fathom_rows at = {.x = a->x + first, .stride = columns, .rows = rows, .columns = columns};
-    if (a->q) {
-        at.q = a->q + first;
-        at.scales = a->scales + group;
-        at.sums = a->sums + group;
-    }
-    return at;
-}
-
-static fathom_rows tile_of(const fathom_rows *x, int begin, int rows) {
-    fathom_rows tile = *x;
-    tile.x += begin * x->stride;
-    tile.rows = rows;
-    if (x->q) {
-        const int64_t groups = x->columns / FATHOM_GROUP;
-        tile.q += (int64_t)begin * x->columns;
-        tile.scales += begin * groups;
-        tile.sums += begin * groups;
-    }
-    return tile;
+    const fathom_rows all = {.x = a->x, .stride = columns, .q = a->q, .scales = a->scales, .sums = a->sums,
+                             .columns = columns};
+    return fathom_some_rows(&all, begin, rows);
 }
 
 void fathom_multiply(const fathom_run *r, const fathom_linear *w, int begin, int end, const fathom_rows *x, float *y,
@@ -81,7 +61,7 @@ void fathom_multiply(const fathom_run *r, const fathom_linear *w, int begin, int
     if (begin >= end) return;
     if (most < LEAST_TILE) most = LEAST_TILE;
     for (int n = 0; n < x->rows; n += most) {
-        const fathom_rows tile = tile_of(x, n, x->rows - n < most ? x->rows - n : most);
+        const fathom_rows tile = fathom_some_rows(x, n, x->rows - n < most ? x->rows - n : most);
         r->k->product(&w->weight, begin, end, &tile, y + n * stride, stride);
     }
     if (!w->bias) return;

@@ -73,7 +73,6 @@ fathom_rows fathom_rows_at(const fathom_activations *a, int begin, int rows, int
 void fathom_multiply(const fathom_run *r, const fathom_linear *w, int begin, int end, const fathom_rows *x, float *y,
                      int64_t stride);
 double fathom_panel_cost(const fathom_matrix *w, int rows);
-int fathom_panels(const fathom_matrix *w);
 
 /* RMSNorm of rows that all threads may read; out in 8 bits too where ``eight``. */
 void fathom_normalize(const fathom_run *r, const fathom_norm *norm, const float *x, int64_t stride, int rows,
