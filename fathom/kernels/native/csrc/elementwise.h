@@ -2,7 +2,6 @@
 #ifndef FATHOM_ELEMENTWISE_H
 #define FATHOM_ELEMENTWISE_H
 
-#include "kernels_common.h"
 #include "vectors.h"
 
 /* y = x / rms(x) * weight; without a weight where it is NULL. */

@@ -10,6 +10,13 @@
 
 #include "kernels.h"
 
+#define FATHOM_INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define FATHOM_UNROLL _Pragma("unroll")
+#else
+#define FATHOM_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define FATHOM_SMALLEST 1e-36f /* a group of smaller numbers rounds to zeros: 127 divided by it is still finite */
 
 static inline float fathom_half(uint16_t half) {
@@ -67,8 +74,8 @@ static inline int fathom_quantum(int format, const uint8_t *group, int k, int r)
 }
 
 /* Bytes of a group of a panel, and where its steps begin. */
-static inline int fathom_group_steps(int format) { return format == FATHOM_Q8 ? 512 : 256; }
-static inline int fathom_group_bytes(int format) {
+FATHOM_INLINE int fathom_group_steps(int format) { return format == FATHOM_Q8 ? 512 : 256; }
+FATHOM_INLINE int fathom_group_bytes(int format) {
     return fathom_group_steps(format) + (format == FATHOM_Q4M ? 64 : 32);
 }
 

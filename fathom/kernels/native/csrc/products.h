@@ -9,12 +9,8 @@
 
 #include "kernels_common.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#define INLINE FATHOM_INLINE
+#define UNROLL FATHOM_UNROLL
 
 enum {
     FATHOM_MOST_ROWS = 12,      /* of a tile */

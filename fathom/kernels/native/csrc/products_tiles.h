@@ -100,10 +100,6 @@ INLINE void half_tile(const fathom_block *b, const int rows, const int panels) {
     END_SUMS(rows, panels * PARTS);
 }
 
-/* Where a group's steps begin, and its bytes. */
-INLINE int steps_of_group(const int format) { return format == FATHOM_Q8 ? 512 : 256; }
-INLINE int bytes_of_group(const int format) { return steps_of_group(format) + (format == FATHOM_Q4M ? 64 : 32); }
-
 /* The vector that holds columns 4 j to 4 j + 3 of a group's rows from ``part`` on. */
 INLINE const uint8_t *vector_at(const uint8_t *group, const int j, const int part, const int format) {
     return group + 64 * (format == FATHOM_Q8 ? j : j % 4) + 4 * LANES * part;
@@ -115,13 +111,13 @@ INLINE void quantized_tile(const fathom_block *b, const int rows, const int pane
     const uint8_t *w = b->w;
     const int64_t ahead = b->ahead;
     const fathom_scale *scales = b->scales;
-    for (int k = 0; k < b->columns; k += FATHOM_GROUP, w += bytes_of_group(format), scales += rows) {
+    for (int k = 0; k < b->columns; k += FATHOM_GROUP, w += fathom_group_bytes(format), scales += rows) {
         UNROLL for (int p = 0; p < panels * PARTS; p += PARTS_AT_ONCE) {
             const uint8_t *group = w + p / PARTS * b->panel_bytes;
-            const uint8_t *steps = group + steps_of_group(format) + 2 * LANES * (p % PARTS);
+            const uint8_t *steps = group + fathom_group_steps(format) + 2 * LANES * (p % PARTS);
             integers dots[FATHOM_MOST_ROWS][PARTS];
             if (ahead && p % PARTS == 0)
-                UNROLL for (int j = 0; j < bytes_of_group(format); j += 64) __builtin_prefetch(group + ahead + j);
+                UNROLL for (int j = 0; j < fathom_group_bytes(format); j += 64) __builtin_prefetch(group + ahead + j);
             UNROLL for (int i = 0; i < rows; i++)
                 UNROLL for (int part = 0; part < PARTS_AT_ONCE; part++)
                     dots[i][part] = EXACT_STARTS && format != FATHOM_Q4M ? word_at(&scales[i].start) : no_dot();
@@ -156,9 +152,9 @@ INLINE void quantized_tile(const fathom_block *b, const int rows, const int pane
 
 /* Write a panel's part as floats, a column after another. */
 INLINE void expand_groups(const uint8_t *w, int columns, float *panel, const int format) {
-    for (int k = 0; k < columns; k += FATHOM_GROUP, w += bytes_of_group(format), panel += FATHOM_PANEL * FATHOM_GROUP)
+    for (int k = 0; k < columns; k += FATHOM_GROUP, w += fathom_group_bytes(format), panel += FATHOM_PANEL * FATHOM_GROUP)
         for (int part = 0; part < PARTS; part++) {
-            const uint8_t *steps = w + steps_of_group(format) + 2 * LANES * part;
+            const uint8_t *steps = w + fathom_group_steps(format) + 2 * LANES * part;
             const floats step = halves_at(steps), none = multiply(step, set1(format == FATHOM_Q4 ? -8 : 0));
             const floats least = format == FATHOM_Q4M ? halves_at(steps + 32) : none;
             for (int j = 0; j < 8; j++)

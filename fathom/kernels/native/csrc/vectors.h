@@ -4,19 +4,11 @@
 #ifndef FATHOM_VECTORS_H
 #define FATHOM_VECTORS_H
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "kernels_common.h"
 
-#define FATHOM_INLINE static inline __attribute__((always_inline))
 #define FATHOM_APART static __attribute__((noinline)) /* a loop that needs all registers */
 /* Keep the compiler from knowing a pointer or number, so that it makes no others from it, one for each use. */
 #define FATHOM_OPAQUE(x) __asm__("" : "+r"(x))
-#ifdef __clang__
-#define FATHOM_UNROLL _Pragma("unroll")
-#else
-#define FATHOM_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #if defined(FATHOM_NO_VECTORS)
 #define LANES 1
@@ -44,12 +36,7 @@ FATHOM_INLINE vec v_spread(const float *p, int m) {
 }
 FATHOM_INLINE vec v_fold(vec a, vec b) { return a + b; }
 #define v_load_int8(p) ((float)*(p))
-FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
-    const uint32_t bits = (uint32_t)*p << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+#define v_load_bfloat16(p) fathom_wide(*(p))
 
 #elif defined(__AVX512F__)
 #include <immintrin.h>
