@@ -1,3 +1,4 @@
+/* Drawing from logits: penalties and masks, the highest few, weights, and one of them by a random number. */
 #include "draw.h"
 
 #include <math.h>
@@ -6,6 +7,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "splitmix64.h"
 
 /* What a row needs beside its logits: copies of V, and of each block the sum of weights and the highest logit. */
 typedef struct {
@@ -16,18 +18,12 @@ typedef struct {
 
 static int blocks(int count) { return (count + FATHOM_DRAW_BLOCK - 1) / FATHOM_DRAW_BLOCK; }
 
-static uint64_t mixed(uint64_t word) {
-    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9u;
-    word = (word ^ (word >> 27)) * 0x94D049BB133111EBu;
-    return word ^ (word >> 31);
-}
-
 /* A number in [0, 1) of 53 bits: sampling/uniform.py. */
 static double uniform(uint64_t seed, uint64_t position, uint64_t trial) {
     const uint64_t golden = 0x9E3779B97F4A7C15u;
-    uint64_t state = mixed(seed);
-    state = mixed(state + golden * (position + 1));
-    state = mixed(state + golden * (trial + 1));
+    uint64_t state = fathom_mixed(seed);
+    state = fathom_mixed(state + golden * (position + 1));
+    state = fathom_mixed(state + golden * (trial + 1));
     return (double)(state >> 11) * 0x1p-53;
 }
 

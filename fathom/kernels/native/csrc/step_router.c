@@ -1,4 +1,5 @@
 /* Which experts a token goes to: scores, selection, weights, capacity. As model/moe/router.py has it in evaluation. */
+#include "splitmix64.h"
 #include "step_run.h"
 
 #include <math.h>
@@ -43,14 +44,8 @@ static void limit_groups(const fathom_router *router, const float *choice, float
         if (!chosen[g]) memset(taken + g * width, 1, width);
 }
 
-static uint64_t splitmix64(uint64_t value) {
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9u;
-    value = (value ^ value >> 27) * 0x94D049BB133111EBu;
-    return value ^ value >> 31;
-}
-
 static void select_by_hash(const fathom_router *router, int32_t token, int32_t *index, float *weight) {
-    const int64_t place = (int64_t)splitmix64((uint64_t)(int64_t)token) % router->experts;
+    const int64_t place = (int64_t)fathom_mixed((uint64_t)(int64_t)token) % router->experts;
     index[0] = (int32_t)(place < 0 ? place + router->experts : place);
     weight[0] = router->scale;
 }
