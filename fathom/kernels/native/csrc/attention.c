@@ -50,18 +50,16 @@ typedef struct {
     uint8_t *workspace;
 } plan;
 
-static int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
-
 /* A row of the tile of keys: not a multiple of 4096 bytes, whose rows would share few places of the cache. */
-static int64_t tile_stride(int width) { return padded(width) % 256 ? padded(width) : padded(width) + 16; }
+static int64_t tile_stride(int width) {
+    const int64_t padded = fathom_padded(width);
+    return padded % 256 ? padded : padded + 16;
+}
 
-/* Packed queries of an item have at most twice as many rows. */
-static int64_t packed_floats(int rows, int width) { return 2 * rows * padded(width); }
-
-static int64_t partial_floats(int value_width) { return TILE_ROWS * (padded(value_width) + 2); }
+static int64_t partial_floats(int value_width) { return TILE_ROWS * (fathom_padded(value_width) + 2); }
 
 static int64_t room_floats(int width, int value_width) {
-    return 16 + 3 * partial_floats(value_width) + packed_floats(TILE_ROWS, width) +
+    return 16 + 3 * partial_floats(value_width) + fathom_packed_floats(TILE_ROWS, width) +
            FATHOM_ATTEND_KEYS * (tile_stride(width) + tile_stride(value_width));
 }
 
@@ -70,7 +68,8 @@ int64_t fathom_attend_bytes(int threads, int width, int value_width) {
 }
 
 static partial partial_at(float **at, int value_width) {
-    const partial made = {*at, *at + TILE_ROWS * padded(value_width), *at + TILE_ROWS * (padded(value_width) + 1)};
+    float *max = *at + TILE_ROWS * fathom_padded(value_width);
+    const partial made = {*at, max, max + TILE_ROWS};
     *at += partial_floats(value_width);
     return made;
 }
@@ -83,7 +82,7 @@ static room room_of(const plan *p, int thread) {
     made.entering = partial_at(&at, p->value_width);
     made.leaving = partial_at(&at, p->value_width);
     made.packed = at;
-    at += packed_floats(TILE_ROWS, p->width);
+    at += fathom_packed_floats(TILE_ROWS, p->width);
     made.keys = at;
     made.key_stride = tile_stride(p->width);
     made.values = at + FATHOM_ATTEND_KEYS * made.key_stride;
@@ -213,8 +212,8 @@ static void limit(const unit *u, int i, fathom_keys *keys, int32_t *first, int32
 static fathom_queries queries_of(const unit *u, int index, const room *r, partial into) {
     const fathom_attention *item = u->item + index;
     const float *q[TILE_ROWS];
-    const int64_t stride = padded(item->value_width), at = (int64_t)index * u->rows;
-    float *packed = r->packed + index * packed_floats(u->rows, item->width);
+    const int64_t stride = fathom_padded(item->value_width), at = (int64_t)index * u->rows;
+    float *packed = r->packed + index * fathom_packed_floats(u->rows, item->width);
     for (int i = 0; i < u->rows; i++) {
         const int token = (u->row + i) / item->heads, head = (u->row + i) % item->heads;
         q[i] = item->q + token * item->q_token + head * item->q_head;
@@ -264,8 +263,8 @@ static void write_output(const partial *pieces, int count, int64_t row, int widt
         if (pieces[j].sum[row] != 0.0f) sum += expf(pieces[j].max[row] - top) * pieces[j].sum[row];
     for (int j = 0; j < count; j++)
         if (pieces[j].sum[row] != 0.0f)
-            fathom_current->add_scaled(expf(pieces[j].max[row] - top) / sum, pieces[j].acc + row * padded(width), width,
-                                       out);
+            fathom_current->add_scaled(expf(pieces[j].max[row] - top) / sum, pieces[j].acc + row * fathom_padded(width),
+                                       width, out);
 }
 
 static void write_outputs(const unit *u, const partial *pieces, int count) {
@@ -280,7 +279,7 @@ static void write_outputs(const unit *u, const partial *pieces, int count) {
 
 /* This thread's piece of a unit that boundaries cut; merge the pieces if it is the last to be finished. */
 static void attend_cut(const plan *p, const unit *u, int thread, const room *r) {
-    partial pieces[256];
+    partial pieces[FATHOM_MOST_THREADS];
     int count = 0, starts = 0;
     for (int t = 0; t < p->threads; t++) {
         if (share(p, t) <= u->at && u->at < share(p, t + 1)) starts = t;

@@ -253,15 +253,13 @@ typedef struct {
     int count, vocab, unused_count, stride;
 } draw_job;
 
-static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
-
 int64_t fathom_draw_scratch(int vocab) {
-    const int64_t floats = padded(vocab), per_block = padded(blocks(vocab));
+    const int64_t floats = fathom_padded(vocab), per_block = fathom_padded(blocks(vocab));
     return per_block * (int64_t)(sizeof(double) + sizeof(float)) + floats * (int64_t)(3 * sizeof(float) + sizeof(int32_t));
 }
 
 static scratch scratch_of(void *memory, int vocab) {
-    const int64_t floats = padded(vocab), per_block = padded(blocks(vocab));
+    const int64_t floats = fathom_padded(vocab), per_block = fathom_padded(blocks(vocab));
     double *masses = memory;
     float *maxima = (float *)(masses + per_block), *logits = maxima + per_block;
     return (scratch){.masses = masses, .maxima = maxima, .logits = logits, .weights = logits + floats,

@@ -77,8 +77,11 @@ static inline fathom_rows fathom_some_rows(const fathom_rows *x, int first, int 
     return some;
 }
 
-/* Floats of packed queries, at most. */
-static inline int64_t fathom_packed_floats(int rows, int width) { return (rows + 16) * (int64_t)((width + 15) / 16 * 16); }
+/* Floats that fill whole lines of a cache. */
+static inline int64_t fathom_padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+/* Floats of packed queries, which have at most twice as many rows. */
+static inline int64_t fathom_packed_floats(int rows, int width) { return 2 * rows * fathom_padded(width); }
 
 extern const fathom_kernels fathom_scalar, fathom_avx2, fathom_avxvnni, fathom_avx512, fathom_neon;
 extern const fathom_kernels *fathom_current; /* of the chosen instruction set */

@@ -10,7 +10,6 @@
 #include <time.h>
 
 #define LINE 64              /* bytes of a cache line: what several threads write lies apart */
-#define MOST_THREADS 256
 #define STACK_BYTES (2 << 20)
 #define LINGER_NS 50000
 #define SPINS 4000           /* pauses before a waiting thread offers its processor to others */
@@ -32,8 +31,8 @@ struct fathom_pool {
     _Alignas(LINE) atomic_int running;
     _Alignas(LINE) atomic_int arrived;
     _Alignas(LINE) atomic_int passed; /* barriers passed */
-    _Alignas(LINE) pthread_t workers[MOST_THREADS];
-    worker_argument arguments[MOST_THREADS];
+    _Alignas(LINE) pthread_t workers[FATHOM_MOST_THREADS];
+    worker_argument arguments[FATHOM_MOST_THREADS];
 };
 
 static atomic_int forks; /* of this process and its ancestors; counted in the child */
@@ -160,8 +159,8 @@ static int start_workers(fathom_pool *pool) {
 }
 
 fathom_pool *fathom_pool_new(int threads) {
-    if (threads < 1 || threads > MOST_THREADS) {
-        fathom_fail("a pool has 1 to %d threads, not %d", MOST_THREADS, threads);
+    if (threads < 1 || threads > FATHOM_MOST_THREADS) {
+        fathom_fail("a pool has 1 to %d threads, not %d", FATHOM_MOST_THREADS, threads);
         return NULL;
     }
     void *memory = NULL;
