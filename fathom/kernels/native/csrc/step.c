@@ -163,7 +163,7 @@ int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *
                               .threads = fathom_pool_threads(pool),
                               .apart = batch->rows <= ROWS_APART,
                               .rows = batch->rows};
-    if (fathom_plan_memory(workspace, &first, batch->rows)) return -1;
+    if (fathom_plan_memory(workspace, &first)) return -1;
     const fathom_run *r = workspace->runs;
     if (place_rows(model, batch, (int32_t *)r->position, (int64_t *)r->slot)) return -1;
     place_items(r, batch->previous ? &model->mtp->layer.attention : &model->layer[0].attention);
@@ -194,6 +194,6 @@ int fathom_logits(fathom_pool *pool, const fathom_model *model, fathom_workspace
                               .threads = fathom_pool_threads(pool),
                               .apart = rows <= ROWS_APART,
                               .rows = rows};
-    if (fathom_plan_memory(workspace, &first, rows)) return -1;
+    if (fathom_plan_memory(workspace, &first)) return -1;
     return fathom_pool_run(pool, run_logits, workspace->runs);
 }

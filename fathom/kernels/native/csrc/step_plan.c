@@ -11,6 +11,12 @@ typedef struct {
     size_t used;
 } layout;
 
+/* Floats of a row in each kind of buffer, the largest of all layers. */
+typedef struct {
+    int64_t projected, queries, latents, absorbed, entry, mixed, middle, pairs, normed, gathered;
+    int64_t experts, chosen, kv_heads, key_width, value_width;
+} sizes;
+
 static void *take(layout *l, size_t bytes) {
     void *at = l->base ? l->base + l->used : NULL;
     l->used += (bytes + LINE - 1) / LINE * LINE;
@@ -32,7 +38,7 @@ static void widen(int64_t *width, int64_t other) {
     if (other > *width) *width = other;
 }
 
-static void measure_attention(const fathom_attention_weights *a, fathom_sizes *s) {
+static void measure_attention(const fathom_attention_weights *a, sizes *s) {
     int64_t projected = 0;
     for (int i = 0; i < a->inputs; i++) projected += a->input[i].weight.rows;
     widen(&s->projected, projected);
@@ -49,7 +55,7 @@ static void measure_attention(const fathom_attention_weights *a, fathom_sizes *s
     widen(&s->latents, a->q_norm.width);
 }
 
-static void measure_layer(const fathom_layer *layer, fathom_sizes *s) {
+static void measure_layer(const fathom_layer *layer, sizes *s) {
     const fathom_feed_forward *f = &layer->feed_forward;
     measure_attention(&layer->attention, s);
     if (f->dense.gate.weight.data) widen(&s->middle, f->dense.gate.weight.rows);
@@ -59,13 +65,13 @@ static void measure_layer(const fathom_layer *layer, fathom_sizes *s) {
     widen(&s->pairs, (int64_t)f->router.chosen * f->experts[0].gate.weight.rows);
 }
 
-void fathom_measure(const fathom_model *m, fathom_sizes *s) {
-    *s = (fathom_sizes){.gathered = m->hidden, .normed = m->mtp ? 2 * (int64_t)m->hidden : m->hidden};
+static void measure(const fathom_model *m, sizes *s) {
+    *s = (sizes){.gathered = m->hidden, .normed = m->mtp ? 2 * (int64_t)m->hidden : m->hidden};
     for (int i = 0; i < m->layers; i++) measure_layer(&m->layer[i], s);
     if (m->mtp) measure_layer(&m->mtp->layer, s);
 }
 
-static void lay_out_shared(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+static void lay_out_shared(layout *l, const sizes *s, int64_t rows, fathom_run *r) {
     r->x = take_floats(l, rows * r->model->hidden);
     r->sums = take_floats(l, rows * r->model->hidden);
     r->projected = take_floats(l, rows * s->projected);
@@ -85,7 +91,7 @@ static void lay_out_shared(layout *l, const fathom_sizes *s, int64_t rows, fatho
 }
 
 /* What threads that work apart each have, and others share. */
-static void lay_out_rows(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+static void lay_out_rows(layout *l, const sizes *s, int64_t rows, fathom_run *r) {
     r->normed.x = take_floats(l, rows * s->normed);
     r->latents.x = take_floats(l, rows * s->latents);
     take_8_bits(l, r->model->quantize, rows * s->normed, &r->normed);
@@ -97,7 +103,7 @@ static void lay_out_rows(layout *l, const fathom_sizes *s, int64_t rows, fathom_
     r->assignment.weight = take_floats(l, rows * s->chosen);
 }
 
-static void lay_out_own(layout *l, const fathom_sizes *s, int64_t rows, fathom_run *r) {
+static void lay_out_own(layout *l, const sizes *s, int64_t rows, fathom_run *r) {
     const int64_t pairs = rows * s->chosen;
     r->gathered.x = take_floats(l, rows * s->gathered);
     take_8_bits(l, r->model->quantize, rows * s->gathered, &r->gathered);
@@ -109,13 +115,13 @@ static void lay_out_own(layout *l, const fathom_sizes *s, int64_t rows, fathom_r
     r->assignment.kept = take(l, pairs);
 }
 
-static void lay_out(layout *l, const fathom_sizes *s, int rows, int threads, fathom_run *runs) {
+static void lay_out(layout *l, const sizes *s, fathom_run *runs) {
+    const int rows = runs[0].rows, threads = runs[0].threads;
     lay_out_shared(l, s, rows, &runs[0]);
     lay_out_rows(l, s, rows, &runs[0]);
     for (int t = 1; t < threads; t++) {
-        const int thread = runs[t].thread;
         runs[t] = runs[0];
-        runs[t].thread = thread;
+        runs[t].thread = t;
         if (runs[0].apart) lay_out_rows(l, s, rows, &runs[t]);
     }
     for (int t = 0; t < threads; t++) lay_out_own(l, s, rows, &runs[t]);
@@ -143,8 +149,8 @@ void fathom_workspace_free(fathom_workspace *w) {
     free(w);
 }
 
-int fathom_plan_memory(fathom_workspace *w, const fathom_run *first, int rows) {
-    fathom_sizes s;
+int fathom_plan_memory(fathom_workspace *w, const fathom_run *first) {
+    sizes s;
     layout l = {NULL, 0};
     const int threads = first->threads;
     if (threads > w->threads) {
@@ -153,18 +159,14 @@ int fathom_plan_memory(fathom_workspace *w, const fathom_run *first, int rows) {
         w->runs = runs;
         w->threads = threads;
     }
-    for (int t = 0; t < threads; t++) {
-        w->runs[t] = *first;
-        w->runs[t].thread = t;
-    }
-    fathom_measure(first->model, &s);
-    lay_out(&l, &s, rows, threads, w->runs);
-    if (grow(&w->block, &w->bytes, l.used, 0)) return -1;
-    l = (layout){w->block, 0};
-    for (int t = 0; t < threads; t++) w->runs[t].thread = t;
-    lay_out(&l, &s, rows, threads, w->runs);
+    measure(first->model, &s);
     const int64_t attend = fathom_attend_bytes(threads, (int)s.key_width, (int)s.value_width);
     if (grow(&w->attend, &w->attend_bytes, attend, 1)) return -1;
-    for (int t = 0; t < threads; t++) w->runs[t].attend = w->attend;
+    w->runs[0] = *first;
+    w->runs[0].attend = w->attend;
+    lay_out(&l, &s, w->runs);
+    if (grow(&w->block, &w->bytes, l.used, 0)) return -1;
+    l = (layout){w->block, 0};
+    lay_out(&l, &s, w->runs);
     return 0;
 }

@@ -4,12 +4,6 @@
 
 #include "step_run.h"
 
-/* Floats of a row in each kind of buffer, the largest of all layers. */
-typedef struct {
-    int64_t projected, queries, latents, absorbed, entry, mixed, middle, pairs, normed, gathered;
-    int64_t experts, chosen, kv_heads, key_width, value_width;
-} fathom_sizes;
-
 struct fathom_workspace {
     char *block, *attend;
     size_t bytes, attend_bytes;
@@ -17,8 +11,7 @@ struct fathom_workspace {
     int threads;
 };
 
-void fathom_measure(const fathom_model *model, fathom_sizes *sizes);
-/* Give each thread's run, a copy of ``first``, its buffers for ``rows`` rows. */
-int fathom_plan_memory(fathom_workspace *workspace, const fathom_run *first, int rows);
+/* Give each thread's run, a copy of ``first``, its buffers. */
+int fathom_plan_memory(fathom_workspace *workspace, const fathom_run *first);
 
 #endif
