@@ -44,33 +44,32 @@ static void embed_with_previous(fathom_run *r) {
     fathom_barrier(r->pool);
 }
 
-static void head(const fathom_run *r, const fathom_rows *rows, float *logits) {
+/* Logits of ``count`` of the hidden states: rows ``row``, or the first where it is NULL. */
+static void head(const fathom_run *r, const float *states, const int32_t *row, int count) {
     const fathom_linear linear = {.weight = r->model->head};
-    fathom_project(r, &linear, 1, rows, logits, r->model->vocabulary);
+    const int hidden = r->model->hidden, eight = fathom_reads_8_bits(r, &linear.weight);
+    int begin, end;
+    fathom_own_rows(r, count, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const float *state = states + (row ? row[i] : i) * hidden;
+        memcpy(r->normed.x + i * hidden, state, hidden * sizeof(float));
+        if (eight) fathom_quantize_row_to(r, state, hidden, &r->normed, i);
+    }
+    fathom_meet_rows(r);
+    const fathom_rows rows = fathom_rows_at(&r->normed, 0, count, hidden);
+    fathom_project(r, &linear, 1, &rows, r->batch->logits, r->model->vocabulary);
 }
 
 /* The final norm of every row, and the logits of those that are wanted. */
 static void finish(fathom_run *r, const fathom_norm *norm) {
-    const int hidden = r->model->hidden, wanted = r->batch->logit_rows, groups = hidden / FATHOM_GROUP;
-    const int eight = fathom_reads_8_bits(r, &r->model->head);
+    const int hidden = r->model->hidden;
     float *out = r->batch->hidden;
     int begin, end;
     fathom_divide_rows(r, r->rows, &begin, &end);
     for (int64_t n = begin; n < end; n++)
         r->k->rms_norm(r->x + n * hidden, norm->weight, hidden, norm->eps, out + n * hidden);
     fathom_barrier(r->pool);
-    if (!wanted) return;
-    fathom_own_rows(r, wanted, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        const float *row = out + (int64_t)r->batch->logit_row[i] * hidden;
-        memcpy(r->normed.x + i * hidden, row, hidden * sizeof(float));
-        if (eight)
-            r->k->quantize_row(row, hidden, r->normed.q + i * hidden, r->normed.scales + i * groups,
-                               r->normed.sums + i * groups);
-    }
-    fathom_meet_rows(r);
-    const fathom_rows rows = fathom_rows_at(&r->normed, 0, wanted, hidden);
-    head(r, &rows, r->batch->logits);
+    if (r->batch->logit_rows) head(r, out, r->batch->logit_row, r->batch->logit_rows);
 }
 
 static int64_t routing_width(const fathom_model *m) {
@@ -155,7 +154,8 @@ static void place_items(const fathom_run *r, const fathom_attention_weights *a) 
     }
 }
 
-int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
+/* Prepare each thread's run of a batch. */
+static int plan(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
     const fathom_run first = {.model = model,
                               .batch = batch,
                               .k = fathom_current,
@@ -163,7 +163,11 @@ int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *
                               .threads = fathom_pool_threads(pool),
                               .apart = batch->rows <= ROWS_APART,
                               .rows = batch->rows};
-    if (fathom_plan_memory(workspace, &first)) return -1;
+    return fathom_plan_memory(workspace, &first);
+}
+
+int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
+    if (plan(pool, model, workspace, batch)) return -1;
     const fathom_run *r = workspace->runs;
     if (place_rows(model, batch, (int32_t *)r->position, (int64_t *)r->slot)) return -1;
     place_items(r, batch->previous ? &model->mtp->layer.attention : &model->layer[0].attention);
@@ -171,29 +175,14 @@ int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *
 }
 
 static void run_logits(int thread, int threads, void *argument) {
-    fathom_run *r = (fathom_run *)argument + thread;
-    const int hidden = r->model->hidden, eight = fathom_reads_8_bits(r, &r->model->head);
-    int begin, end;
+    const fathom_run *r = (const fathom_run *)argument + thread;
     (void)threads;
-    fathom_own_rows(r, r->rows, &begin, &end);
-    memcpy(r->normed.x + (int64_t)begin * hidden, r->batch->previous + (int64_t)begin * hidden,
-           (int64_t)(end - begin) * hidden * sizeof(float));
-    fathom_meet_rows(r);
-    if (eight) fathom_quantize_rows(r, &r->model->head, &r->normed, r->rows, hidden);
-    const fathom_rows rows = fathom_rows_at(&r->normed, 0, r->rows, hidden);
-    head(r, &rows, r->batch->logits);
+    head(r, r->batch->previous, NULL, r->rows);
 }
 
 int fathom_logits(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const float *hidden,
                   int rows, float *logits) {
     const fathom_batch batch = {.rows = rows, .previous = hidden, .logits = logits};
-    const fathom_run first = {.model = model,
-                              .batch = &batch,
-                              .k = fathom_current,
-                              .pool = pool,
-                              .threads = fathom_pool_threads(pool),
-                              .apart = rows <= ROWS_APART,
-                              .rows = rows};
-    if (fathom_plan_memory(workspace, &first)) return -1;
+    if (plan(pool, model, workspace, &batch)) return -1;
     return fathom_pool_run(pool, run_logits, workspace->runs);
 }

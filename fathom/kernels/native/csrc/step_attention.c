@@ -54,11 +54,8 @@ static void cache_latents(fathom_run *r, const fathom_layer *layer, int64_t stri
 /* The rows of one head for its matrix, in 8 bits in memory of this thread where it reads them so. */
 static fathom_rows rows_of_head(const fathom_run *r, const fathom_matrix *w, const float *x, int64_t stride) {
     fathom_rows rows = {.x = x, .stride = stride, .rows = r->rows, .columns = w->columns};
-    const int groups = w->columns / FATHOM_GROUP;
     if (!fathom_reads_8_bits(r, w)) return rows;
-    for (int64_t n = 0; n < r->rows; n++)
-        r->k->quantize_row(x + n * stride, w->columns, r->gathered.q + n * w->columns, r->gathered.scales + n * groups,
-                           r->gathered.sums + n * groups);
+    for (int64_t n = 0; n < r->rows; n++) fathom_quantize_row_to(r, x + n * stride, w->columns, &r->gathered, n);
     rows.q = r->gathered.q;
     rows.scales = r->gathered.scales;
     rows.sums = r->gathered.sums;

@@ -69,28 +69,30 @@ void fathom_multiply(const fathom_run *r, const fathom_linear *w, int begin, int
         for (int i = first; i < last; i++) y[n * stride + i] += w->bias[i];
 }
 
+void fathom_quantize_row_to(const fathom_run *r, const float *x, int columns, const fathom_activations *to, int64_t n) {
+    const int64_t group = n * (columns / FATHOM_GROUP);
+    r->k->quantize_row(x, columns, to->q + n * columns, to->scales + group, to->sums + group);
+}
+
 void fathom_normalize(const fathom_run *r, const fathom_norm *norm, const float *x, int64_t stride, int rows,
                       const fathom_activations *out, int eight) {
-    const int width = norm->width, groups = width / FATHOM_GROUP;
+    const int width = norm->width;
     int begin, end;
     fathom_own_rows(r, rows, &begin, &end);
     for (int64_t n = begin; n < end; n++) {
         float *y = out->x + n * width;
         r->k->rms_norm(x + n * stride, norm->weight, width, norm->eps, y);
-        if (eight) r->k->quantize_row(y, width, out->q + n * width, out->scales + n * groups, out->sums + n * groups);
+        if (eight) fathom_quantize_row_to(r, y, width, out, n);
     }
     fathom_meet_rows(r);
 }
 
 void fathom_quantize_rows(const fathom_run *r, const fathom_matrix *w, const fathom_activations *a, int rows,
                           int columns) {
-    const int groups = columns / FATHOM_GROUP;
     int begin, end;
     if (!fathom_reads_8_bits(r, w)) return;
     fathom_own_rows(r, rows, &begin, &end);
-    for (int64_t n = begin; n < end; n++)
-        r->k->quantize_row(a->x + n * columns, columns, a->q + n * columns, a->scales + n * groups,
-                           a->sums + n * groups);
+    for (int64_t n = begin; n < end; n++) fathom_quantize_row_to(r, a->x + n * columns, columns, a, n);
     fathom_meet_rows(r);
 }
 

@@ -80,6 +80,8 @@ void fathom_normalize(const fathom_run *r, const fathom_norm *norm, const float 
 /* y = x w^T + b of matrices that read the same rows; y has their columns one after another. */
 void fathom_project(const fathom_run *r, const fathom_linear *parts, int count, const fathom_rows *x, float *y,
                     int64_t stride);
+/* Round a row to 8 bits, as row n of ``to``. */
+void fathom_quantize_row_to(const fathom_run *r, const float *x, int columns, const fathom_activations *to, int64_t n);
 /* Round rows that all threads may read to 8 bits, where ``w`` reads them so. */
 void fathom_quantize_rows(const fathom_run *r, const fathom_matrix *w, const fathom_activations *a, int rows,
                           int columns);
