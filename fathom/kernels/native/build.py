@@ -246,7 +246,7 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         reason = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-        raise BuildError(f"{' '.join(command[:1])} failed with status {done.returncode}: {reason[:300]}")
+        raise BuildError(f"{command[0]} failed with status {done.returncode}: {reason[:300]}")
     if done.stderr.strip() and os.environ.get("FATHOM_BUILD_WARNINGS"):
         sys.stderr.write(done.stderr)
 
