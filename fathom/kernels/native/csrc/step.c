@@ -122,7 +122,7 @@ static int place_rows(const fathom_model *m, const fathom_batch *b, int32_t *pos
 /* What attends to what, for every layer: a sequence's heads that share keys. */
 static void place_items(const fathom_run *r, const fathom_attention_weights *a) {
     const fathom_batch *b = r->batch;
-    const int mla = a->kind == FATHOM_MLA, shared = mla ? 1 : a->kv_heads, heads = a->heads / shared;
+    const int mla = a->kind == FATHOM_MLA, shared = fathom_key_heads(a), heads = a->heads / shared;
     const int64_t width = mla ? a->latent + a->rope : a->value, out = mla ? a->latent : a->value;
     int64_t row = 0, stride = a->heads * width;
     if (!mla) stride += 2 * (int64_t)a->kv_heads * width;

@@ -13,7 +13,7 @@ static void rotate(const fathom_run *r, float *x, int row, int pairs) {
 
 /* Let the items, which hold for every layer, attend to the pages of this one. */
 static void choose_pages(const fathom_run *r, const fathom_layer *layer) {
-    const int heads = layer->attention.kind == FATHOM_MLA ? 1 : layer->attention.kv_heads;
+    const int heads = fathom_key_heads(&layer->attention);
     int begin, end;
     fathom_divide_rows(r, r->batch->chunks * heads, &begin, &end);
     for (int i = begin; i < end; i++) {
@@ -23,9 +23,8 @@ static void choose_pages(const fathom_run *r, const fathom_layer *layer) {
 }
 
 static void attend(fathom_run *r, const fathom_attention_weights *a) {
-    const int heads = a->kind == FATHOM_MLA ? 1 : a->kv_heads;
     fathom_barrier(r->pool);
-    fathom_attend(r->items, r->batch->chunks * heads, r->thread, r->threads, r->attend);
+    fathom_attend(r->items, r->batch->chunks * fathom_key_heads(a), r->thread, r->threads, r->attend);
     fathom_barrier(r->pool);
 }
 

@@ -43,7 +43,7 @@ static void measure_attention(const fathom_attention_weights *a, sizes *s) {
     for (int i = 0; i < a->inputs; i++) projected += a->input[i].weight.rows;
     widen(&s->projected, projected);
     widen(&s->mixed, (int64_t)a->heads * a->value);
-    widen(&s->kv_heads, a->kind == FATHOM_MLA ? 1 : a->kv_heads);
+    widen(&s->kv_heads, fathom_key_heads(a));
     widen(&s->key_width, a->kind == FATHOM_MLA ? a->latent + a->rope : a->value);
     widen(&s->value_width, a->kind == FATHOM_MLA ? a->latent : a->value);
     if (a->kind != FATHOM_MLA) return;

@@ -68,6 +68,9 @@ void fathom_divide_rows(const fathom_run *r, int rows, int *begin, int *end);
 /* Rows that the threads divided may be read by all after this. */
 void fathom_meet_rows(const fathom_run *r);
 
+/* Heads of keys and values; all of MLA's share one. */
+static inline int fathom_key_heads(const fathom_attention_weights *a) { return a->kind == FATHOM_MLA ? 1 : a->kv_heads; }
+
 int fathom_reads_8_bits(const fathom_run *r, const fathom_matrix *w);
 fathom_rows fathom_rows_at(const fathom_activations *a, int begin, int rows, int columns);
 void fathom_multiply(const fathom_run *r, const fathom_linear *w, int begin, int end, const fathom_rows *x, float *y,
