@@ -249,6 +249,7 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
     assert caplog.text.count("the keys of before stay in use") == 4
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_the_log_names_the_key_the_model_and_the_tokens_and_never_the_key(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
