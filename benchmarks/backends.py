@@ -1,4 +1,4 @@
-"""The engines that benchmarks let decode side by side: ours, transformers and llama.cpp, on the same weights.
+"""The engines that benchmarks let decode side by side: ours and transformers, on the same weights.
 
 A contestant fills its cache with the prompts untimed, then decodes ``steps`` tokens of every prompt greedily, timed.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -138,62 +136,6 @@ def _matrix(named: tuple[str, torch.Tensor]) -> torch.Tensor | None:
     if name.endswith("gate_up_proj.weight"):
         return parameter.flatten(0, 1)
     return parameter if parameter.dim() == 2 and not name.endswith(".bias") else None
-
-
-class LlamaCpp:
-    """llama.cpp over one GGUF file, float32 cache, every prompt a sequence of its own; needs llama-cpp-python."""
-
-    def __init__(self, path: Path, prompts: Prompts, steps: int, *, threads: int) -> None:
-        from llama_cpp import llama_cpp as library
-
-        self.library, self.prompts, self.steps = library, prompts, steps
-        self._quiet = library.llama_log_callback(lambda level, text, data: None)
-        library.llama_log_set(self._quiet, None)
-        library.llama_backend_init()
-        self.model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
-        if not self.model:
-            raise RuntimeError(f"llama.cpp does not open {path}")
-        parameters = library.llama_context_default_params()
-        length = max(map(len, prompts))
-        parameters.n_ctx = len(prompts) * (length + steps + 64)
-        parameters.n_batch = parameters.n_ubatch = 512
-        parameters.n_seq_max = len(prompts)
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = 0
-        self.context = library.llama_init_from_model(self.model, parameters)
-        self.vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.model))
-        self.batch = library.llama_batch_init(512, 0, 1)
-        for sequence, prompt in enumerate(prompts):
-            for start in range(0, len(prompt) - 1, 512):
-                piece = prompt[start : min(start + 512, len(prompt) - 1)]
-                self._decode([(token, start + i, sequence) for i, token in enumerate(piece)])
-
-    def contestant(self) -> Backend:
-        """Decode ``steps`` tokens of every prompt, then forget them."""
-        return Backend(self._run, self._forget)
-
-    def _forget(self) -> None:
-        memory = self.library.llama_get_memory(self.context)
-        for sequence, prompt in enumerate(self.prompts):
-            self.library.llama_memory_seq_rm(memory, sequence, len(prompt) - 1, -1)
-
-    def _run(self) -> None:
-        last = [prompt[-1] for prompt in self.prompts]
-        for step in range(self.steps):
-            self._decode([(token, len(self.prompts[i]) - 1 + step, i) for i, token in enumerate(last)])
-            last = [int(self._logits(i).argmax()) for i in range(len(last))]
-
-    def _logits(self, row: int) -> Any:
-        return np.ctypeslib.as_array(self.library.llama_get_logits_ith(self.context, row), shape=(self.vocab,))
-
-    def _decode(self, tokens: Sequence[tuple[int, int, int]]) -> None:
-        batch = self.batch
-        batch.n_tokens = len(tokens)
-        for i, (token, position, sequence) in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
-            batch.seq_id[i][0], batch.logits[i] = sequence, 1
-        if self.library.llama_decode(self.context, batch):
-            raise RuntimeError("llama.cpp could not decode")
 
 
 def prompts_for(vocab_size: int, batch: int, context: int) -> list[list[int]]:

@@ -1,12 +1,11 @@
-"""The engine against transformers, and llama.cpp where llama-cpp-python is installed: same weights, alternating rounds.
+"""The engine against transformers: the same weights, alternating rounds. ``benchmarks.native`` adds llama.cpp.
 
     decode   tokens/s after the prompts are read: transformers' loop inside ``generate``, and the bare products
     requests tokens/s of whole calls, prompts included: transformers' ``generate`` and its continuous batching
     prefill  seconds to the first token of a long prompt, and the memory it takes beyond the loaded model
     prefix   seconds to the first token with a cached prefix, against a prompt of which nothing was
 
-Shapes s, m and l are ``bench-*`` of ``fathom models``; ``smollm2`` is the named model. ``--llama`` adds llama.cpp: its
-reading of DeepSeek-V2 asks for compressed queries, so all contestants then get a q_lora_rank.
+Shapes s, m and l are ``bench-*`` of ``fathom models``; ``smollm2`` is the named model.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,61 +31,43 @@ from fathom.model import Decoder
 from fathom.spec import SamplingParams
 
 WEIGHT_FORMATS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int4-bfloat16")
-LLAMA_KINDS = ("F32", "Q8_0", "Q4_0")
 
 
-def our_model(shape: str, form: str, q_lora: int | None) -> Decoder:
+def our_model(shape: str, form: str) -> Decoder:
     """Open or build a shape in one of the forms weights are kept in."""
     from fathom.model.quantize import quantize
 
     weights = form.split("-")[0]
     dtype = torch.bfloat16 if form.endswith("bfloat16") else torch.float32
-    model = peers.fathom_model(shape, q_lora=q_lora, dtype=dtype)
+    model = peers.fathom_model(shape, dtype=dtype)
     if weights in ("int8", "int4"):
         quantize(model, weights)  # type: ignore[arg-type]
     return model.eval()
 
 
-def our_engine(shape: str, form: str, q_lora: int | None, prompts: backends.Prompts, steps: int) -> Engine:
+def our_engine(shape: str, form: str, prompts: backends.Prompts, steps: int) -> Engine:
     """Make an engine over one form."""
-    model = our_model(shape, form, q_lora)
+    model = our_model(shape, form)
     return backends.engine_for(model, prompts, steps, compiled=form.endswith("compiled"))
 
 
 def decode(a: argparse.Namespace) -> dict[str, object]:
-    theirs = peers.transformers_model(a.shape, q_lora=a.q_lora).eval()
+    theirs = peers.transformers_model(a.shape).eval()
     prompts = backends.prompts_for(theirs.config.vocab_size, a.batch, a.context)
     named: dict[str, Backend] = {"transformers": backends.transformers(theirs, prompts, a.steps)}
     for form in a.forms:
-        engine = our_engine(a.shape, form, a.q_lora, prompts, a.steps)
+        engine = our_engine(a.shape, form, prompts, a.steps)
         named["fathom" if form == "float32" else f"fathom {form}"] = backends.fathom(engine, prompts, a.steps)
         if form == "float32" and a.batch == 1 and engine.model.spec.moe is not None:
             named["bare products"] = backends.matmuls_only(engine.model, a.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        if a.llama:
-            named |= llama_cpp(a, Path(folder), prompts)
-        seconds = timing.interleave(named, rounds=a.rounds)
-    return timing.summary(seconds, units=a.batch * a.steps)
-
-
-def llama_cpp(a: argparse.Namespace, folder: Path, prompts: backends.Prompts) -> dict[str, Backend]:
-    from fathom.checkpoint.gguf import write_gguf
-    from fathom.checkpoint.weights import StateWeights
-
-    model = peers.fathom_model(a.shape, q_lora=a.q_lora)
-    found = {}
-    for kind in LLAMA_KINDS:
-        path = write_gguf(folder / f"{kind}.gguf", StateWeights(model.spec, model.state_dict()), kind=kind)  # type: ignore[arg-type]
-        peer = backends.LlamaCpp(path, prompts, a.steps, threads=torch.get_num_threads())
-        found[f"llama.cpp {kind.lower()}"] = peer.contestant()
-    return found
+    return timing.summary(timing.interleave(named, rounds=a.rounds), units=a.batch * a.steps)
 
 
 def requests(a: argparse.Namespace) -> dict[str, object]:
     theirs = peers.transformers_model(a.shape).eval()
     prompts = backends.prompts_for(theirs.config.vocab_size, a.batch, a.context)
     params = SamplingParams(max_tokens=a.steps, temperature=0.0, ignore_eos=True)
-    engine = backends.engine_for(our_model(a.shape, "float32", None), prompts, a.steps, prefix_cache=False)
+    engine = backends.engine_for(our_model(a.shape, "float32"), prompts, a.steps, prefix_cache=False)
     named = {
         "transformers": Backend(lambda: backends.generate(theirs, prompts, a.steps)),
         "fathom": Backend(lambda: _sample(engine, prompts, params)),
@@ -108,7 +88,7 @@ def prefill(a: argparse.Namespace) -> dict[str, object]:
         return {"peak_mib": _peak_of_one(a)}
     theirs = peers.transformers_model(a.shape).eval()
     prompts = backends.prompts_for(theirs.config.vocab_size, 1, a.context)
-    engine = backends.engine_for(our_model(a.shape, "float32", None), prompts, 1, prefix_cache=False)
+    engine = backends.engine_for(our_model(a.shape, "float32"), prompts, 1, prefix_cache=False)
     named = {"fathom": _first(engine, prompts), "transformers": lambda: backends.generate(theirs, prompts, 1)}
     result = timing.summary(timing.interleave(named, rounds=a.rounds), units=a.context)
     command = [sys.executable, "-m", "benchmarks.serve", "prefill", "--shape", a.shape, "--context", str(a.context)]
@@ -128,7 +108,7 @@ def _peak_of_one(a: argparse.Namespace) -> float:
     """Peak memory of this process's first call, beyond what the loaded model had taken."""
     ours = a.alone == "fathom"
     theirs: PreTrainedModel | None = None if ours else peers.transformers_model(a.shape).eval()
-    model = our_model(a.shape, "float32", None) if ours else None
+    model = our_model(a.shape, "float32") if ours else None
     vocab = theirs.config.vocab_size if theirs is not None else model.spec.vocab_size  # type: ignore[union-attr]
     short, long = (backends.prompts_for(vocab, 1, length) for length in (16, a.context))
     if model is not None:
@@ -159,7 +139,7 @@ def _peak_mib() -> float:
 
 
 def prefix(a: argparse.Namespace) -> dict[str, object]:
-    model = our_model(a.shape, "float32", None)
+    model = our_model(a.shape, "float32")
     (shared,) = backends.prompts_for(model.spec.vocab_size, 1, a.context)
     endings = backends.prompts_for(model.spec.vocab_size, 2 * a.rounds + 4, 16)
     cache_tokens = (a.rounds + 2) * (a.context + 128)  # holds every cold prompt, so that none evicts the shared one
@@ -192,17 +172,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--forms", nargs="*", choices=WEIGHT_FORMATS, default=["float32"])
-    parser.add_argument("--llama", action="store_true")
     parser.add_argument("--alone", choices=["fathom", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     a = parser.parse_args()
-    a.q_lora = 256 if a.llama and a.shape != "smollm2" else None
     result = WORK[a.what](a)
     if a.alone:
         print(json.dumps(result))
         return
-    head = {"shape": a.shape, "batch": a.batch, "context": a.context, "steps": a.steps, "q_lora_rank": a.q_lora}
-    name = f"serve-{a.what}-{a.shape}-batch{a.batch}-context{a.context}" + ("-llama" if a.llama else "")
+    head = {"shape": a.shape, "batch": a.batch, "context": a.context, "steps": a.steps}
+    name = f"serve-{a.what}-{a.shape}-batch{a.batch}-context{a.context}"
     peers.write(name, head | result, a.out)
 
 
