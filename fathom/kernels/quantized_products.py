@@ -16,7 +16,7 @@ from fathom.errors import SpecError
 from fathom.kernels.linear import compiles_inference
 from fathom.kernels.native.matrix import PackedMatrix
 from fathom.kernels.packed_products import packed_linear
-from fathom.kernels.products import has_native_bfloat16, product
+from fathom.kernels.products import product, product_choice
 from fathom.kernels.tensors import needs_grad
 from fathom.kernels.weight_formats import QuantizedWeight, WeightMatrix, cpu_layout, dequantize, row_tiles
 
@@ -31,8 +31,8 @@ def quantized_linear(x: Tensor, qweight: WeightMatrix, *, round_activations: boo
     Packed weights are multiplied by the native library: see ``packed_linear``, which has ``round_activations`` too.
     Others run in PyTorch. There up to 16 to 64 rows on a CPU run through the fused kernel, where a row's result does
     not depend on the others but activations and results are rounded to bfloat16. More rows, other dtypes and other
-    devices multiply dequantized tiles in ``x``'s dtype; a CPU with native bfloat16 multiplies float32 in bfloat16 there
-    too.
+    devices multiply dequantized tiles in ``x``'s dtype; on a CPU float32 and bfloat16 are both multiplied in bfloat16
+    where its products were measured to be fast (``product_choice``), else in float32.
 
     Raises:
         SpecError: ``x`` requires a gradient.
@@ -60,7 +60,7 @@ def max_fused_rows(qweight: QuantizedWeight) -> int:
     """Rows up to which the fused kernel is the faster one, measured with one thread."""
     if qweight.layout is not None:
         return 64
-    return 16 if has_native_bfloat16() else 48
+    return 16 if product_choice().bfloat16 else 32
 
 
 def fused_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
@@ -76,7 +76,7 @@ def dequantized_matmul(x_NY: Tensor, qweight: QuantizedWeight) -> Tensor:
     y_NX = x_NY.new_empty(x_NY.shape[0], qweight.rows)
     compute = x_NY.dtype
     if x_NY.device.type == "cpu" and compute in (torch.float32, _HALF):
-        compute = _HALF if has_native_bfloat16() else torch.float32
+        compute = _HALF if product_choice().bfloat16 else torch.float32
     rows_NY = x_NY.to(compute)
     # int8 values are exact in bfloat16 and wider: there the scales multiply the results. Sums could overflow float16.
     scale_results = qweight.layout is None and compute != torch.float16

@@ -16,6 +16,7 @@ from fathom.kernels import (
     fp8,
     fp8_block_linear,
     grouped_swiglu,
+    products,
     quantized_experts,
     quantized_grouped_swiglu,
     quantized_linear,
@@ -33,6 +34,7 @@ from fathom.kernels.weight_formats import (
     quantize_weight,
     row_tiles,
 )
+from fathom.products import VARIABLE, ProductChoice
 
 ROUNDING = 2.0**-8  # one rounding of a number to bfloat16 loses up to this share of it, half a step either way
 FORMATS = pytest.mark.parametrize("form", ["int8", "int4"])
@@ -49,10 +51,10 @@ def steps(matrix: weight_formats.QuantizedWeight) -> Tensor:
     return matrix.scales[..., 0].float().t()[: matrix.rows].repeat_interleave(matrix.group_size, 1)
 
 
-@pytest.fixture(params=[True, False], ids=["half units", "none"])
+@pytest.fixture(params=[True, False], ids=["fast bfloat16", "float32"])
 def half_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """As on a CPU that multiplies bfloat16, and as on one that does not."""
-    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: request.param)
+    """As on a CPU where bfloat16 products are fast, and as on one where they are not."""
+    monkeypatch.setattr(quantized_products, "product_choice", lambda: ProductChoice(bfloat16=request.param))
     return request.param
 
 
@@ -149,7 +151,6 @@ def test_products_are_those_of_the_dequantized_weights(
 
 @FORMATS
 def test_tiles_multiply_in_the_dtype_of_the_input(form: QuantFormat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: False)
     monkeypatch.setattr(quantized_products, "_TILE_WEIGHTS", 64 * 64)
     matrix = quantize_weight(normal(150, 64), form)
     for dtype in (torch.float32, torch.float64):
@@ -157,6 +158,27 @@ def test_tiles_multiply_in_the_dtype_of_the_input(form: QuantFormat, monkeypatch
         torch.testing.assert_close(quantized_linear(x, matrix), reference.quantized_linear(x, matrix))
     x = normal(70, 64, seed=1, dtype=torch.float16) * 200
     torch.testing.assert_close(quantized_linear(x, matrix), reference.quantized_linear(x, matrix), rtol=0.01, atol=1.0)
+
+
+@pytest.fixture(params=["blas", "blas,bfloat16"])
+def forced_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
+    """The dtype that FATHOM_PRODUCTS asks for."""
+    monkeypatch.setenv(VARIABLE, request.param)
+    products.product_choice.cache_clear()
+    yield torch.bfloat16 if request.param.endswith("bfloat16") else torch.float32
+    products.product_choice.cache_clear()
+
+
+@FORMATS
+def test_tiles_multiply_in_the_precision_that_was_chosen(form: QuantFormat, forced_dtype: torch.dtype) -> None:
+    matrix, x = quantize_weight(normal(64, 64), form), normal(70, 64, seed=1)
+    weight, scales = (matrix.values, matrix.scales.float()) if form == "int8" else (dequantize(matrix), torch.ones(64))
+    for dtype in (torch.float32, torch.bfloat16):
+        narrowed = x.to(dtype)
+        expected = (narrowed.to(forced_dtype) @ weight.to(forced_dtype).t()).to(dtype) * scales
+        torch.testing.assert_close(
+            quantized_products.dequantized_matmul(narrowed, matrix), expected.to(dtype), rtol=1e-5, atol=1e-5
+        )
 
 
 @FORMATS

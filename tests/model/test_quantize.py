@@ -76,7 +76,6 @@ def test_decoding_equals_reading_at_once(latent: ModelSpec, form: QuantFormat) -
 def test_float32_tiles_give_the_dequantized_model_exactly(
     latent: ModelSpec, form: QuantFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized_products, "has_native_bfloat16", lambda: False)
     monkeypatch.setattr(quantized_products, "max_fused_rows", lambda _: 0)
     original = build(latent, seed=3).eval().double()
     model = copy.deepcopy(original)
