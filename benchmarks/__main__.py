@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 DECODE = ("benchmarks.serve", "decode", "--shape")
-ALL_FORMS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled")
+ALL_FORMS = ("float32", "bfloat16", "int8", "int4")
 BATCH_FORMS = ("float32", "bfloat16", "int8", "int4", "int4-bfloat16")
 RUNS = (
     ("benchmarks.cache_bytes",),

@@ -30,7 +30,7 @@ from fathom.engine.request import Request
 from fathom.model import Decoder
 from fathom.spec import SamplingParams
 
-WEIGHT_FORMATS = ("float32", "compiled", "bfloat16", "int8", "int4", "int4-compiled", "int4-bfloat16")
+WEIGHT_FORMATS = ("float32", "bfloat16", "int8", "int4", "int4-bfloat16")
 
 
 def our_model(shape: str, form: str) -> Decoder:
@@ -47,8 +47,7 @@ def our_model(shape: str, form: str) -> Decoder:
 
 def our_engine(shape: str, form: str, prompts: backends.Prompts, steps: int) -> Engine:
     """Make an engine over one form."""
-    model = our_model(shape, form)
-    return backends.engine_for(model, prompts, steps, compiled=form.endswith("compiled"))
+    return backends.engine_for(our_model(shape, form), prompts, steps)
 
 
 def decode(a: argparse.Namespace) -> dict[str, object]:

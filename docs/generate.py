@@ -78,11 +78,9 @@ def run_block(match: re.Match[str]) -> str:
 
 FORMS = {
     "fathom": "float32",
-    "fathom compiled": "float32 `--compile`",
     "fathom bfloat16": "bfloat16",
     "fathom int8": "int8",
     "fathom int4": "int4",
-    "fathom int4-compiled": "int4 `--compile`",
     "fathom int4-bfloat16": "int4, bfloat16",
 }
 

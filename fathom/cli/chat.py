@@ -47,7 +47,6 @@ def chat(
     weights: model_options.Weights = "auto",
     cache: model_options.Cache = "plain",
     draft: model_options.Draft = "none",
-    compiled: model_options.Compile = False,
 ) -> None:
     """Talk with a model; each line of stdin is a message.
 
@@ -55,7 +54,7 @@ def chat(
     /image, /exit. A line that ends with a backslash goes on in the next one, and so does a text between two \"\"\".
     """
     wanted = sampling.read_schema(schema)
-    engine = model_options.engine_spec(cache, draft, compiled)
+    engine = model_options.engine_spec(cache, draft)
     opened = model_options.open_model(model, device, dtype, weights, engine, chat_template, adapter=adapter)
     if not opened.tokenizer.can_chat:
         again = f"fathom generate {shlex.quote(model)} --prompt TEXT"

@@ -41,13 +41,12 @@ def generate(
     weights: model_options.Weights = "auto",
     cache: model_options.Cache = "plain",
     draft: model_options.Draft = "none",
-    compiled: model_options.Compile = False,
 ) -> None:
     """Continue a text, printing it as it is drawn; or answer a file of prompts.
 
     A file is answered with many requests at once; interrupted, the same command goes on where it was.
     """
-    engine = model_options.engine_spec(cache, draft, compiled)
+    engine = model_options.engine_spec(cache, draft)
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     SamplingParams(**asked, max_tokens=sampling.DEFAULT_TOKENS if max_tokens is None else max_tokens)  # before loading
     wanted = sampling.read_schema(schema)

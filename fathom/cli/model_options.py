@@ -41,19 +41,15 @@ Adapter = Annotated[
     str | None,
     typer.Option("--adapter", help="An adapter to merge in: a directory of PEFT's, or a step that trained one."),
 ]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Make one program of a lone request's step; takes half a minute at first.")
-]
 
 
-def engine_spec(cache: str, draft: str, compiled: bool, **others: int | bool | None) -> EngineSpec:
+def engine_spec(cache: str, draft: str, **others: int | bool | None) -> EngineSpec:
     """Return the engine's configuration; ``SpecError`` names the option that is wrong."""
     check.one_of("--cache", cache, CACHE_FORMATS)
     check.one_of("--draft", draft, DRAFTING)
     return EngineSpec(
         cache_format=cast(CacheFormat, cache),
         drafting=cast(Drafting, draft),
-        compiled=compiled,
         **others,  # type: ignore[arg-type]
     )
 
@@ -67,7 +63,7 @@ def open_model(
     chat_template: str | None = None,
     adapter: str | None = None,
 ) -> LanguageModel:
-    """Open a model that has a tokenizer, showing what is fetched, loaded and compiled."""
+    """Open a model that has a tokenizer, showing what is fetched and loaded."""
     check.one_of("--weights", weights, WEIGHT_CHOICES)
     from fathom.inference.language_model import LanguageModel
 
@@ -84,9 +80,6 @@ def open_model(
             adapter=adapter,
         )
     _ = model.tokenizer
-    if engine is not None and engine.compiled:
-        print(tr("compiling the decoding step (half a minute the first time)"), file=sys.stderr, flush=True)
-        _ = model.engine
     return model
 
 

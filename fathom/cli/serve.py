@@ -224,7 +224,6 @@ def serve(
     cache: model_options.Cache = "plain",
     weights: model_options.Weights = "auto",
     draft: model_options.Draft = "none",
-    compiled: model_options.Compile = False,
     device: options.Device = "auto",
     dtype: model_options.Dtype = "auto",
 ) -> None:
@@ -237,7 +236,7 @@ def serve(
     _check_packages()
     named = served_models.with_adapters(served_models.named_models(model, served_name, alias or ()), lora or ())
     engine_fields = ("max_batch", "step_tokens", "cache_tokens", "prefix_cache")
-    engine = model_options.engine_spec(cache, draft, compiled, **{name: given[name] for name in engine_fields})
+    engine = model_options.engine_spec(cache, draft, **{name: given[name] for name in engine_fields})
     settings = _settings(given)
     _check_files(keys, access_log_file)
     memory = _memory(model_memory, len(named), device)

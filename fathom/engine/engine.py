@@ -24,7 +24,6 @@ from fathom.engine.state import RequestState
 from fathom.errors import EngineError, SpecError
 from fathom.model.adapters.adapter import Adapter
 from fathom.model.adapters.attach import with_adapter
-from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder
 from fathom.model.native import NativeModel
 from fathom.spec.engine import EngineSpec
@@ -62,14 +61,11 @@ class Engine:
         self.scheduler = Scheduler(self.spec, self.pages, window=model.window, draft_tokens=draft_tokens)
         self.last_error: Exception | None = None
         self._input_processor = InputProcessor(model.spec, self.scheduler, self.eos_ids)
-        compiled = CompiledDecoding(model, self.pool) if self.spec.compiled else None
-        if compiled is not None:
-            compiled.warm_up()
         self.native = native_step(model, self.pool, self.spec)
         unused_ids_N = _unused_tensor(set(unused_ids) - self.eos_ids, model.spec.vocab_size, self.pool.device)
         self._recorded = self.spec.record_routing and model.spec.num_moe_layers > 0
         native = self.native if isinstance(self.native, NativeModel) else None
-        forward = ForwardPass(model, self.pool, native=native, compiled=compiled, record_routing=self._recorded)
+        forward = ForwardPass(model, self.pool, native=native, record_routing=self._recorded)
         drafter = make_drafter(drafting, forward, self.pool, self.spec, unused_ids_N=unused_ids_N)
         self._runner = ModelRunner(forward, drafter, unused_ids_N=unused_ids_N)
         self._states: dict[int, RequestState] = {}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fathom.kernels.native import library
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
-from fathom.model.compiled import CompiledDecoding
 from fathom.model.decoder import Decoder, DecoderOutput
 from fathom.model.moe import chosen_experts
 from fathom.model.native import NativeModel
@@ -29,7 +28,7 @@ class PassOutput:
 
 
 class ForwardPass:
-    """Runs packed tokens through one model; ``native`` and ``compiled`` are faster forms of the same model."""
+    """Runs packed tokens through one model; ``native`` is a faster form of the same model."""
 
     def __init__(
         self,
@@ -37,13 +36,11 @@ class ForwardPass:
         pool: PagePool,
         *,
         native: NativeModel | None = None,
-        compiled: CompiledDecoding | None = None,
         record_routing: bool = False,
     ) -> None:
         self.model = model
         self._pool = pool
         self._native = native
-        self._compiled = compiled
         self._record_routing = record_routing
 
     @property
@@ -80,8 +77,6 @@ class ForwardPass:
     def _run_modules(
         self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        if self._compiled is not None and len(tokens) == 1 and features_ND is None:
-            return self._compiled(tokens[0], chunks[0]), None
         step = PagedStep(self._pool, chunks, window=self.model.window)
         tokens_1N = torch.tensor([tokens], device=self._pool.device)
         output: DecoderOutput = self.model(tokens_1N, cache=step, features_ND=features_ND)

@@ -15,8 +15,6 @@ _ROOM = 1.25  # of the weights' bytes: packed panels are filled up, and the libr
 
 def native_step(model: Decoder, pool: PagePool, spec: EngineSpec) -> NativeModel | Refusal:
     """Return the native form of an engine's model, or why its modules run instead."""
-    if spec.compiled:
-        return Refusal("a compiled step was asked for")
     if spec.compute_dtype != "auto":
         return Refusal(f"compute_dtype is {spec.compute_dtype}")
     needed = _ROOM * sum(parameter.nbytes for parameter in model.parameters())

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.linear import compiles_one_row
 from fathom.kernels.products import product
 from fathom.kernels.tensors import accumulation_dtype, needs_grad
 
@@ -78,8 +77,6 @@ def grouped_swiglu(
             x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK
         )
         return trained_ND
-    if kept_NK is None and compiles_one_row(x_ND):
-        return _one_token_compiled(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     if kept_NK is None and x_ND.shape[0] == 1:
         return _one_token(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF)
     dispatch = dispatch_by_expert(indices_NK, kept_NK, gate_up_EFD.shape[0])
@@ -105,16 +102,6 @@ def _one_token(x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD
         else:
             y_D.add_(torch.mv(down_DF, hidden_F))
     return y_D.to(x_D.dtype).unsqueeze(0)
-
-
-def _one_token_compiled(
-    x_1D: Tensor, indices_1K: Tensor, weights_1K: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """The same in one compiled graph: the chosen experts' weights are read in place, without a copy."""
-    chosen_K = indices_1K[0]
-    gate_KF, up_KF = (gate_up_EFD[chosen_K] * x_1D).sum(-1).chunk(2, dim=1)
-    hidden_KF = F.silu(gate_KF) * up_KF * weights_1K.view(-1, 1)
-    return (down_EDF[chosen_K] * hidden_KF.unsqueeze(1)).sum(-1).sum(0, keepdim=True)
 
 
 def _few_tokens(

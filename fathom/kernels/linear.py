@@ -20,12 +20,8 @@ from fathom.kernels.tensors import needs_grad
 def linear(x: Tensor, weight_XY: Tensor, bias_X: Tensor | None = None) -> Tensor:
     """Return x w^T + b, (..., Y) to (..., X).
 
-    Many float32 rows on a CPU are multiplied by the library that is faster there. Under torch.compile on a CPU, the
-    product of a single row is written so that it fuses with neighbouring operators.
+    Many float32 rows on a CPU are multiplied by the library that is faster there.
     """
-    if compiles_one_row(x):
-        y = (weight_XY * x.reshape(1, -1)).sum(-1)
-        return (y if bias_X is None else y + bias_X).view(*x.shape[:-1], -1)
     if not _takes_onednn(x, weight_XY):
         return F.linear(x, weight_XY, bias_X)
     x_NY = x.reshape(-1, x.shape[-1])
@@ -105,15 +101,3 @@ class _SwiGLULinear(torch.autograd.Function):
         torch.mul(slope_NF, silu_NF, out=grad_up_NF)
         torch.ops.aten.silu_backward.grad_input(slope_NF.mul_(up_NF), gate_NF, grad_input=grad_gate_NF)
         return grad_gate_up_NF, grad_weight_DF
-
-
-def compiles_inference() -> bool:
-    """Whether torch.compile is tracing a program without gradients."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
-def compiles_one_row(x: Tensor) -> bool:
-    """Whether torch.compile is tracing a single float32 row on a CPU without gradients."""
-    if not compiles_inference():
-        return False
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import dispatch_by_expert
-from fathom.kernels.native.matrix import PACKED_FORMATS, PackedExperts, PackedFormat, PackedMatrix
+from fathom.kernels.native.matrix import PackedExperts, PackedMatrix
 from fathom.kernels.tensors import accumulation_dtype
 from fathom.kernels.weight_formats import dequantize, row_tiles
 
@@ -27,17 +27,11 @@ def packed_linear(x: Tensor, matrix: PackedMatrix, *, round_activations: bool = 
         x_NY = x.reshape(-1, matrix.columns)
         tiles = [torch.mm(x_NY, dequantize(matrix, x.dtype, tile).t()) for tile in row_tiles(matrix, _TILE_WEIGHTS)]
         return torch.cat(tiles, 1).view(*x.shape[:-1], matrix.rows)
-    if torch.compiler.is_compiling():
-        y: Tensor = _linear(x, matrix.data, matrix.format, matrix.rows, matrix.columns, round_activations)
-        return y
     return matrix.product(x, quantize=round_activations)
 
 
 def packed_rows(rows_N: Tensor, matrix: PackedMatrix) -> Tensor:
     """Return some rows of the weights, (N, Y) float32, as an embedding looks them up."""
-    if torch.compiler.is_compiling():
-        found: Tensor = _rows(rows_N, matrix.data, matrix.format, matrix.rows, matrix.columns)
-        return found
     w_NY = torch.empty(len(rows_N), matrix.columns)
     for place, row in enumerate(rows_N.tolist()):
         w_NY[place] = matrix.unpack(slice(row, row + 1))[0]
@@ -55,11 +49,6 @@ def packed_grouped_swiglu(
     round_activations: bool = True,
 ) -> Tensor:
     """Sum over each token's K experts of weight times expert(token), as ``grouped_swiglu``; see ``packed_linear``."""
-    if torch.compiler.is_compiling() and kept_NK is None:
-        shapes = [[stack.rows, stack.columns] for stack in (gate_up, down)]
-        datas, formats = [gate_up.data, down.data], f"{gate_up.format} {down.format}"
-        y: Tensor = _experts(x_ND, indices_NK, weights_NK, datas, formats, *shapes, round_activations)
-        return y
     dispatch = dispatch_by_expert(indices_NK, kept_NK, len(gate_up))
     weights_M1 = weights_NK.reshape(-1)[dispatch.order_M].unsqueeze(1)
     wide = accumulation_dtype(x_ND)
@@ -72,53 +61,3 @@ def packed_grouped_swiglu(
         y_XD = packed_linear(hidden_XF, down[expert], round_activations=round_activations)
         y_ND.index_add_(0, tokens_X, y_XD * weights_M1[pairs].to(wide))
     return y_ND.to(x_ND.dtype)
-
-
-# Operators that the compiler calls and does not look into; its programs hold tensors and numbers only.
-
-
-@torch.library.custom_op("fathom::packed_linear", mutates_args=())
-def _linear(x: Tensor, data: Tensor, format: str, rows: int, columns: int, round_activations: bool) -> Tensor:
-    return PackedMatrix(_format(format), rows, columns, data).product(x, quantize=round_activations)
-
-
-@_linear.register_fake
-def _linear_fake(x: Tensor, data: Tensor, format: str, rows: int, *_: object) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
-
-
-@torch.library.custom_op("fathom::packed_rows", mutates_args=())
-def _rows(rows_N: Tensor, data: Tensor, format: str, rows: int, columns: int) -> Tensor:
-    return packed_rows(rows_N, PackedMatrix(_format(format), rows, columns, data))
-
-
-@_rows.register_fake
-def _rows_fake(rows_N: Tensor, data: Tensor, format: str, rows: int, columns: int) -> Tensor:
-    return torch.empty(rows_N.shape[0], columns)
-
-
-@torch.library.custom_op("fathom::packed_experts", mutates_args=())
-def _experts(
-    x_ND: Tensor,
-    indices_NK: Tensor,
-    weights_NK: Tensor,
-    datas: list[Tensor],
-    formats: str,
-    gate_up_shape: list[int],
-    down_shape: list[int],
-    round_activations: bool,
-) -> Tensor:
-    gate_up, down = (
-        PackedExperts(_format(format), rows, columns, data)
-        for format, (rows, columns), data in zip(formats.split(), (gate_up_shape, down_shape), datas, strict=True)
-    )
-    return packed_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down, round_activations=round_activations)
-
-
-@_experts.register_fake
-def _experts_fake(x_ND: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x_ND)
-
-
-def _format(name: str) -> PackedFormat:
-    return next(format for format in PACKED_FORMATS if format == name)

@@ -5,21 +5,17 @@ X pairs of one expert, Y inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
 import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
 from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import ExpertDispatch, dispatch_by_expert
-from fathom.kernels.linear import compiles_inference
 from fathom.kernels.native.matrix import PackedExperts
 from fathom.kernels.packed_products import packed_grouped_swiglu
 from fathom.kernels.quantized_products import dequantized_matmul, fused_matmul, uses_fused_kernel
 from fathom.kernels.tensors import accumulation_dtype, needs_grad
-from fathom.kernels.weight_formats import ExpertStack, QuantizedExpertWeights, QuantizedWeight, cpu_layout
+from fathom.kernels.weight_formats import ExpertStack, QuantizedExpertWeights, QuantizedWeight
 
 # Up to this many pairs share whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 1024
@@ -51,8 +47,6 @@ def quantized_grouped_swiglu(
         )
     if isinstance(gate_up, PackedExperts) or isinstance(down, PackedExperts):
         raise SpecError("experts", "have matrices of two libraries", "quantize both at once")
-    if kept_NK is None and compiles_inference():
-        return quantized_experts_op(x_ND, indices_NK, weights_NK, gate_up, down)
     if (
         kept_NK is None
         and x_ND.shape[0] == 1
@@ -130,63 +124,3 @@ def _product(x_XY: Tensor, qweight: QuantizedWeight) -> Tensor:
         if uses_fused_kernel(x_XY, qweight) and x_XY.dtype == torch.bfloat16
         else dequantized_matmul(x_XY, qweight)
     )
-
-
-def quantized_experts_op(
-    x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, gate_up: QuantizedExpertWeights, down: QuantizedExpertWeights
-) -> Tensor:
-    """``quantized_grouped_swiglu`` over all pairs as one custom operator, opaque to the compiler.
-
-    Which experts run depends on data, and the fused kernels are calls of their own.
-    """
-    shapes = [[one.rows, one.columns, one.group_size] for one in (gate_up.experts[0], down.experts[0])]
-    tensors = [gate_up.values, gate_up.scales, down.values, down.scales]
-    y_ND: Tensor = _quantized_experts(x_ND, indices_NK, weights_NK, tensors, *shapes)
-    return y_ND
-
-
-@torch.library.custom_op("fathom::quantized_experts", mutates_args=())
-def _quantized_experts(
-    x_ND: Tensor,
-    indices_NK: Tensor,
-    weights_NK: Tensor,
-    tensors: list[Tensor],
-    gate_up_shape: list[int],
-    down_shape: list[int],
-) -> Tensor:
-    gate_up_values, gate_up_scales, down_values, down_scales = tensors
-    gate_up = QuantizedExpertWeights(
-        gate_up_values, gate_up_scales, _LazyExperts(gate_up_values, gate_up_scales, gate_up_shape)
-    )
-    down = QuantizedExpertWeights(down_values, down_scales, _LazyExperts(down_values, down_scales, down_shape))
-    return quantized_grouped_swiglu(x_ND, indices_NK, weights_NK, gate_up, down)
-
-
-@_quantized_experts.register_fake
-def _quantized_experts_fake(x_ND: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x_ND)
-
-
-class _LazyExperts(Sequence[QuantizedWeight]):
-    """The matrices of stacked experts, each constructed on access: a custom operator takes tensors only."""
-
-    def __init__(self, values_E: Tensor, scales_E: Tensor, shape: Sequence[int]) -> None:
-        self._values_E, self._scales_E = values_E, scales_E
-        self._rows, self._columns, self._group_size = shape
-
-    def __len__(self) -> int:
-        return len(self._values_E)
-
-    @overload
-    def __getitem__(self, index: int) -> QuantizedWeight: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[QuantizedWeight]: ...
-
-    def __getitem__(self, index: int | slice) -> QuantizedWeight | Sequence[QuantizedWeight]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        tensors = self._values_E[index], self._scales_E[index]
-        if self._values_E.dtype == torch.int8:
-            return QuantizedWeight("int8", self._rows, self._columns, self._group_size, *tensors)
-        return QuantizedWeight("int4", self._rows, self._columns, self._group_size, *tensors, cpu_layout())

@@ -2,7 +2,7 @@
 
 The fused kernels read activations in bfloat16 and return bfloat16, which is converted to ``x``'s dtype; they accumulate
 in float32. Their cost grows with every row, so beyond a measured number of rows it is cheaper to dequantize the
-weights, a tile at a time, and multiply as usual. A compiled extension will be chosen here as well.
+weights, a tile at a time, and multiply as usual.
 
 X outputs, padded to A in int4, Z of them in a tile, Y inputs.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
-from fathom.kernels.linear import compiles_inference
 from fathom.kernels.native.matrix import PackedMatrix
 from fathom.kernels.packed_products import packed_linear
 from fathom.kernels.products import product, product_choice
@@ -42,7 +41,7 @@ def quantized_linear(x: Tensor, qweight: WeightMatrix, *, round_activations: boo
     if isinstance(qweight, PackedMatrix):
         return packed_linear(x, qweight, round_activations=round_activations)
     x_NY = x.reshape(-1, qweight.columns)
-    if compiles_inference() or uses_fused_kernel(x_NY, qweight):
+    if uses_fused_kernel(x_NY, qweight):
         y_NX = fused_matmul(x_NY.to(_HALF), qweight).to(x.dtype)
     else:
         y_NX = dequantized_matmul(x_NY, qweight)

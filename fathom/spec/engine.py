@@ -32,11 +32,10 @@ class EngineSpec:
     ``prefix_cache`` keeps the pages of finished requests until the pool needs them. ``cache_format`` is how numbers
     lie in the pages: as the model computes them, or in 8 or about 6 bits. ``drafting`` proposes tokens ahead,
     ``draft_tokens`` at a time: by the MTP module, by repetition in the text itself, or auto: MTP where the model has
-    one, else none. ``compiled`` makes a program of a lone request's decoding step, which takes up to half a minute once
-    and needs a C++ compiler. ``record_routing`` keeps which experts each token went to, and gives that with the answer;
-    a dense model has nothing to give. ``compute_dtype`` auto computes in the weights' dtype; bfloat16 runs float32
-    weights under autocast with a cache of that dtype, as a trainer of that ``precision`` does: weights that are
-    trained may not be rounded, and rollouts must compute as the update does.
+    one, else none. ``record_routing`` keeps which experts each token went to, and gives that with the answer; a dense
+    model has nothing to give. ``compute_dtype`` auto computes in the weights' dtype; bfloat16 runs float32 weights
+    under autocast with a cache of that dtype, as a trainer of that ``precision`` does: weights that are trained may
+    not be rounded, and rollouts must compute as the update does.
     """
 
     page_size: int = 32
@@ -47,7 +46,6 @@ class EngineSpec:
     cache_format: CacheFormat = "plain"
     drafting: Drafting = "none"
     draft_tokens: int = 1
-    compiled: bool = False
     record_routing: bool = False
     compute_dtype: ComputeDtype = "auto"
 
@@ -65,9 +63,3 @@ class EngineSpec:
         check.one_of("cache_format", self.cache_format, CACHE_FORMATS)
         check.one_of("drafting", self.drafting, DRAFTING)
         check.one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        if self.compute_dtype != "auto" and self.compiled:
-            problem = "a compiled step computes in the weights' dtype"
-            raise SpecError("compute_dtype", problem, "leave compiled or compute_dtype out")
-        if self.record_routing and self.compiled:
-            problem = "a compiled step does not say which experts it chose"
-            raise SpecError("record_routing", problem, "leave compiled or record_routing out")

@@ -214,13 +214,11 @@ def test_the_processor_and_too_little_memory_are_told(tmp_path: Path, monkeypatc
     (tmp_path / "proc/cpuinfo").write_text(f"processor : 0\nmodel name : Xeon 9\nflags : {flags}\n")
     (tmp_path / "proc/meminfo").write_text("MemTotal: 524288 kB\nMemAvailable: 1000 kB\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr("shutil.which", lambda name: None)
     found = named(list(hardware_findings({}, tmp_path)))
     assert found["processor"].value == "Xeon 9"
     assert found["features"].value == "AVX2, AVX-512, VNNI, AMX, bf16"
     assert (found["memory"].status, found["memory"].value[:6]) == ("broken", "537 MB")
     assert "OMP_NUM_THREADS=3" in found["OpenMP"].value
-    assert found["C++ compiler"].status == "missing"
     assert "accelerator" not in found  # torch could not say
     assert processor_features("fp asimd asimddp sve bf16") == ["bf16", "NEON", "dot product", "SVE"]
 

@@ -1,10 +1,9 @@
-"""Processor, compiler, native kernels, memory, accelerator and OpenMP's settings."""
+"""Processor, native kernels, memory, accelerator and OpenMP's settings."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,6 @@ _SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_B
 def hardware_findings(torch: Mapping[str, object], root: Path = Path("/")) -> Iterator[Finding]:
     """Yield findings; ``torch`` are its facts, empty where it could not be imported. ``root`` is for tests."""
     yield from _processor(root)
-    yield _compiler()
     yield from _memory(root)
     if torch:
         yield accelerator(torch, root)
@@ -103,17 +101,6 @@ def _processor(root: Path) -> Iterator[Finding]:
     if platform.machine() == "arm64" and "NEON" not in found:
         found.append("NEON")
     yield Finding("machine", "features", ", ".join(found) or "none of those that kernels use is known")
-
-
-def _compiler() -> Finding:
-    wanted = [os.environ[name] for name in ("CXX",) if os.environ.get(name)]
-    for name in (*wanted, "g++", "clang++", "c++", "cl"):
-        found = shutil.which(name)
-        if found is not None:
-            return Finding("machine", "C++ compiler", found)
-    install = {"darwin": "xcode-select --install", "win32": "winget install Microsoft.VisualStudio.BuildTools"}
-    command = install.get(sys.platform, "apt install g++")
-    return Finding("machine", "C++ compiler", "none", "missing", f"--compile, a faster lone request: {command}")
 
 
 def _memory(root: Path) -> Iterator[Finding]:

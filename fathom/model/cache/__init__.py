@@ -11,7 +11,7 @@ from fathom.model.cache.attention_metadata import (
     packed_metadata,
 )
 from fathom.model.cache.paged import PagedStep, SequenceChunk
-from fathom.model.cache.pool import PagePool, Scratch
+from fathom.model.cache.pool import PagePool
 from fathom.model.cache.static import FullLayerCache, SlidingWindowLayerCache, StaticCache
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "LayerCache",
     "PagePool",
     "PagedStep",
-    "Scratch",
     "SequenceChunk",
     "SlidingWindowLayerCache",
     "StaticCache",

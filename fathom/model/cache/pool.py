@@ -14,7 +14,7 @@ from fathom.model.cache.quantized import QuantizedPages
 from fathom.plan.cache_rows import quantized_rows
 from fathom.spec import CacheFormat, GroupedQueryAttention, ModelSpec
 
-__all__ = ["PagePool", "Pages", "Scratch"]
+__all__ = ["PagePool", "Pages"]
 
 
 class PagePool:

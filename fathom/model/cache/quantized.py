@@ -90,7 +90,6 @@ def _quantize(part_NX: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
     """
     part_NZJ = part_NX.reshape(-1, segment.scales, segment.group)
     scales_NZ = torch.linalg.vector_norm(part_NZJ, float("inf"), dim=2).clamp_min_(_LEAST).div_(segment.largest)
-    # By bits and not by casts, which a compiler may elide between two operations.
     scales_NZ.view(torch.int32).add_(0xFFFF).bitwise_and_(-0x10000)
     codes_NX = (part_NZJ / scales_NZ.unsqueeze(2)).round_().flatten(1)
     scales_NZ = scales_NZ.to(torch.bfloat16)
