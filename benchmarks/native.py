@@ -31,6 +31,7 @@ from fathom.inference.catalog import catalog, fetch_named
 from fathom.inference.language_model import LanguageModel
 from fathom.kernels.native import library
 from fathom.model import Decoder
+from fathom.model.quantized import QuantizedModule
 from fathom.spec import SamplingParams
 
 Q_LORA = 256
@@ -61,11 +62,13 @@ def open_ours(path: Path) -> Decoder:
 def bytes_per_token(model: Decoder) -> int:
     """Return the bytes of weights that a token's step reads: all but the embedding, and of experts the chosen ones."""
     moe, total = model.spec.moe, 0
-    for name, tensor in model.state_dict().items():
-        if name.startswith("embed_tokens") and not model.spec.tie_word_embeddings:
+    for name, module in model.named_modules():
+        weights = list(module.quantized()) if isinstance(module, QuantizedModule) else []
+        nbytes = sum(each.nbytes for each in (*weights, *module.parameters(recurse=False)))
+        if name == "embed_tokens" and not model.spec.tie_word_embeddings:
             continue
-        share = moe.num_experts_per_tok / moe.n_routed_experts if moe and ".experts." in name else 1
-        total += round(tensor.nbytes * share)
+        share = moe.num_experts_per_tok / moe.n_routed_experts if moe and name.endswith(".experts") else 1
+        total += round(nbytes * share)
     return total
 
 
