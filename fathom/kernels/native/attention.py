@@ -54,6 +54,12 @@ class Attention(Structure):
     )
 
 
+class Prompt(Structure):
+    """``fathom_prompt``: many tokens of one sequence, and heads that keys and values are expanded for."""
+
+    _fields_ = (("item", Attention), ("kv_heads", c_int32), ("key_up", c_void_p), ("value_up", c_void_p))
+
+
 def describe_pages(rows_NX: Tensor, row: QuantizedRow | None = None) -> Pages:
     """Describe rows of a pool: float32 or bfloat16 (N, X), or bytes (N, Y) laid out as ``row`` says."""
     segments = () if row is None else row.segments
@@ -81,3 +87,12 @@ def attend(pool: library.ThreadPool, items: Sequence[Attention], workspace: Tens
     library.check(
         library.library().fathom_attend_all(pool.pointer, ctypes.addressof(held), len(items), workspace.data_ptr())
     )
+
+
+def attend_in_tiles(pool: library.ThreadPool, item: Attention) -> None:
+    """Compute an item as ``attend`` does, in tiles of many queries and keys."""
+    prompt = Prompt(item, 1)
+    size = library.library().fathom_tiles_bytes(ctypes.addressof(prompt), pool.threads)
+    room = torch.empty(size + 64, dtype=torch.uint8)
+    aligned = room.data_ptr() + -room.data_ptr() % 64
+    library.check(library.library().fathom_attend_tiles_all(pool.pointer, ctypes.addressof(prompt), aligned))

@@ -82,6 +82,16 @@ class NativeModel:
         """Bytes of the packed weights."""
         return self._weights.nbytes
 
+    @property
+    def attention_form(self) -> structs.AttentionForm:
+        """How new tokens attend, by default as costs least: ``FATHOM_CHEAPEST`` and others of ``csrc/step.h``."""
+        number: int = self._model.attention_form
+        return structs.ATTENTION_FORMS[number]
+
+    @attention_form.setter
+    def attention_form(self, form: structs.AttentionForm) -> None:
+        self._model.attention_form = structs.ATTENTION_FORMS.index(form)
+
     def refresh(self) -> None:
         """Pack the weights again after they have changed."""
         self._versions = _versions(self._decoder)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_void_p
+from typing import Literal
 
 from fathom.kernels.native.attention import Pages
 from fathom.kernels.native.library import Matrix
 
 MLA, GQA = range(2)
 SOFTMAX, SIGMOID, HASH = range(3)
+AttentionForm = Literal["cheapest", "rows", "tiles", "expanded"]
+ATTENTION_FORMS: tuple[AttentionForm, ...] = ("cheapest", "rows", "tiles", "expanded")  # fathom_attention_form
 
 
 def _ints(*names: str) -> tuple[tuple[str, type], ...]:
@@ -98,7 +101,7 @@ class Model(Structure):
     """``fathom_model``."""
 
     _fields_ = (
-        *_ints("hidden", "vocabulary", "layers", "half", "quantize"),
+        *_ints("hidden", "vocabulary", "layers", "half", "attention_form", "quantize"),
         ("embedding", c_void_p),
         ("embedding_bf16", c_int32),
         ("embedding_packed", Matrix),

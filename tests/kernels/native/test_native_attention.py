@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.kernels.native import library
-from fathom.kernels.native.attention import Attention, attend, describe_pages
+from fathom.kernels.native.attention import Attention, attend, attend_in_tiles, describe_pages
 from fathom.model.cache.pages import PlainPages, Scratch
 from fathom.model.cache.quantized import QuantizedPages
 from fathom.plan.cache_rows import QuantizedFormat, quantized_rows
@@ -87,11 +87,21 @@ def shuffled_table(pages: int, count: int, seed: int) -> torch.Tensor:
 
 
 def check(pool, keys, values, sequences, tolerance: float = 2e-5) -> None:
-    """Compare all sequences with what is expected; ``values`` of None are the keys."""
-    values = keys if values is None else values
-    attend(pool, [sequence.item(keys, values) for sequence in sequences])
-    for sequence in sequences:
-        torch.testing.assert_close(sequence.out.double(), sequence.expected(), atol=tolerance, rtol=tolerance)
+    """Compare all sequences with what is expected, by rows and in tiles; ``values`` of None are the keys."""
+    expected = [sequence.expected() for sequence in sequences]
+    for form in FORMS:
+        form(pool, [sequence.item(keys, keys if values is None else values) for sequence in sequences])
+        for sequence, out in zip(sequences, expected, strict=True):
+            torch.testing.assert_close(sequence.out.double(), out, atol=tolerance, rtol=tolerance)
+            sequence.out.fill_(7.0)
+
+
+def in_tiles(pool, items) -> None:
+    for item in items:
+        attend_in_tiles(pool, item)
+
+
+FORMS = (attend, in_tiles)
 
 
 @settings(deadline=None, max_examples=80)
@@ -188,17 +198,30 @@ def test_scores_of_any_size_are_weighed_without_overflow(isa):
         check(library.ThreadPool(2), describe_pages(keys), None, [one], tolerance=1e-3)
 
 
-def test_what_is_not_finite_reaches_those_who_see_it_and_nobody_else(isa):
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_finite_reaches_those_who_see_it_and_nobody_else(isa, form):
     for bad in (math.nan, math.inf):
         keys = numbers(128, 32)
         keys[100, 3] = bad
         one = Sequence(keys, keys, torch.arange(4, dtype=torch.int32), 32, 5, 32, 32, 60, 68, latent=True)
         pages = describe_pages(keys)
-        attend(library.ThreadPool(2), [one.item(pages, pages)])
+        form(library.ThreadPool(2), [one.item(pages, pages)])
         expected = one.expected()
         assert torch.equal(one.out.isnan().any(-1), expected.isnan().any(-1)), bad
         clean = ~expected.isnan().any(-1)
         torch.testing.assert_close(one.out.double()[clean], expected[clean], atol=2e-5, rtol=2e-5)
+
+
+def test_many_tokens_sum_alike_on_any_number_of_threads(isa):
+    """In tiles, with blocks of keys that a window begins and a page ends within."""
+    keys, values = numbers(700, 40), numbers(700, 24, seed=1)
+    pages, outputs = (describe_pages(keys), describe_pages(values)), []
+    one = Sequence(keys, values, shuffled_table(100, 97, 2), 7, 2, 40, 24, 379, 300, window=260, seed=3)
+    for threads in (1, 2, 5):
+        attend_in_tiles(library.ThreadPool(threads), one.item(*pages))
+        outputs.append(one.out.clone())
+    torch.testing.assert_close(outputs[0].double(), one.expected(), atol=2e-5, rtol=2e-5)
+    assert all(torch.equal(outputs[0], out) for out in outputs)
 
 
 def test_a_key_infinitely_far_away_weighs_nothing(isa):
@@ -209,7 +232,8 @@ def test_a_key_infinitely_far_away_weighs_nothing(isa):
     check(library.ThreadPool(2), describe_pages(keys), describe_pages(values), [one])
 
 
-def test_a_token_that_sees_nothing_gets_zeros(isa):
+@pytest.mark.parametrize("form", FORMS)
+def test_a_token_that_sees_nothing_gets_zeros(isa, form):
     keys = numbers(64, 16)
     table = torch.arange(2, dtype=torch.int32)
     one = Sequence(keys, keys, table, 32, 3, 16, 16, 10, 4, begin=12, latent=True)
@@ -217,7 +241,7 @@ def test_a_token_that_sees_nothing_gets_zeros(isa):
     pages = describe_pages(keys)
     for threads in (1, 3):
         one.out.fill_(7.0), none.out.fill_(7.0)
-        attend(library.ThreadPool(threads), [none.item(pages, pages), one.item(pages, pages), none.item(pages, pages)])
+        form(library.ThreadPool(threads), [none.item(pages, pages), one.item(pages, pages), none.item(pages, pages)])
         assert not one.out[:2].any()
         assert not none.out.any()
         torch.testing.assert_close(one.out[2:].double(), one.expected()[2:], atol=2e-5, rtol=2e-5)

@@ -76,6 +76,19 @@ def test_softmax(kernels, k):
     close(x, exact, 6)
 
 
+@pytest.mark.parametrize("k", WIDTHS)
+def test_softening_a_row_block_by_block_is_its_softmax(kernels, k):
+    x, scale, weights, sums = 20 * numbers(k), 0.5, [], torch.zeros(1)
+    x[k // 3 :: 5] = -math.inf if k > 2 else 0.0
+    top, exact = torch.full((1,), -math.inf), (x * scale - (x * scale).max()).double().softmax(0)
+    for block in x.split(max(1, k // 3)):
+        old, weighed = top.clone(), block.clone()
+        kernels.soften(weighed, len(block), scale, top, sums)
+        weights = [each * torch.exp(old - top) for each in weights] + [weighed]
+    assert float(top) == float((x * scale).max())
+    torch.testing.assert_close((torch.cat(weights) / sums).double(), exact, atol=1e-6, rtol=1e-5)
+
+
 def test_exponentials_are_within_two_units_in_the_last_place(kernels):
     for low, high in ((-1e-3, 0.0), (-1.0, 0.0), (-20.0, 0.0), (-86.0, 0.0)):
         x = torch.linspace(low, high, 4097)

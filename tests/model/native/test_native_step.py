@@ -12,6 +12,7 @@ from fathom.model import Decoder, build
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.moe import chosen_experts
 from fathom.model.native import NativeModel
+from fathom.model.native.structs import AttentionForm
 from fathom.model.quantize import QuantFormat, quantize, set_activations
 from fathom.spec import CacheFormat, ModelSpec
 from tests.model.native.models import ALL
@@ -91,11 +92,13 @@ def random_mixture(twins: Twins, draw: random.Random, texts: int) -> None:
         twins.step(chunks, tokens, sorted(draw.sample(range(count), draw.randint(0, count))))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("threads", "form"), [(1, "rows"), (3, "cheapest"), (2, "tiles"), (3, "expanded")])
 @pytest.mark.parametrize("name", ALL)
-def test_any_mixture_of_chunks_equals_the_modules(name: str, threads: int) -> None:
-    draw = random.Random(f"{name} {threads}")
-    random_mixture(Twins(ALL[name], threads), draw, texts=4 if threads > 1 else 1)
+def test_any_mixture_of_chunks_equals_the_modules(name: str, threads: int, form: AttentionForm) -> None:
+    twins = Twins(ALL[name], threads)
+    twins.native.attention_form = form
+    assert twins.native.attention_form == form
+    random_mixture(twins, random.Random(f"{name} {threads}"), texts=4 if threads > 1 else 1)
 
 
 @pytest.mark.parametrize("cache_format", ["int8", "int6"])

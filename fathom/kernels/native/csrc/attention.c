@@ -90,12 +90,6 @@ static room room_of(const plan *p, int thread) {
     return made;
 }
 
-/* The first index that a token sees. */
-static int first_seen(const fathom_attention *item, int token) {
-    const int earliest = item->window ? item->position + token + 1 - item->window : 0;
-    return earliest > item->begin ? earliest : item->begin;
-}
-
 static int together(const fathom_attention *a, const fathom_attention *b) {
     return a->keys == b->keys && a->values == b->values && a->table == b->table && a->first == b->first &&
            a->begin == b->begin && a->position == b->position && a->tokens == b->tokens && a->heads == b->heads &&
@@ -114,7 +108,7 @@ static int group_size(const fathom_attention *item, const fathom_attention *end)
 static unit unit_at(const fathom_attention *item, int items, int row, int64_t at) {
     const int left = item->tokens * item->heads - row;
     unit u = {.item = item, .items = items, .row = row, .rows = left < TILE_ROWS ? left : TILE_ROWS, .at = at};
-    u.begin = first_seen(item, row / item->heads);
+    u.begin = fathom_first_seen(item, row / item->heads);
     u.end = item->position + (row + u.rows - 1) / item->heads + 1;
     if (u.end < u.begin) u.end = u.begin;
     u.cost = (int64_t)items * (u.rows < LEAST_ROWS ? LEAST_ROWS : u.rows) * (u.end - u.begin + 1);
@@ -150,18 +144,22 @@ static const float *row_in_place(const fathom_pages *pages, int64_t slot, int co
 
 static int plain(const fathom_pages *pages) { return pages->format == FATHOM_PAGES_FLOAT32; }
 
-/* Copy the keys and values of ``count`` tokens from index i on into the tiles. */
-static void gather(const fathom_attention *item, int i, int count, const room *r, int shared) {
+void fathom_read_tokens(const fathom_attention *item, const fathom_pages *pages, int i, int count, int column,
+                        int columns, float *out, int64_t stride) {
     for (int done = 0; done < count;) {
         int64_t slot;
         const int run = neighbours(item, i + done, count - done, &slot);
-        fathom_current->read_rows(item->keys, slot, run, item->key_column, item->width, r->keys + done * r->key_stride,
-                                  r->key_stride);
-        if (!shared)
-            fathom_current->read_rows(item->values, slot, run, item->value_column, item->value_width,
-                                      r->values + done * r->value_stride, r->value_stride);
+        fathom_current->read_rows(pages, slot, run, column, columns, out + done * stride, stride);
         done += run;
     }
+}
+
+/* Copy the keys and values of ``count`` tokens from index i on into the tiles. */
+static void gather(const fathom_attention *item, int i, int count, const room *r, int shared) {
+    fathom_read_tokens(item, item->keys, i, count, item->key_column, item->width, r->keys, r->key_stride);
+    if (!shared)
+        fathom_read_tokens(item, item->values, i, count, item->value_column, item->value_width, r->values,
+                           r->value_stride);
 }
 
 /* How many keys a block has, at most. */
@@ -198,10 +196,10 @@ static int within(int x, int most) { return x < 0 ? 0 : x > most ? most : x; }
 static void limit(const unit *u, int i, fathom_keys *keys, int32_t *first, int32_t *last) {
     const fathom_attention *item = u->item;
     const int from = u->row / item->heads, to = (u->row + u->rows - 1) / item->heads;
-    if (first_seen(item, to) <= i && item->position + from + 1 >= i + keys->count) return;
+    if (fathom_first_seen(item, to) <= i && item->position + from + 1 >= i + keys->count) return;
     for (int row = 0; row < u->rows; row++) {
         const int token = (u->row + row) / item->heads;
-        first[row] = within(first_seen(item, token) - i, keys->count);
+        first[row] = within(fathom_first_seen(item, token) - i, keys->count);
         last[row] = within(item->position + token + 1 - i, keys->count);
     }
     keys->first = first;

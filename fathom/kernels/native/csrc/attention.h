@@ -26,6 +26,16 @@ typedef struct {
     int64_t out_token, out_head;
 } fathom_attention;
 
+/* The first index that a token sees. */
+static inline int fathom_first_seen(const fathom_attention *item, int token) {
+    const int earliest = item->window ? item->position + token + 1 - item->window : 0;
+    return earliest > item->begin ? earliest : item->begin;
+}
+
+/* Read columns [column, column + columns) of the ``count`` tokens from index i on: a row every ``stride`` floats. */
+void fathom_read_tokens(const fathom_attention *item, const fathom_pages *pages, int i, int count, int column,
+                        int columns, float *out, int64_t stride);
+
 /* Bytes for fathom_attend by ``threads`` threads of keys and values up to these widths. To be aligned to 64 bytes and
  * filled with zeros once; calls may follow one another, a barrier between them. */
 int64_t fathom_attend_bytes(int threads, int width, int value_width);

@@ -68,6 +68,37 @@ static void row_rotate(float *x, const float *cosine, const float *sine, int pai
     }
 }
 
+/* A NaN is no maximum, but its weight is one. */
+static float row_soften(float *x, int k, float scale, float *max, float *sum) {
+    const vec factor = v_set(scale);
+    const float old = *max;
+    vec highest = v_set(-INFINITY), sums = v_set(0.0f);
+    int i = 0;
+    for (; i + LANES <= k; i += LANES) highest = v_max(v_load(x + i), highest);
+    float top = v_top(highest);
+    for (; i < k; i++) top = x[i] > top ? x[i] : top;
+    top = top * scale > old ? top * scale : old;
+    const float base = top > -FLT_MAX ? top : -FLT_MAX; /* finite, so that e^(-infinity - base) is 0 */
+    const vec low = v_set(-base);
+    for (i = 0; i + LANES <= k; i += LANES) {
+        const vec weight = v_exp(v_fma(v_load(x + i), factor, low));
+        sums = v_add(sums, weight);
+        v_store(x + i, weight);
+    }
+    if (i < k) {
+        const vec weight = v_exp(v_fma(v_load_part(x + i, k - i), factor, low));
+        float lanes[LANES];
+        v_store_part(x + i, weight, k - i);
+        v_store(lanes, v_set(0.0f));
+        v_store_part(lanes, weight, k - i);
+        sums = v_add(sums, v_load(lanes));
+    }
+    const float keep = expf(old - base);
+    *max = top;
+    *sum = keep * *sum + v_sum(sums);
+    return keep;
+}
+
 static void row_softmax(float *x, int k) {
     vec highest = v_set(-INFINITY);
     int i = 0;

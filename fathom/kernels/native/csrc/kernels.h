@@ -40,6 +40,9 @@ typedef struct {
     void (*pack_queries)(const float *const *q, int rows, int width, float scale, float *packed);
     /* Attend to one block; a query that sees none of its keys stays as it is. */
     void (*attend)(const fathom_queries *queries, const fathom_keys *keys);
+    /* Turn k scores of a query into weights e^(scale x - max) and bring its max and sum, of keys before these, to what
+     * they are with them. Returns what weights of the old max are to be multiplied by. */
+    float (*soften)(float *x, int k, float scale, float *max, float *sum);
     void (*softmax)(float *x, int k);                                            /* in place */
     /* The first of the largest, or the first NaN. */
     int (*argmax)(const float *x, int k);

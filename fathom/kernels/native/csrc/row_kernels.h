@@ -9,7 +9,7 @@
 
 #define FATHOM_ROW_KERNELS                                                                                             \
     .rms_norm = row_rms_norm, .silu_multiply = row_silu_multiply, .add_scaled = row_add_scaled, .rotate = row_rotate,  \
-    .pack_queries = attend_pack, .attend = attend_block, .softmax = row_softmax, .argmax = row_argmax,                 \
+    .pack_queries = attend_pack, .attend = attend_block, .soften = row_soften, .softmax = row_softmax, .argmax = row_argmax,                 \
     .widen = row_widen, .narrow = row_narrow, .read_rows = page_read_rows, .write_row = page_write_row,                \
     FATHOM_DRAW_KERNELS
 

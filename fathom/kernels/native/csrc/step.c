@@ -119,41 +119,6 @@ static int place_rows(const fathom_model *m, const fathom_batch *b, int32_t *pos
     return row == b->rows ? 0 : fathom_fail("%d tokens for sequences of %d", b->rows, row);
 }
 
-/* What attends to what, for every layer: a sequence's heads that share keys. */
-static void place_items(const fathom_run *r, const fathom_attention_weights *a) {
-    const fathom_batch *b = r->batch;
-    const int mla = a->kind == FATHOM_MLA, shared = fathom_key_heads(a), heads = a->heads / shared;
-    const int64_t width = mla ? a->latent + a->rope : a->value, out = mla ? a->latent : a->value;
-    int64_t row = 0, stride = a->heads * width;
-    if (!mla) stride += 2 * (int64_t)a->kv_heads * width;
-    for (int i = 0; i < b->chunks; i++) {
-        const fathom_chunk *c = &b->chunk[i];
-        for (int g = 0; g < shared; g++)
-            r->items[i * shared + g] = (fathom_attention){
-                .table = b->pages + c->page_offset,
-                .page_size = r->model->page_size,
-                .first = c->first,
-                .begin = b->empty_slots,
-                .position = c->start,
-                .tokens = c->tokens,
-                .heads = heads,
-                .window = a->window,
-                .key_column = mla ? 0 : g * (int)width,
-                .width = (int)width,
-                .value_column = mla ? 0 : g * (int)width,
-                .value_width = (int)out,
-                .scale = a->scale,
-                .q = (mla ? r->absorbed : r->projected) + row * stride + g * heads * width,
-                .q_token = stride,
-                .q_head = width,
-                .out = (mla ? r->attended : r->mixed.x) + row * a->heads * out + g * heads * out,
-                .out_token = a->heads * out,
-                .out_head = out,
-            };
-        row += c->tokens;
-    }
-}
-
 /* Prepare each thread's run of a batch. */
 static int plan(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
     const fathom_run first = {.model = model,
@@ -168,9 +133,9 @@ static int plan(fathom_pool *pool, const fathom_model *model, fathom_workspace *
 
 int fathom_step(fathom_pool *pool, const fathom_model *model, fathom_workspace *workspace, const fathom_batch *batch) {
     if (plan(pool, model, workspace, batch)) return -1;
-    const fathom_run *r = workspace->runs;
+    fathom_run *r = workspace->runs;
     if (place_rows(model, batch, (int32_t *)r->position, (int64_t *)r->slot)) return -1;
-    place_items(r, batch->previous ? &model->mtp->layer.attention : &model->layer[0].attention);
+    fathom_place_items(r, batch->previous ? &model->mtp->layer.attention : &model->layer[0].attention);
     return fathom_pool_run(pool, run_step, workspace->runs);
 }
 

@@ -6,7 +6,7 @@
 #ifndef FATHOM_STEP_H
 #define FATHOM_STEP_H
 
-#include "attention.h"
+#include "attend_tiles.h"
 
 typedef struct {
     fathom_matrix weight;           /* data NULL where there is none */
@@ -71,9 +71,14 @@ typedef struct {
     fathom_layer layer;
 } fathom_mtp;
 
+/* How a chunk's tokens attend: a few rows of queries at a time; in tiles of many; or in tiles after latents were expanded
+ * to the keys and values of each head, which other attention has anyway. By default what costs least. */
+typedef enum { FATHOM_CHEAPEST, FATHOM_BY_ROWS, FATHOM_BY_TILES, FATHOM_EXPANDED } fathom_attention_form;
+
 typedef struct {
     int32_t hidden, vocabulary, layers;
     int32_t half;                   /* rotary pairs lie half a head apart */
+    int32_t attention_form;
     int32_t quantize;               /* activations to 8 bits for quantized weights */
     const void *embedding;          /* V x D floats, or bfloat16; NULL to look up in embedding_packed */
     int32_t embedding_bf16;

@@ -1,7 +1,7 @@
 /* Attention of a layer: projections, rotary embedding, what is cached, attention over the pages, output.
  *
- * Latent attention is absorbed: the key half of kv_b_proj moves to the queries, the value half to the output, and all
- * heads attend to the latents themselves. */
+ * Latent attention of a few tokens is absorbed: the key half of kv_b_proj moves to the queries, the value half to the
+ * output, and all heads attend to the latents themselves. For many tokens latents are expanded to keys and values. */
 #include "step_run.h"
 
 #include <string.h>
@@ -11,27 +11,13 @@ static void rotate(const fathom_run *r, float *x, int row, int pairs) {
     r->k->rotate(x, r->model->cosine + at, r->model->sine + at, pairs, r->model->half);
 }
 
-/* Let the items, which hold for every layer, attend to the pages of this one. */
-static void choose_pages(const fathom_run *r, const fathom_layer *layer) {
-    const int heads = fathom_key_heads(&layer->attention);
-    int begin, end;
-    fathom_divide_rows(r, r->batch->chunks * heads, &begin, &end);
-    for (int i = begin; i < end; i++) {
-        r->items[i].keys = layer->pages[0];
-        r->items[i].values = layer->pages[1];
-    }
-}
-
-static void attend(fathom_run *r, const fathom_attention_weights *a) {
+static void attend(fathom_run *r) {
     fathom_barrier(r->pool);
-    fathom_attend(r->items, r->batch->chunks * fathom_key_heads(a), r->thread, r->threads, r->attend);
+    for (int i = 0; i < r->prompt_count; i++)
+        fathom_attend_tiles(&r->prompts[i], r->pool, r->thread, r->threads, r->tiles);
+    if (!r->item_count) return;
+    fathom_attend(r->items, r->item_count, r->thread, r->threads, r->attend);
     fathom_barrier(r->pool);
-}
-
-static int width_of(const fathom_linear *parts, int count) {
-    int width = 0;
-    for (int i = 0; i < count; i++) width += parts[i].weight.rows;
-    return width;
 }
 
 /* Normalise and rotate this thread's rows of the latents, and write them to their slots. */
@@ -50,20 +36,20 @@ static void cache_latents(fathom_run *r, const fathom_layer *layer, int64_t stri
     fathom_write_rows(layer->pages[0], r->slot + begin, end - begin, r->entries + (int64_t)begin * width, width);
 }
 
-/* The rows of one head for its matrix, in 8 bits in memory of this thread where it reads them so. */
-static fathom_rows rows_of_head(const fathom_run *r, const fathom_matrix *w, const float *x, int64_t stride) {
-    fathom_rows rows = {.x = x, .stride = stride, .rows = r->rows, .columns = w->columns};
+/* ``count`` rows of one head for its matrix, in 8 bits in memory of this thread where it reads them so. */
+static fathom_rows rows_of_head(const fathom_run *r, const fathom_matrix *w, const float *x, int64_t stride, int count) {
+    fathom_rows rows = {.x = x, .stride = stride, .rows = count, .columns = w->columns};
     if (!fathom_reads_8_bits(r, w)) return rows;
-    for (int64_t n = 0; n < r->rows; n++) fathom_quantize_row_to(r, x + n * stride, w->columns, &r->gathered, n);
+    for (int64_t n = 0; n < count; n++) fathom_quantize_row_to(r, x + n * stride, w->columns, &r->gathered, n);
     rows.q = r->gathered.q;
     rows.scales = r->gathered.scales;
     rows.sums = r->gathered.sums;
     return rows;
 }
 
-/* A product of each head: head h reads x + h * x_head and writes y + h * y_head. */
-static void multiply_heads(const fathom_run *r, int heads, const fathom_matrix *w, const float *x, int64_t x_row,
-                           int64_t x_head, float *y, int64_t y_row, int64_t y_head) {
+/* A product of each head: head h reads x + h * x_head and writes y + h * y_head, rows [first, first + count) of them. */
+static void multiply_heads(const fathom_run *r, int heads, const fathom_matrix *w, int64_t first, int count,
+                           const float *x, int64_t x_row, int64_t x_head, float *y, int64_t y_row, int64_t y_head) {
     const int panels = fathom_panels(w);
     fathom_part part;
     int begin, end;
@@ -72,28 +58,31 @@ static void multiply_heads(const fathom_run *r, int heads, const fathom_matrix *
         fathom_take(&part, panels, 1, &begin, &end);
         if (begin >= end) continue;
         const fathom_linear linear = {.weight = w[h]};
-        const fathom_rows rows = rows_of_head(r, &w[h], x + h * x_head, x_row);
-        fathom_multiply(r, &linear, begin, end, &rows, y + h * y_head, y_row);
+        const fathom_rows rows = rows_of_head(r, &w[h], x + first * x_row + h * x_head, x_row, count);
+        fathom_multiply(r, &linear, begin, end, &rows, y + first * y_row + h * y_head, y_row);
     }
 }
 
-/* Move the queries' rotary parts behind their latents, and rotate them. */
-static void absorb_rotary(const fathom_run *r, const fathom_attention_weights *a, const float *q, int64_t stride) {
+/* Rotate the queries' rotary parts: where they are for expanded latents, else behind what the latents meet. */
+static void rotate_queries(const fathom_run *r, const fathom_attention_weights *a, float *q, int64_t stride) {
     const int width = a->nope + a->rope;
-    int begin, end;
-    fathom_divide_rows(r, r->rows, &begin, &end);
-    for (int64_t n = begin; n < end; n++)
-        for (int h = 0; h < a->heads; h++) {
-            float *to = r->absorbed + (n * a->heads + h) * (a->latent + a->rope) + a->latent;
-            memcpy(to, q + n * stride + h * width + a->nope, a->rope * sizeof(float));
-            rotate(r, to, (int)n, a->rope / 2);
+    for (int expanded = 0; expanded < 2; expanded++)
+        for (int next = 0, from, to = 0, begin, end; fathom_next_rows(r, a, expanded, &next, &from, &to);) {
+            fathom_divide_rows(r, to - from, &begin, &end);
+            for (int64_t n = from + begin; n < from + end; n++)
+                for (int h = 0; h < a->heads; h++) {
+                    float *given = q + n * stride + h * width + a->nope;
+                    float *out = r->absorbed + (n * a->heads + h) * (a->latent + a->rope) + a->latent;
+                    if (!expanded) memcpy(out, given, a->rope * sizeof(float));
+                    rotate(r, expanded ? given : out, (int)n, a->rope / 2);
+                }
         }
 }
 
 static void latent_attention(fathom_run *r, const fathom_layer *layer, int64_t stride) {
     const fathom_attention_weights *a = &layer->attention;
     const int64_t width = a->nope + a->rope, wide = a->latent + a->rope, heads = a->heads;
-    const float *q = r->projected;
+    float *q = r->projected;
     int64_t q_row = stride;
     cache_latents(r, layer, stride);
     if (a->q_b.weight.data) {
@@ -105,11 +94,13 @@ static void latent_attention(fathom_run *r, const fathom_layer *layer, int64_t s
         fathom_project(r, &a->q_b, 1, &rows, r->queries, q_row);
         fathom_barrier(r->pool);
     }
-    absorb_rotary(r, a, q, q_row);
-    multiply_heads(r, a->heads, a->key_up, q, q_row, width, r->absorbed, heads * wide, wide);
-    attend(r, a);
-    multiply_heads(r, a->heads, a->value_up, r->attended, heads * a->latent, a->latent, r->mixed.x, heads * a->value,
-                   a->value);
+    rotate_queries(r, a, q, q_row);
+    for (int next = 0, from, to = 0; fathom_next_rows(r, a, 0, &next, &from, &to);)
+        multiply_heads(r, a->heads, a->key_up, from, to - from, q, q_row, width, r->absorbed, heads * wide, wide);
+    attend(r);
+    for (int next = 0, from, to = 0; fathom_next_rows(r, a, 0, &next, &from, &to);)
+        multiply_heads(r, a->heads, a->value_up, from, to - from, r->attended, heads * a->latent, a->latent, r->mixed.x,
+                       heads * a->value, a->value);
     fathom_barrier(r->pool);
 }
 
@@ -123,15 +114,15 @@ static void grouped_attention(fathom_run *r, const fathom_layer *layer, int64_t 
     const float *keys = r->projected + begin * stride + a->heads * width;
     fathom_write_rows(layer->pages[0], r->slot + begin, end - begin, keys, stride);
     fathom_write_rows(layer->pages[1], r->slot + begin, end - begin, keys + a->kv_heads * width, stride);
-    attend(r, a);
+    attend(r);
 }
 
 void fathom_attention_layer(fathom_run *r, const fathom_layer *layer) {
     const fathom_attention_weights *a = &layer->attention;
-    const int64_t stride = width_of(a->input, a->inputs);
+    const int64_t stride = fathom_input_columns(a);
     int eight = 0;
     for (int i = 0; i < a->inputs; i++) eight |= fathom_reads_8_bits(r, &a->input[i].weight);
-    choose_pages(r, layer);
+    fathom_choose_pages(r, layer);
     fathom_normalize(r, &layer->input_norm, r->x, r->model->hidden, r->rows, &r->normed, eight);
     const fathom_rows normed = fathom_rows_at(&r->normed, 0, r->rows, r->model->hidden);
     fathom_project(r, a->input, a->inputs, &normed, r->projected, stride);

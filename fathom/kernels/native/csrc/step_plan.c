@@ -14,7 +14,7 @@ typedef struct {
 /* Floats of a row in each kind of buffer, the largest of all layers. */
 typedef struct {
     int64_t projected, queries, latents, absorbed, entry, mixed, middle, pairs, normed, gathered;
-    int64_t experts, chosen, kv_heads, key_width, value_width;
+    int64_t experts, chosen, key_width, value_width;
 } sizes;
 
 static void *take(layout *l, size_t bytes) {
@@ -39,11 +39,8 @@ static void widen(int64_t *width, int64_t other) {
 }
 
 static void measure_attention(const fathom_attention_weights *a, sizes *s) {
-    int64_t projected = 0;
-    for (int i = 0; i < a->inputs; i++) projected += a->input[i].weight.rows;
-    widen(&s->projected, projected);
+    widen(&s->projected, fathom_input_columns(a));
     widen(&s->mixed, (int64_t)a->heads * a->value);
-    widen(&s->kv_heads, fathom_key_heads(a));
     widen(&s->key_width, a->kind == FATHOM_MLA ? a->latent + a->rope : a->value);
     widen(&s->value_width, a->kind == FATHOM_MLA ? a->latent : a->value);
     if (a->kind != FATHOM_MLA) return;
@@ -87,7 +84,8 @@ static void lay_out_shared(layout *l, const sizes *s, int64_t rows, fathom_run *
     r->pairs_up = take_floats(l, rows * s->pairs);
     r->position = take(l, rows * sizeof *r->position);
     r->slot = take(l, rows * sizeof *r->slot);
-    r->items = take(l, r->batch->chunks * s->kv_heads * sizeof *r->items);
+    r->items = take(l, r->item_count * sizeof *r->items);
+    r->prompts = take(l, r->prompt_count * sizeof *r->prompts);
 }
 
 /* What threads that work apart each have, and others share. */
@@ -146,7 +144,26 @@ void fathom_workspace_free(fathom_workspace *w) {
     free(w->runs);
     free(w->block);
     free(w->attend);
+    free(w->tiles);
     free(w);
+}
+
+/* Count what attends by rows and in tiles; return the bytes that the tiles of one prompt need at most. */
+static int64_t count_items(fathom_run *r) {
+    const fathom_mtp *mtp = r->batch->previous ? r->model->mtp : NULL;
+    const fathom_attention_weights *a = mtp ? &mtp->layer.attention : &r->model->layer[0].attention;
+    int64_t bytes = 0;
+    for (int i = 0; i < r->batch->chunks; i++) {
+        const fathom_chunk *c = &r->batch->chunk[i];
+        if (fathom_form_of(r->model, a, c) == FATHOM_BY_ROWS) {
+            r->item_count += fathom_key_heads(a);
+            continue;
+        }
+        const fathom_prompt prompt = fathom_prompt_of(r, a, c);
+        widen(&bytes, fathom_tiles_bytes(&prompt, r->threads));
+        r->prompt_count++;
+    }
+    return bytes;
 }
 
 int fathom_plan_memory(fathom_workspace *w, const fathom_run *first) {
@@ -163,7 +180,9 @@ int fathom_plan_memory(fathom_workspace *w, const fathom_run *first) {
     const int64_t attend = fathom_attend_bytes(threads, (int)s.key_width, (int)s.value_width);
     if (grow(&w->attend, &w->attend_bytes, attend, 1)) return -1;
     w->runs[0] = *first;
+    if (grow(&w->tiles, &w->tiles_bytes, count_items(&w->runs[0]), 0)) return -1;
     w->runs[0].attend = w->attend;
+    w->runs[0].tiles = w->tiles;
     lay_out(&l, &s, w->runs);
     if (grow(&w->block, &w->bytes, l.used, 0)) return -1;
     l = (layout){w->block, 0};

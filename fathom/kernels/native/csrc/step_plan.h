@@ -5,8 +5,8 @@
 #include "step_run.h"
 
 struct fathom_workspace {
-    char *block, *attend;
-    size_t bytes, attend_bytes;
+    char *block, *attend, *tiles;
+    size_t bytes, attend_bytes, tiles_bytes;
     fathom_run *runs;
     int threads;
 };

@@ -46,8 +46,10 @@ typedef struct {
     fathom_activations normed, latents, mixed, middle, pairs;
     const int32_t *position;            /* N */
     const int64_t *slot;
-    fathom_attention *items;            /* one for each chunk and key-value head */
-    void *attend;
+    fathom_attention *items;            /* one for each key-value head of the chunks that attend by rows */
+    fathom_prompt *prompts;             /* one for each of the others */
+    int item_count, prompt_count;
+    void *attend, *tiles;
     fathom_assignment assignment;
     float *room;                        /* of this thread's selection */
     fathom_activations gathered;        /* rows of one expert or head, this thread's */
@@ -70,6 +72,21 @@ void fathom_meet_rows(const fathom_run *r);
 
 /* Heads of keys and values; all of MLA's share one. */
 static inline int fathom_key_heads(const fathom_attention_weights *a) { return a->kind == FATHOM_MLA ? 1 : a->kv_heads; }
+
+/* Columns of all that an attention's input is projected to. */
+int fathom_input_columns(const fathom_attention_weights *a);
+/* How a chunk attends in all layers: any form but FATHOM_CHEAPEST. */
+int fathom_form_of(const fathom_model *m, const fathom_attention_weights *a, const fathom_chunk *chunk);
+/* Its prompt without pages, matrices, queries and outputs, where it attends in tiles. */
+fathom_prompt fathom_prompt_of(const fathom_run *r, const fathom_attention_weights *a, const fathom_chunk *chunk);
+/* Write down what attends to what. */
+void fathom_place_items(fathom_run *r, const fathom_attention_weights *a);
+/* Let items and prompts, which hold for every layer, attend to the pages of this one. */
+void fathom_choose_pages(const fathom_run *r, const fathom_layer *layer);
+/* The next rows [*begin, *end) of chunks that do not expand latents (``expanded`` 0), or do; 0 at the end. Begins from
+ * the chunk *next and the row *end, both 0 at first. */
+int fathom_next_rows(const fathom_run *r, const fathom_attention_weights *a, int expanded, int *next, int *begin,
+                     int *end);
 
 int fathom_reads_8_bits(const fathom_run *r, const fathom_matrix *w);
 fathom_rows fathom_rows_at(const fathom_activations *a, int begin, int rows, int columns);

@@ -139,6 +139,12 @@ static void try_rows(const char *isa, const fathom_kernels *k, int count) {
     BOTH("silu_multiply", 1e-5f, with->silu_multiply(x, z, count, y[i]));
     BOTH("add_scaled", 1e-5f, with->add_scaled(0.7f, x, count, y[i]));
     BOTH("softmax", 1e-5f, (memcpy(y[i], x, sizeof x), with->softmax(y[i], count)));
+    float top[] = {0.25f, 0.25f}, total[] = {2.0f, 2.0f}, kept[2];
+    BOTH("soften", 1e-5f,
+         (memcpy(y[i], x, sizeof x), kept[i] = with->soften(y[i], count, 0.5f, &top[i], &total[i])));
+    close_to(isa, "soften maximum", &top[1], &top[0], 1, 1e-5f);
+    close_to(isa, "soften sum", &total[1], &total[0], 1, 1e-5f);
+    close_to(isa, "soften, kept", &kept[1], &kept[0], 1, 1e-5f);
     BOTH("rotate halves", 1e-5f, with->rotate(y[i], x, z, count / 2, 1));
     BOTH("rotate neighbours", 1e-5f, with->rotate(y[i], x, z, count / 2, 0));
     for (int i = 0; i < 2; i++) (i ? k : &fathom_scalar)->narrow(x, count, narrow[i]);
