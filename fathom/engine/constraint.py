@@ -21,8 +21,8 @@ class TokenConstraint(Protocol):
     def fill_bitmask(self, bitmask_Z: Tensor) -> bool:
         """Write what may come next into int32 ``bitmask_Z`` on the CPU, token i at bit i % 32 of word i // 32.
 
-        1 is allowed. False says that nothing is forbidden now and the words were left alone. There are
-        ceil(V / 32) words, V the model's vocabulary: ids without a token are not allowed.
+        1 is allowed; all are 0 before. False says that nothing is forbidden now and the words were left alone. There
+        are ceil(V / 32) words, V the model's vocabulary: ids without a token are not allowed.
 
         Raises:
             DataError: the rule became too expensive to follow.
@@ -43,16 +43,15 @@ class TokenConstraint(Protocol):
         ...
 
 
-def allowed_words(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
-    """Return which tokens may come next as ``fill_bitmask`` writes it, on the CPU, or None where all may."""
-    bitmask_Z = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
-    return bitmask_Z if constraint.fill_bitmask(bitmask_Z) else None
+def bitmask_words(vocab_size: int) -> int:
+    """Return the words of a bitmask."""
+    return (vocab_size + 31) // 32
 
 
 def allowed_tokens(constraint: TokenConstraint, vocab_size: int) -> Tensor | None:
     """Return which tokens may come next as booleans (V,) on the CPU, or None where all may."""
-    bitmask_Z = allowed_words(constraint, vocab_size)
-    if bitmask_Z is None:
+    bitmask_Z = torch.zeros(bitmask_words(vocab_size), dtype=torch.int32)
+    if not constraint.fill_bitmask(bitmask_Z):
         return None
     bits = np.unpackbits(bitmask_Z.numpy().view(np.uint8), bitorder="little", count=vocab_size)
     return torch.from_numpy(bits).bool()

@@ -51,16 +51,16 @@ class SamplingMetadata:
         penalised = p.repetition_penalty != 1 or bool(self.drawn and (p.presence_penalty or p.frequency_penalty))
         return penalised or bool(p.logit_bias) or len(self.drawn) < p.min_tokens
 
-    def changes(self, logits_V: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens whose logits penalties, biases and bans may change (N,), and their new logits (N,).
+    def changes(self, vocab: int) -> LogitChanges:
+        """Return what penalties, biases and bans do to the logits, made once.
 
         Raises:
             SpecError: ``logit_bias`` names a token outside the vocabulary.
         """
         if self._changes is None:
             ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else self.eos_ids)}
-            self._changes = LogitChanges(self.params, self.prompt, ends, len(logits_V))
-        return self._changes.apply(logits_V, self.drawn)
+            self._changes = LogitChanges(self.params, self.prompt, ends, vocab)
+        return self._changes
 
     def with_drafts(self, tokens: Sequence[int], constraint: TokenConstraint | None) -> SamplingMetadata:
         """Return the row as it will be when ``tokens`` were sampled and ``constraint`` has accepted them."""
@@ -83,8 +83,7 @@ def apply_logits_processors(logits_V: Tensor, row: SamplingMetadata) -> Tensor:
         return logits_V
     logits_V = logits_V.clone()
     if row.is_adjusted:
-        ids_N, values_N = row.changes(logits_V)
-        logits_V[ids_N] = values_N
+        row.changes(len(logits_V)).apply(logits_V, row.drawn)
     allowed_V = None if row.constraint is None else allowed_tokens(row.constraint, len(logits_V))
     if allowed_V is not None:
         logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)

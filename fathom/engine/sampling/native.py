@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fathom.engine.constraint import allowed_words
+from fathom.engine.constraint import TokenConstraint, bitmask_words
 from fathom.engine.sampling.failure import NOT_FINITE, NOTHING_ALLOWED, SamplingFailure
 from fathom.engine.sampling.logits_processors import SamplingMetadata
 from fathom.errors import FathomError
@@ -26,6 +26,7 @@ class NativeSampler:
     ) -> None:
         self._vocab = vocab
         self._drawer = drawing.RowDrawer(vocab, unused_ids_N, threads)
+        self._bitmasks: list[Tensor] = []  # of each row of a step
 
     def draw(self, logits_BV: Tensor, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
         """Draw one token per row of float32 logits, or say why that row has none; see ``draw.try_draw``."""
@@ -35,20 +36,18 @@ class NativeSampler:
             apart = self._vocab
         address, drawer = logits_BV.data_ptr(), self._drawer
         failures: dict[int, SamplingFailure] = {}
-        held: list[Tensor] = []  # what the rows point to
         drawer.begin(len(rows))
         for index, row in enumerate(rows):
             if row.way is None:
                 row.way = self._way(row)
-            if row.is_unmodified:
-                drawer.add(index, address, row.seed, len(row.drawn), row.way)
-            else:
+            changes = allowed = 0
+            if not row.is_unmodified:
                 try:
-                    changed = self._changed(logits_BV[index], row, held)
+                    changes = row.changes(self._vocab).address(row.drawn) if row.is_adjusted else 0
+                    allowed = 0 if row.constraint is None else self._allowed(index, row.constraint)
                 except FathomError as error:
-                    changed = drawing.UNCHANGED
                     failures[index] = SamplingFailure("request", str(error))
-                drawer.add(index, address, row.seed, len(row.drawn), row.way, changed)
+            drawer.add(index, address, row.seed, len(row.drawn), row.way, changes, allowed)
             address += 4 * apart
         return _results(*drawer.draw(len(rows)), failures)
 
@@ -57,13 +56,12 @@ class NativeSampler:
         most = min(params.top_k, vocab), min(params.logprobs or 0, vocab)
         return drawing.Way(params.temperature, params.top_p, params.min_p, *most)
 
-    def _changed(self, logits_V: Tensor, row: SamplingMetadata, held: list[Tensor]) -> drawing.Changed:
-        ids_N, values_N = row.changes(logits_V) if row.is_adjusted else (None, None)
-        allowed_Z = None if row.constraint is None else allowed_words(row.constraint, self._vocab)
-        each = (ids_N, values_N, allowed_Z)
-        held += [tensor for tensor in each if tensor is not None]
-        ids, values, allowed = (0 if tensor is None else tensor.data_ptr() for tensor in each)
-        return drawing.Changed(ids, values, allowed, 0 if ids_N is None else len(ids_N))
+    def _allowed(self, index: int, constraint: TokenConstraint) -> int:
+        """Return the address of a row's bitmask, 0 where nothing is forbidden."""
+        while len(self._bitmasks) <= index:
+            self._bitmasks.append(torch.empty(bitmask_words(self._vocab), dtype=torch.int32))
+        bitmask_Z = self._bitmasks[index].zero_()
+        return bitmask_Z.data_ptr() if constraint.fill_bitmask(bitmask_Z) else 0
 
 
 def _results(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, c_char, c_double, c_int32
+from ctypes import Structure, addressof, c_char, c_double, c_int32, c_void_p
 from struct import Struct
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ NOT_FINITE, NOTHING_ALLOWED = -1, -2
 _ALIGNMENT = 64
 
 
-_ROW = Struct("=Q QQQq Qq dddii")  # fathom_draw_row: the address of the logits, Changed, seed, position, Way
+_ROW = Struct("=QQQ Qq dddii")  # fathom_draw_row: addresses of logits, changes and mask, seed, position, Way
 _WORD = (1 << 64) - 1
 
 
@@ -29,19 +29,14 @@ class Way(NamedTuple):
     alternatives: int
 
 
-class Changed(NamedTuple):
-    """What a row is drawn from: its logits, but ``num_ids`` others, and of these only allowed ones.
+class ChangeStruct(Structure):
+    """``fathom_logit_changes``: penalties, biases and bans of one row; addresses are of int32, biases of float32."""
 
-    Addresses of int64 ids, float32 values and an int32 bitmask of the vocabulary; 0 where there is none.
-    """
-
-    ids: int
-    values: int
-    allowed: int
-    num_ids: int
-
-
-UNCHANGED = Changed(0, 0, 0, 0)
+    _fields_ = (
+        *((name, c_void_p) for name in ("ids", "counts", "biases", "banned")),
+        *((name, c_int32) for name in ("count", "prompt", "biased", "bans")),
+        *((name, c_double) for name in ("repetition", "presence", "frequency")),
+    )
 
 
 class RowDrawer:
@@ -74,12 +69,15 @@ class RowDrawer:
             self._point()
         self._most = 0
 
-    def add(self, index: int, logits: int, seed: int, position: int, way: Way, changed: Changed = UNCHANGED) -> None:
+    def add(
+        self, index: int, logits: int, seed: int, position: int, way: Way, changes: int = 0, allowed: int = 0
+    ) -> None:
         """Say how a row draws; ``logits`` is the address of V floats.
 
-        Random numbers are ``uniform(seed, position, trial)``.
+        Random numbers are ``uniform(seed, position, trial)``. ``changes`` is the address of a ``ChangeStruct`` and
+        ``allowed`` that of an int32 bitmask of the vocabulary; 0 where there is none.
         """
-        _ROW.pack_into(self._rows, index * _ROW.size, logits, *changed, seed & _WORD, position, *way)
+        _ROW.pack_into(self._rows, index * _ROW.size, logits, changes, allowed, seed & _WORD, position, *way)
         if way.alternatives > self._most:
             self._most = way.alternatives
 

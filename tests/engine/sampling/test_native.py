@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ctypes import c_void_p
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ ways = st.fixed_dictionaries(
         "min_p": st.sampled_from([0.0, 0.02, 0.3, 1.0]),
         "repetition_penalty": st.sampled_from([0.5, 1.3]),
         "frequency_penalty": st.sampled_from([-0.4, 0.6]),
+        "presence_penalty": st.sampled_from([-0.7, 0.1]),
         "logit_bias": st.sampled_from([((3, 2.5), (4, -1.0)), ((1, 100.0),), ((256, 1.0),)]),
         "min_tokens": st.sampled_from([0, 3]),
         "logprobs": st.sampled_from([None, 0, 1, 5, 10**12]),
@@ -96,6 +98,42 @@ def test_native_draws_are_those_of_the_plainer_code(
     ]
     plain = try_draw(logits, given, unused_ids_N=unused_ids_N)
     assert_same(NativeSampler(vocab, unused_ids_N).draw(logits, given), plain)
+
+
+@given(
+    penalty=st.fixed_dictionaries(
+        {},
+        optional={
+            "repetition_penalty": st.floats(1e-3, 1e3),
+            "presence_penalty": st.floats(-1e3, 1e3),
+            "frequency_penalty": st.floats(-1e3, 1e3),
+            "logit_bias": st.lists(st.tuples(st.integers(0, 39), st.floats(-1e39, 1e39)), max_size=4).map(tuple),
+            "min_tokens": st.sampled_from([0, 2]),
+        },
+    ),
+    prompt=st.lists(st.integers(0, 39), max_size=9),
+    drawn=st.lists(st.integers(0, 39), max_size=9),
+    drafts=st.integers(0, 3),
+    scale=st.sampled_from([0.0, 1.0, 1e38]),
+)
+@settings(max_examples=60, deadline=None)
+def test_native_penalties_biases_and_bans_are_those_of_the_plainer_code_to_the_last_bit(
+    penalty: dict[str, Any], prompt: list[int], drawn: list[int], drafts: int, scale: float
+) -> None:
+    change = library.library().fathom_change_logits
+    change.restype, change.argtypes = None, (c_void_p, c_void_p, c_void_p)
+    params = SamplingParams(**penalty, stop_token_ids=(7, 41))
+    logits = logits_of("spread", 1, 40, len(drawn))[0] * scale
+    grown: list[int] = []
+    row = SamplingMetadata(params=params, prompt=prompt, drawn=grown, seed=0, eos_ids=frozenset({5}))
+    for count in range(len(drawn) + 1):
+        for later in (row, row.with_drafts(drawn[count : count + drafts], None)):
+            found, expected = logits.clone(), logits.clone()
+            fresh = SamplingMetadata(params=params, prompt=prompt, drawn=later.drawn, seed=0, eos_ids=row.eos_ids)
+            fresh.changes(40).apply(expected, later.drawn)
+            change(later.changes(40).address(later.drawn), logits.data_ptr(), found.data_ptr())
+            assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+        grown += drawn[count : count + 1]
 
 
 @pytest.mark.parametrize("vocab", [17, 1000, 32_003])

@@ -9,9 +9,12 @@
 #include "pool.h"
 #include "splitmix64.h"
 
-/* What a row needs beside its logits: copies of V, and of each block the sum of weights and the highest logit. */
+#define HIGHEST 3e38f /* penalties and biases lift no logit beyond float32 */
+
+/* What a row needs beside its logits: V other ones, values and ids; and of each block the highest logit, its weight and
+ * the sum of weights. */
 typedef struct {
-    float *logits, *weights, *maxima, *values;
+    float *logits, *values, *maxima, *tops;
     double *masses;
     int32_t *ids;
 } scratch;
@@ -68,25 +71,38 @@ static void sift(float *values, int32_t *ids, int count, int at) {
     }
 }
 
-/* Keep the ``count`` highest logits in a heap whose top is the least of them; returns how many there are. */
-static int leading(const float *logits, int vocab, const float *maxima, int count, float *values, int32_t *ids) {
-    int held = 0;
-    for (int block = 0; block < blocks(vocab); block++) {
-        if (held == count && !(maxima[block] > values[0])) continue;
-        const int begin = block * FATHOM_DRAW_BLOCK;
-        const int end = begin + FATHOM_DRAW_BLOCK < vocab ? begin + FATHOM_DRAW_BLOCK : vocab;
-        for (int i = begin; i < end; i++) {
-            if (held < count) {
-                values[held] = logits[i], ids[held] = i;
-                if (++held == count)
-                    for (int at = count / 2; at-- > 0;) sift(values, ids, count, at);
-            } else if (logits[i] > values[0]) { /* an equal one comes later */
-                values[0] = logits[i], ids[0] = i;
-                sift(values, ids, count, 0);
-            }
-        }
+/* A heap of the ``most`` highest values, whose top is the least of them. */
+typedef struct {
+    float *values;
+    int32_t *ids;
+    int most, held;
+} heap;
+
+static void offer(heap *h, float value, int32_t id) {
+    if (h->held < h->most) {
+        h->values[h->held] = value, h->ids[h->held] = id;
+        if (++h->held == h->most)
+            for (int at = h->most / 2; at-- > 0;) sift(h->values, h->ids, h->most, at);
+    } else if (value > h->values[0]) { /* an equal one comes later */
+        h->values[0] = value, h->ids[0] = id;
+        sift(h->values, h->ids, h->most, 0);
     }
-    return held;
+}
+
+/* Keep the ``count`` highest logits, at most V, in a heap in ``values`` and ``ids``. */
+static void leading(const float *logits, int vocab, int count, const scratch *s) {
+    heap h = {s->values, s->ids, count, 0};
+    float bound = -INFINITY; /* which as many reach */
+    if (count <= blocks(vocab)) {
+        for (int block = 0; block < blocks(vocab); block++) offer(&h, s->maxima[block], block);
+        bound = h.values[0];
+        h.held = 0;
+    }
+    for (int block = 0; block < blocks(vocab); block++) {
+        if (s->maxima[block] < bound) continue;
+        for (int i = block * FATHOM_DRAW_BLOCK; i < vocab && i < (block + 1) * FATHOM_DRAW_BLOCK; i++)
+            if (logits[i] >= bound) offer(&h, logits[i], i);
+    }
 }
 
 /* Sort a heap of ``leading``, best first. */
@@ -124,50 +140,73 @@ static int block_of(const double *masses, int count, double target, double *befo
 }
 
 /* The index in whose share of the cumulated weights the number falls. */
-static int pick(const float *weights, int count, const double *masses, double number) {
-    const double target = number * total(masses, count);
+static int pick(const fathom_weighted *w, const double *masses, double number) {
+    const double target = number * total(masses, w->count);
     double before;
-    const int block = block_of(masses, blocks(count), target > 0 ? target : 0, &before);
-    const int begin = block * FATHOM_DRAW_BLOCK;
-    const int end = begin + FATHOM_DRAW_BLOCK < count ? begin + FATHOM_DRAW_BLOCK : count;
+    const int block = block_of(masses, blocks(w->count), target > 0 ? target : 0, &before);
+    const int begin = block * FATHOM_DRAW_BLOCK, rest_of_row = w->count - begin;
+    const int count = rest_of_row < FATHOM_DRAW_BLOCK ? rest_of_row : FATHOM_DRAW_BLOCK;
     const double rest = target - before > 0 ? target - before : 0;
+    float weights[FATHOM_DRAW_BLOCK];
+    fathom_current->draw_weights(w, begin, count, weights);
     double sum = 0;
     int last = begin;
-    for (int i = begin; i < end; i++) {
-        const double next = sum + weights[i];
-        if (next > rest) return i;
-        if (next > sum) last = i;
-        sum = next;
+    for (int i = begin; i < begin + count; i++) {
+        const float weight = weights[i - begin];
+        if (!(weight > w->bound || (weight == w->bound && i < w->before))) continue;
+        sum += weight;
+        last = i;
+        if (sum > rest) break;
     }
     return last;
 }
 
-/* Draw an index by weight, as filters.py sample_filtered does. */
-static int draw_weighted(const fathom_draw_row *row, int count, const scratch *s) {
-    const double enough = row->top_p < 1 ? row->top_p * total(s->masses, count) : INFINITY;
-    if (row->min_p > 0) fathom_current->draw_keep(s->weights, count, (float)row->min_p, count, s->masses);
+/* Find the best of some numbers, the weight of the highest of each block, and the sums of the blocks' weights; returns
+ * the sum of all. */
+static double weigh(fathom_weighted *w, const scratch *s) {
+    const int count = blocks(w->count);
+    fathom_current->draw_masses(w->x, w->count, w->scale, s->maxima, s->masses);
+    w->best = highest(s->maxima, w->count);
+    const fathom_weighted tops = {.x = s->maxima, .count = count, .best = w->best, .scale = w->scale};
+    fathom_current->draw_weights(&tops, 0, count, s->tops);
+    for (int i = 0; i < count; i++) s->masses[i] *= s->tops[i];
+    return total(s->masses, w->count);
+}
+
+/* Draw an index by weight, as filters.py sample_filtered does; ``sum`` is that of the weights, which were weighed. */
+static int draw_weighted(const fathom_draw_row *row, fathom_weighted *w, double sum, const scratch *s) {
+    const double enough = row->top_p < 1 ? row->top_p * sum : INFINITY;
+    if (row->min_p > 0) {
+        w->bound = (float)row->min_p, w->before = w->count;
+        fathom_current->draw_kept(w, s->tops, s->masses);
+    }
     for (uint64_t trial = 0;; trial++) {
-        const int index = pick(s->weights, count, s->masses, uniform(row->seed, (uint64_t)row->position, trial));
+        const int index = pick(w, s->masses, uniform(row->seed, (uint64_t)row->position, trial));
         if (enough == INFINITY) return index;
-        fathom_current->draw_keep(s->weights, count, s->weights[index], index, s->masses);
-        if (total(s->masses, count) < enough) return index;
+        fathom_current->draw_weights(w, index, 1, &w->bound);
+        w->before = index;
+        fathom_current->draw_kept(w, s->tops, s->masses);
+        if (total(s->masses, w->count) < enough) return index;
     }
 }
 
-/* Draw from logits of which ``best`` is the highest. */
-static int draw_one(const fathom_draw_row *row, const float *logits, int vocab, float best, const scratch *s) {
-    if (row->temperature == 0) return likeliest(logits, vocab, s->maxima, best);
+/* Draw at a temperature from numbers; ``sum`` is that of the weights if these were weighed by this temperature. */
+static int draw_one(const fathom_draw_row *row, fathom_weighted *w, double sum, const scratch *s) {
     const double temperature = row->temperature < 1e-30 ? 1e-30 : row->temperature > 1e30 ? 1e30 : row->temperature;
     const float scale = (float)(1 / temperature);
-    if (row->top_k <= 0 || row->top_k >= vocab) {
-        fathom_current->draw_weights(logits, vocab, best, scale, s->weights, s->masses);
-        return draw_weighted(row, vocab, s);
+    if (row->top_k > 0 && row->top_k < w->count) {
+        leading(w->x, w->count, row->top_k, s);
+        qsort(s->ids, (size_t)row->top_k, sizeof *s->ids, by_id);
+        for (int i = 0; i < row->top_k; i++) s->values[i] = w->x[s->ids[i]];
+        fathom_weighted leaders = {.x = s->values, .count = row->top_k, .scale = scale};
+        sum = weigh(&leaders, s);
+        return s->ids[draw_weighted(row, &leaders, sum, s)];
     }
-    const int count = leading(logits, vocab, s->maxima, row->top_k, s->values, s->ids);
-    qsort(s->ids, (size_t)count, sizeof *s->ids, by_id);
-    for (int i = 0; i < count; i++) s->values[i] = logits[s->ids[i]];
-    fathom_current->draw_weights(s->values, count, best, scale, s->weights, s->masses);
-    return s->ids[draw_weighted(row, count, s)];
+    if (sum == 0 || w->scale != scale) {
+        w->scale = scale;
+        sum = weigh(w, s);
+    }
+    return draw_weighted(row, w, sum, s);
 }
 
 /* The logarithm of the sum of exponentials of the ids without a token. */
@@ -187,61 +226,61 @@ static double logaddexp(double a, double b) {
     return isinf(most) ? most : most + log1p(exp(least - most));
 }
 
-static void alternatives(const fathom_draw_row *row, const float *logits, int vocab, double norm, const scratch *s,
-                         int32_t *ids, double *logprobs) {
-    const int wanted = row->alternatives < vocab ? row->alternatives : vocab;
-    const int count = wanted > 0 ? leading(logits, vocab, s->maxima, wanted, s->values, s->ids) : 0;
+static void alternatives(int count, const float *logits, int vocab, double norm, const scratch *s, int32_t *ids,
+                         double *logprobs) {
+    if (count == 0) return;
+    leading(logits, vocab, count, s);
     sort_leading(s->values, s->ids, count);
-    for (int i = 0; i < row->alternatives; i++) {
-        const int exists = i < count && s->values[i] > -INFINITY;
+    for (int i = 0; i < count; i++) {
+        const int exists = s->values[i] > -INFINITY;
         ids[i] = exists ? s->ids[i] : -1;
         logprobs[i] = exists ? s->values[i] - norm : 0;
     }
 }
 
-static void forbid_unused(float *logits, const int32_t *unused, int count) {
-    for (int i = 0; i < count; i++) logits[unused[i]] = -INFINITY;
+static void forbid(float *logits, const int32_t *ids, int count) {
+    for (int i = 0; i < count; i++) logits[ids[i]] = -INFINITY;
 }
 
-/* Write what a row is drawn from where that is not its logits. */
-static void change(const fathom_draw_row *row, int vocab, const int32_t *unused, int unused_count, float *out) {
-    memcpy(out, row->logits, (size_t)vocab * sizeof *out);
-    for (int64_t i = 0; i < row->changed; i++) out[row->changed_ids[i]] = row->changed_logits[i];
-    forbid_unused(out, unused, unused_count);
-    for (int word = 0; row->allowed && word * 32 < vocab; word++) {
-        const uint32_t bits = (uint32_t)row->allowed[word];
-        if (bits == 0xFFFFFFFFu) continue;
-        const int left = vocab - word * 32 < 32 ? vocab - word * 32 : 32;
-        for (int i = 0; i < left; i++)
-            if (!(bits >> i & 1)) out[word * 32 + i] = -INFINITY;
+void fathom_change_logits(const fathom_logit_changes *c, const float *logits, float *out) {
+    const float repetition = (float)c->repetition;
+    for (int i = 0; i < c->count; i++) {
+        const int drawn = c->counts[i];
+        float x = logits[c->ids[i]];
+        if (repetition != 1 && (i < c->prompt || drawn)) x = x > 0 ? x / repetition : x * repetition;
+        x -= (float)(c->presence * (drawn > 0) + c->frequency * drawn);
+        if (i < c->biased) x += c->biases[i];
+        out[c->ids[i]] = x > HIGHEST ? HIGHEST : x;
     }
+    forbid(out, c->banned, c->bans);
 }
 
 static void draw_row(const fathom_draw_row *row, int vocab, const int32_t *unused, int unused_count, const scratch *s,
                      int32_t *ids, double *logprobs) {
     const float *own = row->logits, *logits = own;
-    if (unused_count) {
+    if (unused_count || row->changes || row->allowed) {
         memcpy(s->logits, own, (size_t)vocab * sizeof *own);
-        forbid_unused(s->logits, unused, unused_count);
+        forbid(s->logits, unused, unused_count);
         logits = s->logits;
     }
-    double norm = fathom_current->draw_norm(logits, vocab, s->maxima);
+    fathom_weighted w = {.x = logits, .count = vocab, .scale = 1};
+    double sum = weigh(&w, s), norm = log(sum) + w.best;
     if (unused_count) norm = logaddexp(norm, unused_norm(own, unused, unused_count));
     if (!isfinite(norm)) return; /* ids hold FATHOM_NOT_FINITE */
-    alternatives(row, logits, vocab, norm, s, ids + 1, logprobs + 1);
-    float best = highest(s->maxima, vocab);
-    if (row->changed || row->allowed) {
-        change(row, vocab, unused, unused_count, s->logits);
-        logits = s->logits;
+    alternatives(row->alternatives, logits, vocab, norm, s, ids + 1, logprobs + 1);
+    if (row->changes || row->allowed) {
+        if (row->changes) fathom_change_logits(row->changes, own, s->logits);
+        forbid(s->logits, unused, unused_count);
+        if (row->allowed) fathom_current->draw_allow(row->allowed, vocab, s->logits);
         fathom_current->draw_maxima(logits, vocab, s->maxima);
-        best = highest(s->maxima, vocab);
-        if (best == -INFINITY) {
-            ids[0] = FATHOM_NOTHING_ALLOWED;
-            return;
-        }
+        w.best = highest(s->maxima, vocab);
+        sum = 0;
     }
-    ids[0] = draw_one(row, logits, vocab, best, s);
-    logprobs[0] = own[ids[0]] - norm;
+    if (w.best == -INFINITY)
+        ids[0] = FATHOM_NOTHING_ALLOWED;
+    else
+        ids[0] = row->temperature == 0 ? likeliest(logits, vocab, s->maxima, w.best) : draw_one(row, &w, sum, s);
+    if (ids[0] >= 0) logprobs[0] = own[ids[0]] - norm;
 }
 
 typedef struct {
@@ -255,15 +294,16 @@ typedef struct {
 
 int64_t fathom_draw_scratch(int vocab) {
     const int64_t floats = fathom_padded(vocab), per_block = fathom_padded(blocks(vocab));
-    return per_block * (int64_t)(sizeof(double) + sizeof(float)) + floats * (int64_t)(3 * sizeof(float) + sizeof(int32_t));
+    return (per_block * 2 + floats * 2) * (int64_t)sizeof(float) + per_block * (int64_t)sizeof(double) +
+           floats * (int64_t)sizeof(int32_t);
 }
 
 static scratch scratch_of(void *memory, int vocab) {
     const int64_t floats = fathom_padded(vocab), per_block = fathom_padded(blocks(vocab));
     double *masses = memory;
-    float *maxima = (float *)(masses + per_block), *logits = maxima + per_block;
-    return (scratch){.masses = masses, .maxima = maxima, .logits = logits, .weights = logits + floats,
-                     .values = logits + 2 * floats, .ids = (int32_t *)(logits + 3 * floats)};
+    float *maxima = (float *)(masses + per_block), *tops = maxima + per_block, *logits = tops + per_block;
+    return (scratch){.masses = masses, .maxima = maxima, .tops = tops, .logits = logits, .values = logits + floats,
+                     .ids = (int32_t *)(logits + 2 * floats)};
 }
 
 static void draw_rows(int thread, int threads, void *given) {

@@ -3,6 +3,7 @@
 #ifndef FATHOM_KERNELS_H
 #define FATHOM_KERNELS_H
 
+#include "draw.h"
 #include "fathom_native.h"
 #include "pages.h"
 
@@ -53,13 +54,14 @@ typedef struct {
     void (*read_rows)(const fathom_pages *pages, int64_t slot, int count, int column, int columns, float *out,
                       int64_t stride);
     void (*write_row)(const fathom_pages *pages, int64_t slot, const float *x);
-    /* Drawing from a row of logits in blocks (draw.h, kernels_draw.h): the highest of each block; these and the logarithm
-     * of the sum of exponentials; weights exp((x - best) scale) <= 1 and the sum of each block; and the weights above a
-     * bound, or equal to it and before an index, others becoming 0. */
+    /* Drawing from a row of logits in blocks (draw.h, kernels_draw.h): the highest of each block; these and the sum of
+     * exp((x - highest) scale) of each; weights from an index on; the sum of those that are kept in each block, whose
+     * highest has the weight ``tops``; and minus infinity where a bit is 0. */
     void (*draw_maxima)(const float *x, int k, float *maxima);
-    double (*draw_norm)(const float *x, int k, float *maxima);
-    void (*draw_weights)(const float *x, int k, float best, float scale, float *weights, double *masses);
-    void (*draw_keep)(float *weights, int k, float bound, int before, double *masses);
+    void (*draw_masses)(const float *x, int k, float scale, float *maxima, double *masses);
+    void (*draw_weights)(const fathom_weighted *w, int begin, int count, float *weights);
+    void (*draw_kept)(const fathom_weighted *w, const float *tops, double *masses);
+    void (*draw_allow)(const int32_t *allowed, int k, float *x);
 } fathom_kernels;
 
 #define FATHOM_ATTEND_KEYS 64 /* of a block at most */

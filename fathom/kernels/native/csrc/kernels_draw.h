@@ -42,21 +42,18 @@ static inline draw_floats draw_where(draw_bits mask, draw_floats yes, draw_float
     return (draw_floats)((mask & (draw_bits)yes) | (~mask & (draw_bits)no));
 }
 
-/* exp(x) for x <= 0, to 2e-7 of it; 0 below -87, NaN for NaN. */
-static inline draw_floats draw_exp(draw_floats x) {
-    const draw_bits kept = ~(draw_bits)(x < -87.0f);
-    const draw_floats shifted = x * 1.44269504f + 12582912.0f; /* 1.5 x 2^23: the nearest integer is in the low bits */
-    const draw_floats n = shifted - 12582912.0f;
-    const draw_floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* log 2 in two parts */
-    draw_floats p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
+/* 2^x for x <= 0, to 2e-7 of it; 0 below -126.5, NaN for NaN. */
+static inline draw_floats draw_exp2(draw_floats x) {
+    const float nearest = 12583039.0f; /* 1.5 x 2^23 + 127: in the low bits of a sum the integer and a float's bias */
+    x = draw_larger(-127.0f - (draw_floats){0}, x); /* whose power is 0 */
+    const draw_floats shifted = x + nearest;
+    const draw_floats r = x - (shifted - nearest);
+    draw_floats p = r * 0.0013264639f + 0.00967157735f; /* within 1e-7 of 2^r, and 1 at 0 */
+    p = p * r + 0.0555073454f;
+    p = p * r + 0.240222411f;
+    p = p * r + 0.693146977f;
     p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const draw_bits power = ((draw_bits)shifted << 23) + 0x3F800000u;
-    return (draw_floats)((draw_bits)(p * (draw_floats)power) & kept);
+    return p * (draw_floats)((draw_bits)shifted << 23);
 }
 
 static inline float draw_sum(draw_floats v) {
@@ -79,10 +76,11 @@ static inline float draw_highest(const float *x, int count) {
             best[part] = draw_larger(draw_load(x + i + part * DRAW_LANES, DRAW_LANES, 0), best[part]);
     for (; i < count; i += DRAW_LANES) best[0] = draw_larger(draw_load(x + i, count - i, -INFINITY), best[0]);
     best[0] = draw_larger(draw_larger(best[0], best[1]), draw_larger(best[2], best[3]));
-    float lanes[DRAW_LANES], most = -INFINITY;
-    memcpy(lanes, best, sizeof *best);
-    for (int l = 0; l < DRAW_LANES; l++) most = lanes[l] > most ? lanes[l] : most;
-    return most;
+    float lanes[DRAW_LANES];
+    memcpy(lanes, best, sizeof lanes);
+    for (int width = DRAW_LANES / 2; width; width /= 2)
+        for (int l = 0; l < width; l++) lanes[l] = lanes[l] > lanes[l + width] ? lanes[l] : lanes[l + width];
+    return *lanes;
 }
 
 static inline void draw_maxima(const float *x, int k, float *maxima) {
@@ -90,69 +88,72 @@ static inline void draw_maxima(const float *x, int k, float *maxima) {
         maxima[begin / FATHOM_DRAW_BLOCK] = draw_highest(x + begin, draw_count(k, begin));
 }
 
-static inline double draw_norm(const float *x, int k, float *maxima) {
-    float best = -INFINITY;
-    double total = 0;
-    for (int begin = 0; begin < k; begin += FATHOM_DRAW_BLOCK) {
+/* Weights below ``best``. */
+static inline draw_floats draw_weight(draw_floats x, draw_floats best, float scale) {
+    return draw_exp2((x - best) * (scale * 1.44269504f));
+}
+
+static inline draw_floats draw_all(float value) { return value - (draw_floats){0}; }
+
+static inline void draw_weights(const fathom_weighted *w, int begin, int count, float *weights) {
+    for (int i = 0; i < count; i += DRAW_LANES) {
+        const draw_floats x = draw_load(w->x + begin + i, count - i, -INFINITY);
+        const draw_floats v = draw_weight(x, draw_all(w->best), w->scale);
+        memcpy(weights + i, &v, count - i < DRAW_LANES ? (size_t)(count - i) * 4 : sizeof v);
+    }
+}
+
+static inline void draw_masses(const float *x, int k, float scale, float *maxima, double *masses) {
+    for (int begin = 0; begin < k; begin += FATHOM_DRAW_BLOCK, x += FATHOM_DRAW_BLOCK) {
         const int count = draw_count(k, begin);
-        const float most = draw_highest(x + begin, count);
-        maxima[begin / FATHOM_DRAW_BLOCK] = most;
-        if (most > best) {
-            total *= exp((double)best - most);
-            best = most;
-        }
-        const float base = best == -INFINITY ? 0 : best; /* so that NaN is seen, and nothing else, before any value */
-        draw_floats sum[2] = {{0}, {0}};
+        const float best = draw_highest(x, count);
+        const draw_floats base = draw_all(best == -INFINITY ? 0 : best);
+        draw_floats sum[4] = {{0}, {0}, {0}, {0}};
         int i = 0;
-        for (; i + 2 * DRAW_LANES <= count; i += 2 * DRAW_LANES) {
-            sum[0] += draw_exp(draw_load(x + begin + i, DRAW_LANES, 0) - base);
-            sum[1] += draw_exp(draw_load(x + begin + i + DRAW_LANES, DRAW_LANES, 0) - base);
-        }
-        for (; i < count; i += DRAW_LANES) sum[0] += draw_exp(draw_load(x + begin + i, count - i, -INFINITY) - base);
-        total += draw_sum(sum[0] + sum[1]);
-    }
-    return log(total) + best;
-}
-
-static inline void draw_weights(const float *x, int k, float best, float scale, float *weights, double *masses) {
-    for (int block = 0; block * FATHOM_DRAW_BLOCK < k; block++) {
-        const int begin = block * FATHOM_DRAW_BLOCK, count = draw_count(k, begin);
-        draw_floats sum = {0};
-        for (int i = 0; i < count; i += DRAW_LANES) {
-            const draw_floats v = draw_exp((draw_load(x + begin + i, count - i, -INFINITY) - best) * scale);
-            sum += v;
-            memcpy(weights + begin + i, &v, count - i < DRAW_LANES ? (size_t)(count - i) * 4 : sizeof v);
-        }
-        masses[block] = draw_sum(sum);
+        for (; i + 4 * DRAW_LANES <= count; i += 4 * DRAW_LANES)
+            for (int part = 0; part < 4; part++)
+                sum[part] += draw_weight(draw_load(x + i + part * DRAW_LANES, DRAW_LANES, 0), base, scale);
+        for (; i < count; i += DRAW_LANES) sum[0] += draw_weight(draw_load(x + i, count - i, -INFINITY), base, scale);
+        maxima[begin / FATHOM_DRAW_BLOCK] = best;
+        masses[begin / FATHOM_DRAW_BLOCK] = draw_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
 }
 
-static inline void draw_keep(float *weights, int k, float bound, int before, double *masses) {
-    for (int block = 0; block * FATHOM_DRAW_BLOCK < k; block++) {
-        if (masses[block] == 0) continue;
-        const int begin = block * FATHOM_DRAW_BLOCK, count = draw_count(k, begin);
-        draw_floats sum = {0};
-        int i = 0;
-        if (begin < before && before < begin + count) { /* the one block with both rules */
-            float total = 0;
-            for (; i < count; i++) {
-                float *w = weights + begin + i;
-                if (begin + i < before ? *w < bound : *w <= bound) *w = 0;
-                total += *w;
-            }
-            masses[block] = total;
-            continue;
-        }
-        const draw_bits equal = (draw_bits){0} - (uint32_t)(begin < before);
-        for (; i < count; i += DRAW_LANES) {
-            draw_floats v = draw_load(weights + begin + i, count - i, 0);
-            v = (draw_floats)((draw_bits)v & ((draw_bits)(v > bound) | ((draw_bits)(v == bound) & equal)));
-            sum += v;
-            memcpy(weights + begin + i, &v, count - i < DRAW_LANES ? (size_t)(count - i) * 4 : sizeof v);
-        }
-        masses[block] = draw_sum(sum);
+/* The sum of a block's weights that are kept. */
+static inline float draw_kept_mass(const fathom_weighted *w, int begin, int count) {
+    draw_floats sum = {0};
+    draw_bits lane;
+    for (int l = 0; l < DRAW_LANES; l++) lane[l] = (uint32_t)l;
+    for (int i = 0; i < count; i += DRAW_LANES) {
+        const draw_floats x = draw_load(w->x + begin + i, count - i, -INFINITY);
+        const draw_floats v = draw_weight(x, draw_all(w->best), w->scale);
+        const draw_bits earlier = (draw_bits)(lane + (uint32_t)(begin + i) < (draw_bits){0} + (uint32_t)w->before);
+        sum += (draw_floats)((draw_bits)v & ((draw_bits)(v > w->bound) | ((draw_bits)(v == w->bound) & earlier)));
+    }
+    return draw_sum(sum);
+}
+
+static inline void draw_kept(const fathom_weighted *w, const float *tops, double *masses) {
+    for (int block = 0; block * FATHOM_DRAW_BLOCK < w->count; block++) {
+        const int begin = block * FATHOM_DRAW_BLOCK, count = draw_count(w->count, begin);
+        masses[block] = tops[block] < w->bound ? 0 : draw_kept_mass(w, begin, count);
     }
 }
 
-#define FATHOM_DRAW_KERNELS .draw_maxima = draw_maxima, .draw_norm = draw_norm, .draw_weights = draw_weights, .draw_keep = draw_keep
+static inline void draw_allow(const int32_t *allowed, int k, float *x) {
+    draw_bits lane;
+    for (int l = 0; l < DRAW_LANES; l++) lane[l] = (uint32_t)l;
+    for (int begin = 0; begin < k; begin += 32) {
+        const uint32_t bits = (uint32_t)allowed[begin / 32];
+        if (bits == 0xFFFFFFFFu) continue;
+        const int end = k - begin < 32 ? k - begin : 32;
+        for (int i = 0; i < end; i += DRAW_LANES) {
+            const draw_bits mask = (draw_bits){0} - (((draw_bits){0} + (bits >> i) >> lane) & 1u);
+            const draw_floats v = draw_where(mask, draw_load(x + begin + i, end - i, 0), -INFINITY - (draw_floats){0});
+            memcpy(x + begin + i, &v, end - i < DRAW_LANES ? (size_t)(end - i) * 4 : sizeof v);
+        }
+    }
+}
+
+#define FATHOM_DRAW_KERNELS .draw_maxima = draw_maxima, .draw_weights = draw_weights, .draw_masses = draw_masses, .draw_kept = draw_kept, .draw_allow = draw_allow
 #endif

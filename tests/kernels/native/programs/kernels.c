@@ -233,30 +233,36 @@ static void try_pages(const char *isa, const fathom_kernels *k) {
 
 static void try_draw(const char *isa, const fathom_kernels *k, int count) {
     enum { MOST = 1000, BLOCKS = MOST / 256 + 1 };
-    float x[MOST], maxima[2][BLOCKS] = {{0}}, weights[2][MOST] = {{0}}, sums[2][BLOCKS];
-    double masses[2][BLOCKS];
+    float x[MOST], maxima[2][BLOCKS] = {{0}}, weights[2][MOST] = {{0}}, sums[2][3 * BLOCKS] = {{0}}, tops[BLOCKS];
+    int32_t allowed[MOST / 32 + 1];
     fill(x, MOST);
-    for (int step = 0; step < 3; step++)
-        for (int i = 0; i < 2; i++) {
-            const fathom_kernels *with = i ? k : &fathom_scalar;
-            for (int b = 0; b < BLOCKS; b++) masses[i][b] = step == 2; /* blocks of no mass are passed over */
-            if (step == 0) with->draw_maxima(x, count, maxima[i]);
-            if (step == 0) masses[i][0] = with->draw_norm(x, count, maxima[i]);
-            if (step == 1) with->draw_weights(x, count, 1.0f, 3.0f, weights[i], masses[i]);
-            if (step == 2) {
-                memcpy(weights[i], x, sizeof x); /* the same for both, so that the bound parts them alike */
-                with->draw_keep(weights[i], count, x[count / 2], count / 2, masses[i]);
-            }
-            for (int b = 0; b < BLOCKS; b++) sums[i][b] = (float)masses[i][b];
-            if (i == 0) continue;
-            close_to(isa, "draw_maxima", maxima[1], maxima[0], BLOCKS, 0.0f);
-            close_to(isa, "draw_weights and draw_keep", weights[1], weights[0], MOST, 1e-5f);
-            close_to(isa, "sums of weights", sums[1], sums[0], BLOCKS, 1e-5f);
-        }
-    const float norms[2] = {(float)k->draw_norm(x, count, maxima[1]), (float)fathom_scalar.draw_norm(x, count, maxima[0])};
-    close_to(isa, "draw_norm", norms, norms + 1, 1, 1e-5f);
+    for (int i = 0; i < MOST / 32 + 1; i++) allowed[i] = i % 3 ? (int32_t)((uint32_t)i * 0x9E3779B1u) : -1;
+    for (int i = 0; i < 2; i++) {
+        const fathom_kernels *with = i ? k : &fathom_scalar;
+        double masses[BLOCKS] = {0};
+        with->draw_masses(x, count, 3.0f, maxima[i], masses);
+        for (int b = 0; b < BLOCKS; b++) sums[i][b] = (float)masses[b];
+        with->draw_maxima(x, count, sums[i] + BLOCKS);
+        fathom_weighted w = {x, count, count / 2, 1.0f, 3.0f, 0.0f};
+        with->draw_weights(&w, count / 3, count - count / 3, weights[i]);
+        with->draw_weights(&w, count / 2, 1, &w.bound); /* the same kernel's, so that the bound parts both alike */
+        for (int b = 0; b < BLOCKS; b++) tops[b] = b == 1 ? 0 : 1; /* the second block is passed over */
+        with->draw_kept(&w, tops, masses);
+        for (int b = 0; b < BLOCKS; b++) sums[i][2 * BLOCKS + b] = (float)masses[b];
+    }
+    close_to(isa, "highest of blocks", maxima[1], maxima[0], BLOCKS, 0.0f);
+    close_to(isa, "draw_maxima", sums[1] + BLOCKS, maxima[1], BLOCKS, 0.0f);
+    close_to(isa, "draw_weights", weights[1], weights[0], MOST, 1e-5f);
+    close_to(isa, "sums of weights", sums[1], sums[0], 3 * BLOCKS, 1e-5f);
+    for (int i = 0; i < 2; i++) {
+        memcpy(weights[i], x, sizeof x);
+        (i ? k : &fathom_scalar)->draw_allow(allowed, count, weights[i]);
+    }
+    if (memcmp(weights[0], weights[1], sizeof *weights)) failures++, fprintf(stderr, "%s draw_allow\n", isa);
+    double masses[BLOCKS];
     x[count / 2] = NAN;
-    if (!isnan(k->draw_norm(x, count, maxima[1]))) failures++, fprintf(stderr, "%s draw_norm of NaN\n", isa);
+    k->draw_masses(x, count, 1.0f, maxima[1], masses);
+    if (!isnan(masses[count / 2 / 256])) failures++, fprintf(stderr, "%s draw_masses of NaN\n", isa);
 }
 
 static void try_all(int number) {
