@@ -3,7 +3,8 @@
 In docs/*.md, a line `<!-- run: COMMAND -->` is followed by a fenced block that becomes the command and what it prints
 (both streams, and its exit code where it is not 0). Each block runs once: PAGE.zh-CN.md has the markers of PAGE.md in
 the same order and gets its blocks. Between `<!-- figures -->` and `<!-- /figures -->` the READMEs get a table made from
-the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the quickstart reached.
+the JSON under benchmarks/results, and between `<!-- reached -->` and `<!-- /reached -->` what the quickstart reached;
+`activations` and `losses` stand around the tables of what fewer bits cost.
 With --check nothing is written: the exit code says whether anything would change. --only PATTERN
 runs just the commands that contain it; without it exports/ is made anew.
 """
@@ -27,6 +28,7 @@ CHINESE = ".zh-CN"
 RUN = re.compile(r"<!-- run: (?P<command>.+?) -->\n```console\n.*?```\n", re.DOTALL)
 FIGURES = re.compile(r"<!-- figures -->\n.*?<!-- /figures -->", re.DOTALL)
 REACHED = re.compile(r"<!-- reached -->\n.*?<!-- /reached -->", re.DOTALL)
+ACTIVATIONS = re.compile(r"<!-- activations -->\n.*?<!-- /activations -->", re.DOTALL)
 LOSSES = re.compile(r"<!-- losses -->\n.*?<!-- /losses -->", re.DOTALL)
 PASSING = re.compile(r"about .+ left$|it/s\]$|, right \d+%$")
 """Lines of progress, which a document leaves out."""
@@ -148,6 +150,32 @@ LOSS_WORDS = {
 FORM_WORDS = {"": {}, CHINESE: {", groups of ": "，每组 ", ", head too": "，含输出头"}}
 
 
+ACTIVATION_WORDS = {
+    "": ("| model | weights | bytes | activations in 8 bits | in float32 |", "the file as it is ({})", "{} ({})"),
+    CHINESE: ("| 模型 | 权重 | 字节 | 激活值 8 比特 | 激活值 float32 |", "文件原样（{}）", "{}（{}）"),
+}
+
+
+def activations(language: str) -> str:
+    """Return what packed weights cost with both kinds of activations, a row a model and form."""
+    head, whole, packed = ACTIVATION_WORDS[language]
+    rows = [head, "|---|---|---|---|---|"]
+    path = ROOT / "benchmarks/results/quantize-native-cpu.json"
+    for model, forms in json.loads(path.read_text(encoding="utf-8"))["models"].items():
+        for form, found in forms.items():
+            name, rounded, exact = form.partition(",")[0], f"{found['bits_per_byte']:.4f}", ""
+            if form == "as stored":
+                name = whole.format(found["weights"])
+            elif found["weights"] != "plain":
+                name = packed.format(name, found["weights"])
+            if found["weights"] == "plain":
+                rounded, exact = "", rounded
+            else:
+                exact = f"{found['float32_activations']['bits_per_byte']:.4f}"
+            rows.append(f"| {model} | {name} | {found['weight_bytes']:,} | {rounded} | {exact} |")
+    return "\n".join(rows)
+
+
 def losses(language: str) -> str:
     """Return what packed weights and packed caches cost, from the results there are."""
     head, weights, cache, bits = LOSS_WORDS[language]
@@ -190,6 +218,7 @@ def with_blocks_of(text: str, english: str, name: str) -> str:
 def with_tables(text: str, name: str) -> str:
     """Return a document with the tables made from the results."""
     language = CHINESE if CHINESE in name else ""
+    text = ACTIVATIONS.sub(lambda _: f"<!-- activations -->\n{activations(language)}\n<!-- /activations -->", text)
     text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses(language)}\n<!-- /losses -->", text)
     if name in WORDS:
         corner = {"": "right, %", CHINESE: "正确率，%"}[language]

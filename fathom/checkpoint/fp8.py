@@ -19,6 +19,8 @@ BlockShape = tuple[int, int]
 
 BLOCK_SHAPE: BlockShape = (128, 128)
 """The block shape of the released checkpoints."""
+FP8_KIND = "F8_E4M3"
+"""The type of the values, as safetensors names it."""
 E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
 """448, to which the largest magnitude of each block is scaled."""
 

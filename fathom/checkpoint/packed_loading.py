@@ -1,6 +1,7 @@
 """Loading weights in packed formats, one parameter at a time: a model is never held in a wider form than it runs in.
 
-Blocks of GGUF files whose formats the native library has (Q8_0, Q4_0, Q4_1) are taken as they are.
+Blocks of GGUF files whose formats the native library has (Q8_0, Q4_0, Q4_1) are taken as they are; other quantized
+numbers, K-quants and FP8 blocks, are rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fathom.checkpoint.fp8 import FP8_KIND
 from fathom.checkpoint.gguf.blocks import FLOATS
 from fathom.checkpoint.gguf.source import GGUFFile
+from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.weights import Weights
 from fathom.errors import CheckpointError, SpecError
 from fathom.kernels.native.matrix import (
@@ -58,7 +61,7 @@ class PlannedPacking:
 def plan_packing(model: Decoder, source: Weights, weights: PackedWeights) -> dict[str, PlannedPacking]:
     """Return which parameters are packed and how; of ``model``, which may be on the meta device, only shapes are read.
 
-    ``auto`` packs what a GGUF file holds quantized, in 8 bits where the library has no such format. ``int8`` and
+    ``auto`` packs what the source holds quantized, in 8 bits where the library has no such format. ``int8`` and
     ``int4`` pack every matrix, but keep blocks that are no wider.
     """
     stored = _stored_kinds(source)
@@ -125,7 +128,12 @@ def load_packed(
 
 
 def _stored_kinds(source: Weights) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Return each parameter's types in a GGUF file, and whether its rows can be packed as they lie there."""
+    """Return each parameter's types in a file, and whether its rows can be packed as they lie there.
+
+    Those of a Hugging Face directory are returned only where they are FP8.
+    """
+    if isinstance(source, HFCheckpoint):
+        return dict.fromkeys(source.fp8_parameters, ((FP8_KIND,), False))
     if not isinstance(source, GGUFFile):
         return {}
     tensors = source.container.tensors

@@ -49,6 +49,7 @@ def inspect(
     for title, rows in (
         (tr("model"), ((tr(name), value) for name, value in found["summary"].items())),
         (tr("parameters"), _parameters(found["parameters"])),
+        (tr("weights on a CPU"), _weights(found["on_cpu"])),
         (tr("cache"), _cache(found["cache"], found["spec"]["max_position_embeddings"])),
         (tr("text"), _text(found)),
     ):
@@ -66,6 +67,25 @@ def _parameters(count: Mapping[str, int]) -> Iterable[tuple[str, str]]:
     for name, what in (("mtp", tr("predicting ahead")), ("vision", tr("vision"))):
         if count.get(name):
             yield what, tr("{count}, beyond the total", count=f"{count[name]:,}")
+
+
+def _weights(on_cpu: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if on_cpu["unpacked"] is not None:
+        yield tr("native library"), tr("none, so all is widened: {reason}", reason=on_cpu["unpacked"])
+    for form in on_cpu["forms"]:
+        count, nbytes, stored = f"{len(form['parameters']):,}", size(form["nbytes"]), ", ".join(form["stored"])
+        if form["rounded"]:
+            text = tr(
+                "{size}, {count} of {stored}, rounded by about 0.4 % of the largest of 32 numbers at most",
+                size=nbytes,
+                count=count,
+                stored=stored,
+            )
+        elif form["stored"]:
+            text = tr("{size}, {count} of {stored}, as they are", size=nbytes, count=count, stored=stored)
+        else:
+            text = tr("{size}, {count} parameters", size=nbytes, count=count)
+        yield form["format"], text
 
 
 def _cache(cache: Mapping[str, Any], context: int) -> Iterable[tuple[str, str]]:

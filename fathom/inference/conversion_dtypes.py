@@ -10,6 +10,7 @@ from typing import get_args
 
 import torch
 
+from fathom.checkpoint.fp8 import FP8_KIND
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import SpecError
 from fathom.inference.conversion_warnings import CheckpointFormat
@@ -26,7 +27,6 @@ FORMAT_DTYPES: Mapping[CheckpointFormat, tuple[str, ...]] = MappingProxyType(
 )
 """The dtypes of each format, by the format's own names."""
 
-_FP8 = "F8_E4M3"
 _HALF_DTYPE: Mapping[CheckpointFormat, str] = MappingProxyType({"hf": "bfloat16", "gguf": "BF16", "fathom": "bfloat16"})
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BIAS = "e_score_correction_bias"
@@ -71,7 +71,7 @@ def lossless_dtype(source: WeightSource, format: CheckpointFormat) -> str | None
 
 
 def _in_blocks(source: WeightSource) -> bool:
-    return any(entry.kind == _FP8 for entry in source.stored)
+    return any(entry.kind == FP8_KIND for entry in source.stored)
 
 
 def dominant_dtype(source: WeightSource) -> str:
@@ -94,7 +94,7 @@ def _changes(source: WeightSource, format: CheckpointFormat, kind: str | None) -
     if _in_blocks(source):
         found.append("FP8 blocks times their scales are rounded to bfloat16")
     goal = _TORCH_NAMES.get(kind or "", kind)
-    widened = sorted({entry.kind for entry in source.stored} - {*_UNQUANTIZED, _FP8, kind})
+    widened = sorted({entry.kind for entry in source.stored} - {*_UNQUANTIZED, FP8_KIND, kind})
     if widened and goal in (None, "float32"):
         half = _HALF_DTYPE[format]
         smaller = "" if kind is not None and format != "gguf" else f"; --dtype {half} is smaller but rounds"

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import FathomError
 from fathom.inference.conversion_dtypes import dtype_warnings, lossless_dtype
@@ -47,6 +49,7 @@ def inspect_source(source: WeightSource) -> dict[str, Any]:
         "parameters": asdict(count_parameters(spec)),
         "tensors": tensor_dtypes(source),
         "cache": cache(spec),
+        "on_cpu": on_cpu(source),
         **_text(source),
         "exports": {form: _export(source, form) for form in FORMS},
     }
@@ -82,6 +85,17 @@ def tensor_dtypes(source: WeightSource) -> list[dict[str, Any]]:
         {"kind": kind, "tensors": counts[kind], "numbers": numbers[kind], "bytes": size}
         for kind, size in sizes.most_common()
     ]
+
+
+def on_cpu(source: WeightSource) -> dict[str, Any]:
+    """Return the forms that the weights are held in on a CPU by default; ``unpacked`` says why none is packed."""
+    from fathom.inference.decoder_loading import is_quantized, planned_forms
+    from fathom.kernels.native import library
+
+    forms = planned_forms(source, torch.device("cpu"), torch.float32, "auto")
+    missing = is_quantized(source) and not library.available()
+    described = [asdict(form) | {"stored": list(form.stored), "parameters": list(form.parameters)} for form in forms]
+    return {"unpacked": library.unavailable_reason() if missing else None, "forms": described}
 
 
 def cache(spec: ModelSpec) -> dict[str, Any]:

@@ -95,10 +95,10 @@ class LanguageModel:
         """Load what ``open_source`` opens: a run, a checkpoint, a published directory, a GGUF file, a name.
 
         ``dtype`` is float32, bfloat16, or auto: float32 on CPU, bfloat16 elsewhere. ``weights`` int8 or int4 quantizes
-        them (``model.quantize``). By default, auto, a GGUF file's are held on a CPU as the file quantized them, where
-        the native library is there, and are else plain. ``progress`` receives the bytes downloaded and loaded.
-        ``cache_dir`` is the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of the
-        model's by name, or the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
+        them (``model.quantize``). By default, auto, those that a file quantized are held on a CPU as they are, or in 8
+        bits, where the native library is there, and are else plain. ``progress`` receives the bytes downloaded and
+        loaded. ``cache_dir`` is the cache of downloads. ``engine`` configures the engine. ``chat_template`` is one of
+        the model's by name, or the text of another. ``adapter`` is merged into the weights: see ``open_adapter``.
 
         Raises:
             CheckpointError: nothing loadable at ``path``, or tensors do not fit their spec, or the adapter the model.

@@ -15,7 +15,7 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "int4")
 PackedWeights = Literal["auto", "int8", "int4"]
 WeightChoice = Literal["auto", "plain", "int8", "int4"]
 WEIGHT_CHOICES: tuple[WeightChoice, ...] = ("auto", "plain", "int8", "int4")
-"""How a model's weights are kept: auto is as a GGUF file holds them where the native library runs, and else plain."""
+"""How a model's weights are kept: auto is as a file quantized them where the native library runs, and else plain."""
 ComputeDtype = Literal["auto", "bfloat16"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("auto", "bfloat16")
 Drafting = Literal["none", "auto", "mtp", "ngram"]

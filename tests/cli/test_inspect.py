@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
+import pytest
+
 from fathom.inference.loading import find_checkpoint
+from fathom.kernels.native import library
+from fathom.logs import warn_once
+from tests.fuzz import gguf_files
 
 
 def test_a_run_is_described_in_plain_lines(finished: Path, call) -> None:
@@ -33,6 +39,28 @@ def test_json_holds_the_whole_spec(finished: Path, call) -> None:
     assert found["spec"]["moe"]["n_routed_experts"] == 8
     assert found["parameters"]["total"] == sum(row["numbers"] for row in found["tensors"])
     assert found["exports"].keys() == {"hf", "gguf", "fathom"}
+
+
+@pytest.mark.usefixtures("native")
+def test_the_form_that_weights_will_be_held_in_is_said_before_and_its_loss_after_they_are_read(
+    tmp_path: Path, call, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, rounded = (
+        gguf_files.write_model(tmp_path / f"{kind}.gguf", kind=gguf.GGMLQuantizationType[kind])
+        for kind in ("Q4_1", "Q5_1")
+    )
+    assert "  Q4_1             60.2 kB, 14 of Q4_1, as they are" in call("inspect", exact).out
+    found = call("inspect", rounded).out
+    assert "14 of Q5_1, rounded by about 0.4 % of the largest of 32 numbers at most" in found
+    warn_once.cache_clear()
+    done = call("generate", rounded, "--prompt", "a", "--max-tokens", "1")
+    assert done.code == 0, done.err
+    assert "weights: 14 tensors of Q5_1 to 8 bits were rounded, which changes them by 0." in caplog.text
+    monkeypatch.setattr(library, "available", lambda: False)
+    monkeypatch.setattr(library, "unavailable_reason", lambda: "it was not built")
+    found = call("inspect", exact).out
+    assert "  native library   none, so all is widened: it was not built" in found
+    assert "as they are" not in found
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, call) -> None:

@@ -105,6 +105,17 @@ class HFCheckpoint:
             tokenizer = None
         return end_tokens(self.path, self.spec, spec_to_hf(self.spec, self.carried), tokenizer)
 
+    @property
+    def fp8_parameters(self) -> frozenset[str]:
+        """Names of the parameters of which any part is stored in FP8 blocks."""
+        if not self.scales.of:
+            return frozenset()
+        table = name_table(self.spec)
+        stored = table.stored_names(self.files)
+        return frozenset(
+            rule.param_name for rule in table.rules if any(stored[n] in self.scales.of for n in rule.names)
+        )
+
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer beside the weights, read once, or None."""
         if not self._tokenizers and (self.path / TOKENIZER).is_file():

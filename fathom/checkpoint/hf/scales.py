@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from fathom.checkpoint.fp8 import BLOCK_SHAPE, BlockShape, scale_shape
+from fathom.checkpoint.fp8 import BLOCK_SHAPE, FP8_KIND, BlockShape, scale_shape
 from fathom.checkpoint.weights import StoredTensor
 from fathom.errors import CheckpointError
 
@@ -75,7 +75,7 @@ def find_scales(stored: Iterable[StoredTensor], quantization: Any) -> FP8Scales:
     for name, entry in entries.items():
         if entry.kind in _WIDE or name.endswith(("rotary_emb.inv_freq", SUFFIX)):
             continue
-        if entry.kind != "F8_E4M3" or len(entry.shape) != 2:
+        if entry.kind != FP8_KIND or len(entry.shape) != 2:
             raise CheckpointError(
                 f"{name}: is {entry.kind}, which is not read as a weight; use {', '.join(_WIDE)} or FP8 blocks"
             )

@@ -141,25 +141,43 @@ def test_other_sources_are_packed_as_quantizing_them_afterwards_would(
         assert torch.equal(ours[2], theirs[2])
 
 
-def test_fp8_blocks_are_read_into_8_bits(spec_of: SpecOf, random_state: MakeState, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+def test_fp8_blocks_are_read_into_8_bits(
+    weights: str, spec_of: SpecOf, random_state: MakeState, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
     spec = spec_of("deepseek_v3")
     path = write_hf(tmp_path / "fp8", StateWeights(spec, random_state(spec)), dtype="fp8")
     source = HFCheckpoint.open(path)
-    assert any(entry.kind == "F8_E4M3" for entry in source.stored)
+    in_fp8 = source.fp8_parameters
+    assert {"layers.1.mlp.experts.gate_up_proj", "layers.0.self_attn.o_proj.weight"} <= in_fp8
+    assert not {"embed_tokens.weight", "norm.weight", "layers.1.mlp.gate.weight"} & in_fp8
     plain = as_numbers(source)
-    for name, format, numbers in unpacked(as_packed(source, "int8"), plain):
+    with caplog.at_level(logging.WARNING):
+        model = as_packed(source, weights)
+    change = size = 0.0
+    for name, format, numbers in unpacked(model, plain):
         weight = plain.state_dict()[name]
         step = weight.abs().amax() / 127 if format == "q8" else 0.0
         assert bool(((numbers - weight).abs() <= step * 0.55).all()), name
-        assert format == "q8" or weight.dim() == 1 or weight.shape[-1] % 32 or name.endswith("mlp.gate.weight"), name
+        assert (format == "q8") == (name in packable(plain) and (weights == "int8" or name in in_fp8)), name
+        if format is not None and name in in_fp8:
+            change, size = change + float((numbers - weight).square().sum()), size + float(weight.square().sum())
+    assert f"F8_E4M3 to 8 bits were rounded, which changes them by {(change / size) ** 0.5:.2%}" in caplog.text
 
 
-def test_the_default_is_what_the_file_holds_and_plain_widens_it(tmp_path: Path) -> None:
+def test_the_default_is_what_the_file_holds_and_plain_widens_it(
+    spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
     path = files.write_model(tmp_path / "m.gguf", kind=KINDS.Q4_1)
     assert fathom.load(path, device="cpu").weights == "Q4_1"
     assert "weights Q4_1 on cpu" in repr(fathom.load(path, device="cpu"))
     assert fathom.load(path, device="cpu", weights="plain").weights == "plain"
     assert fathom.load(files.write_model(tmp_path / "f.gguf", kind=KINDS.F16), device="cpu").weights == "plain"
+    spec = spec_of("deepseek_v3")
+    fp8 = write_hf(tmp_path / "fp8", StateWeights(spec, random_state(spec)), dtype="fp8")
+    assert fathom.load(fp8, device="cpu").weights == "Q8_0"
+    assert fathom.load(fp8, device="cpu", weights="plain").weights == "plain"
 
 
 def test_without_the_library_a_file_is_widened_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
