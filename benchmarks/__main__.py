@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
-DECODE = ("benchmarks.serve", "decode", "--shape")
-ALL_FORMS = ("float32", "bfloat16", "int8", "int4")
-BATCH_FORMS = ("float32", "bfloat16", "int8", "int4", "int4-bfloat16")
+DECODE = ("benchmarks.native", "decode", "--shape")
+PROMPT = ("benchmarks.native", "prompt", "--context", "2048", "--rounds", "5", "--shape")
 RUNS = (
     ("benchmarks.cache_bytes",),
     ("benchmarks.train_step", "--shape", "t"),
     ("benchmarks.train_step", "--shape", "s"),
-    (*DECODE, "s", "--forms", *ALL_FORMS),
-    (*DECODE, "m", "--steps", "8", "--rounds", "5", "--forms", *ALL_FORMS),
-    (*DECODE, "l", "--steps", "4", "--rounds", "3", "--forms", "float32", "int4"),
-    (*DECODE, "smollm2", "--forms", *ALL_FORMS),
-    (*DECODE, "s", "--batch", "16", "--forms", *BATCH_FORMS),
-    (*DECODE, "m", "--batch", "16", "--steps", "8", "--rounds", "5", "--forms", *BATCH_FORMS),
-    (*DECODE, "s", "--batch", "16", "--context", "2048", "--steps", "2", "--rounds", "5", "--forms", *BATCH_FORMS),
+    (*DECODE, "s"),
+    (*DECODE, "m", "--steps", "16", "--rounds", "5"),
+    (*DECODE, "s", "--batch", "16"),
+    (*DECODE, "m", "--batch", "16", "--steps", "8", "--rounds", "5"),
+    (*DECODE, "s", "--context", "8192", "--steps", "8", "--rounds", "5"),
+    (*DECODE, "smollm2"),
+    (*DECODE, "smollm2", "--batch", "16", "--rounds", "5"),
+    (*PROMPT, "s"),
+    (*PROMPT, "m"),
+    ("benchmarks.llama_texts",),
+    ("benchmarks.rollouts", "runs/quickstart"),
     ("benchmarks.serve", "requests", "--shape", "s", "--batch", "16", "--rounds", "3"),
     ("benchmarks.serve", "prefill", "--shape", "s", "--context", "2048", "--rounds", "5"),
     ("benchmarks.serve", "prefill", "--shape", "m", "--context", "2048", "--rounds", "3"),
@@ -43,6 +47,8 @@ RUNS = (
 
 def main() -> None:
     for module, *arguments in RUNS:
+        if module == "benchmarks.llama_texts" and not find_spec("llama_cpp"):
+            continue
         print(f"== {module} {' '.join(arguments)}", flush=True)
         subprocess.run([sys.executable, "-m", module, *arguments, *sys.argv[1:]], check=True)
 

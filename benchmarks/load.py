@@ -1,7 +1,8 @@
-"""SmolLM2's GGUF file: seconds from a fresh process to its first token, against transformers with the same file.
+"""SmolLM2's GGUF file: seconds from a fresh process to its first token, by each library that reads the same file.
 
-Each round starts one process for each contestant. ``seconds`` are what a user waits, from starting Python to the token;
-``without_imports`` begin when the process has imported what its script names at the top.
+Fathom and llama.cpp (where llama-cpp-python is installed) run the weights as the file quantized them, transformers
+makes float32 of them. Each round starts one process for each contestant. ``seconds`` are what a user waits, from
+starting Python to the token; ``without_imports`` begin when the process has imported what its script names at the top.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import peers
@@ -23,7 +25,7 @@ from fathom.inference.language_model import LanguageModel
 from fathom.spec import SamplingParams
 from fathom.chat import encode_chat
 imported = time.perf_counter()
-model = LanguageModel.open(path, device="cpu", weights="plain", dtype="float32")
+model = LanguageModel.open(path, device="cpu")
 ids = encode_chat(model.tokenizer, [{"role": "user", "content": question}])
 token = next(model.stream(ids, SamplingParams(max_tokens=1, temperature=0.0)))
 """
@@ -43,6 +45,15 @@ ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return
 with torch.inference_mode():
     token = int(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1])
 """
+LLAMA_CPP = """
+from llama_cpp import Llama
+imported = time.perf_counter()
+model = Llama(path, n_ctx=2048, verbose=False)
+messages = [{"role": "user", "content": question}]
+answer = model.create_chat_completion(messages, max_tokens=1, temperature=0.0)["choices"][0]["message"]["content"]
+token = model.tokenize(answer.encode(), add_bos=False)[0]
+"""
+PARTS = ("seconds", "imports", "without_imports")
 FRAME = """
 import sys, time
 started, path, question = time.perf_counter(), sys.argv[1], sys.argv[2]
@@ -67,8 +78,16 @@ def once(body: str, path: Path) -> dict[str, float]:
     return {"token": int(token), "seconds": seconds, "imports": float(imports), "without_imports": float(rest)}
 
 
+def times(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
+    """Return how many times faster ours is, by part: medians over the rounds."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return {part: round(statistics.median(t[part] / o[part] for o, t in pairs), 3) for part in PARTS}
+
+
 def measure(path: Path, count: int) -> dict[str, object]:
     contestants = {"fathom": FATHOM, "transformers": TRANSFORMERS}
+    if find_spec("llama_cpp"):
+        contestants["llama.cpp"] = LLAMA_CPP
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for turn in range(count + 1):
         for name, body in contestants.items():
@@ -77,18 +96,16 @@ def measure(path: Path, count: int) -> dict[str, object]:
                 runs[name].append(result)
     tokens = {result["token"] for results in runs.values() for result in results}
     assert len(tokens) == 1, f"the contestants drew different tokens: {tokens}"
-    parts = ("seconds", "imports", "without_imports")
-    pairs = list(zip(runs["transformers"], runs["fathom"], strict=True))
     return {
         "file": path.name,
         "rounds": count,
         "median": {
-            name: {part: round(statistics.median(r[part] for r in results), 3) for part in parts}
+            name: {part: round(statistics.median(r[part] for r in results), 3) for part in PARTS}
             for name, results in runs.items()
         },
-        "times_peer": {part: round(statistics.median(t[part] / f[part] for t, f in pairs), 3) for part in parts},
+        "times": {peer: times(runs["fathom"], results) for peer, results in runs.items() if peer != "fathom"},
         "runs": {
-            name: [{part: round(r[part], 3) for part in parts} for r in results] for name, results in runs.items()
+            name: [{part: round(r[part], 3) for part in PARTS} for r in results] for name, results in runs.items()
         },
     }
 

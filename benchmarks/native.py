@@ -1,11 +1,12 @@
-"""The native step against llama.cpp and transformers: the same GGUF files, alternating rounds; needs llama-cpp-python.
+"""The native step against transformers and, where llama-cpp-python is installed, llama.cpp: the same GGUF files.
 
     decode   tokens/s through ``Engine.step``, drawing included, after the prompts are read
     prompt   tokens/s of a prompt, up to its first token
 
 Shapes s and m are ``bench-s`` and ``bench-m`` with compressed queries, which llama.cpp's reading of DeepSeek-V2 needs;
-``smollm2`` is the catalog's Q4_1 file. transformers computes in float32, from the same weights. ``read_bandwidth`` is
-measured just before and after the rounds; ``share_of_bandwidth`` is what a token's weights would take of it.
+``smollm2`` is the catalog's Q4_1 file. Contestants alternate round by round; transformers computes in float32, from the
+same weights. ``read_bandwidth`` is measured just before and after the rounds; ``share_of_bandwidth`` is what a token's
+weights would take of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -135,13 +137,13 @@ def rounds(a: argparse.Namespace, named: dict[str, Backend], units: int, read: d
     seconds = timing.interleave(named, rounds=a.rounds)
     bandwidth = statistics.mean([before, read_bandwidth()])
     speed = {name: units / statistics.median(times) for name, times in seconds.items()}
-    peers_of = {form: [n for n in named if n.startswith(f"llama.cpp {form},")] for form in a.forms}
-    best = {form: max(names, key=speed.__getitem__) for form, names in peers_of.items()}
+    found = {form: [n for n in named if n.startswith(f"llama.cpp {form},")] for form in a.forms}
+    best = {form: max(names, key=speed.__getitem__) for form, names in found.items() if names}
     return {
         "read_bandwidth": round(bandwidth),
         "per_second": {name: round(value, 2) for name, value in speed.items()},
         "times_llama_cpp": {form: ratio(seconds, f"fathom {form}", name) for form, name in best.items()},
-        "times_transformers": {form: ratio(seconds, f"fathom {form}", "transformers") for form in best}
+        "times_transformers": {form: ratio(seconds, f"fathom {form}", "transformers") for form in a.forms}
         if "transformers" in seconds
         else {},
         "share_of_bandwidth": {name: round(speed[name] * read[name] / bandwidth, 3) for name in read},
@@ -170,6 +172,9 @@ def main() -> None:
     a = parser.parse_args()
     if a.shape == "smollm2":
         a.forms = ["file"]
+    if not find_spec("llama_cpp"):
+        print("llama-cpp-python is not installed: without llama.cpp")
+        a.caches = []
     with files(a.shape, a.forms) as paths, ExitStack() as opened:
         result = {"decode": decode, "prompt": prompt}[a.what](a, opened, paths)
     head = {"shape": a.shape, "batch": a.batch, "context": a.context, "steps": a.steps, "isa": library.current_isa()}

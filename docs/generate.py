@@ -21,7 +21,8 @@ import subprocess
 import sys
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+
+import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 CHINESE = ".zh-CN"
@@ -32,36 +33,6 @@ ACTIVATIONS = re.compile(r"<!-- activations -->\n.*?<!-- /activations -->", re.D
 LOSSES = re.compile(r"<!-- losses -->\n.*?<!-- /losses -->", re.DOTALL)
 PASSING = re.compile(r"about .+ left$|it/s\]$|, right \d+%$")
 """Lines of progress, which a document leaves out."""
-WORDS = {
-    "README.md": (
-        "| measured | Fathom | transformers | ratio |\n|---|---|---|---|",
-        "Training step, shape {shape}, {batch} x {length} tokens, tokens/s",
-        "the same, peak memory of the process, MiB",
-        "Greedy decoding, {shape}, batch {batch}, context {context}, {form}, tokens/s",
-        "Reading a prompt of {context} tokens, {shape}, tokens/s",
-        "the same, memory beyond the model, MiB",
-        "Time to the first token after a cached prefix of {context} tokens, share of the first time",
-        "Through HTTP, {streams} streams of {model}, share of the engine's own tokens/s",
-        "SmolLM2-135M's GGUF file, from starting Python to the first token, seconds",
-        "Float32, the same weights, alternating rounds of one run on {processor} ({threads} threads), medians; shapes "
-        "are `bench-t` to `bench-l` of `fathom models`. `make bench` repeats it here; the JSON lies in "
-        "[`benchmarks/results`](benchmarks/results).",
-    ),
-    "README.zh-CN.md": (
-        "| 测量 | Fathom | transformers | 比值 |\n|---|---|---|---|",
-        "训练一步，形状 {shape}，{batch} x {length} 个词元，词元/秒",
-        "同上，进程的内存峰值，MiB",
-        "贪心解码，{shape}，批量 {batch}，上下文 {context}，{form}，词元/秒",
-        "读入 {context} 个词元的提示，{shape}，词元/秒",
-        "同上，模型之外的内存，MiB",
-        "命中 {context} 个词元的前缀缓存后，首个词元所需时间占第一次的比例",
-        "经过 HTTP，{model} 的 {streams} 路流式输出，占引擎自身词元/秒的比例",
-        "SmolLM2-135M 的 GGUF 文件，从启动 Python 到第一个词元，秒",
-        "float32，相同的权重，在 {processor}（{threads} 线程）上同一次运行的交替轮次，取中位数；"
-        "形状是 `fathom models` 中的 `bench-t` 到 `bench-l`。"
-        "`make bench` 在你的机器上重复测量；JSON 在 [`benchmarks/results`](benchmarks/results)。",
-    ),
-}
 
 
 def run_block(match: re.Match[str]) -> str:
@@ -76,59 +47,6 @@ def run_block(match: re.Match[str]) -> str:
     printed = "\n".join(lines)
     code = f"\n(exit code {done.returncode})" if done.returncode else ""
     return f"<!-- run: {command} -->\n```console\n$ {command}\n{printed}{code}\n```\n"
-
-
-FORMS = {
-    "fathom": "float32",
-    "fathom bfloat16": "bfloat16",
-    "fathom int8": "int8",
-    "fathom int4": "int4",
-    "fathom int4-bfloat16": "int4, bfloat16",
-}
-
-
-def figures(words: tuple[str, ...]) -> str:
-    """Return the table of all results, in the words of one README."""
-    head, train, memory, decode, prefill, beyond, prefix, http, load, foot = words
-    rows, machine = [head], {}
-    for path in sorted((ROOT / "benchmarks/results").glob("*-cpu.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        machine, name = result["machine"], result["benchmark"]
-        if name.endswith("-llama"):  # of shapes with compressed queries: another model
-            continue
-        if "shape" in result:
-            result["shape"] = "SmolLM2-135M" if result["shape"] == "smollm2" else result["shape"].upper()
-        if name.startswith("load-"):
-            ours, theirs = (result["median"][name]["seconds"] for name in ("fathom", "transformers"))
-            rows.append(f"| {load} | {ours:.1f} | {theirs:.1f} | {result['times_peer']['seconds']:.2f} x |")
-        elif name.startswith("train-"):
-            rows += [
-                compared(train, result, "fathom"),
-                peaks(memory, {n: m["peak_mib"] for n, m in result["memory"].items()}),
-            ]
-        elif name.startswith("serve-decode-"):
-            rows += [
-                compared(decode, result | {"form": FORMS[form]}, form) for form in FORMS if form in result["times_peer"]
-            ]
-        elif name.startswith("serve-prefill-"):
-            rows += [compared(prefill, result, "fathom"), peaks(beyond, result["peak_mib_beyond_model"])]
-        elif name.startswith("serve-prefix-"):
-            rows.append(f"| {prefix.format(**result)} | {result['warm_over_cold']:.1%} | | |")
-        elif name.startswith("serve-http-"):
-            rows.append(f"| {http.format(**result)} | {result['share']:.1%} | | |")
-    return "\n".join(rows) + "\n\n" + foot.format(**machine)
-
-
-def compared(what: str, result: dict[str, Any], form: str) -> str:
-    """Return a row of one form's speed beside transformers'."""
-    speed, ratio = result["per_second"], result["times_peer"][form]
-    return f"| {what.format(**result)} | {speed[form]:.0f} | {speed['transformers']:.0f} | {ratio:.2f} x |"
-
-
-def peaks(what: str, mib: dict[str, float]) -> str:
-    """Return a row of two peaks of memory."""
-    ours, theirs = mib["fathom"], mib["transformers"]
-    return f"| {what} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} x |"
 
 
 def reached(corner: str) -> str:
@@ -220,10 +138,12 @@ def with_tables(text: str, name: str) -> str:
     language = CHINESE if CHINESE in name else ""
     text = ACTIVATIONS.sub(lambda _: f"<!-- activations -->\n{activations(language)}\n<!-- /activations -->", text)
     text = LOSSES.sub(lambda _: f"<!-- losses -->\n{losses(language)}\n<!-- /losses -->", text)
-    if name in WORDS:
+    if name.startswith("README"):
         corner = {"": "right, %", CHINESE: "正确率，%"}[language]
         text = REACHED.sub(lambda _: f"<!-- reached -->\n{reached(corner)}\n<!-- /reached -->", text)
-        made = f"<!-- figures -->\n{figures(WORDS[name])}\n<!-- /figures -->"
+        made = (
+            f"<!-- figures -->\n{figures.figures(figures.CHINESE if language else figures.ENGLISH)}\n<!-- /figures -->"
+        )
         text = FIGURES.sub(lambda _: made, text)
     return text
 
