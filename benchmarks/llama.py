@@ -12,6 +12,8 @@ from benchmarks.timing import Backend
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 BATCH = 512
+_log_callbacks: list[Any] = []
+"""The one that says nothing: it is called as long as the process lives."""
 
 
 class LlamaCpp:
@@ -24,9 +26,10 @@ class LlamaCpp:
         from llama_cpp import llama_cpp as library
 
         self.library = library
-        self._quiet = library.llama_log_callback(lambda level, text, data: None)
-        library.llama_log_set(self._quiet, None)
-        library.llama_backend_init()
+        if not _log_callbacks:
+            _log_callbacks.append(library.llama_log_callback(lambda level, text, data: None))
+            library.llama_log_set(_log_callbacks[0], None)
+            library.llama_backend_init()
         self.model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
         if not self.model:
             raise RuntimeError(f"llama.cpp does not open {path}")

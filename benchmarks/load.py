@@ -19,14 +19,13 @@ from benchmarks import peers
 from fathom.cli.options import cache_directory
 from fathom.inference.catalog import catalog, fetch_named
 
-QUESTION = "What is the capital of France?"
+QUESTION = "The capital of France is"
 FATHOM = """
 from fathom.inference.language_model import LanguageModel
 from fathom.spec import SamplingParams
-from fathom.chat import encode_chat
 imported = time.perf_counter()
 model = LanguageModel.open(path, device="cpu")
-ids = encode_chat(model.tokenizer, [{"role": "user", "content": question}])
+ids = model.tokenizer.encode(question)
 token = next(model.stream(ids, SamplingParams(max_tokens=1, temperature=0.0)))
 """
 TRANSFORMERS = """
@@ -40,8 +39,7 @@ imported = time.perf_counter()
 folder, name = Path(path).parent, Path(path).name
 tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
 model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-messages = [{"role": "user", "content": question}]
-ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+ids = tokenizer(question, return_tensors="pt")
 with torch.inference_mode():
     token = int(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1])
 """
@@ -49,9 +47,7 @@ LLAMA_CPP = """
 from llama_cpp import Llama
 imported = time.perf_counter()
 model = Llama(path, n_ctx=2048, verbose=False)
-messages = [{"role": "user", "content": question}]
-answer = model.create_chat_completion(messages, max_tokens=1, temperature=0.0)["choices"][0]["message"]["content"]
-token = model.tokenize(answer.encode(), add_bos=False)[0]
+token = next(model.generate(model.tokenize(question.encode(), add_bos=False), temp=0.0))
 """
 PARTS = ("seconds", "imports", "without_imports")
 FRAME = """

@@ -131,7 +131,8 @@ def block(command: str, printed: str) -> str:
     return f"<!-- run: {command} -->\n```console\n{printed}```\n"
 
 
-def test_a_chinese_page_gets_the_blocks_of_its_english_one() -> None:
+def test_a_chinese_page_gets_the_blocks_of_its_english_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))  # where a script's own modules are found
     with_blocks_of = runpy.run_path(str(ROOT / "docs/generate.py"))["with_blocks_of"]
     english = f"One\n\n{block('fathom a', 'first')}\nTwo\n\n{block('fathom a', 'second')}"
     chinese = f"一\n\n{block('fathom a', '')}\n二\n\n{block('fathom a', 'old')}"
