@@ -1,5 +1,5 @@
 /* A pool of threads. Within a call they wait by spinning, since a step has many barriers microseconds apart; between
- * calls they spin for LINGER_NS, which bridges the calls of one step, and then sleep on a condition variable. */
+ * calls they spin for LINGER_NS, which bridges the steps of one engine, and then sleep on a condition variable. */
 #include "pool.h"
 
 #include <pthread.h>
@@ -11,7 +11,8 @@
 
 #define LINE 64              /* bytes of a cache line: what several threads write lies apart */
 #define STACK_BYTES (2 << 20)
-#define LINGER_NS 50000
+#define LINGER_NS 400000
+#define ALONE_NS 50000       /* of them, before a waiting thread offers its processor to others */
 #define SPINS 4000           /* pauses before a waiting thread offers its processor to others */
 
 typedef struct {
@@ -87,14 +88,15 @@ void fathom_barrier(fathom_pool *pool) {
 
 /* Wait for a call after ``last``: spin for a while, then sleep. */
 static int next_call(fathom_pool *pool, int last) {
-    const int64_t until = now() + LINGER_NS;
-    do {
+    const int64_t began = now();
+    for (int64_t waited = 0; waited < LINGER_NS; waited = now() - began) {
         for (int i = 0; i < 64; i++) {
             if (atomic_load_explicit(&pool->call, memory_order_acquire) != last || atomic_load(&pool->stop))
                 return atomic_load(&pool->call);
             relax();
         }
-    } while (now() < until);
+        if (waited > ALONE_NS) sched_yield();
+    }
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->sleepers, 1);
     while (atomic_load(&pool->call) == last && !atomic_load(&pool->stop)) pthread_cond_wait(&pool->wake, &pool->lock);
