@@ -82,27 +82,31 @@ typedef struct {
     int row, rows, column, columns;
 } fathom_part;
 
-INLINE int sum_of_group(const int8_t *q) {
-    int sum = 0;
-    for (int i = 0; i < FATHOM_GROUP; i++) sum += q[i];
-    return sum;
+/* The sum of a group's integers, from itself times their scale. */
+INLINE int sum_of_group(float scaled, float scale) {
+    const float sum = scale > 0.0f ? scaled / scale : 0.0f;
+    return (int)(sum + (sum < 0.0f ? -0.5f : 0.5f));
 }
 
 /* Lay out what tiles read in order: for each tile and group, for each row its scale. */
 static void lay_out_scales(const fathom_plan *plan, const fathom_rows *x, fathom_part part, fathom_cut cut,
                            fathom_scale *out) {
-    const int64_t stride = x->columns / FATHOM_GROUP;
+    const int groups = part.columns / FATHOM_GROUP;
     for (int tile = 0; tile < cut.tiles; tile++) {
         const int first = first_row(cut, tile), rows = first_row(cut, tile + 1) - first;
-        for (int g = 0; g < part.columns / FATHOM_GROUP; g++)
-            for (int n = 0; n < rows; n++, out++) {
-                const int64_t from = (part.row + first + n) * stride + part.column / FATHOM_GROUP + g;
-                out->scale = x->scales[from];
+        for (int n = 0; n < rows; n++) {
+            const int64_t row = part.row + first + n, from = row * (x->columns / FATHOM_GROUP) + part.column / FATHOM_GROUP;
+            const float *scales = x->scales + from, *sums = x->sums + from;
+            for (int g = 0; g < groups; g++) {
+                fathom_scale *to = &out[g * rows + n];
+                to->scale = scales[g];
                 if (plan->start)
-                    out->start = plan->zero_point * sum_of_group(x->q + from * FATHOM_GROUP);
+                    to->start = plan->zero_point * sum_of_group(sums[g], scales[g]);
                 else
-                    out->sum = (float)plan->zero_point * x->sums[from];
+                    to->sum = (float)plan->zero_point * sums[g];
             }
+        }
+        out += rows * groups;
     }
 }
 

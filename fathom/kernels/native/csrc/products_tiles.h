@@ -4,7 +4,8 @@
  *   LANES, PARTS            floats of a vector, vectors of a panel
  *   floats, integers        the vector types
  *   FLOAT_ROWS, FLOAT_TILES rows of the largest tile of floats; SINGLE_TILES, or PAIRED_TILES that take two panels
- *   MANY_BY_THREE           defined where more rows of floats take tiles of eight by three panels: fewer loads
+ *   MANY_BY_THREE           defined where more rows of floats take tiles of eight by three panels: fewer loads, but
+ *                           what is left of the panels takes tiles with few sums
  *   QUANTIZED_ROWS          rows of the largest tile of quantized weights
  *   PARTS_AT_ONCE           parts of a panel whose sums of bytes are kept at a time
  *   Q8_ZERO_POINT           -128 where dot_step takes unsigned weights, 0 where it takes signed ones
@@ -241,7 +242,7 @@ static void multiply_panels(const fathom_matrix *w, int begin, int end, const fa
     static const fathom_plan by_halves = {&half_tiles, 2, 64, 4, NULL, 0, 0};
     const fathom_plan *plan = w->format >= FATHOM_Q8 && x->q ? &by_bytes[w->format] : &by_floats[w->format];
     if (w->format == FATHOM_BF16 && x->rows <= HALF_TILES * FLOAT_ROWS) plan = &by_halves;
-    if (w->format == FATHOM_F32 && x->rows > FLOAT_ROWS) plan = &many_floats;
+    if (w->format == FATHOM_F32 && x->rows > FLOAT_ROWS && (end - begin == 3 || end - begin > 4)) plan = &many_floats;
     run_product(plan, w, begin, end, x, y, y_stride);
 }
 
