@@ -28,6 +28,7 @@ from fathom.kernels.native.matrix import (
     pack_gguf_experts,
     packed_bytes,
 )
+from fathom.kernels.weight_formats import row_tiles
 from fathom.logs import warn_once
 from fathom.model.build import parameter_shapes
 from fathom.model.decoder import Decoder
@@ -35,6 +36,7 @@ from fathom.model.packing import Packable, Packed, PackedUp, Packing, packable, 
 from fathom.progress import NULL_PROGRESS, Progress
 from fathom.spec.engine import PackedWeights
 
+_TILE_WEIGHTS = 2**19
 _BITS: Mapping[PackedFormat, int] = {"q4": 4, "q4m": 4, "q8": 8}
 
 
@@ -187,9 +189,11 @@ def _packed(name: str, planned: PlannedPacking, value: Tensor) -> Packed:
 def _squares(entry: Packable, packed: Packed, value: Tensor) -> tuple[float, float]:
     """Return the sums of squares of what packing changed and of the weights."""
     change = size = 0.0
-    for matrix, weight in zip(entry.matrices(packed), entry.parts(value), strict=True):
-        change += float((matrix.unpack() - weight).square_().sum())
-        size += float(weight.float().square().sum())
+    for matrix, weight_XY in zip(entry.matrices(packed), entry.parts(value), strict=True):
+        for tile in row_tiles(matrix, _TILE_WEIGHTS):
+            numbers_XY = weight_XY[tile].float()
+            change += float((matrix.unpack(tile) - numbers_XY).square_().sum())
+            size += float(numbers_XY.square().sum())
     return change, size
 
 

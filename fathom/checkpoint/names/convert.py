@@ -50,7 +50,8 @@ class NameTable:
         faults = _faults(self.our_shapes(), {}, shapes)
         if faults:
             raise CheckpointError(
-                f"the state does not fit this {self.family} spec: {faults}; build the model from the same spec"
+                f"the state does not fit this {self.family} spec: {faults}; build the model from the same spec, "
+                "or open it with plain weights: packed ones are in no state"
             )
 
     def check_hf(self, shapes: Mapping[str, Shape]) -> None:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.gguf import GGUFFile, write_gguf
+from fathom.checkpoint.hf import load_hf, save_hf
 from fathom.checkpoint.weights import StateWeights
+from fathom.errors import CheckpointError
 from fathom.inference.conversion import Conversion
 from fathom.inference.decoder_loading import load_decoder, planned_forms
 from fathom.inference.loading import open_source
@@ -127,3 +129,17 @@ def test_blocks_survive_the_way_through_a_directory_of_floats(
     first, second = (list(unpacked(model, plain)) for model in models)
     for (name, format, numbers), (_, form, others) in zip(first, second, strict=True):
         assert (format, torch.equal(numbers, others)) == (form, True), name
+
+
+def test_a_model_that_is_held_packed_is_not_written_without_its_weights(
+    spec_of: SpecOf, random_state: MakeState, tmp_path: Path
+) -> None:
+    spec = spec_of("llama")
+    path = write_gguf(tmp_path / "m.gguf", StateWeights(spec, random_state(spec)), kind="Q8_0")
+    packed, plain = (load_decoder(GGUFFile.open(path), CPU, torch.float32, each) for each in ("auto", "plain"))
+    with pytest.raises(CheckpointError, match="or open it with plain weights"):
+        save_hf(tmp_path / "hf", spec, packed.state_dict())
+    assert not (tmp_path / "hf").exists()
+    save_hf(tmp_path / "hf", spec, plain.state_dict())
+    for name, tensor in load_hf(tmp_path / "hf")[1].items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
