@@ -189,11 +189,11 @@ def _packed(name: str, planned: PlannedPacking, value: Tensor) -> Packed:
 def _squares(entry: Packable, packed: Packed, value: Tensor) -> tuple[float, float]:
     """Return the sums of squares of what packing changed and of the weights."""
     change = size = 0.0
-    for matrix, weight_XY in zip(entry.matrices(packed), entry.parts(value), strict=True):
+    for matrix, weight in zip(entry.matrices(packed), entry.parts(value), strict=True):
         for tile in row_tiles(matrix, _TILE_WEIGHTS):
-            numbers_XY = weight_XY[tile].float()
-            change += float((matrix.unpack(tile) - numbers_XY).square_().sum())
-            size += float(numbers_XY.square().sum())
+            numbers = weight[tile].float()
+            change += float((matrix.unpack(tile) - numbers).square_().sum())
+            size += float(numbers.square().sum())
     return change, size
 
 
