@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fathom.model.cache.lazy_zeros import lazy_zeros
+
 
 class Pages(Protocol):
     """The keys, values or latents of one layer, for every token of the pool.
@@ -60,7 +62,7 @@ class PlainPages:
 
     def __init__(self, pages: int, page_size: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
         # zeros, not empty: masked slots are multiplied by 0, so their contents must be finite
-        self.rows_NX = torch.zeros(pages * page_size, width, device=device, dtype=dtype)
+        self.rows_NX = lazy_zeros((pages * page_size, width), device=device, dtype=dtype)
         self._page_size = page_size
 
     @property

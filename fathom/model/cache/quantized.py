@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fathom import kernels
+from fathom.model.cache.lazy_zeros import lazy_zeros
 from fathom.model.cache.pages import Scratch
 from fathom.plan.cache_rows import EIGHT_BITS, PAIRED_MAX_CODE, SCALE_BYTES, QuantizedRow, Segment
 
@@ -28,7 +29,7 @@ class QuantizedPages:
     def __init__(
         self, pages: int, page_size: int, row: QuantizedRow, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.rows_NY = torch.zeros(pages * page_size, row.nbytes, device=device, dtype=torch.uint8)
+        self.rows_NY = lazy_zeros((pages * page_size, row.nbytes), device=device, dtype=torch.uint8)
         self._page_size, self.row = page_size, row
         self._table = _pair_table(device, dtype)
 
