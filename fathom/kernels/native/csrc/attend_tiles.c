@@ -11,7 +11,7 @@
 #include "pool.h"
 
 enum {
-    TILE_TOKENS = 32,
+    TILE_TOKENS = 48,
     BLOCK_KEYS = 256,
     BLOCK_PANELS = BLOCK_KEYS / FATHOM_PANEL
 };
@@ -90,9 +90,11 @@ static int write_values(const float *rows, int64_t stride, int first, int count,
         for (int k = 0; k < width; k++) odd |= !(fabsf(rows[k]) <= FLT_MAX);
         for (int k = 0; k < width; k += FATHOM_PANEL) {
             float *to = panels + (int64_t)k * BLOCK_KEYS + (first + i) * FATHOM_PANEL;
-            const int held = width - k < FATHOM_PANEL ? width - k : FATHOM_PANEL;
-            memcpy(to, rows + k, sizeof(float) * (size_t)held);
-            memset(to + held, 0, sizeof(float) * (size_t)(FATHOM_PANEL - held));
+            for (int j = width - k; j < FATHOM_PANEL; j++) to[j] = 0.0f;
+            if (width - k < FATHOM_PANEL)
+                memcpy(to, rows + k, sizeof(float) * (size_t)(width - k));
+            else
+                memcpy(to, rows + k, sizeof(float) * FATHOM_PANEL);
         }
     }
     return !odd;
@@ -134,12 +136,14 @@ static void expand(const block *b, int head, int begin, int end, float *keys, fl
     const fathom_rows up = {.x = b->key_up + (int64_t)head * b->latent * nope, .stride = b->latent, .rows = nope,
                             .columns = b->latent};
     const int first = begin * FATHOM_PANEL, left = b->end - b->begin - first;
-    const int count = left < (end - begin) * FATHOM_PANEL ? left : (end - begin) * FATHOM_PANEL;
+    const int stride = (end - begin) * FATHOM_PANEL, count = left < stride ? left : stride;
     const fathom_rows rows = {.x = b->latents + first * b->key_width, .stride = b->key_width, .rows = count,
                               .columns = b->latent};
+    fathom_current->product(&latents, begin, end, &up, b->rows - first, stride);
     for (int i = begin; i < end; i++) {
         float *to = keys + i * FATHOM_PANEL * width;
-        fathom_current->product(&latents, i, i + 1, &up, to - i * FATHOM_PANEL, FATHOM_PANEL);
+        const float *made = b->rows + (i - begin) * FATHOM_PANEL;
+        for (int k = 0; k < nope; k++) memcpy(to + k * FATHOM_PANEL, made + k * stride, sizeof(float) * FATHOM_PANEL);
         memcpy(to + nope * FATHOM_PANEL, b->panels + (i * b->key_width + b->latent) * FATHOM_PANEL,
                sizeof(float) * (size_t)((width - nope) * FATHOM_PANEL));
     }
