@@ -1,7 +1,10 @@
 """Greedy texts of SmolLM2's Q4_1 file: ours against llama.cpp's over the same prompts; needs llama-cpp-python.
 
-Prompts are pieces of a text that neither saw. Where two texts part, ``margin`` says by how many nats each side
-preferred its token to the next best there: a near tie explains the difference, a wide margin on both sides does not.
+Both round activations to 8 bits, and sum in different orders; what is rounded otherwise in one layer is noise in the
+next. ``logit_noise`` says how far the logits after the prompts are from those with float32 activations, and from each
+other: root mean square, each row's mean taken off. Where two texts part, ``margin`` says by how many nats each
+side preferred its token to the next best there: a difference is explained where it is of the size of that noise.
+Prompts are pieces of a text that neither saw.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import backends, peers
 from benchmarks.llama import LlamaCpp
@@ -21,6 +25,7 @@ from fathom.cli.options import cache_directory
 from fathom.inference.catalog import catalog, fetch_named
 from fathom.inference.language_model import LanguageModel
 from fathom.kernels.native import library
+from fathom.model.quantize import set_activations
 from fathom.spec import SamplingParams
 from fathom.spec.sampling import Completion
 
@@ -46,6 +51,21 @@ def compare(ours: Completion, theirs: list[int], peer: LlamaCpp, prompt: list[in
     }
 
 
+def logits_after(model: LanguageModel, prompts: list[list[int]]) -> Tensor:
+    """Return our logits after each prompt (prompts, vocabulary), each row's mean taken off."""
+    with torch.inference_mode():
+        hidden = [model.model(torch.tensor([prompt])).hidden_BTD[0, -1] for prompt in prompts]
+        return centered(model.model.logits(torch.stack(hidden)))
+
+
+def centered(logits_PV: Tensor) -> Tensor:
+    return logits_PV - logits_PV.mean(1, keepdim=True)
+
+
+def noise(a_PV: Tensor, b_PV: Tensor) -> float:
+    return round(float((a_PV - b_PV).square().mean().sqrt()), 4)
+
+
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     path = fetch_named(catalog()["smollm2-135m"], cache_directory())
     model = LanguageModel.open(path, device="cpu")
@@ -55,11 +75,22 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{a.text} has too few tokens: {len(ids)} of {a.prompts * a.context}")
     params = SamplingParams(max_tokens=a.tokens, temperature=0.0, ignore_eos=True, logprobs=2)
     ours = backends.engine_for(model.model, prompts[:8], a.tokens).sample(prompts, params)
+    logits = {"fathom": logits_after(model, prompts)}
+    set_activations(model.model, rounded=False)
+    exact = backends.engine_for(model.model, prompts[:8], a.tokens).sample(prompts, params)
+    logits["exact"] = logits_after(model, prompts)
     peer = LlamaCpp(path, sequences=1, context=a.context + a.tokens + 8, threads=a.threads)
-    found = []
+    found, last, texts = [], [], []
     for prompt, answer in zip(prompts, ours, strict=True):
-        found.append(compare(answer, peer.greedy(prompt, a.tokens), peer, prompt))
+        peer.greedy(prompt, 1)
+        last.append(torch.from_numpy(peer.logits().copy()))
+        texts.append(peer.greedy(prompt, a.tokens))
+        found.append(compare(answer, texts[-1], peer, prompt))
     peer.close()
+    logits["llama.cpp"] = centered(torch.stack(last))
+    sides = {"fathom": [list(each.token_ids) for each in ours], "llama.cpp": texts}
+    sides["exact"] = [list(each.token_ids) for each in exact]
+    pairs = (("fathom", "llama.cpp"), ("fathom", "exact"), ("llama.cpp", "exact"))
     widest = max((min(f["margin_fathom"], f["margin_llama_cpp"]) for f in found if not f["equal"]), default=math.nan)
     return {
         "file": path.name,
@@ -67,7 +98,10 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
         "prompts": a.prompts,
         "prompt_tokens": a.context,
         "tokens": a.tokens,
-        "equal": sum(f["equal"] for f in found),
+        "equal": {
+            f"{one}, {two}": sum(x == y for x, y in zip(sides[one], sides[two], strict=True)) for one, two in pairs
+        },
+        "logit_noise": {f"{one}, {two}": noise(logits[one], logits[two]) for one, two in pairs},
         "widest_margin_of_a_difference": widest,
         "differences": [{"prompt": i} | f for i, f in enumerate(found) if not f["equal"]],
     }

@@ -46,7 +46,8 @@ ENGLISH = Words(
     prefix="Time to the first token after a cached prefix of {context} tokens, share of the first time",
     http="Through HTTP, {streams} streams of {model}, share of the engine's own tokens/s",
     rollouts="GRPO step of the quickstart, answers a minute, with the native step / without",
-    texts="Greedy texts of SmolLM2-135M's file that equal llama.cpp's, of {prompts} prompts for {tokens} tokens",
+    texts="SmolLM2-135M's Q4_1 file, greedy texts of {tokens} tokens after {prompts} prompts: equal to llama.cpp's "
+    "(to those of float32 activations: Fathom {ours}, llama.cpp {theirs})",
     foot="The same weights, alternating rounds of one run on {processor} ({threads} threads), medians; shapes are "
     "`bench-t` to `bench-m` of `fathom models`, beside llama.cpp with compressed queries. llama.cpp is "
     "llama-cpp-python 0.3.36 built for this processor, with its float32 or float16 cache, whichever was faster. "
@@ -66,7 +67,8 @@ CHINESE = Words(
     prefix="命中 {context} 个词元的前缀缓存后，首个词元所需时间占第一次的比例",
     http="经过 HTTP，{model} 的 {streams} 路流式输出，占引擎自身词元/秒的比例",
     rollouts="快速上手的 GRPO 步骤，每分钟的回答数，使用原生步 / 不使用",
-    texts="SmolLM2-135M 的文件与 llama.cpp 贪心文本相同的数目，{prompts} 个提示，各 {tokens} 个词元",
+    texts="SmolLM2-135M 的 Q4_1 文件，{prompts} 个提示后各 {tokens} 个词元的贪心文本：与 llama.cpp 相同的数目"
+    "（与 float32 激活的文本相同：Fathom {ours}，llama.cpp {theirs}）",
     foot="相同的权重，在 {processor}（{threads} 线程）上同一次运行的交替轮次，取中位数；"
     "形状是 `fathom models` 中的 `bench-t` 到 `bench-m`，与 llama.cpp 比较时使用压缩查询。"
     "llama.cpp 是为此处理器构建的 llama-cpp-python 0.3.36，在其 float32 与 float16 缓存中取较快者。"
@@ -138,7 +140,9 @@ def _other_rows(result: dict[str, Any], words: Words) -> list[str]:
         native, modules = (result["contestants"][one]["answers_per_minute"] for one in ("native", "modules"))
         return [f"| {words.rollouts} | {native:,.0f} / {modules:,.0f} | | {result['times']:.2f} x |"]
     if name.startswith("llama-texts-"):
-        return [f"| {words.texts.format(**result)} | {result['equal']} | | |"]
+        equal = result["equal"]
+        what = words.texts.format(**result, ours=equal["fathom, exact"], theirs=equal["llama.cpp, exact"])
+        return [f"| {what} | {equal['fathom, llama.cpp']} | | |"]
     return []
 
 
