@@ -8,6 +8,7 @@ starting Python to the token; ``without_imports`` begin when the process has imp
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,9 @@ def once(body: str, path: Path) -> dict[str, float]:
     """Run one process; return its first token and its seconds."""
     started = time.perf_counter()
     command = [sys.executable, "-c", FRAME.format(body=body), str(path), QUESTION]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # as installed packages run: with their bytecode, which the first round writes where it is missing
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         line = process.stdout.readline()

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from fathom.chat.output import Delta, ToolCall
-from fathom.data.conversations.dialogue import ROLE_NAMES, ROLES
+from fathom.chat.roles import ROLE_NAMES, ROLES
 from fathom.engine.request import Output, Request
 from fathom.errors import DataError, FathomError, SpecError
 from fathom.inference.request_preparation import ChatModel, ChatOptions, PreparedRequest, TextOptions, prepare_chat

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 
-from fathom.chat.grammar import GrammarCompiler
 from fathom.engine.engine import Engine
 from fathom.errors import ContextError, DataError, SpecError, TooManyTokens
-from fathom.inference.adapters import with_adapter_of
 from fathom.inference.chat_session import (
     ChatAnswer,
     ChatKwargs,
@@ -37,7 +35,6 @@ from fathom.inference.generation import (
 from fathom.inference.loading import open_source
 from fathom.inference.prompt import FeatureCache, Prompt, image_processing, make_prompt
 from fathom.inference.request_preparation import TextOptions
-from fathom.inference.suggestions import Suggestions, suggestions_for
 from fathom.model.cache import StaticCache
 from fathom.model.decoder import Decoder
 from fathom.model.device import resolve_device
@@ -51,6 +48,10 @@ from fathom.spec.sampling import SamplingParams
 from fathom.spec.token_ids import TokenIds, to_token_ids
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.tokenizer.definition import make_tokenizer_remedy
+
+if TYPE_CHECKING:
+    from fathom.chat.grammar import GrammarCompiler
+    from fathom.inference.suggestions import Suggestions
 
 
 class LanguageModel:
@@ -107,7 +108,11 @@ class LanguageModel:
         check.one_of("weights", weights, WEIGHT_CHOICES)
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
-        source = with_adapter_of(open_source(path, progress, cache_dir=cache_dir), adapter)
+        source = open_source(path, progress, cache_dir=cache_dir)
+        if adapter is not None:
+            from fathom.inference.adapters import with_adapter_of
+
+            source = with_adapter_of(source, adapter)
         model = load_decoder(source, where, kind, weights, progress)
         tokenizer = source.tokenizer()
         if chat_template is not None and tokenizer is not None:
@@ -155,12 +160,16 @@ class LanguageModel:
     def grammars(self) -> GrammarCompiler:
         """The grammar compiler for structured output, created on first use: it reads the vocabulary."""
         if self._grammars is None:
+            from fathom.chat.grammar import GrammarCompiler
+
             self._grammars = GrammarCompiler(self.tokenizer, eos_ids=self.eos_ids or None)
         return self._grammars
 
     @cached_property
     def suggestions(self) -> Suggestions:
         """What to ask it first, by what its run directory records; no prompts for a model that is no run's."""
+        from fathom.inference.suggestions import suggestions_for
+
         return suggestions_for(self.path, self.tokenizer)
 
     @property

@@ -5,24 +5,20 @@ from __future__ import annotations
 import difflib
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fathom.cache import cache_directory
 from fathom.checkpoint import store
-from fathom.checkpoint.adapter_checkpoint import AdaptedWeights, AdapterCheckpoint
-from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
-from fathom.checkpoint.hf import HFCheckpoint
 from fathom.checkpoint.hf.files import CONFIG, find_weights
-from fathom.checkpoint.hf.unreadable import explain_nested, explain_unreadable
-from fathom.checkpoint.hub import CachedModel, HubName, cached_models, fetch_model, hub_cache, parse_hub_name
 from fathom.checkpoint.located import check_link, list_directory
 from fathom.checkpoint.weights import WeightSource
 from fathom.errors import CheckpointError
-from fathom.inference.catalog import catalog, fetch_named
-from fathom.inference.run_record import last_before, read_recipe, read_state
 from fathom.logs import listed
 from fathom.progress import NULL_PROGRESS, Progress
-from fathom.spec.recipe import ModelStep, TokenizerStep
 from fathom.spec.step_results import RECIPE_FILE, STATE_FILE, result_name
+
+if TYPE_CHECKING:
+    from fathom.checkpoint.hub import CachedModel, HubName
 
 GGUF = ".gguf"
 PROJECTOR = "mmproj"
@@ -44,6 +40,8 @@ def open_source(path: str | Path, progress: Progress = NULL_PROGRESS, *, cache_d
     local, name = _open_local(Path(path)), str(path)
     if local is not None:
         return local
+    from fathom.inference.catalog import catalog, fetch_named
+
     if name in catalog():
         return _open_file(fetch_named(catalog()[name], cache_dir, progress))
     wanted = _hub_name(name)
@@ -59,6 +57,8 @@ def check_source(path: str | Path) -> None:
     Raises:
         CheckpointError: as of ``open_source``.
     """
+    from fathom.inference.catalog import catalog
+
     name = str(path)
     if _open_local(Path(path)) is None and name not in catalog() and _hub_name(name) is None:
         raise _unknown(name)
@@ -73,6 +73,8 @@ def _open_local(place: Path) -> WeightSource | None:
 
 
 def _hub_name(name: str) -> HubName | None:
+    from fathom.checkpoint.hub import parse_hub_name
+
     return None if Path(name.split("/")[0]).exists() else parse_hub_name(name)
 
 
@@ -85,6 +87,10 @@ def _open_file(file: Path) -> WeightSource:
 
 
 def _open_directory(directory: Path) -> WeightSource:
+    from fathom.checkpoint.adapter_checkpoint import AdapterCheckpoint
+    from fathom.checkpoint.hf import HFCheckpoint
+    from fathom.checkpoint.hf.unreadable import explain_nested, explain_unreadable
+
     check_link(directory / CONFIG)
     has_config = (directory / CONFIG).is_file()
     if has_config and find_weights(directory) is not None:
@@ -108,11 +114,15 @@ def _open_directory(directory: Path) -> WeightSource:
 
 
 def _open_whole(checkpoint: Path) -> WeightSource:
+    from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
+
     return FathomCheckpoint.open(checkpoint, _tokenizer_of_run(checkpoint))
 
 
 def _open_adapted(checkpoint: Path) -> WeightSource:
     """Open the base that an adapter of a run was trained on, with the adapter merged into it."""
+    from fathom.checkpoint.adapter_checkpoint import AdaptedWeights, AdapterCheckpoint
+
     opened, run = AdapterCheckpoint.open(checkpoint), find_run(checkpoint)
     if opened.base is None or run is None:
         remedy = "name its base model and give this as the adapter (--adapter)"
@@ -138,6 +148,8 @@ def gguf_models(directory: Path) -> list[Path]:
 
 
 def _fetch_from_hub(name: HubName, cache_dir: Path | None, progress: Progress) -> Path:
+    from fathom.checkpoint.hub import fetch_model
+
     return fetch_model(name, progress, former_caches=[_former_cache(cache_dir)])
 
 
@@ -148,11 +160,15 @@ def _former_cache(cache_dir: Path | None) -> Path:
 
 def fetched_models(cache_dir: Path | None = None) -> list[CachedModel]:
     """Return the models of the hub that lie on this machine, in huggingface_hub's cache or an earlier version's."""
+    from fathom.checkpoint.hub import cached_models, hub_cache
+
     own = hub_cache()
     return cached_models([*([own] if own is not None else []), _former_cache(cache_dir)])
 
 
 def _unknown(name: str) -> CheckpointError:
+    from fathom.inference.catalog import catalog
+
     known = list(catalog())
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     meant = f" (did you mean {near[0]}?)" if near else ""
@@ -167,6 +183,9 @@ def find_checkpoint(directory: Path) -> Path:
     if (directory / store.MANIFEST).is_file():
         return directory
     if (directory / STATE_FILE).is_file() and (directory / RECIPE_FILE).is_file():
+        from fathom.inference.run_record import read_recipe, read_state
+        from fathom.spec.recipe import ModelStep
+
         recipe, states = read_recipe(directory), read_state(directory)
         stages = [step for step in recipe.steps if isinstance(step, ModelStep)]
         for step in reversed(stages):
@@ -197,6 +216,9 @@ def _tokenizer_of_run(checkpoint: Path) -> Path | None:
     run = find_run(checkpoint)
     if run is None:
         return None
+    from fathom.inference.run_record import last_before, read_recipe
+    from fathom.spec.recipe import TokenizerStep
+
     recipe = read_recipe(run)
     step = last_before(recipe, recipe.steps[-1], TokenizerStep)
     return run / result_name(step) if step is not None else None

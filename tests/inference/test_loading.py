@@ -66,7 +66,7 @@ def test_a_name_of_the_catalog_is_fetched_unless_a_path_has_that_name(
         asked.append((model.name, cache_dir))
         return places / "gguf" / "tiny.gguf"
 
-    monkeypatch.setattr(opening, "fetch_named", fetch_named)
+    monkeypatch.setattr("fathom.inference.catalog.fetch_named", fetch_named)
     monkeypatch.chdir(places)
     assert open_source("smollm2-135m", cache_dir=places / "cache").form == "gguf"
     assert asked == [("smollm2-135m", places / "cache")]

@@ -26,14 +26,16 @@ FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 )
 """The unquantized types."""
+_FLOAT_NUMBERS = {"F32": 0, "F16": 1, "BF16": 30}
 _SMALL, _LARGE = 32, 256
 _CHUNK_ELEMENTS = 2**15  # in the cache, and too small for torch to share out among threads that may be busy
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A block format: elements and bytes of a block, and a function from bytes (X, Z) to values (X, Y)."""
+    """A block format: its number, elements and bytes of a block, and a function from bytes (X, Z) to values (X, Y)."""
 
+    number: int  # in ggml
     elements: int
     nbytes: int
     unpack: Callable[[Tensor, Tensor], None]
@@ -240,16 +242,21 @@ def _pack_q4_0(numbers_XY: Tensor, packed_XZ: Tensor) -> None:
 _PACK: Mapping[str, Callable[[Tensor, Tensor], None]] = MappingProxyType({"Q8_0": _pack_q8_0, "Q4_0": _pack_q4_0})
 BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
     {
-        "Q8_0": BlockFormat(_SMALL, 34, _q8_0),
-        "Q4_0": BlockFormat(_SMALL, 18, _q4_0),
-        "Q4_1": BlockFormat(_SMALL, 20, _q4_1),
-        "Q5_0": BlockFormat(_SMALL, 22, _q5_0),
-        "Q5_1": BlockFormat(_SMALL, 24, _q5_1),
-        "Q2_K": BlockFormat(_LARGE, 84, _q2_k),
-        "Q3_K": BlockFormat(_LARGE, 110, _q3_k),
-        "Q4_K": BlockFormat(_LARGE, 144, _q4_k),
-        "Q5_K": BlockFormat(_LARGE, 176, _q5_k),
-        "Q6_K": BlockFormat(_LARGE, 210, _q6_k),
+        "Q8_0": BlockFormat(8, _SMALL, 34, _q8_0),
+        "Q4_0": BlockFormat(2, _SMALL, 18, _q4_0),
+        "Q4_1": BlockFormat(3, _SMALL, 20, _q4_1),
+        "Q5_0": BlockFormat(6, _SMALL, 22, _q5_0),
+        "Q5_1": BlockFormat(7, _SMALL, 24, _q5_1),
+        "Q2_K": BlockFormat(10, _LARGE, 84, _q2_k),
+        "Q3_K": BlockFormat(11, _LARGE, 110, _q3_k),
+        "Q4_K": BlockFormat(12, _LARGE, 144, _q4_k),
+        "Q5_K": BlockFormat(13, _LARGE, 176, _q5_k),
+        "Q6_K": BlockFormat(14, _LARGE, 210, _q6_k),
     }
 )
 """The block formats read, by ggml's names."""
+TYPE_SIZES: Mapping[int, tuple[str, int, int]] = MappingProxyType(
+    {_FLOAT_NUMBERS[name]: (name, 1, dtype.itemsize) for name, dtype in FLOATS.items()}
+    | {block.number: (name, block.elements, block.nbytes) for name, block in BLOCK_FORMATS.items()}
+)
+"""All types read, by ggml's numbers: name, elements in a block, bytes of a block."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
-from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, dequantize_into
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, TYPE_SIZES, dequantize_into
 from fathom.checkpoint.gguf.header import Header, RawEntry, read_header
 from fathom.errors import CheckpointError, explain_os_error
 from fathom.extras import install_extra
@@ -146,7 +146,7 @@ class Container:
 def _tensors(header: Header, size: int, path: Path) -> dict[str, TensorInfo]:
     alignment = _alignment(header, path)
     start = -(-header.end // alignment) * alignment
-    sizes = type_sizes()
+    sizes = TYPE_SIZES if all(entry.kind in TYPE_SIZES for entry in header.entries) else type_sizes()
     tensors = {}
     for entry in header.entries:
         if entry.kind not in sizes:
@@ -198,8 +198,8 @@ def _check_overlap(tensors: Mapping[str, TensorInfo], path: Path) -> None:
         end, last = info.offset + info.nbytes, info.name
 
 
-def type_sizes() -> dict[int, tuple[str, int, int]]:
-    """Return ggml's types by number: name, elements in a block, bytes of a block.
+def type_sizes() -> Mapping[int, tuple[str, int, int]]:
+    """Return all of ggml's types by number: name, elements in a block, bytes of a block.
 
     Raises:
         CheckpointError: the gguf library is not installed.

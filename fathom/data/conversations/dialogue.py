@@ -10,32 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from fathom.chat.parts import checked_message
+from fathom.chat.roles import ROLE_NAMES, ROLES
 from fathom.data.row_report import UnusableRow
 from fathom.errors import DataError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-ROLE_NAMES = MappingProxyType(
-    {
-        "human": "user",
-        "gpt": "assistant",
-        "chatgpt": "assistant",
-        "bing": "assistant",
-        "bard": "assistant",
-        "model": "assistant",
-        "function_call": "assistant",
-        "tool_call": "assistant",
-        "function": "tool",
-        "function_response": "tool",
-        "tool_response": "tool",
-        "observation": "tool",
-        "ipython": "tool",
-    }
-)
-"""Names of roles that others use, and what they are here."""
 _CALL_ROLES = ("function_call", "tool_call")
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))
 """Keys of turns that hold what the user and the assistant said: Firefly, MOSS; Capybara."""

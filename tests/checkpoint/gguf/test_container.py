@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.checkpoint.gguf.container import Container
+from fathom.checkpoint.gguf.blocks import BLOCK_FORMATS, FLOATS, TYPE_SIZES
+from fathom.checkpoint.gguf.container import Container, type_sizes
 from fathom.errors import CheckpointError
 from tests.fuzz import gguf_files as files
 
@@ -191,3 +192,9 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         Container.open(tmp_path / "absent.gguf")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Container.open(tmp_path)
+
+
+def test_the_types_read_are_those_of_ggml() -> None:
+    theirs = type_sizes()
+    assert {number: theirs[number] for number in TYPE_SIZES} == TYPE_SIZES
+    assert {name for name, *_ in TYPE_SIZES.values()} == {*FLOATS, *BLOCK_FORMATS}
