@@ -9,6 +9,7 @@
 #include "pool.h"
 #include "splitmix64.h"
 
+#define FEW 16 /* numbers that are compared together; divides a block */
 #define HIGHEST 3e38f /* penalties and biases lift no logit beyond float32 */
 
 /* What a row needs beside its logits: V other ones, values and ids; and of each block the highest logit, its weight and
@@ -98,9 +99,12 @@ static void leading(const float *logits, int vocab, int count, const scratch *s)
         bound = h.values[0];
         h.held = 0;
     }
-    for (int block = 0; block < blocks(vocab); block++) {
-        if (s->maxima[block] < bound) continue;
-        for (int i = block * FATHOM_DRAW_BLOCK; i < vocab && i < (block + 1) * FATHOM_DRAW_BLOCK; i++)
+    for (int begin = 0; begin < vocab; begin += FEW) {
+        if (s->maxima[begin / FATHOM_DRAW_BLOCK] < bound) continue;
+        const int end = begin + FEW < vocab ? begin + FEW : vocab;
+        int any = 0;
+        for (int i = begin; i < end; i++) any |= logits[i] >= bound;
+        for (int i = begin; any && i < end; i++)
             if (logits[i] >= bound) offer(&h, logits[i], i);
     }
 }
@@ -162,10 +166,10 @@ static int pick(const fathom_weighted *w, const double *masses, double number) {
 }
 
 /* Find the best of some numbers, the weight of the highest of each block, and the sums of the blocks' weights; returns
- * the sum of all. */
-static double weigh(fathom_weighted *w, const scratch *s) {
+ * the sum of all. ``copy`` is one of the numbers, or NULL. */
+static double weigh(fathom_weighted *w, const scratch *s, float *copy) {
     const int count = blocks(w->count);
-    fathom_current->draw_masses(w->x, w->count, w->scale, s->maxima, s->masses);
+    fathom_current->draw_masses(w->x, w->count, w->scale, s->maxima, s->masses, copy);
     w->best = highest(s->maxima, w->count);
     const fathom_weighted tops = {.x = s->maxima, .count = count, .best = w->best, .scale = w->scale};
     fathom_current->draw_weights(&tops, 0, count, s->tops);
@@ -190,23 +194,29 @@ static int draw_weighted(const fathom_draw_row *row, fathom_weighted *w, double 
     }
 }
 
-/* Draw at a temperature from numbers; ``sum`` is that of the weights if these were weighed by this temperature. */
+/* Draw an index from logits, or FATHOM_NOTHING_ALLOWED; ``sum`` is that of the weights at temperature 1 if the logits
+ * were weighed, else 0. */
 static int draw_one(const fathom_draw_row *row, fathom_weighted *w, double sum, const scratch *s) {
     const double temperature = row->temperature < 1e-30 ? 1e-30 : row->temperature > 1e30 ? 1e30 : row->temperature;
     const float scale = (float)(1 / temperature);
-    if (row->top_k > 0 && row->top_k < w->count) {
-        leading(w->x, w->count, row->top_k, s);
-        qsort(s->ids, (size_t)row->top_k, sizeof *s->ids, by_id);
-        for (int i = 0; i < row->top_k; i++) s->values[i] = w->x[s->ids[i]];
-        fathom_weighted leaders = {.x = s->values, .count = row->top_k, .scale = scale};
-        sum = weigh(&leaders, s);
-        return s->ids[draw_weighted(row, &leaders, sum, s)];
+    const int filtered = row->top_k > 0 && row->top_k < w->count;
+    if (row->temperature > 0 && !filtered) {
+        if (sum == 0 || scale != w->scale) {
+            w->scale = scale;
+            sum = weigh(w, s, NULL);
+        }
+        return w->best == -INFINITY ? FATHOM_NOTHING_ALLOWED : draw_weighted(row, w, sum, s);
     }
-    if (sum == 0 || w->scale != scale) {
-        w->scale = scale;
-        sum = weigh(w, s);
-    }
-    return draw_weighted(row, w, sum, s);
+    if (sum == 0) fathom_current->draw_maxima(w->x, w->count, s->maxima);
+    w->best = highest(s->maxima, w->count);
+    if (w->best == -INFINITY) return FATHOM_NOTHING_ALLOWED;
+    if (row->temperature == 0) return likeliest(w->x, w->count, s->maxima, w->best);
+    leading(w->x, w->count, row->top_k, s);
+    qsort(s->ids, (size_t)row->top_k, sizeof *s->ids, by_id);
+    for (int i = 0; i < row->top_k; i++) s->values[i] = w->x[s->ids[i]];
+    fathom_weighted leaders = {.x = s->values, .count = row->top_k, .scale = scale};
+    sum = weigh(&leaders, s, NULL);
+    return s->ids[draw_weighted(row, &leaders, sum, s)];
 }
 
 /* The logarithm of the sum of exponentials of the ids without a token. */
@@ -257,29 +267,26 @@ void fathom_change_logits(const fathom_logit_changes *c, const float *logits, fl
 
 static void draw_row(const fathom_draw_row *row, int vocab, const int32_t *unused, int unused_count, const scratch *s,
                      int32_t *ids, double *logprobs) {
-    const float *own = row->logits, *logits = own;
-    if (unused_count || row->changes || row->allowed) {
+    const float *own = row->logits;
+    const int changed = row->changes || row->allowed;
+    fathom_weighted w = {.x = own, .count = vocab, .scale = 1};
+    if (unused_count) {
         memcpy(s->logits, own, (size_t)vocab * sizeof *own);
         forbid(s->logits, unused, unused_count);
-        logits = s->logits;
+        w.x = s->logits;
     }
-    fathom_weighted w = {.x = logits, .count = vocab, .scale = 1};
-    double sum = weigh(&w, s), norm = log(sum) + w.best;
+    double sum = weigh(&w, s, changed && !unused_count ? s->logits : NULL), norm = log(sum) + w.best;
     if (unused_count) norm = logaddexp(norm, unused_norm(own, unused, unused_count));
     if (!isfinite(norm)) return; /* ids hold FATHOM_NOT_FINITE */
-    alternatives(row->alternatives, logits, vocab, norm, s, ids + 1, logprobs + 1);
-    if (row->changes || row->allowed) {
+    alternatives(row->alternatives, w.x, vocab, norm, s, ids + 1, logprobs + 1);
+    if (changed) {
         if (row->changes) fathom_change_logits(row->changes, own, s->logits);
         forbid(s->logits, unused, unused_count);
         if (row->allowed) fathom_current->draw_allow(row->allowed, vocab, s->logits);
-        fathom_current->draw_maxima(logits, vocab, s->maxima);
-        w.best = highest(s->maxima, vocab);
+        w.x = s->logits;
         sum = 0;
     }
-    if (w.best == -INFINITY)
-        ids[0] = FATHOM_NOTHING_ALLOWED;
-    else
-        ids[0] = row->temperature == 0 ? likeliest(logits, vocab, s->maxima, w.best) : draw_one(row, &w, sum, s);
+    ids[0] = draw_one(row, &w, sum, s);
     if (ids[0] >= 0) logprobs[0] = own[ids[0]] - norm;
 }
 

@@ -55,10 +55,10 @@ typedef struct {
                       int64_t stride);
     void (*write_row)(const fathom_pages *pages, int64_t slot, const float *x);
     /* Drawing from a row of logits in blocks (draw.h, kernels_draw.h): the highest of each block; these and the sum of
-     * exp((x - highest) scale) of each; weights from an index on; the sum of those that are kept in each block, whose
+     * exp((x - highest) scale) of each, and a copy unless that is NULL; weights from an index on; the sum of those that are kept in each block, whose
      * highest has the weight ``tops``; and minus infinity where a bit is 0. */
     void (*draw_maxima)(const float *x, int k, float *maxima);
-    void (*draw_masses)(const float *x, int k, float scale, float *maxima, double *masses);
+    void (*draw_masses)(const float *x, int k, float scale, float *maxima, double *masses, float *copy);
     void (*draw_weights)(const fathom_weighted *w, int begin, int count, float *weights);
     void (*draw_kept)(const fathom_weighted *w, const float *tops, double *masses);
     void (*draw_allow)(const int32_t *allowed, int k, float *x);

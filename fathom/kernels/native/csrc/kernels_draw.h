@@ -103,10 +103,11 @@ static inline void draw_weights(const fathom_weighted *w, int begin, int count, 
     }
 }
 
-static inline void draw_masses(const float *x, int k, float scale, float *maxima, double *masses) {
+static inline void draw_masses(const float *x, int k, float scale, float *maxima, double *masses, float *copy) {
     for (int begin = 0; begin < k; begin += FATHOM_DRAW_BLOCK, x += FATHOM_DRAW_BLOCK) {
         const int count = draw_count(k, begin);
         const float best = draw_highest(x, count);
+        if (copy) memcpy(copy + begin, x, (size_t)count * sizeof *x); /* while it is near */
         const draw_floats base = draw_all(best == -INFINITY ? 0 : best);
         draw_floats sum[4] = {{0}, {0}, {0}, {0}};
         int i = 0;

@@ -240,7 +240,8 @@ static void try_draw(const char *isa, const fathom_kernels *k, int count) {
     for (int i = 0; i < 2; i++) {
         const fathom_kernels *with = i ? k : &fathom_scalar;
         double masses[BLOCKS] = {0};
-        with->draw_masses(x, count, 3.0f, maxima[i], masses);
+        with->draw_masses(x, count, 3.0f, maxima[i], masses, weights[i]);
+        if (memcmp(weights[i], x, (size_t)count * sizeof *x)) failures++, fprintf(stderr, "%s draw_masses's copy\n", isa);
         for (int b = 0; b < BLOCKS; b++) sums[i][b] = (float)masses[b];
         with->draw_maxima(x, count, sums[i] + BLOCKS);
         fathom_weighted w = {x, count, count / 2, 1.0f, 3.0f, 0.0f};
@@ -261,7 +262,7 @@ static void try_draw(const char *isa, const fathom_kernels *k, int count) {
     if (memcmp(weights[0], weights[1], sizeof *weights)) failures++, fprintf(stderr, "%s draw_allow\n", isa);
     double masses[BLOCKS];
     x[count / 2] = NAN;
-    k->draw_masses(x, count, 1.0f, maxima[1], masses);
+    k->draw_masses(x, count, 1.0f, maxima[1], masses, NULL);
     if (!isnan(masses[count / 2 / 256])) failures++, fprintf(stderr, "%s draw_masses of NaN\n", isa);
 }
 
