@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor
 from benchmarks import backends, peers, timing
 from fathom.engine.constraint import TokenConstraint
 from fathom.engine.engine import Engine
-from fathom.engine.forward_pass import PassOutput
 from fathom.engine.request import Request
 from fathom.families import preset
 from fathom.model import Decoder, build
+from fathom.model.cache import SequenceChunk
+from fathom.model.native import NativeModel, StepOutput
 from fathom.spec import EngineSpec, SamplingParams
 
 CONTEXT = 100_000
@@ -70,9 +72,20 @@ def engine_of(model: Decoder, batch: int, prompt: int) -> Engine:
     logits_BV = torch.randn(batch, model.spec.vocab_size, generator=generator) * 3
     hidden_ND = torch.randn(512, model.spec.hidden_size, generator=generator)
     forward: Any = engine._runner.passes(None)
-    forward.run = lambda tokens, chunks, rows, features_ND: PassOutput(
-        hidden_ND[: len(tokens)], logits_BV[: len(rows)], None
-    )
+    native: Any = engine.native
+    if isinstance(native, NativeModel):
+        native._library = SimpleNamespace(
+            fathom_step=lambda *given: 0
+        )  # its arguments are made, and nothing is computed
+    prepare = forward.run if isinstance(native, NativeModel) else lambda *given: None
+
+    def run(
+        tokens: Sequence[int], chunks: Sequence[SequenceChunk], rows: Sequence[int], features_ND: None
+    ) -> StepOutput:
+        prepare(tokens, chunks, rows, features_ND)
+        return StepOutput(hidden_ND[: len(tokens)], logits_BV[: len(rows)], None)
+
+    forward.run = run
     return engine
 
 

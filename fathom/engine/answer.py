@@ -24,23 +24,23 @@ class Appended(NamedTuple):
 
 def append_tokens(state: RequestState, drawn: Sequence[TokenLogprob]) -> Appended:
     """Append sampled tokens to a request's answer, up to the one that ends it."""
-    request, kept = state.request, list[TokenLogprob]()
+    request = state.request
     plain = request.constraint is None and request.stop_checker is None
-    for each in drawn:
-        if each.token_id in state.all_stop_token_ids:
-            return Appended(tokens=tuple(kept), reason="stop", stop_token=each)
+    for index, each in enumerate(drawn):
+        token = each.token_id
+        if token in state.all_stop_token_ids:
+            return Appended(tuple(drawn[:index]), "stop", stop_token=each)
         try:
-            ends = not plain and _accept(state, each.token_id)
+            ends = not plain and _accept(state, token)
         except Exception as error:  # the request's own rule, whatever it is made of
-            return Appended(tokens=tuple(kept), error=one_line(error))
-        kept.append(each)
-        state.tokens.append(each.token_id)
-        state.drawn.append(each.token_id)
+            return Appended(tuple(drawn[:index]), error=one_line(error))
+        state.tokens.append(token)
+        state.drawn.append(token)
         if ends:
-            return Appended(tokens=tuple(kept), reason="stop")
+            return Appended(tuple(drawn[: index + 1]), "stop")
         if len(state.drawn) == request.params.max_tokens:
-            return Appended(tokens=tuple(kept), reason="length")
-    return Appended(tokens=tuple(kept))
+            return Appended(tuple(drawn[: index + 1]), "length")
+    return Appended(tuple(drawn))
 
 
 def _accept(state: RequestState, token_id: int) -> bool:

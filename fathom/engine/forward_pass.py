@@ -6,7 +6,6 @@ X rows whose logits are wanted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +14,7 @@ from fathom.kernels.native import library
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.decoder import Decoder, DecoderOutput
 from fathom.model.moe import chosen_experts
-from fathom.model.native import NativeModel
-
-
-@dataclass(frozen=True, slots=True)
-class PassOutput:
-    """Hidden states after the final norm, logits of the rows that were wanted, experts (int16) where recorded."""
-
-    hidden_ND: Tensor
-    logits_XV: Tensor
-    routes_NLK: Tensor | None
+from fathom.model.native import NativeModel, StepOutput
 
 
 class ForwardPass:
@@ -54,13 +44,12 @@ class ForwardPass:
         chunks: Sequence[SequenceChunk],
         logit_rows: Sequence[int],
         features_ND: Tensor | None = None,
-    ) -> PassOutput:
+    ) -> StepOutput:
         """Run the tokens of the chunks, packed; rows count from 0."""
         if self._native is not None and features_ND is None:
-            output = self._native.step(tokens, chunks, logit_rows=logit_rows, routing=self._record_routing)
-            return PassOutput(output.hidden_ND, output.logits_XV, output.routes_NLK)
+            return self._native.step(tokens, chunks, logit_rows=logit_rows, routing=self._record_routing)
         hidden_ND, routes_NLK = self._run_modules(tokens, chunks, features_ND)
-        return PassOutput(hidden_ND, self._logits_of(hidden_ND, logit_rows), routes_NLK)
+        return StepOutput(hidden_ND, self._logits_of(hidden_ND, logit_rows), routes_NLK)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Project hidden states (N, D) to the vocabulary, float32 (N, V)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.engine.drafting.drafter import Drafter
-from fathom.engine.forward_pass import ForwardPass, PassOutput
+from fathom.engine.forward_pass import ForwardPass
 from fathom.engine.routed_experts import RoutedExpertsRecorder
 from fathom.engine.sampling.acceptance import accept_drafts, draft_metadata
 from fathom.engine.sampling.draw import SamplingFailure, SamplingMetadata, prompt_logprobs, try_draw
@@ -22,13 +22,14 @@ from fathom.engine.scheduler import ScheduledRequest
 from fathom.engine.state import RequestState
 from fathom.kernels.native import library
 from fathom.model.cache import SequenceChunk
+from fathom.model.native import StepOutput
 from fathom.spec.sampling import TokenLogprob
 
 _PROMPT_LOGPROB_CHUNK = 64  # rows of a prompt whose logits exist at one time
 _NOT_FINITE = "the model's hidden states are not finite; its weights are damaged or their precision is too low"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _BatchEntry:
     """One request's share of a pass: ``ids`` are its tokens, then drafts.
 
@@ -135,7 +136,8 @@ class ModelRunner:
                 rows = draft_metadata(state.row, proposed) if proposed else [state.row]
                 ids += proposed[: len(rows) - 1]
             entries.append(_BatchEntry(work, ids, rows))
-        entries.sort(key=lambda entry: (entry.adapter or "", len(entry.ids), entry.work.end))
+        if len(entries) > 1:
+            entries.sort(key=_pass_order)
         return entries
 
     def _accept(
@@ -187,7 +189,7 @@ class ModelRunner:
         """Return the passes of the model with an adapter, or without one."""
         return self._forward if adapter is None else self.adapted[adapter]
 
-    def _run_passes(self, entries: Sequence[_BatchEntry]) -> PassOutput:
+    def _run_passes(self, entries: Sequence[_BatchEntry]) -> StepOutput:
         """Run the step's tokens, those of each adapter in a pass of its own."""
         found = []
         for adapter, group in groupby(entries, key=lambda entry: entry.adapter):
@@ -204,7 +206,7 @@ class ModelRunner:
         if len(found) == 1:
             return found[0]
         routes = [output.routes_NLK for output in found if output.routes_NLK is not None]
-        return PassOutput(
+        return StepOutput(
             torch.cat([output.hidden_ND for output in found]),
             torch.cat([output.logits_XV for output in found]),
             torch.cat(routes) if routes else None,
@@ -257,6 +259,12 @@ class ModelRunner:
             prompt_left = max(len(state.request.prompt) - state.num_computed_tokens, 0)
             rows += [drawn_1D] * entry.ids[prompt_left:].count(vision.image_token_id)
         return torch.cat(rows)
+
+
+def _pass_order(entry: _BatchEntry) -> tuple[str, int, int]:
+    """By adapter, so that each has one pass; then as attention groups sequences."""
+    work, count = entry.work, len(entry.ids)
+    return work.state.request.adapter or "", count, work.state.num_computed_tokens + work.tokens
 
 
 def _parts(entries: Sequence[_BatchEntry], packed_NY: Tensor) -> Iterator[tuple[_BatchEntry, Tensor]]:

@@ -7,6 +7,7 @@ its pages are freed, and its prompt and sampled tokens are recomputed later. Its
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ class Scheduler:
         state.running = False
         self._decoding.pop(state.id, None)
         self.pages.release(state.pages)
-        state.pages = []
+        state.pages = array("i")
         state.num_computed_tokens = state.first_page_token = state.num_hashed_pages = 0
         state.pending_hidden_ND = None
 
@@ -142,7 +143,7 @@ class Scheduler:
                 continue
             missing = self._pages_for(state, len(state.tokens) + slots) - len(state.pages)
             if missing > 0:
-                state.pages += self.pages.allocate(missing, state.pages[-1])
+                state.pages.extend(self.pages.allocate(missing, state.pages[-1]))
             self._scheduled[state.id] = replace(work, num_draft_slots=slots)
             left -= slots
 
@@ -175,7 +176,7 @@ class Scheduler:
             self._preempt(last)
             if last is state:
                 return False
-        state.pages += self.pages.allocate(missing, state.pages[-1] if state.pages else None)
+        state.pages.extend(self.pages.allocate(missing, state.pages[-1] if state.pages else None))
         return True
 
     def _preempt(self, state: RequestState) -> None:
@@ -194,7 +195,7 @@ class Scheduler:
             self._preempt(lower.pop())
         found = self._cached_prefix(state)
         self.pages.acquire(found)
-        state.pages = found
+        state.pages = array("i", found)
         state.num_hashed_pages = len(found)
         state.num_computed_tokens = len(found) * self.spec.page_size
         if state.cached_tokens is None:

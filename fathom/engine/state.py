@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class RequestState:
     all_stop_token_ids: frozenset[int] = frozenset()
     running: bool = False
     num_computed_tokens: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))
     first_page_token: int = 0
     num_hashed_pages: int = 0
     cached_tokens: int | None = None

@@ -88,7 +88,7 @@ def test_where_pages_run_out_the_latest_of_the_lowest_priority_waits() -> None:
         verify(made)
         gone = [s.id for s in made.scheduler.waiting if s.drawn]
     assert gone == [names[2]]
-    assert state(made, names[2]).pages == []
+    assert not state(made, names[2]).pages
     finish(made)
     assert made.stats.pages_used == 0
 

@@ -6,7 +6,7 @@ Z tokens of a page.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ _MOST_PADDING = 1.5
 _MOST_KEYS = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceChunk:
+class SequenceChunk(NamedTuple):
     """One sequence's tokens in a step: ``tokens`` new ones after ``start`` cached ones.
 
     ``pages`` hold its tokens from ``first`` on, a multiple of the page size: tokens outside the sliding window need no

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fathom.model.native.native_model import NativeModel, NativeOutput
+from fathom.model.native.native_model import NativeModel, StepOutput
 from fathom.model.native.walk import Refusal
 
-__all__ = ["NativeModel", "NativeOutput", "Refusal"]
+__all__ = ["NativeModel", "Refusal", "StepOutput"]

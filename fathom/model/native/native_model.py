@@ -9,7 +9,7 @@ import ctypes
 import weakref
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,8 @@ from fathom.model.quantized import QuantizedEmbedding, QuantizedModule
 _MOST_POSITIONS = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class NativeOutput:
-    """``hidden_ND`` after the final norm and ``logits_XV``, float32; ``routes_NLK`` int16, None if not asked for."""
+class StepOutput(NamedTuple):
+    """Hidden states after the final norm, float32 logits of the rows that were wanted, experts (int16) if asked for."""
 
     hidden_ND: Tensor
     logits_XV: Tensor
@@ -110,7 +109,7 @@ class NativeModel:
         *,
         logit_rows: Sequence[int] = (),
         routing: bool = False,
-    ) -> NativeOutput:
+    ) -> StepOutput:
         """Compute a packed batch's hidden states as ``Decoder.forward`` does with a ``PagedStep`` of these chunks."""
         moe = self._decoder.spec.moe
         routes_NLK = None
@@ -118,7 +117,7 @@ class NativeModel:
             layers = self._decoder.spec.num_moe_layers
             routes_NLK = torch.empty(len(tokens), layers, moe.num_experts_per_tok, dtype=torch.int16)
         hidden_ND, logits_XV = self._run(tokens, chunks, logit_rows, routes_NLK, None, 0)
-        return NativeOutput(hidden_ND, logits_XV, routes_NLK)
+        return StepOutput(hidden_ND, logits_XV, routes_NLK)
 
     def forward_mtp(
         self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], previous_ND: Tensor, *, empty_slots: int
@@ -147,14 +146,15 @@ class NativeModel:
         previous_ND: Tensor | None,
         empty_slots: int,
     ) -> tuple[Tensor, Tensor]:
-        self._reserve_positions(max(chunk.end for chunk in chunks))
         hidden_ND = torch.empty(len(tokens), self._model.hidden)
         logits_XV = torch.empty(len(logit_rows), self._model.vocabulary)
-        places, pages = array("i"), array("i")
-        for chunk in chunks:
-            places.extend((len(pages), len(chunk.pages), chunk.start, chunk.tokens, chunk.first))  # fathom_chunk
-            pages.extend(chunk.pages)
-        each = [array("i", tokens), places, pages, array("i", logit_rows)]
+        places, pages, end = list[int](), array("i"), 0
+        for table, start, count, first in chunks:
+            places += (len(pages), len(table), start, count, first)  # fathom_chunk
+            pages.extend(table)
+            end = max(end, start + count)
+        self._reserve_positions(end)
+        each = [array("i", tokens), array("i", places), pages, array("i", logit_rows)]
         token_ids, where, page_ids, row_ids = (ints.buffer_info()[0] for ints in each)
         batch = structs.Batch(
             rows=len(tokens),
