@@ -101,6 +101,17 @@ def test_any_mixture_of_chunks_equals_the_modules(name: str, threads: int, form:
     random_mixture(twins, random.Random(f"{name} {threads}"), texts=4 if threads > 1 else 1)
 
 
+@pytest.mark.parametrize("name", ["tiny-deepseek_v2", "tiny-llama"])
+def test_prompts_beside_decoding_equal_the_modules(name: str) -> None:
+    """Chunks long enough for tiles by themselves, between chunks that are not."""
+    twins = Twins(ALL[name], 3)
+    tables, draw = Tables(twins.pool, twins.model.window, 14), torch.Generator().manual_seed(15)
+    for sizes in ([3, 64, 2], [1, 1, 66, 80]):
+        chunks = [tables.slice(i, size) for i, size in enumerate(sizes)]
+        tokens = torch.randint(0, twins.model.spec.vocab_size, (sum(sizes),), generator=draw)
+        twins.step(chunks, tokens, [0, len(tokens) - 1])
+
+
 @pytest.mark.parametrize("cache_format", ["int8", "int6"])
 @pytest.mark.parametrize("name", ["tiny-deepseek_v2", "tiny-llama", "tiny-mistral"])
 def test_quantized_caches_are_read_as_the_modules_read_them(name: str, cache_format: CacheFormat) -> None:

@@ -1,7 +1,7 @@
 /* What attends to what in a step: chunks of few tokens as items, whose rows read the pages, others as prompts, in tiles. */
 #include "step_run.h"
 
-#define LEAST_TILED 16 /* tokens from which on tiles cost less */
+#define LEAST_TILED 64 /* tokens from which on tiles do not cost more */
 
 /* Expanding all keys, or absorbing what expands them into the queries: which takes fewer multiplications per head. */
 static int expanding_costs_less(const fathom_attention_weights *a, const fathom_chunk *c) {
