@@ -28,6 +28,7 @@ from fathom.tokenizer.cutting import MAX_STRETCH, PUNCTUATION, cut
 from fathom.tokenizer.default_template import DEFAULT_TEMPLATE
 from fathom.tokenizer.definition import (
     LARGEST_DEFINITION,
+    longest_token,
     make_tokenizer_remedy,
     model_kind,
     parse_definition,
@@ -73,6 +74,7 @@ class Tokenizer:
         self._adds_space_at_start = '"prepend_scheme": "first"' in json.dumps(parsed.get("pre_tokenizer"))
         self.special_ids = frozenset(self.special_tokens.values())
         self._pieces = PieceTable(parsed, self.special_ids)
+        self._longest_token = longest_token(parsed)
         self._config = dict(config or {})
         self._templates = templates_of(self._config)
         self.vocab_size: int = self._with_special.get_vocab_size(with_added_tokens=True)
@@ -316,10 +318,6 @@ class Tokenizer:
 
     def _library(self, allow_special: bool) -> tokenizers.Tokenizer:
         return self._with_special if allow_special else self._plain
-
-    @cached_property
-    def _longest_token(self) -> int:
-        return max(map(len, self._with_special.get_vocab(with_added_tokens=True)))
 
     @cached_property
     def _splits_at_punctuation(self) -> bool:

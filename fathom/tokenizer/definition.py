@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def vocabulary(parsed: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         yield from ((piece, index) for index, (piece, _) in enumerate(vocab))
     else:
         yield from vocab.items()
+
+
+def longest_token(parsed: Mapping[str, Any]) -> int:
+    """Return the characters of the longest token, added ones included."""
+    added = (token["content"] for token in parsed["added_tokens"])
+    return max(map(len, chain((text for text, _ in vocabulary(parsed)), added)), default=0)
 
 
 def unknown_id(parsed: Mapping[str, Any]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.tokenizer.decoders import is_byte_level, text_decoder
@@ -36,14 +36,15 @@ class PieceTable:
         words = list(vocabulary(tokenizer_json))
         added = [(token["content"], token["id"]) for token in tokenizer_json["added_tokens"]]
         self._special = special_ids
-        self._pieces: list[bytes] = [_UNKNOWN] * (max([index for _, index in (*words, *added)], default=-1) + 1)
+        self._pieces: list[bytes | None] = [_UNKNOWN] * (max([index for _, index in (*words, *added)], default=-1) + 1)
+        self._texts: dict[int, str] = {}
         self._first: dict[int, bytes] = {}
         self._strip_first_space = False
         decoder = tokenizer_json.get("decoder")
         if is_byte_level(decoder):
-            to_bytes = _byte_level(text for text, _ in words)
-            for text, index in words:
-                self._pieces[index] = to_bytes[text]
+            self._texts = {index: text for text, index in words}  # read when they are asked for
+            for index in self._texts:
+                self._pieces[index] = None
             for text, index in added:
                 self._pieces[index] = text.encode()
             return
@@ -69,7 +70,10 @@ class PieceTable:
             return b""
         if first and token_id in self._first:
             return self._first[token_id]
-        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else _UNKNOWN
+        piece = self._pieces[token_id] if 0 <= token_id < len(self._pieces) else _UNKNOWN
+        if piece is None:
+            piece = self._pieces[token_id] = _byte_level(self._texts[token_id])
+        return piece
 
     def decode(self, ids: Sequence[int], *, skip_special: bool, continues: bool = False) -> str:
         """Join the bytes of all ids and read them as UTF-8; broken sequences become U+FFFD."""
@@ -129,11 +133,10 @@ class StreamDecoder:
         return rest
 
 
-def _byte_level(texts: Iterable[str]) -> dict[str, bytes]:
-    """Map texts of byte-level characters to their bytes, and any other text to its UTF-8."""
-    table = byte_characters()
-    is_byte_level = re.compile("[" + re.escape("".join(table)) + "]*").fullmatch
-    to_latin = str.maketrans({character: chr(byte) for character, byte in table.items()})
-    return {
-        text: text.translate(to_latin).encode("latin-1") if is_byte_level(text) else text.encode() for text in texts
-    }
+_IS_BYTE_LEVEL = re.compile("[" + re.escape("".join(byte_characters())) + "]*")
+_TO_LATIN = str.maketrans({character: chr(byte) for character, byte in byte_characters().items()})
+
+
+def _byte_level(text: str) -> bytes:
+    """Return the bytes that byte-level characters spell, of any other text its UTF-8."""
+    return text.translate(_TO_LATIN).encode("latin-1") if _IS_BYTE_LEVEL.fullmatch(text) else text.encode()

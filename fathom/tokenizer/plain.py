@@ -63,16 +63,17 @@ def _plain_model(
     if kind == "BPE":  # which reaches a longer token by merges alone
         gone = gone if model.get("ignore_merges") else {content for content in gone if len(content) == 1}
     names = {content: _random_name() for content in gone if content in vocab}
+    unchanged = kind == "BPE" and not names and len(whole) == len(vocab)
+    if unchanged and removed.keys().isdisjoint(map(_joined, model["merges"])):
+        return model
     changed = {**model, "vocab": _renamed(whole, names), "unk_token": _unknown(model, names)}
     if kind != "BPE":
         return changed
     merges = [
         merge
         for merge in model["merges"]
-        if "".join(parts := _parts(merge)) not in removed and not (names and any(part in names for part in parts))
+        if _joined(merge) not in removed and not (names and any(part in names for part in _parts(merge)))
     ]
-    if len(merges) == len(model["merges"]) and len(whole) == len(vocab) and not names:
-        return model
     return {**changed, "merges": merges}
 
 
@@ -100,6 +101,10 @@ def _random_name() -> str:
 
 def _renamed(vocab: Mapping[str, int], names: Mapping[str, str]) -> dict[str, int]:
     return {names.get(content, content): index for content, index in vocab.items()}
+
+
+def _joined(merge: str | Sequence[str]) -> str:
+    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
 
 
 def _parts(merge: str | Sequence[str]) -> Sequence[str]:
