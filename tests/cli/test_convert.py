@@ -16,6 +16,7 @@ import transformers
 import fathom
 from fathom.inference.loading import find_checkpoint, open_source
 from fathom.spec import SamplingParams
+from tests.slow_cases import fast
 
 PROMPT = "The river sees"
 TOKENS = 12
@@ -124,7 +125,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(finished: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", [["hf"], ["gguf"], ["gguf", "--split-max-size", "30K"], ["fathom"]])
+@pytest.mark.parametrize(
+    "form",
+    fast([["hf"], ["gguf"], ["gguf", "--split-max-size", "30K"], ["fathom"]], [["gguf", "--split-max-size", "30K"]]),
+)
 def test_an_interrupt_leaves_nothing_and_exits_with_130(finished: Path, tmp_path: Path, form: list[str]) -> None:
     """Each checkpoint tensor is read only after a line is answered, so the signal arrives in the middle."""
     script = (

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import fathom
 from tests.json_lines import read_json_lines, write_json_lines
 
@@ -89,6 +91,7 @@ def test_options_that_make_no_sense(finished: Path, tmp_path: Path, call) -> Non
     call("generate", finished, "--input", unknown, "--out", out).refused("story", "prompt")
 
 
+@pytest.mark.slow
 def test_finished_rows_are_not_made_again_after_a_kill(finished: Path, tmp_path: Path, call) -> None:
     source = write_json_lines(tmp_path / "p.jsonl", [{"prompt": f"The river {index}"} for index in range(90)])
     out, journal = tmp_path / "a.jsonl", tmp_path / "a.jsonl.journal"

@@ -37,6 +37,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_end(finished: Path, texts: Path, tmp_path: Path, call) -> None:
     directory = tmp_path / "run"
     process = start("train", RECIPE, "--text", texts, "--out", directory, "--set", "needle.trials=1")

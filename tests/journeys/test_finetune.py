@@ -63,6 +63,7 @@ def test_own_chats_become_a_model_that_is_chatted_with_served_and_exported(
     assert "Before and after" in report
 
 
+@pytest.mark.slow
 def test_what_holds_no_conversation_is_refused_with_the_forms(terminal: Terminal) -> None:
     (terminal.folder / "rows.jsonl").write_text('{"height": 3, "width": 4}\n', encoding="utf-8")
     refused = terminal.type("fathom finetune smollm2-135m rows.jsonl", code=2)

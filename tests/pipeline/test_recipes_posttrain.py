@@ -188,6 +188,7 @@ def test_what_a_run_reached_is_collected_and_drawn(base: Path, texts: Path, tmp_
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_r1_goes_its_whole_way(base: Path, texts: Path, problems: Path, tmp_path: Path) -> None:
     tasks = ("simple_equations", "leg_counting", "number_filtering", "spell_backward")
     overrides = [

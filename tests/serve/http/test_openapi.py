@@ -133,7 +133,7 @@ def attack(server: Running, examples: int) -> None:
 
 
 def test_no_request_is_the_servers_fault(server: Running) -> None:
-    attack(server, 10)
+    attack(server, 5)
     assert server.idle()
     with server.http() as http:
         assert http.get("/health").status_code == 200

@@ -127,7 +127,11 @@ def test_steps_grow_as_the_text_does(shared: Page) -> None:
         functions = [each for script in scripts if "/page/" in script["url"] for each in script["functions"]]
         return sum(block["count"] for function in functions for block in function["ranges"])
 
-    counted = {name: (steps(grown(case, 10_000)), steps(grown(case, 80_000))) for name, case in GROWING.items()}
+    # V8 forgets the counts of a function whose code it drops meanwhile, which only makes a number smaller
+    counted = {
+        name: (max(steps(grown(case, 10_000)) for _ in range(3)), steps(grown(case, 80_000)))
+        for name, case in GROWING.items()
+    }
     profiler.detach()
     assert min(small for small, _ in counted.values()) > 0
     assert {name: (small, large) for name, (small, large) in counted.items() if large > 12 * small} == {}
