@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks import backends, peers, timing
 from benchmarks.llama import LlamaCpp
@@ -42,13 +43,13 @@ BANDWIDTH_BYTES = 1 << 29
 
 
 @contextmanager
-def files(shape: str, forms: Sequence[str]) -> Iterator[dict[str, Path]]:
+def files(shape: str, forms: Sequence[str], positions: int) -> Iterator[dict[str, Path]]:
     """Yield a GGUF file of each form."""
     if shape == "smollm2":
         yield {"file": fetch_named(catalog()["smollm2-135m"], cache_directory())}
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = peers.fathom_model(shape, q_lora=Q_LORA)
+        model = peers.fathom_model(shape, q_lora=Q_LORA, positions=positions)
         weights = StateWeights(model.spec, model.state_dict())
         yield {
             form: write_gguf(Path(folder) / f"{form}.gguf", weights, kind=KINDS[form])  # type: ignore[arg-type]
@@ -59,6 +60,17 @@ def files(shape: str, forms: Sequence[str]) -> Iterator[dict[str, Path]]:
 def open_ours(path: Path) -> Decoder:
     """Open a file in the form that Fathom runs it in by default."""
     return LanguageModel.open(path, device="cpu").model.eval()
+
+
+def positions_of(a: argparse.Namespace) -> int:
+    """Return how many tokens a sequence may take, what engines keep free included."""
+    return int(a.context + a.steps + 128)
+
+
+def transformers_model(a: argparse.Namespace) -> PreTrainedModel:
+    """Open the same weights with transformers."""
+    q_lora = Q_LORA if a.shape != "smollm2" else None
+    return peers.transformers_model(a.shape, q_lora=q_lora, positions=positions_of(a)).eval()
 
 
 def bytes_per_token(model: Decoder) -> int:
@@ -100,7 +112,7 @@ def decode(a: argparse.Namespace, opened: ExitStack, paths: dict[str, Path]) -> 
             opened.callback(peer.close)
             named[f"llama.cpp {form}, {cache} cache"] = peer.decoding(prompts, a.steps)
     if not a.no_transformers:
-        theirs = peers.transformers_model(a.shape, q_lora=Q_LORA if a.shape != "smollm2" else None).eval()
+        theirs = transformers_model(a)
         named["transformers"] = backends.transformers(theirs, prompts, a.steps)
     return rounds(a, named, a.batch * a.steps, read if a.batch == 1 else {})
 
@@ -117,7 +129,7 @@ def prompt(a: argparse.Namespace, opened: ExitStack, paths: dict[str, Path]) -> 
             opened.callback(peer.close)
             named[f"llama.cpp {form}, {cache} cache"] = peer.reading(tokens)
     if not a.no_transformers:
-        theirs = peers.transformers_model(a.shape, q_lora=Q_LORA if a.shape != "smollm2" else None).eval()
+        theirs = transformers_model(a)
         named["transformers"] = Backend(lambda: backends.generate(theirs, [tokens], 1))
     return rounds(a, named, a.context, {})
 
@@ -175,7 +187,7 @@ def main() -> None:
     if not find_spec("llama_cpp"):
         print("llama-cpp-python is not installed: without llama.cpp")
         a.caches = []
-    with files(a.shape, a.forms) as paths, ExitStack() as opened:
+    with files(a.shape, a.forms, positions_of(a)) as paths, ExitStack() as opened:
         result = {"decode": decode, "prompt": prompt}[a.what](a, opened, paths)
     head = {"shape": a.shape, "batch": a.batch, "context": a.context, "steps": a.steps, "isa": library.current_isa()}
     batch = f"-batch{a.batch}" if a.what == "decode" else ""

@@ -18,10 +18,13 @@ from fathom.model import Decoder, build
 from fathom.spec import LatentAttention
 
 
-def fathom_model(shape: str, *, q_lora: int | None = None, dtype: torch.dtype = torch.float32) -> Decoder:
+def fathom_model(
+    shape: str, *, q_lora: int | None = None, positions: int = 0, dtype: torch.dtype = torch.float32
+) -> Decoder:
     """Build shape ``t``, ``s``, ``m`` or ``l`` with seeded weights, or open ``smollm2``.
 
-    ``q_lora`` compresses the queries of a shape, which otherwise has none of it.
+    ``q_lora`` compresses the queries of a shape, which otherwise has none of it. ``positions`` is the least number of
+    tokens that its context must hold.
     """
     if shape == "smollm2":
         return LanguageModel.open(
@@ -31,12 +34,13 @@ def fathom_model(shape: str, *, q_lora: int | None = None, dtype: torch.dtype = 
     if q_lora is not None:
         assert isinstance(spec.attention, LatentAttention)
         spec = replace(spec, attention=replace(spec.attention, q_lora_rank=q_lora))
+    spec = replace(spec, max_position_embeddings=max(positions, spec.max_position_embeddings))
     return build(spec, seed=0, dtype=dtype)
 
 
-def transformers_model(shape: str, *, q_lora: int | None = None) -> PreTrainedModel:
+def transformers_model(shape: str, *, q_lora: int | None = None, positions: int = 0) -> PreTrainedModel:
     """Open the same weights with transformers, float32, its default attention."""
-    return in_transformers(fathom_model(shape, q_lora=q_lora))
+    return in_transformers(fathom_model(shape, q_lora=q_lora, positions=positions))
 
 
 def in_transformers(model: Decoder) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""GRPO's answers a minute with the native step and without, over a run that has come as far as its SFT step.
+"""GRPO's answers a minute with the native step and without, from a run that has come as far as its SFT step.
 
     python -m benchmarks.rollouts runs/quickstart
 
@@ -10,6 +10,7 @@ trainer's. ``FATHOM_NATIVE=0`` makes the second contestant.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -20,16 +21,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
+from fathom.spec.step_results import STATE_FILE
 from fathom.train.metrics import read_json_lines
 
 CONTESTANTS = {"native": "1", "modules": "0"}
+
+
+def copy_before(run: Path, step: str, copy: Path) -> None:
+    """Copy a run as it was before a step began."""
+    steps = json.loads((run / STATE_FILE).read_text())["steps"]
+    later = list(steps)[list(steps).index(step) :] if step in steps else [step]
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns(*later, "report.*"))
+    kept = {name: state for name, state in steps.items() if name not in later}
+    (copy / STATE_FILE).write_text(json.dumps({"steps": kept}))
 
 
 def rollouts(run: Path, step: str, native: str, count: int) -> list[dict[str, Any]]:
     """Return the metrics of a fresh GRPO step's first rollouts; the first, which warms up, is left out."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
-        shutil.copytree(run, copy, ignore=shutil.ignore_patterns(step))
+        copy_before(run, step, copy)
         fathom = [sys.executable, "-c", "from fathom.cli.main import main; main()"]
         command = [*fathom, "train", "--resume", "--allow-changes", "--out", str(copy), "--until", step]
         command += ["--set", f"{step}.policy.rollouts={count}"]

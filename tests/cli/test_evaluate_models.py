@@ -64,6 +64,7 @@ def test_two_models_become_a_table_in_every_form(asked, finished: Path, tmp_path
     assert not list(tmp_path.glob("*.journal*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(asked, tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / "whole.jsonl"
     call(*asked, "--out", whole)

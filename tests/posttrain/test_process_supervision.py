@@ -297,6 +297,7 @@ def every_character(answers: Sequence[RewardInput]) -> list[Judgement]:
     return judged
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_its_steps_and_resumes(tmp_path: Path, make_policy: MakePolicy) -> None:
     spec = alone(rollouts=20)
     make_policy(tmp_path / "whole", spec, judge=every_character).run()

@@ -168,6 +168,7 @@ def test_a_model_is_never_evicted_amid_an_answer(pool: Pool) -> None:
         assert loaded(server) == {"beta"}
 
 
+@pytest.mark.slow
 def test_a_model_in_constant_use_makes_way_for_another_and_comes_back(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

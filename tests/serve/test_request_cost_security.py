@@ -123,7 +123,7 @@ def check(apart: Apart, route: str, kind: str, size: int) -> None:
     pytest.fail("\n".join(problems))
 
 
-@pytest.mark.parametrize("route", fast(list(HOSTILE), ("/v1/chat/completions", "/v1/messages", "/tokenize")))
+@pytest.mark.parametrize("route", fast(list(HOSTILE), ("/v1/chat/completions", "/tokenize")))
 def test_hostile_bodies_take_little_memory_and_keep_nobody_waiting(apart: Apart, route: str) -> None:
     """Some kinds of each route, at sizes drawn for them; the slow test has all of both."""
     rng = random.Random(route)

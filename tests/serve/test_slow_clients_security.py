@@ -66,6 +66,7 @@ def test_400_slow_clients_leave_descriptors_for_others(directory: Path, kinds: d
         assert running.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_slow_clients_are_closed_within_the_time_given_on_the_command_line(directory: Path) -> None:
     options = ("--head-timeout-seconds", "1", "--body-timeout-seconds", "1")
     with process(directory, *options) as (_, port), slow_clients(port, {HALF_HEAD: 5, HALF_BODY: 5, b"": 5}) as slow:

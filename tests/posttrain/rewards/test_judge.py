@@ -53,7 +53,7 @@ class TestFailures:
         ("answer", "failure"),
         [
             ("hang", "timed out"),
-            ("hang in C", "timed out"),
+            pytest.param("hang in C", "timed out", marks=pytest.mark.slow),
             ("raise", "crashed: ValueError: no reward (misbehaving.py, line 19)"),
             ("exit", "crashed: SystemExit: 0 (misbehaving.py, line 21)"),
             ("leave", "crashed: ended with status 3"),
@@ -180,7 +180,7 @@ class TestProcesses:
         assert first.parts["holds_torch"] == 0.0
         assert gone(process)
 
-    @pytest.mark.parametrize("last", ["fine", "hang"])
+    @pytest.mark.parametrize("last", ["fine", pytest.param("hang", marks=pytest.mark.slow)])
     def test_no_process_outlives_the_one_that_judges(self, last: str) -> None:
         program = (
             "import os, sys, threading\n"

@@ -54,6 +54,7 @@ class TestForgeries:
         ended = run(ALWAYS.format(base=base, truth=True) + "def f(x): return Always()")
         assert (ended.reason, ended.detail) == ("raised", "AssertionError: ")
 
+    @pytest.mark.slow
     def test_the_reason_stays_the_programs_own(self) -> None:
         at_import = run("raise LookupError('no table')")
         assert (at_import.reason, at_import.detail) == ("raised", "LookupError: no table")

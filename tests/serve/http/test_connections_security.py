@@ -129,6 +129,7 @@ def test_a_connection_without_a_request_is_closed_unanswered(serve: Serve) -> No
         assert rest(kept).count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.slow
 def test_a_kept_connection_may_be_idle_for_longer_than_a_head_may_take(serve: Serve) -> None:
     limits = Limits(head_timeout_seconds=1.0, keep_alive_seconds=20)
     with serve(limits=limits) as server, clients(server, 1) as (kept,):
@@ -240,6 +241,7 @@ def test_an_answer_that_nobody_reads_is_given_up(serve: Serve, closing: bytes) -
             assert wait_until(lambda: server.metric("fathom_connections_open") == 1)
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_but_reads_gets_its_whole_answer(serve: Serve) -> None:
     count = 40
     with serve(limits=Limits(write_timeout_seconds=1.5)) as server, server.http() as http:
