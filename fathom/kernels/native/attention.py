@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fathom.kernels.native import library
+from fathom.kernels.native.memory import aligned_bytes
 from fathom.plan.cache_rows import QuantizedRow
 
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
@@ -74,8 +75,7 @@ def describe_pages(rows_NX: Tensor, row: QuantizedRow | None = None) -> Pages:
 def attention_workspace(threads: int, width: int, value_width: int) -> Tensor:
     """Allocate what ``attend`` needs on so many threads for keys and values up to these widths."""
     size = library.library().fathom_attend_bytes(threads, width, value_width)
-    room = torch.zeros(size + 64, dtype=torch.uint8)
-    return room[-room.data_ptr() % 64 :][:size]
+    return aligned_bytes(size).zero_()
 
 
 def attend(pool: library.ThreadPool, items: Sequence[Attention], workspace: Tensor | None = None) -> None:
@@ -92,7 +92,5 @@ def attend(pool: library.ThreadPool, items: Sequence[Attention], workspace: Tens
 def attend_in_tiles(pool: library.ThreadPool, item: Attention) -> None:
     """Compute an item as ``attend`` does, in tiles of many queries and keys."""
     prompt = Prompt(item, 1)
-    size = library.library().fathom_tiles_bytes(ctypes.addressof(prompt), pool.threads)
-    room = torch.empty(size + 64, dtype=torch.uint8)
-    aligned = room.data_ptr() + -room.data_ptr() % 64
-    library.check(library.library().fathom_attend_tiles_all(pool.pointer, ctypes.addressof(prompt), aligned))
+    room = aligned_bytes(library.library().fathom_tiles_bytes(ctypes.addressof(prompt), pool.threads))
+    library.check(library.library().fathom_attend_tiles_all(pool.pointer, ctypes.addressof(prompt), room.data_ptr()))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fathom.kernels.native import library
+from fathom.kernels.native.memory import aligned_bytes
 
 NOT_FINITE, NOTHING_ALLOWED = -1, -2
-_ALIGNMENT = 64
 
 
 _ROW = Struct("=QQQ Qq dddii")  # fathom_draw_row: addresses of logits, changes and mask, seed, position, Way
@@ -50,17 +50,16 @@ class RowDrawer:
         self._call, self._pool, self._vocab = found.fathom_draw, pool, vocab
         self._unused_N = torch.empty(0, dtype=torch.int32) if unused_ids_N is None else unused_ids_N.int().cpu()
         threads = 1 if pool is None else pool.threads
-        self._scratch = torch.empty(threads * found.fathom_draw_scratch(vocab) + _ALIGNMENT, dtype=torch.uint8)
+        self._scratch = aligned_bytes(threads * found.fathom_draw_scratch(vocab))
         self._rows, self._most = (c_char * 0)(), 0
         self._ids, self._logprobs = (c_int32 * 0)(), (c_double * 0)()
         self._point()
 
     def _point(self) -> None:
         """Keep the addresses of the buffers, which move when they grow."""
-        scratch = self._scratch.data_ptr()
         self._given = (None if self._pool is None else self._pool.pointer, addressof(self._rows))
         self._unused = (self._vocab, self._unused_N.data_ptr(), len(self._unused_N))
-        self._room = (addressof(self._ids), addressof(self._logprobs), scratch + -scratch % _ALIGNMENT)
+        self._room = (addressof(self._ids), addressof(self._logprobs), self._scratch.data_ptr())
 
     def begin(self, count: int) -> None:
         """Make room for so many rows; ``add`` each of them."""

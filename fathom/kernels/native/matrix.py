@@ -18,14 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fathom.errors import FathomError, SpecError
+from fathom.errors import SpecError
 from fathom.kernels.native.library import Matrix, ThreadPool, check, library
+from fathom.kernels.native.memory import ALIGNMENT, aligned_bytes
 from fathom.kernels.tensors import needs_grad
 
 PackedFormat = Literal["float32", "bfloat16", "q8", "q4", "q4m"]
 PACKED_FORMATS: tuple[PackedFormat, ...] = ("float32", "bfloat16", "q8", "q4", "q4m")  # fathom_format
 PANEL_ROWS, GROUP_COLUMNS = 16, 32
-_ALIGNMENT = 64  # bytes; torch aligns what it allocates to as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def pack(weight_XY: Tensor, format: PackedFormat) -> PackedMatrix:
     """
     _check_dimensions(weight_XY, 2)
     rows, columns = weight_XY.shape
-    packed = PackedMatrix(format, rows, columns, _empty(packed_bytes(format, rows, columns)))
+    packed = PackedMatrix(format, rows, columns, aligned_bytes(packed_bytes(format, rows, columns)))
     pack_into(weight_XY, packed)
     return packed
 
@@ -182,7 +182,7 @@ def pack_gguf(blocks: Tensor, kind: str, rows: int, columns: int) -> PackedMatri
         SpecError: the type is not packed as it is, or the bytes are not as many as the shape takes.
     """
     format = _checked_type(kind, blocks, rows * columns).format
-    packed = PackedMatrix(format, rows, columns, _empty(packed_bytes(format, rows, columns)))
+    packed = PackedMatrix(format, rows, columns, aligned_bytes(packed_bytes(format, rows, columns)))
     _pack_blocks_into(blocks, kind, packed)
     return packed
 
@@ -235,14 +235,7 @@ def _check_dimensions(weight: Tensor, dimensions: int) -> None:
 
 def _empty_experts(format: PackedFormat, experts: int, rows: int, columns: int) -> PackedExperts:
     used = packed_bytes(format, rows, columns)
-    stride = -(-used // _ALIGNMENT) * _ALIGNMENT
-    data = _empty(experts * stride).view(experts, stride)
+    stride = -(-used // ALIGNMENT) * ALIGNMENT
+    data = aligned_bytes(experts * stride).view(experts, stride)
     data[:, used:].zero_()
     return PackedExperts(format, rows, columns, data)
-
-
-def _empty(nbytes: int) -> Tensor:
-    data = torch.empty(nbytes, dtype=torch.uint8)
-    if data.data_ptr() % _ALIGNMENT:
-        raise FathomError(f"torch allocated memory that is not aligned to {_ALIGNMENT} bytes")
-    return data
