@@ -263,8 +263,7 @@ class ModelRunner:
 
 def _pass_order(entry: _BatchEntry) -> tuple[str, int, int]:
     """By adapter, so that each has one pass; then as attention groups sequences."""
-    work, count = entry.work, len(entry.ids)
-    return work.state.request.adapter or "", count, work.state.num_computed_tokens + work.tokens
+    return entry.adapter or "", len(entry.ids), entry.work.end
 
 
 def _parts(entries: Sequence[_BatchEntry], packed_NY: Tensor) -> Iterator[tuple[_BatchEntry, Tensor]]:
