@@ -170,7 +170,7 @@ def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["decode", "prompt"])
+    parser.add_argument("what", nargs="?", choices=["decode", "prompt"], default="decode")
     parser.add_argument("--shape", default="s", choices=["s", "m", "smollm2"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=128)

@@ -23,7 +23,6 @@ class Words(NamedTuple):
     measured: str
     train: str
     memory: str
-    prefill: str
     beyond: str
     prefix: str
     http: str
@@ -41,8 +40,7 @@ ENGLISH = Words(
     measured="| measured | Fathom | transformers | ratio |\n|---|---|---|---|",
     train="Training step, shape {shape}, {batch} x {length} tokens, tokens/s",
     memory="the same, peak memory of the process, MiB",
-    prefill="Reading a prompt of {context} tokens, {shape}, tokens/s",
-    beyond="the same, memory beyond the model, MiB",
+    beyond="Reading a prompt of {context:,} tokens, {shape}, float32: memory beyond the model, MiB",
     prefix="Time to the first token after a cached prefix of {context} tokens, share of the first time",
     http="Through HTTP, {streams} streams of {model}, share of the engine's own tokens/s",
     rollouts="GRPO step of the quickstart, answers a minute, with the native step / without",
@@ -62,8 +60,7 @@ CHINESE = Words(
     measured="| 测量 | Fathom | transformers | 比值 |\n|---|---|---|---|",
     train="训练一步，形状 {shape}，{batch} x {length} 个词元，词元/秒",
     memory="同上，进程的内存峰值，MiB",
-    prefill="读入 {context} 个词元的提示，{shape}，词元/秒",
-    beyond="同上，模型之外的内存，MiB",
+    beyond="读入 {context:,} 个词元的提示，{shape}，float32：模型之外的内存，MiB",
     prefix="命中 {context} 个词元的前缀缓存后，首个词元所需时间占第一次的比例",
     http="经过 HTTP，{model} 的 {streams} 路流式输出，占引擎自身词元/秒的比例",
     rollouts="快速上手的 GRPO 步骤，每分钟的回答数，使用原生步 / 不使用",
@@ -131,7 +128,7 @@ def _other_rows(result: dict[str, Any], words: Words) -> list[str]:
         mib = {peer: memory["peak_mib"] for peer, memory in result["memory"].items()}
         return [_compared(words.train, result), _peaks(words.memory, mib)]
     if name.startswith("serve-prefill-"):
-        return [_compared(words.prefill, result), _peaks(words.beyond, result["peak_mib_beyond_model"])]
+        return [_peaks(words.beyond.format(**result), result["peak_mib_beyond_model"])]
     if name.startswith("serve-prefix-"):
         return [f"| {words.prefix.format(**result)} | {result['warm_over_cold']:.1%} | | |"]
     if name.startswith("serve-http-"):
