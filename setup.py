@@ -22,7 +22,8 @@ class BuildWithNativeLibrary(build_py):
         super().run()
         build = native_build()
         if self.editable_mode:
-            compile_or_say_why(build, NATIVE)
+            if build.switched_off() or not build.is_usable():  # `make test` installs twice
+                compile_or_say_why(build, NATIVE)
             return
         for source, built in self._recipes().items():
             self.mkpath(str(Path(built).parent))

@@ -92,7 +92,7 @@ def test_what_is_missing_is_no_fault_and_names_its_command(monkeypatch: pytest.M
     monkeypatch.setattr(metadata, "version", version)
     found = named(list(package_findings(read_requirements(), {})))
     assert found["gguf"].status == "missing"
-    assert found["gguf"].remedy == f"GGUF files, read and written: {install_extra('gguf')}"
+    assert found["gguf"].remedy == f"{packages.BRINGS['gguf']}: {install_extra('gguf')}"
     assert found["torch"].status == "broken"
     assert found["torch"].value == "missing, and nothing works without it"
     assert (found["numpy"].status, found["numpy"].value) == ("broken", "0.1 is not >=1.26")

@@ -18,7 +18,7 @@ from fathom.extras import DISTRIBUTION, install_extra, pip, requirement_lines
 BRINGS: Mapping[str, str] = {
     "data": "near-duplicate removal, Parquet and Zstandard",
     "evals": "lm-evaluation-harness's tasks",
-    "gguf": "GGUF files, read and written",
+    "gguf": "GGUF files written, and read in types that Fathom itself does not read",
     "hub": "models by owner/name from the hub",
     "images": "images in conversations and training",
     "rl": "generated problems, judging of mathematics, and the sandbox for programs",

@@ -8,6 +8,7 @@ their own flags; a compiler that does not know some leaves that set out.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -56,6 +57,14 @@ def source_hash() -> str:
 def is_current(library: Path = LIBRARY) -> bool:
     """Return whether the library is there and was built from these sources."""
     return library.exists() and source_hash().encode() in library.read_bytes()
+
+
+def is_usable(library: Path = LIBRARY) -> bool:
+    """Return whether the library is current and loads here: a checkout may have come from another machine."""
+    try:
+        return is_current(library) and bool(ctypes.CDLL(str(library)))
+    except OSError:
+        return False
 
 
 def missing_requirements() -> list[str]:
@@ -259,7 +268,7 @@ def main() -> int:
     parser.add_argument("--sanitize", default="", metavar="CHECKS", help="such as address,undefined, for tests")
     parser.add_argument("--if-needed", action="store_true", help="do nothing where it is built from these sources")
     given = parser.parse_args()
-    if given.if_needed and (switched_off() or is_current(given.output)):
+    if given.if_needed and (switched_off() or is_usable(given.output)):
         return 0
     try:
         build(given.output, target=given.target, sanitize=given.sanitize)
