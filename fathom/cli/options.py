@@ -17,7 +17,7 @@ __all__ = ["cache_directory"]
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE)
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Send metrics to tensorboard, wandb or trackio; may be repeated."),

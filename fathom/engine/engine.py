@@ -22,6 +22,7 @@ from fathom.engine.sampling.draw import SamplingFailure
 from fathom.engine.scheduler import ScheduledRequest, Scheduler
 from fathom.engine.state import RequestState
 from fathom.errors import EngineError, SpecError
+from fathom.kernels.tensors import autocasts
 from fathom.model.adapters.adapter import Adapter
 from fathom.model.adapters.attach import with_adapter
 from fathom.model.decoder import Decoder
@@ -313,7 +314,7 @@ class Engine:
 
     def _autocast(self) -> AbstractContextManager[None]:
         """Compute in the spec's dtype; the outermost context keeps the weights' casts until it is left."""
-        if self.spec.compute_dtype == "auto" and not torch.is_autocast_enabled(self.pool.device.type):
+        if self.spec.compute_dtype == "auto" and not autocasts(self.pool.device.type):
             return nullcontext()
         return torch.autocast(
             self.pool.device.type, dtype=torch.bfloat16, enabled=self.spec.compute_dtype == "bfloat16"

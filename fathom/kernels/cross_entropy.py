@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.products import add_product, product
-from fathom.kernels.tensors import accumulation_dtype
+from fathom.kernels.tensors import accumulation_dtype, autocasts
 from fathom.spec.targets import IGNORE_INDEX
 
 
@@ -80,7 +80,7 @@ def linear_token_loss(
 def cast_for_autocast(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     """Cast both to the autocast dtype, if autocast is on; autograd casts the gradients back."""
     device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    dtype = torch.get_autocast_dtype(device) if autocasts(device) else hidden_ND.dtype
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 

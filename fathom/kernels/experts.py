@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.grouped_experts import grouped_swiglu_on_device, takes_grouped
 from fathom.kernels.products import product
-from fathom.kernels.tensors import accumulation_dtype, needs_grad
+from fathom.kernels.tensors import accumulation_dtype, autocasts, needs_grad
 
 # Without gradients, up to this many pairs run through whole buffers (fewest operators); more stream expert by expert.
 _WHOLE_BUFFER_PAIRS = 4096
@@ -43,7 +44,7 @@ class ExpertDispatch:
 
 
 def dispatch_by_expert(indices_NK: Tensor, kept_NK: Tensor | None, num_experts: int) -> ExpertDispatch:
-    """Sort the kept pairs by expert; the counts are copied to the host, so a GPU synchronises here."""
+    """Sort the kept pairs by expert; the counts are copied to the host, for products expert by expert."""
     expert_M = indices_NK.reshape(-1)
     if kept_NK is not None:
         expert_M = expert_M.masked_fill(~kept_NK.reshape(-1), num_experts)
@@ -64,14 +65,16 @@ def grouped_swiglu(
 
     ``gate_up_EFD`` is (E, 2F, D). Pairs where ``kept_NK`` is False contribute nothing and cost nothing. Under autocast
     the products run in its dtype. While training, one (M, 2F) tensor is saved for the backward pass. One token alone
-    reads the weights of its K experts and no others.
+    reads the weights of its K experts and no others. On a GPU these are grouped products (``grouped_experts``).
     """
     device = x_ND.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         compute = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             y_ND = grouped_swiglu(x_ND.to(compute), indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
         return y_ND.to(x_ND.dtype)
+    if takes_grouped(x_ND):
+        return grouped_swiglu_on_device(x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK)
     if needs_grad(x_ND, weights_NK, gate_up_EFD, down_EDF):
         trained_ND: Tensor = _GroupedSwiGLU.apply(  # type: ignore[no-untyped-call]
             x_ND, indices_NK, weights_NK, gate_up_EFD, down_EDF, kept_NK

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from fathom.kernels.elementwise import swiglu
 from fathom.kernels.experts import dispatch_by_expert
 from fathom.kernels.products import add_product, product
-from fathom.kernels.tensors import accumulation_dtype
+from fathom.kernels.tensors import accumulation_dtype, autocasts
 from fathom.kernels.weight_formats import WeightMatrix, dequantize, row_tiles
 
 _TILE_WEIGHTS = 2**20
@@ -30,7 +30,7 @@ def frozen_quantized_linear(x: Tensor, qweight: WeightMatrix) -> Tensor:
     The same product with and without gradients, in ``x``'s dtype or autocast's: what samples and what trains agree.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             return frozen_quantized_linear(x, qweight)

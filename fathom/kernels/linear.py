@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.elementwise import swiglu
 from fathom.kernels.products import are_float32_on_cpu, is_dense, onednn_is_faster, product
-from fathom.kernels.tensors import needs_grad
+from fathom.kernels.tensors import autocasts, needs_grad
 
 
 def linear(x: Tensor, weight_XY: Tensor, bias_X: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class _Linear(torch.autograd.Function):
 
 def swiglu_linear(gate_up: Tensor, weight_DF: Tensor) -> Tensor:
     """Return ``swiglu`` of (..., 2F) times the transposed weight, (..., D); its gradients save ``gate_up`` alone."""
-    if torch.is_autocast_enabled(gate_up.device.type):
+    if autocasts(gate_up.device.type):
         weight_DF = weight_DF.to(gate_up.dtype)
     if torch.compiler.is_compiling() or gate_up.dtype != weight_DF.dtype or not needs_grad(gate_up, weight_DF):
         return linear(swiglu(gate_up), weight_DF)

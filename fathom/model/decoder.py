@@ -15,6 +15,7 @@ from fathom.model.adapters.adaptation import Adaptation
 from fathom.model.attention import AttentionContext, LatentForm
 from fathom.model.cache import KeyValueCache, causal_metadata, packed_metadata
 from fathom.model.decoder_layer import DecoderLayer
+from fathom.model.device import to_device
 from fathom.model.forward_options import PackedSequences, RoutingOptions
 from fathom.model.head import OutputHead
 from fathom.model.moe import Routing, RoutingContext
@@ -127,7 +128,12 @@ class Decoder(nn.Module):
             return self.embed_tokens(tokens_BT)  # type: ignore[no-any-return]
         image_BT = self._image_positions(tokens_BT, features_ND)
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
-        return x_BTD.masked_scatter(image_BT[..., None], features_ND.to(x_BTD.dtype))
+        features_ND = features_ND.to(x_BTD.dtype)
+        if x_BTD.device.type == "cpu":
+            return x_BTD.masked_scatter(image_BT[..., None], features_ND)
+        # The gradient of a masked scatter has as many rows as the mask says; a row looked up for every token has not.
+        row_BT = (image_BT.flatten().cumsum(0) - 1).clamp(0, len(features_ND) - 1).view_as(image_BT)
+        return torch.where(image_BT[..., None], features_ND[row_BT], x_BTD)
 
     def run_layers(
         self,
@@ -199,7 +205,10 @@ class Decoder(nn.Module):
         return result
 
     def _image_positions(self, tokens_BT: Tensor, features_ND: Tensor) -> Tensor:
-        """Return where image tokens are, bool (B, T), after checking that there is a row of features for each."""
+        """Return where image tokens are, bool (B, T), after checking that there is a row of features for each.
+
+        On a GPU they are not counted: the host would wait. Whoever laid out the tokens has counted them.
+        """
         vision, width = self.spec.vision, self.spec.hidden_size
         if vision is None:
             raise SpecError("features_ND", f"{self.spec.name} has no vision towers", "leave features out")
@@ -207,7 +216,7 @@ class Decoder(nn.Module):
             problem = f"is {tuple(features_ND.shape)} instead of (N, {width})"
             raise SpecError("features_ND", problem, "flatten the towers' output over images and tokens")
         image_BT = tokens_BT == vision.image_token_id
-        count = int(image_BT.sum())
+        count = int(image_BT.sum()) if image_BT.device.type == "cpu" else len(features_ND)
         if count != len(features_ND):
             raise SpecError(
                 "features_ND",
@@ -261,11 +270,12 @@ class Decoder(nn.Module):
             given = f"{experts_BTLK.dtype} of shape {tuple(experts_BTLK.shape)}"
             problem = f"is {given} instead of integers of shape {shape}"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
-        if int(experts_BTLK.max()) >= moe.n_routed_experts:
+        on_host = experts_BTLK.device.type == "cpu"  # elsewhere whoever brought them there has looked
+        if on_host and int(experts_BTLK.max()) >= moe.n_routed_experts:
             problem = f"names expert {int(experts_BTLK.max())} of {moe.n_routed_experts}, which count from 0"
             raise SpecError(name, problem, "give what this model recorded for these tokens")
         layers = [index for index in range(len(self.layers)) if self.spec.is_moe_layer(index)]
-        return dict(zip(layers, experts_BTLK.to(x_BTD.device, torch.int64).unbind(2), strict=True))
+        return dict(zip(layers, to_device(experts_BTLK, x_BTD.device).to(torch.int64).unbind(2), strict=True))
 
     def _routing_context(
         self, routing: RoutingOptions | None, tokens_BT: Tensor | None, *, replay: bool

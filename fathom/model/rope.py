@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.model.device import to_device
 from fathom.spec.rope import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 
@@ -85,7 +86,7 @@ class Rope:
     def table(self, positions_BT: Tensor) -> RopeTable:
         """Return the table at integer ``positions_BT`` (B or 1, T), on their device."""
         if self._frequencies_Z.device != positions_BT.device:
-            self._frequencies_Z = self._frequencies_Z.to(positions_BT.device)
+            self._frequencies_Z = to_device(self._frequencies_Z.cpu(), positions_BT.device)
         angles_BTZ = positions_BT[..., None].float() * self._frequencies_Z
         cos_BTZ, sin_BTZ = angles_BTZ.cos(), angles_BTZ.sin()
         if self.scale != 1.0:

@@ -66,8 +66,9 @@ class MicroBatchSums:
         self.layers = 0
         self.counts_LE = torch.zeros(layers, experts, dtype=torch.int64, device=device)
         self.dropped = torch.zeros((), dtype=torch.int64, device=device)
-        self.nats_X = torch.zeros(sources + 1, dtype=torch.float64, device="cpu")
-        self.tokens_X = torch.zeros(sources + 1, dtype=torch.int64, device="cpu")
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.nats_X = torch.zeros(sources + 1, dtype=wide, device=device)
+        self.tokens_X = torch.zeros(sources + 1, dtype=torch.int64, device=device)
         self.objective_sums: dict[str, Tensor] = {}
 
     def reduce(self, group: Group) -> None:

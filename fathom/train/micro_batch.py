@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from fathom.data.packed import PackedBatch
-from fathom.errors import DataError
+from fathom.errors import DataError, SpecError
+from fathom.model.device import to_device
 from fathom.model.forward_options import PackedSequences
 from fathom.model.vision import ImageBatch
 from fathom.spec.targets import IGNORE_INDEX
@@ -27,6 +28,7 @@ class MicroBatch:
     the tokens that end a sequence. ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
     in ``token_fraction`` and whatever else is taken over tokens, such as the z-loss and agreement of routing.
+    ``token_range`` are the lowest and the highest id and ``highest_expert`` that of "routes", found on the host.
     """
 
     tokens_BT: Tensor
@@ -40,6 +42,31 @@ class MicroBatch:
     source_B: Tensor | None = None
     images: ImageBatch | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    token_range: tuple[int, int] | None = None
+    highest_expert: int | None = None
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the micro-batch on a device; what is known of its values is found first, while they are on the host.
+
+        The host does not wait for the copies.
+        """
+        low, high = (int(end) for end in torch.aminmax(self.tokens_BT))
+        routes_NLK, whole = self.routes_NLK, slice(None)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else to_device(tensor, device)
+
+        return replace(
+            self,
+            tokens_BT=to_device(self.tokens_BT, device),
+            targets_BT=to_device(self.targets_BT, device),
+            ends_BT=moved(self.ends_BT),
+            source_B=moved(self.source_B),
+            images=None if self.images is None else self.images.part(whole, device),
+            columns={name: to_device(column, device) for name, column in self.columns.items()},
+            token_range=(low, high),
+            highest_expert=None if routes_NLK is None else int(routes_NLK.max()),
+        )
 
     @property
     def routes_NLK(self) -> Tensor | None:
@@ -64,8 +91,24 @@ def split(
         DataError: rows of another length than ``sequence_length``.
     """
     if isinstance(batch, PackedBatch):
-        return _split_packed(batch, micro_batch_size * sequence_length, device, group)
-    return _split_rows(batch, micro_batch_size, sequence_length, device, group)
+        return prefetched(_split_packed(batch, micro_batch_size * sequence_length, group), device)
+    return prefetched(_split_rows(batch, micro_batch_size, sequence_length, group), device)
+
+
+def prefetched(micros: Iterable[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """Bring micro-batches to a device; except on a CPU, each while the one before it is computed."""
+    if device.type == "cpu":
+        for micro in micros:
+            yield micro.to(device)
+        return
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    following: MicroBatch | None = None
+    for micro in micros:
+        ready, following = following, _copied(micro, device, stream)
+        if ready is not None:
+            yield _awaited(ready, device, stream)
+    if following is not None:
+        yield _awaited(following, device, stream)
 
 
 def batch_size(batch: TokenBatch | PackedBatch, group: Group = ALONE) -> tuple[int, int]:
@@ -79,12 +122,37 @@ def batch_size(batch: TokenBatch | PackedBatch, group: Group = ALONE) -> tuple[i
     return sequences, tokens
 
 
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Refuse ids outside the vocabulary, which an embedding would read past its end for."""
-    low, high = (int(end) for end in torch.aminmax(tokens))
-    if low < 0 or high >= vocab_size:
-        wrong = low if low < 0 else high
-        raise DataError(f"batch: token {wrong} is outside the vocabulary of {vocab_size}; make the shards again")
+def _copied(micro: MicroBatch, device: torch.device, stream: torch.cuda.Stream | None) -> MicroBatch:
+    """Start the copies, on a stream of their own where there is one."""
+    with torch.cuda.stream(stream):
+        return micro.to(device)
+
+
+def _awaited(micro: MicroBatch, device: torch.device, stream: torch.cuda.Stream | None) -> MicroBatch:
+    """Let what is computed next wait for the copies; the memory is theirs until it is done."""
+    if stream is not None:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        images = micro.images
+        copies = [micro.tokens_BT, micro.targets_BT, micro.ends_BT, micro.source_B, *micro.columns.values()]
+        if images is not None:
+            copies += [images.low_IAXY, images.high_IAXY]
+        for copy in copies:
+            if copy is not None:
+                copy.record_stream(computing)
+    return micro
+
+
+def check_values(micro: MicroBatch, vocab_size: int, experts: int) -> None:
+    """Refuse ids outside the vocabulary, which an embedding would read past its end for, and experts there are not."""
+    if micro.token_range is not None:
+        low, high = micro.token_range
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise DataError(f"batch: token {wrong} is outside the vocabulary of {vocab_size}; make the shards again")
+    if micro.highest_expert is not None and experts and micro.highest_expert >= experts:
+        problem = f"names expert {micro.highest_expert} of {experts}, which count from 0"
+        raise SpecError('column "routes"', problem, "give what this model recorded for these tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +172,7 @@ class _Whole:
         return cls(total[0], total[1], total[2], first=sum(rank[0] for rank in ranks[: group.rank]))
 
 
-def _split_rows(
-    batch: TokenBatch, micro_batch_size: int, length: int, device: torch.device, group: Group
-) -> Iterator[MicroBatch]:
+def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, group: Group) -> Iterator[MicroBatch]:
     tokens_BT1 = batch.tokens_BT1
     if tokens_BT1.dim() != 2 or tokens_BT1.shape[1] != length + 1 or not tokens_BT1.shape[0]:
         raise DataError(
@@ -120,19 +186,19 @@ def _split_rows(
     for start in range(0, size, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, size))
         yield MicroBatch(
-            tokens_BT=tokens_BT1[rows, :-1].to(device, non_blocking=True),
-            targets_BT=targets_BT[rows].to(device),
+            tokens_BT=tokens_BT1[rows, :-1],
+            targets_BT=targets_BT[rows],
             target_fraction=int(learned_B[rows].sum()) / max(whole.targets, 1),
             token_fraction=(rows.stop - rows.start) / whole.sequences,
             sequence_fraction=(rows.stop - rows.start) / whole.sequences,
             sequences=slice(whole.first + rows.start, whole.first + rows.stop),
-            ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows].to(device),
+            ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows],
             source_B=batch.source_B[rows],
-            images=None if batch.images is None else batch.images.part(rows, device),
+            images=None if batch.images is None else batch.images.part(rows, torch.device("cpu")),
         )
 
 
-def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: Group) -> Iterator[MicroBatch]:
+def _split_packed(batch: PackedBatch, tokens: int, group: Group) -> Iterator[MicroBatch]:
     runs = list(_sequence_runs(batch, tokens))
     whole = _Whole.of(
         group,
@@ -149,14 +215,14 @@ def _split_packed(batch: PackedBatch, tokens: int, device: torch.device, group: 
         index, rows_N = sequences.stop, torch.cat(pieces)
         targets_N = batch.targets_N[rows_N]
         yield MicroBatch(
-            tokens_BT=batch.tokens_N[rows_N].to(device)[None],
-            targets_BT=targets_N.to(device)[None],
+            tokens_BT=batch.tokens_N[rows_N][None],
+            targets_BT=targets_N[None],
             target_fraction=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
             token_fraction=len(rows_N) / whole.tokens,
             sequence_fraction=len(run.lengths) / whole.sequences,
             sequences=slice(whole.first + sequences.start, whole.first + sequences.stop),
             packed=run.packed,
-            columns={name: column[rows_N].to(device) for name, column in batch.columns.items()},
+            columns={name: column[rows_N] for name, column in batch.columns.items()},
         )
 
 

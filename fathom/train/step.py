@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from fathom.errors import DataError, ResourceError, TrainError
 from fathom.kernels.products import product_choice
 from fathom.model.decoder import Decoder, DecoderOutput
+from fathom.model.device import to_device
 from fathom.model.forward_options import RoutingOptions
 from fathom.model.moe import Router, chosen_experts, exempt_sequences, routing_agreement_sums
 from fathom.model.moe.balance import expert_counts, num_dropped_pairs, updated_bias
@@ -27,7 +28,7 @@ from fathom.train import optimizer as optim
 from fathom.train.gradients import Gradients, MicroBatchSums, Observation
 from fathom.train.group import ALONE, Group
 from fathom.train.loss import mtp_loss, total_balance_loss
-from fathom.train.micro_batch import MicroBatch, check_tokens
+from fathom.train.micro_batch import MicroBatch, check_values
 from fathom.train.objective import LanguageModelling, Objective, ObjectiveOutput
 
 
@@ -93,7 +94,7 @@ class StepRunner:
         sums = MicroBatchSums(self.device, self.sources, len(self._routers), experts)
         try:
             for micro in micros:
-                check_tokens(micro.tokens_BT, self.model.spec.vocab_size)
+                check_values(micro, self.model.spec.vocab_size, experts)
                 exempt = exempt_B[micro.sequences] if exempt_B is not None else None
                 seeds = seeds_B[micro.sequences] if seeds_B is not None else None
                 if self.model.adaptation is not None:
@@ -200,9 +201,9 @@ class StepRunner:
         if micro.source_B is None:
             return
         known_B = (micro.source_B >= 0) & (micro.source_B < self.sources)
-        slot_B = torch.where(known_B, micro.source_B, self.sources).cpu()
-        sums.nats_X.index_add_(0, slot_B, loss_B.double().cpu())
-        sums.tokens_X.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1).cpu())
+        slot_B = torch.where(known_B, micro.source_B, self.sources)
+        sums.nats_X.index_add_(0, slot_B, loss_B.to(sums.nats_X))
+        sums.tokens_X.index_add_(0, slot_B, (micro.targets_BT != IGNORE_INDEX).sum(1))
 
     def _gradients(self, sums: MicroBatchSums, observe: bool) -> Gradients:
         self.group.sum_gradients(self.parameters)
@@ -216,7 +217,10 @@ class StepRunner:
         observation = None
         if observe:
             nats, tokens = sums.nats_X[:-1].tolist(), sums.tokens_X[:-1].tolist()
-            lost = sums.dropped.item() / int(sums.counts_LE.sum()) if sums.layers else None
+            lost = None
+            if sums.layers:
+                dropped, chosen = torch.stack((sums.dropped, sums.counts_LE.sum())).tolist()
+                lost = dropped / max(chosen, 1)
             observation = Observation(counts_LE, lost, nats, tokens)
         named = dict(zip(sums.objective_sums, rest, strict=True))
         return Gradients(main, balance, mtp, norm, norm_value, counts_LE, observation, named)
@@ -227,7 +231,7 @@ class StepRunner:
             return None
         generator = torch.Generator().manual_seed(counter_seed(self.spec.seed, number))
         fraction = moe.router.balance.drop_exempt_fraction
-        return exempt_sequences(batch_size, fraction, generator).to(self.device)
+        return to_device(exempt_sequences(batch_size, fraction, generator), self.device)
 
     def _seeds(self, batch_size: int, number: int) -> Tensor | None:
         """What the routers draw from, one seed a sequence; None where they draw nothing."""
@@ -235,10 +239,12 @@ class StepRunner:
         if moe is None or not moe.router.draws:
             return None
         generator = torch.Generator().manual_seed(counter_seed(self.spec.seed, number))
-        return torch.randint(2**62, (batch_size,), generator=generator).to(self.device)
+        return to_device(torch.randint(2**62, (batch_size,), generator=generator), self.device)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision in which this runner's forward passes compute."""
+        if not torch.amp.is_autocast_available(self.device.type):
+            return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _explained(self, error: RuntimeError | MemoryError) -> ResourceError | TrainError | None:

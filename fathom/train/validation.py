@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.data.packed import PackedBatch
@@ -39,14 +40,14 @@ class Validation:
 
 def held_out_loss(runner: StepRunner, batch: PackedBatch, micro_batch: tuple[int, int]) -> dict[str, float]:
     """Return the stage's own objective over held-out examples as ``validation_loss``, and the objective's sums."""
-    totals: dict[str, float] = {VALIDATION_LOSS: 0.0}
+    values: dict[str, list[Tensor]] = {VALIDATION_LOSS: []}
     with eval_mode(runner.model), torch.no_grad(), runner.autocast():
         for micro in split(batch, *micro_batch, runner.device):
             output = runner.model(micro.tokens_BT, packed=micro.packed)
             found = runner.objective(runner.model, output.hidden_BTD, micro)
             for name, value in {VALIDATION_LOSS: found.loss, **found.sums}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-    return totals
+                values.setdefault(name, []).append(value)
+    return {name: sum(torch.stack(each).tolist()) if each else 0.0 for name, each in values.items()}
 
 
 class BestWeights:

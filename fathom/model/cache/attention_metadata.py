@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fathom.model.device import to_device
+
 MAX_MASKED_KEYS = 2048
 """Keys up to which a chunk of a prompt behind cached tokens attends in one call with a mask.
 
@@ -137,8 +139,8 @@ def packed_metadata(
             alone = causal_metadata(length, window, device).groups[0]
             groups.append(AttentionGroup(length, length, alone.mask_BTS, alone.causal, rows))
         start = rows.stop
-    positions_N = torch.cat([torch.arange(prefix, prefix + length, device=device) for length, prefix in each])
-    return AttentionMetadata(positions_N[None], tuple(groups))
+    positions_N = torch.cat([torch.arange(prefix, prefix + length) for length, prefix in each])
+    return AttentionMetadata(to_device(positions_N, device)[None], tuple(groups))
 
 
 def _shared_prefix_mask(prefix: int, tokens: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fathom.errors import ContextError
 from fathom.model.cache.attention_metadata import MAX_MASKED_KEYS, AttentionGroup, AttentionMetadata, attention_mask
 from fathom.model.cache.pool import PagePool, Pages
+from fathom.model.device import numbers_on
 
 # Sequences with equally many new tokens attend in one call while padding and the number of keys stay below these.
 _MOST_PADDING = 1.5
@@ -95,7 +96,7 @@ class PagedStep:
             tables.append(self._table(group))
             row += len(group) * group[0].tokens
         self.tables = tuple(tables)
-        return AttentionMetadata(torch.tensor([positions], device=self.device), tuple(groups))
+        return AttentionMetadata(numbers_on(self.device, [positions]), tuple(groups))
 
     def _slots(self) -> Tensor:
         size, slots = self.pool.page_size, []
@@ -103,7 +104,7 @@ class PagedStep:
             for position in range(chunk.start, chunk.end):
                 page, offset = divmod(position - chunk.first, size)
                 slots.append(chunk.pages[page] * size + offset)
-        return torch.tensor(slots, device=self.device)
+        return numbers_on(self.device, slots)
 
     def _groups(self) -> Iterator[list[SequenceChunk]]:
         group: list[SequenceChunk] = []
@@ -130,12 +131,12 @@ class PagedStep:
         if aligned and not windowed and unmasked:
             return AttentionGroup(tokens, end - empty, None, causal=tokens > 1, rows=rows)
         keys_S = torch.arange(empty, end, device=self.device)
-        queries_BT = torch.tensor([[chunk.start] for chunk in group], device=self.device)
+        queries_BT = numbers_on(self.device, [[chunk.start] for chunk in group])
         if tokens > 1:
             queries_BT = queries_BT + torch.arange(tokens, device=self.device)
         if self.window is None and not any(chunk.first for chunk in group):
             return AttentionGroup(tokens, end - empty, keys_S <= queries_BT[:, :, None], causal=False, rows=rows)
-        keys_BS = torch.tensor([[chunk.first] for chunk in group], device=self.device) + keys_S
+        keys_BS = numbers_on(self.device, [[chunk.first] for chunk in group]) + keys_S
         return AttentionGroup(tokens, end, attention_mask(queries_BT, keys_BS, self.window), causal=False, rows=rows)
 
     def _table(self, group: Sequence[SequenceChunk]) -> slice | Tensor:
@@ -148,7 +149,7 @@ class PagedStep:
             pages += [chunk.pages[0]] * (count - len(chunk.pages))
         if pages[-1] - pages[0] == len(pages) - 1 and pages == list(range(pages[0], pages[0] + len(pages))):
             return slice(pages[0], pages[0] + len(pages))
-        return torch.tensor(pages, device=self.device)
+        return numbers_on(self.device, pages)
 
 
 class _PagedLayerCache:

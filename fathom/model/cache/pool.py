@@ -11,6 +11,7 @@ import torch
 
 from fathom.model.cache.pages import Pages, PlainPages, Scratch
 from fathom.model.cache.quantized import QuantizedPages
+from fathom.model.device import numbers_on
 from fathom.plan.cache_rows import quantized_rows
 from fathom.spec import CacheFormat, GroupedQueryAttention, ModelSpec
 
@@ -84,7 +85,7 @@ class PagePool:
 
     def clear(self, pages: Sequence[int]) -> None:
         """Overwrite pages with zeros, so that non-finite values of one request cannot reach another."""
-        pages_N = torch.tensor(list(pages), device=self.device)
+        pages_N = numbers_on(self.device, list(pages))
         for layer in self.layers:
             for stored in layer:
                 stored.clear(pages_N)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fathom.errors import ContextError
 from fathom.model.cache.attention_metadata import MAX_MASKED_KEYS, AttentionGroup, AttentionMetadata, attention_mask
+from fathom.model.device import numbers_on
 from fathom.spec import GroupedQueryAttention, ModelSpec
 
 
@@ -155,7 +156,7 @@ class StaticCache:
     def select_batch(self, rows: Sequence[int]) -> None:
         """Keep the sequences ``rows``, in that order, and free the memory of the others."""
         for layer in self.layers:
-            index = torch.tensor(list(rows), device=layer.tensors[0].device)
+            index = numbers_on(layer.tensors[0].device, list(rows))
             layer.tensors = tuple(tensor.index_select(0, index) for tensor in layer.tensors)
         self.lengths = [self.lengths[row] for row in rows]
 
@@ -179,7 +180,7 @@ class StaticCache:
         self.lengths = [start + tokens for start in starts]
         uniform = min(starts) == longest
         heads = [longest] if uniform else starts
-        starts_B1 = torch.tensor(heads, device=device)[:, None]
+        starts_B1 = numbers_on(device, heads)[:, None]
         positions_BT = starts_B1 + torch.arange(tokens, device=device)
         start = longest if uniform else None
         if isinstance(self.layers[0], SlidingWindowLayerCache):

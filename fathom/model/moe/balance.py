@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.kernels.tensors import count_indices
+from fathom.model.device import to_device
 from fathom.model.forward_options import PackedSequences
 from fathom.model.moe.router import Routing
 from fathom.spec.moe import BalanceScope, Counted, MixtureOfExperts
@@ -47,7 +49,8 @@ class SequenceIndex:
             start += length
         lengths_B = torch.tensor([len(piece) for piece in pieces])
         sequences_Y = torch.repeat_interleave(torch.arange(len(pieces)), lengths_B)
-        return cls(torch.cat(pieces).to(device), sequences_Y.to(device), lengths_B.to(device, torch.float32))
+        host = (torch.cat(pieces), sequences_Y, lengths_B.to(torch.float32))
+        return cls(*(to_device(each, device) for each in host))
 
     def sums(self, values_1NX: Tensor) -> Tensor:
         """Sum the tokens of every sequence, (B, X)."""
@@ -197,7 +200,7 @@ def balance_losses(
 
 def expert_counts(routing: Routing, num_experts: int) -> Tensor:
     """Pairs the router chose for each expert, dropped ones included: (E,) int64."""
-    return torch.bincount(routing.indices_BTK.reshape(-1), minlength=num_experts)
+    return count_indices(routing.indices_BTK.reshape(-1), num_experts)
 
 
 def num_dropped_pairs(routing: Routing) -> Tensor:
@@ -213,7 +216,7 @@ def load_entropy(counts_E: Tensor) -> Tensor:
     total = counts_E.sum()
     share_E = counts_E.double() / total.clamp(min=1)
     entropy = -torch.xlogy(share_E, share_E).sum()
-    even = torch.log(torch.tensor(float(counts_E.numel()), dtype=torch.float64, device=counts_E.device))
+    even = torch.full((), float(counts_E.numel()), dtype=torch.float64, device=counts_E.device).log()
     return torch.where((total == 0) | (even == 0), torch.ones_like(entropy), entropy / even.clamp(min=1e-12)).float()
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fathom.kernels.tensors import count_indices
+
 
 def exempt_sequences(batch_size: int, fraction: float, generator: torch.Generator) -> Tensor:
     """Draw which sequences never lose a token: (B,) bool on the generator's device.
@@ -39,7 +41,7 @@ def keep_within_budget(
     key_M = affinity_BTK.reshape(-1).masked_fill(exempt_M, float("inf"))
     order_M = key_M.argsort(descending=True, stable=True)
     order_M = order_M[device_M[order_M].argsort(stable=True)]
-    load_X = torch.bincount(device_M, minlength=devices)
+    load_X = count_indices(device_M, devices)
     start_X = load_X.cumsum(0) - load_X
     rank_M = torch.arange(pairs, device=affinity_BTK.device) - start_X[device_M[order_M]]
     kept_M = torch.empty_like(exempt_M).scatter_(0, order_M, rank_M < budget)
@@ -56,7 +58,7 @@ def keep_in_order(indices_BTK: Tensor, *, slots: int, num_experts: int) -> Tenso
     group_B11 = torch.arange(batch, device=indices_BTK.device).view(-1, 1, 1)
     queue_M = (group_B11 * num_experts + indices_BTK).transpose(1, 2).reshape(-1)
     order_M = queue_M.argsort(stable=True)
-    length_Y = torch.bincount(queue_M, minlength=batch * num_experts)
+    length_Y = count_indices(queue_M, batch * num_experts)
     start_Y = length_Y.cumsum(0) - length_Y
     rank_M = torch.arange(queue_M.numel(), device=queue_M.device) - start_Y[queue_M[order_M]]
     kept_M = torch.empty_like(queue_M, dtype=torch.bool).scatter_(0, order_M, rank_M < slots)

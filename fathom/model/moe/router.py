@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
+from fathom.kernels.tensors import autocasts
 from fathom.model import counter_rng as draws
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.drop import keep_in_order, keep_within_budget
@@ -130,7 +131,7 @@ class Router(nn.Module):
     def project(self, x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
         """Logits from the input: a float32 product under autocast and whatever the weight's dtype is."""
         device = x_BTD.device.type
-        if torch.is_autocast_enabled(device):
+        if autocasts(device):
             with torch.autocast(device, enabled=False):
                 return F.linear(x_BTD.float(), weight_ED.float())
         return F.linear(x_BTD.float(), weight_ED.float())

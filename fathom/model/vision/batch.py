@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import SpecError
+from fathom.model.device import to_device
 from fathom.spec.vision import VisionSpec
 
 
@@ -27,8 +28,8 @@ class ImageBatch:
 
     def part(self, rows: slice, device: torch.device) -> ImageBatch:
         """Return some of the images, on a device."""
-        high_IAXY = None if self.high_IAXY is None else self.high_IAXY[rows].to(device)
-        return ImageBatch(self.low_IAXY[rows].to(device), high_IAXY)
+        high_IAXY = None if self.high_IAXY is None else to_device(self.high_IAXY[rows], device)
+        return ImageBatch(to_device(self.low_IAXY[rows], device), high_IAXY)
 
     def check(self, vision: VisionSpec) -> None:
         """Raise ``SpecError`` unless the towers of ``vision`` take images of these sizes."""
