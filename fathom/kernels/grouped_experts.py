@@ -3,6 +3,8 @@
 ``torch.nn.functional.grouped_mm`` has kernels for bfloat16 on CUDA devices, where the numbers between rows and the
 addresses of tensors are multiples of 16 bytes. In float32 and float16 PyTorch itself copies the offsets to the host and
 runs one product an expert.
+
+X columns of any rows.
 """
 
 from __future__ import annotations

@@ -135,8 +135,7 @@ def _awaited(micro: MicroBatch, device: torch.device, stream: torch.cuda.Stream 
         computing.wait_stream(stream)
         images = micro.images
         copies = [micro.tokens_BT, micro.targets_BT, micro.ends_BT, micro.source_B, *micro.columns.values()]
-        if images is not None:
-            copies += [images.low_IAXY, images.high_IAXY]
+        copies += () if images is None else images.tensors
         for copy in copies:
             if copy is not None:
                 copy.record_stream(computing)

@@ -26,6 +26,11 @@ class ImageBatch:
     low_IAXY: Tensor
     high_IAXY: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What it holds."""
+        return self.low_IAXY, self.high_IAXY
+
     def part(self, rows: slice, device: torch.device) -> ImageBatch:
         """Return some of the images, on a device."""
         high_IAXY = None if self.high_IAXY is None else to_device(self.high_IAXY[rows], device)
