@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import TOKENIZER
+from fathom.checkpoint.sharded.index import index_name
 from fathom.checkpoint.weights import StoredTensor, WeightSource
 from fathom.errors import CheckpointError, SpecError, shortened
+from fathom.files import sha256
 from fathom.logs import listed
 from fathom.model.adapters.adapter import Adapter
 from fathom.model.adapters.attach import adapter_from_state
@@ -53,8 +55,11 @@ class AdapterBase:
 
 
 def _weights_sha256(checkpoint: Path) -> str:
-    files = store.Checkpoint.open(checkpoint, verify=False).manifest["files"]
-    return str(next(files[name]["sha256"] for name in (f"{STEM}.safetensors", "model.safetensors") if name in files))
+    """Return the checksum of a checkpoint's weights; of sharded ones, that of all their files' checksums."""
+    opened = store.Checkpoint.open(checkpoint, verify=False)
+    files = opened.tensor_files(STEM) or opened.tensor_files("model") or ["model.safetensors"]
+    found = [opened.sha256(name) for name in files]
+    return found[0] if len(found) == 1 else sha256("\n".join(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,8 @@ class AdapterCheckpoint:
     @staticmethod
     def is_one(directory: Path) -> bool:
         """Whether a checkpoint holds an adapter in place of a model."""
-        return (directory / f"{STEM}.safetensors").is_file() and (directory / store.MANIFEST).is_file()
+        names = (f"{STEM}.safetensors", index_name(STEM))
+        return any((directory / name).is_file() for name in names) and (directory / store.MANIFEST).is_file()
 
     @classmethod
     def open(cls, path: Path) -> AdapterCheckpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from fathom.checkpoint import store
 from fathom.checkpoint.hf.files import GENERATION, TOKENIZER, TOKENIZER_FILES, read_json
 from fathom.checkpoint.names import current_layout
 from fathom.checkpoint.names.promised import check_promised_layers
-from fathom.checkpoint.tensorfile import TYPES, TensorFile
+from fathom.checkpoint.sharded.tensors import StoredTensors
+from fathom.checkpoint.tensorfile import TYPES
 from fathom.checkpoint.weights import StoredTensor, Weights
 from fathom.checkpoint.writer import CheckpointWriter
 from fathom.errors import CheckpointError, SpecError
@@ -46,7 +47,7 @@ class FathomCheckpoint:
     path: Path
     spec: ModelSpec
     checkpoint: store.Checkpoint
-    file: TensorFile
+    file: StoredTensors
     tokenizer_directory: Path | None = None
     carried: ExtraConfig | None = None
     stored_eos_ids: frozenset[int] | None = None
@@ -67,7 +68,7 @@ class FathomCheckpoint:
             ends = frozenset(map(int, document["eos_token_ids"])) if "eos_token_ids" in document else None
         except (SpecError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path}: its spec cannot be used ({error}); use a newer Fathom") from None
-        file = TensorFile.open(opened.directory / f"{STEM}.safetensors")
+        file = opened.stored(STEM)
         own = path if (path / TOKENIZER).is_file() else tokenizer_directory
         found = cls(path, spec, opened, file, own, document.get("carried"), ends)
         found._check_promised()
@@ -96,7 +97,7 @@ class FathomCheckpoint:
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors in the order of the state.
 
-        The file's checksum is taken on another thread meanwhile and compared before the last tensor is handed out,
+        The files' checksums are taken on another thread meanwhile and compared before the last tensor is handed out,
         so that a damaged file is never handed out whole.
         """
         names = list(self._names().items())
@@ -225,6 +226,11 @@ def _checked(checkpoint: store.Checkpoint) -> Iterator[Future[None]]:
     left = threading.Event()
     with ThreadPoolExecutor(1, "checksum") as pool:
         try:
-            yield pool.submit(checkpoint.verify, f"{STEM}.safetensors", left.is_set)
+            yield pool.submit(_verify, checkpoint, left.is_set)
         finally:
             left.set()
+
+
+def _verify(checkpoint: store.Checkpoint, stop: Callable[[], bool]) -> None:
+    for name in checkpoint.tensor_files(STEM):
+        checkpoint.verify(name, stop)

@@ -2,6 +2,9 @@
 
     DIRECTORY/
     ├── STEM.safetensors   tensors, one file per stem
+    │   or, where several processes saved (``fathom.checkpoint.sharded``), what each wrote, and where it belongs:
+    ├── STEM-RRRRR-of-WWWWW.safetensors
+    ├── STEM.index.json
     ├── STEM.json          documents, one file per stem
     ├── tokenizer.json     and what else belongs to a tokenizer, as it came
     └── manifest.json      format version, size and SHA-256 of every other file, aliases of shared tensors
@@ -24,9 +27,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fathom.checkpoint.writer import FORMAT, VERSION, CheckpointWriter
+from fathom.checkpoint.damaged import damaged
+from fathom.checkpoint.sharded.index import index_name, stem_files, stem_of
+from fathom.checkpoint.sharded.tensors import LazyTensors, ShardedTensors, StoredTensors
+from fathom.checkpoint.tensorfile import TensorFile
+from fathom.checkpoint.writer import FORMAT, NEWEST, CheckpointWriter
 from fathom.checkpoint.writer import MANIFEST as MANIFEST
-from fathom.errors import CheckpointError, shortened
+from fathom.errors import CheckpointError
 from fathom.files import file_sha256, publish_directory, read_text, remove_directory, remove_leftovers, write_json
 
 CHECKPOINTS = "checkpoints"
@@ -56,9 +63,7 @@ def save(
         ResourceError: the disk is full or refuses; the temporary is removed and what was published before stays.
         CheckpointError: a stem is not a plain file name, or a document is no JSON value.
     """
-    for stem in (*tensors, *documents):
-        if not _STEM.fullmatch(stem) or stem == Path(MANIFEST).stem:
-            raise CheckpointError(f"{directory}: file stem {stem!r} cannot be used; use letters, digits, - _ and .")
+    check_stems((*tensors, *documents), directory)
     with atomic_checkpoint(directory) as draft:
         for stem, document in documents.items():
             draft.document(stem, document)
@@ -67,6 +72,13 @@ def save(
         for path in files:
             draft.copy(path)
     return directory
+
+
+def check_stems(stems: Iterable[str], directory: Path) -> None:
+    """Raise ``CheckpointError`` where a stem cannot be part of a file's name, or is one that the store needs."""
+    for stem in stems:
+        if not _STEM.fullmatch(stem) or stem == Path(MANIFEST).stem or stem.endswith(".index"):
+            raise CheckpointError(f"{directory}: file stem {stem!r} cannot be used; use letters, digits, - _ and .")
 
 
 @contextmanager
@@ -102,17 +114,40 @@ class Checkpoint:
             _check_file(directory / name, entry, verify)
         return cls(directory, manifest)
 
-    def tensors(self, stem: str, *, device: str = "cpu") -> dict[str, Tensor]:
-        """Return the tensors of ``STEM.safetensors`` by name; names that were one memory are one tensor again."""
+    def tensors(self, stem: str, *, device: str = "cpu") -> Mapping[str, Tensor]:
+        """Return the tensors of a stem by name; names that were one memory are one tensor again.
+
+        Those of a sharded one are assembled when they are asked for, each time anew, and none is held.
+        """
+        if self._is_sharded(stem):
+            return LazyTensors(self.stored(stem), self.aliases(stem), device)
         path = self._path(f"{stem}.safetensors")
         try:
             loaded: dict[str, Tensor] = load_file(path, device=device)
         except (OSError, SafetensorError) as error:
-            raise _damaged(path, f"cannot be read ({error})") from error
+            raise damaged(path, f"cannot be read ({error})") from error
         try:
             return loaded | {name: loaded[original] for name, original in self.aliases(stem).items()}
         except KeyError as error:
-            raise _damaged(self.directory / MANIFEST, f"has aliases of no tensor ({error})") from None
+            raise damaged(self.directory / MANIFEST, f"has aliases of no tensor ({error})") from None
+
+    def stored(self, stem: str) -> StoredTensors:
+        """Return the tensors of a stem whose headers were read, to be read one by one; aliases are not among them.
+
+        Raises:
+            CheckpointError: there are none, or a header or the index is damaged.
+        """
+        if self._is_sharded(stem):
+            return ShardedTensors.open(self._path(index_name(stem)), self.manifest["files"])
+        return TensorFile.open(self._path(f"{stem}.safetensors"))
+
+    def tensor_files(self, stem: str) -> list[str]:
+        """Return the names of all files that hold the tensors of a stem; none where there are no such tensors."""
+        return stem_files(self.manifest["files"], stem)
+
+    def stems(self) -> set[str]:
+        """Return the stems of all tensors."""
+        return {stem for name in self.manifest["files"] if (stem := stem_of(name)) is not None}
 
     def document(self, stem: str) -> Any:
         """Return what ``STEM.json`` holds."""
@@ -120,7 +155,7 @@ class Checkpoint:
         try:
             return json.loads(read_text(path, _LARGEST_DOCUMENT))
         except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(path, f"cannot be read ({error})") from error
+            raise damaged(path, f"cannot be read ({error})") from error
 
     def verify(self, name: str, stop: Callable[[], bool] = lambda: False) -> None:
         """Compare one file with its checksum; ``CheckpointError`` where it differs. ``stop`` ends it early."""
@@ -128,14 +163,22 @@ class Checkpoint:
         try:
             found = file_sha256(path, stop)
         except OSError as error:
-            raise _damaged(path, f"cannot be read ({error})") from error
+            raise damaged(path, f"cannot be read ({error})") from error
         if not stop() and found != self.manifest["files"][name]["sha256"]:
-            raise _damaged(path, "has the wrong SHA-256")
+            raise damaged(path, "has the wrong SHA-256")
+
+    def sha256(self, name: str) -> str:
+        """Return the checksum that a file has according to the manifest."""
+        self._path(name)
+        return str(self.manifest["files"][name]["sha256"])
 
     def aliases(self, stem: str) -> Mapping[str, str]:
-        """Return which names of ``STEM.safetensors`` stand for others."""
+        """Return which names of a stem's tensors stand for others."""
         found: Mapping[str, str] = self.manifest.get("aliases", {}).get(f"{stem}.safetensors", {})
         return found
+
+    def _is_sharded(self, stem: str) -> bool:
+        return index_name(stem) in self.manifest["files"]
 
     def _path(self, name: str) -> Path:
         if name not in self.manifest["files"]:
@@ -178,21 +221,24 @@ def prune(root: Path, keep: int) -> None:
 
 
 def drop_tensors(directory: Path, stem: str) -> None:
-    """Take ``STEM.safetensors`` out of a checkpoint, if it is there.
+    """Take the tensors of a stem out of a checkpoint, if they are there.
 
-    The manifest is replaced before the file goes: a process killed in between leaves a checkpoint that is complete
-    without it.
+    The manifest is replaced before the files go: a process killed in between leaves a checkpoint that is complete
+    without them.
 
     Raises:
         CheckpointError: there is no checkpoint, or its manifest is damaged.
         ResourceError: the disk refuses; the checkpoint is as it was.
     """
-    manifest, name = _read_manifest(directory), f"{stem}.safetensors"
-    if manifest["files"].pop(name, None) is not None:
-        manifest.get("aliases", {}).pop(name, None)
+    manifest = _read_manifest(directory)
+    names = stem_files(manifest["files"], stem)
+    if names:
+        manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name not in names}
+        manifest.get("aliases", {}).pop(f"{stem}.safetensors", None)
         write_json(directory / MANIFEST, manifest)
-    with suppress(OSError):
-        (directory / name).unlink(missing_ok=True)
+    for name in stem_files((path.name for path in directory.iterdir()), stem):
+        with suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -204,37 +250,30 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_text(path, _LARGEST_DOCUMENT))
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
+        raise damaged(path, f"cannot be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a {FORMAT} manifest; check the path")
     version = manifest.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise CheckpointError(f"{path}: format version {version}, this Fathom reads up to {VERSION}; upgrade fathom-lm")
+    if not isinstance(version, int) or version > NEWEST:
+        raise CheckpointError(f"{path}: format version {version}, this Fathom reads up to {NEWEST}; upgrade fathom-lm")
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_STEM.fullmatch(name) for name in files):
-        raise _damaged(path, "lists no files, or files outside its directory")
+        raise damaged(path, "lists no files, or files outside its directory")
     if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()):
-        raise _damaged(path, "has no size or SHA-256 of a file")
+        raise damaged(path, "has no size or SHA-256 of a file")
     aliases = manifest.get("aliases", {})
     if not isinstance(aliases, dict) or not all(isinstance(names, dict) for names in aliases.values()):
-        raise _damaged(path, "has aliases that are no table")
+        raise damaged(path, "has aliases that are no table")
     if not all(isinstance(original, str) for names in aliases.values() for original in names.values()):
-        raise _damaged(path, "has aliases that are no names")
+        raise damaged(path, "has aliases that are no names")
     return manifest
 
 
 def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
     if not path.is_file():
-        raise _damaged(path, "is missing")
+        raise damaged(path, "is missing")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        raise _damaged(path, f"has {size} bytes instead of {entry['bytes']}")
+        raise damaged(path, f"has {size} bytes instead of {entry['bytes']}")
     if verify and file_sha256(path) != entry["sha256"]:
-        raise _damaged(path, "has the wrong SHA-256")
-
-
-def _damaged(path: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: {shortened(problem)}; restore the file, or delete {path.parent} to continue from an earlier "
-        "checkpoint"
-    )
+        raise damaged(path, "has the wrong SHA-256")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fathom.checkpoint.allocation import empty_cpu_tensor
+from fathom.checkpoint.regions import is_inside, read_region, tensor_bytes
 from fathom.checkpoint.weights import StoredTensor
 from fathom.checkpoint.writeback import WritebackFile
 from fathom.errors import CheckpointError
@@ -95,18 +96,30 @@ class TensorFile:
         """Return one tensor in memory of its own; ``CheckpointError`` where the file has shrunk or is gone."""
         entry = self.entries[name]
         tensor = empty_cpu_tensor(entry.shape, TYPES[entry.kind])
-        left = _bytes(tensor)
+        self.read_region(name, (0,) * len(entry.shape), tensor)
+        return tensor
+
+    def read_region(
+        self, name: str, offset: Sequence[int], destination: Tensor, shape: Sequence[int] | None = None
+    ) -> None:
+        """Fill ``destination`` with the box of its shape that begins at ``offset`` of one tensor.
+
+        ``shape`` is another shape of as many elements as which the tensor is seen. Errors are those of ``read``.
+        """
+        entry = self.entries[name]
+        shape = entry.shape if shape is None else shape
+        if math.prod(shape) != math.prod(entry.shape) or not is_inside(shape, offset, destination.shape):
+            box = f"{tuple(destination.shape)} at {tuple(offset)}"
+            raise CheckpointError(f"{self.path}: {name} of shape {entry.shape} has no {box}; ask for a part of it")
         try:
             with FileIO(self.path) as file:
-                file.seek(self.places[name])
-                while left:
-                    count = file.readinto(left)
-                    if not count:
-                        raise _Fault(f"it ends within {name}")
-                    left = left[count:]
+                read_region(file, self.places[name], shape, TYPES[entry.kind], offset, destination)
+        except EOFError:
+            raise CheckpointError(
+                f"{self.path}: cannot be read (it ends within {name}); download the file again"
+            ) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: cannot be read ({error}); download the file again") from error
-        return tensor
 
 
 class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
@@ -137,7 +150,7 @@ class TensorFileWriter(AbstractContextManager["TensorFileWriter"]):
             wanted = self._left[-1] if self._left else "nothing more"
             raise CheckpointError(f"{self.path}: {found} was given where {wanted} was due; give what was announced")
         self._left.pop()
-        data = _bytes(tensor.detach().cpu().contiguous())
+        data = tensor_bytes(tensor.detach().cpu().contiguous())
         self._writeback.write(self._places[name], data)
         return len(data)
 
@@ -263,8 +276,3 @@ def _laid_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[by
         raise CheckpointError(f"a header of {len(text)} bytes is beyond the format's {_LARGEST_HEADER}; use more files")
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: start + place for name, place in places.items()}
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """Return a contiguous tensor's memory."""
-    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -13,12 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fathom.checkpoint.sharded.index import index_name
 from fathom.checkpoint.tensorfile import Entry, TensorFileWriter
 from fathom.errors import CheckpointError
 from fathom.files import file_sha256, json_text
 
 FORMAT = "fathom-checkpoint"
 VERSION = 2
+NEWEST = 3
+"""Version of a checkpoint with sharded tensors."""
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 18
 
@@ -30,6 +33,12 @@ class CheckpointWriter:
         self.folder = folder
         self._files: dict[str, dict[str, Any]] = {}
         self._aliases: dict[str, dict[str, str]] = {}
+        self._version = VERSION
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """Size and SHA-256 of what was written, by name."""
+        return self._files
 
     def document(self, stem: str, content: Any) -> None:
         """Write ``STEM.json``; ``CheckpointError`` where it is no JSON value."""
@@ -49,7 +58,7 @@ class CheckpointWriter:
 
     def tensors(self, stem: str, named: Mapping[str, Tensor]) -> None:
         """Write ``STEM.safetensors``; tensors that are the same memory are written once."""
-        distinct, self._aliases[f"{stem}.safetensors"] = _without_sharing(named)
+        distinct, self._aliases[f"{stem}.safetensors"] = without_sharing(named)
         entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in distinct.items()]
         self.stream(stem, entries, distinct.items())
 
@@ -77,9 +86,20 @@ class CheckpointWriter:
             hasher.advance(size)
             self._files[path.name] = {"bytes": size, "sha256": hasher.result()}
 
+    def sharded(
+        self, stem: str, index: str, aliases: Mapping[str, str], files: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Write the index of tensors that ranks wrote in pieces, and list their files with their sizes and SHA-256."""
+        name = index_name(stem)
+        (self.folder / name).write_text(index, encoding="utf-8")
+        self.add_file(name)
+        self._files |= {piece: dict(entry) for piece, entry in files.items()}
+        self._aliases[f"{stem}.safetensors"] = dict(aliases)
+        self._version = NEWEST
+
     def write_manifest(self) -> None:
         """Write the manifest."""
-        manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, "files": self._files}
+        manifest: dict[str, Any] = {"format": FORMAT, "version": self._version, "files": self._files}
         manifest["aliases"] = {name: same for name, same in self._aliases.items() if same}
         path = self.folder / MANIFEST
         path.write_text(_json(path, manifest), encoding="utf-8")
@@ -141,7 +161,7 @@ def _hashing(path: Path) -> Iterator[StreamingHasher]:
         hasher.close()
 
 
-def _without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def without_sharing(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return distinct tensors and aliases of equal ones; views that merely overlap are kept."""
     distinct: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fathom.checkpoint.fathom_checkpoint import STEM, FathomCheckpoint
@@ -101,8 +100,7 @@ def _token_metadata(source: WeightSource) -> dict[str, Any]:
 def _dropped_files(source: WeightSource) -> list[str]:
     """Name the files of a source that no other format keeps."""
     if isinstance(source, FathomCheckpoint):
-        parts = [name for name in source.checkpoint.manifest["files"] if name.endswith(".safetensors")]
-        more = sorted(Path(name).stem for name in parts if name != f"{STEM}.safetensors")
+        more = sorted(source.checkpoint.stems() - {STEM})
         return [f"left out, for only training needs it: {listed(more)}"] if more else []
     if isinstance(source, HFCheckpoint):
         known = {*TOKENIZER_FILES, SENTENCEPIECE, *_WEIGHTS}

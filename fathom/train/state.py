@@ -110,7 +110,7 @@ def load_state(
 
 def has_optimizer(opened: store.Checkpoint) -> bool:
     """Whether training can go on from a checkpoint."""
-    return f"{OPTIMIZER}.safetensors" in opened.manifest["files"]
+    return bool(opened.tensor_files(OPTIMIZER))
 
 
 def drop_optimizer(root: Path) -> int:

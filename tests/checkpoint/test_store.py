@@ -107,8 +107,8 @@ def test_bad_manifests_are_refused(tmp_path: Path) -> None:
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
 
-    path.write_text(json.dumps(manifest | {"version": 3}))
-    with pytest.raises(CheckpointError, match=r"format version 3, this Fathom reads up to 2; upgrade"):
+    path.write_text(json.dumps(manifest | {"version": 4}))
+    with pytest.raises(CheckpointError, match=r"format version 4, this Fathom reads up to 3; upgrade"):
         store.Checkpoint.open(directory)
     path.write_text(json.dumps(manifest | {"files": {"../secret": {"bytes": 0, "sha256": ""}}}))
     with pytest.raises(CheckpointError, match="outside its directory"):

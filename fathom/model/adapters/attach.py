@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def learned_state(model: Decoder) -> dict[str, Tensor]:
     return {name: state[name] for name in model.adaptation.names}
 
 
-def adapter_from_state(state: dict[str, Tensor], scaling: float) -> Adapter:
+def adapter_from_state(state: Mapping[str, Tensor], scaling: float) -> Adapter:
     """Make an ``Adapter`` of what ``learned_state`` returned for an adapted model."""
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
