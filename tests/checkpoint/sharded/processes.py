@@ -1,7 +1,7 @@
 """Several ranks under gloo: one process that imports torch, and forks.
 
-``python -m tests.checkpoint.sharded.processes MODULE:FUNCTION RANKS FOLDER`` runs ``FUNCTION(rank, folder)`` on every
-rank and ends with the first exit code that is not 0.
+``python -m tests.checkpoint.sharded.processes MODULE:FUNCTION RANKS ROUNDS FOLDER`` runs ``FUNCTION(rank, folder)`` on
+every rank, in a folder of its own for each round, and ends with 1 if any rank failed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,31 @@ TIMEOUT = timedelta(seconds=60)
 
 
 def run_ranks(
-    function: Callable[[int, Path], Any], ranks: int, folder: Path, *, failing: bool = False
+    function: Callable[[int, Path], Any], ranks: int, folder: Path, *, rounds: int = 1, failing: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run a function of a module on ranks and return what they wrote; they succeed unless ``failing``."""
     name = f"{function.__module__}:{function.__name__}"
-    command = [sys.executable, "-m", __name__, name, str(ranks), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    command = [sys.executable, "-m", __name__, name, str(ranks), str(rounds), str(folder)]
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment, cwd=root)
     if not failing:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def main(name: str, ranks: int, folder: Path) -> int:
-    """Fork the ranks and wait for all."""
+def main(name: str, ranks: int, rounds: int, folder: Path) -> int:
+    """Fork the ranks and wait for all, round after round."""
     module, _, function = name.partition(":")
     work = getattr(importlib.import_module(module), function)
-    children = [_fork(work, rank, ranks, folder) for rank in range(ranks)]
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    return next((1 for code in codes if code), 0)
+    failed = False
+    for number in range(rounds):
+        place = folder if rounds == 1 else folder / f"round-{number}"
+        place.mkdir(exist_ok=True)
+        children = [_fork(work, rank, ranks, place) for rank in range(ranks)]
+        codes = [os.waitpid(child, 0)[1] for child in children]
+        failed |= any(codes)
+    return int(failed)
 
 
 def _fork(work: Callable[[int, Path], Any], rank: int, ranks: int, folder: Path) -> int:
@@ -61,4 +67,4 @@ def _fork(work: Callable[[int, Path], Any], rank: int, ranks: int, folder: Path)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))

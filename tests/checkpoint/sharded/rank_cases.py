@@ -121,13 +121,13 @@ def _load(opened: store.Checkpoint, mesh: DeviceMesh, group: Any, number: int) -
         dims: list[Placement] = [Replicate(), *map(Shard, range(tensor.dim()))]
         placements = [dims[(number + len(name) + axis) % len(dims)] for axis in range(mesh.ndim)]
         expected[name] = spread(tensor, mesh, placements)
-    destination = {name: _blank(tensor) for name, tensor in expected.items()}
+    destination = {name: blank(tensor) for name, tensor in expected.items()}
     doubled = spread(whole("cube") * 2, mesh, [Shard(2)] * mesh.ndim)
-    moments = {"cube/exp_avg": _blank(doubled), "cube/step": torch.zeros(())}
+    moments = {"cube/exp_avg": blank(doubled), "cube/step": torch.zeros(())}
     load_sharded(opened, {"model": destination, "optimizer": moments}, group)
     for name, tensor in expected.items():
-        assert torch.equal(_local(destination[name]), _local(tensor)), (number, name)
-    assert torch.equal(_local(moments["cube/exp_avg"]), _local(doubled))
+        assert torch.equal(local_part(destination[name]), local_part(tensor)), (number, name)
+    assert torch.equal(local_part(moments["cube/exp_avg"]), local_part(doubled))
     assert moments["cube/step"] == 7
 
 
@@ -144,13 +144,13 @@ def _one_process_checkpoints(ranks: Ranks, directory: Path) -> None:
         "layers.0.mlp.gate_up_proj.weight": spread(joined.view(2, 6, 5), mesh, [Shard(1)]),
         "copied": spread(whole("copied"), mesh, [Shard(1)]),
     }
-    destination = {name: _blank(tensor) for name, tensor in wanted.items()}
+    destination = {name: blank(tensor) for name, tensor in wanted.items()}
     load_sharded(open_checkpoint(place, ranks.group), {"model": destination}, ranks.group, partial=True)
-    assert all(torch.equal(_local(destination[name]), _local(tensor)) for name, tensor in wanted.items())
-    rows = _blank(spread(whole("copied"), mesh, [Shard(0)]))
+    assert all(torch.equal(local_part(destination[name]), local_part(tensor)) for name, tensor in wanted.items())
+    rows = blank(spread(whole("copied"), mesh, [Shard(0)]))
     with _bytes_read() as count:
         load_sharded(open_checkpoint(place, ranks.group), {"model": {"copied": rows}}, ranks.group, partial=True)
-    assert count[0] == _local(rows).nbytes
+    assert count[0] == local_part(rows).nbytes
 
 
 def _model_for_export(ranks: Ranks, directory: Path) -> None:
@@ -181,10 +181,10 @@ def _fsdp(ranks: Ranks, directory: Path) -> None:
         assert set(read) == set(named)
         for name, tensor in named.items():
             assert torch.equal(read[name], tensor.full_tensor() if isinstance(tensor, DTensor) else tensor), name
-    again = {stem: {name: _blank(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
+    again = {stem: {name: blank(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
     load_sharded(opened, again, ranks.group)
     for stem, named in tensors.items():
-        assert all(torch.equal(_local(again[stem][name]), _local(tensor)) for name, tensor in named.items())
+        assert all(torch.equal(local_part(again[stem][name]), local_part(tensor)) for name, tensor in named.items())
 
 
 def _staging(ranks: Ranks, directory: Path) -> None:
@@ -196,7 +196,7 @@ def _staging(ranks: Ranks, directory: Path) -> None:
         assert saver.save(place, tensors=tensors, published=seen.append, wait=False) == place
         before = {key: buffer.data_ptr() for key, buffer in saver._staging._buffers.items()}
         for tensor in tensors["model"].values():
-            _local(tensor).zero_()
+            local_part(tensor).zero_()
     assert saver.wait() == place
     assert saver.wait() is None
     assert before == {key: buffer.data_ptr() for key, buffer in saver._staging._buffers.items()}
@@ -303,11 +303,11 @@ def _killed(ranks: Ranks, directory: Path) -> None:
         save_sharded(directory.with_name("step-00000009"), tensors=tensors, group=ranks.group)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _blank(tensor: Tensor) -> Tensor:
+def blank(tensor: Tensor) -> Tensor:
     """Return a tensor of the same layout, filled with what is in no test's tensor."""
     return torch.zeros_like(tensor) if tensor.dtype == torch.bool else torch.full_like(tensor, 101)
 

@@ -16,7 +16,7 @@ from fathom.checkpoint.fathom_checkpoint import FathomCheckpoint
 from fathom.checkpoint.sharded.loading import load_sharded, open_checkpoint
 from fathom.errors import CheckpointError
 from fathom.files import file_sha256
-from tests.checkpoint.sharded import rank_cases
+from tests.checkpoint.sharded import rank_cases, rank_rounds
 from tests.checkpoint.sharded.processes import run_ranks
 from tests.checkpoint.test_fathom_checkpoint import SPEC, state
 
@@ -182,3 +182,23 @@ def test_a_missing_index_or_piece_is_named(copy: Path) -> None:
     (copy / "model.index.json").unlink()
     with pytest.raises(CheckpointError, match=r"model\.index\.json: is missing; restore"):
         store.Checkpoint.open(copy, verify=False)
+
+
+@pytest.mark.slow
+def test_any_layout_is_loaded_in_any_other(tmp_path: Path) -> None:
+    run_ranks(rank_rounds.random_layouts, 4, tmp_path)
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_moments_lose_nothing_that_was_published(tmp_path: Path) -> None:
+    done = run_ranks(rank_rounds.killed, 4, tmp_path, rounds=rank_rounds.ROUNDS, failing=True)
+    for number in range(rank_rounds.ROUNDS):
+        alive = sorted(path.name for path in (tmp_path / f"round-{number}").glob("*.done"))
+        assert alive == [f"rank-{rank}.done" for rank in range(4) if rank != number % 4], done.stderr
+    saved = tmp_path / "saved"
+    store.prune(saved, 1)
+    (left,) = saved.iterdir()
+    opened = store.Checkpoint.open(left)
+    step = opened.document("state")["step"]
+    assert step >= rank_rounds.ROUNDS
+    assert torch.equal(opened.tensors("model")["cube"], rank_cases.whole("cube", step))
