@@ -119,17 +119,22 @@ class Checkpoint:
 
         Those of a sharded one are assembled when they are asked for, each time anew, and none is held.
         """
+        aliases = self.aliases(stem)
+        found: Mapping[str, Tensor]
         if self._is_sharded(stem):
-            return LazyTensors(self.stored(stem), self.aliases(stem), device)
-        path = self._path(f"{stem}.safetensors")
-        try:
-            loaded: dict[str, Tensor] = load_file(path, device=device)
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, f"cannot be read ({error})") from error
-        try:
-            return loaded | {name: loaded[original] for name, original in self.aliases(stem).items()}
-        except KeyError as error:
-            raise damaged(self.directory / MANIFEST, f"has aliases of no tensor ({error})") from None
+            found = LazyTensors(self.stored(stem), aliases, device)
+        else:
+            path = self._path(f"{stem}.safetensors")
+            try:
+                found = load_file(path, device=device)
+            except (OSError, SafetensorError) as error:
+                raise damaged(path, f"cannot be read ({error})") from error
+        absent = next((original for original in aliases.values() if original not in found), None)
+        if absent is not None:
+            raise damaged(self.directory / MANIFEST, f"has aliases of no tensor ({absent!r})")
+        return (
+            found if isinstance(found, LazyTensors) else {**found, **{name: found[of] for name, of in aliases.items()}}
+        )
 
     def stored(self, stem: str) -> StoredTensors:
         """Return the tensors of a stem whose headers were read, to be read one by one; aliases are not among them.

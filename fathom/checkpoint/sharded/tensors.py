@@ -36,20 +36,27 @@ class ShardedTensors:
 
     def read(self, name: str) -> Tensor:
         """Assemble one tensor in memory of its own."""
-        entry = self.entries[name]
+        entry, pieces = self.entries[name], self.index.pieces[name]
+        files = [self._holding(name, piece) for piece in pieces]  # before memory is taken for what they promise
         tensor = empty_cpu_tensor(entry.shape, TYPES[entry.kind])
-        for piece in self.index.pieces[name]:
-            self.read_piece(name, piece, (0,) * len(piece.shape), narrowed(tensor, piece.offset, piece.shape))
+        for file, piece in zip(files, pieces, strict=True):
+            destination = narrowed(tensor, piece.offset, piece.shape)
+            file.read_region(piece_name(name, piece.offset), (0,) * len(piece.shape), destination)
         return tensor
 
     def read_piece(self, name: str, piece: StoredPiece, offset: Sequence[int], destination: Tensor) -> None:
         """Fill ``destination`` with the box of its shape that begins at ``offset`` of a piece."""
-        key, file = piece_name(name, piece.offset), self._file(piece.file)
+        self._holding(name, piece).read_region(piece_name(name, piece.offset), offset, destination)
+
+    def _holding(self, name: str, piece: StoredPiece) -> TensorFile:
+        """Return the file of a piece, whose header says the same of it as the index."""
+        key, kind = piece_name(name, piece.offset), self.entries[name].kind
+        file = self._file(piece.file)
         entry = file.entries.get(key)
-        if entry is None or (entry.shape, entry.kind) != (piece.shape, self.entries[name].kind):
+        if entry is None or (entry.shape, entry.kind) != (piece.shape, kind):
             found = "is missing" if entry is None else f"is {entry.kind} {entry.shape}"
-            raise damaged(file.path, f"{key} {found} where its index promises {self.entries[name].kind} {piece.shape}")
-        file.read_region(key, offset, destination)
+            raise damaged(file.path, f"{key} {found} where its index promises {kind} {piece.shape}")
+        return file
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._files:

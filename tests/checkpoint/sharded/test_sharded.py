@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fathom.files import file_sha256
 from tests.checkpoint.sharded import rank_cases, rank_rounds
 from tests.checkpoint.sharded.processes import run_ranks
 from tests.checkpoint.test_fathom_checkpoint import SPEC, state
+from tests.fuzz.json_damage import damage
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +204,21 @@ def test_ranks_killed_at_random_moments_lose_nothing_that_was_published(tmp_path
     step = opened.document("state")["step"]
     assert step >= rank_rounds.ROUNDS
     assert torch.equal(opened.tensors("model")["cube"], rank_cases.whole("cube", step))
+
+
+def test_an_index_damaged_in_any_way_is_refused_or_read(copy: Path) -> None:
+    sound, drawn = json.loads((copy / "model.index.json").read_text()), random.Random(5)
+    refused = 0
+    for _ in range(150):
+        broken = damage(sound, drawn)
+        rewrite(copy, "model.index.json", lambda document, broken=broken: replace_with(document, broken))
+        try:
+            dict(store.Checkpoint.open(copy, verify=False).tensors("model"))
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
+
+
+def replace_with(document: dict[str, Any], other: Any) -> None:
+    document.clear()
+    document.update(other if isinstance(other, dict) else {"other": other})
