@@ -8,6 +8,7 @@ from __future__ import annotations
 from fathom.kernels.attention import attention, attention_with_lse, merge_attention
 from fathom.kernels.bits import pack_11, unpack_11
 from fathom.kernels.cross_entropy import linear_cross_entropy, linear_token_loss, mean_linear_cross_entropy
+from fathom.kernels.device_attention import packed_attention, takes_packed_attention
 from fathom.kernels.elementwise import rms_norm, rotate, swiglu
 from fathom.kernels.entropy import linear_entropy
 from fathom.kernels.experts import grouped_swiglu
@@ -36,6 +37,7 @@ __all__ = [
     "mean_linear_cross_entropy",
     "merge_attention",
     "pack_11",
+    "packed_attention",
     "packed_rows",
     "quantized_grouped_swiglu",
     "quantized_linear",
@@ -44,6 +46,7 @@ __all__ = [
     "shared_prefix_attention",
     "swiglu",
     "swiglu_linear",
+    "takes_packed_attention",
     "trains_latent_attention",
     "unpack_11",
 ]

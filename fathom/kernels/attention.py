@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.kernels import reference
+from fathom.kernels.device_attention import device_attention
 from fathom.kernels.tensors import needs_grad
 
 
@@ -21,7 +22,7 @@ def attention(
     ``mask_B1TS`` is True where a query may attend; ``causal`` lets query t attend to keys 0 to S - T + t: the queries
     are the last of the keys. On a CPU the fused kernel requires keys and values of one width, so narrower values are
     padded with zeros: the scores are never materialised. One query per head reads every key once for its whole group
-    instead of a copy for every head.
+    instead of a copy for every head. What a GPU computes differently is in ``device_attention``.
     """
     heads, kv_heads, tokens, keys = q_BHTW.shape[1], k_BGSW.shape[1], q_BHTW.shape[2], k_BGSW.shape[2]
     if causal and tokens < keys:
@@ -29,6 +30,8 @@ def attention(
             return _chunk_attention(q_BHTW, k_BGSW, v_BGSU, scale)
         mask_B1TS = torch.ones(1, 1, tokens, keys, dtype=torch.bool, device=q_BHTW.device).tril(keys - tokens)
         causal = False
+    if q_BHTW.device.type not in ("cpu", "mps"):
+        return device_attention(q_BHTW, k_BGSW, v_BGSU, mask_B1TS=mask_B1TS, causal=causal, scale=scale)
     width, v_BGSU = v_BGSU.shape[-1], _padded_values(k_BGSW, v_BGSU)
     if tokens == 1 and heads != kv_heads:
         q_BGJW = q_BHTW.reshape(q_BHTW.shape[0], kv_heads, heads // kv_heads, -1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,20 @@ def needs_grad(*tensors: Tensor) -> bool:
 def autocasts(device_type: str) -> bool:
     """Whether autocast is on for a kind of device; never for those that PyTorch has none for, such as meta."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 products of CUDA devices without TF32."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:

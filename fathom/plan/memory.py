@@ -10,6 +10,7 @@ from fathom.plan.count import count_parameters
 from fathom.plan.lora import lora_parameters, matrices
 from fathom.spec import GroupedQueryAttention, ModelSpec, check
 from fathom.spec.adapter import BaseFormat, LoraSpec
+from fathom.spec.train import AdamWSpec
 
 _BYTES: Mapping[BaseFormat, float] = MappingProxyType({"none": 4.0, "int8": 1.0, "int4": 0.625})
 """Bytes of a frozen weight: int4 has a scale and a zero point in bfloat16 for every 32."""
@@ -17,7 +18,7 @@ _BYTES: Mapping[BaseFormat, float] = MappingProxyType({"none": 4.0, "int8": 1.0,
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Bytes of one training process. ``activations`` is an estimate; the others are exact."""
+    """Bytes of one training process. ``activations`` is an estimate, Muon's ``optimizer`` a bound; others are exact."""
 
     parameters: int
     gradients: int
@@ -39,8 +40,12 @@ def training_memory(
     loss_chunk_tokens: int = 1024,
     activation_checkpointing: bool = False,
     adapter: LoraSpec | None = None,
+    optimizer: AdamWSpec | None = None,
 ) -> TrainingMemory:
-    """Estimate the memory of one micro-batch of ``tokens`` tokens with float32 weights, gradients and Adam moments.
+    """Estimate the memory of one micro-batch of ``tokens`` tokens with float32 weights and gradients.
+
+    The moments are those of ``optimizer``, AdamW's in float32 where none is given; Muon's matrices are counted as
+    AdamW's, at most twice what they take.
 
     With an ``adapter`` only its parameters have gradients and moments; ``quantize_base`` keeps the matrices of the base
     in 8 bits, or in 5 with the scales of int4. Activations are counted as without it.
@@ -65,7 +70,7 @@ def training_memory(
     return TrainingMemory(
         parameters=parameters,
         gradients=learned,
-        optimizer=2 * learned,
+        optimizer=learned if optimizer is not None and optimizer.state_dtype == "bfloat16" else 2 * learned,
         activations=kept * tokens * activation_bytes,
         logits=2 * 4 * min(tokens, loss_chunk_tokens) * spec.vocab_size,
     )

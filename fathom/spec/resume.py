@@ -28,6 +28,8 @@ Effect = Literal["cadence", "rounding", "growth", "learning", "fixed"]
 
 _UPDATE: Mapping[str, Effect] = {
     "optimizer": "learning",
+    "optimizer.state_dtype": "rounding",
+    "optimizer.muon": "fixed",
     "schedule": "learning",
     "max_grad_norm": "learning",
     "mtp_loss_weight": "learning",

@@ -13,7 +13,24 @@ from fathom.spec.adapter import LoraSpec
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens of a micro-batch at most where nothing else is said."""
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+_HIGHEST_NARROW_BETA = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MuonSpec:
+    """Muon (Jordan 2024), scaled to AdamW's updates (Liu et al. 2025): the matrices of hidden layers move by their
+    momentum, orthogonalised; embedding, head, norms, biases, routers and vision towers stay with AdamW.
+    """
+
+    momentum: float = 0.95
+    """Decay of the running mean of gradients."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations of each step."""
+
+    def __post_init__(self) -> None:
+        check.fraction("momentum", self.momentum)
+        check.count("ns_steps", self.ns_steps, 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +61,19 @@ class AdamWSpec:
 
     Paper: 0.1 (V2 §3.1.2)
     """
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What running means are kept in; bfloat16 halves their memory and their part of checkpoints.
+
+    Paper: bfloat16 (V3 §3.3.3)
+    """
+    muon: MuonSpec | None = None
+    """Muon for the matrices of hidden layers, at the same lr and weight_decay; left out, AdamW trains everything."""
 
     def __post_init__(self) -> None:
+        check.one_of("state_dtype", self.state_dtype, ("float32", "bfloat16"))
+        if self.state_dtype == "bfloat16" and self.beta2 > _HIGHEST_NARROW_BETA:
+            problem = f"bfloat16 would round away the changes of a mean that decays by {self.beta2}"
+            raise SpecError("state_dtype", problem, f"lower beta2 to {_HIGHEST_NARROW_BETA} or less, or use float32")
         check.positive("lr", self.lr)
         check.fraction("beta1", self.beta1)
         check.fraction("beta2", self.beta2)
@@ -274,7 +302,8 @@ class UpdateSpec:
     """
     precision: Precision = "auto"
     """float32, or bfloat16 autocast; auto is bfloat16 on a GPU, and on a CPU where it was measured to be faster (fathom
-    doctor says so; never where a model learns from its own answers), else float32.
+    doctor says so; never where a model learns from its own answers), else float32. tf32 is float32 whose factors an
+    NVIDIA GPU rounds to 10 bits, except routers'.
     """
     activation_checkpointing: bool = False
     """Whether layers are computed again in the backward pass, which takes time and saves memory."""
@@ -309,12 +338,14 @@ class UpdateSpec:
     """Decides the order of the data and all that is drawn at random."""
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.optimizer.muon is not None:
+            raise SpecError("optimizer.muon", "trains whole matrices, not an adapter's", "leave muon or adapter out")
         if self.adapter is not None and self.frozen:
             raise SpecError("frozen", "goes with no adapter, which freezes all weights", "leave it out; name targets")
         for name in ("max_grad_norm", "loss_chunk_tokens", "log_every_steps"):
             check.positive(name, getattr(self, name))
         check.not_negative("mtp_loss_weight", self.mtp_loss_weight)
-        check.one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check.one_of("precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
         if self.evaluate_every_steps is not None:
             check.positive("evaluate_every_steps", self.evaluate_every_steps)
 

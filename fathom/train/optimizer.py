@@ -1,4 +1,4 @@
-"""AdamW over a decoder's parameters, its state by parameter name, and gradient clipping.
+"""The optimizer of a decoder's parameters, its state by parameter name, and gradient clipping.
 
 Weight decay applies to matrices (every parameter of two or more dimensions that is no bias: projections, experts,
 embedding, router) and not to norms and biases. The papers give 0.1 and do not say which tensors; this is customary.
@@ -12,31 +12,50 @@ import torch
 from torch import Tensor, nn
 
 from fathom.checkpoint.names import current_layout
-from fathom.errors import CheckpointError
+from fathom.errors import CheckpointError, SpecError
 from fathom.spec.train import AdamWSpec
+from fathom.train.muon import MuonAdamW
+from fathom.train.narrow_adamw import NarrowAdamW
 
 _FUSED = ("cpu", "cuda", "mps")
-_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+_ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+_MUON_FIELDS = ("momentum_buffer",)
+_NOT_HIDDEN = ("embed_tokens.", "lm_head.", "vision.")
+_ROUTER = (".gate.weight", ".gate.noise_weight")
 
 
-def make_optimizer(model: nn.Module, spec: AdamWSpec) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only, fused into one pass over memory where the device allows."""
+def make_optimizer(model: nn.Module, spec: AdamWSpec) -> torch.optim.AdamW | MuonAdamW:
+    """AdamW with decay on matrices only, fused into one pass over memory where the device allows.
+
+    With ``spec.muon`` the matrices of hidden layers are Muon's, see ``MuonAdamW``; moments in bfloat16 are never fused.
+    """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrices = {name for name, p in named if p.dim() >= 2 and not name.endswith("bias")}
+    hidden = {name for name in matrices if _is_hidden(name)} if spec.muon is not None else set()
     groups = [
-        {"params": [p for name, p in named if name in matrices], "weight_decay": spec.weight_decay},
+        {"params": [p for name, p in named if name in matrices - hidden], "weight_decay": spec.weight_decay},
         {"params": [p for name, p in named if name not in matrices], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=spec.lr,
-        betas=(spec.beta1, spec.beta2),
-        eps=spec.eps,
-        fused=all(parameter.device.type in _FUSED for _, parameter in named),
-    )
+    others, betas = [group for group in groups if group["params"]], (spec.beta1, spec.beta2)
+    if spec.muon is not None and not (others and hidden):
+        raise SpecError("optimizer.muon", "finds no matrices of hidden layers beside others to train", "leave it out")
+    adamw: torch.optim.AdamW
+    if spec.state_dtype == "bfloat16":
+        adamw = NarrowAdamW(others, lr=spec.lr, betas=betas, eps=spec.eps)
+    else:
+        fused = all(parameter.device.type in _FUSED for _, parameter in named)
+        adamw = torch.optim.AdamW(others, lr=spec.lr, betas=betas, eps=spec.eps, fused=fused)
+    if spec.muon is None:
+        return adamw
+    return MuonAdamW([p for name, p in named if name in hidden], adamw, spec, spec.muon)
 
 
-def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+def _is_hidden(name: str) -> bool:
+    """Whether a matrix belongs to a hidden layer and is no router."""
+    return not any(part in name for part in _NOT_HIDDEN) and not name.endswith(_ROUTER)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use ``rate`` for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -54,31 +73,33 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float, norm: Tensor) 
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """The optimizer's state as ``PARAMETER/exp_avg``, ``/exp_avg_sq`` and ``/step``.
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``PARAMETER/exp_avg``, ``/exp_avg_sq`` and ``/step``, or ``/momentum_buffer`` of Muon.
 
     A parameter that never had a gradient has none.
     """
     return {
-        f"{name}/{field}": optimizer.state[parameter][field]
+        f"{name}/{field}": value
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for field in _FIELDS
+        for field, value in optimizer.state[parameter].items()
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` returned, as copies on each parameter's device.
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` returned, as copies on each parameter's device and in the optimizer's dtype.
 
     Raises:
         CheckpointError: a tensor is missing, belongs to no parameter, or has another shape.
     """
     tensors = {name: current_layout(name, tensor) for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
+    by_muon = {id(p) for group in optimizer.param_groups if group.get("muon") for p in group["params"]}
+    fields = {name: _MUON_FIELDS if id(p) in by_muon else _ADAMW_FIELDS for name, p in parameters.items()}
     owners = {name.rpartition("/")[0] for name in tensors}
     problems = [f"{owner} is no parameter of the model" for owner in sorted(owners - set(parameters))]
     for owner in sorted(owners & set(parameters)):
-        for field in _FIELDS:
+        for field in fields[owner]:
             tensor, shape = tensors.get(f"{owner}/{field}"), parameters[owner].shape if field != "step" else ()
             if tensor is None:
                 problems.append(f"{owner}/{field} is missing")
@@ -86,11 +107,15 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tenso
                 problems.append(f"{owner}/{field} has shape {tuple(tensor.shape)} instead of {tuple(shape)}")
     if problems:
         raise CheckpointError(f"optimizer state: {'; '.join(problems)}; use the checkpoint of this very model")
-    on_device = {id(p) for group in optimizer.param_groups if group["fused"] for p in group["params"]}
+    fused = {id(p) for group in optimizer.param_groups if group["fused"] for p in group["params"]}
+    narrow = isinstance(optimizer, NarrowAdamW) or (isinstance(optimizer, MuonAdamW) and optimizer.is_narrow)
     for owner in owners:
         parameter = parameters[owner]
-        step_device = parameter.device if id(parameter) in on_device else torch.device("cpu")
+        dtype = torch.bfloat16 if narrow else parameter.dtype
+        step_device = parameter.device if id(parameter) in fused else torch.device("cpu")
         optimizer.state[parameter] = {
-            field: tensors[f"{owner}/{field}"].to(step_device if field == "step" else parameter.device, copy=True)
-            for field in _FIELDS
+            field: tensors[f"{owner}/{field}"].to(step_device, copy=True)
+            if field == "step"
+            else tensors[f"{owner}/{field}"].to(parameter.device, dtype, copy=True)
+            for field in fields[owner]
         }

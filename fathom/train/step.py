@@ -1,4 +1,4 @@
-"""One optimizer step: gradients over micro-batches, then clip, AdamW and the routers' bias.
+"""One optimizer step: gradients over micro-batches, then clip, the optimizer and the routers' bias.
 
 X sources.
 """
@@ -44,7 +44,7 @@ class StepRunner:
     def __init__(
         self,
         model: Decoder,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         spec: UpdateSpec,
         *,
         sources: int = 0,
@@ -61,6 +61,8 @@ class StepRunner:
         self.objective = objective if objective is not None else LanguageModelling(spec.loss_chunk_tokens)
         self.device = model.device
         self.dtype = resolve_precision(spec, self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         named = [(name, module) for name, module in model.named_modules() if isinstance(module, Router)]
         self.layer_names = [name.removesuffix(".mlp.gate") for name, _ in named]
@@ -111,7 +113,7 @@ class StepRunner:
         return self._gradients(sums, observe)
 
     def apply(self, gradients: Gradients, rate: float) -> None:
-        """Clip, take AdamW's step at ``rate``, move the routers' biases by the whole batch's load, free gradients."""
+        """Clip, take a step at ``rate``, move the routers' biases by the whole batch's load, free gradients."""
         if gradients.norm_value > self.spec.max_grad_norm:
             optim.clip_gradients(self.parameters, self.spec.max_grad_norm, gradients.norm)
         optim.set_learning_rate(self.optimizer, rate)

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fathom.checkpoint import store
 from fathom.checkpoint.writer import MANIFEST
 from fathom.errors import CheckpointError
 from fathom.spec import ModelSpec
-from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, TrainSpec
+from fathom.spec.train import AdamWSpec, BatchSpec, Checkpointing, Constant, MuonSpec, TrainSpec
 from fathom.train import Trainer
 from fathom.train.metrics import read_changes, read_json_lines
 from tests.recording_progress import RecordingProgress, Update
@@ -51,6 +52,24 @@ def test_rounding_may_differ_and_is_recorded(half: Path, make_trainer: MakeTrain
     assert [line["step"] for line in read_json_lines(half / "metrics.jsonl")] == [1, 2, 4, 6, 8, 10, 12]
     assert make_trainer(half, train=changed).run(resume=True).steps == 12
     assert len(read_changes(half / "metrics.jsonl")) == 5
+
+
+def test_moments_change_their_dtype_and_muon_stays_bit_for_bit(
+    half: Path, tmp_path_factory: pytest.TempPathFactory, make_trainer: MakeTrainer, train_spec: TrainSpec
+) -> None:
+    narrow = replace(train_spec, optimizer=AdamWSpec(lr=0.01, state_dtype="bfloat16"))
+    assert make_trainer(half, train=narrow).run(resume=True).steps == 12
+    assert {each["field"] for each in read_changes(half / "metrics.jsonl")} == {"total_tokens", "optimizer.state_dtype"}
+    muon = replace(train_spec, optimizer=AdamWSpec(lr=0.01, state_dtype="bfloat16", muon=MuonSpec()))
+    with pytest.raises(CheckpointError, match=r"train\.optimizer\.muon\.momentum was None and is 0\.95"):
+        make_trainer(half, train=muon).run(resume=True, allow_changes=True)
+    whole, parts = (tmp_path_factory.mktemp(name) for name in ("whole", "parts"))
+    make_trainer(whole, train=muon).run()
+    make_trainer(parts, train=replace(muon, total_tokens=train_spec.total_tokens // 2)).run()
+    make_trainer(parts, train=muon).run(resume=True)
+    last = (store.latest(each / store.CHECKPOINTS) for each in (whole, parts))
+    one, two = (store.Checkpoint.open(path).tensors("model") for path in last if path is not None)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_changes_learning_needs_leave(half: Path, make_trainer: MakeTrainer, train_spec: TrainSpec) -> None:

@@ -1,6 +1,6 @@
 """The attention inputs that all layers of a forward pass share: positions, masks and rotary tables.
 
-X = H U; b and t are the sequences and tokens of a group.
+X = H U, Y sequences and one; b and t are the sequences and tokens of a group.
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ class AttentionContext:
 
     def attend(self, q_BTHW: Tensor, k_BTGW: Tensor, v_BTGU: Tensor, scale: float) -> Tensor:
         """Attend without a cache, within each group and to its shared prefix; returns (B, T, H U)."""
-        groups = self.metadata.groups
+        groups, spans = self.metadata.groups, self.metadata.spans
+        if spans is not None and kernels.takes_packed_attention(q_BTHW.flatten(0, 1)):
+            ends_Y = spans.ends_of(q_BTHW.shape[0], q_BTHW.device)
+            out_NHU = kernels.packed_attention(
+                *(x.flatten(0, 1) for x in (q_BTHW, k_BTGW, v_BTGU)),
+                ends_Y=ends_Y,
+                longest=spans.longest,
+                window=spans.window,
+                scale=scale,
+            )
+            return out_NHU.flatten(1).view(*q_BTHW.shape[:2], -1)
         if groups[0].rows is None:
             return _attended(groups[0], (q_BTHW, k_BTGW, v_BTGU), (), scale)
         # Split all groups at once: the gradient is then one copy, not a sum over groups of tensors full of zeros.

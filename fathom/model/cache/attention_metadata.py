@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Protocol
 
 import torch
@@ -55,18 +55,39 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceSpans:
+    """Where sequences begin and end, laid one after another: each attends causally to itself, within ``window``.
+
+    ``ends`` (int32) has one more number than there are sequences, the first being 0; None where all have ``longest``
+    tokens.
+    """
+
+    ends: Tensor | None
+    longest: int
+    window: int | None
+
+    def ends_of(self, sequences: int, device: torch.device) -> Tensor:
+        """Return the ends of this many sequences."""
+        if self.ends is not None:
+            return self.ends
+        return torch.arange(sequences + 1, dtype=torch.int32, device=device) * self.longest
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMetadata:
     """Positions and attention groups of a forward pass.
 
     ``positions_BT`` is (B, T), or (1, T) where all sequences are at the same position. Two fields are for static caches
     only: ``start``, the position that all sequences share, and ``past_slots_S``, the slots of older tokens that are
-    still within a rolling cache's window, oldest first.
+    still within a rolling cache's window, oldest first. ``spans`` describe the same attention as the groups do, for a
+    kernel that takes all sequences at once; only without a cache, and for a GPU.
     """
 
     positions_BT: Tensor
     groups: tuple[AttentionGroup, ...]
     start: int | None = None
     past_slots_S: Tensor | None = None
+    spans: SequenceSpans | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -108,12 +129,11 @@ def causal_metadata(tokens: int, window: int | None, device: torch.device) -> At
     """Return the metadata of sequences of ``tokens`` tokens without a cache: causal, within the sliding window."""
     positions_T = torch.arange(tokens, device=device)
     if window is None or window >= tokens:
-        group = AttentionGroup(tokens, tokens, None, causal=tokens > 1)
-    else:
-        group = AttentionGroup(
-            tokens, tokens, attention_mask(positions_T[None], positions_T[None], window), causal=False
-        )
-    return AttentionMetadata(positions_T[None], (group,), 0)
+        return AttentionMetadata(positions_T[None], (AttentionGroup(tokens, tokens, None, causal=tokens > 1),), 0)
+    mask_1TT = attention_mask(positions_T[None], positions_T[None], window)
+    spans = None if device.type == "cpu" else SequenceSpans(None, tokens, window)
+    group = AttentionGroup(tokens, tokens, mask_1TT, causal=False)
+    return AttentionMetadata(positions_T[None], (group,), 0, spans=spans)
 
 
 def packed_metadata(
@@ -140,7 +160,11 @@ def packed_metadata(
             groups.append(AttentionGroup(length, length, alone.mask_BTS, alone.causal, rows))
         start = rows.stop
     positions_N = torch.cat([torch.arange(prefix, prefix + length) for length, prefix in each])
-    return AttentionMetadata(to_device(positions_N, device)[None], tuple(groups))
+    spans = None
+    if device.type != "cpu" and not any(prefix for _, prefix in each):
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        spans = SequenceSpans(to_device(ends, device), max(lengths), window)
+    return AttentionMetadata(to_device(positions_N, device)[None], tuple(groups), spans=spans)
 
 
 def _shared_prefix_mask(prefix: int, tokens: int, window: int | None, device: torch.device) -> Tensor | None:

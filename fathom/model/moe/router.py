@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import SpecError
-from fathom.kernels.tensors import autocasts
+from fathom.kernels.tensors import autocasts, exact_float32
 from fathom.model import counter_rng as draws
 from fathom.model.moe.context import RoutingContext
 from fathom.model.moe.drop import keep_in_order, keep_within_budget
@@ -129,10 +129,16 @@ class Router(nn.Module):
         return noisy_BTE, Noise(logits_BTE, noisy_BTE, scale_BTE)
 
     def project(self, x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
-        """Logits from the input: a float32 product under autocast and whatever the weight's dtype is."""
+        """Logits from the input: a float32 product under autocast and whatever the weight's dtype is.
+
+        It is exact where TF32 is allowed too, except under torch.compile.
+        """
         device = x_BTD.device.type
         if autocasts(device):
             with torch.autocast(device, enabled=False):
+                return self.project(x_BTD, weight_ED)
+        if device == "cuda" and not torch.compiler.is_compiling():
+            with exact_float32():
                 return F.linear(x_BTD.float(), weight_ED.float())
         return F.linear(x_BTD.float(), weight_ED.float())
 

@@ -208,13 +208,15 @@ class Forecaster:
             loss_chunk_tokens=train.loss_chunk_tokens,
             activation_checkpointing=train.activation_checkpointing,
             adapter=train.adapter,
+            optimizer=train.optimizer,
         )
         learned, checkpointing = memory.gradients, train.checkpoint  # of a checkpoint: all weights, or an adapter's
+        saved = learned + memory.optimizer
         return replace(
             self._with_model(base, spec),
             memory_bytes=memory.total + references * learned,
-            disk_bytes=3 * learned * checkpointing.keep if checkpointing.keep_optimizer else learned,
-            peak_disk_bytes=3 * learned * (checkpointing.keep + 1),
+            disk_bytes=saved * checkpointing.keep if checkpointing.keep_optimizer else learned,
+            peak_disk_bytes=saved * (checkpointing.keep + 1),
         )
 
     def _with_model(self, base: StepForecast, spec: ModelSpec) -> StepForecast:

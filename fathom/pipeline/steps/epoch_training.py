@@ -204,6 +204,7 @@ def longest_example(step: EpochsStep, start: LanguageModel) -> int:
             loss_chunk_tokens=step.train.loss_chunk_tokens,
             activation_checkpointing=step.train.activation_checkpointing,
             adapter=step.train.adapter,
+            optimizer=step.train.optimizer,
         )
         low, high = (middle, high) if needed.total <= usable else (low, middle - 1)
     return low
