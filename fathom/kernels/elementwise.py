@@ -3,7 +3,7 @@
 Each is a function of tensors; without gradients it skips autograd altogether, since the cost of decoding one token is
 mostly the number of operators. Dimensions as in ``reference``.
 
-Z = R / 2 rotated pairs.
+X rows; Z = R / 2 rotated pairs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels import reference
+from fathom.kernels.native import training as native
 from fathom.kernels.tensors import accumulation_dtype, needs_grad
 from fathom.spec.rope import RopeLayout
 
@@ -44,10 +45,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Saves the input and one number per row."""
+    """Saves the input, and one number per row where PyTorch computes it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        if native.takes(x, weight):
+            ctx.save_for_backward(x, weight)
+            return native.rms_norm(x, weight, eps)
         wide = x.to(accumulation_dtype(x))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -58,7 +63,10 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
+        x, weight, *rest = ctx.saved_tensors
+        if not rest:
+            return *native.rms_norm_gradients(x, weight, ctx.eps, grad), None
+        (inverse,) = rest
         wide = accumulation_dtype(x)
         normed, grad = x * inverse, grad.to(wide)
         product = grad * normed
@@ -125,6 +133,53 @@ def swiglu(gate_up: Tensor) -> Tensor:
         return y
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def silu_multiply(gate_up_XF: Tensor, scale_X: Tensor | None, out_XF: Tensor) -> Tensor:
+    """Write silu(gate) * up, times a number for each row, to ``out`` and return it. It has no gradient."""
+    if native.takes(gate_up_XF, out_XF, *_given(scale_X)):
+        native.silu_multiply(gate_up_XF, scale_X, out_XF)
+        return out_XF
+    gate_XF, up_XF = gate_up_XF.chunk(2, dim=1)
+    torch.ops.aten.silu.out(gate_XF, out=out_XF).mul_(up_XF)
+    return out_XF if scale_X is None else out_XF.mul_(scale_X.unsqueeze(1))
+
+
+def silu_multiply_gradients(
+    gate_up_XF: Tensor, scale_X: Tensor | None, slope_XF: Tensor, grad_gate_up_XF: Tensor, grad_scale_X: Tensor | None
+) -> Tensor:
+    """Write the gradients of ``silu_multiply``, whose result's gradient is ``slope``; return that result.
+
+    ``slope`` is overwritten.
+    """
+    if native.takes(gate_up_XF, slope_XF, grad_gate_up_XF, *_given(scale_X, grad_scale_X)):
+        native.silu_multiply_gradients(gate_up_XF, scale_X, slope_XF, grad_gate_up_XF, grad_scale_X)
+        return slope_XF
+    gate_XF, up_XF = gate_up_XF.chunk(2, dim=1)
+    grad_gate_XF, grad_up_XF = grad_gate_up_XF.chunk(2, dim=1)
+    silu_XF = F.silu(gate_XF)
+    hidden_XF = silu_XF * up_XF
+    if grad_scale_X is not None:
+        wide = grad_scale_X.dtype
+        torch.linalg.vecdot(slope_XF.to(wide), hidden_XF.to(wide), out=grad_scale_X)
+    if scale_X is not None:
+        slope_XF.mul_(scale_X.unsqueeze(1))
+        hidden_XF.mul_(scale_X.unsqueeze(1))
+    torch.mul(slope_XF, silu_XF, out=grad_up_XF)
+    torch.ops.aten.silu_backward.grad_input(slope_XF.mul_(up_XF), gate_XF, grad_input=grad_gate_XF)
+    return hidden_XF
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def add_rows(total_ND: Tensor, places_X: Tensor, rows_XD: Tensor) -> None:
+    """Add each row to that of ``total`` whose number is its place, in ``total``'s dtype. It has no gradient."""
+    if native.takes(total_ND, rows_XD):
+        native.add_rows(total_ND, places_X, rows_XD)
+    else:
+        total_ND.index_add_(0, places_X, rows_XD.to(total_ND.dtype))
 
 
 class _SwiGLU(torch.autograd.Function):

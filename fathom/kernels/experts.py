@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.elementwise import add_rows, silu_multiply, silu_multiply_gradients
 from fathom.kernels.grouped_experts import grouped_swiglu_on_device, takes_grouped
 from fathom.kernels.products import product
 from fathom.kernels.tensors import accumulation_dtype, autocasts, needs_grad
@@ -149,10 +150,9 @@ def _forward(
         x_XD = torch.index_select(x_ND, 0, tokens_X, out=rows[:count])
         gate_up_XF = gate_up[pairs] if saved_MF is not None else gate_up[:count]
         product(x_XD, gate_up_EFD[expert].to(x_ND.dtype).t(), gate_up_XF)
-        hidden_XF = torch.ops.aten.silu.out(gate_up_XF[:, :width], out=hidden[:count])
-        hidden_XF.mul_(gate_up_XF[:, width:]).mul_(weights_M[pairs].unsqueeze(1))
+        hidden_XF = silu_multiply(gate_up_XF, weights_M[pairs], hidden[:count])
         product(hidden_XF, down_EDF[expert].to(x_ND.dtype).t(), x_XD)
-        y_ND.index_add_(0, tokens_X, x_XD.to(y_ND.dtype))
+        add_rows(y_ND, tokens_X, x_XD)
     return y_ND.to(x_ND.dtype)
 
 
@@ -207,8 +207,7 @@ class _Gradients:
         self._gate_up_weight, self._down_weight = gate_up_weight, down_weight
         most, (_, hidden_size, width) = max(dispatch.counts), down_weight.shape
         self._rows, self._outer = (inputs_ND.new_empty(most, hidden_size) for _ in range(2))
-        self._silu, self._slope, self._hidden = (inputs_ND.new_empty(most, width) for _ in range(3))
-        self._gate_up = inputs_ND.new_empty(most, 2 * width)
+        self._slope, self._gate_up = inputs_ND.new_empty(most, width), inputs_ND.new_empty(most, 2 * width)
         self.x_ND = torch.zeros_like(inputs_ND, dtype=accumulation_dtype(inputs_ND))
         self.weights_M = inputs_ND.new_empty(weights.shape, dtype=accumulation_dtype(inputs_ND))
         self.gate_up_EFD, self.down_EDF = torch.empty_like(gate_up_weight), torch.empty_like(down_weight)
@@ -220,24 +219,15 @@ class _Gradients:
     def add_expert(self, expert: int, pairs: slice, gate_up_XF: Tensor) -> None:
         """Back-propagate through one expert. Its output is down(w * silu(gate) * up), w the pair's weight."""
         count, dtype = pairs.stop - pairs.start, self._inputs_ND.dtype
-        tokens_X, weight_X1 = self._dispatch.tokens_M[pairs], self._weights_M[pairs].unsqueeze(1)
-        gate_XF, up_XF = gate_up_XF.chunk(2, dim=1)
+        tokens_X = self._dispatch.tokens_M[pairs]
         x_XD = torch.index_select(self._inputs_ND, 0, tokens_X, out=self._rows[:count])
         outer_XD = torch.index_select(self._outer_ND, 0, tokens_X, out=self._outer[:count])
-
-        slope_XF, hidden_XF = self._slope[:count], self._hidden[:count]
-        silu_XF = torch.ops.aten.silu.out(gate_XF, out=self._silu[:count])
-        torch.mul(silu_XF, up_XF, out=hidden_XF)
+        slope_XF, grad_XF = self._slope[:count], self._gate_up[:count]
         product(outer_XD, self._down_weight[expert].to(dtype), slope_XF)
-        wide = self.weights_M.dtype
-        torch.linalg.vecdot(slope_XF.to(wide), hidden_XF.to(wide), out=self.weights_M[pairs])
-        slope_XF.mul_(weight_X1)
-        product(outer_XD.t(), hidden_XF.mul_(weight_X1), self.down_EDF[expert])
-
-        grad_XF = self._gate_up[:count]
-        grad_gate_XF, grad_up_XF = grad_XF.chunk(2, dim=1)
-        torch.mul(slope_XF, silu_XF, out=grad_up_XF)
-        torch.ops.aten.silu_backward.grad_input(slope_XF.mul_(up_XF), gate_XF, grad_input=grad_gate_XF)
+        hidden_XF = silu_multiply_gradients(
+            gate_up_XF, self._weights_M[pairs], slope_XF, grad_XF, self.weights_M[pairs]
+        )
+        product(outer_XD.t(), hidden_XF, self.down_EDF[expert])
         product(grad_XF.t(), x_XD, self.gate_up_EFD[expert])
         product(grad_XF, self._gate_up_weight[expert].to(dtype), outer_XD)
-        self.x_ND.index_add_(0, tokens_X, outer_XD.to(self.x_ND.dtype))
+        add_rows(self.x_ND, tokens_X, outer_XD)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.kernels.elementwise import swiglu
+from fathom.kernels.elementwise import silu_multiply, silu_multiply_gradients, swiglu
 from fathom.kernels.products import are_float32_on_cpu, is_dense, onednn_is_faster, product
 from fathom.kernels.tensors import autocasts, needs_grad
 
@@ -83,21 +83,20 @@ class _SwiGLULinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_NF: Tensor, weight_DF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_NF, weight_DF)
-        return product(swiglu(gate_up_NF), weight_DF.t())
+        return product(_activation(gate_up_NF), weight_DF.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gate_up_NF, weight_DF = ctx.saved_tensors
-        gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
         for_input, for_weight = ctx.needs_input_grad
-        silu_NF = F.silu(gate_NF)
-        grad_weight_DF = product(grad_ND.t(), silu_NF * up_NF) if for_weight else None
         if not for_input:
-            return None, grad_weight_DF
-        slope_NF = product(grad_ND, weight_DF)
-        grad_gate_up_NF = torch.empty_like(gate_up_NF)
-        grad_gate_NF, grad_up_NF = grad_gate_up_NF.chunk(2, dim=-1)
-        torch.mul(slope_NF, silu_NF, out=grad_up_NF)
-        torch.ops.aten.silu_backward.grad_input(slope_NF.mul_(up_NF), gate_NF, grad_input=grad_gate_NF)
-        return grad_gate_up_NF, grad_weight_DF
+            return None, product(grad_ND.t(), _activation(gate_up_NF)) if for_weight else None
+        slope_NF, grad_gate_up_NF = product(grad_ND, weight_DF), torch.empty_like(gate_up_NF)
+        hidden_NF = silu_multiply_gradients(gate_up_NF, None, slope_NF, grad_gate_up_NF, None)
+        return grad_gate_up_NF, product(grad_ND.t(), hidden_NF) if for_weight else None
+
+
+def _activation(gate_up_NF: Tensor) -> Tensor:
+    rows, width = gate_up_NF.shape
+    return silu_multiply(gate_up_NF, None, gate_up_NF.new_empty(rows, width // 2))

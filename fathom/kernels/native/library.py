@@ -13,7 +13,7 @@ import shlex
 import sys
 import weakref
 from collections.abc import Mapping
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uint, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_uint, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +62,18 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
         c_int,
         (c_void_p, c_void_p, c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p),
     ),
+    # of training.h
+    "fathom_silu_multiply_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
+    "fathom_silu_multiply_gradients": (
+        None,
+        (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    ),
+    "fathom_rms_norm_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p)),
+    "fathom_rms_norm_gradients": (
+        None,
+        (c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p, c_void_p),
+    ),
+    "fathom_add_rows": (None, (c_void_p, c_void_p, c_void_p, c_void_p)),
     "fathom_draw_scratch": (c_int64, (c_int,)),
     "fathom_all_finite": (c_int, (c_void_p, c_int64)),
     # of step.h, whose structures belong to fathom.model.native

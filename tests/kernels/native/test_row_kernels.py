@@ -42,8 +42,8 @@ def test_rms_norm(kernels, k):
 @pytest.mark.parametrize("k", WIDTHS)
 def test_silu_multiply_and_add_scaled(kernels, k):
     gate, up, y = 10 * numbers(k), numbers(k, seed=1), torch.full((k + 1,), 7.0)
-    kernels.silu_multiply(gate, up, k, y)
-    close(y[:k], torch.nn.functional.silu(gate.double()) * up.double(), 5)
+    kernels.silu_multiply(gate, up, 0.5, k, y)
+    close(y[:k], 0.5 * torch.nn.functional.silu(gate.double()) * up.double(), 5)
     exact = y[:k].double() + 0.3 * up.double()
     kernels.add_scaled(0.3, up, k, y)
     assert (y[:k] - exact).abs().max() <= 4 * EPS * exact.abs().max()
@@ -53,8 +53,12 @@ def test_silu_multiply_and_add_scaled(kernels, k):
 def test_silu_of_extremes(kernels):
     gate = torch.tensor([-math.inf, -200.0, -104.0, -88.0, -0.0, 0.0, 88.0, 200.0, math.inf, math.nan] * 2)
     y = torch.empty(20)
-    kernels.silu_multiply(gate, torch.ones(20), 20, y)
+    kernels.silu_multiply(gate, torch.ones(20), 1.0, 20, y)
     torch.testing.assert_close(y, torch.nn.functional.silu(gate), equal_nan=True, atol=1e-36, rtol=1e-6)
+    leaf, grad_gate = gate.clone().requires_grad_(), torch.empty(20)
+    torch.nn.functional.silu(leaf).sum().backward()
+    kernels.silu_multiply_gradient(gate, torch.ones(20), torch.ones(20), 1.0, 20, y, grad_gate, torch.empty(20))
+    torch.testing.assert_close(grad_gate, leaf.grad, equal_nan=True, atol=1e-36, rtol=1e-6)
 
 
 @pytest.mark.parametrize("half", [0, 1])

@@ -4,8 +4,8 @@
 
 #include "vectors.h"
 
-/* y = x / rms(x) * weight; without a weight where it is NULL. */
-static void row_rms_norm(const float *x, const float *weight, int k, float eps, float *y) {
+/* 1 / rms(x). */
+FATHOM_INLINE float row_inverse_rms(const float *x, int k, float eps) {
     vec sums[4] = {v_set(0.0f), v_set(0.0f), v_set(0.0f), v_set(0.0f)};
     int i = 0;
     for (; i + 4 * LANES <= k; i += 4 * LANES)
@@ -19,8 +19,14 @@ static void row_rms_norm(const float *x, const float *weight, int k, float eps, 
         sums[0] = v_fma(part, part, sums[0]);
     }
     const float squares = v_sum(v_add(v_add(sums[0], sums[1]), v_add(sums[2], sums[3])));
-    const vec scale = v_set(1.0f / sqrtf(squares / (float)k + eps));
-    for (i = 0; i + LANES <= k; i += LANES) {
+    return 1.0f / sqrtf(squares / (float)k + eps);
+}
+
+/* y = x / rms(x) * weight; without a weight where it is NULL. */
+static void row_rms_norm(const float *x, const float *weight, int k, float eps, float *y) {
+    const vec scale = v_set(row_inverse_rms(x, k, eps));
+    int i = 0;
+    for (; i + LANES <= k; i += LANES) {
         const vec normed = v_mul(v_load(x + i), scale);
         v_store(y + i, weight ? v_mul(normed, v_load(weight + i)) : normed);
     }
@@ -32,10 +38,14 @@ static void row_rms_norm(const float *x, const float *weight, int k, float eps, 
 
 FATHOM_INLINE vec v_silu(vec x) { return v_div(x, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), x)))); }
 
-static void row_silu_multiply(const float *gate, const float *up, int k, float *y) {
+static void row_silu_multiply(const float *gate, const float *up, float scale, int k, float *y) {
+    const vec factor = v_set(scale);
     int i = 0;
-    for (; i + LANES <= k; i += LANES) v_store(y + i, v_mul(v_silu(v_load(gate + i)), v_load(up + i)));
-    if (i < k) v_store_part(y + i, v_mul(v_silu(v_load_part(gate + i, k - i)), v_load_part(up + i, k - i)), k - i);
+    for (; i + LANES <= k; i += LANES)
+        v_store(y + i, v_mul(v_mul(v_silu(v_load(gate + i)), v_load(up + i)), factor));
+    if (i == k) return;
+    const vec activation = v_mul(v_silu(v_load_part(gate + i, k - i)), v_load_part(up + i, k - i));
+    v_store_part(y + i, v_mul(activation, factor), k - i);
 }
 
 static void row_add_scaled(float scale, const float *x, int k, float *y) {

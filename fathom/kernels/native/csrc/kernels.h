@@ -33,7 +33,7 @@ typedef struct {
     void (*quantize_row)(const float *x, int k, int8_t *q, float *scales, float *sums);
     /* weight NULL: ones. x and y may be the same. */
     void (*rms_norm)(const float *x, const float *weight, int k, float eps, float *y);
-    void (*silu_multiply)(const float *gate, const float *up, int k, float *y);
+    void (*silu_multiply)(const float *gate, const float *up, float scale, int k, float *y); /* scale silu(gate) up */
     void (*add_scaled)(float scale, const float *x, int k, float *y);           /* y += scale x */
     /* Rotate pairs; half layout pairs i with i + pairs, the other 2 i with 2 i + 1. In place. */
     void (*rotate)(float *x, const float *cosine, const float *sine, int pairs, int half);
@@ -62,6 +62,13 @@ typedef struct {
     void (*draw_weights)(const fathom_weighted *w, int begin, int count, float *weights);
     void (*draw_kept)(const fathom_weighted *w, const float *tops, double *masses);
     void (*draw_allow)(const int32_t *allowed, int k, float *x);
+    /* From the gradient ``slope`` of scale silu(gate) up: that product, gradients of gate and up, and, returned, of scale.
+     * y and slope may be the same. */
+    float (*silu_multiply_gradient)(const float *gate, const float *up, const float *slope, float scale, int k, float *y,
+                                    float *grad_gate, float *grad_up);
+    /* From the gradient ``slope`` of rms_norm: that of x; that of the weight is added to ``grad_weight``. */
+    void (*rms_norm_gradient)(const float *x, const float *weight, const float *slope, int k, float eps, float *grad_x,
+                              float *grad_weight);
 } fathom_kernels;
 
 #define FATHOM_ATTEND_KEYS 64 /* of a block at most */

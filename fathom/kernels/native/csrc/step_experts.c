@@ -16,7 +16,7 @@ static void gate_up(const fathom_run *r, const fathom_swiglu *w, fathom_part *pa
     end = end * FATHOM_PANEL < width ? end * FATHOM_PANEL : width;
     for (int64_t n = 0; n < x->rows; n++) {
         float *gate = middle + n * width + begin;
-        r->k->silu_multiply(gate, up + n * width + begin, end - begin, gate);
+        r->k->silu_multiply(gate, up + n * width + begin, 1.0f, end - begin, gate);
     }
 }
 

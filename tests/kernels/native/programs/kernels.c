@@ -136,7 +136,15 @@ static void try_rows(const char *isa, const fathom_kernels *k, int count) {
     close_to(isa, name, y[1], y[0], MOST, most)
     BOTH("rms_norm", 1e-5f, with->rms_norm(x, z, count, 1e-6f, y[i]));
     BOTH("rms_norm without weight", 1e-5f, with->rms_norm(x, NULL, count, 1e-6f, y[i]));
-    BOTH("silu_multiply", 1e-5f, with->silu_multiply(x, z, count, y[i]));
+    BOTH("silu_multiply", 1e-5f, with->silu_multiply(x, z, 0.7f, count, y[i]));
+    float slope[MOST], grads[2][2][MOST] = {{{0}}}, dot[2];
+    for (int i = 0; i < MOST; i++) slope[i] = z[MOST - 1 - i];
+    BOTH("silu_multiply_gradient", 1e-5f,
+         dot[i] = with->silu_multiply_gradient(x, z, slope, 0.7f, count, y[i], grads[i][0], grads[i][1]));
+    close_to(isa, "silu_multiply_gradient of gate and up", grads[1][0], grads[0][0], 2 * MOST, 1e-5f);
+    close_to(isa, "silu_multiply_gradient of scale", &dot[1], &dot[0], 1, 1e-4f);
+    BOTH("rms_norm_gradient", 1e-5f, with->rms_norm_gradient(x, z, slope, count, 1e-6f, y[i], grads[i][0]));
+    close_to(isa, "rms_norm_gradient of weight", grads[1][0], grads[0][0], MOST, 1e-5f);
     BOTH("add_scaled", 1e-5f, with->add_scaled(0.7f, x, count, y[i]));
     BOTH("softmax", 1e-5f, (memcpy(y[i], x, sizeof x), with->softmax(y[i], count)));
     float top[] = {0.25f, 0.25f}, total[] = {2.0f, 2.0f}, kept[2];
@@ -156,7 +164,7 @@ static void try_rows(const char *isa, const fathom_kernels *k, int count) {
     x[count - 1] = NAN;
     if (k->argmax(x, count) != count - 1) failures++, fprintf(stderr, "%s argmax of NaN\n", isa);
     x[0] = INFINITY;
-    BOTH("silu_multiply, not finite", 1e-5f, with->silu_multiply(x, z, count, y[i]));
+    BOTH("silu_multiply, not finite", 1e-5f, with->silu_multiply(x, z, 0.7f, count, y[i]));
     for (int i = 0; i < 2; i++) (i ? k : &fathom_scalar)->narrow(x, count, narrow[i]);
     same(isa, "narrow, not finite", narrow[1], narrow[0], sizeof(uint16_t) * count);
 #undef BOTH
