@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from fathom.checkpoint.sharded.index import tiling_fault
+from fathom.checkpoint.sharded.pieces import Piece
 from fathom.checkpoint.sharded.placement import Layout
+from fathom.checkpoint.sharded.planning import PieceSavePlanner
 from fathom.errors import CheckpointError
 from fathom.families import preset
 from fathom.model.build import parameter_shapes
@@ -93,20 +96,19 @@ def test_partial_sums_are_refused() -> None:
         Layout((Partial(),), (2,), (0,)).check("w")
 
 
+def _lite_placements(name: str, shape: tuple[int, ...]) -> tuple[Placement, Placement]:
+    """Experts are split over both dimensions of the mesh; of the rest, large ones over the first."""
+    if ".mlp.experts." in name:
+        return Shard(len(shape) - 1), Shard(0)
+    return (Replicate(), Replicate()) if math.prod(shape) < 1 << 20 else (Shard(shape.index(max(shape))), Replicate())
+
+
 def test_sixteen_billion_parameters_are_written_in_equal_parts_and_never_whole() -> None:
     """V2-Lite with its AdamW state on 8 data x 8 expert ranks: experts split by both, all else by FSDP or copied."""
     mesh, written = (8, 8), Counter[tuple[int, ...]]()
     shapes, total, largest = parameter_shapes(preset("deepseek-v2-lite")), 0, 0
     for name, shape in shapes.items():
-        expert = ".mlp.experts." in name
-        small, widest = math.prod(shape) < 1 << 20, shape.index(max(shape))
-        placements = (
-            (Shard(len(shape) - 1), Shard(0))
-            if expert
-            else (Replicate(),) * 2
-            if small
-            else (Shard(widest), Replicate())
-        )
+        placements = _lite_placements(name, shape)
         boxes = []
         for coordinate in itertools.product(range(8), range(8)):
             for box in Layout(placements, mesh, coordinate).written(name, shape, 4):
@@ -120,3 +122,28 @@ def test_sixteen_billion_parameters_are_written_in_equal_parts_and_never_whole()
     assert sum(written.values()) == total
     assert max(written.values()) < 1.02 * total / 64
     assert largest < 200 << 20
+
+
+@pytest.mark.slow
+def test_sixteen_billion_parameters_are_planned_on_the_meta_device() -> None:
+    """The planners of 64 ranks agree on a plan by shapes alone, and its index is read again."""
+    mesh, planners = (8, 8), []
+    shapes = parameter_shapes(preset("deepseek-v2-lite"))
+    for coordinate in itertools.product(range(8), range(8)):
+        pieces = [
+            Piece(f"model/{name}", shape, box.offset, torch.empty(box.shape, device="meta"))
+            for name, shape in shapes.items()
+            for box in Layout(_lite_placements(name, shape), mesh, coordinate).written(name, shape, 4)
+        ]
+        planners.append(PieceSavePlanner(partial(_prepared, pieces)))
+        planners[-1].set_up_planner({}, None, coordinate == (0, 0))
+    plans, metadata = planners[0].create_global_plan([planner.create_local_plan() for planner in planners])
+    pairs = zip(planners, plans, strict=True)
+    nbytes = [sum(planner.lookup_object(item.index).nbytes for item in plan.items) for planner, plan in pairs]
+    assert sum(nbytes) == 4 * sum(map(math.prod, shapes.values()))
+    assert max(nbytes) < 1.02 * sum(nbytes) / 64
+    assert metadata.state_dict_metadata.keys() == {f"model/{name}" for name in shapes}
+
+
+def _prepared(pieces: list[Piece]) -> tuple[list[Piece], dict[str, str]]:
+    return pieces, {}
