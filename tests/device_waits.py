@@ -76,7 +76,8 @@ class _Dispatch(TorchDispatchMode):
             masked = name.startswith("index") and any(
                 isinstance(each, Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1:2])
             )
-            if name in _READS or masked:
+            by_number = str(func) == "aten.repeat_interleave.self_int"
+            if (name in _READS and not by_number) or masked:
                 self._owner.read(str(func))
             target = kwargs.get("device")
             if name == "_to_copy" and target is not None and torch.device(target).type != "meta":

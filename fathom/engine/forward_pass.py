@@ -13,6 +13,7 @@ from torch import Tensor
 from fathom.kernels.native import library
 from fathom.model.cache import PagedStep, PagePool, SequenceChunk
 from fathom.model.decoder import Decoder, DecoderOutput
+from fathom.model.device import numbers_on
 from fathom.model.moe import chosen_experts
 from fathom.model.native import NativeModel, StepOutput
 
@@ -60,14 +61,14 @@ class ForwardPass:
         if self._native is not None:
             return self._native.forward_mtp(tokens, chunks, previous_ND, empty_slots=1)
         step = PagedStep(self._pool, chunks, first_layer=self.model.spec.num_hidden_layers, empty_slots=1)
-        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        tokens_1N = numbers_on(self._pool.device, [tokens])
         return self.model.forward_mtp(tokens_1N, previous_ND[None], step)[0]
 
     def _run_modules(
         self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         step = PagedStep(self._pool, chunks, window=self.model.window)
-        tokens_1N = torch.tensor([tokens], device=self._pool.device)
+        tokens_1N = numbers_on(self._pool.device, [tokens])
         output: DecoderOutput = self.model(tokens_1N, cache=step, features_ND=features_ND)
         routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
         return output.hidden_BTD[0], routes_NLK
@@ -77,4 +78,4 @@ class ForwardPass:
             return hidden_ND.new_empty(0, self.model.spec.vocab_size, dtype=torch.float32)
         if len(rows) == len(hidden_ND):
             return self.logits(hidden_ND)
-        return self.logits(hidden_ND[torch.tensor(rows, device=hidden_ND.device)])
+        return self.logits(hidden_ND[numbers_on(hidden_ND.device, rows)])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fathom.kernels import attention, device_attention
+from fathom.kernels import attention, device_attention, reference, rms_norm
 from fathom.model.attention.context import AttentionContext
 from fathom.model.cache import causal_metadata, packed_metadata
 from fathom.model.cache.attention_metadata import AttentionMetadata, SequenceSpans
@@ -129,3 +129,14 @@ def test_packed_sequences_and_windows_in_one_call_are_the_groups(
     torch.testing.assert_close(actual, expected)
     for got, each in zip(torch.autograd.grad(actual.square().sum(), (q, k, v)), wanted, strict=True):
         torch.testing.assert_close(got, each, rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_of_a_gpu_in_bfloat16_is_that_of_a_cpu_to_one_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((5, 64), (64,)))
+    one_kernel, expected = F.rms_norm(x, (64,), weight, 1e-6), rms_norm(x, weight, 1e-6)
+    exact = reference.rms_norm(x.double(), weight.double(), 1e-6)
+    assert (one_kernel.double() - exact).norm() <= (expected.double() - exact).norm()
+    torch.testing.assert_close(one_kernel, expected, rtol=2**-7, atol=0)
+    meta = torch.empty(5, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    assert rms_norm(meta, weight.to("meta"), 1e-6).grad_fn is not None

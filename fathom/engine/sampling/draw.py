@@ -10,26 +10,26 @@ nor on whether the request was preempted and computed anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fathom.engine.sampling.device_draw import draw_on_device
 from fathom.engine.sampling.failure import NOT_FINITE, NOTHING_ALLOWED, SamplingFailure
 from fathom.engine.sampling.filters import (
     filter_top_p_min_p,
     is_unfiltered,
     masses,
-    sample_filtered,
     sample_unfiltered_rows,
     top_k_ids,
     weights,
 )
 from fathom.engine.sampling.logits_processors import SamplingMetadata, apply_logits_processors
+from fathom.engine.sampling.one_row import alternatives, draw_one
+from fathom.engine.sampling.softmax_rows import SoftmaxRows, softmax_rows
 from fathom.engine.sampling.uniform import fresh_seed, uniform
-from fathom.errors import DataError, FathomError
+from fathom.errors import DataError
 from fathom.spec.sampling import TokenLogprob
 
 __all__ = [
@@ -68,11 +68,13 @@ def try_draw(
     The ids ``unused_ids_N``, which have no token, are never drawn nor named as alternatives; the softmax is over them
     too, since the trainer's is.
     Rows without filters or adjustments are drawn together, in two passes over their logits; others one by one, in about
-    four. None sorts the vocabulary.
+    four. None sorts the vocabulary. On a GPU all are drawn together (``device_draw``).
     """
     logits_BV = logits_BV.float()
+    if logits_BV.device.type != "cpu":
+        return draw_on_device(logits_BV, rows, unused_ids_N)
     drawn: list[TokenLogprob | SamplingFailure] = []
-    for looked in _softmax_rows(logits_BV, unused_ids_N):
+    for looked in softmax_rows(logits_BV, unused_ids_N):
         drawn += _draw_together(looked, rows[len(drawn) : len(drawn) + len(looked.norms_X)])
     return drawn
 
@@ -103,54 +105,15 @@ def prompt_logprobs(
 ) -> list[TokenLogprob]:
     """Return the log-probabilities of the tokens that did follow, each with ``top`` alternatives; see ``try_draw``."""
     logits_NV = logits_NV.float()
-    looked = list(_softmax_rows(logits_NV, unused_ids_N))
+    looked = list(softmax_rows(logits_NV, unused_ids_N))
     norms_N = torch.cat([each.norms_X for each in looked])
     logprobs_N = logits_NV.gather(-1, next_ids_N[:, None])[:, 0] - norms_N
     rows = [row_V for each in looked for row_V in each.logits_XV]
     each = zip(rows, norms_N.tolist(), next_ids_N.tolist(), logprobs_N.tolist(), strict=True)
-    return [TokenLogprob(token, logprob, _alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
+    return [TokenLogprob(token, logprob, alternatives(row_V, norm, top)) for row_V, norm, token, logprob in each]
 
 
-_TOGETHER = 1 << 18  # logits
-
-
-@dataclass(frozen=True, slots=True)
-class _SoftmaxRows:
-    """Rows that were looked at together.
-
-    Their logits, minus infinity at unused ids, the best of these (X,), the exponentials of how far the others are below
-    them (X, V), the masses of these (X, Y), and the logarithms of the sums of exponentials, unused ids included, (X,)
-    in float64.
-    """
-
-    logits_XV: Tensor
-    best_X: Tensor
-    shares_XV: Tensor
-    masses_XY: Tensor
-    norms_X: Tensor
-
-
-def _softmax_rows(logits_BV: Tensor, unused_ids_N: Tensor | None) -> Iterator[_SoftmaxRows]:
-    """Look at as many rows at a time as stay in a core's cache; what is yielded holds until the next."""
-    size, vocab = logits_BV.shape
-    together = min(max(_TOGETHER // vocab, 1), size)
-    room_XV = logits_BV.new_empty(together, vocab)
-    for start in range(0, size, together):
-        logits_XV = logits_BV[start : start + together]
-        unused_X = None
-        if unused_ids_N is not None:
-            unused_X = logits_XV[:, unused_ids_N].double().logsumexp(-1)
-            logits_XV = logits_XV.index_fill(-1, unused_ids_N, -torch.inf)
-        best_X = logits_XV.amax(-1)
-        shares_XV = weights(logits_XV, best_X[:, None], 1, out=room_XV[: len(logits_XV)])
-        masses_XY = masses(shares_XV)
-        norms_X = masses_XY.sum(-1).log_().add_(best_X)
-        if unused_X is not None:
-            norms_X = torch.logaddexp(norms_X, unused_X)
-        yield _SoftmaxRows(logits_XV, best_X, shares_XV, masses_XY, norms_X)
-
-
-def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
+def _draw_together(looked: SoftmaxRows, rows: Sequence[SamplingMetadata]) -> list[TokenLogprob | SamplingFailure]:
     logits_XV, norms, bests = looked.logits_XV, looked.norms_X.tolist(), looked.best_X.tolist()
     tokens: list[int | SamplingFailure] = [NOT_FINITE] * len(rows)
     alike: dict[float, list[int]] = {}
@@ -159,7 +122,7 @@ def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> li
             if row.is_unmodified and (row.params.temperature == 0 or is_unfiltered(row.params, logits_XV.shape[-1])):
                 alike.setdefault(row.params.temperature, []).append(index)
             else:
-                tokens[index] = _draw_one(logits_XV[index], row, bests[index])
+                tokens[index] = draw_one(logits_XV[index], row, bests[index])
     for temperature, chosen in alike.items():
         for index, token in zip(chosen, _draw_unfiltered(looked, rows, chosen, temperature), strict=True):
             tokens[index] = token
@@ -168,15 +131,15 @@ def _draw_together(looked: _SoftmaxRows, rows: Sequence[SamplingMetadata]) -> li
     return [
         token
         if isinstance(token, SamplingFailure)
-        else TokenLogprob(token, value - norm, _alternatives(logits_V, norm, row.params.logprobs or 0))
+        else TokenLogprob(token, value - norm, alternatives(logits_V, norm, row.params.logprobs or 0))
         for logits_V, row, norm, token, value in zip(logits_XV, rows, norms, tokens, values, strict=True)
     ]
 
 
 def _draw_unfiltered(
-    looked: _SoftmaxRows, rows: Sequence[SamplingMetadata], chosen: Sequence[int], temperature: float
+    looked: SoftmaxRows, rows: Sequence[SamplingMetadata], chosen: Sequence[int], temperature: float
 ) -> list[int]:
-    """Draw for rows at which nothing but their temperature acts; each as ``_draw_one`` draws it."""
+    """Draw for rows at which nothing but their temperature acts; each as ``draw_one`` draws it."""
     logits_XV = looked.logits_XV
     at = slice(None) if len(chosen) == len(rows) else torch.tensor(chosen, device=logits_XV.device)
     if temperature == 0:
@@ -188,25 +151,3 @@ def _draw_unfiltered(
         shares_XV = weights(logits_XV[at], looked.best_X[at][:, None], temperature)
         masses_XY = masses(shares_XV)
     return [int(token) for token in sample_unfiltered_rows(shares_XV, masses_XY, numbers).tolist()]
-
-
-def _draw_one(logits_V: Tensor, row: SamplingMetadata, best: float) -> int | SamplingFailure:
-    if not row.is_unmodified:
-        try:
-            logits_V = apply_logits_processors(logits_V, row)
-        except FathomError as error:
-            return SamplingFailure("request", str(error))
-        best = float(logits_V.amax(-1))
-        if best == -torch.inf:
-            return NOTHING_ALLOWED
-    if row.params.temperature == 0:
-        return int(logits_V.max(-1).indices)  # of equal ones the first
-    return sample_filtered(logits_V, best, row.params, partial(uniform, row.seed, len(row.drawn)))
-
-
-def _alternatives(logits_V: Tensor, norm: float, count: int) -> tuple[tuple[int, float], ...]:
-    if count == 0:
-        return ()
-    ids = top_k_ids(logits_V, min(count, len(logits_V)))
-    best = zip(ids.tolist(), logits_V[ids].tolist(), strict=True)
-    return tuple((token, logit - norm) for token, logit in best if logit > -torch.inf)

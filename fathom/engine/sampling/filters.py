@@ -53,10 +53,14 @@ def _first(values_N: Tensor, ids_N: Tensor, count: int) -> Tensor:
     return ids_N[((ordered_N << 32) - ids_N).topk(count).indices]
 
 
-def weights(logits_V: Tensor, best: float | Tensor, temperature: float, *, out: Tensor | None = None) -> Tensor:
+def weights(
+    logits_V: Tensor, best: float | Tensor, temperature: float | Tensor, *, out: Tensor | None = None
+) -> Tensor:
     """Return exp((logit - best) / temperature), 1 for the best token; of rows too, with ``best`` (X, 1)."""
     differences_V = torch.sub(logits_V, best, out=out)
-    if temperature != 1:
+    if isinstance(temperature, Tensor):
+        differences_V.div_(temperature.clamp(_SMALLEST_TEMPERATURE, _HIGHEST_TEMPERATURE))
+    elif temperature != 1:
         differences_V.div_(min(max(temperature, _SMALLEST_TEMPERATURE), _HIGHEST_TEMPERATURE))
     return differences_V.exp_()
 
@@ -76,13 +80,15 @@ def is_unfiltered(params: SamplingParams, vocab: int) -> bool:
     return params.temperature > 0 and not 0 < params.top_k < vocab and params.top_p >= 1 and params.min_p <= 0
 
 
-def sample_unfiltered_rows(weights_XV: Tensor, masses_XY: Tensor, numbers: Sequence[float]) -> Tensor:
+def sample_unfiltered_rows(weights_XV: Tensor, masses_XY: Tensor, numbers: Sequence[float] | Tensor) -> Tensor:
     """Return the ids (X,) that ``sample_filtered`` draws with these numbers where no filter takes a token away.
 
     A row's id is that of the row alone, whatever is beside it.
     """
     ends_XY = masses_XY.cumsum(-1)
-    targets_X1 = torch.tensor(numbers, dtype=torch.float64, device=weights_XV.device)[:, None] * ends_XY[:, -1:]
+    if not isinstance(numbers, Tensor):
+        numbers = torch.tensor(numbers, dtype=torch.float64, device=weights_XV.device)
+    targets_X1 = numbers[:, None] * ends_XY[:, -1:]
     block_X1 = _holders(ends_XY, targets_X1)
     before_X1 = ends_XY.gather(-1, (block_X1 - 1).clamp_(min=0)).masked_fill_(block_X1 == 0, 0.0)
     ids_XZ = block_X1 * _CHUNK + torch.arange(_CHUNK, device=weights_XV.device)
@@ -104,7 +110,7 @@ def sample_filtered(logits_V: Tensor, best: float, params: SamplingParams, numbe
     weights_V = weights(logits_V, best, params.temperature)
     enough = params.top_p * float(masses(weights_V).sum()) if params.top_p < 1 else torch.inf
     if params.min_p > 0:
-        weights_V = threshold(weights_V, _just_below(params.min_p), 0.0)
+        weights_V = threshold(weights_V, just_below(params.min_p), 0.0)
     trial = 0
     while True:
         index = _pick(weights_V, number(trial))
@@ -112,7 +118,7 @@ def sample_filtered(logits_V: Tensor, best: float, params: SamplingParams, numbe
             break
         weight = float(weights_V[index])
         earlier, later = weights_V[:index], weights_V[index:]
-        ahead_V = torch.cat([threshold(earlier, _just_below(weight), 0.0), threshold(later, weight, 0.0)])
+        ahead_V = torch.cat([threshold(earlier, just_below(weight), 0.0), threshold(later, weight, 0.0)])
         if float(masses(ahead_V).sum()) < enough:
             break
         weights_V, trial = ahead_V, trial + 1
@@ -122,13 +128,13 @@ def sample_filtered(logits_V: Tensor, best: float, params: SamplingParams, numbe
 def filter_top_p_min_p(weights_V: Tensor, params: SamplingParams) -> Tensor:
     """Return float64 weights after top-p and min-p, by sorting: what ``sample_filtered`` draws by, written plainly."""
     sorted_V, ids_V = weights_V.double().sort(descending=True, stable=True)
-    passes_V = weights_V[ids_V] > _just_below(params.min_p)
+    passes_V = weights_V[ids_V] > just_below(params.min_p)
     if params.top_p < 1:
         passes_V &= sorted_V.cumsum(-1) - sorted_V < params.top_p * sorted_V.sum()
     return torch.zeros_like(sorted_V).scatter_(0, ids_V, sorted_V.where(passes_V, 0.0))
 
 
-def _just_below(value: float) -> float:
+def just_below(value: float) -> float:
     """Return the next smaller float32, so that "at least" can be asked as "more than"."""
     return float(torch.nextafter(torch.tensor(value), torch.tensor(-1.0)))
 

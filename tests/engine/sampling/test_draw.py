@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fathom.engine.constraint import TokenConstraint
-from fathom.engine.sampling import draw as sampling
+from fathom.engine.sampling import softmax_rows
 from fathom.engine.sampling.draw import (
     SamplingFailure,
     SamplingMetadata,
@@ -287,7 +287,7 @@ def test_rows_that_do_not_fit_together_are_drawn_in_turn(monkeypatch: pytest.Mon
     rows = [row(seed=i) for i in range(7)]
     whole = draw(logits, rows)
     for room in (1, 600, 900):
-        monkeypatch.setattr(sampling, "_TOGETHER", room)
+        monkeypatch.setattr(softmax_rows, "_TOGETHER", room)
         assert draw(logits, rows) == whole
 
 
