@@ -9,6 +9,7 @@
 # make wheel        the wheel of this machine, in dist/
 # make wheels       the wheels of Linux (x86-64, ARM) and macOS, in dist/, built with zig
 # make native       the native CPU library, built again where its sources changed
+# make gpu          on a machine with a GPU: the tests that it changes, and benchmarks/gpu.py, under nine minutes
 # make lint | bench | constraints | clean
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --co
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart native test test-all test-journeys test-sandbox test-sanitizers coverage fuzz wheel wheels lint bench constraints clean
+.PHONY: quickstart native test test-all test-journeys test-sandbox test-sanitizers coverage fuzz wheel wheels lint bench gpu constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -92,6 +93,10 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses 0 -m gpu
+	$(BIN)/python -m benchmarks.gpu
 
 constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
