@@ -52,8 +52,9 @@ class ShardedSaver:
 
         Args:
             directory: where the checkpoint appears, on a file system that all ranks share.
-            tensors: file stem -> name -> tensor. A DTensor is written in the pieces that its ranks hold; a plain
-                tensor is the same on every rank that gives it, and may be given by some only.
+            tensors: file stem -> name -> tensor. A DTensor is written in the pieces that its ranks hold, and replicas
+                share its copying and writing. A plain tensor is the same on every rank that gives it, which may be
+                some only: each copies it, and one writes it.
             documents: file stem -> a JSON value; rank 0's counts.
             files: further files, copied by rank 0 under their own names.
             published: called on rank 0 once the checkpoint is there, such as to prune earlier ones.

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from fathom.checkpoint import regions, store
 from fathom.checkpoint.sharded.loading import load_sharded, open_checkpoint
@@ -28,7 +27,6 @@ from fathom.checkpoint.sharded.saving import ShardedSaver, save_sharded
 from fathom.checkpoint.sharded.storage import SafetensorsWriter
 from fathom.errors import CheckpointError, FathomError, ResourceError
 from fathom.spec import to_mapping
-from fathom.train.optimizer import optimizer_tensors
 from tests.checkpoint.test_fathom_checkpoint import SPEC, state
 
 SHAPES: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -96,7 +94,7 @@ def everything(rank: int, folder: Path) -> None:
     directory = folder / "saved" / "step-00000001"
     documents, files = {"state": {"step": 1}}, [folder / "note.txt"]
     save_sharded(directory, tensors=saved_state(mesh), group=ranks.group, documents=documents, files=files)
-    for check in (_other_meshes, _one_process_checkpoints, _model_for_export, _fsdp, _staging, _memory):
+    for check in (_other_meshes, _one_process_checkpoints, _model_for_export, _staging, _memory):
         check(ranks, directory)
     for check in (_refused_saves, _refused_loads, _full_disk, _damage, _killed):
         check(ranks, directory)
@@ -104,7 +102,7 @@ def everything(rank: int, folder: Path) -> None:
 
 
 def _other_meshes(ranks: Ranks, directory: Path) -> None:
-    meshes: list[tuple[int, ...] | list[int]] = [(4,), (4, 1), (2, 2), (1, 2, 2), [0, 1, 2], [2, 3], [1]]
+    meshes: list[tuple[int, ...] | list[int]] = [(4,), (2, 2), (1, 2, 2), [0, 1, 2], [2, 3], [1]]
     for number, shape in enumerate(meshes):
         members = list(range(4)) if isinstance(shape, tuple) else shape
         mesh = DeviceMesh("cpu", torch.tensor(members).view(shape if isinstance(shape, tuple) else (len(shape),)))
@@ -163,30 +161,6 @@ def _model_for_export(ranks: Ranks, directory: Path) -> None:
     save_sharded(ranks.folder / "model", tensors={"model": model}, group=ranks.group, documents=documents)
 
 
-def _fsdp(ranks: Ranks, directory: Path) -> None:
-    """FSDP over tensor parallelism, whose shards are strided, and AdamW's state of it."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 5))
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
-    fully_shard(model, mesh=mesh["data"])
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(2, 6)).clone().square().sum().backward()
-    optimizer.step()
-    tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors(model, optimizer)}
-    place = save_sharded(ranks.folder / "fsdp", tensors=tensors, group=ranks.group)
-    opened = store.Checkpoint.open(place)
-    for stem, named in tensors.items():
-        read = opened.tensors(stem)
-        assert set(read) == set(named)
-        for name, tensor in named.items():
-            assert torch.equal(read[name], tensor.full_tensor() if isinstance(tensor, DTensor) else tensor), name
-    again = {stem: {name: blank(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
-    load_sharded(opened, again, ranks.group)
-    for stem, named in tensors.items():
-        assert all(torch.equal(local_part(again[stem][name]), local_part(tensor)) for name, tensor in named.items())
-
-
 def _staging(ranks: Ranks, directory: Path) -> None:
     """What is saved is what was there when ``save`` was called, and its memory is used again."""
     mesh = init_device_mesh("cpu", (2, 2))
@@ -207,8 +181,10 @@ def _staging(ranks: Ranks, directory: Path) -> None:
 
 def _memory(ranks: Ranks, directory: Path) -> None:
     """Neither saving nor loading holds more than a small part of what a rank has, let alone of the whole."""
+    if sys.platform != "linux":  # no other system says how much memory a process took at most since a moment
+        return
     mesh = init_device_mesh("cpu", (4,))
-    local = torch.full((24 * MIB // 4, 4), ranks.rank + 1.0, dtype=torch.bfloat16).view(-1, 1024)
+    local = torch.full((8 * MIB // 4, 4), ranks.rank + 1.0, dtype=torch.bfloat16).view(-1, 1024)
     tensors = {"model": {"huge": DTensor.from_local(local, mesh, [Shard(0)], run_check=False)}}
     with _grown() as grown:
         save_sharded(ranks.folder / "huge", tensors=tensors, group=ranks.group)

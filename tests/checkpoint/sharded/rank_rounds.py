@@ -1,4 +1,4 @@
-"""Longer work of ranks: layouts drawn at random, and ranks killed at random moments."""
+"""Longer work of ranks: layouts drawn at random, ranks killed at random moments, and FSDP with tensor parallelism."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Placement, Replicate, Shard
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from fathom.checkpoint import regions, store
 from fathom.checkpoint.sharded import placement
 from fathom.checkpoint.sharded.loading import load_sharded, open_checkpoint
 from fathom.checkpoint.sharded.saving import ShardedSaver, save_sharded
+from fathom.train.optimizer import optimizer_tensors
 from tests.checkpoint.sharded.rank_cases import SHAPES, blank, local_part, saved_state, spread, whole
 
 LAYOUTS = 60
@@ -90,3 +93,28 @@ def _save_for_ever(saver: ShardedSaver, saved: Path, step: int, delay: float | N
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
         dist.all_reduce(torch.ones(1000))
         wait = False
+
+
+def fsdp(rank: int, folder: Path) -> None:
+    """FSDP over tensor parallelism, whose shards are strided, and AdamW's state of it."""
+    group = dist.new_group(backend="gloo")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 5))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["data"])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 6)).clone().square().sum().backward()
+    optimizer.step()
+    tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors(model, optimizer)}
+    place = save_sharded(folder / "fsdp", tensors=tensors, group=group)
+    opened = store.Checkpoint.open(place)
+    for stem, named in tensors.items():
+        read = opened.tensors(stem)
+        assert set(read) == set(named)
+        for name, tensor in named.items():
+            assert torch.equal(read[name], tensor.full_tensor() if isinstance(tensor, DTensor) else tensor), name
+    again = {stem: {name: blank(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
+    load_sharded(opened, again, group)
+    for stem, named in tensors.items():
+        assert all(torch.equal(local_part(again[stem][name]), local_part(tensor)) for name, tensor in named.items())

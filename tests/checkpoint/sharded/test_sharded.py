@@ -209,16 +209,21 @@ def test_ranks_killed_at_random_moments_lose_nothing_that_was_published(tmp_path
 def test_an_index_damaged_in_any_way_is_refused_or_read(copy: Path) -> None:
     sound, drawn = json.loads((copy / "model.index.json").read_text()), random.Random(5)
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         broken = damage(sound, drawn)
         rewrite(copy, "model.index.json", lambda document, broken=broken: replace_with(document, broken))
         try:
             dict(store.Checkpoint.open(copy, verify=False).tensors("model"))
         except CheckpointError:
             refused += 1
-    assert refused > 100
+    assert refused > 40
 
 
 def replace_with(document: dict[str, Any], other: Any) -> None:
     document.clear()
     document.update(other if isinstance(other, dict) else {"other": other})
+
+
+@pytest.mark.slow
+def test_fsdp_over_tensor_parallelism_is_saved_and_loaded_with_its_optimizer(tmp_path: Path) -> None:
+    run_ranks(rank_rounds.fsdp, 4, tmp_path)
