@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels.native import library, training_attention
+from fathom.kernels.native.matrix import shared_pool
 from fathom.kernels.tensors import needs_grad
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -30,10 +32,39 @@ def latent_attention(q_BTHW: Tensor, kv_BTHX: Tensor, rope_key_BTR: Tensor, scal
     """Causal self-attention of every head, whose rotary key is that of all heads; returns (B, T, H, U).
 
     A head's key is the first P columns of ``kv`` and then ``rope_key``; W = P + R. Saved are the inputs and the output
-    as the output projection saves it, not the keys and values that PyTorch's kernel takes, padded to one width.
+    as the output projection saves it. float32 is computed by the native library where it is there; PyTorch's kernel
+    takes copies of keys and values, padded to one width.
     """
-    out_BTHU: Tensor = _LatentAttention.apply(q_BTHW, kv_BTHX, rope_key_BTR, scale)  # type: ignore[no-untyped-call]
+    plain = all(type(x) is Tensor for x in (q_BTHW, kv_BTHX, rope_key_BTR))  # not a subclass without an address
+    native = plain and q_BTHW.dtype == torch.float32 and library.available()
+    function = _NativeLatentAttention if native else _LatentAttention
+    out_BTHU: Tensor = function.apply(q_BTHW, kv_BTHX, rope_key_BTR, scale)  # type: ignore[no-untyped-call]
     return out_BTHU
+
+
+class _NativeLatentAttention(torch.autograd.Function):
+    """Saves queries, latents' projections, output and log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BTHW: Tensor, kv_BTHX: Tensor, rope_key_BTR: Tensor, scale: float) -> Tensor:
+        q_BTHW, kv_BTHX, rope_key_BTR = (x.contiguous() for x in (q_BTHW, kv_BTHX, rope_key_BTR))
+        out_BTHU, lse_BHT = training_attention.attend(_pool(), q_BTHW, kv_BTHX, rope_key_BTR, scale)
+        ctx.save_for_backward(q_BTHW, kv_BTHX, rope_key_BTR, out_BTHU, lse_BHT)
+        ctx.scale = scale
+        return out_BTHU
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTHU: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q_BTHW, kv_BTHX, rope_key_BTR, out_BTHU, lse_BHT = ctx.saved_tensors
+        grads = training_attention.attend_backward(
+            _pool(), grad_BTHU.contiguous(), q_BTHW, kv_BTHX, rope_key_BTR, out_BTHU, lse_BHT, ctx.scale
+        )
+        return *grads, None
+
+
+def _pool() -> library.ThreadPool:
+    return shared_pool(torch.get_num_threads())
 
 
 class _LatentAttention(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fathom import kernels
 from fathom.kernels import reference
+from fathom.kernels.native import library
 
 
 def drawn(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -47,6 +48,24 @@ def test_latent_attention_equals_its_reference(
     assert kernels.trains_latent_attention(q.requires_grad_(), kv, key)
     found = results(kernels.latent_attention, [q.detach(), kv, key], 0.3)
     check(found, results(reference.latent_attention, [x.double().detach() for x in (q, kv, key)], 0.3), tolerance)
+
+
+@pytest.mark.usefixtures("native")
+def test_latent_attention_is_the_same_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, kv, key = (
+        drawn(2, 70, *shape, seed=1, dtype=torch.float32).requires_grad_() for shape in ((3, 12), (3, 20), (4,))
+    )
+    strided = key.repeat(1, 1, 2)[..., :4]  # as a slice of a larger tensor, and an upstream gradient of one number
+
+    def found() -> list[Tensor]:
+        out = kernels.latent_attention(q, kv, strided, 0.3)
+        return [out.detach(), *torch.autograd.grad(out.sum(), (q, kv, key))]
+
+    native = found()
+    monkeypatch.setattr(library, "available", lambda: False)
+    plain = found()
+    check(native, plain, 1e-5)
+    assert not all(map(torch.equal, native, plain))  # each way sums in an order of its own
 
 
 def test_latent_attention_is_for_training_and_values_no_wider_than_keys() -> None:

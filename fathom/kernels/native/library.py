@@ -54,6 +54,9 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "fathom_attend_all": (c_int, (c_void_p, c_void_p, c_int, c_void_p)),
     "fathom_tiles_bytes": (c_int64, (c_void_p, c_int)),
     "fathom_attend_tiles_all": (c_int, (c_void_p, c_void_p, c_void_p)),
+    "fathom_train_attention_bytes": (c_int64, (c_void_p, c_int, c_int)),
+    "fathom_train_attention_forward": (c_int, (c_void_p, c_void_p, c_void_p)),
+    "fathom_train_attention_backward": (c_int, (c_void_p, c_void_p, c_void_p)),
     "fathom_product": (
         c_int,
         (c_void_p, POINTER(Matrix), c_void_p, c_int64, c_int, c_int, c_void_p, c_int64),

@@ -34,13 +34,6 @@ static int64_t panelled(int64_t rows) { return (rows + FATHOM_PANEL - 1) / FATHO
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* The next floats of a workspace, of which ``used`` are taken; NULL where it is only measured. */
-static float *take(float *base, int64_t *used, int64_t floats) {
-    float *taken = base ? base + *used : NULL;
-    *used += fathom_padded(floats);
-    return taken;
-}
-
 /* Lay the workspace out, or measure it where it is NULL; return the floats it takes. */
 static int64_t lay_out(block *b, float *base) {
     const fathom_prompt *p = b->prompt;
@@ -50,18 +43,18 @@ static int64_t lay_out(block *b, float *base) {
     int64_t used = 0;
     b->latent = p->key_up ? p->key_up->rows : 0;
     b->key_width = p->key_up ? b->latent + item->width - p->key_up->columns : 0;
-    b->latents = take(base, &used, BLOCK_KEYS * b->key_width);
-    b->panels = take(base, &used, BLOCK_KEYS * b->key_width);
-    b->key_up = take(base, &used, p->key_up ? (int64_t)p->kv_heads * b->latent * p->key_up->columns : 0);
-    b->keys = take(base, &used, p->kv_heads * BLOCK_KEYS * item->width);
-    b->values = take(base, &used, p->kv_heads * BLOCK_KEYS * panelled(item->value_width));
-    b->max = take(base, &used, states);
-    b->sum = take(base, &used, states);
-    b->finite = (uint8_t *)take(base, &used, p->kv_heads * BLOCK_PANELS);
+    b->latents = fathom_next_floats(base, &used, BLOCK_KEYS * b->key_width);
+    b->panels = fathom_next_floats(base, &used, BLOCK_KEYS * b->key_width);
+    b->key_up = fathom_next_floats(base, &used, p->key_up ? (int64_t)p->kv_heads * b->latent * p->key_up->columns : 0);
+    b->keys = fathom_next_floats(base, &used, p->kv_heads * BLOCK_KEYS * item->width);
+    b->values = fathom_next_floats(base, &used, p->kv_heads * BLOCK_KEYS * panelled(item->value_width));
+    b->max = fathom_next_floats(base, &used, states);
+    b->sum = fathom_next_floats(base, &used, states);
+    b->finite = (uint8_t *)fathom_next_floats(base, &used, p->kv_heads * BLOCK_PANELS);
     for (int t = 0; t <= b->thread; t++) {
-        b->scores = take(base, &used, TILE_TOKENS * BLOCK_KEYS);
-        b->mixed = take(base, &used, TILE_TOKENS * item->value_width);
-        b->rows = take(base, &used, larger(BLOCK_KEYS * widest, p->key_up ? b->latent * p->key_up->columns : 0));
+        b->scores = fathom_next_floats(base, &used, TILE_TOKENS * BLOCK_KEYS);
+        b->mixed = fathom_next_floats(base, &used, TILE_TOKENS * item->value_width);
+        b->rows = fathom_next_floats(base, &used, larger(BLOCK_KEYS * widest, p->key_up ? b->latent * p->key_up->columns : 0));
     }
     return used;
 }

@@ -82,10 +82,13 @@ static void row_rotate(float *x, const float *cosine, const float *sine, int pai
 static float row_soften(float *x, int k, float scale, float *max, float *sum) {
     const vec factor = v_set(scale);
     const float old = *max;
-    vec highest = v_set(-INFINITY), sums = v_set(0.0f);
+    vec highest = v_set(-INFINITY), second = highest, sums = v_set(0.0f);
     int i = 0;
-    for (; i + LANES <= k; i += LANES) highest = v_max(v_load(x + i), highest);
-    float top = v_top(highest);
+    for (; i + 2 * LANES <= k; i += 2 * LANES) {
+        highest = v_max(v_load(x + i), highest);
+        second = v_max(v_load(x + i + LANES), second);
+    }
+    float top = v_top(v_max(second, highest));
     for (; i < k; i++) top = x[i] > top ? x[i] : top;
     top = top * scale > old ? top * scale : old;
     const float base = top > -FLT_MAX ? top : -FLT_MAX; /* finite, so that e^(-infinity - base) is 0 */

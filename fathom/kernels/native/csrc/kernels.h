@@ -24,6 +24,24 @@ typedef struct {
     const int32_t *first, *last; /* rows: a query sees keys [first, last) of this block; NULL for all */
 } fathom_keys;
 
+/* What of a product of causal attention is computed: row m of queries sees column m + diagonal and those before it. */
+typedef enum {
+    FATHOM_CAUSAL_COLUMNS, /* rows of queries, columns of keys: columns that a row does not see may be left out */
+    FATHOM_CAUSAL_SUMS,    /* rows of queries, sums over the keys that they see */
+    FATHOM_CAUSAL_TURNED,  /* rows of keys, sums over the queries that see them; a lies column after column */
+} fathom_causal;
+
+/* c[m][n] = sum over k of a[m][k] b[k][n], added to c where ``add``. Where a row's sums end or begin may be that of a few
+ * rows nearby, whose a is 0 there, unless ``single``. */
+typedef struct {
+    const float *a, *b;     /* b in strips */
+    float *c;
+    int64_t a_stride, c_stride;
+    int32_t b_rows;         /* that its strips have room for */
+    int32_t rows, columns, depth; /* columns a multiple of 16 */
+    int32_t causal, diagonal, add, single;
+} fathom_small_product;
+
 typedef struct {
     /* y[n][r] = sum over k of x[n][k] w[r][k] for the rows of panels [begin, end), never beyond w->rows; a row of y every
      * y_stride. Quantized weights take x->q where it is given, else x->x. */
@@ -69,6 +87,16 @@ typedef struct {
     /* From the gradient ``slope`` of rms_norm: that of x; that of the weight is added to ``grad_weight``. */
     void (*rms_norm_gradient)(const float *x, const float *weight, const float *slope, int k, float eps, float *grad_x,
                               float *grad_weight);
+    /* Attention in training (train_tiles.h). Write rows as rows [first, first + count) of an operand b of ``rows`` rows;
+     * 1 where all are finite. And rows as columns from ``first`` on, a multiple of 16, of ``columns`` columns. Both fill
+     * up to 16 columns with zeros. */
+    int (*strips_of_rows)(const float *x, int64_t stride, int count, int width, float *to, int rows, int first);
+    void (*strips_of_columns)(const float *x, int64_t stride, int count, int width, float *to, int columns, int first);
+    void (*small_product)(const fathom_small_product *product);
+    float (*dot)(const float *x, const float *y, int k);
+    void (*blend)(float keep, const float *x, float scale, int k, float *y); /* y = scale (keep y + x) */
+    /* Turn a query's scores into weights e^(scale x - lse), and the gradients of weights into those of scores. */
+    void (*slopes)(float *scores, float *slopes, int k, float scale, float lse, float delta);
 } fathom_kernels;
 
 #define FATHOM_ATTEND_KEYS 64 /* of a block at most */
@@ -91,6 +119,13 @@ static inline fathom_rows fathom_some_rows(const fathom_rows *x, int first, int 
 
 /* Floats that fill whole lines of a cache. */
 static inline int64_t fathom_padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+/* The next floats of a workspace, of which ``used`` are taken; NULL where it is only measured. */
+static inline float *fathom_next_floats(float *base, int64_t *used, int64_t floats) {
+    float *next = base ? base + *used : NULL;
+    *used += fathom_padded(floats);
+    return next;
+}
 
 /* Floats of packed queries, which have at most twice as many rows. */
 static inline int64_t fathom_packed_floats(int rows, int width) { return 2 * rows * fathom_padded(width); }

@@ -73,6 +73,14 @@ FATHOM_INLINE vec v_fold(vec a, vec b) {
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     return _mm512_castpd_ps(_mm512_permutexvar_pd(order, _mm512_castps_pd(sums)));
 }
+FATHOM_INLINE vec v_load_fours(const float *p, int64_t stride) {
+    const __m512 low = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(low, _mm_loadu_ps(p + 2 * stride), 2), _mm_loadu_ps(p + 3 * stride), 3);
+}
+#define v_low_pairs _mm512_unpacklo_ps
+#define v_high_pairs _mm512_unpackhi_ps
+#define v_low_halves(a, b) _mm512_shuffle_ps(a, b, 0x44)
+#define v_high_halves(a, b) _mm512_shuffle_ps(a, b, 0xee)
 #define FATHOM_SPLIT_PAIRS
 FATHOM_INLINE void v_split_pairs(const uint16_t *p, vec *both) {
     const __m256i codes = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)p), 5), 5);
@@ -139,6 +147,13 @@ FATHOM_INLINE vec v_spread(const float *p, int m) {
 FATHOM_INLINE vec v_fold(vec a, vec b) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(a, b)), 0xd8));
 }
+FATHOM_INLINE vec v_load_fours(const float *p, int64_t stride) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+#define v_low_pairs _mm256_unpacklo_ps
+#define v_high_pairs _mm256_unpackhi_ps
+#define v_low_halves(a, b) _mm256_shuffle_ps(a, b, 0x44)
+#define v_high_halves(a, b) _mm256_shuffle_ps(a, b, 0xee)
 #define FATHOM_SPLIT_PAIRS
 FATHOM_INLINE void v_split_pairs(const uint16_t *p, vec *both) {
     const __m128i codes = _mm_srai_epi16(_mm_slli_epi16(_mm_loadu_si128((const __m128i *)p), 5), 5);
@@ -194,6 +209,14 @@ FATHOM_INLINE vec v_spread(const float *p, int m) {
     return vld1q_f32(p);
 }
 FATHOM_INLINE vec v_fold(vec a, vec b) { return vpaddq_f32(a, b); }
+FATHOM_INLINE vec v_load_fours(const float *p, int64_t stride) {
+    (void)stride;
+    return vld1q_f32(p);
+}
+#define v_low_pairs vzip1q_f32
+#define v_high_pairs vzip2q_f32
+FATHOM_INLINE vec v_low_halves(vec a, vec b) { return vcombine_f32(vget_low_f32(a), vget_low_f32(b)); }
+FATHOM_INLINE vec v_high_halves(vec a, vec b) { return vcombine_f32(vget_high_f32(a), vget_high_f32(b)); }
 FATHOM_INLINE vec v_load_int8(const int8_t *p) {
     const int8_t lanes[8] = {p[0], p[1], p[2], p[3]};
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(lanes)))));
@@ -205,9 +228,20 @@ FATHOM_INLINE vec v_load_bfloat16(const uint16_t *p) {
 #error "no vectors for this instruction set: define FATHOM_NO_VECTORS"
 #endif
 /* v_spread(p, m): p[0..m-1], again and again. v_fold(a, b): the sums of neighbouring lanes of a, then those of b.
- * v_split_pairs(p, both): both elements of each of LANES pairs of page_rows.h, two vectors. */
+ * v_load_fours(p, stride): four floats from p, p + stride and so on; v_low_pairs and the like take one lane or two of a and
+ * then of b from each four. v_split_pairs(p, both): both elements of each of LANES pairs of page_rows.h, two vectors. */
 
 #if LANES > 1
+/* Four vectors whose fours are rows 0 to 3 of small matrices: turn these, rows for columns. */
+FATHOM_INLINE void v_turn_fours(vec v[4]) {
+    const vec a = v_low_pairs(v[0], v[1]), b = v_low_pairs(v[2], v[3]);
+    const vec c = v_high_pairs(v[0], v[1]), d = v_high_pairs(v[2], v[3]);
+    v[0] = v_low_halves(a, b);
+    v[1] = v_high_halves(a, b);
+    v[2] = v_low_halves(c, d);
+    v[3] = v_high_halves(c, d);
+}
+
 /* e^x within 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. Infinities and NaN as in expf. */
 FATHOM_INLINE vec v_exp(vec x) {
     x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));

@@ -146,6 +146,9 @@ static void try_rows(const char *isa, const fathom_kernels *k, int count) {
     BOTH("rms_norm_gradient", 1e-5f, with->rms_norm_gradient(x, z, slope, count, 1e-6f, y[i], grads[i][0]));
     close_to(isa, "rms_norm_gradient of weight", grads[1][0], grads[0][0], MOST, 1e-5f);
     BOTH("add_scaled", 1e-5f, with->add_scaled(0.7f, x, count, y[i]));
+    BOTH("blend", 1e-5f, with->blend(0.5f, x, 0.3f, count, y[i]));
+    BOTH("slopes", 1e-5f, with->slopes(y[i], y[i] + MOST / 2, count / 2, 0.5f, 1.5f, 0.25f));
+    BOTH("dot", 5e-5f, y[i][0] = with->dot(x, z, count));
     BOTH("softmax", 1e-5f, (memcpy(y[i], x, sizeof x), with->softmax(y[i], count)));
     float top[] = {0.25f, 0.25f}, total[] = {2.0f, 2.0f}, kept[2];
     BOTH("soften", 1e-5f,
@@ -205,6 +208,45 @@ static void try_attend(const char *isa, const fathom_kernels *k, int rows, int w
     close_to(isa, "attend sums", sum[1], sum[0], rows, 2e-5f);
     close_to(isa, "attend maxima", max[1], max[0], rows, 2e-5f);
     free(packed);
+}
+
+/* Operands in strips differ from one instruction set to another, products of them do not. */
+static void try_train(const char *isa, const fathom_kernels *k, int rows, int width, int depth, int causal) {
+    enum { MOST = 64, LINE = MOST + 5 };
+    static float a[MOST * LINE], b[MOST * LINE], c[2][MOST * LINE];
+    static _Alignas(64) float strips[MOST * MOST];
+    const int columns = (int)fathom_padded(width), diagonal = (int)draw() % 20, half = depth / 2;
+    fill(a, MOST * LINE), fill(b, MOST * LINE);
+    for (int m = 0; m < MOST; m++)
+        for (int n = 0; n < MOST; n++) { /* as softmax leaves weights: row m sees columns to m + diagonal */
+            if (causal == FATHOM_CAUSAL_SUMS && n > m + diagonal) a[m * LINE + n] = 0.0f;
+            if (causal == FATHOM_CAUSAL_TURNED && n > m + diagonal) a[m * LINE + n] = 0.0f;
+        }
+    for (int i = 0; i < 2; i++) {
+        const fathom_kernels *with = i ? k : &fathom_scalar;
+        fathom_small_product p = {.a = a, .b = strips, .c = c[i], .a_stride = LINE, .c_stride = LINE, .b_rows = depth,
+                                  .rows = rows, .columns = columns, .depth = depth, .causal = causal, .diagonal = diagonal};
+        memset(c[i], 0, sizeof c[i]);
+        memset(strips, 255, sizeof strips);
+        if (causal == FATHOM_CAUSAL_COLUMNS) {
+            const int first = width > 32 ? 32 : 0;
+            with->strips_of_columns(b, LINE, first, depth, strips, columns, 0);
+            with->strips_of_columns(b + first * LINE, LINE, width - first, depth, strips, columns, first);
+        } else if (!with->strips_of_rows(b, LINE, half, width, strips, depth, 0) ||
+                   !with->strips_of_rows(b + half * LINE, LINE, depth - half, width, strips, depth, half))
+            failures++, fprintf(stderr, "%s strips_of_rows: not finite\n", isa);
+        with->small_product(&p);
+        p.add = 1, p.single = 1;
+        with->small_product(&p);
+        for (int m = 0; m < rows && causal == FATHOM_CAUSAL_COLUMNS; m++)
+            for (int n = m + diagonal + 1; n < columns; n++) c[i][m * LINE + n] = 0.0f;
+    }
+    char name[80];
+    snprintf(name, sizeof name, "small_product %d, %d rows, %d columns, depth %d", causal, rows, width, depth);
+    close_to(isa, name, c[1], c[0], rows * LINE, 2e-5f);
+    b[(depth - 1) * LINE + width - 1] = depth % 2 ? NAN : INFINITY;
+    if (k->strips_of_rows(b, LINE, depth, width, strips, depth, 0))
+        failures++, fprintf(stderr, "%s strips_of_rows: finite\n", isa);
 }
 
 static void try_pages(const char *isa, const fathom_kernels *k) {
@@ -290,6 +332,10 @@ static void try_all(int number) {
                 try_attend(isa, k, rows, 144, 128, count, masked);
                 try_attend(isa, k, rows, 37, 21, count, masked);
             }
+    for (int rows = 1; rows <= 60; rows += 1 + rows / 3)
+        for (int width = 1; width <= 64; width += 1 + width / 2)
+            for (int causal = FATHOM_CAUSAL_COLUMNS; causal <= FATHOM_CAUSAL_TURNED; causal++)
+                try_train(isa, k, rows, width, 1 + (int)draw() % 60, causal);
     printf("%s%s%s\n", isa, fathom_features() & FATHOM_HAS_BF16 ? " bf16" : "", fathom_features() & FATHOM_HAS_I8MM ? " i8mm" : "");
 }
 
