@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fathom.kernels.native import library
-from fathom.model.cache import PagedStep, PagePool, SequenceChunk
+from fathom.model.cache import DecodingStep, PagedStep, PagePool, SequenceChunk, decoding_rows
 from fathom.model.decoder import Decoder, DecoderOutput
-from fathom.model.device import numbers_on
+from fathom.model.device import numbers_on, to_device
 from fathom.model.moe import chosen_experts
 from fathom.model.native import NativeModel, StepOutput
+from fathom.spec.moe import Capacity
 
 
 class ForwardPass:
@@ -67,11 +68,36 @@ class ForwardPass:
     def _run_modules(
         self, tokens: Sequence[int], chunks: Sequence[SequenceChunk], features_ND: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        if self._decodes_in_buckets(chunks) and features_ND is None:
+            return self._decode(tokens, chunks)
         step = PagedStep(self._pool, chunks, window=self.model.window)
         tokens_1N = numbers_on(self._pool.device, [tokens])
         output: DecoderOutput = self.model(tokens_1N, cache=step, features_ND=features_ND)
         routes_NLK = chosen_experts(output.routing)[0].to("cpu", torch.int16) if self._record_routing else None
         return output.hidden_BTD[0], routes_NLK
+
+    def _decodes_in_buckets(self, chunks: Sequence[SequenceChunk]) -> bool:
+        """Whether a pass has the shapes of its bucket: on a GPU, one new token for each of whole sequences.
+
+        Experts of limited capacity would count the rows that fill the bucket.
+        """
+        moe = self.model.spec.moe
+        if self._pool.device.type in ("cpu", "mps") or self.model.window is not None:
+            return False
+        if moe is not None and isinstance(moe.router.select, Capacity):
+            return False
+        return all(chunk.tokens == 1 and not chunk.first for chunk in chunks)
+
+    def _decode(self, tokens: Sequence[int], chunks: Sequence[SequenceChunk]) -> tuple[Tensor, Tensor | None]:
+        device, count = self._pool.device, len(tokens)
+        rows_BX = decoding_rows(chunks, self._pool.page_size)
+        filled = [*tokens, *[tokens[-1]] * (len(rows_BX) - count)]
+        step = DecodingStep(self._pool, to_device(rows_BX, device), max(chunk.end for chunk in chunks))
+        output: DecoderOutput = self.model(numbers_on(device, [filled]), cache=step)
+        routes_NLK = None
+        if self._record_routing:
+            routes_NLK = chosen_experts(output.routing)[0, :count].to("cpu", torch.int16)
+        return output.hidden_BTD[0, :count], routes_NLK
 
     def _logits_of(self, hidden_ND: Tensor, rows: Sequence[int]) -> Tensor:
         if not rows:

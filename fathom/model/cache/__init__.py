@@ -10,6 +10,7 @@ from fathom.model.cache.attention_metadata import (
     causal_metadata,
     packed_metadata,
 )
+from fathom.model.cache.decoding import DecodingStep, decoding_rows
 from fathom.model.cache.paged import PagedStep, SequenceChunk
 from fathom.model.cache.pool import PagePool
 from fathom.model.cache.static import FullLayerCache, SlidingWindowLayerCache, StaticCache
@@ -17,6 +18,7 @@ from fathom.model.cache.static import FullLayerCache, SlidingWindowLayerCache, S
 __all__ = [
     "AttentionGroup",
     "AttentionMetadata",
+    "DecodingStep",
     "FullLayerCache",
     "KeyValueCache",
     "LayerCache",
@@ -26,5 +28,6 @@ __all__ = [
     "SlidingWindowLayerCache",
     "StaticCache",
     "causal_metadata",
+    "decoding_rows",
     "packed_metadata",
 ]

@@ -6,7 +6,7 @@ Z tokens of a page.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class PagedStep:
         self.device = pool.device
         self.slots_N = self._slots()
         self.tables: tuple[slice | Tensor, ...] = ()
-        self.layers = tuple(_PagedLayerCache(self, layer) for layer in pool.layers[first_layer:])
+        self.layers = tuple(PagedLayerCache(self, layer) for layer in pool.layers[first_layer:])
 
     def max_length_after(self, tokens: int) -> int:
         """Return the length of the longest sequence after this step."""
@@ -152,10 +152,19 @@ class PagedStep:
         return numbers_on(self.device, pages)
 
 
-class _PagedLayerCache:
+class PoolStep(Protocol):
+    """What a layer needs of a step: the pool, the new tokens' slots, and the pages of each attention group."""
+
+    pool: PagePool
+    slots_N: Tensor
+    tables: tuple[slice | Tensor, ...]
+    empty_slots: int
+
+
+class PagedLayerCache:
     """One layer of the pool in one step."""
 
-    def __init__(self, step: PagedStep, layer: tuple[Pages, ...]) -> None:
+    def __init__(self, step: PoolStep, layer: tuple[Pages, ...]) -> None:
         self._step, self._layer = step, layer
 
     def append(
