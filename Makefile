@@ -4,6 +4,7 @@
 # make test-journeys what a newcomer types, command by command (minutes)
 # make coverage     the fast tests with coverage, and its floor
 # make test-sandbox the sandbox as this user and as an ordinary one, with and without control groups
+# make test-parallel every plan of two and four processes against one (minutes)
 # make fuzz         damaged and hostile inputs, five minutes for each kind (SECONDS=300)
 # make test-sanitizers the tests of the native library, with checks of addresses and undefined behaviour
 # make wheel        the wheel of this machine, in dist/
@@ -23,7 +24,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --co
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves some gigabytes.
 TORCH_INDEX ?=
 
-.PHONY: quickstart native test test-all test-journeys test-sandbox test-sanitizers coverage fuzz wheel wheels lint bench gpu constraints clean
+.PHONY: quickstart native test test-all test-journeys test-parallel test-sandbox test-sanitizers coverage fuzz wheel wheels lint bench gpu constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -58,6 +59,9 @@ test-all: lint native $(VENV)/.installed-all
 
 test-journeys: $(VENV)/.installed-dev native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/journeys
+
+test-parallel: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 -s -m 'slow or not slow' tests/parallel tests/checkpoint/sharded
 
 test-sandbox: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow or not slow' tests/posttrain/sandbox tests/posttrain/verdicts

@@ -65,12 +65,17 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.norm.weight.device
+        return self._some_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the activations: that of all weights but routers' and quantized ones."""
-        return self.norm.weight.dtype
+        return self._some_norm.weight.dtype
+
+    @property
+    def _some_norm(self) -> RMSNorm:
+        """A norm that is here: a stage of a pipeline may hold layers alone."""
+        return next(module for module in self.modules() if isinstance(module, RMSNorm))
 
     def forward(
         self,
@@ -109,6 +114,18 @@ class Decoder(nn.Module):
             checkpoint_activations=checkpoint_activations,
             form=form,
         )
+        return self.finish(x_BTD, routed, tokens_BT, routing=routing, mtp=mtp)
+
+    def finish(
+        self,
+        x_BTD: Tensor,
+        routed: tuple[Routing, ...],
+        tokens_BT: Tensor,
+        *,
+        routing: RoutingOptions | None = None,
+        mtp: bool = False,
+    ) -> DecoderOutput:
+        """Normalise what the last layer made and run the MTP modules: the end of ``forward``."""
         hidden_BTD = self.norm(x_BTD)
         if not mtp or not self.mtp:
             return DecoderOutput(hidden_BTD, routed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fathom.train.group import Group
+from fathom.train.group import ALONE, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,21 @@ class MicroBatchSums:
 
     def reduce(self, group: Group) -> None:
         """Add up what the ranks have, so that every rank holds the whole batch's sums."""
-        if group.size == 1:
+        if group is ALONE:
             return
         layers = torch.tensor(self.layers)
         self.layers = int(group.max(layers))
-        self.losses_3 = group.sum(self.losses_3)
-        self.counts_LE, self.dropped = group.sum(self.counts_LE), group.sum(self.dropped)
-        self.nats_X, self.tokens_X = group.sum(self.nats_X), group.sum(self.tokens_X)
-        self.objective_sums = {name: group.sum(value) for name, value in self.objective_sums.items()}
+        self.losses_3 = group.sum_parts(self.losses_3)
+        self.counts_LE, self.dropped = group.sum_parts(self.counts_LE), group.sum_parts(self.dropped)
+        self.nats_X, self.tokens_X = group.sum_parts(self.nats_X), group.sum_parts(self.tokens_X)
+        self.objective_sums = {name: group.sum_parts(value) for name, value in self.objective_sums.items()}
 
     def add(self, losses_3: Tensor, sums: Mapping[str, Tensor]) -> None:
         """Add one micro-batch's losses and the objective's own sums."""
         self.losses_3 += losses_3
+        self.add_sums(sums)
+
+    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Add sums that are logged."""
         for name, value in sums.items():
             self.objective_sums[name] = self.objective_sums[name] + value if name in self.objective_sums else value

@@ -8,11 +8,18 @@ X processes, Y values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from fathom.model.cache import KeyValueCache
+from fathom.model.decoder import Decoder
+from fathom.model.moe import Routing
+from fathom.parallel.pipeline import Pipeline
+from fathom.train.optimizer import gradient_norm
 
 _Value = TypeVar("_Value")
 
@@ -25,7 +32,7 @@ class Group(Protocol):
 
     @property
     def rank(self) -> int:
-        """This process among ``size``, from 0."""
+        """This process among ``size``, from 0; processes that take the same sequences have the same rank."""
         ...
 
     @property
@@ -33,8 +40,32 @@ class Group(Protocol):
         """Number of ranks."""
         ...
 
+    @property
+    def processes(self) -> ProcessGroup | None:
+        """All processes, for saving what each of them holds a part of; None where each holds the whole model."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """This process's stages; None where it holds all layers."""
+        ...
+
+    @property
+    def context_rank(self) -> int:
+        """This process among those that share the tokens of the same sequences, from 0."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and reports."""
+        ...
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the elementwise sum."""
+        ...
+
+    def sum_parts(self, tensor: Tensor) -> Tensor:
+        """Return the elementwise sum over ranks and over the stages of a pipeline that each of them has."""
         ...
 
     def max(self, tensor: Tensor) -> Tensor:
@@ -45,8 +76,40 @@ class Group(Protocol):
         """Return rank 0's value, which can be pickled."""
         ...
 
+    def names_of_all(self, names: Sequence[str]) -> list[str]:
+        """Return the names that any stage of a pipeline has, in the order of stages."""
+        ...
+
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
+        ...
+
+    def own_tokens(self, length: int) -> slice:
+        """Return which of a sequence's tokens are this process's.
+
+        Raises:
+            SpecError: the length does not divide among those that share it.
+        """
+        ...
+
+    def attention_cache(self, model: Decoder, layers: int) -> KeyValueCache | None:
+        """Return what brings the keys and values of a sequence's other tokens; None where one process has them all."""
+        ...
+
+    def whole_sequences(self, routing: Sequence[Routing]) -> Sequence[Routing]:
+        """Return the routing of whole sequences."""
+        ...
+
+    def shared_loss(self, loss: Tensor) -> Tensor:
+        """Return a loss of whole sequences as this process's part of it: the parts add up, gradients are whole."""
+        ...
+
+    def begin_micro_batch(self, model: nn.Module, *, last: bool) -> None:
+        """Prepare for a micro-batch, the ``last`` of a step or another: gradients may be summed after the last only."""
+        ...
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Return the 2-norm of all gradients of the model, of which ranks may hold parts, as a plain scalar."""
         ...
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -63,8 +126,16 @@ class Alone:
 
     rank = 0
     size = 1
+    context_rank = 0
+    leads = True
+    processes = None
+    pipeline = None
 
     def sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+    def sum_parts(self, tensor: Tensor) -> Tensor:
         """Return the tensor."""
         return tensor
 
@@ -76,8 +147,34 @@ class Alone:
         """Return the value."""
         return value
 
+    def names_of_all(self, names: Sequence[str]) -> list[str]:
+        """Return the names."""
+        return list(names)
+
     def barrier(self) -> None:
         """Return at once."""
+
+    def own_tokens(self, length: int) -> slice:
+        """Return all."""
+        return slice(0, length)
+
+    def attention_cache(self, model: Decoder, layers: int) -> None:
+        """Need none."""
+
+    def whole_sequences(self, routing: Sequence[Routing]) -> Sequence[Routing]:
+        """Return what is given."""
+        return routing
+
+    def shared_loss(self, loss: Tensor) -> Tensor:
+        """Return the loss."""
+        return loss
+
+    def begin_micro_batch(self, model: nn.Module, *, last: bool) -> None:
+        """Need nothing."""
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Return the norm of the gradients there are."""
+        return gradient_norm(parameters)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Leave the gradients as they are."""

@@ -29,6 +29,7 @@ from fathom.train.group import ALONE, Group, any_rank
 from fathom.train.metrics import read_json_lines
 from fathom.train.micro_batch import batch_size, split
 from fathom.train.objective import Objective
+from fathom.train.pipeline import make_runner
 from fathom.train.protocols import Loader, TokenBatch
 from fathom.train.record import METRICS, Recorder, ThroughputMeter
 from fathom.train.schedule import learning_rate, steps_left
@@ -103,7 +104,7 @@ class Trainer:
         self._progress = progress
         self._bytes_per_token = dict(bytes_per_token or {})
         self._tracking = tracking
-        self._validation = validation
+        self._validation = None if group.pipeline is not None else validation
         self._epochs = epochs
         self._files = tuple(files)
         self._objective = objective
@@ -137,7 +138,7 @@ class Trainer:
             base=self._base,
         )
         position = stage.start(resume, allow_changes=allow_changes)
-        runner = StepRunner(
+        runner = make_runner(
             self.model,
             stage.optimizer,
             self.spec,
@@ -161,7 +162,7 @@ class Trainer:
 
     def _recorder(self, runner: StepRunner, after_step: int) -> Recorder | None:
         """Open the metrics; None on ranks that write none."""
-        if self._group.rank != 0:
+        if not self._group.leads:
             return None
         return Recorder(
             self.directory,
@@ -175,7 +176,7 @@ class Trainer:
 
     def _evaluated(self, stop: StopRequest, step: int) -> Mapping[str, float] | None:
         every = self.spec.evaluate_every_steps
-        if self._evaluate is None or every is None or step % every:
+        if self._evaluate is None or every is None or step % every or self._group.pipeline is not None:
             return None
         if any_rank(self._group, stop.signal_name is not None):
             return None
@@ -202,7 +203,7 @@ class _Run:
             self._record_start(self.validation)
         self.trainer.model.train()
         path = self.stage.run(self._step, more=self._more, stop=self.stop, sync=self._sync, finish=self._finish)
-        if self.best is not None and not self._more(self.stage.position) and self.runner.group.rank == 0:
+        if self.best is not None and not self._more(self.stage.position) and self.runner.group.leads:
             self.best.discard()
         return self._summary(path)
 

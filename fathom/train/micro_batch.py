@@ -28,6 +28,7 @@ class MicroBatch:
     the tokens that end a sequence. ``columns`` have one row a token, (N, ...).
     A prefix that packed sequences share is computed once (``PackedSequences.shared_prefix_lengths``), and counts once
     in ``token_fraction`` and whatever else is taken over tokens, such as the z-loss and agreement of routing.
+    An ``idle`` one repeats tokens and counts for nothing: ranks take part in the same number of passes.
     ``token_range`` are the lowest and the highest id and ``highest_expert`` that of "routes", found on the host.
     """
 
@@ -42,6 +43,7 @@ class MicroBatch:
     source_B: Tensor | None = None
     images: ImageBatch | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    idle: bool = False
     token_range: tuple[int, int] | None = None
     highest_expert: int | None = None
 
@@ -118,7 +120,8 @@ def batch_size(batch: TokenBatch | PackedBatch, group: Group = ALONE) -> tuple[i
     else:
         sequences, width = batch.tokens_BT1.shape
         own = (sequences, sequences * (width - 1))
-    sequences, tokens = (sum(values) for values in zip(*gathered(group, own), strict=True))
+    once = [number * (group.context_rank == 0) for number in own]
+    sequences, tokens = (sum(values) for values in zip(*gathered(group, once), strict=True))
     return sequences, tokens
 
 
@@ -140,6 +143,17 @@ def _awaited(micro: MicroBatch, device: torch.device, stream: torch.cuda.Stream 
             if copy is not None:
                 copy.record_stream(computing)
     return micro
+
+
+def with_last(micros: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    """Yield each micro-batch and whether it is the last."""
+    before: MicroBatch | None = None
+    for micro in micros:
+        if before is not None:
+            yield before, False
+        before = micro
+    if before is not None:
+        yield before, True
 
 
 def check_values(micro: MicroBatch, vocab_size: int, experts: int) -> None:
@@ -166,7 +180,8 @@ class _Whole:
     @classmethod
     def of(cls, group: Group, *, sequences: int, tokens: int, targets: int) -> _Whole:
         """Add up what each rank has."""
-        ranks = gathered(group, (sequences, tokens, targets))
+        once = group.context_rank == 0  # the others have further tokens of the same sequences
+        ranks = gathered(group, (sequences * once, tokens * once, targets))
         total = [sum(values) for values in zip(*ranks, strict=True)]
         return cls(total[0], total[1], total[2], first=sum(rank[0] for rank in ranks[: group.rank]))
 
@@ -178,20 +193,20 @@ def _split_rows(batch: TokenBatch, micro_batch_size: int, length: int, group: Gr
             f"batch: tokens of shape {tuple(tokens_BT1.shape)} instead of (B, {length + 1}); "
             "make the loader with the stage's sequence_length"
         )
-    given, size = batch.targets_BT, tokens_BT1.shape[0]
-    targets_BT = tokens_BT1[:, 1:] if given is None else given
+    given, size, own = batch.targets_BT, tokens_BT1.shape[0], group.own_tokens(length)
+    targets_BT = (tokens_BT1[:, 1:] if given is None else given)[:, own]
     learned_B = (targets_BT != IGNORE_INDEX).sum(1)
     whole = _Whole.of(group, sequences=size, tokens=size * length, targets=int(learned_B.sum()))
     for start in range(0, size, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, size))
         yield MicroBatch(
-            tokens_BT=tokens_BT1[rows, :-1],
+            tokens_BT=tokens_BT1[rows, :-1][:, own],
             targets_BT=targets_BT[rows],
             target_fraction=int(learned_B[rows].sum()) / max(whole.targets, 1),
             token_fraction=(rows.stop - rows.start) / whole.sequences,
             sequence_fraction=(rows.stop - rows.start) / whole.sequences,
             sequences=slice(whole.first + rows.start, whole.first + rows.stop),
-            ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows],
+            ends_BT=None if batch.ends_BT is None else batch.ends_BT[rows][:, own],
             source_B=batch.source_B[rows],
             images=None if batch.images is None else batch.images.part(rows, torch.device("cpu")),
         )
@@ -205,7 +220,9 @@ def _split_packed(batch: PackedBatch, tokens: int, group: Group) -> Iterator[Mic
         tokens=sum(length for run in runs for length in run.lengths),
         targets=int((batch.targets_N != IGNORE_INDEX).sum()),
     )
+    most = int(group.max(torch.tensor(len(runs))))  # before the passes, which ranks run out of step
     index = start = 0
+    micro: MicroBatch | None = None
     for run in runs:
         sequences, pieces = slice(index, index + len(run.lengths)), []
         for length, first in zip(batch.lengths[sequences], run.shared_prefix_lengths, strict=True):
@@ -213,7 +230,7 @@ def _split_packed(batch: PackedBatch, tokens: int, group: Group) -> Iterator[Mic
             start += length
         index, rows_N = sequences.stop, torch.cat(pieces)
         targets_N = batch.targets_N[rows_N]
-        yield MicroBatch(
+        micro = MicroBatch(
             tokens_BT=batch.tokens_N[rows_N][None],
             targets_BT=targets_N[None],
             target_fraction=int((targets_N != IGNORE_INDEX).sum()) / max(whole.targets, 1),
@@ -223,6 +240,10 @@ def _split_packed(batch: PackedBatch, tokens: int, group: Group) -> Iterator[Mic
             packed=run.packed,
             columns={name: column[rows_N] for name, column in batch.columns.items()},
         )
+        yield micro
+    assert micro is not None
+    idle = replace(micro, target_fraction=0.0, token_fraction=0.0, sequence_fraction=0.0, idle=True)
+    yield from repeat(idle, most - len(runs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,16 @@ embedding, router) and not to norms and biases. The papers give 0.1 and do not s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fathom.checkpoint.names import current_layout
 from fathom.errors import CheckpointError, SpecError
+from fathom.parallel.parameters import local
 from fathom.spec.train import AdamWSpec
 from fathom.train.muon import MuonAdamW
 from fathom.train.narrow_adamw import NarrowAdamW
@@ -32,11 +35,16 @@ def make_optimizer(model: nn.Module, spec: AdamWSpec) -> torch.optim.AdamW | Muo
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrices = {name for name, p in named if p.dim() >= 2 and not name.endswith("bias")}
     hidden = {name for name in matrices if _is_hidden(name)} if spec.muon is not None else set()
-    groups = [
-        {"params": [p for name, p in named if name in matrices - hidden], "weight_decay": spec.weight_decay},
-        {"params": [p for name, p in named if name not in matrices], "weight_decay": 0.0},
-    ]
-    others, betas = [group for group in groups if group["params"]], (spec.beta1, spec.beta2)
+    groups: dict[object, dict[str, Any]] = {}
+    for name, parameter in named:
+        if name not in hidden:
+            # one operator takes DTensors of one mesh only
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            decay = spec.weight_decay if name in matrices else 0.0
+            group = groups.setdefault((name in matrices, mesh), {"params": [], "weight_decay": decay})
+            group["params"].append(parameter)
+    others = sorted(groups.values(), key=lambda group: -float(group["weight_decay"]))
+    betas = (spec.beta1, spec.beta2)
     if spec.muon is not None and not (others and hidden):
         raise SpecError("optimizer.muon", "finds no matrices of hidden layers beside others to train", "leave it out")
     adamw: torch.optim.AdamW
@@ -64,13 +72,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, sharded ones too, a plain scalar; not finite as soon as one is not."""
     norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    gather: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)  # a DTensor's, of sharded gradients
-    return norm if gather is None else gather()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float, norm: Tensor) -> None:
     """Scale all gradients in place so that their common norm, ``norm`` now, is at most ``max_norm``."""
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(grads, factor.to(grads[0].device))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -84,6 +93,23 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         if parameter in optimizer.state
         for field, value in optimizer.state[parameter].items()
     }
+
+
+def empty_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Make the optimizer's state of a sharded model, to be filled: those of ``names`` that are of its parameters."""
+    fields: dict[str, list[str]] = {}
+    for name in names:
+        owner, _, field = name.rpartition("/")
+        fields.setdefault(owner, []).append(field)
+    for name, parameter in model.named_parameters():
+        if name in fields:
+            optimizer.state[parameter] = {
+                field: torch.zeros((), device=parameter.device) if field == "step" else torch.zeros_like(parameter)
+                for field in fields[name]
+            }
+    return optimizer_tensors(model, optimizer)
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fathom.checkpoint import store
 from fathom.checkpoint.adapter_checkpoint import AdapterBase
+from fathom.checkpoint.sharded.saving import ShardedSaver
 from fathom.checkpoint.tensorfile import write_tensors
 from fathom.errors import CheckpointError, Interrupted, ResourceError, TrainError
 from fathom.files import write_json
@@ -61,6 +62,7 @@ class Stage:
         self._files = tuple(files)
         self._note = note
         self._group = group
+        self._saver = None if group.processes is None else ShardedSaver(group.processes)
 
     def start(self, resume: bool, *, allow_changes: bool = False) -> Position:
         """Go to the latest checkpoint, if there is one; ``changes`` are then how the spec differs from the saved one.
@@ -73,7 +75,9 @@ class Stage:
         if found is not None:
             if not resume:
                 raise CheckpointError(f"{self.checkpoints}: holds checkpoints already; resume, or use a new directory")
-            self.position, self.changes = load_state(found, **self._parts, allow_changes=allow_changes)
+            self.position, self.changes = load_state(
+                found, **self._parts, allow_changes=allow_changes, processes=self._group.processes
+            )
         return self.position
 
     def record_changes(self, metrics: JsonLines) -> None:
@@ -114,6 +118,8 @@ class Stage:
             if not more(self.position):
                 finish(self.position)
             path = self._save(sync)
+        if self._saver is not None:
+            self._saver.close()
         self.check_stop(stop)
         return path
 
@@ -167,24 +173,44 @@ class Stage:
 
     def _save_if_there_is_room(self, sync: Callable[[], None], saved: int) -> int:
         try:
-            self._save(sync)
+            self._save(sync, wait=False)
         except ResourceError as error:
             self._note(f"step {self.position.step}: {error}; training goes on")
             return saved
         return self.position.step
 
-    def _save(self, sync: Callable[[], None]) -> Path:
-        """Publish a checkpoint from rank 0; where it cannot, all ranks raise its ``ResourceError``."""
+    def _save(self, sync: Callable[[], None], *, wait: bool = True) -> Path:
+        """Publish a checkpoint, from rank 0 or of the parts that ranks hold; where it cannot be, all ranks raise why.
+
+        Parts are written while training goes on, unless this is to ``wait``.
+        """
         directory = store.step_directory(self.checkpoints, self.position.step)
+        self._agreed(sync)
+        if self._saver is not None:
+            return self._write(directory, wait=wait)
+        self._agreed(lambda: self._write(directory))
+        return directory
+
+    def _write(self, directory: Path, *, wait: bool = True) -> Path:
+        return save_state(
+            directory,
+            **self._parts,
+            position=self.position,
+            files=self._files,
+            base=self._base,
+            saver=self._saver,
+            published=lambda path: store.prune(self.checkpoints, self._checkpointing.keep),
+            wait=wait,
+        )
+
+    def _agreed(self, work: Callable[[], object]) -> None:
+        """Do something on the rank that leads; all raise the ``ResourceError`` that it raises."""
         failure: ResourceError | None = None
-        if self._group.rank == 0:
+        if self._group.leads:
             try:
-                sync()
-                save_state(directory, **self._parts, position=self.position, files=self._files, base=self._base)
-                store.prune(self.checkpoints, self._checkpointing.keep)
+                work()
             except ResourceError as error:
                 failure = error
         failure = self._group.broadcast(failure)
         if failure is not None:
             raise failure
-        return directory

@@ -8,18 +8,21 @@ draws is a function of a seed and a counter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fathom.checkpoint import store
 from fathom.checkpoint.adapter_checkpoint import STEM as ADAPTER
 from fathom.checkpoint.adapter_checkpoint import AdapterBase
 from fathom.checkpoint.names import current_layout
+from fathom.checkpoint.sharded.loading import load_sharded, open_checkpoint
+from fathom.checkpoint.sharded.saving import ShardedSaver
 from fathom.errors import CheckpointError, SpecError, shortened
 from fathom.files import folder_bytes
 from fathom.model.adapters.attach import learned_state
@@ -28,7 +31,7 @@ from fathom.spec import ModelSpec, check, from_mapping, to_mapping
 from fathom.spec.mapping import MAX_INTEGER
 from fathom.spec.resume import FieldChange, flatten, spec_changes
 from fathom.spec.train import UpdateSpec
-from fathom.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from fathom.train.optimizer import empty_optimizer_tensors, load_optimizer_tensors, optimizer_tensors
 from fathom.train.protocols import Resumable
 
 OPTIMIZER = "optimizer"
@@ -55,24 +58,31 @@ def save_state(
     position: Position,
     files: Iterable[Path] = (),
     base: AdapterBase | None = None,
+    saver: ShardedSaver | None = None,
+    published: Callable[[Path], None] = lambda path: None,
+    wait: bool = True,
 ) -> Path:
     """Publish a checkpoint from which training resumes bit for bit on the same CPU; ``files`` lie in it too.
 
-    ``base`` is where the weights are that an adapter was trained on.
+    ``base`` is where the weights are that an adapter was trained on. Ranks that hold parts of the model save through
+    ``saver``, and unless they ``wait``, training goes on meanwhile. ``published`` is called once it is there.
 
     Raises:
         ResourceError: the disk is full; earlier checkpoints are untouched.
     """
-    return store.save(
-        directory,
-        tensors={learned_stem(model): learned_state(model), OPTIMIZER: optimizer_tensors(model, optimizer)},
-        documents={
-            "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)}
-            | ({} if base is None else {"base": to_mapping(base)}),
-            "state": asdict(position) | {"loader": loader.state()},
-        },
-        files=files,
-    )
+    tensors = {learned_stem(model): learned_state(model), OPTIMIZER: optimizer_tensors(model, optimizer)}
+    documents = {
+        "spec": {"model": to_mapping(model.spec), "train": to_mapping(spec)}
+        | ({} if base is None else {"base": to_mapping(base)}),
+        "state": asdict(position) | {"loader": loader.state()},
+    }
+    if saver is not None:
+        return saver.save(
+            directory, tensors=tensors, documents=documents, files=tuple(files), published=published, wait=wait
+        )
+    store.save(directory, tensors=tensors, documents=documents, files=files)
+    published(directory)
+    return directory
 
 
 def load_state(
@@ -83,23 +93,28 @@ def load_state(
     loader: Resumable,
     spec: UpdateSpec,
     allow_changes: bool = False,
+    processes: ProcessGroup | None = None,
 ) -> tuple[Position, list[FieldChange]]:
     """Restore model, optimizer and loader; return the position they stand at, and the changes to record.
 
     ``fathom.spec.resume`` says which fields of ``spec`` may differ from those the checkpoint was saved with; those that
-    change what is learned may where ``allow_changes``.
+    change what is learned may where ``allow_changes``. Of a model that ``processes`` hold in parts each reads its own.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or was saved with a model or spec that may not differ; every such
             field is named; or it is a finished stage's, without the optimizer's state.
     """
-    opened = store.Checkpoint.open(directory)
+    opened = open_checkpoint(directory, processes)
     if not has_optimizer(opened):
         problem = "the stage was done, and its optimizer state was dropped"
         raise CheckpointError(f"{directory}: {problem}; start a new stage from its model")
     changes = _spec_changes(directory, opened.document("spec"), model.spec, spec, allow_changes=allow_changes)
-    load_model_tensors(model, opened.tensors(learned_stem(model)), directory)
-    load_optimizer_tensors(model, optimizer, opened.tensors(OPTIMIZER))
+    if processes is None:
+        load_model_tensors(model, opened.tensors(learned_stem(model)), directory)
+        load_optimizer_tensors(model, optimizer, opened.tensors(OPTIMIZER))
+    else:
+        moments = empty_optimizer_tensors(model, optimizer, opened.tensors(OPTIMIZER).keys())
+        load_sharded(opened, {learned_stem(model): learned_state(model), OPTIMIZER: moments}, processes)
     position, place = _position(directory, opened.document("state"))
     try:
         loader.restore(place)

@@ -121,7 +121,7 @@ def test_exemptions_depend_on_seed_and_step_only(
 ) -> None:
     large = replace(train_spec, total_tokens=10_000)
     one, two = (runner(model_spec, replace(large, batch=BatchSpec(size=64, micro_batch_size=m))) for m in (1, 64))
-    first, again, other = one._exempt(64, 5), two._exempt(64, 5), one._exempt(64, 6)
+    first, again, other = (each._draws(64, step).exempt_B for each, step in ((one, 5), (two, 5), (one, 6)))
     assert first is not None
     assert again is not None
     assert other is not None
