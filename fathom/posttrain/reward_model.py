@@ -23,6 +23,7 @@ from fathom.data.conversations.loss_mask import encode_with_loss_mask
 from fathom.data.conversations.templated import REASONING
 from fathom.errors import DataError
 from fathom.model.decoder import Decoder
+from fathom.model.device import numbers_on
 from fathom.model.head import OutputHead
 from fathom.posttrain.losses import pairwise_loss, pointwise_loss
 from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hidden_states
@@ -235,7 +236,7 @@ def _answer_prefixes(answer: str) -> Iterator[tuple[int, str | Mapping[str, Any]
 
 def _last(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Where the last token of each sequence stands, int64 (B,)."""
-    return torch.tensor(lengths, device=device).cumsum(0) - 1
+    return numbers_on(device, lengths).cumsum(0) - 1
 
 
 def _scores(hidden_ND: Tensor, last_B: Tensor, model: Decoder, score_token: int) -> Tensor:

@@ -130,7 +130,7 @@ def _counts(ratio_N: Tensor, advantages_N: Tensor, spec: PolicyLoss) -> dict[str
     down_N, up_N = advantages_N < 0, advantages_N > 0
     bound = float("inf") if spec.dual_clip is None else spec.dual_clip
     return {
-        "tokens": torch.tensor(ratio_N.shape[0], device=ratio_N.device),
+        "tokens": torch.full((), ratio_N.shape[0], dtype=torch.int64, device=ratio_N.device),
         "clipped_low": (down_N & (ratio_N < 1 - spec.clip_low)).sum(),
         "clipped_high": (up_N & (ratio_N > 1 + spec.upper_clip)).sum(),
         "dual_clipped": (down_N & (ratio_N > bound)).sum(),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.errors import DataError
+from fathom.kernels.tensors import count_indices
 from fathom.posttrain.losses import checks
 from fathom.posttrain.losses import segments as answers
 from fathom.spec.posttrain import DpoLoss, PointwiseLoss
@@ -30,7 +31,7 @@ def answer_logprobs(logprobs_N: Tensor, row_N: Tensor, rows: int, *, average: bo
     """Log-probability of each whole answer, or its mean over the answer's tokens: (B,), 0 for one without tokens."""
     checks.same_length(logprobs_N=logprobs_N, row_N=row_N)
     sum_B = answers.segment_sum(logprobs_N, row_N, rows)
-    return sum_B / row_N.bincount(minlength=rows).clamp(min=1) if average else sum_B
+    return sum_B / count_indices(row_N, rows).clamp(min=1) if average else sum_B
 
 
 def dpo_loss(logprobs_B: Tensor, reference_B: Tensor, spec: DpoLoss) -> PreferenceTerms:

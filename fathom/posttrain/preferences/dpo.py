@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fathom.data.conversations.loss_mask import Sample
 from fathom.model.decoder import Decoder
+from fathom.model.device import to_device
 from fathom.posttrain.losses import answer_logprobs, chosen_logprobs, dpo_loss
 from fathom.posttrain.preferences.batched_forward import PASS_TOKENS, batched_hidden_states
 from fathom.posttrain.preferences.loader import SHARE, TrainingExample
@@ -68,7 +69,7 @@ class PreferenceObjective:
 
 def rows_of(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Return the index of the packed sequence that each token belongs to, int64 (N,)."""
-    return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+    return to_device(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), device)
 
 
 def entry(sample: Sample) -> TrainingExample:
