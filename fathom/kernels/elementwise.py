@@ -47,14 +47,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Saves the input, and one number per row where PyTorch computes it."""
+    """Saves its result, which the next product saves too, and one number per row; PyTorch computes from the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.eps = eps
-        if native.takes(x, weight):
-            ctx.save_for_backward(x, weight)
-            return native.rms_norm(x, weight, eps)
+        ctx.native = native.takes_norm(x, weight)
+        if ctx.native:
+            y, inverse_X = native.rms_norm(x, weight, eps)
+            ctx.save_for_backward(y, weight, inverse_X)
+            return y
         wide = x.to(accumulation_dtype(x))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -65,10 +66,9 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, *rest = ctx.saved_tensors
-        if not rest:
-            return *native.rms_norm_gradients(x, weight, ctx.eps, grad), None
-        (inverse,) = rest
+        x, weight, inverse = ctx.saved_tensors
+        if ctx.native:
+            return *native.rms_norm_gradients(x, weight, inverse, grad), None
         wide = accumulation_dtype(x)
         normed, grad = x * inverse, grad.to(wide)
         product = grad * normed

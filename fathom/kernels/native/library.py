@@ -71,10 +71,10 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
         None,
         (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
-    "fathom_rms_norm_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p)),
+    "fathom_rms_norm_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p)),
     "fathom_rms_norm_gradients": (
         None,
-        (c_void_p, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_void_p, c_void_p),
+        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
     "fathom_add_rows": (None, (c_void_p, c_void_p, c_void_p, c_void_p)),
     "fathom_draw_scratch": (c_int64, (c_int,)),

@@ -15,6 +15,7 @@ from torch import Tensor
 from fathom.kernels.native.library import available, library
 
 NORM_ROWS = 64  # FATHOM_NORM_ROWS of training.h
+_LEAST_WEIGHT = 1e-12
 
 
 class ManyRows(Structure):
@@ -71,29 +72,27 @@ def silu_multiply_gradients(
     library().fathom_silu_multiply_gradients(byref(rows), *source, *target)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x / rms(x) * weight over the last dimension."""
+def takes_norm(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``rms_norm`` computes this: its gradients divide its result by the weight, which must be no zero."""
+    return takes(x, weight) and bool(weight.detach().abs().amin() > _LEAST_WEIGHT)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x / rms(x) * weight over the last dimension, and 1 / rms of each row (X,)."""
     x_XF, y = x.reshape(-1, x.shape[-1]), x.new_empty(x.shape)
-    rows = _many(x_XF, x.shape[-1])
-    library().fathom_rms_norm_rows(byref(rows), x_XF.data_ptr(), x_XF.stride(0), weight.data_ptr(), eps, y.data_ptr())
-    return y
+    rows, inverse_X = _many(x_XF, x.shape[-1]), x.new_empty(x_XF.shape[0])
+    source = (x_XF.data_ptr(), x_XF.stride(0), weight.data_ptr(), eps)
+    library().fathom_rms_norm_rows(byref(rows), *source, y.data_ptr(), inverse_X.data_ptr())
+    return y, inverse_X
 
 
-def rms_norm_gradients(x: Tensor, weight: Tensor, eps: float, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and of the weight."""
-    x_XF, grad_XF, grad_x = x.reshape(-1, x.shape[-1]), grad.contiguous(), x.new_empty(x.shape)
-    rows = _many(x_XF, x.shape[-1])
-    parts = x.new_empty((x_XF.shape[0] + NORM_ROWS - 1) // NORM_ROWS, x.shape[-1])
-    library().fathom_rms_norm_gradients(
-        byref(rows),
-        x_XF.data_ptr(),
-        x_XF.stride(0),
-        weight.data_ptr(),
-        eps,
-        grad_XF.data_ptr(),
-        grad_x.data_ptr(),
-        parts.data_ptr(),
-    )
+def rms_norm_gradients(y: Tensor, weight: Tensor, inverse_X: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the weight, from what ``rms_norm`` returned."""
+    grad, grad_x = grad.contiguous(), y.new_empty(y.shape)
+    rows = _many(inverse_X, y.shape[-1])
+    parts = y.new_empty((len(inverse_X) + NORM_ROWS - 1) // NORM_ROWS, y.shape[-1])
+    source = (y.data_ptr(), weight.data_ptr(), inverse_X.data_ptr(), grad.data_ptr())
+    library().fathom_rms_norm_gradients(byref(rows), *source, grad_x.data_ptr(), parts.data_ptr())
     return grad_x, parts.sum(0)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fathom import kernels
 from fathom.kernels import reference
 from fathom.kernels.native import training
 
@@ -58,8 +59,9 @@ def test_rms_norm_and_its_gradients(rows, width):
     x, weight, slope = numbers(rows, width + 2)[:, :width], numbers(width, seed=1), numbers(rows, width, seed=2)
     leaves = [each.double().requires_grad_() for each in (x, weight)]
     exact = reference.rms_norm(*leaves, 1e-5)
-    near(training.rms_norm(x, weight, 1e-5), exact)
-    found = training.rms_norm_gradients(x, weight, 1e-5, slope)
+    y, inverse = training.rms_norm(x, weight, 1e-5)
+    near(y, exact)
+    found = training.rms_norm_gradients(y, weight, inverse, slope)
     wanted = torch.autograd.grad(exact, leaves, slope.double())
     terms = (slope.double() * weight.double() / x.double().norm(dim=1, keepdim=True) * width**0.5).norm()
     assert (found[0] - wanted[0]).norm() <= 5e-7 * terms  # of one column they cancel
@@ -84,7 +86,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         slope, grads, scales, total = x.clone(), torch.empty(400, 256), torch.empty(400), torch.zeros(90, 128)
         training.silu_multiply_gradients(gate_up, x[:, 0].contiguous(), slope, grads, scales)
         training.add_rows(total, places, x)
-        norms = training.rms_norm_gradients(x, weight, 1e-6, gate_up[:, :128].contiguous())
+        y, inverse = training.rms_norm(x, weight, 1e-6)
+        norms = (y, inverse, *training.rms_norm_gradients(y, weight, inverse, gate_up[:, :128].contiguous()))
         found.append([slope, grads, scales, total, *norms])
     torch.set_num_threads(before)
     for other in found[1:]:
@@ -101,9 +104,24 @@ def test_what_is_not_finite_stays_in_its_row_and_is_seen():
     assert [bool(row.isfinite().all()) for row in grads] == [False] * 4 + [True] * 2
     assert scales.isfinite().tolist() == [False] * 4 + [True] * 2
     x = gate_up[:, :40].contiguous()
-    grad_x, grad_weight = training.rms_norm_gradients(x, torch.ones(40), 1e-6, numbers(6, 40, seed=2))
+    y, inverse = training.rms_norm(x, torch.ones(40), 1e-6)
+    grad_x, grad_weight = training.rms_norm_gradients(y, torch.ones(40), inverse, numbers(6, 40, seed=2))
     assert [bool(row.isfinite().all()) for row in grad_x] == [False] * 3 + [True] * 3
     assert not grad_weight.isfinite().all()
+
+
+def test_a_norm_keeps_its_result_and_not_its_input_unless_a_weight_is_zero():
+    for zeros in (0, 2):
+        x, weight, saved = numbers(9, 24).requires_grad_(), numbers(24, seed=1), []
+        weight[:zeros] = 0.0
+        slope = numbers(9, 24, seed=2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=saved: to.append(t) or t, lambda t: t):
+            y = kernels.rms_norm(x, weight.requires_grad_(), 1e-6)
+        assert any(t.data_ptr() == x.data_ptr() for t in saved) == bool(zeros)
+        leaves = [each.detach().double().requires_grad_() for each in (x, weight)]
+        exact = torch.autograd.grad(reference.rms_norm(*leaves, 1e-6), leaves, slope.double())
+        for found, wanted in zip(torch.autograd.grad(y, (x, weight), slope), exact, strict=True):
+            near(found, wanted)
 
 
 def test_what_is_taken():

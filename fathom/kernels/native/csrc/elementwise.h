@@ -23,8 +23,9 @@ FATHOM_INLINE float row_inverse_rms(const float *x, int k, float eps) {
 }
 
 /* y = x / rms(x) * weight; without a weight where it is NULL. */
-static void row_rms_norm(const float *x, const float *weight, int k, float eps, float *y) {
-    const vec scale = v_set(row_inverse_rms(x, k, eps));
+static float row_rms_norm(const float *x, const float *weight, int k, float eps, float *y) {
+    const float inverse = row_inverse_rms(x, k, eps);
+    const vec scale = v_set(inverse);
     int i = 0;
     for (; i + LANES <= k; i += LANES) {
         const vec normed = v_mul(v_load(x + i), scale);
@@ -34,6 +35,7 @@ static void row_rms_norm(const float *x, const float *weight, int k, float eps, 
         const vec normed = v_mul(v_load_part(x + i, k - i), scale);
         v_store_part(y + i, weight ? v_mul(normed, v_load_part(weight + i, k - i)) : normed, k - i);
     }
+    return inverse;
 }
 
 FATHOM_INLINE vec v_silu(vec x) { return v_div(x, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), x)))); }

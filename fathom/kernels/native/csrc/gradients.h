@@ -41,31 +41,33 @@ static float row_silu_multiply_gradient(const float *gate, const float *up, cons
     return v_sum(dots);
 }
 
-static void row_rms_norm_gradient(const float *x, const float *weight, const float *slope, int k, float eps,
+static void row_rms_norm_gradient(const float *y, const float *weight, float inverse, const float *slope, int k,
                                   float *grad_x, float *grad_weight) {
-    const float inverse = row_inverse_rms(x, k, eps);
     const vec scale = v_set(inverse);
     vec sums[2] = {v_set(0.0f), v_set(0.0f)};
     int i = 0;
     for (int odd = 0; i + LANES <= k; i += LANES, odd ^= 1) {
-        const vec product = v_mul(v_load(slope + i), v_mul(v_load(x + i), scale));
-        v_store(grad_weight + i, v_add(v_load(grad_weight + i), product));
-        sums[odd] = v_fma(product, v_load(weight + i), sums[odd]);
+        const vec part = v_load(slope + i), result = v_load(y + i);
+        v_store(grad_weight + i, v_fma(part, v_div(result, v_load(weight + i)), v_load(grad_weight + i)));
+        sums[odd] = v_fma(part, result, sums[odd]);
     }
     if (i < k) {
         const int n = k - i;
-        const vec product = v_mul(v_load_part(slope + i, n), v_mul(v_load_part(x + i, n), scale));
+        const vec part = v_load_part(slope + i, n), result = v_load_part(y + i, n);
+        const vec product = v_mul(part, v_div(result, v_load_part(weight + i, n)));
         v_store_part(grad_weight + i, v_add(v_load_part(grad_weight + i, n), product), n);
-        sums[0] = v_fma(product, v_load_part(weight + i, n), sums[0]);
+        sums[0] = v_fma(part, result, sums[0]);
     }
-    /* grad_x = (slope weight - normed mean(slope weight normed)) / rms */
-    const vec back = v_set(-v_sum(v_add(sums[0], sums[1])) / (float)k * inverse);
-    for (i = 0; i + LANES <= k; i += LANES)
-        v_store(grad_x + i, v_mul(v_fma(v_load(x + i), back, v_mul(v_load(slope + i), v_load(weight + i))), scale));
+    /* normed = y / weight; grad_x = (slope weight - normed mean(slope y)) / rms */
+    const vec back = v_set(-v_sum(v_add(sums[0], sums[1])) / (float)k);
+    for (i = 0; i + LANES <= k; i += LANES) {
+        const vec w = v_load(weight + i), normed = v_div(v_load(y + i), w);
+        v_store(grad_x + i, v_mul(v_fma(normed, back, v_mul(v_load(slope + i), w)), scale));
+    }
     if (i == k) return;
     const int n = k - i;
-    const vec plain = v_mul(v_load_part(slope + i, n), v_load_part(weight + i, n));
-    v_store_part(grad_x + i, v_mul(v_fma(v_load_part(x + i, n), back, plain), scale), n);
+    const vec w = v_load_part(weight + i, n), normed = v_div(v_load_part(y + i, n), w);
+    v_store_part(grad_x + i, v_mul(v_fma(normed, back, v_mul(v_load_part(slope + i, n), w)), scale), n);
 }
 
 #endif

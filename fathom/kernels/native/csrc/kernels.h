@@ -49,8 +49,8 @@ typedef struct {
     /* Round a row to 8 bits per group: scale = max |x| / 127, to nearest even. k is a multiple of 32. A group with a
      * number that is not finite gets the scale and the sum NaN and zeros, one whose numbers are below 1e-36 zeros. */
     void (*quantize_row)(const float *x, int k, int8_t *q, float *scales, float *sums);
-    /* weight NULL: ones. x and y may be the same. */
-    void (*rms_norm)(const float *x, const float *weight, int k, float eps, float *y);
+    /* weight NULL: ones. x and y may be the same. Returns 1 / rms(x). */
+    float (*rms_norm)(const float *x, const float *weight, int k, float eps, float *y);
     void (*silu_multiply)(const float *gate, const float *up, float scale, int k, float *y); /* scale silu(gate) up */
     void (*add_scaled)(float scale, const float *x, int k, float *y);           /* y += scale x */
     /* Rotate pairs; half layout pairs i with i + pairs, the other 2 i with 2 i + 1. In place. */
@@ -84,9 +84,10 @@ typedef struct {
      * y and slope may be the same. */
     float (*silu_multiply_gradient)(const float *gate, const float *up, const float *slope, float scale, int k, float *y,
                                     float *grad_gate, float *grad_up);
-    /* From the gradient ``slope`` of rms_norm: that of x; that of the weight is added to ``grad_weight``. */
-    void (*rms_norm_gradient)(const float *x, const float *weight, const float *slope, int k, float eps, float *grad_x,
-                              float *grad_weight);
+    /* From rms_norm's y, its result ``inverse`` and the gradient ``slope`` of y: that of x; that of the weight, where there
+     * is no zero, is added to ``grad_weight``. */
+    void (*rms_norm_gradient)(const float *y, const float *weight, float inverse, const float *slope, int k,
+                              float *grad_x, float *grad_weight);
     /* Attention in training (train_tiles.h). Write rows as rows [first, first + count) of an operand b of ``rows`` rows;
      * 1 where all are finite. And rows as columns from ``first`` on, a multiple of 16, of ``columns`` columns. Both fill
      * up to 16 columns with zeros. */

@@ -78,8 +78,8 @@ void fathom_silu_multiply_gradients(const fathom_many_rows *m, const float *gate
 }
 
 typedef struct {
-    const float *x, *weight, *slopes;
-    float *y, *grad_weights;
+    const float *x, *weight;
+    float *y, *inverses;
     int64_t stride;
     int width;
     float eps;
@@ -88,27 +88,35 @@ typedef struct {
 static void norm_rows(const void *given, int64_t first, int64_t last) {
     const norm_call *c = given;
     for (int64_t r = first; r < last; r++)
-        fathom_current->rms_norm(c->x + r * c->stride, c->weight, c->width, c->eps, c->y + r * c->width);
-}
-
-static void norm_gradients(const void *given, int64_t first, int64_t last) {
-    const norm_call *c = given;
-    float *grad_weight = c->grad_weights + first / FATHOM_NORM_ROWS * c->width;
-    memset(grad_weight, 0, sizeof(float) * (size_t)c->width);
-    for (int64_t r = first; r < last; r++)
-        fathom_current->rms_norm_gradient(c->x + r * c->stride, c->weight, c->slopes + r * c->width, c->width, c->eps,
-                                          c->y + r * c->width, grad_weight);
+        c->inverses[r] =
+            fathom_current->rms_norm(c->x + r * c->stride, c->weight, c->width, c->eps, c->y + r * c->width);
 }
 
 void fathom_rms_norm_rows(const fathom_many_rows *m, const float *x, int64_t stride, const float *weight, float eps,
-                          float *y) {
-    const norm_call call = {.x = x, .weight = weight, .y = y, .stride = stride, .width = m->width, .eps = eps};
+                          float *y, float *inverses) {
+    const norm_call call = {
+        .x = x, .weight = weight, .y = y, .inverses = inverses, .stride = stride, .width = m->width, .eps = eps};
     run(m, norm_rows, &call, m->rows, part_rows(m));
 }
 
-void fathom_rms_norm_gradients(const fathom_many_rows *m, const float *x, int64_t stride, const float *weight,
-                               float eps, const float *slopes, float *grad_x, float *grad_weights) {
-    const norm_call call = {x, weight, slopes, grad_x, grad_weights, stride, m->width, eps};
+typedef struct {
+    const float *y, *weight, *inverses, *slopes;
+    float *grad_x, *grad_weights;
+    int width;
+} norm_slopes;
+
+static void norm_gradients(const void *given, int64_t first, int64_t last) {
+    const norm_slopes *c = given;
+    float *grad_weight = c->grad_weights + first / FATHOM_NORM_ROWS * c->width;
+    memset(grad_weight, 0, sizeof(float) * (size_t)c->width);
+    for (int64_t r = first; r < last; r++)
+        fathom_current->rms_norm_gradient(c->y + r * c->width, c->weight, c->inverses[r], c->slopes + r * c->width,
+                                          c->width, c->grad_x + r * c->width, grad_weight);
+}
+
+void fathom_rms_norm_gradients(const fathom_many_rows *m, const float *y, const float *weight, const float *inverses,
+                               const float *slopes, float *grad_x, float *grad_weights) {
+    const norm_slopes call = {y, weight, inverses, slopes, grad_x, grad_weights, m->width};
     run(m, norm_gradients, &call, m->rows, FATHOM_NORM_ROWS);
 }
 

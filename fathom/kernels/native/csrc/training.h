@@ -22,12 +22,13 @@ void fathom_silu_multiply_rows(const fathom_many_rows *m, const float *gate_up, 
 void fathom_silu_multiply_gradients(const fathom_many_rows *m, const float *gate_up, int64_t stride,
                                     const float *scales, const float *slopes, float *y, float *grad_gate_up,
                                     float *grad_scales);
-/* A row of x every ``stride`` floats. */
+/* A row of x every ``stride`` floats; y and each row's 1 / rms(x). */
 void fathom_rms_norm_rows(const fathom_many_rows *m, const float *x, int64_t stride, const float *weight, float eps,
-                          float *y);
-/* Its gradients; that of the weight is the sum of ``grad_weights``, one row for each FATHOM_NORM_ROWS rows. */
-void fathom_rms_norm_gradients(const fathom_many_rows *m, const float *x, int64_t stride, const float *weight,
-                               float eps, const float *slopes, float *grad_x, float *grad_weights);
+                          float *y, float *inverses);
+/* Its gradients, from these and a weight without zeros; that of the weight is the sum of ``grad_weights``, one row for
+ * each FATHOM_NORM_ROWS rows. */
+void fathom_rms_norm_gradients(const fathom_many_rows *m, const float *y, const float *weight, const float *inverses,
+                               const float *slopes, float *grad_x, float *grad_weights);
 /* y[places[r]] += x[r], in the order of the rows. */
 void fathom_add_rows(const fathom_many_rows *m, const float *x, const int64_t *places, float *y);
 

@@ -137,13 +137,13 @@ static void try_rows(const char *isa, const fathom_kernels *k, int count) {
     BOTH("rms_norm", 1e-5f, with->rms_norm(x, z, count, 1e-6f, y[i]));
     BOTH("rms_norm without weight", 1e-5f, with->rms_norm(x, NULL, count, 1e-6f, y[i]));
     BOTH("silu_multiply", 1e-5f, with->silu_multiply(x, z, 0.7f, count, y[i]));
-    float slope[MOST], grads[2][2][MOST] = {{{0}}}, dot[2];
-    for (int i = 0; i < MOST; i++) slope[i] = z[MOST - 1 - i];
+    float slope[MOST], weight[MOST], grads[2][2][MOST] = {{{0}}}, dot[2];
+    for (int i = 0; i < MOST; i++) slope[i] = z[MOST - 1 - i], weight[i] = z[i] + 2.0f;
     BOTH("silu_multiply_gradient", 1e-5f,
          dot[i] = with->silu_multiply_gradient(x, z, slope, 0.7f, count, y[i], grads[i][0], grads[i][1]));
     close_to(isa, "silu_multiply_gradient of gate and up", grads[1][0], grads[0][0], 2 * MOST, 1e-5f);
     close_to(isa, "silu_multiply_gradient of scale", &dot[1], &dot[0], 1, 1e-4f);
-    BOTH("rms_norm_gradient", 1e-5f, with->rms_norm_gradient(x, z, slope, count, 1e-6f, y[i], grads[i][0]));
+    BOTH("rms_norm_gradient", 1e-5f, with->rms_norm_gradient(x, weight, 0.7f, slope, count, y[i], grads[i][0]));
     close_to(isa, "rms_norm_gradient of weight", grads[1][0], grads[0][0], MOST, 1e-5f);
     BOTH("add_scaled", 1e-5f, with->add_scaled(0.7f, x, count, y[i]));
     BOTH("blend", 1e-5f, with->blend(0.5f, x, 0.3f, count, y[i]));
