@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,13 @@ import typer
 
 from fathom.cli import options
 from fathom.cli.display import duration, run_display
+from fathom.cli.processes import joined
 from fathom.errors import FathomError, SpecError
 from fathom.locale import tr
-from fathom.progress import Progress
+from fathom.progress import NULL_PROGRESS, Progress
 
 if TYPE_CHECKING:
+    from fathom.parallel.processes import Processes
     from fathom.pipeline.context import RunPlan
 
 
@@ -58,10 +61,11 @@ def train(
 
     plan = _plan(recipe, out, overrides=changes or [], text=text or [], text_column=text_column)
     directory = out if out is not None else Path("runs") / plan.recipe.name
-    if restart or not (resume or (directory / STATE_FILE).exists()):
-        _announce(plan, directory, device)
     try:
-        with run_display(_again(context, directory)) as display:
+        with joined(device) as processes, _display(processes, _again(context, directory)) as display:
+            begins = restart or not (resume or (directory / STATE_FILE).exists())
+            if begins and (processes is None or processes.leads):
+                _announce(plan, directory, device)
             ran = run(
                 plan,
                 directory,
@@ -74,15 +78,23 @@ def train(
                 progress=display,
                 trust=Trust(code=allow_code, unsandboxed=unsandboxed),
                 track=track or (),
+                processes=processes,
             )
     except CodeNotAllowedError as error:
         again = options.command_line(context, allow_code=True)
         raise SpecError(error.path, error.problem, f"read the code, and if you trust it: {again}") from None
+    if processes is not None and not processes.leads:
+        return
     if until is not None and until != plan.recipe.steps[-1].name:
         again = _again(context, directory, until=None)
         display.message(tr("stopped after {step}; continue with: {command}", step=until, command=again))
         return
     _show_result(directory, display, ran=bool(ran), chats=base_model(plan.recipe) is not None)
+
+
+def _display(processes: Processes | None, again: str) -> AbstractContextManager[Progress]:
+    """Show progress on the process that leads."""
+    return run_display(again) if processes is None or processes.leads else nullcontext(NULL_PROGRESS)
 
 
 def _plan(recipe: Path | None, out: Path | None, **changed: Any) -> RunPlan:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_args
 
 from fathom.errors import SpecError
 from fathom.inference.run_record import last_before
+from fathom.model.decoder import Decoder
+from fathom.parallel.processes import Processes
 from fathom.pipeline.trust import NO_TRUST, Trust
 from fathom.progress import Progress
 from fathom.spec.data import Manifest
@@ -32,6 +34,7 @@ from fathom.spec.recipe import (
     TrainStep,
 )
 from fathom.spec.step_results import result_name
+from fathom.train.group import ALONE, Group
 from fathom.train.trackers import Tracking
 
 S = TypeVar("S")
@@ -68,6 +71,15 @@ class StepContext:
     progress: Progress
     trust: Trust = NO_TRUST
     trackers: tuple[str, ...] = ()
+    processes: Processes | None = None
+
+    def group(self, model: Decoder) -> Group:
+        """Return the processes that train a model together, which is sharded in place where there are several.
+
+        Raises:
+            SpecError: the recipe's ``parallel`` does not fit the model or the number of processes.
+        """
+        return ALONE if self.processes is None else self.processes.shard(model, self.recipe.parallel)
 
     @property
     def recipe(self) -> Recipe:

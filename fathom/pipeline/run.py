@@ -26,9 +26,11 @@ from fathom.files import fingerprint, is_leftover, make_folder
 from fathom.inference.run_record import StepState, read_state
 from fathom.locale import tr
 from fathom.model.device import resolve_device
+from fathom.parallel.processes import Processes
 from fathom.pipeline import steps
 from fathom.pipeline.changes import accept_changes
 from fathom.pipeline.context import RunPlan, StepContext
+from fathom.pipeline.parallel_checks import SharedStep, check_parallel
 from fathom.pipeline.preflight import export_notes, schedule_warnings
 from fathom.pipeline.recipe_faults import recipe_faults
 from fathom.pipeline.recorded_plan import resume_command
@@ -64,8 +66,11 @@ def run(
     progress: Progress = NULL_PROGRESS,
     trust: Trust = NO_TRUST,
     track: Sequence[str] = (),
+    processes: Processes | None = None,
 ) -> list[str]:
     """Run the steps of ``plan`` in ``directory`` that are not done yet; return their names.
+
+    Where there are several ``processes``, all call this: they train together, and one does everything else.
 
     A finished step runs again only if its result was deleted and a step after it needs to run.
     A step that was interrupted continues if it trains and otherwise starts again.
@@ -85,6 +90,8 @@ def run(
     names = [step.name for step in plan.recipe.steps]
     last = len(names) if until is None else _place(names, until) + 1
     resolve_device(device)
+    if processes is not None:
+        check_parallel(plan, processes.size, names[last:])
     done = names[last:] + [name for name, s in read_state(directory).items() if resume and s.status == "done"]
     _check_before(plan, done, trust, cache_dir, progress)
     context = StepContext(
@@ -95,7 +102,10 @@ def run(
         progress=progress,
         trust=trust,
         trackers=_trackers(plan, track),
+        processes=processes,
     )
+    if processes is not None and not processes.leads:
+        return follow(processes, context)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
     ran = []
     with _locked(directory), RunSignals() as signals:
@@ -106,9 +116,23 @@ def run(
                 continue
             signals.check()
             progress.stage(step.name, index + 1, len(names))
+            if processes is not None and isinstance(step, SharedStep):
+                processes.broadcast(step.name)
             _run_step(step, context, states, signals)
             progress.finish(states[step.name].seconds)
             ran.append(step.name)
+    if processes is not None:
+        processes.broadcast(None)
+    return ran
+
+
+def follow(processes: Processes, context: StepContext) -> list[str]:
+    """Take part in the steps that all processes run, as the leading one says; return their names."""
+    by_name = {step.name: step for step in context.recipe.steps}
+    ran: list[str] = []
+    while (name := processes.broadcast(None)) is not None:
+        steps.RUNNERS[by_name[name].kind](by_name[name], context)
+        ran.append(name)
     return ran
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fathom.errors import SpecError
 from fathom.spec import check
 from fathom.spec.alignment import DistillStep, DpoStep, GrpoStep, OpenStep, RewardModelStep, SftStep
 from fathom.spec.answering import AnswersStep, RepliesStep, TasksStep
 from fathom.spec.model import ModelSpec
+from fathom.spec.parallel import ParallelSpec
 from fathom.spec.step_results import check_results
 from fathom.spec.steps import (
     CaptionsStep,
@@ -101,6 +102,10 @@ class Recipe:
     """
     steps: tuple[Step, ...]
     """What is done, in order: each [[steps]] table has a kind, and a name of its own."""
+    parallel: ParallelSpec = field(default_factory=ParallelSpec)
+    """How the processes that torchrun starts divide the work of train, sft, dpo and reward_model steps; the other
+    steps are done by one of them.
+    """
     track: tuple[str, ...] = ()
     """Where the metrics of learning steps go beside metrics.jsonl: any of tensorboard, wandb and trackio; left out,
     tensorboard where it is installed.

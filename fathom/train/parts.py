@@ -10,6 +10,7 @@ from torch import Tensor
 from fathom.data.packed import PackedBatch
 from fathom.errors import SpecError
 from fathom.model.vision import ImageBatch
+from fathom.train.group import Group
 from fathom.train.protocols import Loader, TokenBatch
 
 
@@ -46,14 +47,14 @@ def part_of(batch: TokenBatch | PackedBatch, rank: int, size: int) -> TokenBatch
 
 
 class RankLoader:
-    """The part of each batch of a loader that one rank takes; all ranks read the same loader."""
+    """The part of each batch of a loader that a rank of a group takes; all ranks read the same loader."""
 
-    def __init__(self, loader: Loader, rank: int, size: int) -> None:
-        self._loader, self._rank, self._size = loader, rank, size
+    def __init__(self, loader: Loader, group: Group) -> None:
+        self._loader, self._group = loader, group
 
     def next(self, batch_size: int) -> TokenBatch | PackedBatch:
         """Return the rank's part of the next batch."""
-        return part_of(self._loader.next(batch_size), self._rank, self._size)
+        return part_of(self._loader.next(batch_size), self._group.rank, self._group.size)
 
     def state(self) -> dict[str, Any]:
         """Return where the loader stands."""

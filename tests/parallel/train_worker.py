@@ -36,7 +36,7 @@ def train(case_name: str, directory: Path, steps: int, fields: dict[str, int] | 
         checkpoint=Checkpointing(every_steps=2, every_seconds=None),
         log_every_steps=1,
     )
-    loader = RankLoader(FakeLoader(), group.rank, group.size)
+    loader = RankLoader(FakeLoader(), group)
     trainer = Trainer(model, spec, loader, directory, bytes_per_token={"stories": 4.0, "code": 2.0}, group=group)
     resume = store.latest(directory / store.CHECKPOINTS) is not None
     trainer.run(resume=resume, allow_changes=True)

@@ -32,6 +32,7 @@ from fathom.tokenizer import Tokenizer
 from fathom.train.epochs import EpochProgress
 from fathom.train.loop import Trainer, TrainSummary
 from fathom.train.objective import Objective
+from fathom.train.parts import RankLoader
 from fathom.train.preflight import ExampleSet, epoch_lines, unfilled_batch, warmup_warning
 from fathom.train.protocols import ExampleCounter, Loader
 from fathom.train.schedule import total_steps
@@ -106,10 +107,11 @@ def train_epochs(
         context.progress.message(said)
     spec = stage_spec(step, data)
     _preflight(step, context, spec, data)
+    group = context.group(start.model)
     trainer = Trainer(
         start.model,
         spec,
-        data.loader,
+        RankLoader(data.loader, group),
         directory,
         progress=context.progress,
         tracking=context.tracking(step),
@@ -118,9 +120,11 @@ def train_epochs(
         base=adapter_base(context, step, step.train),
         validation=validation,
         epochs=EpochProgress(loader=data.loader, epochs=step.train.epochs, unit=data.unit),
+        group=group,
     )
     summary = trainer.run(resume=store.latest(directory / store.CHECKPOINTS) is not None, allow_changes=True)
-    check_learned(step, directory, context.progress)
+    if group.leads:
+        check_learned(step, directory, context.progress)
     return summary
 
 

@@ -20,6 +20,7 @@ from fathom.spec.recipe import CorpusStep, ImageText, PicturesStep, ShardsStep, 
 from fathom.spec.vision import VisionSpec
 from fathom.tokenizer.bpe import Tokenizer
 from fathom.train.loop import Trainer
+from fathom.train.parts import RankLoader
 
 EVALUATION_TOKENS = 2048
 """Held-out tokens of each source that an evaluation during training measures."""
@@ -41,11 +42,11 @@ def run(step: TrainStep, context: StepContext) -> None:
     )
     vision = model.spec.vision
     loader = text if step.images is None else _with_images(step, step.images, vision, context, text, tokenizer)
-    directory = context.path(step)
+    directory, group = context.path(step), context.group(model)
     trainer = Trainer(
         model,
         step.train,
-        loader,
+        RankLoader(loader, group),
         directory,
         evaluate=_evaluation(step, context, tokenizer),
         progress=context.progress,
@@ -53,9 +54,11 @@ def run(step: TrainStep, context: StepContext) -> None:
         tracking=context.tracking(step),
         files=run_tokenizer_files(context, step),
         base=adapter_base(context, step, step.train),
+        group=group,
     )
     trainer.run(resume=store.latest(directory / store.CHECKPOINTS) is not None, allow_changes=True)
-    check_learned(step, directory, context.progress)
+    if group.leads:
+        check_learned(step, directory, context.progress)
 
 
 def _with_images(
