@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from fathom.plan.count import count_parameters
 from fathom.plan.lora import lora_parameters, matrices
 from fathom.spec import GroupedQueryAttention, ModelSpec, check
 from fathom.spec.adapter import BaseFormat, LoraSpec
-from fathom.spec.train import AdamWSpec
+
+if TYPE_CHECKING:
+    from fathom.spec.train import AdamWSpec
 
 _BYTES: Mapping[BaseFormat, float] = MappingProxyType({"none": 4.0, "int8": 1.0, "int4": 0.625})
 """Bytes of a frozen weight: int4 has a scale and a zero point in bfloat16 for every 32."""

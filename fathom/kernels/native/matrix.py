@@ -23,6 +23,8 @@ from fathom.kernels.native.library import Matrix, ThreadPool, check, library
 from fathom.kernels.native.memory import ALIGNMENT, aligned_bytes
 from fathom.kernels.tensors import needs_grad
 
+MOST_THREADS = 256  # FATHOM_MOST_THREADS of pool.h
+
 PackedFormat = Literal["float32", "bfloat16", "q8", "q4", "q4m"]
 PACKED_FORMATS: tuple[PackedFormat, ...] = ("float32", "bfloat16", "q8", "q4", "q4m")  # fathom_format
 PANEL_ROWS, GROUP_COLUMNS = 16, 32
@@ -147,8 +149,8 @@ def packed_bytes(format: PackedFormat, rows: int, columns: int) -> int:
 
 @cache
 def shared_pool(threads: int) -> ThreadPool:
-    """Return this process's pool of as many threads, for products outside a step."""
-    return ThreadPool(threads)
+    """Return this process's pool of as many threads, or the most there can be, for products outside a step."""
+    return ThreadPool(min(threads, MOST_THREADS))
 
 
 def pack(weight_XY: Tensor, format: PackedFormat) -> PackedMatrix:
