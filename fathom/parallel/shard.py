@@ -12,6 +12,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
+from fathom.model.head import OutputHead
 from fathom.model.moe import Experts, MoELayer
 from fathom.parallel.dispatch import AllToAllDispatcher
 from fathom.parallel.mesh import Mesh
@@ -81,7 +82,7 @@ def _units(model: Decoder, mesh: Mesh) -> Iterator[tuple[nn.Module, DeviceMesh]]
             if isinstance(module, Experts) and mesh.plan.expert > 1:
                 yield module, mesh.expert_parameters
         yield layer, mesh.parameters
-    if next(model.lm_head.parameters(), None) is not None:  # a tied head's is the embedding's
+    if isinstance(model.lm_head, OutputHead) and not model.spec.tie_word_embeddings:
         yield model.lm_head, mesh.parameters
 
 
