@@ -40,19 +40,24 @@ def joined(device: str) -> Iterator[Processes | None]:
     try:
         yield processes
     except (FathomError, Interrupted) as error:
-        raise _spoken_once(processes, error, _FOLLOWER_SECONDS) from None
+        raise _spoken_once(processes, error) from None
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         problem = tr("another process was lost; see above, and continue with --resume")
-        raise _spoken_once(processes, ResourceError(problem), _LOST_SECONDS) from error
+        raise _spoken_once(processes, ResourceError(problem), lost=True) from error
     processes.leave()
 
 
-def _spoken_once(processes: Processes, error: FathomError | Interrupted, seconds: float) -> BaseException:
-    """Return what this process ends with: the error, or nothing to say where another has spoken."""
-    if not processes.leads or seconds == _LOST_SECONDS:
-        time.sleep(seconds)
+def _spoken_once(processes: Processes, error: FathomError | Interrupted, *, lost: bool = False) -> BaseException:
+    """Return what this process ends with: the error, or nothing to say where another has spoken.
+
+    Who leads speaks first, and of a process that was ``lost`` that one itself, if it can.
+    """
+    if lost:
+        time.sleep(_LOST_SECONDS)
+    elif not processes.leads:
+        time.sleep(_FOLLOWER_SECONDS)
     sys.stdout.flush()
     if not processes.may_speak():
         return SystemExit(1)

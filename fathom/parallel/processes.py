@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from fathom.errors import SpecError
 from fathom.model.decoder import Decoder
 from fathom.parallel.group import MeshGroup
 from fathom.parallel.mesh import Mesh
@@ -55,8 +54,6 @@ class Processes:
         Raises:
             SpecError: the plan does not fit the model or the number of processes.
         """
-        if model.adaptation is not None:
-            raise SpecError("parallel", "an adapter is trained by one process", "leave the adapter out, or torchrun")
         mesh = Mesh.make(plan.checked(self.size, model.spec), self.device)
         return MeshGroup(mesh, shard_model(model, mesh))
 

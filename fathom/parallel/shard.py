@@ -29,9 +29,9 @@ def shard_model(model: Decoder, mesh: Mesh) -> Pipeline | None:
     this process where the plan has a pipeline.
     """
     plan = mesh.plan
-    stages = cut(model, own_parts(model, mesh)) if plan.pipeline > 1 else []
     if model.adaptation is not None:
         raise SpecError("parallel", "an adapter is trained by one process", "leave [parallel] out, or the adapter")
+    stages = cut(model, own_parts(model, mesh)) if plan.pipeline > 1 else []
     if plan.tensor > 1:
         shard_tensors(model, mesh.tensor)
     for layer in moe_layers(model):

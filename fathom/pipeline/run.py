@@ -105,28 +105,33 @@ def run(
         processes=processes,
     )
     if processes is not None and not processes.leads:
-        return follow(processes, context)
+        return _follow(processes, context)
     states = _prepare(directory, plan, resume=resume, restart=restart, allow_changes=allow_changes)
-    ran = []
     with _locked(directory), RunSignals() as signals:
         write_state(directory, states)
         write_run_plan(directory, plan)
-        for index, step in enumerate(plan.recipe.steps[:last]):
-            if _is_done(step, context, states, last):
-                continue
-            signals.check()
-            progress.stage(step.name, index + 1, len(names))
-            if processes is not None and isinstance(step, SharedStep):
-                processes.broadcast(step.name)
-            _run_step(step, context, states, signals)
-            progress.finish(states[step.name].seconds)
-            ran.append(step.name)
+        return _lead(context, states, signals, last)
+
+
+def _lead(context: StepContext, states: dict[str, StepState], signals: RunSignals, last: int) -> list[str]:
+    """Run what is not done of the first ``last`` steps, and tell other processes which ones to take part in."""
+    processes, progress, every, ran = context.processes, context.progress, context.recipe.steps, []
+    for index, step in enumerate(every[:last]):
+        if _is_done(step, context, states, last):
+            continue
+        signals.check()
+        progress.stage(step.name, index + 1, len(every))
+        if processes is not None and isinstance(step, SharedStep):
+            processes.broadcast(step.name)
+        _run_step(step, context, states, signals)
+        progress.finish(states[step.name].seconds)
+        ran.append(step.name)
     if processes is not None:
         processes.broadcast(None)
     return ran
 
 
-def follow(processes: Processes, context: StepContext) -> list[str]:
+def _follow(processes: Processes, context: StepContext) -> list[str]:
     """Take part in the steps that all processes run, as the leading one says; return their names."""
     by_name = {step.name: step for step in context.recipe.steps}
     ran: list[str] = []

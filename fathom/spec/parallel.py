@@ -68,11 +68,6 @@ class ParallelSpec:
         check.one_of("schedule", self.schedule, SCHEDULES)
 
     @property
-    def is_alone(self) -> bool:
-        """Whether one process is asked for, or whatever there is."""
-        return (self.shard < 2 and math.prod(self.degrees().values()) == self.shard) or self == ParallelSpec()
-
-    @property
     def data(self) -> int:
         """Processes that have different sequences of a batch; ``shard`` must be known."""
         return self.replicate * self.shard
@@ -97,7 +92,12 @@ class ParallelSpec:
                 self._remedy(processes, lambda plan: None),
             )
         plan = replace(self, shard=shard)
-        plan._check_experts(processes)
+        if not plan._experts_divide:
+            raise SpecError(
+                "parallel.expert",
+                f"{self.expert} does not divide shard x context, {shard} x {self.context}, into whole sequences",
+                self._remedy(processes, lambda other: None),
+            )
         return plan
 
     def checked(self, processes: int, model: ModelSpec) -> ParallelSpec:
@@ -115,21 +115,18 @@ class ParallelSpec:
             raise SpecError(error.path, error.problem, remedy) from None
         return plan
 
-    def _check_experts(self, processes: int) -> None:
-        sharded = self.shard * self.context
-        if sharded % self.expert or (self.expert > 1 and self.expert % self.context):
-            raise SpecError(
-                "parallel.expert",
-                f"{self.expert} does not divide shard x context, {self.shard} x {self.context}, into whole sequences",
-                self._remedy(processes, lambda plan: None),
-            )
+    @property
+    def _experts_divide(self) -> bool:
+        """Whether the expert axis divides the processes that shard the model, and none of their sequences."""
+        return self.shard * self.context % self.expert == 0 and (self.expert == 1 or self.expert % self.context == 0)
 
     def _remedy(self, processes: int, fits: Callable[[ParallelSpec], None]) -> str:
         """Name the plans nearest to this one that fit."""
         found = []
         for plan in _plans(self, processes):
+            if not plan._experts_divide:
+                continue
             try:
-                plan._check_quietly()
                 fits(plan)
             except SpecError:
                 continue
@@ -138,10 +135,6 @@ class ParallelSpec:
         if not found:
             return "start another number of processes"
         return f"use {', or '.join(plan.described() for plan in found[:_SUGGESTIONS])}"
-
-    def _check_quietly(self) -> None:
-        if self.shard * self.context % self.expert or (self.expert > 1 and self.expert % self.context):
-            raise SpecError("parallel.expert", "does not divide", "choose another")
 
     def described(self) -> str:
         """The plan in words: the axes above 1."""
